@@ -1,0 +1,3 @@
+//! The `sconce` binary.
+
+fn main() {}

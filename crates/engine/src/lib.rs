@@ -1,0 +1,1 @@
+//! The engine thread: scheduler and executor behind a handle.

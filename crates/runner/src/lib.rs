@@ -1,0 +1,1 @@
+//! The Executor for real models.

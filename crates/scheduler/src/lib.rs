@@ -1,0 +1,1 @@
+//! Continuous batching and the paged KV block pool as pure state machines.

@@ -1,0 +1,34 @@
+//! Where the serving half and the computing half meet.
+
+use crate::{SampledTokens, ScheduledBatch};
+
+/// Computes steps. One thread owns it.
+///
+/// `launch` starts a step and may return before it is done; `wait` finishes
+/// the oldest step launched and not yet waited for. A caller may launch one
+/// step more before it waits, as long as every [`crate::Input`] it schedules
+/// can be known by then.
+pub trait Executor {
+    /// Starts computing a batch.
+    ///
+    /// # Errors
+    /// The step did not run; see [`ExecutorError`] for what that means.
+    fn launch(&mut self, batch: &ScheduledBatch) -> Result<(), ExecutorError>;
+
+    /// Waits for the oldest launched step and writes its result over `sampled`.
+    ///
+    /// # Errors
+    /// The step failed; see [`ExecutorError`] for what that means.
+    fn wait(&mut self, sampled: &mut SampledTokens) -> Result<(), ExecutorError>;
+}
+
+/// Why a step failed.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ExecutorError {
+    /// The sequences of this step are lost; later steps may succeed.
+    #[error("the step failed: {0}")]
+    Step(String),
+    /// The executor cannot go on.
+    #[error("the executor is lost: {0}")]
+    Fatal(String),
+}

@@ -1,0 +1,37 @@
+//! Identifiers.
+
+/// A token's index in the vocabulary.
+pub type TokenId = u32;
+
+/// Tokens in one KV-cache block.
+pub const BLOCK_SIZE: usize = 16;
+
+/// A request, unique within one engine for its lifetime.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RequestId(pub u64);
+
+/// A block of the KV cache: an index into the pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BlockId(pub u32);
+
+/// A running sequence's seat in the executor, below `max_num_seqs`. A seat
+/// belongs to one sequence from its admission until it finishes or is
+/// preempted, and is then given to another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Slot(pub u32);
+
+impl BlockId {
+    /// The id as an index.
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+impl Slot {
+    /// The seat as an index.
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}

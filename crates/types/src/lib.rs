@@ -1,0 +1,20 @@
+//! The vocabulary that the serving half and the computing half of Sconce share.
+//!
+//! Plain data and one trait, no logic: ids, [`SamplingParams`], the
+//! [`ScheduledBatch`] that a scheduler writes, the [`SampledTokens`] that an
+//! [`Executor`] answers with. This crate depends on no other crate of Sconce.
+
+mod batch;
+mod executor;
+mod ids;
+mod sampling_params;
+
+pub use batch::{
+    AdmittedSequence, Input, Sample, SampleOutcome, SampledRow, SampledTokens, ScheduledBatch,
+    ScheduledSequence, TokenLogprobs,
+};
+pub use executor::{Executor, ExecutorError};
+pub use ids::{BLOCK_SIZE, BlockId, RequestId, Slot, TokenId};
+pub use sampling_params::{
+    InvalidSamplingParams, MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_STOP_TOKEN_IDS, SamplingParams,
+};

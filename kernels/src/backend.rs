@@ -1,0 +1,282 @@
+//! The contract of every operation of a forward step, whatever computes it.
+//!
+//! Activations are matrices `[rows, cols]` in a [`Backend::Buffer`], which has
+//! room for a fixed number of rows and is allocated once; each operation is
+//! told how many rows are in use. A step allocates nothing.
+//!
+//! **One order of summation.** Each output row depends on its own inputs only,
+//! and is summed in an order that does not depend on the number of rows, on the
+//! number of threads, or on what else is in the batch. One row or forty give
+//! the same bits.
+
+use candle_core::Tensor;
+
+use crate::{
+    ForwardBatch, KernelError,
+    ops::sampling::{SampleRequest, Sampled},
+};
+
+/// The dtype of weights and of the KV cache. Sums are always in f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dtype {
+    /// 32-bit floats; activations are not rounded.
+    F32,
+    /// bfloat16; an operation's input is rounded to bf16 (to nearest, ties to
+    /// even) where it meets bf16 weights, and K and V where they are cached.
+    Bf16,
+}
+
+impl Dtype {
+    /// Bytes of one element.
+    #[must_use]
+    pub const fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 => 2,
+        }
+    }
+}
+
+/// The shape of a paged KV cache: for each layer
+/// `[num_blocks, 2 (K, V), num_kv_heads, 16, head_dim]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvLayout {
+    /// Transformer layers.
+    pub num_layers: usize,
+    /// Blocks in the pool.
+    pub num_blocks: usize,
+    /// Heads of K and V.
+    pub num_kv_heads: usize,
+    /// Elements of one head.
+    pub head_dim: usize,
+    /// Element type.
+    pub dtype: Dtype,
+}
+
+impl KvLayout {
+    /// Bytes that one block takes over all layers.
+    #[must_use]
+    pub const fn block_bytes(&self) -> usize {
+        self.num_layers * 2 * self.num_kv_heads * 16 * self.head_dim * self.dtype.size()
+    }
+}
+
+/// What attention computes beside its operands.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionParams {
+    /// Heads of Q; a multiple of `num_kv_heads`.
+    pub num_heads: usize,
+    /// Heads of K and V.
+    pub num_kv_heads: usize,
+    /// Elements of one head.
+    pub head_dim: usize,
+    /// Factor on `q · k`, usually `1 / sqrt(head_dim)`.
+    pub scale: f32,
+    /// A query sees only this many last positions, its own included.
+    pub sliding_window: Option<usize>,
+    /// Scores become `cap * tanh(score / cap)`.
+    pub soft_cap: Option<f32>,
+}
+
+/// A device that computes the operations. One thread owns it.
+pub trait Backend: Send {
+    /// Activations `[capacity, cols]`, f32.
+    type Buffer: Send;
+    /// A weight `[n, k]`, in the backend's own layout.
+    type Matrix: Send + Sync;
+    /// A weight `[n]`, f32.
+    type Vector: Send + Sync;
+    /// The keys and values of every layer; see [`KvLayout`].
+    type KvCache: Send;
+
+    /// What a person should know of the device: its name, instruction set, threads.
+    fn describe(&self) -> String;
+
+    /// Allocates activations of `capacity` rows, zeroed.
+    ///
+    /// # Errors
+    /// No memory.
+    fn buffer(&self, capacity: usize, cols: usize) -> Result<Self::Buffer, KernelError>;
+
+    /// Packs weights stored as `[n_i, k]` (a checkpoint's `weight`) into one
+    /// matrix of `n = Σ n_i` rows, converting to `dtype`.
+    ///
+    /// # Errors
+    /// Unequal `k`, a tensor that is not two-dimensional, no memory.
+    fn matrix(&self, parts: &[Tensor], dtype: Dtype) -> Result<Self::Matrix, KernelError>;
+
+    /// A vector of the parts end to end, converted to f32.
+    ///
+    /// # Errors
+    /// A tensor that is not one-dimensional, no memory.
+    fn vector(&self, parts: &[Tensor]) -> Result<Self::Vector, KernelError>;
+
+    /// Allocates a KV cache.
+    ///
+    /// # Errors
+    /// No memory.
+    fn kv_cache(&self, layout: KvLayout) -> Result<Self::KvCache, KernelError>;
+
+    /// A buffer's first `rows` rows, for tests and for reading results:
+    /// `[rows * cols]`.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn read(&mut self, buffer: &Self::Buffer, rows: usize) -> Result<Vec<f32>, KernelError>;
+
+    /// `out[r] = table[batch.token_ids[r]]` for every row of the batch.
+    ///
+    /// `table [vocab_size, hidden]`, `out [num_tokens, hidden]`.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, a token outside the table.
+    fn embedding_gather(
+        &mut self,
+        batch: &ForwardBatch,
+        table: &Self::Matrix,
+        out: &mut Self::Buffer,
+    ) -> Result<(), KernelError>;
+
+    /// Copies rows: `out[i] = x[rows[i]]`.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, a row out of range.
+    fn gather_rows(
+        &mut self,
+        rows: &[u32],
+        x: &Self::Buffer,
+        out: &mut Self::Buffer,
+    ) -> Result<(), KernelError>;
+
+    /// RMSNorm (Zhang and Sennrich, 2019):
+    /// `out[r] = x[r] / sqrt(mean(x[r]²) + eps) * weight`.
+    ///
+    /// `x`, `out [rows, hidden]`, `weight [hidden]`.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    fn rms_norm(
+        &mut self,
+        rows: usize,
+        x: &Self::Buffer,
+        weight: &Self::Vector,
+        eps: f32,
+        out: &mut Self::Buffer,
+    ) -> Result<(), KernelError>;
+
+    /// `out[r] = w · x[r] + bias`.
+    ///
+    /// `x [rows, k]`, `w [n, k]`, `bias [n]`, `out [rows, n]`. With bf16
+    /// weights `x` is rounded to bf16 first; products are summed in f32.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    fn linear(
+        &mut self,
+        rows: usize,
+        x: &Self::Buffer,
+        w: &Self::Matrix,
+        bias: Option<&Self::Vector>,
+        out: &mut Self::Buffer,
+    ) -> Result<(), KernelError>;
+
+    /// `out[r] += w · x[r] + bias`: [`Backend::linear`] that adds a residual.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    fn linear_add(
+        &mut self,
+        rows: usize,
+        x: &Self::Buffer,
+        w: &Self::Matrix,
+        bias: Option<&Self::Vector>,
+        out: &mut Self::Buffer,
+    ) -> Result<(), KernelError>;
+
+    /// Norms Q and K where a model does (`qk_norm`: weights `[head_dim]` for Q
+    /// and K, and epsilon), rotates them (RoPE, Su et al., 2021, in the
+    /// half-split form of Hugging Face's `rotate_half`), and writes K and V of
+    /// every row to its place in layer `layer` of the cache.
+    ///
+    /// `qkv [num_tokens, (num_heads + 2 * num_kv_heads) * head_dim]`: Q, K and V
+    /// end to end; Q is rotated in place. `rope [max_positions, head_dim]`: for
+    /// each position `head_dim / 2` cosines, then as many sines.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, a position beyond the table.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "an operation's operands are its contract"
+    )]
+    fn rope_and_cache(
+        &mut self,
+        batch: &ForwardBatch,
+        params: &AttentionParams,
+        rope: &Self::Vector,
+        qk_norm: Option<(&Self::Vector, &Self::Vector, f32)>,
+        layer: usize,
+        qkv: &mut Self::Buffer,
+        cache: &mut Self::KvCache,
+    ) -> Result<(), KernelError>;
+
+    /// Causal attention over the paged cache (Kwon et al., 2023) for a mixed
+    /// batch of prefill chunks and decodes; every row sees the cached positions
+    /// up to its own. Head `h` of Q reads head `h / (num_heads / num_kv_heads)`
+    /// of K and V (GQA, Ainslie et al., 2023).
+    ///
+    /// `qkv` as [`Backend::rope_and_cache`] left it (only Q is read),
+    /// `out [num_tokens, num_heads * head_dim]`.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    fn paged_attention(
+        &mut self,
+        batch: &ForwardBatch,
+        params: &AttentionParams,
+        layer: usize,
+        qkv: &Self::Buffer,
+        cache: &Self::KvCache,
+        out: &mut Self::Buffer,
+    ) -> Result<(), KernelError>;
+
+    /// SwiGLU's gate (Shazeer, 2020): `out = silu(gate) * up`.
+    ///
+    /// `gate_up [rows, 2 * intermediate]`: gate, then up;
+    /// `out [rows, intermediate]`.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    fn silu_mul(
+        &mut self,
+        rows: usize,
+        gate_up: &Self::Buffer,
+        out: &mut Self::Buffer,
+    ) -> Result<(), KernelError>;
+
+    /// Samples one token from each row of `logits [requests.len(), vocab_size]`;
+    /// see [`crate::ops::sampling`] for what a request may ask. Results are
+    /// appended to `out` in order. The logits are scratch afterwards.
+    ///
+    /// # Errors
+    /// Shapes that do not fit. Logits that are not finite are no error of the
+    /// step: they are that row's result.
+    fn sample(
+        &mut self,
+        logits: &mut Self::Buffer,
+        requests: &[SampleRequest<'_>],
+        out: &mut Vec<Sampled>,
+    ) -> Result<(), KernelError>;
+
+    /// The log-probability of `tokens[i]` at row `i` of `logits`, with the
+    /// `num_top[i]` likeliest tokens, appended to `out`; for prompts and scoring.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, a token outside the vocabulary.
+    fn logprobs(
+        &mut self,
+        logits: &Self::Buffer,
+        tokens: &[u32],
+        num_top: &[u32],
+        out: &mut Vec<crate::ops::sampling::Logprobs>,
+    ) -> Result<(), KernelError>;
+}

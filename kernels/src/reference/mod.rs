@@ -1,0 +1,1 @@
+//! Every operation in f64, written to be read.
