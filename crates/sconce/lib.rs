@@ -1,1 +1,3 @@
 //! Embeds Sconce.
+
+pub mod hub;

@@ -1,1 +1,18 @@
-//! The engine thread: scheduler and executor behind a handle.
+//! The engine: one thread that owns a scheduler and an executor, behind a
+//! handle that any number of tasks may share.
+//!
+//! The thread runs one loop: take what arrived, end what was dropped, schedule
+//! a step, compute it, hand each token to its request's own channel. There is
+//! no lock around the scheduler or the executor, since nobody else can reach
+//! them. Everything here is token ids; text is known only above.
+
+mod engine_loop;
+mod handle;
+mod metrics;
+mod stream;
+
+pub use engine_loop::{Engine, StartError};
+pub use handle::{EngineHandle, EngineLimits, EngineRequest, Health, SubmitError};
+pub use metrics::{HTTP_METHOD_LABELS, Metrics};
+pub use sconce_scheduler::{FakeExecutor, SchedulerConfig};
+pub use stream::{FinishReason, RequestError, RequestEvent, RequestStream, TokenEvent};

@@ -1,0 +1,302 @@
+//! The way into the engine.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        mpsc::{Sender, SyncSender, TrySendError},
+    },
+    time::{Duration, Instant},
+};
+
+use sconce_types::{BLOCK_SIZE, InvalidSamplingParams, RequestId, SamplingParams, TokenId};
+use tokio::sync::{Notify, mpsc};
+
+use crate::{Metrics, RequestEvent, RequestStream};
+
+/// A request as the engine takes it: token ids only.
+#[derive(Clone, Debug)]
+pub struct EngineRequest {
+    /// The prompt; at least one token.
+    pub prompt: Vec<TokenId>,
+    /// How to go on from it.
+    pub params: SamplingParams,
+}
+
+/// What an engine accepts, fixed at its start.
+#[derive(Clone, Copy, Debug)]
+pub struct EngineLimits {
+    /// Tokens of prompt and output together.
+    pub max_model_len: usize,
+    /// The model's vocabulary.
+    pub vocab_size: usize,
+    /// KV-cache blocks in the pool.
+    pub num_blocks: usize,
+    /// Requests that run at once.
+    pub max_num_seqs: usize,
+    /// Requests that may wait beside those that run.
+    pub max_queued: usize,
+}
+
+/// Why a request was not taken. Nothing of it remains in the engine.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SubmitError {
+    /// A sampling parameter is out of range.
+    #[error(transparent)]
+    Params(#[from] InvalidSamplingParams),
+    /// There is nothing to start from.
+    #[error("the prompt is empty, but must have at least one token")]
+    EmptyPrompt,
+    /// A prompt token is not in the vocabulary.
+    #[error("prompt token {token} is outside the vocabulary of {vocab_size} tokens")]
+    UnknownToken {
+        /// The token.
+        token: TokenId,
+        /// The vocabulary's size.
+        vocab_size: usize,
+    },
+    /// Prompt and output do not fit the context.
+    #[error(
+        "the prompt has {prompt_len} tokens and max_tokens is {max_tokens}, but the model's \
+         context holds {max_model_len} tokens in all; shorten the prompt or lower max_tokens"
+    )]
+    TooLong {
+        /// Tokens of the prompt.
+        prompt_len: usize,
+        /// Tokens asked for.
+        max_tokens: usize,
+        /// The context's size.
+        max_model_len: usize,
+    },
+    /// Prompt and output do not fit the KV cache, even alone.
+    #[error(
+        "the request needs {needed_blocks} KV-cache blocks of {BLOCK_SIZE} tokens, but the cache \
+         has {num_blocks}; lower max_tokens, or start the server with more KV-cache memory"
+    )]
+    NeverFits {
+        /// Blocks that the finished request would hold.
+        needed_blocks: usize,
+        /// Blocks in the pool.
+        num_blocks: usize,
+    },
+    /// Too many requests wait already.
+    #[error("the queue is full: {unfinished} requests are unfinished, the limit is {limit}")]
+    QueueFull {
+        /// Unfinished requests.
+        unfinished: usize,
+        /// How many there may be.
+        limit: usize,
+    },
+    /// The engine takes no more requests.
+    #[error("the engine is shutting down")]
+    Draining,
+    /// The engine's thread ended.
+    #[error("the engine has stopped")]
+    EngineLost,
+}
+
+/// How the engine's loop is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// It waits for work, or finished a step lately.
+    Alive,
+    /// A step has been running for so long.
+    Stalled(Duration),
+    /// Its thread ended.
+    Lost,
+}
+
+/// A request on its way to the engine's thread.
+pub(crate) struct Submission {
+    pub(crate) id: RequestId,
+    pub(crate) request: EngineRequest,
+    pub(crate) arrived: Instant,
+    pub(crate) events: mpsc::Sender<RequestEvent>,
+    pub(crate) permit: Permit,
+}
+
+/// What handles and the engine's thread share: counters, no lock.
+pub(crate) struct Shared {
+    pub(crate) started: Instant,
+    /// Milliseconds from `started` to the loop's last turn.
+    pub(crate) last_turn_ms: AtomicU64,
+    pub(crate) idle: AtomicBool,
+    pub(crate) lost: AtomicBool,
+    draining: AtomicBool,
+    unfinished: AtomicUsize,
+    drained: Notify,
+    next_id: AtomicU64,
+}
+
+impl Shared {
+    pub(crate) fn new() -> Self {
+        Self {
+            started: Instant::now(),
+            last_turn_ms: AtomicU64::new(0),
+            idle: AtomicBool::new(true),
+            lost: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
+            unfinished: AtomicUsize::new(0),
+            drained: Notify::new(),
+            next_id: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn beat(&self, idle: bool) {
+        let now_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last_turn_ms.store(now_ms, Ordering::Relaxed);
+        self.idle.store(idle, Ordering::Relaxed);
+    }
+}
+
+/// Counts one unfinished request until it is dropped.
+pub(crate) struct Permit(Arc<Shared>);
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        if self.0.unfinished.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.drained.notify_waiters();
+        }
+    }
+}
+
+/// The way into the engine; clones share it. The engine's thread ends once the
+/// last handle is dropped.
+#[derive(Clone)]
+pub struct EngineHandle {
+    inbox: SyncSender<Submission>,
+    cancels: Sender<RequestId>,
+    shared: Arc<Shared>,
+    metrics: Arc<Metrics>,
+    limits: EngineLimits,
+}
+
+impl EngineHandle {
+    pub(crate) fn new(
+        inbox: SyncSender<Submission>,
+        cancels: Sender<RequestId>,
+        shared: Arc<Shared>,
+        metrics: Arc<Metrics>,
+        limits: EngineLimits,
+    ) -> Self {
+        Self { inbox, cancels, shared, metrics, limits }
+    }
+
+    /// What the engine accepts.
+    #[must_use]
+    pub fn limits(&self) -> &EngineLimits {
+        &self.limits
+    }
+
+    /// The engine's metrics.
+    #[must_use]
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// Requests taken and not yet ended.
+    #[must_use]
+    pub fn unfinished(&self) -> usize {
+        self.shared.unfinished.load(Ordering::Acquire)
+    }
+
+    /// Checks a request against the engine's limits, without submitting it.
+    ///
+    /// # Errors
+    /// What [`EngineHandle::submit`] would refuse whatever the load.
+    pub fn validate(&self, request: &EngineRequest) -> Result<(), SubmitError> {
+        let EngineLimits { max_model_len, vocab_size, num_blocks, .. } = self.limits;
+        request.params.validate(vocab_size)?;
+        let (prompt_len, max_tokens) = (request.prompt.len(), request.params.max_tokens as usize);
+        if prompt_len == 0 {
+            return Err(SubmitError::EmptyPrompt);
+        }
+        if prompt_len + max_tokens > max_model_len {
+            return Err(SubmitError::TooLong { prompt_len, max_tokens, max_model_len });
+        }
+        let needed_blocks = (prompt_len + max_tokens).div_ceil(BLOCK_SIZE);
+        if needed_blocks > num_blocks {
+            return Err(SubmitError::NeverFits { needed_blocks, num_blocks });
+        }
+        match request.prompt.iter().find(|&&token| token as usize >= vocab_size) {
+            Some(&token) => Err(SubmitError::UnknownToken { token, vocab_size }),
+            None => Ok(()),
+        }
+    }
+
+    /// Hands a request to the engine. Never waits.
+    ///
+    /// # Errors
+    /// What cannot run, or not now; see [`SubmitError`].
+    pub fn submit(&self, request: EngineRequest) -> Result<RequestStream, SubmitError> {
+        self.validate(&request)?;
+        if self.shared.draining.load(Ordering::Acquire) {
+            return Err(SubmitError::Draining);
+        }
+        let permit = self.permit()?;
+        let id = RequestId(self.shared.next_id.fetch_add(1, Ordering::Relaxed));
+        let prompt_events =
+            if request.params.prompt_logprobs.is_some() { request.prompt.len() } else { 0 };
+        let capacity = request.params.max_tokens as usize + prompt_events + 1;
+        let (events, receiver) = mpsc::channel(capacity);
+        let submission = Submission { id, request, arrived: Instant::now(), events, permit };
+        match self.inbox.try_send(submission) {
+            Ok(()) => Ok(RequestStream::new(id, receiver, self.cancels.clone())),
+            Err(TrySendError::Full(_)) => Err(self.queue_full()),
+            Err(TrySendError::Disconnected(_)) => Err(SubmitError::EngineLost),
+        }
+    }
+
+    fn permit(&self) -> Result<Permit, SubmitError> {
+        let limit = self.limit();
+        let taken = self.shared.unfinished.fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| {
+            (n < limit).then_some(n + 1)
+        });
+        match taken {
+            Ok(_) => Ok(Permit(Arc::clone(&self.shared))),
+            Err(_) => Err(self.queue_full()),
+        }
+    }
+
+    fn limit(&self) -> usize {
+        self.limits.max_num_seqs + self.limits.max_queued
+    }
+
+    fn queue_full(&self) -> SubmitError {
+        SubmitError::QueueFull { unfinished: self.unfinished(), limit: self.limit() }
+    }
+
+    /// How the engine's loop is; a step longer than `patience` counts as a stall.
+    #[must_use]
+    pub fn health(&self, patience: Duration) -> Health {
+        if self.shared.lost.load(Ordering::Acquire) {
+            return Health::Lost;
+        }
+        let last_turn = Duration::from_millis(self.shared.last_turn_ms.load(Ordering::Relaxed));
+        let since = self.shared.started.elapsed().saturating_sub(last_turn);
+        if since > patience && !self.shared.idle.load(Ordering::Relaxed) {
+            return Health::Stalled(since);
+        }
+        Health::Alive
+    }
+
+    /// Whether [`EngineHandle::drain`] was called.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.shared.draining.load(Ordering::Acquire)
+    }
+
+    /// Takes no more requests, and waits until those taken have ended.
+    pub async fn drain(&self) {
+        self.shared.draining.store(true, Ordering::Release);
+        loop {
+            let drained = self.shared.drained.notified();
+            tokio::pin!(drained);
+            drained.as_mut().enable();
+            if self.unfinished() == 0 || self.shared.lost.load(Ordering::Acquire) {
+                return;
+            }
+            drained.await;
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! What the engine counts. Names, labels and buckets are vLLM's where the
+//! meaning is the same, so that dashboards carry over.
+
+use prometheus::{
+    Encoder as _, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    Gauge, Opts, Registry, TextEncoder,
+    core::Collector,
+};
+
+/// Labels of `http_requests_total`.
+pub const HTTP_METHOD_LABELS: [&str; 3] = ["handler", "method", "status"];
+
+const TTFT_BUCKETS: &[f64] = &[
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
+    20.0, 40.0, 80.0, 160.0, 640.0, 2560.0,
+];
+const ITL_BUCKETS: &[f64] = &[
+    0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0,
+    40.0, 80.0,
+];
+const LATENCY_BUCKETS: &[f64] = &[
+    0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0,
+    480.0, 960.0, 1920.0, 7680.0,
+];
+const TOKEN_BUCKETS: &[f64] = &[
+    1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0, 10_000.0,
+    20_000.0, 50_000.0, 100_000.0,
+];
+const ITERATION_BUCKETS: &[f64] = &[
+    1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16_384.0,
+];
+/// Far below those of vLLM's steps: a small model's step takes a millisecond.
+const STEP_BUCKETS: &[f64] =
+    &[0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0];
+
+/// The engine's metrics, each labelled with the model's name. They live in a
+/// registry of their own, so one process can hold several engines.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    /// Sequences in the running batch.
+    pub num_requests_running: IntGauge,
+    /// Requests that wait for a seat or for blocks.
+    pub num_requests_waiting: IntGauge,
+    /// Share of KV-cache blocks in use; 1 is full.
+    pub kv_cache_usage_perc: Gauge,
+    /// KV-cache blocks in use.
+    pub kv_blocks_used: IntGauge,
+    /// Sequences preempted.
+    pub num_preemptions: IntCounter,
+    /// Prompt tokens of requests that reached their first token.
+    pub prompt_tokens: IntCounter,
+    /// Generated tokens.
+    pub generation_tokens: IntCounter,
+    /// Requests that ended, by `finished_reason`.
+    pub request_success: IntCounterVec,
+    /// Requests whose logits were not finite.
+    pub corrupted_requests: IntCounter,
+    /// Tokens computed in a step.
+    pub iteration_tokens: Histogram,
+    /// Seconds from submission to the first token.
+    pub time_to_first_token: Histogram,
+    /// Seconds between tokens.
+    pub inter_token_latency: Histogram,
+    /// Mean seconds per output token after the first, by request.
+    pub time_per_output_token: Histogram,
+    /// Seconds from submission to the end.
+    pub e2e_latency: Histogram,
+    /// Seconds from submission to the first step.
+    pub queue_time: Histogram,
+    /// Seconds from the first step to the first token.
+    pub prefill_time: Histogram,
+    /// Seconds from the first token to the last.
+    pub decode_time: Histogram,
+    /// Tokens in a prompt.
+    pub request_prompt_tokens: Histogram,
+    /// Tokens generated for a request.
+    pub request_generation_tokens: Histogram,
+    /// `max_tokens` of a request.
+    pub request_max_tokens: Histogram,
+    /// Seconds that a step took in the executor.
+    pub step_time: Histogram,
+    /// Seconds that a step took outside the executor.
+    pub step_overhead: Histogram,
+    /// HTTP requests, by [`HTTP_METHOD_LABELS`].
+    pub http_requests: IntCounterVec,
+    /// Seconds until the response's head was ready, by handler and method.
+    pub http_duration: HistogramVec,
+}
+
+impl Metrics {
+    /// Registers all metrics for a model of this name and a pool of `num_blocks`.
+    #[must_use]
+    pub fn new(model_name: &str, num_blocks: usize) -> Self {
+        let registry = Registry::new();
+        let r = Registrar { registry: &registry, model_name };
+        r.info_gauge(num_blocks);
+        Self {
+            num_requests_running: r.int_gauge(
+                "vllm:num_requests_running",
+                "Number of requests in model execution batches.",
+            ),
+            num_requests_waiting: r.int_gauge(
+                "vllm:num_requests_waiting",
+                "Number of requests waiting to be processed.",
+            ),
+            kv_cache_usage_perc: r.gauge(
+                "vllm:kv_cache_usage_perc",
+                "KV-cache usage. 1 means 100 percent usage.",
+            ),
+            kv_blocks_used: r.int_gauge("sconce:kv_blocks_used", "KV-cache blocks in use."),
+            num_preemptions: r
+                .counter("vllm:num_preemptions_total", "Preemptions of running requests."),
+            prompt_tokens: r.counter("vllm:prompt_tokens_total", "Prompt tokens processed."),
+            generation_tokens: r
+                .counter("vllm:generation_tokens_total", "Generation tokens processed."),
+            request_success: r.counter_vec(
+                "vllm:request_success_total",
+                "Requests that ended, by reason.",
+                &["finished_reason"],
+            ),
+            corrupted_requests: r.counter(
+                "vllm:corrupted_requests_total",
+                "Requests ended because their logits were not finite.",
+            ),
+            iteration_tokens: r.histogram(
+                "vllm:iteration_tokens_total",
+                "Tokens computed in an engine step.",
+                ITERATION_BUCKETS,
+            ),
+            time_to_first_token: r.histogram(
+                "vllm:time_to_first_token_seconds",
+                "Time to first token.",
+                TTFT_BUCKETS,
+            ),
+            inter_token_latency: r.histogram(
+                "vllm:inter_token_latency_seconds",
+                "Inter-token latency.",
+                ITL_BUCKETS,
+            ),
+            time_per_output_token: r.histogram(
+                "vllm:request_time_per_output_token_seconds",
+                "Mean time per output token of a request, after its first.",
+                ITL_BUCKETS,
+            ),
+            e2e_latency: r.histogram(
+                "vllm:e2e_request_latency_seconds",
+                "End-to-end request latency.",
+                LATENCY_BUCKETS,
+            ),
+            queue_time: r.histogram(
+                "vllm:request_queue_time_seconds",
+                "Time spent waiting for the first step.",
+                LATENCY_BUCKETS,
+            ),
+            prefill_time: r.histogram(
+                "vllm:request_prefill_time_seconds",
+                "Time from the first step to the first token.",
+                LATENCY_BUCKETS,
+            ),
+            decode_time: r.histogram(
+                "vllm:request_decode_time_seconds",
+                "Time from the first token to the last.",
+                LATENCY_BUCKETS,
+            ),
+            request_prompt_tokens: r.histogram(
+                "vllm:request_prompt_tokens",
+                "Prompt tokens of a request.",
+                TOKEN_BUCKETS,
+            ),
+            request_generation_tokens: r.histogram(
+                "vllm:request_generation_tokens",
+                "Generated tokens of a request.",
+                TOKEN_BUCKETS,
+            ),
+            request_max_tokens: r.histogram(
+                "vllm:request_params_max_tokens",
+                "The max_tokens of a request.",
+                TOKEN_BUCKETS,
+            ),
+            step_time: r.histogram(
+                "sconce:step_time_seconds",
+                "Time of an engine step in the executor.",
+                STEP_BUCKETS,
+            ),
+            step_overhead: r.histogram(
+                "sconce:step_overhead_seconds",
+                "Time of an engine step outside the executor.",
+                STEP_BUCKETS,
+            ),
+            http_requests: r.counter_vec(
+                "http_requests_total",
+                "HTTP requests by handler, method and status.",
+                &HTTP_METHOD_LABELS,
+            ),
+            http_duration: r.histogram_vec(
+                "http_request_duration_seconds",
+                "Time until a response's head was ready.",
+                &["handler", "method"],
+                LATENCY_BUCKETS,
+            ),
+            registry,
+        }
+    }
+
+    /// All metrics in Prometheus' text format.
+    #[must_use]
+    pub fn render(&self) -> String {
+        let mut text = Vec::new();
+        TextEncoder::new()
+            .encode(&self.registry.gather(), &mut text)
+            .expect("the text encoder cannot fail on a vector");
+        String::from_utf8(text).expect("the text encoder writes UTF-8")
+    }
+}
+
+struct Registrar<'a> {
+    registry: &'a Registry,
+    model_name: &'a str,
+}
+
+impl Registrar<'_> {
+    fn opts(&self, name: &str, help: &str) -> Opts {
+        Opts::new(name, help).const_label("model_name", self.model_name).const_label("engine", "0")
+    }
+
+    fn register<C: Collector + Clone + 'static>(&self, metric: prometheus::Result<C>) -> C {
+        let metric = metric.expect("metric names, labels and buckets are literals of this file");
+        self.registry
+            .register(Box::new(metric.clone()))
+            .expect("each metric of this file is registered once");
+        metric
+    }
+
+    fn int_gauge(&self, name: &str, help: &str) -> IntGauge {
+        self.register(IntGauge::with_opts(self.opts(name, help)))
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> Gauge {
+        self.register(Gauge::with_opts(self.opts(name, help)))
+    }
+
+    fn counter(&self, name: &str, help: &str) -> IntCounter {
+        self.register(IntCounter::with_opts(self.opts(name, help)))
+    }
+
+    fn counter_vec(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+        self.register(IntCounterVec::new(self.opts(name, help), labels))
+    }
+
+    fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Histogram {
+        let opts = HistogramOpts::from(self.opts(name, help)).buckets(buckets.to_vec());
+        self.register(Histogram::with_opts(opts))
+    }
+
+    fn histogram_vec(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+        buckets: &[f64],
+    ) -> HistogramVec {
+        let opts = HistogramOpts::from(self.opts(name, help)).buckets(buckets.to_vec());
+        self.register(HistogramVec::new(opts, labels))
+    }
+
+    /// Gateways read the pool's size from this gauge's labels.
+    fn info_gauge(&self, num_blocks: usize) {
+        let opts = self
+            .opts("vllm:cache_config_info", "The KV cache's configuration.")
+            .const_label("block_size", sconce_types::BLOCK_SIZE.to_string())
+            .const_label("num_gpu_blocks", num_blocks.to_string());
+        self.register(IntGauge::with_opts(opts)).set(1);
+    }
+}
