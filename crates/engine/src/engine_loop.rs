@@ -39,6 +39,18 @@ pub enum StartError<B> {
     Panicked(String),
 }
 
+/// What an engine is built from.
+pub struct Built<E, T> {
+    /// Computes the steps.
+    pub executor: E,
+    /// The limits that the executor was sized for.
+    pub config: SchedulerConfig,
+    /// The model's vocabulary.
+    pub vocab_size: usize,
+    /// Whatever the caller wants to know of what was built.
+    pub info: T,
+}
+
 /// A running engine's thread; [`EngineHandle`] is the way into it.
 #[derive(Debug)]
 pub struct Engine {
@@ -52,13 +64,13 @@ impl Engine {
     ///
     /// # Errors
     /// `build`'s error, or limits that contradict each other.
-    pub fn start<E, B>(
+    pub fn start<E, T, B>(
         model_name: &str,
-        vocab_size: usize,
-        build: impl FnOnce() -> Result<(E, SchedulerConfig), B> + Send + 'static,
-    ) -> Result<(Self, EngineHandle), StartError<B>>
+        build: impl FnOnce() -> Result<Built<E, T>, B> + Send + 'static,
+    ) -> Result<(Self, EngineHandle, T), StartError<B>>
     where
         E: Executor,
+        T: Send + 'static,
         B: Send + 'static,
     {
         let model_name = model_name.to_owned();
@@ -66,19 +78,20 @@ impl Engine {
         let thread = std::thread::Builder::new()
             .name("sconce-engine".to_owned())
             .spawn(move || {
-                let built = build().map_err(StartError::Build).and_then(|(executor, config)| {
+                let built = build().map_err(StartError::Build).and_then(|built| {
                     // The handle bounds all unfinished requests together, and any
                     // share of them may be waiting.
+                    let config = built.config;
                     let max_queued = config.max_queued + config.max_num_seqs;
                     let scheduler = Scheduler::new(SchedulerConfig { max_queued, ..config })?;
-                    Ok((executor, scheduler, config))
+                    Ok((built, scheduler))
                 });
                 match built {
-                    Ok((executor, scheduler, config)) => {
+                    Ok((Built { executor, config, vocab_size, info }, scheduler)) => {
                         let (handle, engine) =
                             EngineLoop::new(&model_name, vocab_size, executor, scheduler, config);
                         // Whoever asked may have gone; the loop then ends by itself.
-                        let _ = report.send(Ok(handle));
+                        let _ = report.send(Ok((handle, info)));
                         engine.run();
                     }
                     Err(error) => {
@@ -88,7 +101,7 @@ impl Engine {
             })
             .map_err(StartError::Thread)?;
         match started.recv() {
-            Ok(Ok(handle)) => Ok((Self { thread }, handle)),
+            Ok(Ok((handle, info))) => Ok((Self { thread }, handle, info)),
             Ok(Err(error)) => Err(error),
             Err(_) => {
                 let cause = thread.join().err().map(|cause| panic_message(cause.as_ref()));

@@ -11,7 +11,7 @@ mod handle;
 mod metrics;
 mod stream;
 
-pub use engine_loop::{Engine, StartError};
+pub use engine_loop::{Built, Engine, StartError};
 pub use handle::{EngineHandle, EngineLimits, EngineRequest, Health, SubmitError};
 pub use metrics::{HTTP_METHOD_LABELS, Metrics};
 pub use sconce_scheduler::{FakeExecutor, SchedulerConfig};

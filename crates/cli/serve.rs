@@ -1,0 +1,227 @@
+//! `sconce serve`: starts the engine and the HTTP server.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use anyhow::Context as _;
+use sconce::{Dtype, Options, Sconce, ServerConfig, hub::HubOptions};
+
+use crate::progress::Bars;
+
+/// Flags of `sconce serve`, named as in `vllm serve`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// A model directory, a GGUF file, a hub id, or a known name
+    #[arg(value_name = "MODEL", conflicts_with = "model")]
+    model_positional: Option<String>,
+    /// The same, as a flag
+    #[arg(long, default_value = "smollm2-135m-instruct")]
+    model: String,
+    /// The name requests use for the model
+    #[arg(long)]
+    served_model_name: Vec<String>,
+    /// The address to listen on
+    #[arg(long, default_value = "127.0.0.1")]
+    host: String,
+    /// The port to listen on; 0 picks a free one
+    #[arg(long, default_value_t = 8000)]
+    port: u16,
+    /// Requests need one of these keys
+    #[arg(long, env = "SCONCE_API_KEY", hide_env_values = true, value_delimiter = ',')]
+    api_key: Vec<String>,
+    /// The dtype of weights and KV cache
+    #[arg(long, value_enum, default_value_t = DtypeFlag::Auto)]
+    dtype: DtypeFlag,
+    /// Tokens of prompt and output together [default: the model's limit]
+    #[arg(long)]
+    max_model_len: Option<usize>,
+    /// Sequences that run at once
+    #[arg(long, default_value_t = 256)]
+    max_num_seqs: usize,
+    /// Tokens computed in one step
+    #[arg(long, default_value_t = 512)]
+    max_num_batched_tokens: usize,
+    /// Requests that may wait beside those that run
+    #[arg(long, default_value_t = 2048)]
+    max_num_queued_reqs: usize,
+    /// KV-cache memory, in bytes or with a suffix such as 512M or 4G [default: for this machine]
+    #[arg(long, value_parser = parse_bytes)]
+    kv_cache_memory_bytes: Option<u64>,
+    /// Seed of the sampling of requests that bring none [default: random]
+    #[arg(long)]
+    seed: Option<u64>,
+    /// A chat template's file, instead of the model's own
+    #[arg(long)]
+    chat_template: Option<PathBuf>,
+    /// Threads that compute [default: one a core]
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Largest request body
+    #[arg(long, value_parser = parse_bytes, default_value = "4M")]
+    max_body_bytes: u64,
+    /// Seconds that running requests get to finish after SIGTERM
+    #[arg(long, default_value_t = 30)]
+    shutdown_timeout: u64,
+    #[command(flatten)]
+    cache: crate::pull::CacheArgs,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum DtypeFlag {
+    Auto,
+    Bfloat16,
+    Float32,
+}
+
+impl DtypeFlag {
+    fn dtype(self) -> Option<Dtype> {
+        match self {
+            Self::Auto => None,
+            Self::Bfloat16 => Some(Dtype::Bf16),
+            Self::Float32 => Some(Dtype::F32),
+        }
+    }
+}
+
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let bad = || format!("{text:?} is not a size; write bytes, or a number with K, M, G or T");
+    let (digits, shift) = match text.trim_end_matches("iB").char_indices().next_back() {
+        Some((at, 'K' | 'k')) => (&text[..at], 10),
+        Some((at, 'M' | 'm')) => (&text[..at], 20),
+        Some((at, 'G' | 'g')) => (&text[..at], 30),
+        Some((at, 'T' | 't')) => (&text[..at], 40),
+        _ => (text, 0),
+    };
+    let number: u64 = digits.trim().parse().map_err(|_| bad())?;
+    number.checked_mul(1 << shift).ok_or_else(bad)
+}
+
+impl Args {
+    fn options(&self, hub: HubOptions) -> Options {
+        let model = self.model_positional.as_ref().unwrap_or(&self.model);
+        Options {
+            served_model_name: self.served_model_name.first().cloned(),
+            hub,
+            chat_template: self.chat_template.clone(),
+            dtype: self.dtype.dtype(),
+            max_model_len: self.max_model_len,
+            max_num_seqs: self.max_num_seqs,
+            max_num_batched_tokens: self.max_num_batched_tokens,
+            max_num_queued_reqs: self.max_num_queued_reqs,
+            kv_cache_memory_bytes: self.kv_cache_memory_bytes,
+            threads: self.threads,
+            ..Options::new(model.clone())
+        }
+    }
+}
+
+/// Serves until SIGTERM or Ctrl-C, then drains.
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        // A taken port is told before a model is loaded.
+        let listener = tokio::net::TcpListener::bind((args.host.as_str(), args.port))
+            .await
+            .with_context(|| {
+                format!("cannot listen on {}:{}; choose another --port", args.host, args.port)
+            })?;
+        let address = listener.local_addr()?;
+        let options = args.options(args.cache.hub_options()?);
+        let bars = Bars::new();
+        let sconce = {
+            let bars = bars.clone();
+            tokio::task::spawn_blocking(move || Sconce::start(&options, &bars)).await??
+        };
+        bars.clear();
+        announce(&sconce, address);
+        let config = ServerConfig {
+            served_model_names: if args.served_model_name.is_empty() {
+                vec![sconce.summary().model_name.clone()]
+            } else {
+                args.served_model_name.clone()
+            },
+            api_keys: args.api_key.clone(),
+            max_body_bytes: usize::try_from(args.max_body_bytes)?,
+            seed: args.seed,
+            ..ServerConfig::default()
+        };
+        let router = sconce::router(sconce.engine().clone(), sconce.text().clone(), config);
+        let drain_timeout = Duration::from_secs(args.shutdown_timeout);
+        sconce::serve(listener, router, sconce.engine().clone(), stop_signal(), drain_timeout)
+            .await?;
+        anyhow::Ok(())
+    })
+}
+
+/// The lines that say what was loaded, where, and what to try.
+#[expect(clippy::print_stdout, reason = "what the command is for")]
+fn announce(sconce: &Sconce, address: SocketAddr) {
+    let summary = sconce.summary();
+    let limits = sconce.engine().limits();
+    let dtype = match summary.dtype {
+        Dtype::Bf16 => "bfloat16",
+        Dtype::F32 => "float32",
+    };
+    println!("sconce {}", env!("CARGO_PKG_VERSION"));
+    println!("  model     {} ({})", summary.model_name, summary.architecture);
+    println!("  from      {}", summary.model_dir.display());
+    println!("  device    {}", summary.device);
+    println!("  dtype     {dtype}, loaded in {:.2} s", summary.load_time.as_secs_f64());
+    println!(
+        "  KV cache  {} tokens in {} blocks, {:.2} GiB",
+        summary.kv_cache_tokens,
+        limits.num_blocks,
+        summary.kv_cache_bytes as f64 / f64::from(1 << 30),
+    );
+    println!(
+        "  limits    {} tokens of context, {} sequences at once, {} more waiting",
+        limits.max_model_len, limits.max_num_seqs, limits.max_queued
+    );
+    println!("  serving   http://{address}/v1");
+    println!();
+    println!("Try:");
+    println!("  curl -N http://{address}/v1/chat/completions -H 'Content-Type: application/json' \\");
+    println!(
+        "    -d '{{\"model\": \"{}\", \"stream\": true, \"messages\": [{{\"role\": \"user\", \
+         \"content\": \"What is the capital of France?\"}}]}}'",
+        summary.model_name
+    );
+}
+
+async fn stop_signal() {
+    let ctrl_c = async {
+        // Without a handler the process could only be killed; then nothing can be awaited.
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    };
+    #[cfg(unix)]
+    let terminate = async {
+        match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+            Ok(mut signal) => {
+                signal.recv().await;
+            }
+            Err(_) => std::future::pending::<()>().await,
+        }
+    };
+    #[cfg(not(unix))]
+    let terminate = std::future::pending::<()>();
+    tokio::select! {
+        () = ctrl_c => {}
+        () = terminate => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_bytes;
+
+    #[test]
+    fn sizes_have_suffixes_and_bounds() {
+        assert_eq!(parse_bytes("123"), Ok(123));
+        assert_eq!(parse_bytes("4G"), Ok(4 << 30));
+        assert_eq!(parse_bytes("512MiB"), Ok(512 << 20));
+        assert!(parse_bytes("four").is_err());
+        assert!(parse_bytes("99999999999999G").is_err());
+        assert!(parse_bytes("").is_err());
+    }
+}

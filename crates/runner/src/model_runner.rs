@@ -1,0 +1,218 @@
+//! Computes scheduled batches on a backend.
+
+use std::collections::VecDeque;
+
+use sconce_kernels::{
+    Backend, ForwardBatch, KernelError,
+    ops::sampling::{Logprobs, Sampled},
+};
+use sconce_models::{CausalLm, Workspace};
+use sconce_types::{
+    Executor, ExecutorError, Input, Sample, SampleOutcome, SampledRow, SampledTokens,
+    ScheduledBatch, ScheduledSequence, TokenLogprobs,
+};
+
+use crate::seat::Seat;
+
+/// The executor for real models: weights, KV cache and workspace of one model
+/// on one backend. Everything is allocated before it is ready.
+pub struct ModelRunner<B: Backend> {
+    backend: B,
+    model: Box<dyn CausalLm<B>>,
+    cache: B::KvCache,
+    workspace: Workspace<B>,
+    /// Rows of logits that the workspace holds.
+    max_logit_rows: usize,
+    seats: Vec<Option<Seat>>,
+    forward: ForwardBatch,
+    blocks: Vec<u32>,
+    rows: Vec<u32>,
+    targets: Vec<(usize, u32, u32)>,
+    sampled: Vec<Sampled>,
+    logprobs: Vec<Logprobs>,
+    /// Steps computed and not yet waited for.
+    finished: VecDeque<SampledTokens>,
+    /// Result arrays to use again.
+    spare: Vec<SampledTokens>,
+}
+
+impl<B: Backend> ModelRunner<B> {
+    pub(crate) fn new(
+        backend: B,
+        model: Box<dyn CausalLm<B>>,
+        cache: B::KvCache,
+        workspace: Workspace<B>,
+        max_num_seqs: usize,
+    ) -> Self {
+        Self {
+            backend,
+            model,
+            cache,
+            workspace,
+            max_logit_rows: max_num_seqs,
+            seats: (0..max_num_seqs).map(|_| None).collect(),
+            forward: ForwardBatch::default(),
+            blocks: Vec::new(),
+            rows: Vec::new(),
+            targets: Vec::new(),
+            sampled: Vec::new(),
+            logprobs: Vec::new(),
+            finished: VecDeque::new(),
+            spare: Vec::new(),
+        }
+    }
+
+    /// Logits of every row of a batch, `[num_tokens, vocab_size]`: for
+    /// evaluation and tests. The batch's cache blocks are the caller's to keep apart.
+    ///
+    /// # Errors
+    /// The backend failed, or the batch is larger than the workspace.
+    pub fn forward_logits(&mut self, batch: &ForwardBatch) -> Result<Vec<f32>, KernelError> {
+        self.model.forward(&mut self.backend, batch, &mut self.cache, &mut self.workspace)?;
+        let rows: Vec<u32> = (0..).take(batch.num_tokens()).collect();
+        let mut logits = Vec::new();
+        for tile in rows.chunks(self.max_logit_rows) {
+            self.model.logits(&mut self.backend, tile, &mut self.workspace)?;
+            logits.extend(self.backend.read(&self.workspace.logits, tile.len())?);
+        }
+        Ok(logits)
+    }
+
+    fn compute(&mut self, batch: &ScheduledBatch) -> Result<SampledTokens, KernelError> {
+        for admitted in &batch.admitted {
+            self.seats[admitted.slot.index()] = Some(Seat::new(admitted));
+        }
+        self.prepare(batch);
+        let Self { backend, model, cache, workspace, forward, .. } = self;
+        model.forward(backend, forward, cache, workspace)?;
+        let mut result = self.spare.pop().unwrap_or_default();
+        result.step = batch.step;
+        result.rows.clear();
+        result.rows.extend(batch.sequences.iter().map(|_| SampledRow {
+            outcome: SampleOutcome::Nothing,
+            logprobs: None,
+            prompt_logprobs: Vec::new(),
+        }));
+        self.score_prompts(batch, &mut result.rows)?;
+        self.sample(batch, &mut result.rows)?;
+        Ok(result)
+    }
+
+    /// Fills the forward batch from the scheduled one.
+    fn prepare(&mut self, batch: &ScheduledBatch) {
+        self.forward.clear();
+        for sequence in &batch.sequences {
+            self.blocks.clear();
+            let table = &batch.block_tables[sequence.block_table.clone()];
+            self.blocks.extend(table.iter().map(|block| block.0));
+            let last_sampled;
+            let tokens = match &sequence.input {
+                Input::Tokens(range) => &batch.token_ids[range.clone()],
+                Input::LastSampled => {
+                    last_sampled = [seat(&self.seats, sequence)
+                        .last_sampled()
+                        .expect("LastSampled is scheduled only after a sample")];
+                    &last_sampled[..]
+                }
+            };
+            self.forward.push(tokens, sequence.num_computed_tokens, &self.blocks);
+        }
+    }
+
+    /// Log-probabilities of prompt tokens, in tiles of the workspace's logits.
+    fn score_prompts(
+        &mut self,
+        batch: &ScheduledBatch,
+        results: &mut [SampledRow],
+    ) -> Result<(), KernelError> {
+        self.targets.clear();
+        self.rows.clear();
+        for (s, sequence) in batch.sequences.iter().enumerate() {
+            let seat = seat(&self.seats, sequence);
+            for (i, row) in self.forward.rows(s).enumerate() {
+                let predicted = sequence.num_computed_tokens + i + 1;
+                let Some((token, num_top)) = seat.prompt_logprob(predicted) else { break };
+                self.targets.push((s, token, num_top));
+                self.rows.push(u32::try_from(row).expect("rows are below 2^32"));
+            }
+        }
+        let tile_len = self.max_logit_rows;
+        for (rows, targets) in self.rows.chunks(tile_len).zip(self.targets.chunks(tile_len)) {
+            self.model.logits(&mut self.backend, rows, &mut self.workspace)?;
+            let tokens: Vec<u32> = targets.iter().map(|&(_, token, _)| token).collect();
+            let num_top: Vec<u32> = targets.iter().map(|&(_, _, num_top)| num_top).collect();
+            self.logprobs.clear();
+            self.backend.logprobs(&self.workspace.logits, &tokens, &num_top, &mut self.logprobs)?;
+            for (&(s, ..), logprobs) in targets.iter().zip(self.logprobs.drain(..)) {
+                results[s].prompt_logprobs.push(token_logprobs(logprobs));
+            }
+        }
+        Ok(())
+    }
+
+    fn sample(
+        &mut self,
+        batch: &ScheduledBatch,
+        results: &mut [SampledRow],
+    ) -> Result<(), KernelError> {
+        self.rows.clear();
+        let mut requests = Vec::with_capacity(batch.sequences.len());
+        for (s, sequence) in batch.sequences.iter().enumerate() {
+            if let Sample::Token { output_index } = sequence.sample {
+                self.rows.push(self.forward.cu_seqlens_q[s + 1] - 1);
+                requests.push(seat(&self.seats, sequence).sample_request(output_index));
+            }
+        }
+        if requests.is_empty() {
+            return Ok(());
+        }
+        self.model.logits(&mut self.backend, &self.rows, &mut self.workspace)?;
+        self.sampled.clear();
+        self.backend.sample(&mut self.workspace.logits, &requests, &mut self.sampled)?;
+        drop(requests);
+        let sampling = batch
+            .sequences
+            .iter()
+            .zip(results)
+            .filter(|(sequence, _)| sequence.sample != Sample::Nothing);
+        for ((sequence, result), sampled) in sampling.zip(self.sampled.drain(..)) {
+            match sampled {
+                Sampled::Token { token, logprobs } => {
+                    result.outcome = SampleOutcome::Token(token);
+                    result.logprobs = logprobs.map(token_logprobs);
+                    if let Some(seat) = &mut self.seats[sequence.slot.index()] {
+                        seat.note_sampled(token);
+                    }
+                }
+                Sampled::NonFinite => result.outcome = SampleOutcome::NonFiniteLogits,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<B: Backend> Executor for ModelRunner<B> {
+    /// Computes the step; there is nothing left to wait for on a CPU.
+    fn launch(&mut self, batch: &ScheduledBatch) -> Result<(), ExecutorError> {
+        let result = self.compute(batch).map_err(|error| ExecutorError::Step(error.to_string()))?;
+        self.finished.push_back(result);
+        Ok(())
+    }
+
+    fn wait(&mut self, sampled: &mut SampledTokens) -> Result<(), ExecutorError> {
+        let result = self
+            .finished
+            .pop_front()
+            .ok_or_else(|| ExecutorError::Fatal("waited for a step never launched".to_owned()))?;
+        self.spare.push(std::mem::replace(sampled, result));
+        Ok(())
+    }
+}
+
+fn seat<'a>(seats: &'a [Option<Seat>], sequence: &ScheduledSequence) -> &'a Seat {
+    seats[sequence.slot.index()].as_ref().expect("a scheduled sequence was admitted to its seat")
+}
+
+fn token_logprobs(Logprobs { token, logprob, top }: Logprobs) -> TokenLogprobs {
+    TokenLogprobs { token, logprob, top }
+}

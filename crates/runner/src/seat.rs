@@ -1,0 +1,96 @@
+//! What a running sequence's sampling needs from step to step.
+
+use std::sync::Arc;
+
+use sconce_kernels::ops::sampling::{SampleRequest, SeenToken};
+use sconce_types::{AdmittedSequence, SamplingParams, TokenId};
+
+/// The state of one seat. It is set anew at each admission, so a seat never
+/// carries anything from one sequence to the next.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    params: Arc<SamplingParams>,
+    /// Prompt and earlier output, as known at admission.
+    token_ids: Vec<TokenId>,
+    prompt_len: usize,
+    /// Each token of prompt and output once, by id; empty without penalties.
+    seen: Vec<SeenToken>,
+    /// End and stop tokens, banned until `min_tokens` exist.
+    end_tokens: Vec<TokenId>,
+    last_sampled: Option<TokenId>,
+}
+
+impl Seat {
+    pub(crate) fn new(admitted: &AdmittedSequence) -> Self {
+        let AdmittedSequence { params, token_ids, prompt_len, .. } = admitted;
+        let end_tokens = if params.min_tokens > 0 {
+            params.eos_token_ids.iter().chain(&params.stop_token_ids).copied().collect()
+        } else {
+            Vec::new()
+        };
+        let mut seat = Self {
+            params: Arc::clone(params),
+            token_ids: token_ids.clone(),
+            prompt_len: *prompt_len,
+            seen: Vec::new(),
+            end_tokens,
+            last_sampled: None,
+        };
+        if params.has_penalties() {
+            let (prompt, output) = token_ids.split_at(*prompt_len);
+            for &token in prompt {
+                seat.see(token, 0);
+            }
+            for &token in output {
+                seat.see(token, 1);
+            }
+        }
+        seat
+    }
+
+    /// The token sampled last; none before the first since admission.
+    pub(crate) fn last_sampled(&self) -> Option<TokenId> {
+        self.last_sampled
+    }
+
+    pub(crate) fn note_sampled(&mut self, token: TokenId) {
+        self.last_sampled = Some(token);
+        if self.params.has_penalties() {
+            self.see(token, 1);
+        }
+    }
+
+    fn see(&mut self, token: TokenId, output_count: u32) {
+        match self.seen.binary_search_by_key(&token, |seen| seen.token) {
+            Ok(at) => self.seen[at].output_count += output_count,
+            Err(at) => self.seen.insert(at, SeenToken { token, output_count }),
+        }
+    }
+
+    /// What the sampler is asked for the output token of this index.
+    pub(crate) fn sample_request(&self, output_index: u32) -> SampleRequest<'_> {
+        let params = &*self.params;
+        SampleRequest {
+            temperature: params.temperature,
+            top_k: params.top_k,
+            top_p: params.top_p,
+            min_p: params.min_p,
+            repetition_penalty: params.repetition_penalty,
+            presence_penalty: params.presence_penalty,
+            frequency_penalty: params.frequency_penalty,
+            seen: &self.seen,
+            logit_bias: &params.logit_bias,
+            banned: if output_index < params.min_tokens { &self.end_tokens } else { &[] },
+            seed: params.seed,
+            index: output_index,
+            num_logprobs: params.logprobs,
+        }
+    }
+
+    /// The prompt token at a position, with the number of alternatives wanted,
+    /// if the request wants prompt log-probabilities and the prompt reaches so far.
+    pub(crate) fn prompt_logprob(&self, position: usize) -> Option<(TokenId, u32)> {
+        let num_top = self.params.prompt_logprobs?;
+        (position < self.prompt_len).then(|| (self.token_ids[position], num_top))
+    }
+}

@@ -1,0 +1,236 @@
+//! Starting an engine: the one place where both halves are wired together.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use sconce_engine::{Built, Engine, EngineHandle, EngineRequest, SchedulerConfig, StartError, SubmitError};
+use sconce_runner::{Dtype, LoadError, LoadOptions};
+use sconce_text::{TextConfig, TextError, TextModel};
+use sconce_types::SamplingParams;
+
+use crate::{
+    Completion,
+    hub::{self, HubError, HubOptions},
+};
+
+/// What to start. The defaults suit a small model on a CPU.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// A model directory, a GGUF file, a hub id, or a known name.
+    pub model: String,
+    /// The name that requests and metrics use; the model's own if not given.
+    pub served_model_name: Option<String>,
+    /// Where models come from and are kept.
+    pub hub: HubOptions,
+    /// The chat template's file, if not the model's own.
+    pub chat_template: Option<PathBuf>,
+    /// The dtype of weights and KV cache; bf16 if not given.
+    pub dtype: Option<Dtype>,
+    /// Tokens of prompt and output; the model's own limit if not given.
+    pub max_model_len: Option<usize>,
+    /// Sequences that run at once.
+    pub max_num_seqs: usize,
+    /// Tokens computed in one step.
+    pub max_num_batched_tokens: usize,
+    /// Requests that may wait beside those that run.
+    pub max_num_queued_reqs: usize,
+    /// KV-cache memory in bytes; a default for the machine if not given.
+    pub kv_cache_memory_bytes: Option<u64>,
+    /// Threads that compute; one a core if not given.
+    pub threads: Option<usize>,
+}
+
+impl Options {
+    /// The defaults for a model.
+    #[must_use]
+    pub fn new(model: impl Into<String>) -> Self {
+        Self {
+            model: model.into(),
+            served_model_name: None,
+            hub: HubOptions::default(),
+            chat_template: None,
+            dtype: None,
+            max_model_len: None,
+            max_num_seqs: 256,
+            max_num_batched_tokens: 512,
+            max_num_queued_reqs: 2048,
+            kv_cache_memory_bytes: None,
+            threads: None,
+        }
+    }
+}
+
+/// Told how far a start has come; `()` says nothing.
+pub trait Progress: hub::Progress {
+    /// So many of so many tensors are loaded.
+    fn tensors(&self, loaded: usize, total: usize) {
+        let _ = (loaded, total);
+    }
+}
+
+impl Progress for () {}
+
+/// Why Sconce did not start, or did not take a request.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The model could not be found or fetched.
+    #[error(transparent)]
+    Hub(#[from] HubError),
+    /// The tokenizer or chat template cannot be used.
+    #[error(transparent)]
+    Text(#[from] TextError),
+    /// The model could not be loaded, or the limits contradict each other.
+    #[error(transparent)]
+    Start(#[from] StartError<LoadError>),
+    /// The engine refused a request.
+    #[error(transparent)]
+    Submit(#[from] SubmitError),
+}
+
+/// What was started, for people to read.
+#[derive(Clone, Debug)]
+pub struct Summary {
+    /// The name that requests use.
+    pub model_name: String,
+    /// Where the model lies.
+    pub model_dir: PathBuf,
+    /// The architecture's name.
+    pub architecture: String,
+    /// The device, in words.
+    pub device: String,
+    /// The dtype of weights and cache.
+    pub dtype: Dtype,
+    /// Tokens of prompt and output.
+    pub max_model_len: usize,
+    /// Tokens that the KV cache holds.
+    pub kv_cache_tokens: usize,
+    /// Bytes of the KV cache.
+    pub kv_cache_bytes: usize,
+    /// How long loading took.
+    pub load_time: Duration,
+}
+
+/// A running engine with its tokenizer. Dropping it, once every
+/// [`EngineHandle`] cloned from it is dropped too, ends the engine's thread.
+pub struct Sconce {
+    handle: EngineHandle,
+    text: Arc<TextModel>,
+    summary: Summary,
+}
+
+impl Sconce {
+    /// Fetches the model if need be, loads it, and starts the engine.
+    ///
+    /// # Errors
+    /// What stands in the way, in the user's terms.
+    pub fn start<P>(options: &Options, progress: &P) -> Result<Self, Error>
+    where
+        P: Progress + Clone + Send + 'static,
+    {
+        let found = hub::resolve(&options.model, &options.hub, progress)?;
+        let text_config = TextConfig { chat_template: options.chat_template.clone() };
+        let text = TextModel::load(&found.path, &text_config)?;
+        let model_name = options.served_model_name.clone().unwrap_or_else(|| found.name.clone());
+        let load_options = LoadOptions {
+            dir: found.path.clone(),
+            dtype: options.dtype,
+            max_model_len: options.max_model_len,
+            max_num_seqs: options.max_num_seqs,
+            max_num_batched_tokens: options.max_num_batched_tokens,
+            kv_cache_memory_bytes: options.kv_cache_memory_bytes,
+            threads: options.threads,
+        };
+        let max_queued = options.max_num_queued_reqs;
+        let progress = progress.clone();
+        let (_, handle, loaded) = Engine::start(&model_name, move || {
+            let loaded =
+                sconce_runner::load(&load_options, &mut |done, all| progress.tensors(done, all))?;
+            let config = SchedulerConfig {
+                max_num_seqs: load_options.max_num_seqs,
+                max_num_batched_tokens: load_options.max_num_batched_tokens,
+                max_model_len: loaded.max_model_len,
+                num_blocks: loaded.num_blocks,
+                max_queued,
+            };
+            let summary = (
+                loaded.architecture,
+                loaded.device,
+                loaded.dtype,
+                loaded.kv_cache_bytes,
+                loaded.load_time,
+            );
+            let vocab_size = loaded.vocab_size;
+            Ok(Built { executor: loaded.runner, config, vocab_size, info: summary })
+        })?;
+        let (architecture, device, dtype, kv_cache_bytes, load_time) = loaded;
+        let limits = *handle.limits();
+        text.check_fits(limits.vocab_size)?;
+        let summary = Summary {
+            model_name,
+            model_dir: found.path,
+            architecture,
+            device,
+            dtype,
+            max_model_len: limits.max_model_len,
+            kv_cache_tokens: limits.num_blocks * sconce_types::BLOCK_SIZE,
+            kv_cache_bytes,
+            load_time,
+        };
+        Ok(Self { handle, text: Arc::new(text), summary })
+    }
+
+    /// The way into the engine, for token ids.
+    #[must_use]
+    pub fn engine(&self) -> &EngineHandle {
+        &self.handle
+    }
+
+    /// The tokenizer and chat template.
+    #[must_use]
+    pub fn text(&self) -> &Arc<TextModel> {
+        &self.text
+    }
+
+    /// What was started.
+    #[must_use]
+    pub fn summary(&self) -> &Summary {
+        &self.summary
+    }
+
+    /// Completes a prompt. The model's end tokens end it, unless `params` names
+    /// others.
+    ///
+    /// # Errors
+    /// A prompt or parameters that cannot run.
+    pub fn complete(&self, prompt: &str, params: SamplingParams) -> Result<Completion, Error> {
+        let prompt = self.text.encode(prompt, true)?;
+        self.submit(prompt, params)
+    }
+
+    /// Answers a conversation of `(role, content)` through the chat template.
+    ///
+    /// # Errors
+    /// A model without a chat template, messages it refuses, parameters that
+    /// cannot run.
+    pub fn chat(
+        &self,
+        messages: &[(&str, &str)],
+        params: SamplingParams,
+    ) -> Result<Completion, Error> {
+        let messages: Vec<_> = messages
+            .iter()
+            .map(|(role, content)| serde_json::json!({ "role": role, "content": content }))
+            .collect();
+        let prompt = self.text.apply_chat_template(&messages, &Default::default())?;
+        let prompt = self.text.encode(&prompt, false)?;
+        self.submit(prompt, params)
+    }
+
+    fn submit(&self, prompt: Vec<u32>, mut params: SamplingParams) -> Result<Completion, Error> {
+        if params.eos_token_ids.is_empty() {
+            params.eos_token_ids = self.text.eos_token_ids();
+        }
+        let detokenizer = self.text.detokenizer(&prompt, true);
+        let stream = self.handle.submit(EngineRequest { prompt, params })?;
+        Ok(Completion::new(stream, detokenizer))
+    }
+}

@@ -1,0 +1,29 @@
+# Everyday commands; the README's two commands need none of these.
+
+default:
+    @just --list
+
+# Format and lints.
+check:
+    cargo fmt --all --check
+    cargo clippy --workspace --all-targets --locked -- -D warnings
+
+# One crate's tests, or all.
+test crate="":
+    cargo nextest run {{ if crate == "" { "--workspace" } else { "-p " + crate } }}
+
+# The scheduler's simulation with more steps: just sim 7 20000000
+sim seed="1" steps="10000000":
+    SCONCE_SIM_SEED={{ seed }} SCONCE_SIM_STEPS={{ steps }} cargo test -p sconce-scheduler --test simulation -- --nocapture
+
+# Single-stream and loaded throughput of the default model on this machine.
+bench *args:
+    cargo bench --bench throughput -- {{ args }}
+
+# The CPU kernels beside the machine's measured ceilings.
+bench-kernels:
+    cargo bench -p sconce-kernels
+
+# Licences, sources and advisories of dependencies.
+deny:
+    cargo deny check

@@ -1,0 +1,215 @@
+//! The shape of the house: which crate may depend on which, how long a file may
+//! be, where `unsafe` may stand, and what may not be left in the source.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use cargo_metadata::{DependencyKind, Metadata, MetadataCommand};
+
+/// Who may depend on whom, as ARCHITECTURE.md draws it; the root package holds
+/// the facade (crates/sconce) and the binary (crates/cli).
+const ARROWS: &[(&str, &[&str])] = &[
+    ("sconce", &["sconce-server", "sconce-engine", "sconce-text", "sconce-runner", "sconce-types"]),
+    ("sconce-server", &["sconce-engine", "sconce-text", "sconce-types"]),
+    ("sconce-engine", &["sconce-scheduler", "sconce-types"]),
+    ("sconce-scheduler", &["sconce-types"]),
+    ("sconce-text", &["sconce-types"]),
+    ("sconce-runner", &["sconce-models", "sconce-kernels", "sconce-types"]),
+    ("sconce-models", &["sconce-kernels"]),
+    ("sconce-kernels", &[]),
+    ("sconce-types", &[]),
+];
+
+/// The serving half builds without a tensor library or a device.
+const SERVING_HALF: &[&str] =
+    &["sconce-types", "sconce-scheduler", "sconce-engine", "sconce-text", "sconce-server"];
+const COMPUTING_ONLY: &[&str] = &["candle-core", "candle-nn", "cudarc"];
+/// The computing half knows neither HTTP nor tokenizers.
+const COMPUTING_HALF: &[&str] = &["sconce-runner", "sconce-models", "sconce-kernels"];
+const SERVING_ONLY: &[&str] = &["axum", "tokio", "hyper", "tokenizers", "minijinja"];
+
+const MAX_LINES: usize = 600;
+const BANNED_STEMS: &[&str] = &["utils", "util", "common", "helpers", "misc", "manager"];
+
+fn metadata() -> Metadata {
+    MetadataCommand::new()
+        .manifest_path(root().join("Cargo.toml"))
+        .other_options(vec!["--locked".to_owned(), "--offline".to_owned()])
+        .exec()
+        .expect("cargo metadata reads this workspace")
+}
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Every file that git would commit.
+fn files() -> Vec<PathBuf> {
+    let output = Command::new("git")
+        .args(["ls-files", "--cached", "--others", "--exclude-standard"])
+        .current_dir(root())
+        .output()
+        .expect("git lists the files");
+    assert!(output.status.success(), "git ls-files failed");
+    let listing = String::from_utf8(output.stdout).expect("file names are UTF-8");
+    listing.lines().map(|line| root().join(line)).filter(|path| path.is_file()).collect()
+}
+
+fn sources(extensions: &[&str]) -> Vec<(PathBuf, String)> {
+    let sources: Vec<_> = files()
+        .into_iter()
+        .filter(|path| {
+            path.extension().is_some_and(|e| extensions.iter().any(|x| e.eq_ignore_ascii_case(x)))
+        })
+        .map(|path| {
+            let text = std::fs::read_to_string(&path).expect("a source file is UTF-8");
+            (path, text)
+        })
+        .collect();
+    assert!(sources.len() > 5, "only {} source files found: is this the root?", sources.len());
+    sources
+}
+
+#[test]
+fn crates_depend_only_along_the_arrows() {
+    let metadata = metadata();
+    let allowed: BTreeMap<_, BTreeSet<_>> =
+        ARROWS.iter().map(|&(from, to)| (from, to.iter().copied().collect())).collect();
+    let members = metadata.workspace_packages();
+    let names: BTreeSet<_> = members.iter().map(|package| package.name.as_str()).collect();
+    assert_eq!(names, allowed.keys().copied().collect(), "a crate without a place in the house");
+    for package in members {
+        for dependency in &package.dependencies {
+            if names.contains(dependency.name.as_str())
+                && dependency.kind != DependencyKind::Development
+            {
+                assert!(
+                    allowed[package.name.as_str()].contains(dependency.name.as_str()),
+                    "{} -> {} is not an arrow of ARCHITECTURE.md",
+                    package.name,
+                    dependency.name
+                );
+            }
+        }
+    }
+}
+
+/// The names of everything a package needs to build, itself excluded.
+fn closure(metadata: &Metadata, package: &str) -> BTreeSet<String> {
+    let resolve = metadata.resolve.as_ref().expect("cargo metadata resolves the graph");
+    let nodes: BTreeMap<_, _> = resolve.nodes.iter().map(|node| (&node.id, node)).collect();
+    let names: BTreeMap<_, _> = metadata.packages.iter().map(|p| (&p.id, p.name.as_str())).collect();
+    let start = metadata
+        .packages
+        .iter()
+        .find(|p| p.name.as_str() == package)
+        .unwrap_or_else(|| panic!("{package} is a workspace member"));
+    let mut seen = BTreeSet::new();
+    let mut stack = vec![&start.id];
+    while let Some(id) = stack.pop() {
+        for dependency in &nodes[id].deps {
+            let builds = dependency.dep_kinds.iter().any(|k| k.kind == DependencyKind::Normal);
+            if builds && seen.insert(&dependency.pkg) {
+                stack.push(&dependency.pkg);
+            }
+        }
+    }
+    seen.into_iter().map(|id| names[id].to_owned()).collect()
+}
+
+#[test]
+fn the_two_halves_do_not_know_each_other() {
+    let metadata = metadata();
+    for (half, strangers) in [(SERVING_HALF, COMPUTING_ONLY), (COMPUTING_HALF, SERVING_ONLY)] {
+        for package in half {
+            let closure = closure(&metadata, package);
+            for stranger in strangers {
+                assert!(!closure.contains(*stranger), "{package} must build without {stranger}");
+            }
+        }
+    }
+    // The check can see what it looks for.
+    assert!(closure(&metadata, "sconce-kernels").contains("candle-core"));
+    assert!(closure(&metadata, "sconce-server").contains("axum"));
+}
+
+#[test]
+fn without_the_feature_nothing_of_cuda_is_built() {
+    let output = Command::new(env!("CARGO"))
+        .args(["tree", "--locked", "--offline", "--edges", "normal,build", "--prefix", "none"])
+        .current_dir(root())
+        .output()
+        .expect("cargo tree runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let tree = String::from_utf8(output.stdout).expect("crate names are UTF-8");
+    assert!(tree.contains("candle-core"), "cargo tree shows the computing half");
+    for package in ["cudarc", "candle-kernels", "cudaforge"] {
+        assert!(!tree.contains(package), "{package} is built without the feature `cuda`");
+    }
+}
+
+#[test]
+fn files_are_one_room_each() {
+    for (path, text) in sources(&["rs", "cu", "cuh", "h", "py", "sh"]) {
+        let lines = text.lines().count();
+        assert!(lines <= MAX_LINES, "{} has {lines} lines, over {MAX_LINES}", path.display());
+        let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+        assert!(!BANNED_STEMS.contains(&stem), "{} names no room", path.display());
+    }
+}
+
+#[test]
+fn unsafe_code_lives_in_kernels() {
+    let word = concat!("uns", "afe");
+    for (path, text) in sources(&["rs"]) {
+        if path.starts_with(root().join("kernels")) {
+            continue;
+        }
+        for (number, line) in text.lines().enumerate() {
+            let code = line.split("//").next().unwrap_or_default();
+            let is_block = [" {", " fn", " impl", " extern"]
+                .iter()
+                .any(|after| code.contains(&format!("{word}{after}")));
+            assert!(!is_block, "{}:{} has {word} code", path.display(), number + 1);
+        }
+    }
+}
+
+#[test]
+fn nothing_is_left_open_or_left_out() {
+    let markers =
+        [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("todo", "!("), concat!("#[igno", "re")];
+    for (path, text) in sources(&["rs", "cu", "cuh", "py", "sh", "toml"]) {
+        for marker in markers {
+            assert!(!text.contains(marker), "{} holds {marker}", path.display());
+        }
+    }
+}
+
+#[test]
+fn every_version_is_the_workspaces() {
+    for (path, text) in sources(&["toml"]) {
+        if path.file_name().is_none_or(|name| name != "Cargo.toml") || path == root().join("Cargo.toml")
+        {
+            continue;
+        }
+        let mut in_dependencies = false;
+        for line in text.lines() {
+            if line.starts_with('[') {
+                in_dependencies = line.contains("dependencies");
+            } else if in_dependencies && line.contains('=') {
+                assert!(line.contains("workspace = true"), "{}: {line}", path.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn documents_a_reader_expects_are_there() {
+    for name in ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE"] {
+        assert!(Path::new(&root()).join(name).is_file(), "{name} is missing");
+    }
+}
