@@ -1,1 +1,18 @@
-//! Continuous batching and the paged KV block pool as pure state machines.
+//! Continuous batching as a pure state machine.
+//!
+//! [`Scheduler`] decides what each step computes, [`BlockPool`] who holds which
+//! block of the KV cache. There is no clock, thread, randomness or device in
+//! here: the same calls give the same answers, so both run in a deterministic
+//! simulation. [`FakeExecutor`] is the other side of that simulation.
+
+mod block_pool;
+mod config;
+mod fake_executor;
+mod queue;
+mod scheduler;
+mod sequence;
+
+pub use block_pool::BlockPool;
+pub use config::{ConfigError, SchedulerConfig};
+pub use fake_executor::{FakeExecutor, Fault};
+pub use scheduler::{Finish, Output, Refusal, Request, Scheduler, SchedulerStats};

@@ -1,1 +1,286 @@
 //! The CPU form of every operation.
+//!
+//! Weights and the KV cache lie in panels that one inner loop reads
+//! ([`mod@tile`]); everything else is elementwise ([`mod@vector`]). Instruction
+//! sets are chosen when the program runs.
+
+mod aligned;
+mod isa;
+mod kv_cache;
+mod packed;
+mod shared_mut;
+mod threads;
+mod tile;
+mod vector;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use aligned::AlignedVec;
+use candle_core::Tensor;
+pub use isa::Isa;
+pub use kv_cache::CpuKvCache;
+pub(crate) use kv_cache::Half;
+pub use packed::PackedMatrix;
+pub(crate) use shared_mut::SharedMut;
+pub use threads::ThreadPool;
+pub(crate) use tile::{ACC_STRIDE, LANES, MAX_PANELS, MAX_ROWS, Tile, TileKernels};
+pub(crate) use vector::*;
+
+use crate::{
+    AttentionParams, Backend, Dtype, ForwardBatch, KernelError, KvLayout,
+    ops::{
+        embedding, linear, paged_attention, rms_norm, rope_and_cache, sampling,
+        sampling::{Logprobs, SampleRequest, Sampled},
+        silu_mul,
+    },
+};
+
+/// How a [`Cpu`] computes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CpuConfig {
+    /// Threads, the caller's included; one for each core if not given.
+    pub threads: Option<usize>,
+    /// Instructions; the best that the processor has if not given.
+    pub isa: Option<Isa>,
+}
+
+/// A processor as a [`Backend`].
+pub struct Cpu {
+    pub(crate) pool: ThreadPool,
+    pub(crate) isa: Isa,
+    /// One for each thread; a thread locks its own only.
+    pub(crate) scratch: Vec<Mutex<Scratch>>,
+    /// Inputs rounded to bf16, `[rows, k]`.
+    pub(crate) rounded: Vec<u16>,
+}
+
+/// A thread's working memory. It grows to the largest need and stays.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    pub(crate) attention: paged_attention::Scratch,
+    pub(crate) sampling: sampling::Scratch,
+}
+
+/// Activations `[capacity, cols]` in f32.
+pub struct CpuBuffer {
+    data: AlignedVec<f32>,
+    capacity: usize,
+    cols: usize,
+}
+
+impl CpuBuffer {
+    /// Rows that fit.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Elements of a row.
+    #[must_use]
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// The first `rows` rows.
+    #[must_use]
+    pub fn rows(&self, rows: usize) -> &[f32] {
+        &self.data[..rows * self.cols]
+    }
+
+    /// The first `rows` rows.
+    pub fn rows_mut(&mut self, rows: usize) -> &mut [f32] {
+        &mut self.data[..rows * self.cols]
+    }
+
+    /// One row.
+    #[must_use]
+    pub fn row(&self, row: usize) -> &[f32] {
+        &self.data[row * self.cols..][..self.cols]
+    }
+
+    /// Checks that the buffer has `rows` rows of `cols`.
+    pub(crate) fn check(
+        &self,
+        op: &'static str,
+        what: &'static str,
+        rows: usize,
+        cols: usize,
+    ) -> Result<(), KernelError> {
+        if self.cols == cols && rows <= self.capacity {
+            return Ok(());
+        }
+        Err(KernelError::Shape {
+            op,
+            what,
+            got: format!("[{}, {}]", self.capacity, self.cols),
+            expected: format!("[at least {rows}, {cols}]"),
+        })
+    }
+}
+
+impl Cpu {
+    /// A backend of this processor.
+    ///
+    /// # Panics
+    /// If the configuration names instructions that the processor has not.
+    #[must_use]
+    pub fn new(config: CpuConfig) -> Self {
+        let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let isa = config.isa.unwrap_or_else(Isa::detect);
+        assert!(Isa::available().contains(&isa), "this processor has no {}", isa.name());
+        let pool = ThreadPool::new(config.threads.unwrap_or_else(cores));
+        let scratch = (0..pool.num_threads()).map(|_| Mutex::default()).collect();
+        Self { pool, isa, scratch, rounded: Vec::new() }
+    }
+
+    /// The instructions in use.
+    #[must_use]
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    pub(crate) fn scratch(&self, thread: usize) -> MutexGuard<'_, Scratch> {
+        self.scratch[thread].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Backend for Cpu {
+    type Buffer = CpuBuffer;
+    type Matrix = PackedMatrix;
+    type Vector = Vec<f32>;
+    type KvCache = CpuKvCache;
+
+    fn describe(&self) -> String {
+        format!("CPU, {} threads, {}", self.pool.num_threads(), self.isa.name())
+    }
+
+    fn buffer(&self, capacity: usize, cols: usize) -> Result<CpuBuffer, KernelError> {
+        let what = format!("activations [{capacity}, {cols}]");
+        let len = capacity.checked_mul(cols);
+        let len = len
+            .ok_or_else(|| KernelError::OutOfMemory { what: what.clone(), bytes: usize::MAX })?;
+        Ok(CpuBuffer { data: AlignedVec::zeroed(len, &what)?, capacity, cols })
+    }
+
+    fn matrix(&self, parts: &[Tensor], dtype: Dtype) -> Result<PackedMatrix, KernelError> {
+        PackedMatrix::pack(&self.pool, parts, dtype)
+    }
+
+    fn vector(&self, parts: &[Tensor]) -> Result<Vec<f32>, KernelError> {
+        packed::read_vector(parts)
+    }
+
+    fn kv_cache(&self, layout: KvLayout) -> Result<CpuKvCache, KernelError> {
+        CpuKvCache::new(layout)
+    }
+
+    fn read(&mut self, buffer: &CpuBuffer, rows: usize) -> Result<Vec<f32>, KernelError> {
+        buffer.check("read", "the buffer", rows, buffer.cols)?;
+        Ok(buffer.rows(rows).to_vec())
+    }
+
+    fn embedding_gather(
+        &mut self,
+        batch: &ForwardBatch,
+        table: &PackedMatrix,
+        out: &mut CpuBuffer,
+    ) -> Result<(), KernelError> {
+        embedding::embedding_gather(self, batch, table, out)
+    }
+
+    fn gather_rows(
+        &mut self,
+        rows: &[u32],
+        x: &CpuBuffer,
+        out: &mut CpuBuffer,
+    ) -> Result<(), KernelError> {
+        embedding::gather_rows(rows, x, out)
+    }
+
+    fn rms_norm(
+        &mut self,
+        rows: usize,
+        x: &CpuBuffer,
+        weight: &Vec<f32>,
+        eps: f32,
+        out: &mut CpuBuffer,
+    ) -> Result<(), KernelError> {
+        rms_norm::rms_norm(self, rows, x, weight, eps, out)
+    }
+
+    fn linear(
+        &mut self,
+        rows: usize,
+        x: &CpuBuffer,
+        w: &PackedMatrix,
+        bias: Option<&Vec<f32>>,
+        out: &mut CpuBuffer,
+    ) -> Result<(), KernelError> {
+        linear::linear(self, rows, x, w, bias.map(Vec::as_slice), false, out)
+    }
+
+    fn linear_add(
+        &mut self,
+        rows: usize,
+        x: &CpuBuffer,
+        w: &PackedMatrix,
+        bias: Option<&Vec<f32>>,
+        out: &mut CpuBuffer,
+    ) -> Result<(), KernelError> {
+        linear::linear(self, rows, x, w, bias.map(Vec::as_slice), true, out)
+    }
+
+    fn rope_and_cache(
+        &mut self,
+        batch: &ForwardBatch,
+        params: &AttentionParams,
+        rope: &Vec<f32>,
+        qk_norm: Option<(&Vec<f32>, &Vec<f32>, f32)>,
+        layer: usize,
+        qkv: &mut CpuBuffer,
+        cache: &mut CpuKvCache,
+    ) -> Result<(), KernelError> {
+        let qk_norm = qk_norm.map(|(q, k, eps)| (q.as_slice(), k.as_slice(), eps));
+        rope_and_cache::rope_and_cache(self, batch, params, rope, qk_norm, layer, qkv, cache)
+    }
+
+    fn paged_attention(
+        &mut self,
+        batch: &ForwardBatch,
+        params: &AttentionParams,
+        layer: usize,
+        qkv: &CpuBuffer,
+        cache: &CpuKvCache,
+        out: &mut CpuBuffer,
+    ) -> Result<(), KernelError> {
+        paged_attention::paged_attention(self, batch, params, layer, qkv, cache, out)
+    }
+
+    fn silu_mul(
+        &mut self,
+        rows: usize,
+        gate_up: &CpuBuffer,
+        out: &mut CpuBuffer,
+    ) -> Result<(), KernelError> {
+        silu_mul::silu_mul(self, rows, gate_up, out)
+    }
+
+    fn sample(
+        &mut self,
+        logits: &mut CpuBuffer,
+        requests: &[SampleRequest<'_>],
+        out: &mut Vec<Sampled>,
+    ) -> Result<(), KernelError> {
+        sampling::sample(self, logits, requests, out)
+    }
+
+    fn logprobs(
+        &mut self,
+        logits: &CpuBuffer,
+        tokens: &[u32],
+        num_top: &[u32],
+        out: &mut Vec<Logprobs>,
+    ) -> Result<(), KernelError> {
+        sampling::logprobs(self, logits, tokens, num_top, out)
+    }
+}

@@ -1,4 +1,23 @@
 //! One file an operation: its operands' checks, its CPU form, and (with the
 //! feature `cuda`) the launch of the `.cu` file of the same stem.
 
+pub(crate) mod embedding;
+pub(crate) mod linear;
+pub(crate) mod paged_attention;
+pub(crate) mod rms_norm;
+pub(crate) mod rope_and_cache;
 pub mod sampling;
+pub(crate) mod silu_mul;
+
+use crate::KernelError;
+
+/// A shape error, unless `ok`.
+fn ensure(
+    ok: bool,
+    op: &'static str,
+    what: &'static str,
+    got: impl FnOnce() -> String,
+    expected: impl FnOnce() -> String,
+) -> Result<(), KernelError> {
+    if ok { Ok(()) } else { Err(KernelError::Shape { op, what, got: got(), expected: expected() }) }
+}

@@ -1,0 +1,62 @@
+//! The scheduler's limits, fixed at its start.
+
+use sconce_types::BLOCK_SIZE;
+
+/// What a scheduler may use. Everything in it is bounded by these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SchedulerConfig {
+    /// Sequences that run at once.
+    pub max_num_seqs: usize,
+    /// Tokens computed in one step, prefill and decode alike.
+    pub max_num_batched_tokens: usize,
+    /// Tokens of prompt and output together.
+    pub max_model_len: usize,
+    /// Blocks in the KV cache.
+    pub num_blocks: usize,
+    /// Requests that may wait.
+    pub max_queued: usize,
+}
+
+/// Limits that contradict each other.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field} is {value}, but must be {accepted}")]
+pub struct ConfigError {
+    /// The limit.
+    pub field: &'static str,
+    /// Its value.
+    pub value: usize,
+    /// What would be accepted.
+    pub accepted: &'static str,
+}
+
+impl SchedulerConfig {
+    /// Checks the limits.
+    ///
+    /// # Errors
+    /// The first limit that nothing could run under.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let Self { max_num_seqs, max_num_batched_tokens, max_model_len, num_blocks, max_queued } =
+            *self;
+        for (field, value) in [
+            ("max_num_seqs", max_num_seqs),
+            ("max_num_batched_tokens", max_num_batched_tokens),
+            ("num_blocks", num_blocks),
+            ("max_queued", max_queued),
+        ] {
+            if value == 0 || value > u32::MAX as usize {
+                return Err(ConfigError { field, value, accepted: "from 1 to 4294967295" });
+            }
+        }
+        if max_model_len < 2 {
+            let accepted = "at least 2: a token of prompt and one of output";
+            return Err(ConfigError { field: "max_model_len", value: max_model_len, accepted });
+        }
+        Ok(())
+    }
+
+    /// Blocks that a sequence of so many tokens holds.
+    #[must_use]
+    pub const fn blocks_for(num_tokens: usize) -> usize {
+        num_tokens.div_ceil(BLOCK_SIZE)
+    }
+}

@@ -1,0 +1,70 @@
+//! One request's state.
+
+use std::sync::Arc;
+
+use sconce_types::{BlockId, RequestId, SamplingParams, Slot, TokenId};
+
+/// A request between its arrival and its end.
+#[derive(Clone, Debug)]
+pub(crate) struct Sequence {
+    pub(crate) id: RequestId,
+    pub(crate) params: Arc<SamplingParams>,
+    /// Prompt, then output. The token sampled last may be unknown yet: it is
+    /// counted by `num_in_flight`, not held here.
+    pub(crate) tokens: Vec<TokenId>,
+    pub(crate) prompt_len: usize,
+    /// Tokens whose keys and values are in the cache, or will be once the
+    /// steps scheduled so far are computed.
+    pub(crate) num_computed_tokens: usize,
+    /// Tokens being sampled by steps that are not committed yet.
+    pub(crate) num_in_flight: usize,
+    /// Append-only while it runs.
+    pub(crate) block_table: Vec<BlockId>,
+    /// Its seat; `None` while it waits.
+    pub(crate) slot: Option<Slot>,
+    /// Prompt log-probabilities up to this position were reported.
+    pub(crate) prompt_logprobs_reported: usize,
+    /// Whether its seat was taken in a step and has sampled there, so that the
+    /// executor knows the newest token.
+    pub(crate) sampled_in_seat: bool,
+}
+
+impl Sequence {
+    pub(crate) fn new(id: RequestId, prompt: Vec<TokenId>, params: Arc<SamplingParams>) -> Self {
+        Self {
+            id,
+            params,
+            prompt_len: prompt.len(),
+            tokens: prompt,
+            num_computed_tokens: 0,
+            num_in_flight: 0,
+            block_table: Vec::new(),
+            slot: None,
+            prompt_logprobs_reported: 1,
+            sampled_in_seat: false,
+        }
+    }
+
+    /// Tokens known or being sampled.
+    pub(crate) fn len(&self) -> usize {
+        self.tokens.len() + self.num_in_flight
+    }
+
+    /// Tokens still to be computed.
+    pub(crate) fn num_pending(&self) -> usize {
+        self.len() - self.num_computed_tokens
+    }
+
+    /// Generated tokens, those in flight included.
+    pub(crate) fn num_output_tokens(&self) -> usize {
+        self.len() - self.prompt_len
+    }
+
+    /// Back to the start, keeping what was generated.
+    pub(crate) fn reset(&mut self) -> Option<Slot> {
+        self.num_computed_tokens = 0;
+        self.num_in_flight = 0;
+        self.sampled_in_seat = false;
+        self.slot.take()
+    }
+}

@@ -1,0 +1,54 @@
+//! Which instructions the processor has, found out when the program starts.
+
+/// A level of vector instructions. Each level's kernels use what the levels
+/// below have too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Isa {
+    /// What the compiler's target has.
+    Portable,
+    /// AVX2 and FMA.
+    Avx2,
+    /// AVX-512 F, BW, DQ and VL.
+    Avx512,
+    /// AVX-512 with `vdpbf16ps`.
+    Avx512Bf16,
+}
+
+impl Isa {
+    /// The highest level that this processor has.
+    #[must_use]
+    pub fn detect() -> Self {
+        Self::available().last().copied().unwrap_or(Self::Portable)
+    }
+
+    /// Every level that this processor has, lowest first.
+    #[must_use]
+    pub fn available() -> Vec<Self> {
+        let mut levels = vec![Self::Portable];
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::is_x86_feature_detected as has;
+            if has!("avx2") && has!("fma") {
+                levels.push(Self::Avx2);
+                if has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl") {
+                    levels.push(Self::Avx512);
+                    if has!("avx512bf16") {
+                        levels.push(Self::Avx512Bf16);
+                    }
+                }
+            }
+        }
+        levels
+    }
+
+    /// The level's name, for people.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Portable => "portable",
+            Self::Avx2 => "AVX2",
+            Self::Avx512 => "AVX-512",
+            Self::Avx512Bf16 => "AVX-512 BF16",
+        }
+    }
+}

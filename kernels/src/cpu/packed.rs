@@ -1,0 +1,224 @@
+//! Weights in panels.
+#![expect(unsafe_code, reason = "tasks write disjoint panels of one allocation")]
+
+use candle_core::{DType, Tensor};
+use half::{bf16, f16};
+
+use super::{
+    aligned::AlignedVec,
+    shared_mut::SharedMut,
+    threads::ThreadPool,
+    tile::LANES,
+    vector::bf16_bits,
+};
+use crate::{Dtype, KernelError};
+
+/// A weight `[n, k]` in panels of 16 output columns, as [`super::tile`] reads
+/// them. `n` is padded to 16 and, in bf16, `k` to 2, with zeros.
+pub struct PackedMatrix {
+    n: usize,
+    k: usize,
+    data: Panels,
+}
+
+enum Panels {
+    F32(AlignedVec<f32>),
+    Bf16(AlignedVec<u16>),
+}
+
+impl PackedMatrix {
+    /// Packs the parts, `[n_i, k]` each, on top of each other.
+    pub(crate) fn pack(
+        pool: &ThreadPool,
+        parts: &[Tensor],
+        dtype: Dtype,
+    ) -> Result<Self, KernelError> {
+        let op = "matrix";
+        let mut n = 0;
+        let mut k = None;
+        for part in parts {
+            let (rows, cols) = part.dims2()?;
+            if *k.get_or_insert(cols) != cols {
+                return Err(KernelError::Shape {
+                    op,
+                    what: "columns of a part",
+                    got: cols.to_string(),
+                    expected: format!("{} as in the first part", k.unwrap_or(0)),
+                });
+            }
+            n += rows;
+        }
+        let k = k.filter(|&k| k > 0 && n > 0).ok_or_else(|| KernelError::Shape {
+            op,
+            what: "the weight",
+            got: format!("{} parts of {n} rows", parts.len()),
+            expected: "at least one row and one column".to_owned(),
+        })?;
+        let mut packed = Self::zeroed(n, k, dtype)?;
+        let mut row = 0;
+        for part in parts {
+            let part = part.contiguous()?;
+            let rows = part.dims2()?.0;
+            packed.fill(pool, row, &part)?;
+            row += rows;
+        }
+        Ok(packed)
+    }
+
+    fn zeroed(n: usize, k: usize, dtype: Dtype) -> Result<Self, KernelError> {
+        let what = format!("a weight [{n}, {k}]");
+        let columns = n.div_ceil(LANES) * LANES;
+        let data = match dtype {
+            Dtype::F32 => Panels::F32(AlignedVec::zeroed(columns * k, &what)?),
+            Dtype::Bf16 => Panels::Bf16(AlignedVec::zeroed(columns * k.div_ceil(2) * 2, &what)?),
+        };
+        Ok(Self { n, k, data })
+    }
+
+    /// Writes a part's rows from `first_row` on.
+    fn fill(&mut self, pool: &ThreadPool, first_row: usize, part: &Tensor) -> Result<(), KernelError> {
+        use candle_core::{CpuStorage, Storage};
+        let (storage, layout) = part.storage_and_layout();
+        let offset = layout.start_offset();
+        let Storage::Cpu(storage) = &*storage else {
+            return Err(candle_core::Error::Msg("weights are packed from CPU tensors".into()).into());
+        };
+        let len = part.elem_count();
+        match storage {
+            CpuStorage::F32(x) => self.fill_from(pool, first_row, &x[offset..offset + len], |x| x),
+            CpuStorage::BF16(x) => {
+                self.fill_from(pool, first_row, &x[offset..offset + len], bf16::to_f32);
+            }
+            CpuStorage::F16(x) => {
+                self.fill_from(pool, first_row, &x[offset..offset + len], f16::to_f32);
+            }
+            _ => return Err(KernelError::Dtype { op: "matrix", got: part.dtype() }),
+        }
+        Ok(())
+    }
+
+    fn fill_from<T: Copy + Sync>(
+        &mut self,
+        pool: &ThreadPool,
+        first_row: usize,
+        source: &[T],
+        to_f32: impl Fn(T) -> f32 + Sync,
+    ) {
+        let k = self.k;
+        let rows = source.len() / k;
+        let first_panel = first_row / LANES;
+        let num_panels = (first_row + rows).div_ceil(LANES) - first_panel;
+        let dtype_steps = self.steps();
+        let (f32s, bf16s) = match &mut self.data {
+            Panels::F32(data) => (SharedMut::new(data), SharedMut::new(&mut [])),
+            Panels::Bf16(data) => (SharedMut::new(&mut []), SharedMut::new(data)),
+        };
+        let is_f32 = f32s.len() > 0;
+        pool.run(num_panels, &|_, task| {
+            let panel = first_panel + task;
+            let from = (panel * LANES).max(first_row);
+            let to = ((panel + 1) * LANES).min(first_row + rows);
+            for row in from..to {
+                let lane = row % LANES;
+                let values = &source[(row - first_row) * k..][..k];
+                if is_f32 {
+                    // SAFETY: each panel belongs to one task.
+                    let out = unsafe { f32s.slice(panel * k * LANES, k * LANES) };
+                    for (i, &value) in values.iter().enumerate() {
+                        out[i * LANES + lane] = to_f32(value);
+                    }
+                } else {
+                    let len = dtype_steps * 2 * LANES;
+                    // SAFETY: each panel belongs to one task.
+                    let out = unsafe { bf16s.slice(panel * len, len) };
+                    for (i, &value) in values.iter().enumerate() {
+                        out[(i / 2) * 2 * LANES + lane * 2 + i % 2] = bf16_bits(to_f32(value));
+                    }
+                }
+            }
+        });
+    }
+
+    /// Output columns: rows of the checkpoint's weight.
+    #[must_use]
+    pub fn n(&self) -> usize {
+        self.n
+    }
+
+    /// Inputs.
+    #[must_use]
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// The element type.
+    #[must_use]
+    pub fn dtype(&self) -> Dtype {
+        match self.data {
+            Panels::F32(_) => Dtype::F32,
+            Panels::Bf16(_) => Dtype::Bf16,
+        }
+    }
+
+    /// Bytes that the panels take.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        match &self.data {
+            Panels::F32(data) => data.len() * 4,
+            Panels::Bf16(data) => data.len() * 2,
+        }
+    }
+
+    /// Steps of a tile over k.
+    pub(crate) fn steps(&self) -> usize {
+        match self.dtype() {
+            Dtype::F32 => self.k,
+            Dtype::Bf16 => self.k.div_ceil(2),
+        }
+    }
+
+    pub(crate) fn num_panels(&self) -> usize {
+        self.n.div_ceil(LANES)
+    }
+
+    /// Where a panel starts; a step of it is 64 bytes.
+    pub(crate) fn panel(&self, panel: usize) -> *const u8 {
+        let start = panel * self.steps() * LANES;
+        match &self.data {
+            Panels::F32(data) => data[start..].as_ptr().cast(),
+            Panels::Bf16(data) => data[start * 2..].as_ptr().cast(),
+        }
+    }
+
+    /// Reads row `row` of the weight back: `out [k]`.
+    pub(crate) fn read_row(&self, row: usize, out: &mut [f32]) {
+        let (panel, lane) = (row / LANES, row % LANES);
+        match &self.data {
+            Panels::F32(data) => {
+                let panel = &data[panel * self.k * LANES..][..self.k * LANES];
+                for (out, step) in out.iter_mut().zip(panel.chunks_exact(LANES)) {
+                    *out = step[lane];
+                }
+            }
+            Panels::Bf16(data) => {
+                let len = self.steps() * 2 * LANES;
+                let panel = &data[panel * len..][..len];
+                for (out, step) in out.chunks_mut(2).zip(panel.chunks_exact(2 * LANES)) {
+                    for (out, &bits) in out.iter_mut().zip(&step[lane * 2..]) {
+                        *out = f32::from_bits(u32::from(bits) << 16);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A vector's parts end to end, in f32.
+pub(crate) fn read_vector(parts: &[Tensor]) -> Result<Vec<f32>, KernelError> {
+    let mut out = Vec::new();
+    for part in parts {
+        part.dims1()?;
+        out.extend(part.to_dtype(DType::F32)?.to_vec1::<f32>()?);
+    }
+    Ok(out)
+}

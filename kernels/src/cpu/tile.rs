@@ -1,0 +1,361 @@
+//! The one inner loop of matrix products and attention.
+//!
+//! A *panel* is a weight's 16 output columns with k in sequence, so that one
+//! vector holds the same k of 16 columns:
+//!
+//! ```text
+//! f32   [k][16]                 one step of the loop takes one k
+//! bf16  [k / 2][16][2]          one step takes two, as vdpbf16ps does
+//! ```
+//!
+//! A *tile* multiplies up to [`MAX_ROWS`] input rows with up to [`MAX_PANELS`]
+//! panels. Each of its sums is one chain over k, started at zero or at what the
+//! accumulator holds, so no sum depends on how many rows or panels the tile has.
+#![expect(unsafe_code, reason = "vector loads through pointers whose bounds the caller checks")]
+
+use super::Isa;
+use crate::Dtype;
+
+/// Columns of a panel.
+pub(crate) const LANES: usize = 16;
+/// Rows of a tile at most.
+pub(crate) const MAX_ROWS: usize = 6;
+/// Panels of a tile at most.
+pub(crate) const MAX_PANELS: usize = 4;
+
+/// A tile's operands.
+pub(crate) struct Tile {
+    /// The first input row: elements of the panel's dtype, k in sequence.
+    pub(crate) a: *const u8,
+    /// Bytes from one input row to the next.
+    pub(crate) a_stride: usize,
+    /// The panels.
+    pub(crate) panels: [*const u8; MAX_PANELS],
+    /// Steps over k: single k in f32, pairs in bf16.
+    pub(crate) steps: usize,
+    /// `[MAX_ROWS][MAX_PANELS * 16]`, of which the tile's rows and panels are used.
+    pub(crate) acc: *mut f32,
+    /// Start from `acc` instead of zero.
+    pub(crate) resume: bool,
+}
+
+/// Floats from one row of a tile's accumulator to the next.
+pub(crate) const ACC_STRIDE: usize = MAX_PANELS * LANES;
+
+/// Computes a tile of a fixed number of rows and panels.
+///
+/// # Safety
+/// The processor has the kernel's instructions; `a` has `steps` steps in each
+/// of the tile's rows; each of the tile's panels has `steps` steps; `acc` has
+/// the rows and panels of the tile.
+pub(crate) type TileFn = unsafe fn(&Tile);
+
+/// The tiles of one instruction set and dtype.
+#[derive(Clone, Copy)]
+pub(crate) struct TileKernels {
+    fns: &'static [[TileFn; MAX_PANELS]; MAX_ROWS],
+    /// The number of rows and panels that the registers hold.
+    pub(crate) best_rows: usize,
+    pub(crate) best_panels: usize,
+}
+
+impl TileKernels {
+    pub(crate) fn select(isa: Isa, dtype: Dtype) -> Self {
+        match (isa, dtype) {
+            (Isa::Portable, Dtype::F32) => Self::new(&portable::F32, 2, 2),
+            (Isa::Portable, Dtype::Bf16) => Self::new(&portable::BF16, 2, 2),
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx2, Dtype::F32) => Self::new(&x86::AVX2_F32, 3, 2),
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx2, Dtype::Bf16) => Self::new(&x86::AVX2_BF16, 3, 2),
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512 | Isa::Avx512Bf16, Dtype::F32) => Self::new(&x86::AVX512_F32, 6, 4),
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512, Dtype::Bf16) => Self::new(&x86::AVX512_BF16, 6, 4),
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512Bf16, Dtype::Bf16) => Self::new(&x86::DPBF16, 6, 4),
+            #[cfg(not(target_arch = "x86_64"))]
+            (_, Dtype::F32) => Self::new(&portable::F32, 2, 2),
+            #[cfg(not(target_arch = "x86_64"))]
+            (_, Dtype::Bf16) => Self::new(&portable::BF16, 2, 2),
+        }
+    }
+
+    const fn new(
+        fns: &'static [[TileFn; MAX_PANELS]; MAX_ROWS],
+        best_rows: usize,
+        best_panels: usize,
+    ) -> Self {
+        Self { fns, best_rows, best_panels }
+    }
+
+    /// Computes a tile of `rows` and `panels`.
+    ///
+    /// # Safety
+    /// As for [`TileFn`]; the kernels were selected for this processor.
+    pub(crate) unsafe fn run(&self, rows: usize, panels: usize, tile: &Tile) {
+        // SAFETY: passed on to the caller.
+        unsafe { self.fns[rows - 1][panels - 1](tile) }
+    }
+}
+
+/// All sizes of one kernel, as a table.
+macro_rules! table {
+    ($kernel:ident) => {
+        [
+            [$kernel::<1, 1>, $kernel::<1, 2>, $kernel::<1, 3>, $kernel::<1, 4>],
+            [$kernel::<2, 1>, $kernel::<2, 2>, $kernel::<2, 3>, $kernel::<2, 4>],
+            [$kernel::<3, 1>, $kernel::<3, 2>, $kernel::<3, 3>, $kernel::<3, 4>],
+            [$kernel::<4, 1>, $kernel::<4, 2>, $kernel::<4, 3>, $kernel::<4, 4>],
+            [$kernel::<5, 1>, $kernel::<5, 2>, $kernel::<5, 3>, $kernel::<5, 4>],
+            [$kernel::<6, 1>, $kernel::<6, 2>, $kernel::<6, 3>, $kernel::<6, 4>],
+        ]
+    };
+}
+
+mod portable {
+    use super::{ACC_STRIDE, LANES, MAX_PANELS, MAX_ROWS, Tile, TileFn};
+
+    pub(super) static F32: [[TileFn; MAX_PANELS]; MAX_ROWS] = table!(f32_tile);
+    pub(super) static BF16: [[TileFn; MAX_PANELS]; MAX_ROWS] = table!(bf16_tile);
+
+    fn widen(bits: u16) -> f32 {
+        f32::from_bits(u32::from(bits) << 16)
+    }
+
+    unsafe fn f32_tile<const R: usize, const P: usize>(tile: &Tile) {
+        for r in 0..R {
+            for p in 0..P {
+                // SAFETY: the caller vouches for all rows, panels and the accumulator.
+                let (a, panel, acc) = unsafe {
+                    (
+                        std::slice::from_raw_parts(
+                            tile.a.add(r * tile.a_stride).cast::<f32>(),
+                            tile.steps,
+                        ),
+                        std::slice::from_raw_parts(
+                            tile.panels[p].cast::<[f32; LANES]>(),
+                            tile.steps,
+                        ),
+                        &mut *tile.acc.add(r * ACC_STRIDE + p * LANES).cast::<[f32; LANES]>(),
+                    )
+                };
+                let mut sum = if tile.resume { *acc } else { [0.0; LANES] };
+                for (&a, w) in a.iter().zip(panel) {
+                    for (sum, &w) in sum.iter_mut().zip(w) {
+                        *sum += a * w;
+                    }
+                }
+                *acc = sum;
+            }
+        }
+    }
+
+    unsafe fn bf16_tile<const R: usize, const P: usize>(tile: &Tile) {
+        for r in 0..R {
+            for p in 0..P {
+                // SAFETY: the caller vouches for all rows, panels and the accumulator.
+                let (a, panel, acc) = unsafe {
+                    (
+                        std::slice::from_raw_parts(
+                            tile.a.add(r * tile.a_stride).cast::<[u16; 2]>(),
+                            tile.steps,
+                        ),
+                        std::slice::from_raw_parts(
+                            tile.panels[p].cast::<[[u16; 2]; LANES]>(),
+                            tile.steps,
+                        ),
+                        &mut *tile.acc.add(r * ACC_STRIDE + p * LANES).cast::<[f32; LANES]>(),
+                    )
+                };
+                let mut sum = if tile.resume { *acc } else { [0.0; LANES] };
+                for (&[a0, a1], w) in a.iter().zip(panel) {
+                    let (a0, a1) = (widen(a0), widen(a1));
+                    for (sum, &[w0, w1]) in sum.iter_mut().zip(w) {
+                        *sum += a0 * widen(w0);
+                        *sum += a1 * widen(w1);
+                    }
+                }
+                *acc = sum;
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::{ACC_STRIDE, LANES, MAX_PANELS, MAX_ROWS, Tile, TileFn};
+
+    pub(super) static AVX2_F32: [[TileFn; MAX_PANELS]; MAX_ROWS] = table!(avx2_f32);
+    pub(super) static AVX2_BF16: [[TileFn; MAX_PANELS]; MAX_ROWS] = table!(avx2_bf16);
+    pub(super) static AVX512_F32: [[TileFn; MAX_PANELS]; MAX_ROWS] = table!(avx512_f32);
+    pub(super) static AVX512_BF16: [[TileFn; MAX_PANELS]; MAX_ROWS] = table!(avx512_bf16);
+    pub(super) static DPBF16: [[TileFn; MAX_PANELS]; MAX_ROWS] = table!(dpbf16);
+
+    /// The loop around one step: accumulators in registers, one chain each.
+    macro_rules! tile_loop {
+        ($tile:ident, $vector:ty, $vectors:literal, $zero:expr, $load:ident, $store:ident,
+         |$a:ident, $w:ident, $acc:ident| $step:block) => {{
+            const V: usize = $vectors;
+            const WIDTH: usize = LANES / V;
+            let mut $acc: [[[$vector; V]; P]; R] = [[[$zero; V]; P]; R];
+            if $tile.resume {
+                for r in 0..R {
+                    for p in 0..P {
+                        for v in 0..V {
+                            $acc[r][p][v] =
+                                $load($tile.acc.add(r * ACC_STRIDE + p * LANES + v * WIDTH));
+                        }
+                    }
+                }
+            }
+            for step in 0..$tile.steps {
+                // Four bytes a row (one f32, or a pair of bf16), 64 a panel.
+                let mut $a: [*const f32; R] = [std::ptr::null(); R];
+                let mut $w: [*const f32; P] = [std::ptr::null(); P];
+                for r in 0..R {
+                    $a[r] = $tile.a.add(r * $tile.a_stride + step * 4).cast();
+                }
+                for p in 0..P {
+                    $w[p] = $tile.panels[p].add(step * 64).cast();
+                }
+                $step
+            }
+            for r in 0..R {
+                for p in 0..P {
+                    for v in 0..V {
+                        $store(
+                            $tile.acc.add(r * ACC_STRIDE + p * LANES + v * WIDTH),
+                            $acc[r][p][v],
+                        );
+                    }
+                }
+            }
+        }};
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn avx2_f32<const R: usize, const P: usize>(tile: &Tile) {
+        // SAFETY: the caller vouches for all rows, panels and the accumulator.
+        unsafe {
+            tile_loop!(
+                tile, __m256, 2, _mm256_setzero_ps(), _mm256_loadu_ps, _mm256_storeu_ps,
+                |a, w, acc| {
+                    for p in 0..P {
+                        let w = [_mm256_loadu_ps(w[p]), _mm256_loadu_ps(w[p].add(8))];
+                        for r in 0..R {
+                            let a = _mm256_broadcast_ss(&*a[r]);
+                            for v in 0..2 {
+                                acc[r][p][v] = _mm256_fmadd_ps(a, w[v], acc[r][p][v]);
+                            }
+                        }
+                    }
+                }
+            );
+        }
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn avx2_bf16<const R: usize, const P: usize>(tile: &Tile) {
+        // SAFETY: the caller vouches for all rows, panels and the accumulator.
+        unsafe {
+            let high = _mm256_set1_epi32(0xffff_0000_u32.cast_signed());
+            tile_loop!(
+                tile, __m256, 2, _mm256_setzero_ps(), _mm256_loadu_ps, _mm256_storeu_ps,
+                |a, w, acc| {
+                    for p in 0..P {
+                        let pairs = [
+                            _mm256_loadu_si256(w[p].cast()),
+                            _mm256_loadu_si256(w[p].add(8).cast()),
+                        ];
+                        for r in 0..R {
+                            let a = _mm256_castps_si256(_mm256_broadcast_ss(&*a[r]));
+                            let a0 = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(a));
+                            let a1 = _mm256_castsi256_ps(_mm256_and_si256(a, high));
+                            for v in 0..2 {
+                                let w0 = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs[v]));
+                                let w1 = _mm256_castsi256_ps(_mm256_and_si256(pairs[v], high));
+                                let sum = _mm256_fmadd_ps(a0, w0, acc[r][p][v]);
+                                acc[r][p][v] = _mm256_fmadd_ps(a1, w1, sum);
+                            }
+                        }
+                    }
+                }
+            );
+        }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
+    unsafe fn avx512_f32<const R: usize, const P: usize>(tile: &Tile) {
+        // SAFETY: the caller vouches for all rows, panels and the accumulator.
+        unsafe {
+            tile_loop!(
+                tile, __m512, 1, _mm512_setzero_ps(), _mm512_loadu_ps, _mm512_storeu_ps,
+                |a, w, acc| {
+                    let mut ws = [_mm512_setzero_ps(); P];
+                    for p in 0..P {
+                        ws[p] = _mm512_loadu_ps(w[p]);
+                    }
+                    for r in 0..R {
+                        let a = _mm512_set1_ps(*a[r]);
+                        for p in 0..P {
+                            acc[r][p][0] = _mm512_fmadd_ps(a, ws[p], acc[r][p][0]);
+                        }
+                    }
+                }
+            );
+        }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
+    unsafe fn avx512_bf16<const R: usize, const P: usize>(tile: &Tile) {
+        // SAFETY: the caller vouches for all rows, panels and the accumulator.
+        unsafe {
+            let high = _mm512_set1_epi32(0xffff_0000_u32.cast_signed());
+            tile_loop!(
+                tile, __m512, 1, _mm512_setzero_ps(), _mm512_loadu_ps, _mm512_storeu_ps,
+                |a, w, acc| {
+                    for p in 0..P {
+                        let pairs = _mm512_loadu_si512(w[p].cast());
+                        let w0 = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs));
+                        let w1 = _mm512_castsi512_ps(_mm512_and_si512(pairs, high));
+                        for r in 0..R {
+                            let a = _mm512_set1_epi32(a[r].cast::<i32>().read());
+                            let a0 = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(a));
+                            let a1 = _mm512_castsi512_ps(_mm512_and_si512(a, high));
+                            let sum = _mm512_fmadd_ps(a0, w0, acc[r][p][0]);
+                            acc[r][p][0] = _mm512_fmadd_ps(a1, w1, sum);
+                        }
+                    }
+                }
+            );
+        }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+    unsafe fn dpbf16<const R: usize, const P: usize>(tile: &Tile) {
+        // SAFETY: the caller vouches for all rows, panels and the accumulator;
+        // a vector of 16 i32 and one of 32 bf16 are the same 64 bytes.
+        unsafe {
+            tile_loop!(
+                tile, __m512, 1, _mm512_setzero_ps(), _mm512_loadu_ps, _mm512_storeu_ps,
+                |a, w, acc| {
+                    let mut ws = [_mm512_setzero_si512(); P];
+                    for p in 0..P {
+                        ws[p] = _mm512_loadu_si512(w[p].cast());
+                    }
+                    for r in 0..R {
+                        let a: __m512bh =
+                            std::mem::transmute(_mm512_set1_epi32(a[r].cast::<i32>().read()));
+                        for p in 0..P {
+                            let w: __m512bh = std::mem::transmute(ws[p]);
+                            acc[r][p][0] = _mm512_dpbf16_ps(acc[r][p][0], a, w);
+                        }
+                    }
+                }
+            );
+        }
+    }
+}

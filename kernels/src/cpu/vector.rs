@@ -1,0 +1,290 @@
+//! Elementwise loops, compiled once for each instruction set.
+//!
+//! Each loop is plain Rust that the compiler turns into vectors. Every sum runs
+//! over [`WIDTH`] chains that are combined in a fixed order, so its bits depend
+//! on the instruction set and on nothing else.
+#![expect(unsafe_code, reason = "calls into functions compiled for detected instructions")]
+
+use super::Isa;
+
+/// Chains of a sum.
+const WIDTH: usize = 16;
+
+/// Defines a function that runs `$body` compiled for the given instruction set.
+macro_rules! multiversion {
+    ($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $body:ident) => {
+        $(#[$doc])*
+        $vis fn $name(isa: Isa, $($arg: $ty),*) $(-> $ret)? {
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx2,fma")]
+                fn avx2($($arg: $ty),*) $(-> $ret)? {
+                    $body::<true>($($arg),*)
+                }
+                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+                fn avx512($($arg: $ty),*) $(-> $ret)? {
+                    $body::<true>($($arg),*)
+                }
+                match isa {
+                    Isa::Portable => {}
+                    // SAFETY: the level was detected on this processor.
+                    Isa::Avx2 => return unsafe { avx2($($arg),*) },
+                    // SAFETY: the level was detected on this processor.
+                    Isa::Avx512 | Isa::Avx512Bf16 => return unsafe { avx512($($arg),*) },
+                }
+            }
+            let _ = isa;
+            $body::<false>($($arg),*)
+        }
+    };
+}
+
+/// `a * b + c`, fused where the instruction set has it. The portable form must
+/// not call the C library's slow `fma`.
+#[inline(always)]
+fn madd<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
+    if FMA { a.mul_add(b, c) } else { a * b + c }
+}
+
+/// `exp(x)` to about 1e-7, branch-free. Below -87 it is 0, above 88 infinite.
+#[inline(always)]
+fn exp<const FMA: bool>(x: f32) -> f32 {
+    const LOG2_E: f32 = std::f32::consts::LOG2_E;
+    // ln 2 in two parts, so that x - n ln 2 keeps its low bits.
+    const LN2_HIGH: f32 = 0.693_359_4;
+    const LN2_LOW: f32 = -2.121_944_4e-4;
+    let clamped = x.clamp(-87.0, 88.5);
+    // Adding 1.5 * 2^23 rounds to the nearest integer.
+    const ROUND: f32 = 12_582_912.0;
+    let n = madd::<FMA>(clamped, LOG2_E, ROUND) - ROUND;
+    let r = madd::<FMA>(n, -LN2_HIGH, clamped);
+    let r = madd::<FMA>(n, -LN2_LOW, r);
+    // The Taylor-like minimax polynomial of Cephes' expf on [-ln2/2, ln2/2].
+    let mut p = 1.987_569_1e-4;
+    p = madd::<FMA>(p, r, 1.398_199_9e-3);
+    p = madd::<FMA>(p, r, 8.333_452e-3);
+    p = madd::<FMA>(p, r, 4.166_579_6e-2);
+    p = madd::<FMA>(p, r, 1.666_666_5e-1);
+    p = madd::<FMA>(p, r, 0.5);
+    p = madd::<FMA>(p * r, r, r) + 1.0;
+    // 2^n in two factors: n may reach 128, which one f32 exponent cannot hold.
+    let n = n as i32;
+    let half = n >> 1;
+    let power = |n: i32| f32::from_bits(((n + 127) << 23).cast_unsigned());
+    let value = p * power(half) * power(n - half);
+    if x < -87.0 { 0.0 } else { value }
+}
+
+#[inline(always)]
+fn reduce(chains: [f32; WIDTH], combine: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut chains = chains;
+    let mut width = WIDTH / 2;
+    while width > 0 {
+        for i in 0..width {
+            chains[i] = combine(chains[i], chains[i + width]);
+        }
+        width /= 2;
+    }
+    chains[0]
+}
+
+multiversion! {
+    /// `out = x / sqrt(mean(x²) + eps) * weight`, for one row.
+    pub(crate) fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) = rms_norm_body
+}
+
+#[inline(always)]
+fn rms_norm_body<const FMA: bool>(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    let (chunks, tail) = x.as_chunks::<WIDTH>();
+    let mut chains = [0.0; WIDTH];
+    for chunk in chunks {
+        for (chain, &x) in chains.iter_mut().zip(chunk) {
+            *chain = madd::<FMA>(x, x, *chain);
+        }
+    }
+    let mut sum = reduce(chains, |a, b| a + b);
+    for &x in tail {
+        sum = madd::<FMA>(x, x, sum);
+    }
+    let scale = 1.0 / (sum / x.len() as f32 + eps).sqrt();
+    for ((out, &x), &w) in out.iter_mut().zip(x).zip(weight) {
+        *out = x * scale * w;
+    }
+}
+
+multiversion! {
+    /// `out = silu(gate) * up`, for one row.
+    pub(crate) fn silu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) = silu_mul_body
+}
+
+#[inline(always)]
+fn silu_mul_body<const FMA: bool>(gate: &[f32], up: &[f32], out: &mut [f32]) {
+    for ((out, &gate), &up) in out.iter_mut().zip(gate).zip(up) {
+        *out = gate / (1.0 + exp::<FMA>(-gate)) * up;
+    }
+}
+
+multiversion! {
+    /// Rotates one head in place: `head [d]`, `cos`, `sin [d / 2]`.
+    pub(crate) fn rotate_half(head: &mut [f32], cos: &[f32], sin: &[f32]) = rotate_half_body
+}
+
+#[inline(always)]
+fn rotate_half_body<const FMA: bool>(head: &mut [f32], cos: &[f32], sin: &[f32]) {
+    let (low, high) = head.split_at_mut(head.len() / 2);
+    for (((low, high), &cos), &sin) in low.iter_mut().zip(high).zip(cos).zip(sin) {
+        let (a, b) = (*low, *high);
+        *low = madd::<FMA>(a, cos, -(b * sin));
+        *high = madd::<FMA>(b, cos, a * sin);
+    }
+}
+
+multiversion! {
+    /// Rounds to bf16, to nearest, ties to even; NaN stays NaN.
+    pub(crate) fn round_to_bf16(x: &[f32], out: &mut [u16]) = round_to_bf16_body
+}
+
+#[inline(always)]
+fn round_to_bf16_body<const FMA: bool>(x: &[f32], out: &mut [u16]) {
+    for (out, &x) in out.iter_mut().zip(x) {
+        *out = bf16_bits(x);
+    }
+}
+
+/// One number in bf16, to nearest, ties to even.
+#[inline(always)]
+pub(crate) fn bf16_bits(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let rounded = (bits.wrapping_add(0x7fff + ((bits >> 16) & 1))) >> 16;
+    let quiet_nan = (bits >> 16) | 0x40;
+    (if x.is_nan() { quiet_nan } else { rounded }) as u16
+}
+
+multiversion! {
+    /// The largest element; -∞ for none. NaNs are ignored.
+    pub(crate) fn max(x: &[f32]) -> f32 = max_body
+}
+
+#[inline(always)]
+fn max_body<const FMA: bool>(x: &[f32]) -> f32 {
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let (chunks, tail) = x.as_chunks::<WIDTH>();
+    let mut chains = [f32::NEG_INFINITY; WIDTH];
+    for chunk in chunks {
+        for (chain, &x) in chains.iter_mut().zip(chunk) {
+            *chain = larger(*chain, x);
+        }
+    }
+    tail.iter().fold(reduce(chains, larger), |a, &b| larger(a, b))
+}
+
+multiversion! {
+    /// Whether any element is NaN or +∞.
+    pub(crate) fn has_nan_or_inf(x: &[f32]) -> bool = has_nan_or_inf_body
+}
+
+#[inline(always)]
+fn has_nan_or_inf_body<const FMA: bool>(x: &[f32]) -> bool {
+    let mut bad = 0_u32;
+    for &x in x {
+        bad |= u32::from(!(x < f32::INFINITY));
+    }
+    bad != 0
+}
+
+multiversion! {
+    /// Replaces scores by `exp(score - max)` and returns their sum.
+    pub(crate) fn exp_and_sum(x: &mut [f32], max: f32) -> f32 = exp_and_sum_body
+}
+
+#[inline(always)]
+fn exp_and_sum_body<const FMA: bool>(x: &mut [f32], max: f32) -> f32 {
+    let mut chains = [0.0; WIDTH];
+    let (chunks, tail) = x.as_chunks_mut::<WIDTH>();
+    for chunk in chunks {
+        for (chain, x) in chains.iter_mut().zip(chunk) {
+            *x = exp::<FMA>(*x - max);
+            *chain += *x;
+        }
+    }
+    let mut sum = reduce(chains, |a, b| a + b);
+    for x in tail {
+        *x = exp::<FMA>(*x - max);
+        sum += *x;
+    }
+    sum
+}
+
+multiversion! {
+    /// The sum of `exp((x - max) * scale)`; `x` stays as it is.
+    pub(crate) fn sum_exp(x: &[f32], max: f32, scale: f32) -> f64 = sum_exp_body
+}
+
+#[inline(always)]
+fn sum_exp_body<const FMA: bool>(x: &[f32], max: f32, scale: f32) -> f64 {
+    // Short f32 sums, added up in f64: a vocabulary's tail is long and small.
+    let mut total = 0.0;
+    for block in x.chunks(1024) {
+        let mut chains = [0.0; WIDTH];
+        let (chunks, tail) = block.as_chunks::<WIDTH>();
+        for chunk in chunks {
+            for (chain, &x) in chains.iter_mut().zip(chunk) {
+                *chain += exp::<FMA>((x - max) * scale);
+            }
+        }
+        let mut sum = reduce(chains, |a, b| a + b);
+        for &x in tail {
+            sum += exp::<FMA>((x - max) * scale);
+        }
+        total += f64::from(sum);
+    }
+    total
+}
+
+/// `exp(x)` as every loop here computes it, for single numbers.
+pub(crate) fn exp_one(isa: Isa, x: f32) -> f32 {
+    let mut one = [x];
+    exp_and_sum(isa, &mut one, 0.0);
+    one[0]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_right_to_a_few_ulp_everywhere() {
+        for isa in Isa::available() {
+            for i in -9_000..=8_850 {
+                let x = i as f32 * 0.01;
+                let (got, want) = (f64::from(exp_one(isa, x)), f64::from(x).exp());
+                if x < -87.0 {
+                    assert!(got == 0.0, "exp({x}) underflows to 0, got {got}");
+                } else {
+                    assert!((got - want).abs() <= want * 3e-7, "exp({x}) = {got}, not {want}");
+                }
+            }
+            assert_eq!(exp_one(isa, f32::NEG_INFINITY), 0.0);
+            assert_eq!(exp_one(isa, 0.0), 1.0);
+        }
+    }
+
+    #[test]
+    fn rounding_to_bf16_is_to_nearest_even() {
+        let mut x: Vec<f32> = (0..=u16::MAX)
+            .flat_map(|high| {
+                [0_u32, 0x7fff, 0x8000, 0x8001].map(|low| f32::from_bits(u32::from(high) << 16 | low))
+            })
+            .collect();
+        x.push(f32::MAX);
+        for isa in Isa::available() {
+            let mut out = vec![0; x.len()];
+            round_to_bf16(isa, &x, &mut out);
+            for (&x, &bits) in x.iter().zip(&out) {
+                let want = half::bf16::from_f32(x);
+                let got = half::bf16::from_bits(bits);
+                assert!(got == want || (got.is_nan() && want.is_nan()), "{x} -> {got}, not {want}");
+            }
+        }
+    }
+}

@@ -1,0 +1,330 @@
+//! Causal attention over the paged cache.
+//!
+//! A task has one KV head of a few query rows of one sequence: its Q heads times
+//! its rows are the rows of the tiles, so K and V are read once for all of them.
+//! The context is walked from its start in chunks of [`CHUNK`] tokens with an
+//! online softmax (Milakov and Gimelshein, 2018). A row skips the chunks that it
+//! cannot see, so what it computes depends on its own position only, not on how
+//! its prompt was cut up or on who shares its task.
+#![expect(unsafe_code, reason = "tiles read through pointers; tasks write disjoint heads")]
+
+use super::ensure;
+use crate::{
+    AttentionParams, Dtype, ForwardBatch, KernelError,
+    cpu::{
+        self, ACC_STRIDE, Cpu, CpuBuffer, CpuKvCache, Half, LANES, MAX_PANELS, MAX_ROWS, SharedMut,
+        Tile, TileKernels,
+    },
+};
+
+/// Context tokens between two corrections of the running maximum.
+const CHUNK: usize = 128;
+const CHUNK_BLOCKS: usize = CHUNK / LANES;
+/// Query rows of a task.
+const QUERY_ROWS: usize = 16;
+
+/// A thread's working memory; `m` is rows times Q heads of a task.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    /// `[m, head_dim]` in the cache's dtype, in words of four bytes.
+    queries: Vec<u32>,
+    /// `[m, CHUNK]`.
+    scores: Vec<f32>,
+    /// `[m, CHUNK]` in the cache's dtype, in words of four bytes.
+    probabilities: Vec<u32>,
+    /// `[m, head_dim]`.
+    output: Vec<f32>,
+    /// `[m]`: running maximum and sum.
+    softmax: Vec<(f32, f32)>,
+}
+
+pub(crate) fn check_cache(
+    op: &'static str,
+    params: &AttentionParams,
+    layer: usize,
+    cache: &CpuKvCache,
+) -> Result<(), KernelError> {
+    let layout = cache.layout();
+    let fits = layout.num_kv_heads == params.num_kv_heads
+        && layout.head_dim == params.head_dim
+        && params.num_kv_heads > 0
+        && params.num_heads % params.num_kv_heads == 0
+        && layer < layout.num_layers;
+    ensure(
+        fits,
+        op,
+        "the cache",
+        || format!("{layout:?}"),
+        || format!("a cache with layer {layer} that fits {params:?}"),
+    )
+}
+
+/// One task: some query rows of one sequence, for one KV head.
+#[derive(Clone, Copy)]
+struct Task {
+    sequence: usize,
+    first_row: usize,
+    num_rows: usize,
+}
+
+pub(crate) fn paged_attention(
+    cpu: &Cpu,
+    batch: &ForwardBatch,
+    params: &AttentionParams,
+    layer: usize,
+    qkv: &CpuBuffer,
+    cache: &CpuKvCache,
+    out: &mut CpuBuffer,
+) -> Result<(), KernelError> {
+    const OP: &str = "paged_attention";
+    let AttentionParams { num_heads, num_kv_heads, head_dim, .. } = *params;
+    let rows = batch.num_tokens();
+    qkv.check(OP, "qkv", rows, (num_heads + 2 * num_kv_heads) * head_dim)?;
+    out.check(OP, "out", rows, num_heads * head_dim)?;
+    check_cache(OP, params, layer, cache)?;
+    let attention = Attention {
+        cpu,
+        batch,
+        params,
+        layer,
+        qkv,
+        cache,
+        kernels: TileKernels::select(cpu.isa, cache.layout().dtype),
+        out: SharedMut::new(out.rows_mut(rows)),
+    };
+    let num_tasks: usize =
+        (0..batch.num_seqs()).map(|s| batch.rows(s).len().div_ceil(QUERY_ROWS)).sum();
+    cpu.pool.run(num_tasks * num_kv_heads, &|thread, index| {
+        let task = attention.task(index / num_kv_heads);
+        attention.run(&mut cpu.scratch(thread).attention, task, index % num_kv_heads);
+    });
+    Ok(())
+}
+
+struct Attention<'a> {
+    cpu: &'a Cpu,
+    batch: &'a ForwardBatch,
+    params: &'a AttentionParams,
+    layer: usize,
+    qkv: &'a CpuBuffer,
+    cache: &'a CpuKvCache,
+    kernels: TileKernels,
+    out: SharedMut<'a, f32>,
+}
+
+impl Attention<'_> {
+    fn task(&self, mut index: usize) -> Task {
+        for sequence in 0..self.batch.num_seqs() {
+            let rows = self.batch.rows(sequence);
+            let tasks = rows.len().div_ceil(QUERY_ROWS);
+            if index < tasks {
+                let first_row = rows.start + index * QUERY_ROWS;
+                return Task { sequence, first_row, num_rows: QUERY_ROWS.min(rows.end - first_row) };
+            }
+            index -= tasks;
+        }
+        unreachable!("there are as many tasks as were counted");
+    }
+
+    fn run(&self, scratch: &mut Scratch, task: Task, kv_head: usize) {
+        let AttentionParams { num_heads, num_kv_heads, head_dim, sliding_window, .. } = *self.params;
+        let group = num_heads / num_kv_heads;
+        let m = task.num_rows * group;
+        self.load_queries(scratch, task, kv_head, group);
+        scratch.softmax.clear();
+        scratch.softmax.resize(m, (f32::NEG_INFINITY, 0.0));
+        scratch.output.clear();
+        scratch.output.resize(m * head_dim, 0.0);
+        let position = |row: usize| self.batch.positions[task.first_row + row] as usize;
+        let last = position(task.num_rows - 1);
+        let first_seen = sliding_window.map_or(0, |window| (position(0) + 1).saturating_sub(window));
+        let blocks = self.batch.blocks(task.sequence);
+        for chunk in first_seen / CHUNK..=last / CHUNK {
+            let start = chunk * CHUNK;
+            let end = blocks.len().min((chunk + 1) * CHUNK_BLOCKS).min(last / LANES + 1);
+            let blocks = &blocks[chunk * CHUNK_BLOCKS..end];
+            self.score(scratch, m, blocks, kv_head);
+            for row in 0..task.num_rows {
+                let position = position(row);
+                let first = sliding_window.map_or(0, |w| (position + 1).saturating_sub(w));
+                let seen = first.max(start)..(position + 1).min(start + blocks.len() * LANES);
+                for i in row * group..(row + 1) * group {
+                    self.soften(scratch, i, start, seen.clone(), blocks.len() * LANES);
+                }
+            }
+            self.weigh(scratch, m, blocks, kv_head);
+        }
+        self.store(scratch, task, kv_head, group);
+    }
+
+    /// Gathers the task's Q heads, in the cache's dtype, scaled.
+    fn load_queries(&self, scratch: &mut Scratch, task: Task, kv_head: usize, group: usize) {
+        let head_dim = self.params.head_dim;
+        let bytes = head_dim * self.cache.layout().dtype.size();
+        let m = task.num_rows * group;
+        scratch.queries.resize(m * bytes / 4, 0);
+        let queries: &mut [u8] = bytemuck::cast_slice_mut(&mut scratch.queries);
+        for row in 0..task.num_rows {
+            let q = &self.qkv.row(task.first_row + row)[kv_head * group * head_dim..];
+            for (i, q) in q.chunks_exact(head_dim).take(group).enumerate() {
+                let out = &mut queries[(row * group + i) * bytes..][..bytes];
+                self.convert(q, out);
+            }
+        }
+    }
+
+    /// Writes floats in the cache's dtype.
+    fn convert(&self, x: &[f32], out: &mut [u8]) {
+        match self.cache.layout().dtype {
+            Dtype::F32 => out.copy_from_slice(bytemuck::cast_slice(x)),
+            Dtype::Bf16 => cpu::round_to_bf16(self.cpu.isa, x, bytemuck::cast_slice_mut(out)),
+        }
+    }
+
+    /// `scores[i][t] = q[i] · k[t]` for the chunk's tokens.
+    fn score(&self, scratch: &mut Scratch, m: usize, blocks: &[u32], kv_head: usize) {
+        scratch.scores.resize(m * CHUNK, 0.0);
+        let head_dim = self.params.head_dim;
+        let dtype = self.cache.layout().dtype;
+        let steps = head_dim * dtype.size() / 4;
+        let row_bytes = head_dim * dtype.size();
+        let mut acc = [0.0_f32; MAX_ROWS * ACC_STRIDE];
+        for (b, group) in blocks.chunks(self.kernels.best_panels).enumerate() {
+            let mut panels = [std::ptr::null(); MAX_PANELS];
+            for (panel, &block) in panels.iter_mut().zip(group) {
+                *panel = self.cache.panels(self.layer, block as usize, Half::K, kv_head);
+            }
+            for first in (0..m).step_by(self.kernels.best_rows) {
+                let rows = self.kernels.best_rows.min(m - first);
+                let tile = Tile {
+                    a: scratch.queries[first * row_bytes / 4..].as_ptr().cast(),
+                    a_stride: row_bytes,
+                    panels,
+                    steps,
+                    acc: acc.as_mut_ptr(),
+                    resume: false,
+                };
+                // SAFETY: the kernels were selected for this processor; queries
+                // and K panels have `head_dim` elements; `acc` fits any tile.
+                unsafe { self.kernels.run(rows, group.len(), &tile) };
+                let column = b * self.kernels.best_panels * LANES;
+                for (r, sums) in acc.chunks_exact(ACC_STRIDE).take(rows).enumerate() {
+                    let len = group.len() * LANES;
+                    scratch.scores[(first + r) * CHUNK + column..][..len]
+                        .copy_from_slice(&sums[..len]);
+                }
+            }
+        }
+    }
+
+    /// One query's part of the online softmax: turns its scores of the chunk
+    /// into weights, and scales what it has summed so far.
+    fn soften(
+        &self,
+        scratch: &mut Scratch,
+        i: usize,
+        start: usize,
+        seen: std::ops::Range<usize>,
+        len: usize,
+    ) {
+        let AttentionParams { head_dim, scale, soft_cap, .. } = *self.params;
+        let bytes = CHUNK * self.cache.layout().dtype.size();
+        let needed = (i + 1) * bytes / 4;
+        if scratch.probabilities.len() < needed {
+            scratch.probabilities.resize(needed, 0);
+        }
+        let scores = &mut scratch.scores[i * CHUNK..][..len];
+        if seen.is_empty() {
+            scores.fill(0.0);
+        } else {
+            let (from, to) = (seen.start - start, seen.end - start);
+            scores[..from].fill(0.0);
+            scores[to..].fill(0.0);
+            let scores = &mut scores[from..to];
+            for score in &mut *scores {
+                *score *= scale;
+                if let Some(cap) = soft_cap {
+                    *score = cap * (*score / cap).tanh();
+                }
+            }
+            let (old_max, old_sum) = scratch.softmax[i];
+            let max = cpu::max(self.cpu.isa, scores).max(old_max);
+            if max == f32::NEG_INFINITY {
+                // Nothing but NaN or -∞: let the NaN through to this row's result.
+                scratch.softmax[i] = (max, f32::NAN);
+            } else {
+                let correction = cpu::exp_one(self.cpu.isa, old_max - max);
+                let sum = cpu::exp_and_sum(self.cpu.isa, scores, max);
+                scratch.softmax[i] = (max, old_sum * correction + sum);
+                if correction != 1.0 {
+                    let output = &mut scratch.output[i * head_dim..][..head_dim];
+                    output.iter_mut().for_each(|x| *x *= correction);
+                }
+            }
+        }
+        let scores = &scratch.scores[i * CHUNK..][..len];
+        let size = self.cache.layout().dtype.size();
+        let probabilities: &mut [u8] = bytemuck::cast_slice_mut(&mut scratch.probabilities);
+        self.convert(scores, &mut probabilities[i * bytes..][..len * size]);
+    }
+
+    /// `output[i] += Σ probabilities[i][t] * v[t]` over the chunk's tokens.
+    fn weigh(&self, scratch: &mut Scratch, m: usize, blocks: &[u32], kv_head: usize) {
+        let head_dim = self.params.head_dim;
+        let size = self.cache.layout().dtype.size();
+        let row_bytes = CHUNK * size;
+        // Steps of one block, and bytes from one of its panels to the next.
+        let steps = LANES * size / 4;
+        let panel_bytes = steps * 64;
+        let mut acc = [0.0_f32; MAX_ROWS * ACC_STRIDE];
+        let num_panels = head_dim / LANES;
+        for first_panel in (0..num_panels).step_by(self.kernels.best_panels) {
+            let group = self.kernels.best_panels.min(num_panels - first_panel);
+            for first in (0..m).step_by(self.kernels.best_rows) {
+                let rows = self.kernels.best_rows.min(m - first);
+                for (b, &block) in blocks.iter().enumerate() {
+                    let v = self.cache.panels(self.layer, block as usize, Half::V, kv_head);
+                    let mut panels = [std::ptr::null(); MAX_PANELS];
+                    for (p, panel) in panels[..group].iter_mut().enumerate() {
+                        *panel = v.wrapping_add((first_panel + p) * panel_bytes);
+                    }
+                    let tile = Tile {
+                        a: scratch.probabilities[(first * row_bytes + b * LANES * size) / 4..]
+                            .as_ptr()
+                            .cast(),
+                        a_stride: row_bytes,
+                        panels,
+                        steps,
+                        acc: acc.as_mut_ptr(),
+                        resume: b > 0,
+                    };
+                    // SAFETY: the kernels were selected for this processor; the
+                    // block's 16 weights and 16 rows of V are there; `acc` fits any tile.
+                    unsafe { self.kernels.run(rows, group, &tile) };
+                }
+                for (r, sums) in acc.chunks_exact(ACC_STRIDE).take(rows).enumerate() {
+                    let len = group * LANES;
+                    let out = &mut scratch.output
+                        [(first + r) * head_dim + first_panel * LANES..][..len];
+                    out.iter_mut().zip(&sums[..len]).for_each(|(out, sum)| *out += sum);
+                }
+            }
+        }
+    }
+
+    fn store(&self, scratch: &Scratch, task: Task, kv_head: usize, group: usize) {
+        let head_dim = self.params.head_dim;
+        let cols = self.params.num_heads * head_dim;
+        for row in 0..task.num_rows {
+            let start = (task.first_row + row) * cols + kv_head * group * head_dim;
+            // SAFETY: each row's heads of one KV head belong to one task.
+            let out = unsafe { self.out.slice(start, group * head_dim) };
+            for (i, out) in out.chunks_exact_mut(head_dim).enumerate() {
+                let i = row * group + i;
+                let inverse = 1.0 / scratch.softmax[i].1;
+                let output = &scratch.output[i * head_dim..][..head_dim];
+                out.iter_mut().zip(output).for_each(|(out, &x)| *out = x * inverse);
+            }
+        }
+    }
+}
