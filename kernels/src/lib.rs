@@ -11,6 +11,7 @@ pub mod backend;
 pub mod batch;
 pub mod cpu;
 pub mod error;
+pub mod mapped;
 pub mod ops;
 pub mod reference;
 

@@ -1,1 +1,17 @@
-//! Model families, checkpoints, and the GGUF converter.
+//! Model families and their checkpoints.
+//!
+//! A model is written down once, in the order of its forward pass and with the
+//! checkpoint's names ([`llama`]), over any [`sconce_kernels::Backend`]. Models
+//! take `&self`; the KV cache, the batch and the workspace are passed in.
+
+mod causal_lm;
+mod config;
+mod error;
+mod llama;
+mod rope;
+mod weights;
+
+pub use causal_lm::{CausalLm, ModelShape, Workspace, load};
+pub use config::{ModelConfig, RopeScaling};
+pub use error::ModelError;
+pub use rope::rope_table;

@@ -1,0 +1,79 @@
+//! The table of rotary embeddings.
+
+use std::f64::consts::TAU;
+
+use crate::{ModelConfig, RopeScaling};
+
+/// Cosines and sines for positions `0 .. max_positions`, as
+/// [`sconce_kernels::Backend::rope_and_cache`] reads them:
+/// `[max_positions, head_dim]`, half cosines, half sines. Computed in f64.
+#[must_use]
+pub fn rope_table(config: &ModelConfig, max_positions: usize) -> Vec<f32> {
+    let half = config.head_dim / 2;
+    let frequencies = frequencies(config);
+    let factor = match config.rope_scaling {
+        RopeScaling::Yarn { attention_factor, .. } => attention_factor,
+        _ => 1.0,
+    };
+    let mut table = Vec::with_capacity(max_positions * config.head_dim);
+    for position in 0..max_positions {
+        let angle = |i: usize| position as f64 * frequencies[i];
+        table.extend((0..half).map(|i| (angle(i).cos() * factor) as f32));
+        table.extend((0..half).map(|i| (angle(i).sin() * factor) as f32));
+    }
+    table
+}
+
+/// Radians a position, `[head_dim / 2]`.
+fn frequencies(config: &ModelConfig) -> Vec<f64> {
+    let dim = config.head_dim as f64;
+    let base: Vec<f64> = (0..config.head_dim / 2)
+        .map(|i| config.rope_theta.powf(-2.0 * i as f64 / dim))
+        .collect();
+    match config.rope_scaling {
+        RopeScaling::Default => base,
+        RopeScaling::Linear { factor } => base.iter().map(|f| f / factor).collect(),
+        RopeScaling::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original_max_position_embeddings,
+        } => {
+            let original = original_max_position_embeddings as f64;
+            let scale = |f: &f64| {
+                let wavelength = TAU / f;
+                if wavelength < original / high_freq_factor {
+                    *f
+                } else if wavelength > original / low_freq_factor {
+                    f / factor
+                } else {
+                    let kept = (original / wavelength - low_freq_factor)
+                        / (high_freq_factor - low_freq_factor);
+                    (1.0 - kept) * f / factor + kept * f
+                }
+            };
+            base.iter().map(scale).collect()
+        }
+        RopeScaling::Yarn {
+            factor,
+            original_max_position_embeddings,
+            beta_fast,
+            beta_slow,
+            ..
+        } => {
+            // The dimension whose frequency turns so many times over the context.
+            let dimension = |rotations: f64| {
+                let turns = original_max_position_embeddings as f64 / (rotations * TAU);
+                dim * turns.ln() / (2.0 * config.rope_theta.ln())
+            };
+            let low = dimension(beta_fast).floor().max(0.0);
+            let high = dimension(beta_slow).ceil().min(dim - 1.0);
+            let width = if high == low { 0.001 } else { high - low };
+            let scale = |(i, f): (usize, &f64)| {
+                let divided = ((i as f64 - low) / width).clamp(0.0, 1.0);
+                f / factor * divided + f * (1.0 - divided)
+            };
+            base.iter().enumerate().map(scale).collect()
+        }
+    }
+}
