@@ -7,6 +7,7 @@
 mod causal_lm;
 mod config;
 mod error;
+pub mod gguf;
 mod llama;
 mod rope;
 mod weights;

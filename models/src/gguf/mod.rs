@@ -1,0 +1,206 @@
+//! From a GGUF file of the Llama family to a Hugging Face directory.
+//!
+//! Quantised weights are dequantised to f32 and rounded to bf16; llama.cpp's
+//! order of the rows of Q and K is undone; the byte-level BPE tokenizer is
+//! rebuilt from the file's vocabulary and merges.
+
+mod metadata;
+mod tensors;
+mod tokenizer;
+
+use std::{
+    io::Write as _,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+};
+
+use candle_core::quantized::gguf_file::Content;
+use metadata::Metadata;
+use serde_json::{Value, json};
+
+/// Why a GGUF file cannot be converted.
+#[derive(Debug, thiserror::Error)]
+pub enum GgufError {
+    /// A file cannot be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The file is not GGUF, or is damaged.
+    #[error("{} is not a whole GGUF file: {reason}", path.display())]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit.
+        reason: String,
+    },
+    /// A metadata key is missing.
+    #[error("the GGUF file has no metadata key {key}")]
+    MissingKey {
+        /// The key.
+        key: String,
+    },
+    /// A metadata key holds something that cannot be converted.
+    #[error("GGUF metadata {key} is {value}, but must be {accepted}")]
+    Key {
+        /// The key.
+        key: String,
+        /// Its value.
+        value: String,
+        /// What would be accepted.
+        accepted: String,
+    },
+    /// A tensor is missing, unknown, or misshapen.
+    #[error("GGUF tensor {name}: {reason}")]
+    Tensor {
+        /// The tensor, by its name in the file.
+        name: String,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+/// How far a conversion has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Tensors written.
+    pub done: usize,
+    /// Tensors in all.
+    pub total: usize,
+}
+
+/// Converts a GGUF file to config.json, model.safetensors (bf16),
+/// tokenizer.json, tokenizer_config.json and generation_config.json in
+/// `out_dir`, which must exist. On an error the directory may hold some of
+/// them: callers that need all or nothing convert into a temporary one.
+///
+/// # Errors
+/// A damaged file, another architecture or kind of tokenizer, a full disk.
+pub fn convert(
+    gguf: &Path,
+    out_dir: &Path,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<(), GgufError> {
+    let mut file = std::fs::File::open(gguf)
+        .map_err(|source| GgufError::Io { path: gguf.to_owned(), source })?;
+    let invalid = |reason: String| GgufError::Invalid { path: gguf.to_owned(), reason };
+    // candle's reader checks lengths, but arithmetic on a lying header may panic.
+    let content = catch_unwind(AssertUnwindSafe(|| Content::read(&mut file)))
+        .map_err(|_| invalid("its header is inconsistent".to_owned()))?
+        .map_err(|error| invalid(error.to_string()))?;
+    let metadata = Metadata::new(&content);
+    let model = Model::read(&metadata, &content)?;
+    let (tokenizer, tokenizer_config) = tokenizer::convert(&metadata, model.vocab_size)?;
+    write_json(&out_dir.join("config.json"), &model.config(&metadata)?)?;
+    write_json(&out_dir.join("tokenizer.json"), &tokenizer)?;
+    write_json(&out_dir.join("tokenizer_config.json"), &tokenizer_config)?;
+    write_json(&out_dir.join("generation_config.json"), &generation_config(&metadata)?)?;
+    let out = out_dir.join("model.safetensors");
+    tensors::convert(gguf, file, &content, &model, &out, progress)
+}
+
+/// The sizes of a Llama model in a GGUF file.
+pub(super) struct Model {
+    num_layers: usize,
+    hidden_size: usize,
+    intermediate_size: usize,
+    num_heads: usize,
+    num_kv_heads: usize,
+    head_dim: usize,
+    vocab_size: usize,
+    tied: bool,
+}
+
+impl Model {
+    fn read(metadata: &Metadata<'_>, content: &Content) -> Result<Self, GgufError> {
+        let architecture = metadata.string("general.architecture")?;
+        if architecture != "llama" {
+            return Err(metadata::refuse("general.architecture", architecture, "\"llama\""));
+        }
+        let hidden_size = metadata.size("llama.embedding_length")?;
+        let num_heads = metadata.size("llama.attention.head_count")?;
+        let num_kv_heads = metadata.size_or("llama.attention.head_count_kv", num_heads)?;
+        let head_dim = metadata.size_or("llama.attention.key_length", hidden_size / num_heads)?;
+        let rope_dim = metadata.size_or("llama.rope.dimension_count", head_dim)?;
+        if rope_dim != head_dim || head_dim % 2 != 0 {
+            let accepted = format!("an even number, the head's {head_dim}");
+            return Err(metadata::refuse("llama.rope.dimension_count", rope_dim, accepted));
+        }
+        let key = "llama.attention.head_count_kv";
+        if num_heads % num_kv_heads != 0 {
+            let accepted = format!("a divisor of the {num_heads} heads");
+            return Err(metadata::refuse(key, num_kv_heads, accepted));
+        }
+        for name in ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"] {
+            if content.tensor_infos.contains_key(name) {
+                let reason = "scaled RoPE frequencies are not converted".to_owned();
+                return Err(GgufError::Tensor { name: name.to_owned(), reason });
+            }
+        }
+        Ok(Self {
+            num_layers: metadata.size("llama.block_count")?,
+            hidden_size,
+            intermediate_size: metadata.size("llama.feed_forward_length")?,
+            num_heads,
+            num_kv_heads,
+            head_dim,
+            vocab_size: metadata.strings("tokenizer.ggml.tokens")?.len(),
+            tied: !content.tensor_infos.contains_key("output.weight"),
+        })
+    }
+
+    fn config(&self, metadata: &Metadata<'_>) -> Result<Value, GgufError> {
+        let mut config = json!({
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.num_layers,
+            "num_attention_heads": self.num_heads,
+            "num_key_value_heads": self.num_kv_heads,
+            "head_dim": self.head_dim,
+            "hidden_act": "silu",
+            "max_position_embeddings": metadata.size("llama.context_length")?,
+            "rms_norm_eps": metadata.float("llama.attention.layer_norm_rms_epsilon")?,
+            "rope_theta": metadata.float_or("llama.rope.freq_base", 10_000.0)?,
+            "rope_scaling": null,
+            "tie_word_embeddings": self.tied,
+            "attention_bias": false,
+            "mlp_bias": false,
+            "torch_dtype": "bfloat16",
+            "bos_token_id": metadata.optional_size("tokenizer.ggml.bos_token_id")?,
+            "eos_token_id": metadata.optional_size("tokenizer.ggml.eos_token_id")?,
+        });
+        match metadata.optional_string("llama.rope.scaling.type")? {
+            None | Some("none") => {}
+            Some("linear") => {
+                let factor = metadata.float("llama.rope.scaling.factor")?;
+                config["rope_scaling"] = json!({ "rope_type": "linear", "factor": factor });
+            }
+            Some(other) => {
+                let accepted = "\"none\" or \"linear\"";
+                return Err(metadata::refuse("llama.rope.scaling.type", other, accepted));
+            }
+        }
+        Ok(config)
+    }
+}
+
+fn generation_config(metadata: &Metadata<'_>) -> Result<Value, GgufError> {
+    Ok(json!({
+        "bos_token_id": metadata.optional_size("tokenizer.ggml.bos_token_id")?,
+        "eos_token_id": metadata.optional_size("tokenizer.ggml.eos_token_id")?,
+        "pad_token_id": metadata.optional_size("tokenizer.ggml.padding_token_id")?,
+    }))
+}
+
+fn write_json(path: &Path, value: &Value) -> Result<(), GgufError> {
+    let io = |source| GgufError::Io { path: path.to_owned(), source };
+    let mut file = std::io::BufWriter::new(std::fs::File::create(path).map_err(io)?);
+    serde_json::to_writer_pretty(&mut file, value).map_err(|error| io(error.into()))?;
+    file.flush().map_err(io)
+}
