@@ -1,5 +1,8 @@
 //! Checkpoint files, mapped into memory.
-#![expect(unsafe_code, reason = "a mapped file is memory that others could change")]
+#![expect(
+    unsafe_code,
+    reason = "a mapped file is memory that others could change"
+)]
 
 use std::path::{Path, PathBuf};
 
@@ -77,7 +80,11 @@ impl MappedSafetensors {
     /// The names of all tensors.
     #[must_use]
     pub fn names(&self) -> Vec<String> {
-        self.files.tensors().into_iter().map(|(name, _)| name).collect()
+        self.files
+            .tensors()
+            .into_iter()
+            .map(|(name, _)| name)
+            .collect()
     }
 
     /// Copies a tensor out of its file, in its own dtype.
@@ -87,14 +94,23 @@ impl MappedSafetensors {
     pub fn load(&self, name: &str) -> Result<Tensor, MappedError> {
         self.files
             .load(name, &Device::Cpu)
-            .map_err(|source| MappedError::Tensor { name: name.to_owned(), source })
+            .map_err(|source| MappedError::Tensor {
+                name: name.to_owned(),
+                source,
+            })
     }
 }
 
 /// Mapping an empty file or a folder fails in ways that name neither.
 fn check(path: &Path) -> Result<(), MappedError> {
-    let io = |source| MappedError::Io { path: path.to_owned(), source };
-    let invalid = |reason: &str| MappedError::Invalid { path: path.to_owned(), reason: reason.into() };
+    let io = |source| MappedError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let invalid = |reason: &str| MappedError::Invalid {
+        path: path.to_owned(),
+        reason: reason.into(),
+    };
     let file = std::fs::File::open(path).map_err(io)?;
     let metadata = file.metadata().map_err(io)?;
     if !metadata.is_file() {

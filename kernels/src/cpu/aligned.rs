@@ -29,11 +29,18 @@ impl<T: Pod> AlignedVec<T> {
     /// No memory; `what` says for what.
     pub(crate) fn zeroed(len: usize, what: &str) -> Result<Self, KernelError> {
         let bytes = len.checked_mul(size_of::<T>());
-        let out_of_memory =
-            || KernelError::OutOfMemory { what: what.to_owned(), bytes: bytes.unwrap_or(usize::MAX) };
+        let out_of_memory = || KernelError::OutOfMemory {
+            what: what.to_owned(),
+            bytes: bytes.unwrap_or(usize::MAX),
+        };
         let num_lines = bytes.ok_or_else(out_of_memory)?.div_ceil(64);
-        let lines = bytemuck::allocation::try_zeroed_vec(num_lines).map_err(|()| out_of_memory())?;
-        Ok(Self { lines, len, element: PhantomData })
+        let lines =
+            bytemuck::allocation::try_zeroed_vec(num_lines).map_err(|()| out_of_memory())?;
+        Ok(Self {
+            lines,
+            len,
+            element: PhantomData,
+        })
     }
 }
 

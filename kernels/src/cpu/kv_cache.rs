@@ -12,7 +12,10 @@
 //! ```
 //!
 //! with steps of k interleaved in pairs in bf16, as everywhere.
-#![expect(unsafe_code, reason = "tasks write the blocks of disjoint rows and heads")]
+#![expect(
+    unsafe_code,
+    reason = "tasks write the blocks of disjoint rows and heads"
+)]
 
 use super::{aligned::AlignedVec, shared_mut::SharedMut, tile::LANES, vector::bf16_bits};
 use crate::{Dtype, KernelError, KvLayout};
@@ -37,7 +40,7 @@ pub(crate) enum Half {
 
 impl CpuKvCache {
     pub(crate) fn new(layout: KvLayout) -> Result<Self, KernelError> {
-        if layout.head_dim == 0 || layout.head_dim % LANES != 0 {
+        if layout.head_dim == 0 || !layout.head_dim.is_multiple_of(LANES) {
             return Err(KernelError::Shape {
                 op: "kv_cache",
                 what: "head_dim",
@@ -49,7 +52,10 @@ impl CpuKvCache {
         let elements = layout
             .num_blocks
             .checked_mul(layout.block_bytes() / layout.dtype.size())
-            .ok_or_else(|| KernelError::OutOfMemory { what: what.clone(), bytes: usize::MAX })?;
+            .ok_or_else(|| KernelError::OutOfMemory {
+                what: what.clone(),
+                bytes: usize::MAX,
+            })?;
         let data = match layout.dtype {
             Dtype::F32 => Data::F32(AlignedVec::zeroed(elements, &what)?),
             Dtype::Bf16 => Data::Bf16(AlignedVec::zeroed(elements, &what)?),
@@ -86,8 +92,14 @@ impl CpuKvCache {
     pub(crate) fn writer(&mut self) -> KvWriter<'_> {
         let layout = self.layout;
         match &mut self.data {
-            Data::F32(data) => KvWriter { layout, data: Shared::F32(SharedMut::new(data)) },
-            Data::Bf16(data) => KvWriter { layout, data: Shared::Bf16(SharedMut::new(data)) },
+            Data::F32(data) => KvWriter {
+                layout,
+                data: Shared::F32(SharedMut::new(data)),
+            },
+            Data::Bf16(data) => KvWriter {
+                layout,
+                data: Shared::Bf16(SharedMut::new(data)),
+            },
         }
     }
 
@@ -102,8 +114,14 @@ impl CpuKvCache {
 }
 
 fn head_start(layout: &KvLayout, layer: usize, block: usize, half: Half, head: usize) -> usize {
-    assert!(block < layout.num_blocks, "block {block} is outside the pool");
-    assert!(layer < layout.num_layers && head < layout.num_kv_heads, "layer and head are the model's");
+    assert!(
+        block < layout.num_blocks,
+        "block {block} is outside the pool"
+    );
+    assert!(
+        layer < layout.num_layers && head < layout.num_kv_heads,
+        "layer and head are the model's"
+    );
     let half = match half {
         Half::K => 0,
         Half::V => 1,
@@ -130,7 +148,14 @@ impl KvWriter<'_> {
     ///
     /// # Safety
     /// No other task writes the same head of the same block.
-    pub(crate) unsafe fn write(&self, layer: usize, slot: usize, head: usize, k: &[f32], v: &[f32]) {
+    pub(crate) unsafe fn write(
+        &self,
+        layer: usize,
+        slot: usize,
+        head: usize,
+        k: &[f32],
+        v: &[f32],
+    ) {
         let (block, offset) = (slot / LANES, slot % LANES);
         let len = LANES * self.layout.head_dim;
         let k_start = head_start(&self.layout, layer, block, Half::K, head);
@@ -138,12 +163,14 @@ impl KvWriter<'_> {
         match &self.data {
             Shared::F32(data) => {
                 // SAFETY: the caller keeps heads of blocks apart.
-                let (k_out, v_out) = unsafe { (data.slice(k_start, len), data.slice(v_start, len)) };
+                let (k_out, v_out) =
+                    unsafe { (data.slice(k_start, len), data.slice(v_start, len)) };
                 write_head(offset, k, v, k_out, v_out, 1, |x| x);
             }
             Shared::Bf16(data) => {
                 // SAFETY: the caller keeps heads of blocks apart.
-                let (k_out, v_out) = unsafe { (data.slice(k_start, len), data.slice(v_start, len)) };
+                let (k_out, v_out) =
+                    unsafe { (data.slice(k_start, len), data.slice(v_start, len)) };
                 write_head(offset, k, v, k_out, v_out, 2, bf16_bits);
             }
         }

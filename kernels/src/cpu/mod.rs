@@ -8,6 +8,7 @@ mod aligned;
 mod isa;
 mod kv_cache;
 mod packed;
+mod sampling;
 mod shared_mut;
 mod threads;
 mod tile;
@@ -21,6 +22,7 @@ pub use isa::Isa;
 pub use kv_cache::CpuKvCache;
 pub(crate) use kv_cache::Half;
 pub use packed::PackedMatrix;
+use sampling::RowSampler;
 pub(crate) use shared_mut::SharedMut;
 pub use threads::ThreadPool;
 pub(crate) use tile::{ACC_STRIDE, LANES, MAX_PANELS, MAX_ROWS, Tile, TileKernels};
@@ -29,7 +31,7 @@ pub(crate) use vector::*;
 use crate::{
     AttentionParams, Backend, Dtype, ForwardBatch, KernelError, KvLayout,
     ops::{
-        embedding, linear, paged_attention, rms_norm, rope_and_cache, sampling,
+        self, embedding, linear, paged_attention, rms_norm, rope_and_cache,
         sampling::{Logprobs, SampleRequest, Sampled},
         silu_mul,
     },
@@ -58,7 +60,7 @@ pub struct Cpu {
 #[derive(Default)]
 pub(crate) struct Scratch {
     pub(crate) attention: paged_attention::Scratch,
-    pub(crate) sampling: sampling::Scratch,
+    pub(crate) sampling: RowSampler,
 }
 
 /// Activations `[capacity, cols]` in f32.
@@ -127,10 +129,19 @@ impl Cpu {
     pub fn new(config: CpuConfig) -> Self {
         let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let isa = config.isa.unwrap_or_else(Isa::detect);
-        assert!(Isa::available().contains(&isa), "this processor has no {}", isa.name());
+        assert!(
+            Isa::available().contains(&isa),
+            "this processor has no {}",
+            isa.name()
+        );
         let pool = ThreadPool::new(config.threads.unwrap_or_else(cores));
         let scratch = (0..pool.num_threads()).map(|_| Mutex::default()).collect();
-        Self { pool, isa, scratch, rounded: Vec::new() }
+        Self {
+            pool,
+            isa,
+            scratch,
+            rounded: Vec::new(),
+        }
     }
 
     /// The instructions in use.
@@ -140,7 +151,9 @@ impl Cpu {
     }
 
     pub(crate) fn scratch(&self, thread: usize) -> MutexGuard<'_, Scratch> {
-        self.scratch[thread].lock().unwrap_or_else(PoisonError::into_inner)
+        self.scratch[thread]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -151,15 +164,25 @@ impl Backend for Cpu {
     type KvCache = CpuKvCache;
 
     fn describe(&self) -> String {
-        format!("CPU, {} threads, {}", self.pool.num_threads(), self.isa.name())
+        format!(
+            "CPU, {} threads, {}",
+            self.pool.num_threads(),
+            self.isa.name()
+        )
     }
 
     fn buffer(&self, capacity: usize, cols: usize) -> Result<CpuBuffer, KernelError> {
         let what = format!("activations [{capacity}, {cols}]");
         let len = capacity.checked_mul(cols);
-        let len = len
-            .ok_or_else(|| KernelError::OutOfMemory { what: what.clone(), bytes: usize::MAX })?;
-        Ok(CpuBuffer { data: AlignedVec::zeroed(len, &what)?, capacity, cols })
+        let len = len.ok_or_else(|| KernelError::OutOfMemory {
+            what: what.clone(),
+            bytes: usize::MAX,
+        })?;
+        Ok(CpuBuffer {
+            data: AlignedVec::zeroed(len, &what)?,
+            capacity,
+            cols,
+        })
     }
 
     fn matrix(&self, parts: &[Tensor], dtype: Dtype) -> Result<PackedMatrix, KernelError> {
@@ -271,7 +294,7 @@ impl Backend for Cpu {
         requests: &[SampleRequest<'_>],
         out: &mut Vec<Sampled>,
     ) -> Result<(), KernelError> {
-        sampling::sample(self, logits, requests, out)
+        ops::sampling::sample(self, logits, requests, out)
     }
 
     fn logprobs(
@@ -281,6 +304,6 @@ impl Backend for Cpu {
         num_top: &[u32],
         out: &mut Vec<Logprobs>,
     ) -> Result<(), KernelError> {
-        sampling::logprobs(self, logits, tokens, num_top, out)
+        ops::sampling::logprobs(self, logits, tokens, num_top, out)
     }
 }

@@ -5,11 +5,7 @@ use candle_core::{DType, Tensor};
 use half::{bf16, f16};
 
 use super::{
-    aligned::AlignedVec,
-    shared_mut::SharedMut,
-    threads::ThreadPool,
-    tile::LANES,
-    vector::bf16_bits,
+    aligned::AlignedVec, shared_mut::SharedMut, threads::ThreadPool, tile::LANES, vector::bf16_bits,
 };
 use crate::{Dtype, KernelError};
 
@@ -48,12 +44,14 @@ impl PackedMatrix {
             }
             n += rows;
         }
-        let k = k.filter(|&k| k > 0 && n > 0).ok_or_else(|| KernelError::Shape {
-            op,
-            what: "the weight",
-            got: format!("{} parts of {n} rows", parts.len()),
-            expected: "at least one row and one column".to_owned(),
-        })?;
+        let k = k
+            .filter(|&k| k > 0 && n > 0)
+            .ok_or_else(|| KernelError::Shape {
+                op,
+                what: "the weight",
+                got: format!("{} parts of {n} rows", parts.len()),
+                expected: "at least one row and one column".to_owned(),
+            })?;
         let mut packed = Self::zeroed(n, k, dtype)?;
         let mut row = 0;
         for part in parts {
@@ -76,12 +74,19 @@ impl PackedMatrix {
     }
 
     /// Writes a part's rows from `first_row` on.
-    fn fill(&mut self, pool: &ThreadPool, first_row: usize, part: &Tensor) -> Result<(), KernelError> {
+    fn fill(
+        &mut self,
+        pool: &ThreadPool,
+        first_row: usize,
+        part: &Tensor,
+    ) -> Result<(), KernelError> {
         use candle_core::{CpuStorage, Storage};
         let (storage, layout) = part.storage_and_layout();
         let offset = layout.start_offset();
         let Storage::Cpu(storage) = &*storage else {
-            return Err(candle_core::Error::Msg("weights are packed from CPU tensors".into()).into());
+            return Err(
+                candle_core::Error::Msg("weights are packed from CPU tensors".into()).into(),
+            );
         };
         let len = part.elem_count();
         match storage {
@@ -92,7 +97,12 @@ impl PackedMatrix {
             CpuStorage::F16(x) => {
                 self.fill_from(pool, first_row, &x[offset..offset + len], f16::to_f32);
             }
-            _ => return Err(KernelError::Dtype { op: "matrix", got: part.dtype() }),
+            _ => {
+                return Err(KernelError::Dtype {
+                    op: "matrix",
+                    got: part.dtype(),
+                });
+            }
         }
         Ok(())
     }

@@ -5,7 +5,10 @@
 //! then park. Tasks are claimed one by one, and a region ends when its *tasks*
 //! are done, not when every worker has looked at it: a worker that the system
 //! has put aside delays nobody but its own task.
-#![expect(unsafe_code, reason = "a region borrows its closure for as long as it runs")]
+#![expect(
+    unsafe_code,
+    reason = "a region borrows its closure for as long as it runs"
+)]
 
 use std::{
     cell::UnsafeCell,
@@ -114,7 +117,10 @@ impl ThreadPool {
 
     fn run_claims(&self, claims: usize, job: &Job<'_>) {
         let shared = &*self.shared;
-        assert!(!shared.busy.swap(true, Ordering::Acquire), "parallel regions do not nest");
+        assert!(
+            !shared.busy.swap(true, Ordering::Acquire),
+            "parallel regions do not nest"
+        );
         // SAFETY: only the lifetime changes; the pointer is not dereferenced
         // after this function returns (see `Shared`).
         let job = unsafe { std::mem::transmute::<*const Job<'_>, *const Job<'static>>(job) };
@@ -122,7 +128,9 @@ impl ThreadPool {
         unsafe { *shared.job.get() = Some(job) };
         shared.done.store(0, Ordering::Relaxed);
         let epoch = (shared.ticket.load(Ordering::Relaxed) >> 32).wrapping_add(1) & 0xffff_ffff;
-        shared.ticket.store(epoch << 32 | (claims as u64) << 16, Ordering::SeqCst);
+        shared
+            .ticket
+            .store(epoch << 32 | (claims as u64) << 16, Ordering::SeqCst);
         for (worker, sleeping) in self.workers.iter().zip(&shared.sleeping) {
             if sleeping.load(Ordering::SeqCst) && sleeping.swap(false, Ordering::SeqCst) {
                 worker.thread().unpark();
@@ -236,13 +244,16 @@ struct Spin {
 
 impl Spin {
     fn new() -> Self {
-        Self { rounds: 0, started: None }
+        Self {
+            rounds: 0,
+            started: None,
+        }
     }
 
     fn go_on(&mut self) -> bool {
         std::hint::spin_loop();
         self.rounds += 1;
-        if self.rounds % 64 != 0 {
+        if !self.rounds.is_multiple_of(64) {
             return true;
         }
         self.started.get_or_insert_with(Instant::now).elapsed() < SPIN
@@ -264,7 +275,11 @@ mod tests {
                 assert!(thread < 3);
                 counts[task].fetch_add(1, Ordering::Relaxed);
             });
-            assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 1));
+            assert!(
+                counts
+                    .iter()
+                    .all(|count| count.load(Ordering::Relaxed) == 1)
+            );
         }
     }
 

@@ -11,7 +11,10 @@
 //! A *tile* multiplies up to [`MAX_ROWS`] input rows with up to [`MAX_PANELS`]
 //! panels. Each of its sums is one chain over k, started at zero or at what the
 //! accumulator holds, so no sum depends on how many rows or panels the tile has.
-#![expect(unsafe_code, reason = "vector loads through pointers whose bounds the caller checks")]
+#![expect(
+    unsafe_code,
+    reason = "vector loads through pointers whose bounds the caller checks"
+)]
 
 use super::Isa;
 use crate::Dtype;
@@ -86,7 +89,11 @@ impl TileKernels {
         best_rows: usize,
         best_panels: usize,
     ) -> Self {
-        Self { fns, best_rows, best_panels }
+        Self {
+            fns,
+            best_rows,
+            best_panels,
+        }
     }
 
     /// Computes a tile of `rows` and `panels`.
@@ -103,12 +110,42 @@ impl TileKernels {
 macro_rules! table {
     ($kernel:ident) => {
         [
-            [$kernel::<1, 1>, $kernel::<1, 2>, $kernel::<1, 3>, $kernel::<1, 4>],
-            [$kernel::<2, 1>, $kernel::<2, 2>, $kernel::<2, 3>, $kernel::<2, 4>],
-            [$kernel::<3, 1>, $kernel::<3, 2>, $kernel::<3, 3>, $kernel::<3, 4>],
-            [$kernel::<4, 1>, $kernel::<4, 2>, $kernel::<4, 3>, $kernel::<4, 4>],
-            [$kernel::<5, 1>, $kernel::<5, 2>, $kernel::<5, 3>, $kernel::<5, 4>],
-            [$kernel::<6, 1>, $kernel::<6, 2>, $kernel::<6, 3>, $kernel::<6, 4>],
+            [
+                $kernel::<1, 1>,
+                $kernel::<1, 2>,
+                $kernel::<1, 3>,
+                $kernel::<1, 4>,
+            ],
+            [
+                $kernel::<2, 1>,
+                $kernel::<2, 2>,
+                $kernel::<2, 3>,
+                $kernel::<2, 4>,
+            ],
+            [
+                $kernel::<3, 1>,
+                $kernel::<3, 2>,
+                $kernel::<3, 3>,
+                $kernel::<3, 4>,
+            ],
+            [
+                $kernel::<4, 1>,
+                $kernel::<4, 2>,
+                $kernel::<4, 3>,
+                $kernel::<4, 4>,
+            ],
+            [
+                $kernel::<5, 1>,
+                $kernel::<5, 2>,
+                $kernel::<5, 3>,
+                $kernel::<5, 4>,
+            ],
+            [
+                $kernel::<6, 1>,
+                $kernel::<6, 2>,
+                $kernel::<6, 3>,
+                $kernel::<6, 4>,
+            ],
         ]
     };
 }
@@ -137,7 +174,10 @@ mod portable {
                             tile.panels[p].cast::<[f32; LANES]>(),
                             tile.steps,
                         ),
-                        &mut *tile.acc.add(r * ACC_STRIDE + p * LANES).cast::<[f32; LANES]>(),
+                        &mut *tile
+                            .acc
+                            .add(r * ACC_STRIDE + p * LANES)
+                            .cast::<[f32; LANES]>(),
                     )
                 };
                 let mut sum = if tile.resume { *acc } else { [0.0; LANES] };
@@ -165,7 +205,10 @@ mod portable {
                             tile.panels[p].cast::<[[u16; 2]; LANES]>(),
                             tile.steps,
                         ),
-                        &mut *tile.acc.add(r * ACC_STRIDE + p * LANES).cast::<[f32; LANES]>(),
+                        &mut *tile
+                            .acc
+                            .add(r * ACC_STRIDE + p * LANES)
+                            .cast::<[f32; LANES]>(),
                     )
                 };
                 let mut sum = if tile.resume { *acc } else { [0.0; LANES] };
@@ -241,7 +284,12 @@ mod x86 {
         // SAFETY: the caller vouches for all rows, panels and the accumulator.
         unsafe {
             tile_loop!(
-                tile, __m256, 2, _mm256_setzero_ps(), _mm256_loadu_ps, _mm256_storeu_ps,
+                tile,
+                __m256,
+                2,
+                _mm256_setzero_ps(),
+                _mm256_loadu_ps,
+                _mm256_storeu_ps,
                 |a, w, acc| {
                     for p in 0..P {
                         let w = [_mm256_loadu_ps(w[p]), _mm256_loadu_ps(w[p].add(8))];
@@ -263,7 +311,12 @@ mod x86 {
         unsafe {
             let high = _mm256_set1_epi32(0xffff_0000_u32.cast_signed());
             tile_loop!(
-                tile, __m256, 2, _mm256_setzero_ps(), _mm256_loadu_ps, _mm256_storeu_ps,
+                tile,
+                __m256,
+                2,
+                _mm256_setzero_ps(),
+                _mm256_loadu_ps,
+                _mm256_storeu_ps,
                 |a, w, acc| {
                     for p in 0..P {
                         let pairs = [
@@ -292,7 +345,12 @@ mod x86 {
         // SAFETY: the caller vouches for all rows, panels and the accumulator.
         unsafe {
             tile_loop!(
-                tile, __m512, 1, _mm512_setzero_ps(), _mm512_loadu_ps, _mm512_storeu_ps,
+                tile,
+                __m512,
+                1,
+                _mm512_setzero_ps(),
+                _mm512_loadu_ps,
+                _mm512_storeu_ps,
                 |a, w, acc| {
                     let mut ws = [_mm512_setzero_ps(); P];
                     for p in 0..P {
@@ -315,7 +373,12 @@ mod x86 {
         unsafe {
             let high = _mm512_set1_epi32(0xffff_0000_u32.cast_signed());
             tile_loop!(
-                tile, __m512, 1, _mm512_setzero_ps(), _mm512_loadu_ps, _mm512_storeu_ps,
+                tile,
+                __m512,
+                1,
+                _mm512_setzero_ps(),
+                _mm512_loadu_ps,
+                _mm512_storeu_ps,
                 |a, w, acc| {
                     for p in 0..P {
                         let pairs = _mm512_loadu_si512(w[p].cast());
@@ -340,7 +403,12 @@ mod x86 {
         // a vector of 16 i32 and one of 32 bf16 are the same 64 bytes.
         unsafe {
             tile_loop!(
-                tile, __m512, 1, _mm512_setzero_ps(), _mm512_loadu_ps, _mm512_storeu_ps,
+                tile,
+                __m512,
+                1,
+                _mm512_setzero_ps(),
+                _mm512_loadu_ps,
+                _mm512_storeu_ps,
                 |a, w, acc| {
                     let mut ws = [_mm512_setzero_si512(); P];
                     for p in 0..P {

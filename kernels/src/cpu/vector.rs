@@ -3,7 +3,10 @@
 //! Each loop is plain Rust that the compiler turns into vectors. Every sum runs
 //! over [`WIDTH`] chains that are combined in a fixed order, so its bits depend
 //! on the instruction set and on nothing else.
-#![expect(unsafe_code, reason = "calls into functions compiled for detected instructions")]
+#![expect(
+    unsafe_code,
+    reason = "calls into functions compiled for detected instructions"
+)]
 
 use super::Isa;
 
@@ -46,7 +49,8 @@ fn madd<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
-/// `exp(x)` to about 1e-7, branch-free. Below -87 it is 0, above 88 infinite.
+/// `exp(x)` to about 1e-7, branch-free. Below -87 it is 0; from 88.5 on it stays
+/// what it is there, just below the largest f32.
 #[inline(always)]
 fn exp<const FMA: bool>(x: f32) -> f32 {
     const LOG2_E: f32 = std::f32::consts::LOG2_E;
@@ -54,9 +58,11 @@ fn exp<const FMA: bool>(x: f32) -> f32 {
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
     let clamped = x.clamp(-87.0, 88.5);
-    // Adding 1.5 * 2^23 rounds to the nearest integer.
+    // Adding 1.5 * 2^23 rounds to the nearest integer, which then lies in the
+    // sum's low bits.
     const ROUND: f32 = 12_582_912.0;
-    let n = madd::<FMA>(clamped, LOG2_E, ROUND) - ROUND;
+    let shifted = madd::<FMA>(clamped, LOG2_E, ROUND);
+    let n = shifted - ROUND;
     let r = madd::<FMA>(n, -LN2_HIGH, clamped);
     let r = madd::<FMA>(n, -LN2_LOW, r);
     // The Taylor-like minimax polynomial of Cephes' expf on [-ln2/2, ln2/2].
@@ -68,10 +74,13 @@ fn exp<const FMA: bool>(x: f32) -> f32 {
     p = madd::<FMA>(p, r, 0.5);
     p = madd::<FMA>(p * r, r, r) + 1.0;
     // 2^n in two factors: n may reach 128, which one f32 exponent cannot hold.
-    let n = n as i32;
+    let n = shifted
+        .to_bits()
+        .wrapping_sub(ROUND.to_bits())
+        .cast_signed();
     let half = n >> 1;
-    let power = |n: i32| f32::from_bits(((n + 127) << 23).cast_unsigned());
-    let value = p * power(half) * power(n - half);
+    let power = |n: i32| f32::from_bits((n.wrapping_add(127) << 23).cast_unsigned());
+    let value = p * power(half) * power(n.wrapping_sub(half));
     if x < -87.0 { 0.0 } else { value }
 }
 
@@ -175,7 +184,8 @@ fn max_body<const FMA: bool>(x: &[f32]) -> f32 {
             *chain = larger(*chain, x);
         }
     }
-    tail.iter().fold(reduce(chains, larger), |a, &b| larger(a, b))
+    tail.iter()
+        .fold(reduce(chains, larger), |a, &b| larger(a, b))
 }
 
 multiversion! {
@@ -187,7 +197,7 @@ multiversion! {
 fn has_nan_or_inf_body<const FMA: bool>(x: &[f32]) -> bool {
     let mut bad = 0_u32;
     for &x in x {
-        bad |= u32::from(!(x < f32::INFINITY));
+        bad |= u32::from(x.is_nan() | (x == f32::INFINITY));
     }
     bad != 0
 }
@@ -261,7 +271,10 @@ mod tests {
                 if x < -87.0 {
                     assert!(got == 0.0, "exp({x}) underflows to 0, got {got}");
                 } else {
-                    assert!((got - want).abs() <= want * 3e-7, "exp({x}) = {got}, not {want}");
+                    assert!(
+                        (got - want).abs() <= want * 3e-7,
+                        "exp({x}) = {got}, not {want}"
+                    );
                 }
             }
             assert_eq!(exp_one(isa, f32::NEG_INFINITY), 0.0);
@@ -273,7 +286,8 @@ mod tests {
     fn rounding_to_bf16_is_to_nearest_even() {
         let mut x: Vec<f32> = (0..=u16::MAX)
             .flat_map(|high| {
-                [0_u32, 0x7fff, 0x8000, 0x8001].map(|low| f32::from_bits(u32::from(high) << 16 | low))
+                [0_u32, 0x7fff, 0x8000, 0x8001]
+                    .map(|low| f32::from_bits(u32::from(high) << 16 | low))
             })
             .collect();
         x.push(f32::MAX);
@@ -283,7 +297,10 @@ mod tests {
             for (&x, &bits) in x.iter().zip(&out) {
                 let want = half::bf16::from_f32(x);
                 let got = half::bf16::from_bits(bits);
-                assert!(got == want || (got.is_nan() && want.is_nan()), "{x} -> {got}, not {want}");
+                assert!(
+                    got == want || (got.is_nan() && want.is_nan()),
+                    "{x} -> {got}, not {want}"
+                );
             }
         }
     }

@@ -2,7 +2,10 @@
 //!
 //! Tasks share out the weight's panels, so each panel is read once a step for
 //! all rows; no sum is ever split between threads.
-#![expect(unsafe_code, reason = "tiles read through pointers; tasks write disjoint columns")]
+#![expect(
+    unsafe_code,
+    reason = "tiles read through pointers; tasks write disjoint columns"
+)]
 
 use super::ensure;
 use crate::{
@@ -37,7 +40,10 @@ pub(crate) fn linear(
         Dtype::F32 => (x.rows(rows).as_ptr().cast(), k * 4),
         Dtype::Bf16 => (round_rows(cpu, rows, x).cast(), w.steps() * 4),
     };
-    let input = Input { address: a, stride: a_stride };
+    let input = Input {
+        address: a,
+        stride: a_stride,
+    };
     let kernels = TileKernels::select(cpu.isa, w.dtype());
     let groups = w.num_panels().div_ceil(kernels.best_panels);
     let tasks = groups.min(cpu.pool.num_threads() * TASKS_PER_THREAD);
@@ -126,7 +132,12 @@ unsafe fn panel_group(
         for (r, sums) in acc.chunks_exact(ACC_STRIDE).take(tile_rows).enumerate() {
             // SAFETY: this task's columns of one row.
             let out = unsafe { out.slice((row + r) * n + column, columns) };
-            store(&sums[..columns], bias.map(|bias| &bias[column..column + columns]), add, out);
+            store(
+                &sums[..columns],
+                bias.map(|bias| &bias[column..column + columns]),
+                add,
+                out,
+            );
         }
         row += tile_rows;
     }

@@ -19,5 +19,14 @@ fn ensure(
     got: impl FnOnce() -> String,
     expected: impl FnOnce() -> String,
 ) -> Result<(), KernelError> {
-    if ok { Ok(()) } else { Err(KernelError::Shape { op, what, got: got(), expected: expected() }) }
+    if ok {
+        Ok(())
+    } else {
+        Err(KernelError::Shape {
+            op,
+            what,
+            got: got(),
+            expected: expected(),
+        })
+    }
 }

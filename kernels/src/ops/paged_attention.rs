@@ -6,7 +6,10 @@
 //! online softmax (Milakov and Gimelshein, 2018). A row skips the chunks that it
 //! cannot see, so what it computes depends on its own position only, not on how
 //! its prompt was cut up or on who shares its task.
-#![expect(unsafe_code, reason = "tiles read through pointers; tasks write disjoint heads")]
+#![expect(
+    unsafe_code,
+    reason = "tiles read through pointers; tasks write disjoint heads"
+)]
 
 use super::ensure;
 use crate::{
@@ -48,7 +51,7 @@ pub(crate) fn check_cache(
     let fits = layout.num_kv_heads == params.num_kv_heads
         && layout.head_dim == params.head_dim
         && params.num_kv_heads > 0
-        && params.num_heads % params.num_kv_heads == 0
+        && params.num_heads.is_multiple_of(params.num_kv_heads)
         && layer < layout.num_layers;
     ensure(
         fits,
@@ -77,11 +80,25 @@ pub(crate) fn paged_attention(
     out: &mut CpuBuffer,
 ) -> Result<(), KernelError> {
     const OP: &str = "paged_attention";
-    let AttentionParams { num_heads, num_kv_heads, head_dim, .. } = *params;
+    let AttentionParams {
+        num_heads,
+        num_kv_heads,
+        head_dim,
+        ..
+    } = *params;
     let rows = batch.num_tokens();
     qkv.check(OP, "qkv", rows, (num_heads + 2 * num_kv_heads) * head_dim)?;
     out.check(OP, "out", rows, num_heads * head_dim)?;
     check_cache(OP, params, layer, cache)?;
+    let num_blocks = cache.layout().num_blocks;
+    let block = batch.block_tables.iter().copied().max().unwrap_or(0) as usize;
+    ensure(
+        block < num_blocks,
+        OP,
+        "a block",
+        || block.to_string(),
+        || format!("below the cache's {num_blocks}"),
+    )?;
     let attention = Attention {
         cpu,
         batch,
@@ -92,11 +109,16 @@ pub(crate) fn paged_attention(
         kernels: TileKernels::select(cpu.isa, cache.layout().dtype),
         out: SharedMut::new(out.rows_mut(rows)),
     };
-    let num_tasks: usize =
-        (0..batch.num_seqs()).map(|s| batch.rows(s).len().div_ceil(QUERY_ROWS)).sum();
+    let num_tasks: usize = (0..batch.num_seqs())
+        .map(|s| batch.rows(s).len().div_ceil(QUERY_ROWS))
+        .sum();
     cpu.pool.run(num_tasks * num_kv_heads, &|thread, index| {
         let task = attention.task(index / num_kv_heads);
-        attention.run(&mut cpu.scratch(thread).attention, task, index % num_kv_heads);
+        attention.run(
+            &mut cpu.scratch(thread).attention,
+            task,
+            index % num_kv_heads,
+        );
     });
     Ok(())
 }
@@ -119,7 +141,11 @@ impl Attention<'_> {
             let tasks = rows.len().div_ceil(QUERY_ROWS);
             if index < tasks {
                 let first_row = rows.start + index * QUERY_ROWS;
-                return Task { sequence, first_row, num_rows: QUERY_ROWS.min(rows.end - first_row) };
+                return Task {
+                    sequence,
+                    first_row,
+                    num_rows: QUERY_ROWS.min(rows.end - first_row),
+                };
             }
             index -= tasks;
         }
@@ -127,7 +153,13 @@ impl Attention<'_> {
     }
 
     fn run(&self, scratch: &mut Scratch, task: Task, kv_head: usize) {
-        let AttentionParams { num_heads, num_kv_heads, head_dim, sliding_window, .. } = *self.params;
+        let AttentionParams {
+            num_heads,
+            num_kv_heads,
+            head_dim,
+            sliding_window,
+            ..
+        } = *self.params;
         let group = num_heads / num_kv_heads;
         let m = task.num_rows * group;
         self.load_queries(scratch, task, kv_head, group);
@@ -137,11 +169,15 @@ impl Attention<'_> {
         scratch.output.resize(m * head_dim, 0.0);
         let position = |row: usize| self.batch.positions[task.first_row + row] as usize;
         let last = position(task.num_rows - 1);
-        let first_seen = sliding_window.map_or(0, |window| (position(0) + 1).saturating_sub(window));
+        let first_seen =
+            sliding_window.map_or(0, |window| (position(0) + 1).saturating_sub(window));
         let blocks = self.batch.blocks(task.sequence);
         for chunk in first_seen / CHUNK..=last / CHUNK {
             let start = chunk * CHUNK;
-            let end = blocks.len().min((chunk + 1) * CHUNK_BLOCKS).min(last / LANES + 1);
+            let end = blocks
+                .len()
+                .min((chunk + 1) * CHUNK_BLOCKS)
+                .min(last / LANES + 1);
             let blocks = &blocks[chunk * CHUNK_BLOCKS..end];
             self.score(scratch, m, blocks, kv_head);
             for row in 0..task.num_rows {
@@ -192,7 +228,9 @@ impl Attention<'_> {
         for (b, group) in blocks.chunks(self.kernels.best_panels).enumerate() {
             let mut panels = [std::ptr::null(); MAX_PANELS];
             for (panel, &block) in panels.iter_mut().zip(group) {
-                *panel = self.cache.panels(self.layer, block as usize, Half::K, kv_head);
+                *panel = self
+                    .cache
+                    .panels(self.layer, block as usize, Half::K, kv_head);
             }
             for first in (0..m).step_by(self.kernels.best_rows) {
                 let rows = self.kernels.best_rows.min(m - first);
@@ -227,7 +265,12 @@ impl Attention<'_> {
         seen: std::ops::Range<usize>,
         len: usize,
     ) {
-        let AttentionParams { head_dim, scale, soft_cap, .. } = *self.params;
+        let AttentionParams {
+            head_dim,
+            scale,
+            soft_cap,
+            ..
+        } = *self.params;
         let bytes = CHUNK * self.cache.layout().dtype.size();
         let needed = (i + 1) * bytes / 4;
         if scratch.probabilities.len() < needed {
@@ -283,7 +326,9 @@ impl Attention<'_> {
             for first in (0..m).step_by(self.kernels.best_rows) {
                 let rows = self.kernels.best_rows.min(m - first);
                 for (b, &block) in blocks.iter().enumerate() {
-                    let v = self.cache.panels(self.layer, block as usize, Half::V, kv_head);
+                    let v = self
+                        .cache
+                        .panels(self.layer, block as usize, Half::V, kv_head);
                     let mut panels = [std::ptr::null(); MAX_PANELS];
                     for (p, panel) in panels[..group].iter_mut().enumerate() {
                         *panel = v.wrapping_add((first_panel + p) * panel_bytes);
@@ -304,9 +349,11 @@ impl Attention<'_> {
                 }
                 for (r, sums) in acc.chunks_exact(ACC_STRIDE).take(rows).enumerate() {
                     let len = group * LANES;
-                    let out = &mut scratch.output
-                        [(first + r) * head_dim + first_panel * LANES..][..len];
-                    out.iter_mut().zip(&sums[..len]).for_each(|(out, sum)| *out += sum);
+                    let out =
+                        &mut scratch.output[(first + r) * head_dim + first_panel * LANES..][..len];
+                    out.iter_mut()
+                        .zip(&sums[..len])
+                        .for_each(|(out, sum)| *out += sum);
                 }
             }
         }
@@ -323,7 +370,9 @@ impl Attention<'_> {
                 let i = row * group + i;
                 let inverse = 1.0 / scratch.softmax[i].1;
                 let output = &scratch.output[i * head_dim..][..head_dim];
-                out.iter_mut().zip(output).for_each(|(out, &x)| *out = x * inverse);
+                out.iter_mut()
+                    .zip(output)
+                    .for_each(|(out, &x)| *out = x * inverse);
             }
         }
     }

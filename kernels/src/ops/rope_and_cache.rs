@@ -1,5 +1,8 @@
 //! Rotary embedding of Q and K, and the write of K and V into the cache.
-#![expect(unsafe_code, reason = "tasks write disjoint heads of rows and of blocks")]
+#![expect(
+    unsafe_code,
+    reason = "tasks write disjoint heads of rows and of blocks"
+)]
 
 use super::ensure;
 use crate::{
@@ -10,7 +13,10 @@ use crate::{
 /// Heads of this many floats at most are normed on the stack.
 const MAX_HEAD_DIM: usize = 512;
 
-#[expect(clippy::too_many_arguments, reason = "an operation's operands are its contract")]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "an operation's operands are its contract"
+)]
 pub(crate) fn rope_and_cache(
     cpu: &Cpu,
     batch: &ForwardBatch,
@@ -22,7 +28,12 @@ pub(crate) fn rope_and_cache(
     cache: &mut CpuKvCache,
 ) -> Result<(), KernelError> {
     const OP: &str = "rope_and_cache";
-    let AttentionParams { num_heads, num_kv_heads, head_dim, .. } = *params;
+    let AttentionParams {
+        num_heads,
+        num_kv_heads,
+        head_dim,
+        ..
+    } = *params;
     let rows = batch.num_tokens();
     let cols = (num_heads + 2 * num_kv_heads) * head_dim;
     qkv.check(OP, "qkv", rows, cols)?;
@@ -48,7 +59,9 @@ pub(crate) fn rope_and_cache(
     if let Some((q, k, _)) = qk_norm {
         let fits = q.len() == head_dim && k.len() == head_dim && head_dim <= MAX_HEAD_DIM;
         let got = || format!("[{}] and [{}]", q.len(), k.len());
-        ensure(fits, OP, "qk_norm", got, || format!("[{head_dim}], at most {MAX_HEAD_DIM}"))?;
+        ensure(fits, OP, "qk_norm", got, || {
+            format!("[{head_dim}], at most {MAX_HEAD_DIM}")
+        })?;
     }
     let writer = cache.writer();
     let qkv = SharedMut::new(qkv.rows_mut(rows));
@@ -75,8 +88,7 @@ pub(crate) fn rope_and_cache(
             let k_start = start + (num_heads + kv_head) * head_dim;
             let v_start = k_start + num_kv_heads * head_dim;
             // SAFETY: each K and V head belongs to one task.
-            let (k, v) =
-                unsafe { (qkv.slice(k_start, head_dim), qkv.slice(v_start, head_dim)) };
+            let (k, v) = unsafe { (qkv.slice(k_start, head_dim), qkv.slice(v_start, head_dim)) };
             turn(k, qk_norm.map(|(_, weight, eps)| (weight, eps)));
             // SAFETY: each KV head of the cache belongs to one task.
             unsafe { writer.write(layer, batch.slot_mapping[row] as usize, kv_head, k, v) };

@@ -1,1 +1,40 @@
-//! Every operation in f64, written to be read.
+//! The operations in f64, one row at a time, written to be read.
+//!
+//! Every form of an operation is held against these by tests. They take
+//! exact inputs: where an operation rounds (to bf16), a test rounds first and
+//! states how much error the rounding inside an operation may add.
+
+mod attention;
+mod sampling;
+
+pub use attention::{attention, rope};
+pub use sampling::{adjusted_logits, distribution, draw, log_softmax};
+
+/// `out = x / sqrt(mean(x²) + eps) * weight`.
+#[must_use]
+pub fn rms_norm(x: &[f64], weight: &[f64], eps: f64) -> Vec<f64> {
+    let mean_square = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
+    let norm = (mean_square + eps).sqrt();
+    x.iter()
+        .zip(weight)
+        .map(|(x, weight)| x / norm * weight)
+        .collect()
+}
+
+/// `out[j] = Σ_i x[i] * w[j][i] + bias[j]`; `w [n, k]` in rows.
+#[must_use]
+pub fn linear(x: &[f64], w: &[f64], bias: Option<&[f64]>) -> Vec<f64> {
+    let dot = |row: &[f64]| x.iter().zip(row).map(|(x, w)| x * w).sum::<f64>();
+    let rows = w.chunks_exact(x.len()).enumerate();
+    rows.map(|(j, row)| dot(row) + bias.map_or(0.0, |bias| bias[j]))
+        .collect()
+}
+
+/// `out[i] = gate[i] / (1 + exp(-gate[i])) * up[i]`.
+#[must_use]
+pub fn silu_mul(gate: &[f64], up: &[f64]) -> Vec<f64> {
+    gate.iter()
+        .zip(up)
+        .map(|(gate, up)| gate / (1.0 + (-gate).exp()) * up)
+        .collect()
+}

@@ -1,0 +1,73 @@
+//! The backends under test, and their inputs.
+
+use candle_core::{Device, Tensor};
+use half::bf16;
+use sconce_kernels::{
+    Backend, Dtype,
+    cpu::{Cpu, CpuBuffer, CpuConfig, Isa},
+    ops::sampling::uniform,
+};
+
+/// A backend for each instruction set that the machine has.
+pub(crate) fn every_isa() -> impl Iterator<Item = Cpu> {
+    Isa::available().into_iter().map(|isa| cpu(isa, 2))
+}
+
+pub(crate) fn cpu(isa: Isa, threads: usize) -> Cpu {
+    Cpu::new(CpuConfig {
+        threads: Some(threads),
+        isa: Some(isa),
+    })
+}
+
+/// Numbers in [-1, 1), the same for the same seed.
+pub(crate) fn numbers(seed: u64, len: usize) -> Vec<f32> {
+    (0..len as u32)
+        .map(|i| (uniform(seed, i) * 2.0 - 1.0) as f32)
+        .collect()
+}
+
+pub(crate) fn wide(x: &[f32]) -> Vec<f64> {
+    x.iter().copied().map(f64::from).collect()
+}
+
+/// What an operation makes of its input where it meets elements of `dtype`.
+pub(crate) fn rounded(x: &[f32], dtype: Dtype) -> Vec<f32> {
+    match dtype {
+        Dtype::F32 => x.to_vec(),
+        Dtype::Bf16 => x.iter().map(|&x| bf16::from_f32(x).to_f32()).collect(),
+    }
+}
+
+pub(crate) fn tensor(data: &[f32], shape: &[usize]) -> Tensor {
+    Tensor::from_slice(data, shape, &Device::Cpu).expect("a tensor of its own shape")
+}
+
+/// A buffer of exactly these rows.
+pub(crate) fn buffer(cpu: &Cpu, data: &[f32], cols: usize) -> CpuBuffer {
+    let rows = data.len() / cols;
+    let mut buffer = cpu.buffer(rows, cols).expect("memory");
+    buffer.rows_mut(rows).copy_from_slice(data);
+    buffer
+}
+
+pub(crate) fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|x| x.to_bits()).collect()
+}
+
+/// Asserts `|got - want| <= tolerance(i)` everywhere, and that nothing is NaN.
+pub(crate) fn assert_close(
+    what: &str,
+    got: &[f32],
+    want: &[f64],
+    tolerance: impl Fn(usize) -> f64,
+) {
+    assert_eq!(got.len(), want.len(), "{what}: length");
+    for (i, (&got, &want)) in got.iter().zip(want).enumerate() {
+        let error = (f64::from(got) - want).abs();
+        assert!(
+            error <= tolerance(i),
+            "{what}: element {i} is {got}, not {want}"
+        );
+    }
+}

@@ -1,0 +1,8 @@
+//! Every operation against its f64 reference, on every instruction set that
+//! the machine has, and the promise that a row's bits depend on the row alone.
+
+mod attention;
+mod case;
+mod elementwise;
+mod linear;
+mod sampling;
