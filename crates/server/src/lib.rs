@@ -1,1 +1,18 @@
-//! The OpenAI-style HTTP endpoint.
+//! The HTTP endpoint.
+//!
+//! Handlers are thin: extract, convert, submit, stream or collect. Requests are
+//! validated once, in `openai::params` and by the engine; [`error`] is the one
+//! place that knows HTTP status codes. A client that goes away drops its
+//! response, which drops its request.
+
+mod admin;
+mod error;
+mod json;
+mod middleware;
+mod openai;
+mod serve;
+mod state;
+mod tokenize;
+
+pub use serve::{router, serve};
+pub use state::ServerConfig;

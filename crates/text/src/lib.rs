@@ -1,1 +1,15 @@
-//! Tokenizer, chat template, incremental detokenizer, stop strings.
+//! Everything that knows text: tokenizer, chat template, incremental
+//! detokenizer, stop strings. The engine and what is below it know token ids
+//! only.
+
+mod chat_template;
+mod detokenizer;
+mod error;
+mod stop_strings;
+mod text_model;
+
+pub use chat_template::ChatTemplateOptions;
+pub use detokenizer::Detokenizer;
+pub use error::TextError;
+pub use stop_strings::{MAX_STOP_BYTES, MAX_STOPS, StopError, StopStrings};
+pub use text_model::{TextConfig, TextModel, TokenText};

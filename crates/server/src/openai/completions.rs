@@ -1,0 +1,327 @@
+//! `/v1/completions`.
+
+use std::sync::Arc;
+
+use axum::{Json, extract::State, response::{IntoResponse as _, Response}};
+use futures::future::try_join_all;
+use sconce_text::TextModel;
+use sconce_types::{TokenId, TokenLogprobs};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use super::{
+    MAX_CHOICES,
+    chat::ended,
+    choice::{Choice, Delta, Finish, StopReason},
+    offload,
+    params::{Shared, UNSUPPORTED},
+    stream::{self, Chunks, Events},
+    usage::Usage,
+};
+use crate::{
+    error::ApiError,
+    json::{self, ApiJson, Body},
+    state::{AppState, unix_seconds},
+};
+
+/// OpenAI's default for this endpoint.
+const DEFAULT_MAX_TOKENS: u32 = 16;
+
+/// A request's body.
+#[derive(Deserialize)]
+pub(crate) struct CompletionBody {
+    model: Option<String>,
+    prompt: Prompts,
+    max_tokens: Option<u32>,
+    logprobs: Option<u32>,
+    echo: Option<bool>,
+    best_of: Option<usize>,
+    /// What both endpoints have; unknown fields are found there.
+    #[serde(flatten)]
+    shared: Map<String, Value>,
+}
+
+/// The fields above, for those who misspell them.
+const OWN_FIELDS: &[&str] = &["model", "prompt", "max_tokens", "logprobs", "echo", "best_of"];
+
+/// One prompt or several, as text or as token ids.
+#[derive(Deserialize)]
+#[serde(
+    untagged,
+    expecting = "a string, a list of strings, a list of token ids, or a list of such lists"
+)]
+enum Prompts {
+    Text(String),
+    Tokens(Vec<TokenId>),
+    Texts(Vec<String>),
+    TokenLists(Vec<Vec<TokenId>>),
+}
+
+impl Body for CompletionBody {
+    const UNSUPPORTED: &'static [(&'static str, Option<&'static str>)] =
+        &[("prompt_embeds", None), ("suffix", Some("\"\""))];
+    const SHARED: &'static [(&'static str, Option<&'static str>)] = UNSUPPORTED;
+}
+
+impl Prompts {
+    async fn encode(self, state: &AppState, special: bool) -> Result<Vec<Vec<TokenId>>, ApiError> {
+        let texts = match self {
+            Self::Tokens(tokens) => return Ok(vec![tokens]),
+            Self::TokenLists(lists) => return Ok(lists),
+            Self::Text(text) => vec![text],
+            Self::Texts(texts) => texts,
+        };
+        let bytes = texts.iter().map(String::len).sum();
+        let text = state.text.clone();
+        let work = move || texts.iter().map(|prompt| text.encode(prompt, special)).collect();
+        let encoded: Result<Vec<_>, sconce_text::TextError> = offload(bytes, work).await?;
+        Ok(encoded?)
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Text(_) | Self::Tokens(_) => 1,
+            Self::Texts(texts) => texts.len(),
+            Self::TokenLists(lists) => lists.len(),
+        }
+    }
+}
+
+pub(crate) async fn create(
+    State(state): State<AppState>,
+    ApiJson(body): ApiJson<CompletionBody>,
+) -> Result<Response, ApiError> {
+    super::check_model(&state, body.model.as_deref())?;
+    let shared: Shared = json::deserialize(body.shared, OWN_FIELDS)?;
+    let special = shared.add_special_tokens.unwrap_or(true);
+    let mut settings = shared.settings(&state)?;
+    check_choices(body.prompt.len(), settings.n, body.best_of)?;
+    let echo = body.echo.unwrap_or(false);
+    // A client that only scores its prompt asks for no token; the engine always
+    // makes one, which is then not shown.
+    let scoring = echo && body.max_tokens == Some(0);
+    settings.params.max_tokens =
+        if scoring { 1 } else { body.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS) };
+    settings.params.logprobs = body.logprobs;
+    settings.params.prompt_logprobs = body.logprobs.filter(|_| echo);
+    let prompts = body.prompt.encode(&state, special).await?;
+    let mut choices = Vec::new();
+    for prompt in &prompts {
+        for _ in 0..settings.n {
+            let index = choices.len();
+            choices.push(Choice::submit(&state, &settings, prompt, index, scoring)?);
+        }
+    }
+    let echoes = prompts.iter().flat_map(|prompt| std::iter::repeat_n(prompt, settings.n));
+    let echoes = echoes
+        .map(|prompt| {
+            if echo { Echo::new(&state.text, prompt).map(Some) } else { Ok(None) }
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    let shape = Shape {
+        id: state.next_id("cmpl"),
+        created: unix_seconds(),
+        model: body.model.unwrap_or_else(|| state.model_name().to_owned()),
+        text: state.text.clone(),
+        prompt_tokens: prompts.iter().map(Vec::len).sum(),
+        wants_logprobs: body.logprobs.is_some(),
+    };
+    let Some(options) = settings.stream else {
+        let whole = try_join_all(choices.into_iter().map(Choice::collect)).await?;
+        return Ok(Json(respond(&shape, echoes, whole)).into_response());
+    };
+    let chunks = CompletionChunks {
+        completion_tokens: vec![0; choices.len()],
+        offsets: vec![0; choices.len()],
+        echoes,
+        shape,
+        include_usage: options.include_usage.unwrap_or(false),
+        continuous: options.continuous_usage_stats.unwrap_or(false),
+    };
+    stream::respond(choices, chunks).await
+}
+
+fn check_choices(prompts: usize, n: usize, best_of: Option<usize>) -> Result<(), ApiError> {
+    if best_of.is_some_and(|best_of| best_of != n) {
+        return Err(ApiError::unsupported("best_of"));
+    }
+    if prompts == 0 {
+        let message = "prompt is an empty list, but must have at least one prompt";
+        return Err(ApiError::invalid(Some("prompt"), message));
+    }
+    if prompts.saturating_mul(n) > MAX_CHOICES {
+        let message =
+            format!("{prompts} prompts with n = {n} ask for more than {MAX_CHOICES} choices");
+        return Err(ApiError::invalid(Some("prompt"), message));
+    }
+    Ok(())
+}
+
+/// A prompt that is given back before its completion.
+struct Echo {
+    text: String,
+    first_token: TokenId,
+}
+
+impl Echo {
+    fn new(text: &TextModel, prompt: &[TokenId]) -> Result<Self, ApiError> {
+        let first_token = *prompt.first().expect("the engine took this prompt");
+        Ok(Self { text: text.decode(prompt, false)?, first_token })
+    }
+}
+
+/// What every response and chunk of a request says, and how.
+struct Shape {
+    id: String,
+    created: u64,
+    model: String,
+    text: Arc<TextModel>,
+    prompt_tokens: usize,
+    wants_logprobs: bool,
+}
+
+/// OpenAI's `logprobs` of legacy completions.
+#[derive(Default, Serialize)]
+struct LegacyLogprobs {
+    tokens: Vec<String>,
+    token_logprobs: Vec<Option<f32>>,
+    top_logprobs: Vec<Option<Map<String, Value>>>,
+    text_offset: Vec<usize>,
+}
+
+impl LegacyLogprobs {
+    fn push(&mut self, text: &TextModel, token: TokenId, at: Option<&TokenLogprobs>, offset: &mut usize) {
+        let token = text.token_text(token).text;
+        self.text_offset.push(*offset);
+        *offset += token.chars().count();
+        self.tokens.push(token);
+        self.token_logprobs.push(at.map(|at| at.logprob));
+        self.top_logprobs.push(at.map(|at| {
+            let top = at.top.iter();
+            top.map(|&(token, logprob)| (text.token_text(token).text, logprob.into())).collect()
+        }));
+    }
+}
+
+impl Shape {
+    /// The log-probabilities of a delta, the prompt's first where it is echoed.
+    fn logprobs(
+        &self,
+        echo: Option<&Echo>,
+        delta: &Delta,
+        offset: &mut usize,
+    ) -> Option<LegacyLogprobs> {
+        if !self.wants_logprobs {
+            return None;
+        }
+        let mut out = LegacyLogprobs::default();
+        if let Some(echo) = echo {
+            out.push(&self.text, echo.first_token, None, offset);
+        }
+        for at in delta.prompt_logprobs.iter().chain(&delta.logprobs) {
+            out.push(&self.text, at.token, Some(at), offset);
+        }
+        Some(out)
+    }
+}
+
+fn respond(shape: &Shape, echoes: Vec<Option<Echo>>, choices: Vec<Delta>) -> Value {
+    let completion_tokens = choices.iter().map(|choice| choice.num_tokens).sum();
+    let choices: Vec<Value> = choices
+        .into_iter()
+        .zip(echoes)
+        .enumerate()
+        .map(|(index, (choice, echo))| {
+            let logprobs = shape.logprobs(echo.as_ref(), &choice, &mut 0);
+            let Finish { reason, stop_reason } = ended(choice.finish);
+            json!({
+                "index": index,
+                "text": echo.map_or_else(String::new, |echo| echo.text) + &choice.text,
+                "logprobs": logprobs,
+                "finish_reason": reason,
+                "stop_reason": stop_reason,
+            })
+        })
+        .collect();
+    json!({
+        "id": shape.id,
+        "object": "text_completion",
+        "created": shape.created,
+        "model": shape.model,
+        "choices": choices,
+        "usage": Usage::new(shape.prompt_tokens, completion_tokens),
+    })
+}
+
+/// The chunks of a streamed response.
+struct CompletionChunks {
+    shape: Shape,
+    /// By choice; taken by its first chunk.
+    echoes: Vec<Option<Echo>>,
+    /// By choice.
+    completion_tokens: Vec<usize>,
+    /// By choice: characters so far, for `text_offset`.
+    offsets: Vec<usize>,
+    include_usage: bool,
+    continuous: bool,
+}
+
+#[derive(Serialize)]
+struct Chunk<'a> {
+    id: &'a str,
+    object: &'static str,
+    created: u64,
+    model: &'a str,
+    choices: &'a [ChunkChoice],
+    /// Absent unless usage was asked for; then null but in the last chunk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<Option<Usage>>,
+}
+
+#[derive(Serialize)]
+struct ChunkChoice {
+    index: usize,
+    text: String,
+    logprobs: Option<LegacyLogprobs>,
+    finish_reason: Option<&'static str>,
+    stop_reason: Option<StopReason>,
+}
+
+impl CompletionChunks {
+    fn usage(&self) -> Usage {
+        Usage::new(self.shape.prompt_tokens, self.completion_tokens.iter().sum())
+    }
+
+    fn push(&self, choices: &[ChunkChoice], usage: Option<Option<Usage>>, out: &mut Events) {
+        let Shape { id, created, model, .. } = &self.shape;
+        let object = "text_completion";
+        out.push(&Chunk { id, object, created: *created, model, choices, usage });
+    }
+}
+
+impl Chunks for CompletionChunks {
+    fn open(&mut self, _: &mut Events) {}
+
+    fn delta(&mut self, index: usize, delta: Delta, out: &mut Events) {
+        self.completion_tokens[index] = delta.num_tokens;
+        let echo = self.echoes[index].take();
+        let mut logprobs = self.shape.logprobs(echo.as_ref(), &delta, &mut self.offsets[index]);
+        logprobs = logprobs.filter(|logprobs| !logprobs.tokens.is_empty());
+        let text = echo.map_or_else(String::new, |echo| echo.text) + &delta.text;
+        if text.is_empty() && logprobs.is_none() && delta.finish.is_none() {
+            return;
+        }
+        let (finish_reason, stop_reason) =
+            delta.finish.map_or((None, None), |finish| (Some(finish.reason), finish.stop_reason));
+        let choice = ChunkChoice { index, text, logprobs, finish_reason, stop_reason };
+        let usage =
+            (self.include_usage || self.continuous).then(|| self.continuous.then(|| self.usage()));
+        self.push(&[choice], usage, out);
+    }
+
+    fn close(&mut self, out: &mut Events) {
+        if self.include_usage {
+            self.push(&[], Some(Some(self.usage())), out);
+        }
+    }
+}

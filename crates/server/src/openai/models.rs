@@ -1,0 +1,36 @@
+//! `/v1/models`.
+
+use axum::{
+    Json,
+    extract::{Path, State},
+    response::IntoResponse,
+};
+use serde_json::{Value, json};
+
+use crate::{error::ApiError, state::AppState};
+
+pub(crate) async fn list(State(state): State<AppState>) -> impl IntoResponse {
+    let models: Vec<_> =
+        state.config.served_model_names.iter().map(|name| describe(&state, name)).collect();
+    Json(json!({ "object": "list", "data": models }))
+}
+
+pub(crate) async fn retrieve(
+    State(state): State<AppState>,
+    Path(id): Path<String>,
+) -> Result<impl IntoResponse, ApiError> {
+    super::check_model(&state, Some(&id))?;
+    Ok(Json(describe(&state, &id)))
+}
+
+fn describe(state: &AppState, name: &str) -> Value {
+    json!({
+        "id": name,
+        "object": "model",
+        "created": state.started,
+        "owned_by": "sconce",
+        "root": state.model_name(),
+        "parent": null,
+        "max_model_len": state.engine.limits().max_model_len,
+    })
+}

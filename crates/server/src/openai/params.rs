@@ -1,0 +1,173 @@
+//! The fields that both completion endpoints share.
+
+use std::collections::BTreeMap;
+
+use sconce_text::StopStrings;
+use sconce_types::{SamplingParams, TokenId};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::MAX_CHOICES;
+use crate::{error::ApiError, state::AppState};
+
+/// Fields that neither endpoint supports, with a value that asks for nothing.
+pub(super) const UNSUPPORTED: &[(&str, Option<&str>)] = &[
+    ("allowed_token_ids", None),
+    ("bad_words", None),
+    ("cache_salt", None),
+    ("guided_choice", None),
+    ("guided_grammar", None),
+    ("guided_json", None),
+    ("guided_regex", None),
+    ("kv_transfer_params", None),
+    ("length_penalty", Some("1.0")),
+    ("mm_processor_kwargs", None),
+    ("priority", Some("0")),
+    ("prompt_logprobs", None),
+    ("response_format", Some(r#"{"type":"text"}"#)),
+    ("return_token_ids", None),
+    ("return_tokens_as_token_ids", None),
+    ("service_tier", Some("\"auto\"")),
+    ("spaces_between_special_tokens", Some("true")),
+    ("store", None),
+    ("structured_outputs", None),
+    ("truncate_prompt_tokens", None),
+    ("use_beam_search", None),
+    ("vllm_xargs", None),
+];
+
+/// Shared fields. `user`, `safety_identifier` and `metadata` are the client's
+/// own notes: they go into the request's log line and nowhere else.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Shared {
+    pub(super) temperature: Option<f32>,
+    pub(super) top_p: Option<f32>,
+    pub(super) top_k: Option<i64>,
+    pub(super) min_p: Option<f32>,
+    pub(super) repetition_penalty: Option<f32>,
+    pub(super) presence_penalty: Option<f32>,
+    pub(super) frequency_penalty: Option<f32>,
+    pub(super) seed: Option<i64>,
+    pub(super) n: Option<usize>,
+    pub(super) stop: Option<OneOrMany>,
+    pub(super) stop_token_ids: Option<Vec<TokenId>>,
+    pub(super) include_stop_str_in_output: Option<bool>,
+    pub(super) ignore_eos: Option<bool>,
+    pub(super) min_tokens: Option<u32>,
+    pub(super) logit_bias: Option<BTreeMap<String, f32>>,
+    pub(super) skip_special_tokens: Option<bool>,
+    pub(super) add_special_tokens: Option<bool>,
+    pub(super) stream: Option<bool>,
+    pub(super) stream_options: Option<StreamOptions>,
+    pub(super) user: Option<String>,
+    pub(super) safety_identifier: Option<String>,
+    pub(super) metadata: Option<Map<String, Value>>,
+}
+
+/// A string, or a list of them.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "a string or a list of strings")]
+pub(super) enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+/// OpenAI's `stream_options`.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct StreamOptions {
+    pub(super) include_usage: Option<bool>,
+    pub(super) continuous_usage_stats: Option<bool>,
+}
+
+/// The shared fields, checked.
+pub(super) struct Settings {
+    pub(super) params: SamplingParams,
+    pub(super) n: usize,
+    pub(super) stops: StopStrings,
+    pub(super) skip_special_tokens: bool,
+    pub(super) stream: Option<StreamOptions>,
+    has_seed: bool,
+}
+
+impl Shared {
+    /// Everything but `max_tokens` and log-probabilities, which the endpoints
+    /// name differently.
+    pub(super) fn settings(self, state: &AppState) -> Result<Settings, ApiError> {
+        let defaults = SamplingParams::default();
+        if let (Some(user), _) | (None, Some(user)) = (&self.user, &self.safety_identifier) {
+            tracing::info!(user, metadata = ?self.metadata, "request");
+        }
+        let top_k = match self.top_k.unwrap_or(0) {
+            -1 => 0,
+            top_k => u32::try_from(top_k).map_err(|_| {
+                let message = format!("top_k is {top_k}, but must be -1 (all), 0 (all) or more");
+                ApiError::invalid(Some("top_k"), message)
+            })?,
+        };
+        let n = self.n.unwrap_or(1);
+        if n == 0 || n > MAX_CHOICES {
+            let message = format!("n is {n}, but must be from 1 to {MAX_CHOICES}");
+            return Err(ApiError::invalid(Some("n"), message));
+        }
+        let stream = self.stream.unwrap_or(false);
+        if self.stream_options.is_some() && !stream {
+            let message = "stream_options has a meaning only with stream: true";
+            return Err(ApiError::invalid(Some("stream_options"), message));
+        }
+        let stops = match self.stop {
+            None => Vec::new(),
+            Some(OneOrMany::One(stop)) => vec![stop],
+            Some(OneOrMany::Many(stops)) => stops,
+        };
+        let ignore_eos = self.ignore_eos.unwrap_or(false);
+        let params = SamplingParams {
+            temperature: self.temperature.unwrap_or(defaults.temperature),
+            top_p: self.top_p.unwrap_or(defaults.top_p),
+            top_k,
+            min_p: self.min_p.unwrap_or(defaults.min_p),
+            repetition_penalty: self.repetition_penalty.unwrap_or(defaults.repetition_penalty),
+            presence_penalty: self.presence_penalty.unwrap_or(defaults.presence_penalty),
+            frequency_penalty: self.frequency_penalty.unwrap_or(defaults.frequency_penalty),
+            seed: self.seed.map(i64::cast_unsigned).unwrap_or_default(),
+            min_tokens: self.min_tokens.unwrap_or(0),
+            logit_bias: logit_bias(self.logit_bias)?,
+            stop_token_ids: self.stop_token_ids.unwrap_or_default(),
+            eos_token_ids: if ignore_eos { [].into() } else { state.text.eos_token_ids() },
+            ..defaults
+        };
+        Ok(Settings {
+            params,
+            n,
+            stops: StopStrings::new(stops, self.include_stop_str_in_output.unwrap_or(false))?,
+            skip_special_tokens: self.skip_special_tokens.unwrap_or(true),
+            stream: stream.then(|| self.stream_options.unwrap_or_default()),
+            has_seed: self.seed.is_some(),
+        })
+    }
+}
+
+impl Settings {
+    /// The parameters of one choice. Choices of one request differ by their
+    /// seeds: the request's own plus the choice's index, or random ones.
+    pub(super) fn params_of(&self, state: &AppState, choice: usize) -> SamplingParams {
+        let seed = if self.has_seed {
+            self.params.seed.wrapping_add(choice as u64)
+        } else {
+            state.next_seed()
+        };
+        SamplingParams { seed, ..self.params.clone() }
+    }
+}
+
+fn logit_bias(bias: Option<BTreeMap<String, f32>>) -> Result<Vec<(TokenId, f32)>, ApiError> {
+    let entry = |(token, bias): (String, f32)| match token.parse() {
+        Ok(token) => Ok((token, bias)),
+        Err(_) => {
+            let message = format!("logit_bias has the key {token:?}, but keys must be token ids");
+            Err(ApiError::invalid(Some("logit_bias"), message))
+        }
+    };
+    bias.unwrap_or_default().into_iter().map(entry).collect()
+}

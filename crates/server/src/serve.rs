@@ -1,0 +1,115 @@
+//! Routes, and the server's life.
+
+use std::{any::Any, future::Future, io, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    extract::{DefaultBodyLimit, Request},
+    middleware::{Next, from_fn, from_fn_with_state},
+    response::{IntoResponse as _, Response},
+    routing::{get, post},
+};
+use futures::FutureExt as _;
+use sconce_engine::EngineHandle;
+use sconce_text::TextModel;
+use tokio::net::TcpListener;
+
+use crate::{
+    ServerConfig, admin,
+    error::ApiError,
+    middleware,
+    openai::{chat, completions, models},
+    state::AppState,
+    tokenize,
+};
+
+/// All routes over one engine.
+pub fn router(engine: EngineHandle, text: Arc<TextModel>, config: ServerConfig) -> Router {
+    let state = AppState::new(engine, text, config);
+    let keyed = Router::new()
+        .route("/v1/chat/completions", post(chat::create))
+        .route("/v1/completions", post(completions::create))
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{*id}", get(models::retrieve))
+        .route("/tokenize", post(tokenize::tokenize))
+        .route("/detokenize", post(tokenize::detokenize))
+        .route_layer(from_fn_with_state(state.clone(), middleware::authorize));
+    Router::new()
+        .route("/health", get(admin::health))
+        .route("/ping", get(admin::health))
+        .route("/ready", get(admin::ready))
+        .route("/version", get(admin::version))
+        .route("/metrics", get(admin::metrics))
+        .merge(keyed)
+        .method_not_allowed_fallback(wrong_method)
+        .fallback(not_found)
+        .layer(DefaultBodyLimit::max(state.config.max_body_bytes))
+        .layer(from_fn_with_state(state.config.max_body_bytes, middleware::explain_body_limit))
+        .layer(from_fn(catch_panic))
+        .layer(from_fn_with_state(state.clone(), middleware::count))
+        .layer(from_fn_with_state(state.clone(), middleware::request_id))
+        .with_state(state)
+}
+
+async fn not_found(request: Request) -> ApiError {
+    ApiError::not_found(request.uri().path())
+}
+
+async fn wrong_method(request: Request) -> ApiError {
+    ApiError::wrong_method(request.method().as_str(), request.uri().path())
+}
+
+/// A bug in one handler is that request's error, not its connection's end.
+async fn catch_panic(request: Request, next: Next) -> Response {
+    match AssertUnwindSafe(next.run(request)).catch_unwind().await {
+        Ok(response) => response,
+        Err(cause) => {
+            tracing::error!("a handler panicked: {}", panic_message(cause.as_ref()));
+            ApiError::internal("a bug in the server; its log says more").into_response()
+        }
+    }
+}
+
+fn panic_message(cause: &(dyn Any + Send)) -> &str {
+    cause
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| cause.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("a panic without a message")
+}
+
+/// Serves until `shutdown` is ready; then takes no more requests, lets those
+/// that run finish for at most `drain_timeout`, and returns.
+///
+/// # Errors
+/// The listener failed.
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    engine: EngineHandle,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+    drain_timeout: Duration,
+) -> io::Result<()> {
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let graceful = async move {
+        shutdown.await;
+        let running = engine.unfinished();
+        tracing::info!("shutting down: {running} requests may finish");
+        let _ = stop.send(());
+        engine.drain().await;
+    };
+    let server = axum::serve(listener, router).with_graceful_shutdown(graceful);
+    let give_up = async move {
+        match stopped.await {
+            Ok(()) => tokio::time::sleep(drain_timeout).await,
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        served = server.into_future() => served,
+        () = give_up => {
+            tracing::warn!("some requests did not finish in {drain_timeout:?}; they are cut off");
+            Ok(())
+        }
+    }
+}

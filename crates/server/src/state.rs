@@ -1,0 +1,88 @@
+//! What every handler shares.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+use sconce_engine::EngineHandle;
+use sconce_text::TextModel;
+
+/// How the server behaves.
+#[derive(Clone, Debug)]
+pub struct ServerConfig {
+    /// The names that requests may use for the model; the first is its own.
+    pub served_model_names: Vec<String>,
+    /// Keys of which a request needs one; none needed if empty.
+    pub api_keys: Vec<String>,
+    /// Bytes of a request's body at most.
+    pub max_body_bytes: usize,
+    /// Seed of the sampling of requests that bring none; random if not given.
+    pub seed: Option<u64>,
+    /// A step longer than this makes `/health` fail.
+    pub step_patience: Duration,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            served_model_names: Vec::new(),
+            api_keys: Vec::new(),
+            max_body_bytes: 4 << 20,
+            seed: None,
+            step_patience: Duration::from_secs(60),
+        }
+    }
+}
+
+/// Shared by all handlers.
+#[derive(Clone)]
+pub(crate) struct AppState {
+    pub(crate) engine: EngineHandle,
+    pub(crate) text: Arc<TextModel>,
+    pub(crate) config: Arc<ServerConfig>,
+    pub(crate) started: u64,
+    /// Seeds and ids are drawn from this and a counter.
+    origin: u64,
+    counter: Arc<AtomicU64>,
+}
+
+impl AppState {
+    pub(crate) fn new(engine: EngineHandle, text: Arc<TextModel>, config: ServerConfig) -> Self {
+        let origin = config.seed.unwrap_or_else(|| rand::rng().random());
+        Self {
+            engine,
+            text,
+            config: Arc::new(config),
+            started: unix_seconds(),
+            origin,
+            counter: Arc::new(AtomicU64::new(0)),
+        }
+    }
+
+    /// The model's own name.
+    pub(crate) fn model_name(&self) -> &str {
+        self.config.served_model_names.first().map_or("", String::as_str)
+    }
+
+    /// A number for a request that brings no seed.
+    pub(crate) fn next_seed(&self) -> u64 {
+        let count = self.counter.fetch_add(1, Ordering::Relaxed);
+        StdRng::seed_from_u64(self.origin.wrapping_add(count)).random()
+    }
+
+    /// An id that no other response of any server is likely to have.
+    pub(crate) fn next_id(&self, prefix: &str) -> String {
+        let count = self.counter.fetch_add(1, Ordering::Relaxed);
+        let unique: u64 = StdRng::seed_from_u64(self.origin ^ count.rotate_left(32)).random();
+        format!("{prefix}-{unique:016x}{count:08x}")
+    }
+}
+
+pub(crate) fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
+}
