@@ -142,65 +142,70 @@ enum Shared<'a> {
 }
 
 impl KvWriter<'_> {
-    /// Writes one token's K and V of one head. The first token of a block
-    /// clears it: attention reads whole blocks and gives what lies beyond the
-    /// context the weight 0, which would not cancel a stale NaN.
+    /// Writes one token's K or V of one head. The first token of a block clears
+    /// it: attention reads whole blocks and gives what lies beyond the context
+    /// the weight 0, which would not cancel a stale NaN.
     ///
     /// # Safety
-    /// No other task writes the same head of the same block.
+    /// No other task writes the same half of the same head of the same block.
     pub(crate) unsafe fn write(
         &self,
         layer: usize,
         slot: usize,
+        half: Half,
         head: usize,
-        k: &[f32],
-        v: &[f32],
+        x: &[f32],
     ) {
         let (block, offset) = (slot / LANES, slot % LANES);
         let len = LANES * self.layout.head_dim;
-        let k_start = head_start(&self.layout, layer, block, Half::K, head);
-        let v_start = head_start(&self.layout, layer, block, Half::V, head);
+        let start = head_start(&self.layout, layer, block, half, head);
         match &self.data {
             Shared::F32(data) => {
-                // SAFETY: the caller keeps heads of blocks apart.
-                let (k_out, v_out) =
-                    unsafe { (data.slice(k_start, len), data.slice(v_start, len)) };
-                write_head(offset, k, v, k_out, v_out, 1, |x| x);
+                // SAFETY: the caller keeps halves of heads of blocks apart.
+                let out = unsafe { data.slice(start, len) };
+                write_head::<_, 1>(offset, half, x, out, |x| x);
             }
             Shared::Bf16(data) => {
-                // SAFETY: the caller keeps heads of blocks apart.
-                let (k_out, v_out) =
-                    unsafe { (data.slice(k_start, len), data.slice(v_start, len)) };
-                write_head(offset, k, v, k_out, v_out, 2, bf16_bits);
+                // SAFETY: the caller keeps halves of heads of blocks apart.
+                let out = unsafe { data.slice(start, len) };
+                write_head::<_, 2>(offset, half, x, out, bf16_bits);
             }
         }
     }
 }
 
-/// `pair` steps of k are interleaved.
-fn write_head<T: Copy + Default>(
+/// Writes a head of the token at `offset` into its block, of which `PAIR` steps
+/// of k are interleaved.
+fn write_head<T: Copy + Default, const PAIR: usize>(
     offset: usize,
-    k: &[f32],
-    v: &[f32],
-    k_out: &mut [T],
-    v_out: &mut [T],
-    pair: usize,
+    half: Half,
+    x: &[f32],
+    out: &mut [T],
     convert: impl Fn(f32) -> T,
 ) {
     if offset == 0 {
-        k_out.fill(T::default());
-        v_out.fill(T::default());
+        out.fill(T::default());
     }
-    for (step, k) in k.chunks_exact(pair).enumerate() {
-        for (i, &k) in k.iter().enumerate() {
-            k_out[(step * LANES + offset) * pair + i] = convert(k);
+    match half {
+        // The token is a column; `head_dim` is k.
+        Half::K => {
+            for (step, x) in out.chunks_exact_mut(LANES * PAIR).zip(x.chunks_exact(PAIR)) {
+                for (out, &x) in step[offset * PAIR..].iter_mut().zip(x) {
+                    *out = convert(x);
+                }
+            }
         }
-    }
-    for (panel, v) in v.chunks_exact(LANES).enumerate() {
-        let out = &mut v_out[panel * LANES * LANES..][..LANES * LANES];
-        let step = &mut out[offset / pair * pair * LANES..][..pair * LANES];
-        for (lane, &v) in v.iter().enumerate() {
-            step[lane * pair + offset % pair] = convert(v);
+        // The token is a k; 16 of `head_dim` are a panel's columns.
+        Half::V => {
+            for (panel, x) in out
+                .chunks_exact_mut(LANES * LANES)
+                .zip(x.chunks_exact(LANES))
+            {
+                let step = &mut panel[offset / PAIR * PAIR * LANES..][..PAIR * LANES];
+                for (out, &x) in step.chunks_exact_mut(PAIR).zip(x) {
+                    out[offset % PAIR] = convert(x);
+                }
+            }
         }
     }
 }

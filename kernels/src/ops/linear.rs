@@ -16,8 +16,11 @@ use crate::{
     },
 };
 
-/// Tasks a thread: enough that one which is put aside can be made up for.
-const TASKS_PER_THREAD: usize = 4;
+/// Input rows of a task at most: a few tiles, so that a narrow weight makes
+/// enough tasks of many rows to share them out evenly.
+const TASK_ROWS: usize = 48;
+/// Up to so many rows the weights' way from memory is what takes the time.
+const MEMORY_BOUND_ROWS: usize = 8;
 
 pub(crate) fn linear(
     cpu: &mut Cpu,
@@ -45,17 +48,48 @@ pub(crate) fn linear(
         stride: a_stride,
     };
     let kernels = TileKernels::select(cpu.isa, w.dtype());
-    let groups = w.num_panels().div_ceil(kernels.best_panels);
-    let tasks = groups.min(cpu.pool.num_threads() * TASKS_PER_THREAD);
+    let group = group_size(
+        rows,
+        w.num_panels(),
+        kernels.best_panels,
+        cpu.pool.num_threads(),
+    );
+    let groups = w.num_panels().div_ceil(group);
+    let chunks = rows.div_ceil(TASK_ROWS);
     let out = SharedMut::new(out.rows_mut(rows));
-    cpu.pool.run(tasks, &|_, task| {
-        for group in groups * task / tasks..groups * (task + 1) / tasks {
-            // SAFETY: `input` has `rows` rows of the weight's k, and each task
-            // has its own panels, which are its own columns of `out`.
-            unsafe { panel_group(&kernels, rows, &input, w, group, bias, add, &out) };
-        }
+    cpu.pool.run(groups * chunks, &|_, task| {
+        let first_panel = task / chunks * group;
+        let first_row = task % chunks * TASK_ROWS;
+        let part = Part {
+            rows: first_row..(first_row + TASK_ROWS).min(rows),
+            first_panel,
+            panels: group.min(w.num_panels() - first_panel),
+        };
+        // SAFETY: `input` has `rows` rows of the weight's k, and each task has
+        // its own rows of its own panels, which are its own columns of `out`.
+        unsafe { multiply(&kernels, &part, &input, w, bias, add, &out) };
     });
     Ok(())
+}
+
+/// Panels of a task: what a tile holds, or somewhat fewer where that gives the
+/// threads equal shares of a weight that memory is slow to bring.
+fn group_size(rows: usize, num_panels: usize, best: usize, threads: usize) -> usize {
+    if rows > MEMORY_BOUND_ROWS {
+        return best;
+    }
+    let share = |group: &usize| num_panels.div_ceil(*group).div_ceil(threads) * group;
+    (best.div_ceil(2)..=best)
+        .rev()
+        .min_by_key(share)
+        .unwrap_or(best)
+}
+
+/// The part of the product that a task computes.
+struct Part {
+    rows: std::ops::Range<usize>,
+    first_panel: usize,
+    panels: usize,
 }
 
 /// Input rows in the weight's dtype.
@@ -88,58 +122,48 @@ fn round_rows(cpu: &mut Cpu, rows: usize, x: &CpuBuffer) -> *const u16 {
     cpu.rounded.as_ptr()
 }
 
-/// Multiplies every row with one group of panels.
+/// Multiplies some rows with some panels.
 ///
 /// # Safety
-/// `input` has `rows` rows of the weight's steps; no other task writes the
-/// group's columns of `out`.
-#[expect(clippy::too_many_arguments, reason = "the inside of a loop nest")]
-unsafe fn panel_group(
+/// `input` has the part's rows of the weight's steps; no other task writes the
+/// part's columns of these rows of `out`.
+unsafe fn multiply(
     kernels: &TileKernels,
-    rows: usize,
+    part: &Part,
     input: &Input,
     w: &PackedMatrix,
-    group: usize,
     bias: Option<&[f32]>,
     add: bool,
     out: &SharedMut<'_, f32>,
 ) {
     let n = w.n();
-    let first = group * kernels.best_panels;
-    let panels = kernels.best_panels.min(w.num_panels() - first);
-    let mut pointers = [std::ptr::null(); MAX_PANELS];
-    for (p, pointer) in pointers[..panels].iter_mut().enumerate() {
-        *pointer = w.panel(first + p);
+    let mut panels = [std::ptr::null(); MAX_PANELS];
+    for (p, panel) in panels[..part.panels].iter_mut().enumerate() {
+        *panel = w.panel(part.first_panel + p);
     }
-    let column = first * LANES;
-    let columns = (panels * LANES).min(n - column);
+    let column = part.first_panel * LANES;
+    let columns = (part.panels * LANES).min(n - column);
+    let bias = bias.map(|bias| &bias[column..column + columns]);
     let mut acc = [0.0_f32; MAX_ROWS * ACC_STRIDE];
-    let mut row = 0;
-    while row < rows {
-        let tile_rows = kernels.best_rows.min(rows - row);
+    for row in part.rows.clone().step_by(kernels.best_rows) {
+        let rows = kernels.best_rows.min(part.rows.end - row);
         let tile = Tile {
             // SAFETY: the row is one of the input's.
             a: unsafe { input.address.add(row * input.stride) },
             a_stride: input.stride,
-            panels: pointers,
+            panels,
             steps: w.steps(),
             acc: acc.as_mut_ptr(),
             resume: false,
         };
         // SAFETY: the kernels were selected for this processor; the input's rows
         // and the weight's panels have `steps` steps; `acc` has every row and panel.
-        unsafe { kernels.run(tile_rows, panels, &tile) };
-        for (r, sums) in acc.chunks_exact(ACC_STRIDE).take(tile_rows).enumerate() {
-            // SAFETY: this task's columns of one row.
+        unsafe { kernels.run(rows, part.panels, &tile) };
+        for (r, sums) in acc.chunks_exact(ACC_STRIDE).take(rows).enumerate() {
+            // SAFETY: this task's columns of one of its rows.
             let out = unsafe { out.slice((row + r) * n + column, columns) };
-            store(
-                &sums[..columns],
-                bias.map(|bias| &bias[column..column + columns]),
-                add,
-                out,
-            );
+            store(&sums[..columns], bias, add, out);
         }
-        row += tile_rows;
     }
 }
 

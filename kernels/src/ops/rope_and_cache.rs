@@ -1,17 +1,19 @@
 //! Rotary embedding of Q and K, and the write of K and V into the cache.
 #![expect(
     unsafe_code,
-    reason = "tasks write disjoint heads of rows and of blocks"
+    reason = "tasks write disjoint rows, and disjoint heads of blocks"
 )]
 
 use super::ensure;
 use crate::{
     AttentionParams, ForwardBatch, KernelError,
-    cpu::{self, Cpu, CpuBuffer, CpuKvCache, SharedMut},
+    cpu::{self, Cpu, CpuBuffer, CpuKvCache, Half, SharedMut},
 };
 
 /// Heads of this many floats at most are normed on the stack.
 const MAX_HEAD_DIM: usize = 512;
+/// Fewer rows than this are not worth another task.
+const MIN_ROWS: usize = 4;
 
 #[expect(
     clippy::too_many_arguments,
@@ -63,36 +65,52 @@ pub(crate) fn rope_and_cache(
             format!("[{head_dim}], at most {MAX_HEAD_DIM}")
         })?;
     }
-    let writer = cache.writer();
-    let qkv = SharedMut::new(qkv.rows_mut(rows));
-    // A task has a KV head of every row: rows that share a block stay together.
-    let group = num_heads / num_kv_heads;
-    cpu.pool.run(num_kv_heads, &|_, kv_head| {
-        for row in 0..rows {
-            let table = &rope[batch.positions[row] as usize * head_dim..][..head_dim];
-            let (cos, sin) = table.split_at(head_dim / 2);
-            let turn = |head: &mut [f32], weight: Option<(&[f32], f32)>| {
-                if let Some((weight, eps)) = weight {
-                    let mut normed = [0.0; MAX_HEAD_DIM];
-                    cpu::rms_norm(cpu.isa, head, weight, eps, &mut normed[..head_dim]);
-                    head.copy_from_slice(&normed[..head_dim]);
-                }
-                cpu::rotate_half(cpu.isa, head, cos, sin);
-            };
-            let start = row * cols;
-            for head in kv_head * group..(kv_head + 1) * group {
-                // SAFETY: each Q head belongs to one task.
-                let q = unsafe { qkv.slice(start + head * head_dim, head_dim) };
-                turn(q, qk_norm.map(|(weight, _, eps)| (weight, eps)));
+    let group_rows = rows.div_ceil(cpu.pool.num_threads() * 2).max(MIN_ROWS);
+    {
+        let qkv = SharedMut::new(qkv.rows_mut(rows));
+        cpu.pool.run(rows.div_ceil(group_rows), &|_, task| {
+            for row in task * group_rows..((task + 1) * group_rows).min(rows) {
+                let table = &rope[batch.positions[row] as usize * head_dim..][..head_dim];
+                // SAFETY: each row belongs to one task.
+                let heads = unsafe { qkv.slice(row * cols, (num_heads + num_kv_heads) * head_dim) };
+                let (q, k) = heads.split_at_mut(num_heads * head_dim);
+                turn(cpu, q, table, qk_norm.map(|(weight, _, eps)| (weight, eps)));
+                turn(cpu, k, table, qk_norm.map(|(_, weight, eps)| (weight, eps)));
             }
-            let k_start = start + (num_heads + kv_head) * head_dim;
-            let v_start = k_start + num_kv_heads * head_dim;
-            // SAFETY: each K and V head belongs to one task.
-            let (k, v) = unsafe { (qkv.slice(k_start, head_dim), qkv.slice(v_start, head_dim)) };
-            turn(k, qk_norm.map(|(_, weight, eps)| (weight, eps)));
-            // SAFETY: each KV head of the cache belongs to one task.
-            unsafe { writer.write(layer, batch.slot_mapping[row] as usize, kv_head, k, v) };
+        });
+    }
+    // A task has K or V of one head, of all rows: rows that share a block stay
+    // together.
+    let writer = cache.writer();
+    let parts = 2 * num_kv_heads;
+    let parts_per_task = if rows > MIN_ROWS { 1 } else { parts };
+    cpu.pool.run(parts.div_ceil(parts_per_task), &|_, task| {
+        for part in task * parts_per_task..(task + 1) * parts_per_task {
+            let start = (num_heads + part) * head_dim;
+            let (half, head) = match part.checked_sub(num_kv_heads) {
+                None => (Half::K, part),
+                Some(head) => (Half::V, head),
+            };
+            for (row, &slot) in batch.slot_mapping.iter().enumerate() {
+                let x = &qkv.row(row)[start..start + head_dim];
+                // SAFETY: each head's K, and V, belongs to one task.
+                unsafe { writer.write(layer, slot as usize, half, head, x) };
+            }
         }
     });
     Ok(())
+}
+
+/// Norms, where there is a weight and an epsilon, and rotates heads of one row.
+fn turn(cpu: &Cpu, heads: &mut [f32], table: &[f32], norm: Option<(&[f32], f32)>) {
+    let (cos, sin) = table.split_at(table.len() / 2);
+    for head in heads.chunks_exact_mut(table.len()) {
+        if let Some((weight, eps)) = norm {
+            let mut normed = [0.0; MAX_HEAD_DIM];
+            let normed = &mut normed[..head.len()];
+            cpu::rms_norm(cpu.isa, head, weight, eps, normed);
+            head.copy_from_slice(normed);
+        }
+        cpu::rotate_half(cpu.isa, head, cos, sin);
+    }
 }
