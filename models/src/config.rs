@@ -131,10 +131,14 @@ impl ModelConfig {
     /// An unreadable file, or a field that cannot be served, by name.
     pub fn read(dir: &Path) -> Result<Self, ModelError> {
         let path = dir.join("config.json");
-        let text = std::fs::read(&path)
-            .map_err(|source| ModelError::Io { path: path.clone(), source })?;
-        let raw: RawConfig = serde_json::from_slice(&text)
-            .map_err(|error| ModelError::Json { path, reason: error.to_string() })?;
+        let text = std::fs::read(&path).map_err(|source| ModelError::Io {
+            path: path.clone(),
+            source,
+        })?;
+        let raw: RawConfig = serde_json::from_slice(&text).map_err(|error| ModelError::Json {
+            path,
+            reason: error.to_string(),
+        })?;
         Self::check(raw)
     }
 
@@ -175,7 +179,10 @@ impl ModelConfig {
         }
         positive("rms_norm_eps", f64::from(raw.rms_norm_eps))?;
         let rope = raw.rope_parameters.or(raw.rope_scaling);
-        let rope_theta = rope.as_ref().and_then(|rope| rope.rope_theta).or(raw.rope_theta);
+        let rope_theta = rope
+            .as_ref()
+            .and_then(|rope| rope.rope_theta)
+            .or(raw.rope_theta);
         let rope_theta = positive("rope_theta", rope_theta.unwrap_or(10_000.0))?;
         let rope_scaling = match rope {
             None => RopeScaling::Default,
@@ -206,7 +213,9 @@ impl RawRope {
     fn check(self, max_position_embeddings: usize) -> Result<RopeScaling, ModelError> {
         let kind = self.rope_type.as_deref().unwrap_or("default");
         let factor = || positive("rope_scaling.factor", self.factor.unwrap_or(0.0));
-        let original = self.original_max_position_embeddings.unwrap_or(max_position_embeddings);
+        let original = self
+            .original_max_position_embeddings
+            .unwrap_or(max_position_embeddings);
         if original == 0 || original > MAX_SIZE {
             let field = "rope_scaling.original_max_position_embeddings";
             return Err(refuse(field, original, format!("from 1 to {MAX_SIZE}")));
@@ -233,7 +242,11 @@ impl RawRope {
                 let factor = factor()?;
                 let attention_factor = self.attention_factor.unwrap_or_else(|| {
                     let scale = |mscale: f64| {
-                        if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 }
+                        if factor <= 1.0 {
+                            1.0
+                        } else {
+                            0.1 * mscale * factor.ln() + 1.0
+                        }
                     };
                     match (self.mscale, self.mscale_all_dim) {
                         (Some(mscale), Some(all)) if mscale != 0.0 && all != 0.0 => {
@@ -266,5 +279,9 @@ fn positive(field: &'static str, value: f64) -> Result<f64, ModelError> {
 }
 
 fn refuse(field: &'static str, value: impl ToString, accepted: String) -> ModelError {
-    ModelError::Config { field, value: value.to_string(), accepted }
+    ModelError::Config {
+        field,
+        value: value.to_string(),
+        accepted,
+    }
 }

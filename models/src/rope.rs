@@ -12,7 +12,9 @@ pub fn rope_table(config: &ModelConfig, max_positions: usize) -> Vec<f32> {
     let half = config.head_dim / 2;
     let frequencies = frequencies(config);
     let factor = match config.rope_scaling {
-        RopeScaling::Yarn { attention_factor, .. } => attention_factor,
+        RopeScaling::Yarn {
+            attention_factor, ..
+        } => attention_factor,
         _ => 1.0,
     };
     let mut table = Vec::with_capacity(max_positions * config.head_dim);

@@ -41,7 +41,9 @@ pub(crate) fn open(dir: &Path) -> Result<Arc<MappedSafetensors>, ModelError> {
     } else if single.is_file() {
         vec![single]
     } else {
-        return Err(ModelError::NoCheckpoint { path: dir.to_owned() });
+        return Err(ModelError::NoCheckpoint {
+            path: dir.to_owned(),
+        });
     };
     Ok(Arc::new(MappedSafetensors::open(&paths)?))
 }
@@ -51,9 +53,14 @@ fn shards(dir: &Path, index: &Path) -> Result<Vec<PathBuf>, ModelError> {
     struct Index {
         weight_map: std::collections::BTreeMap<String, String>,
     }
-    let text = std::fs::read(index)
-        .map_err(|source| ModelError::Io { path: index.to_owned(), source })?;
-    let json = |reason| ModelError::Json { path: index.to_owned(), reason };
+    let text = std::fs::read(index).map_err(|source| ModelError::Io {
+        path: index.to_owned(),
+        source,
+    })?;
+    let json = |reason| ModelError::Json {
+        path: index.to_owned(),
+        reason,
+    };
     let parsed: Index = serde_json::from_slice(&text).map_err(|error| json(error.to_string()))?;
     let names: BTreeSet<String> = parsed.weight_map.into_values().collect();
     if names.is_empty() {
@@ -62,7 +69,9 @@ fn shards(dir: &Path, index: &Path) -> Result<Vec<PathBuf>, ModelError> {
     // A shard lies beside its index: a name is no path.
     let plain = |name: &str| Path::new(name).components().count() == 1 && !name.starts_with('.');
     match names.iter().find(|name| !plain(name)) {
-        Some(name) => Err(json(format!("weight_map names {name:?}, which is not a file's name"))),
+        Some(name) => Err(json(format!(
+            "weight_map names {name:?}, which is not a file's name"
+        ))),
         None => Ok(names.iter().map(|name| dir.join(name)).collect()),
     }
 }
@@ -76,7 +85,11 @@ pub(crate) struct Checker<'a> {
 
 impl<'a> Checker<'a> {
     pub(crate) fn new(files: &'a MappedSafetensors) -> Self {
-        Self { files, problems: Vec::new(), num_tensors: 0 }
+        Self {
+            files,
+            problems: Vec::new(),
+            num_tensors: 0,
+        }
     }
 
     /// The number of tensors named.
@@ -84,8 +97,16 @@ impl<'a> Checker<'a> {
     /// # Errors
     /// All problems together.
     pub(crate) fn finish(self) -> Result<usize, ModelError> {
-        let Self { problems, num_tensors, .. } = self;
-        if problems.is_empty() { Ok(num_tensors) } else { Err(ModelError::Tensors { problems }) }
+        let Self {
+            problems,
+            num_tensors,
+            ..
+        } = self;
+        if problems.is_empty() {
+            Ok(num_tensors)
+        } else {
+            Err(ModelError::Tensors { problems })
+        }
     }
 
     fn check(&mut self, name: &str, shape: &[usize]) {
@@ -108,7 +129,9 @@ impl Source for Checker<'_> {
     type Vector = ();
 
     fn matrix(&mut self, parts: &[(String, usize)], k: usize) -> Result<(), ModelError> {
-        parts.iter().for_each(|(name, n)| self.check(name, &[*n, k]));
+        parts
+            .iter()
+            .for_each(|(name, n)| self.check(name, &[*n, k]));
         Ok(())
     }
 
@@ -142,11 +165,21 @@ impl<'a, B: Backend> Packer<'a, B> {
     ) -> Self {
         let source = Box::new(AsStored(files));
         let weights = VarBuilder::from_backend(source, DType::F32, Device::Cpu);
-        Self { weights, backend, dtype, loaded: 0, total, progress }
+        Self {
+            weights,
+            backend,
+            dtype,
+            loaded: 0,
+            total,
+            progress,
+        }
     }
 
     fn load<S: Into<Shape>>(&mut self, name: &str, shape: S) -> Result<Tensor, ModelError> {
-        let tensor = self.weights.get(shape, name).map_err(sconce_kernels::KernelError::from)?;
+        let tensor = self
+            .weights
+            .get(shape, name)
+            .map_err(sconce_kernels::KernelError::from)?;
         self.loaded += 1;
         (self.progress)(self.loaded, self.total);
         Ok(tensor)
@@ -158,14 +191,18 @@ impl<B: Backend> Source for Packer<'_, B> {
     type Vector = B::Vector;
 
     fn matrix(&mut self, parts: &[(String, usize)], k: usize) -> Result<B::Matrix, ModelError> {
-        let parts: Vec<_> =
-            parts.iter().map(|(name, n)| self.load(name, (*n, k))).collect::<Result<_, _>>()?;
+        let parts: Vec<_> = parts
+            .iter()
+            .map(|(name, n)| self.load(name, (*n, k)))
+            .collect::<Result<_, _>>()?;
         Ok(self.backend.matrix(&parts, self.dtype)?)
     }
 
     fn vector(&mut self, parts: &[(String, usize)]) -> Result<B::Vector, ModelError> {
-        let parts: Vec<_> =
-            parts.iter().map(|(name, n)| self.load(name, *n)).collect::<Result<_, _>>()?;
+        let parts: Vec<_> = parts
+            .iter()
+            .map(|(name, n)| self.load(name, *n))
+            .collect::<Result<_, _>>()?;
         Ok(self.backend.vector(&parts)?)
     }
 
@@ -203,7 +240,9 @@ impl SimpleBackend for AsStored {
     }
 
     fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> candle_core::Result<Tensor> {
-        self.0.load(name).map_err(|error| candle_core::Error::Msg(error.to_string()))
+        self.0
+            .load(name)
+            .map_err(|error| candle_core::Error::Msg(error.to_string()))
     }
 
     fn contains_tensor(&self, name: &str) -> bool {

@@ -16,7 +16,12 @@ impl<'a> Metadata<'a> {
     }
 
     fn get(&self, key: &str) -> Result<&'a Value, GgufError> {
-        self.0.metadata.get(key).ok_or_else(|| GgufError::MissingKey { key: key.to_owned() })
+        self.0
+            .metadata
+            .get(key)
+            .ok_or_else(|| GgufError::MissingKey {
+                key: key.to_owned(),
+            })
     }
 
     fn has(&self, key: &str) -> bool {
@@ -31,7 +36,11 @@ impl<'a> Metadata<'a> {
     }
 
     pub(super) fn optional_string(&self, key: &str) -> Result<Option<&'a str>, GgufError> {
-        if self.has(key) { self.string(key).map(Some) } else { Ok(None) }
+        if self.has(key) {
+            self.string(key).map(Some)
+        } else {
+            Ok(None)
+        }
     }
 
     /// A whole number from 0 on.
@@ -60,11 +69,19 @@ impl<'a> Metadata<'a> {
     }
 
     pub(super) fn size_or(&self, key: &str, default: usize) -> Result<usize, GgufError> {
-        if self.has(key) { self.size(key) } else { Ok(default) }
+        if self.has(key) {
+            self.size(key)
+        } else {
+            Ok(default)
+        }
     }
 
     pub(super) fn optional_size(&self, key: &str) -> Result<Option<u64>, GgufError> {
-        if self.has(key) { self.number(key).map(Some) } else { Ok(None) }
+        if self.has(key) {
+            self.number(key).map(Some)
+        } else {
+            Ok(None)
+        }
     }
 
     pub(super) fn float(&self, key: &str) -> Result<f64, GgufError> {
@@ -79,7 +96,11 @@ impl<'a> Metadata<'a> {
     }
 
     pub(super) fn float_or(&self, key: &str, default: f64) -> Result<f64, GgufError> {
-        if self.has(key) { self.float(key) } else { Ok(default) }
+        if self.has(key) {
+            self.float(key)
+        } else {
+            Ok(default)
+        }
     }
 
     pub(super) fn flag_or(&self, key: &str, default: bool) -> Result<bool, GgufError> {
@@ -100,7 +121,11 @@ impl<'a> Metadata<'a> {
     pub(super) fn strings(&self, key: &str) -> Result<Vec<&'a str>, GgufError> {
         let string = |value: &'a Value| match value {
             Value::String(text) => Ok(text.as_str()),
-            other => Err(refuse(key, format!("a list with {}", kind(other)), "a list of strings")),
+            other => Err(refuse(
+                key,
+                format!("a list with {}", kind(other)),
+                "a list of strings",
+            )),
         };
         self.list(key)?.iter().map(string).collect()
     }
@@ -109,18 +134,22 @@ impl<'a> Metadata<'a> {
         let integer = |value: &Value| match value {
             Value::I32(n) => Ok(*n),
             Value::U32(n) => Ok(n.cast_signed()),
-            other => Err(refuse(key, format!("a list with {}", kind(other)), "a list of integers")),
+            other => Err(refuse(
+                key,
+                format!("a list with {}", kind(other)),
+                "a list of integers",
+            )),
         };
         self.list(key)?.iter().map(integer).collect()
     }
 }
 
-pub(super) fn refuse(
-    key: &str,
-    value: impl ToString,
-    accepted: impl Into<String>,
-) -> GgufError {
-    GgufError::Key { key: key.to_owned(), value: value.to_string(), accepted: accepted.into() }
+pub(super) fn refuse(key: &str, value: impl ToString, accepted: impl Into<String>) -> GgufError {
+    GgufError::Key {
+        key: key.to_owned(),
+        value: value.to_string(),
+        accepted: accepted.into(),
+    }
 }
 
 /// A value in a few words; arrays would fill the screen.

@@ -84,9 +84,14 @@ pub fn convert(
     out_dir: &Path,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<(), GgufError> {
-    let mut file = std::fs::File::open(gguf)
-        .map_err(|source| GgufError::Io { path: gguf.to_owned(), source })?;
-    let invalid = |reason: String| GgufError::Invalid { path: gguf.to_owned(), reason };
+    let mut file = std::fs::File::open(gguf).map_err(|source| GgufError::Io {
+        path: gguf.to_owned(),
+        source,
+    })?;
+    let invalid = |reason: String| GgufError::Invalid {
+        path: gguf.to_owned(),
+        reason,
+    };
     // candle's reader checks lengths, but arithmetic on a lying header may panic.
     let content = catch_unwind(AssertUnwindSafe(|| Content::read(&mut file)))
         .map_err(|_| invalid("its header is inconsistent".to_owned()))?
@@ -97,7 +102,10 @@ pub fn convert(
     write_json(&out_dir.join("config.json"), &model.config(&metadata)?)?;
     write_json(&out_dir.join("tokenizer.json"), &tokenizer)?;
     write_json(&out_dir.join("tokenizer_config.json"), &tokenizer_config)?;
-    write_json(&out_dir.join("generation_config.json"), &generation_config(&metadata)?)?;
+    write_json(
+        &out_dir.join("generation_config.json"),
+        &generation_config(&metadata)?,
+    )?;
     let out = out_dir.join("model.safetensors");
     tensors::convert(gguf, file, &content, &model, &out, progress)
 }
@@ -118,7 +126,11 @@ impl Model {
     fn read(metadata: &Metadata<'_>, content: &Content) -> Result<Self, GgufError> {
         let architecture = metadata.string("general.architecture")?;
         if architecture != "llama" {
-            return Err(metadata::refuse("general.architecture", architecture, "\"llama\""));
+            return Err(metadata::refuse(
+                "general.architecture",
+                architecture,
+                "\"llama\"",
+            ));
         }
         let hidden_size = metadata.size("llama.embedding_length")?;
         let num_heads = metadata.size("llama.attention.head_count")?;
@@ -127,17 +139,28 @@ impl Model {
         let rope_dim = metadata.size_or("llama.rope.dimension_count", head_dim)?;
         if rope_dim != head_dim || head_dim % 2 != 0 {
             let accepted = format!("an even number, the head's {head_dim}");
-            return Err(metadata::refuse("llama.rope.dimension_count", rope_dim, accepted));
+            return Err(metadata::refuse(
+                "llama.rope.dimension_count",
+                rope_dim,
+                accepted,
+            ));
         }
         let key = "llama.attention.head_count_kv";
         if num_heads % num_kv_heads != 0 {
             let accepted = format!("a divisor of the {num_heads} heads");
             return Err(metadata::refuse(key, num_kv_heads, accepted));
         }
-        for name in ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"] {
+        for name in [
+            "rope_freqs.weight",
+            "rope_factors_long.weight",
+            "rope_factors_short.weight",
+        ] {
             if content.tensor_infos.contains_key(name) {
                 let reason = "scaled RoPE frequencies are not converted".to_owned();
-                return Err(GgufError::Tensor { name: name.to_owned(), reason });
+                return Err(GgufError::Tensor {
+                    name: name.to_owned(),
+                    reason,
+                });
             }
         }
         Ok(Self {
@@ -199,7 +222,10 @@ fn generation_config(metadata: &Metadata<'_>) -> Result<Value, GgufError> {
 }
 
 fn write_json(path: &Path, value: &Value) -> Result<(), GgufError> {
-    let io = |source| GgufError::Io { path: path.to_owned(), source };
+    let io = |source| GgufError::Io {
+        path: path.to_owned(),
+        source,
+    };
     let mut file = std::io::BufWriter::new(std::fs::File::create(path).map_err(io)?);
     serde_json::to_writer_pretty(&mut file, value).map_err(|error| io(error.into()))?;
     file.flush().map_err(io)

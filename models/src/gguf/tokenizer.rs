@@ -25,12 +25,20 @@ pub(super) fn convert(
     let kinds = metadata.integers("tokenizer.ggml.token_type")?;
     if kinds.len() != vocab_size {
         let accepted = format!("one for each of {vocab_size} tokens");
-        return Err(refuse("tokenizer.ggml.token_type", format!("{} kinds", kinds.len()), accepted));
+        return Err(refuse(
+            "tokenizer.ggml.token_type",
+            format!("{} kinds", kinds.len()),
+            accepted,
+        ));
     }
     let mut vocab = Map::new();
     for (id, token) in tokens.iter().enumerate() {
         if vocab.insert((*token).to_owned(), json!(id)).is_some() {
-            return Err(refuse("tokenizer.ggml.tokens", format!("{token:?} twice"), "distinct"));
+            return Err(refuse(
+                "tokenizer.ggml.tokens",
+                format!("{token:?} twice"),
+                "distinct",
+            ));
         }
     }
     let added: Vec<Value> = tokens
@@ -47,10 +55,14 @@ pub(super) fn convert(
         .collect();
     let (pre_tokenizer, ignore_merges) = pre_tokenizer(metadata)?;
     let special = |key: &str| -> Result<Option<&str>, GgufError> {
-        let Some(id) = metadata.optional_size(key)? else { return Ok(None) };
+        let Some(id) = metadata.optional_size(key)? else {
+            return Ok(None);
+        };
         let index = usize::try_from(id).unwrap_or(usize::MAX);
         let token = tokens.get(index).copied();
-        token.map(Some).ok_or_else(|| refuse(key, id, format!("below {vocab_size}")))
+        token
+            .map(Some)
+            .ok_or_else(|| refuse(key, id, format!("below {vocab_size}")))
     };
     let bos = special("tokenizer.ggml.bos_token_id")?;
     let add_bos = metadata.flag_or("tokenizer.ggml.add_bos_token", false)?;
@@ -94,7 +106,11 @@ fn merges(metadata: &Metadata<'_>) -> Result<Vec<Value>, GgufError> {
     let key = "tokenizer.ggml.merges";
     let pair = |merge: &str| match merge.split_once(' ') {
         Some((a, b)) if !a.is_empty() && !b.is_empty() => Ok(json!([a, b])),
-        _ => Err(refuse(key, format!("{merge:?}"), "two tokens with a space between")),
+        _ => Err(refuse(
+            key,
+            format!("{merge:?}"),
+            "two tokens with a space between",
+        )),
     };
     metadata.strings(key)?.into_iter().map(pair).collect()
 }
@@ -112,7 +128,10 @@ fn pre_tokenizer(metadata: &Metadata<'_>) -> Result<(Value, bool), GgufError> {
     match metadata.optional_string(key)?.unwrap_or("default") {
         "smollm" => {
             let digits = json!({ "type": "Digits", "individual_digits": true });
-            Ok((json!({ "type": "Sequence", "pretokenizers": [digits, byte_level()] }), false))
+            Ok((
+                json!({ "type": "Sequence", "pretokenizers": [digits, byte_level()] }),
+                false,
+            ))
         }
         "gpt-2" | "default" => Ok((byte_level(), false)),
         "llama-bpe" | "llama3" => {
@@ -125,9 +144,16 @@ fn pre_tokenizer(metadata: &Metadata<'_>) -> Result<(Value, bool), GgufError> {
                 "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
                 "use_regex": false,
             });
-            Ok((json!({ "type": "Sequence", "pretokenizers": [split, bytes] }), true))
+            Ok((
+                json!({ "type": "Sequence", "pretokenizers": [split, bytes] }),
+                true,
+            ))
         }
-        other => Err(refuse(key, other, "one of smollm, gpt-2, default, llama-bpe")),
+        other => Err(refuse(
+            key,
+            other,
+            "one of smollm, gpt-2, default, llama-bpe",
+        )),
     }
 }
 
