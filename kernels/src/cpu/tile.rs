@@ -40,6 +40,24 @@ pub(crate) struct Tile {
     pub(crate) acc: *mut f32,
     /// Start from `acc` instead of zero.
     pub(crate) resume: bool,
+    /// A panel to bring near meanwhile, a step of it with each step; any
+    /// address, for it is not read.
+    pub(crate) prefetch: *const u8,
+}
+
+/// Tiles of fewer rows wait for their own panels and prefetch no others.
+const PREFETCH_ROWS: usize = 3;
+
+/// Asks for a cache line, from any address.
+#[inline(always)]
+pub(crate) fn prefetch(address: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: SSE is part of x86-64, and a prefetch faults at no address.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
 }
 
 /// Floats from one row of a tile's accumulator to the next.
@@ -229,7 +247,7 @@ mod portable {
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{ACC_STRIDE, LANES, MAX_PANELS, MAX_ROWS, Tile, TileFn};
+    use super::{ACC_STRIDE, LANES, MAX_PANELS, MAX_ROWS, PREFETCH_ROWS, Tile, TileFn, prefetch};
 
     pub(super) static AVX2_F32: [[TileFn; MAX_PANELS]; MAX_ROWS] = table!(avx2_f32);
     pub(super) static AVX2_BF16: [[TileFn; MAX_PANELS]; MAX_ROWS] = table!(avx2_bf16);
@@ -263,6 +281,9 @@ mod x86 {
                 }
                 for p in 0..P {
                     $w[p] = $tile.panels[p].add(step * 64).cast();
+                }
+                if R >= PREFETCH_ROWS {
+                    prefetch($tile.prefetch.wrapping_add(step * 64));
                 }
                 $step
             }

@@ -48,6 +48,7 @@ pub(crate) fn linear(
         stride: a_stride,
     };
     let kernels = TileKernels::select(cpu.isa, w.dtype());
+    let threads = cpu.pool.num_threads();
     let group = group_size(
         rows,
         w.num_panels(),
@@ -64,6 +65,8 @@ pub(crate) fn linear(
             rows: first_row..(first_row + TASK_ROWS).min(rows),
             first_panel,
             panels: group.min(w.num_panels() - first_panel),
+            // What this thread will most likely take next.
+            next_panel: (task + threads) / chunks * group,
         };
         // SAFETY: `input` has `rows` rows of the weight's k, and each task has
         // its own rows of its own panels, which are its own columns of `out`.
@@ -90,6 +93,8 @@ struct Part {
     rows: std::ops::Range<usize>,
     first_panel: usize,
     panels: usize,
+    /// The first panel of a later part, to be brought near.
+    next_panel: usize,
 }
 
 /// Input rows in the weight's dtype.
@@ -145,7 +150,7 @@ unsafe fn multiply(
     let columns = (part.panels * LANES).min(n - column);
     let bias = bias.map(|bias| &bias[column..column + columns]);
     let mut acc = [0.0_f32; MAX_ROWS * ACC_STRIDE];
-    for row in part.rows.clone().step_by(kernels.best_rows) {
+    for (index, row) in part.rows.clone().step_by(kernels.best_rows).enumerate() {
         let rows = kernels.best_rows.min(part.rows.end - row);
         let tile = Tile {
             // SAFETY: the row is one of the input's.
@@ -155,6 +160,12 @@ unsafe fn multiply(
             steps: w.steps(),
             acc: acc.as_mut_ptr(),
             resume: false,
+            // One panel a tile: the first tile would want all at once, while
+            // its own still come from memory.
+            prefetch: match part.next_panel + index {
+                next if index < part.panels && next < w.num_panels() => w.panel(next),
+                _ => panels[0],
+            },
         };
         // SAFETY: the kernels were selected for this processor; the input's rows
         // and the weight's panels have `steps` steps; `acc` has every row and panel.

@@ -172,13 +172,19 @@ impl Attention<'_> {
         let first_seen =
             sliding_window.map_or(0, |window| (position(0) + 1).saturating_sub(window));
         let blocks = self.batch.blocks(task.sequence);
-        for chunk in first_seen / CHUNK..=last / CHUNK {
-            let start = chunk * CHUNK;
+        let chunk_blocks = |chunk: usize| {
             let end = blocks
                 .len()
                 .min((chunk + 1) * CHUNK_BLOCKS)
                 .min(last / LANES + 1);
-            let blocks = &blocks[chunk * CHUNK_BLOCKS..end];
+            &blocks[(chunk * CHUNK_BLOCKS).min(end)..end]
+        };
+        let first_chunk = first_seen / CHUNK;
+        self.prefetch(chunk_blocks(first_chunk), kv_head);
+        for chunk in first_chunk..=last / CHUNK {
+            let start = chunk * CHUNK;
+            let blocks = chunk_blocks(chunk);
+            self.prefetch(chunk_blocks(chunk + 1), kv_head);
             self.score(scratch, m, blocks, kv_head);
             for row in 0..task.num_rows {
                 let position = position(row);
@@ -191,6 +197,21 @@ impl Attention<'_> {
             self.weigh(scratch, m, blocks, kv_head);
         }
         self.store(scratch, task, kv_head, group);
+    }
+
+    /// Asks for the blocks' K and V. They are scattered over the pool, in runs
+    /// too short for the processor to foresee.
+    fn prefetch(&self, blocks: &[u32], kv_head: usize) {
+        let layout = self.cache.layout();
+        let bytes = LANES * layout.head_dim * layout.dtype.size();
+        for half in [Half::K, Half::V] {
+            for &block in blocks {
+                let start = self.cache.panels(self.layer, block as usize, half, kv_head);
+                (0..bytes)
+                    .step_by(64)
+                    .for_each(|line| cpu::prefetch(start.wrapping_add(line)));
+            }
+        }
     }
 
     /// Gathers the task's Q heads, in the cache's dtype, scaled.
@@ -241,6 +262,7 @@ impl Attention<'_> {
                     steps,
                     acc: acc.as_mut_ptr(),
                     resume: false,
+                    prefetch: panels[0],
                 };
                 // SAFETY: the kernels were selected for this processor; queries
                 // and K panels have `head_dim` elements; `acc` fits any tile.
@@ -342,6 +364,7 @@ impl Attention<'_> {
                         steps,
                         acc: acc.as_mut_ptr(),
                         resume: b > 0,
+                        prefetch: panels[0],
                     };
                     // SAFETY: the kernels were selected for this processor; the
                     // block's 16 weights and 16 rows of V are there; `acc` fits any tile.
