@@ -1,6 +1,6 @@
 //! The `sconce` binary: parses flags, calls the library, prints, exits.
 //!
-//! Exit codes: 0 success, 1 failure, 2 wrong usage (clap).
+//! Exit codes: 0 success, 1 failure, 2 wrong usage.
 
 use std::process::ExitCode;
 
@@ -8,7 +8,10 @@ use clap::{Parser, Subcommand};
 
 mod bench;
 mod chat;
+mod client;
+mod progress;
 mod pull;
+mod serve;
 
 /// A GPU inference-serving runtime shared fairly between tenants.
 #[derive(Debug, Parser)]
@@ -20,16 +23,23 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Fetch a model and convert it if need be.
+    /// Serve a model over an OpenAI-style endpoint
+    Serve(Box<serve::Args>),
+    /// Fetch a model and convert it if need be
     Pull(pull::Args),
-    /// Talk to a running server from the terminal.
+    /// Talk to a running server from the terminal
     Chat(chat::Args),
-    /// Load a running server and report latency and throughput.
+    /// Load a running server and report latency and throughput
     Bench(bench::Args),
 }
 
+#[expect(clippy::print_stderr, reason = "a failure's message belongs on standard error")]
 fn main() -> ExitCode {
-    match run(Cli::parse().command) {
+    let cli = Cli::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -40,8 +50,9 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
+        Command::Serve(args) => serve::run(&args),
         Command::Pull(args) => pull::run(&args),
-        Command::Chat(args) => chat::run(args),
-        Command::Bench(args) => bench::run(args),
+        Command::Chat(args) => chat::run(&args),
+        Command::Bench(args) => bench::run(&args),
     }
 }

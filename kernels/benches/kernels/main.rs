@@ -1,6 +1,6 @@
 //! How fast the operations are, beside what the machine could do.
 //!
-//! `cargo bench -p sconce-kernels [-- THREADS]` prints, for the shapes of
+//! `cargo bench -p sconce-kernels [-- THREADS PART…]` prints, for the shapes of
 //! SmolLM2-135M, the memory bandwidth and arithmetic that each operation
 //! reaches, after the same machine's ceilings measured in the same run. Weights
 //! and caches are larger than the last-level cache, as a whole model's are.
@@ -37,11 +37,25 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("{}", cpu.describe());
     let threads = threads.or(std::thread::available_parallelism().map(Into::into).ok());
     ceiling::print(&ThreadPool::new(threads.unwrap_or(1)));
-    linear(&mut cpu)?;
-    attention(&mut cpu)?;
-    elementwise(&mut cpu)?;
-    sampling(&mut cpu)
+    let parts: [(&str, Part); 4] = [
+        ("linear", linear),
+        ("attention", attention),
+        ("elementwise", elementwise),
+        ("sampling", sampling),
+    ];
+    let named: Vec<_> = std::env::args().skip(1).collect();
+    let none = !parts
+        .iter()
+        .any(|(name, _)| named.iter().any(|arg| arg == name));
+    for (name, part) in parts {
+        if none || named.iter().any(|arg| arg == name) {
+            part(&mut cpu)?;
+        }
+    }
+    Ok(())
 }
+
+type Part = fn(&mut Cpu) -> Result<(), Box<dyn std::error::Error>>;
 
 /// Seconds of one call: the median of many, after a warm-up.
 pub(crate) fn seconds(mut call: impl FnMut()) -> f64 {

@@ -189,6 +189,17 @@ fn max_body<const FMA: bool>(x: &[f32]) -> f32 {
 }
 
 multiversion! {
+    /// `x = scale * x`, and the largest of that; -∞ for none. NaNs are ignored.
+    pub(crate) fn scale_and_max(x: &mut [f32], scale: f32) -> f32 = scale_and_max_body
+}
+
+#[inline(always)]
+fn scale_and_max_body<const FMA: bool>(x: &mut [f32], scale: f32) -> f32 {
+    x.iter_mut().for_each(|x| *x *= scale);
+    max_body::<FMA>(x)
+}
+
+multiversion! {
     /// Whether any element is NaN or +∞.
     pub(crate) fn has_nan_or_inf(x: &[f32]) -> bool = has_nan_or_inf_body
 }

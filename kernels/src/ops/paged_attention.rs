@@ -180,12 +180,12 @@ impl Attention<'_> {
             &blocks[(chunk * CHUNK_BLOCKS).min(end)..end]
         };
         let first_chunk = first_seen / CHUNK;
-        self.prefetch(chunk_blocks(first_chunk), kv_head);
+        self.prefetch(chunk_blocks(first_chunk), Half::K, kv_head);
+        self.prefetch(chunk_blocks(first_chunk), Half::V, kv_head);
         for chunk in first_chunk..=last / CHUNK {
             let start = chunk * CHUNK;
-            let blocks = chunk_blocks(chunk);
-            self.prefetch(chunk_blocks(chunk + 1), kv_head);
-            self.score(scratch, m, blocks, kv_head);
+            let (blocks, next_blocks) = (chunk_blocks(chunk), chunk_blocks(chunk + 1));
+            self.score(scratch, m, blocks, next_blocks, kv_head);
             for row in 0..task.num_rows {
                 let position = position(row);
                 let first = sliding_window.map_or(0, |w| (position + 1).saturating_sub(w));
@@ -194,23 +194,22 @@ impl Attention<'_> {
                     self.soften(scratch, i, start, seen.clone(), blocks.len() * LANES);
                 }
             }
-            self.weigh(scratch, m, blocks, kv_head);
+            self.weigh(scratch, m, blocks, next_blocks, kv_head);
         }
         self.store(scratch, task, kv_head, group);
     }
 
-    /// Asks for the blocks' K and V. They are scattered over the pool, in runs
-    /// too short for the processor to foresee.
-    fn prefetch(&self, blocks: &[u32], kv_head: usize) {
+    /// Asks for the blocks' K or V. They are scattered over the pool, in runs
+    /// too short for the processor to foresee. A few at a time, between tiles,
+    /// for what it cannot take at once it waits for.
+    fn prefetch(&self, blocks: &[u32], half: Half, kv_head: usize) {
         let layout = self.cache.layout();
         let bytes = LANES * layout.head_dim * layout.dtype.size();
-        for half in [Half::K, Half::V] {
-            for &block in blocks {
-                let start = self.cache.panels(self.layer, block as usize, half, kv_head);
-                (0..bytes)
-                    .step_by(64)
-                    .for_each(|line| cpu::prefetch(start.wrapping_add(line)));
-            }
+        for &block in blocks {
+            let start = self.cache.panels(self.layer, block as usize, half, kv_head);
+            (0..bytes)
+                .step_by(64)
+                .for_each(|line| cpu::prefetch(start.wrapping_add(line)));
         }
     }
 
@@ -239,14 +238,23 @@ impl Attention<'_> {
     }
 
     /// `scores[i][t] = q[i] · k[t]` for the chunk's tokens.
-    fn score(&self, scratch: &mut Scratch, m: usize, blocks: &[u32], kv_head: usize) {
+    fn score(
+        &self,
+        scratch: &mut Scratch,
+        m: usize,
+        blocks: &[u32],
+        next_blocks: &[u32],
+        kv_head: usize,
+    ) {
         scratch.scores.resize(m * CHUNK, 0.0);
         let head_dim = self.params.head_dim;
         let dtype = self.cache.layout().dtype;
         let steps = head_dim * dtype.size() / 4;
         let row_bytes = head_dim * dtype.size();
         let mut acc = [0.0_f32; MAX_ROWS * ACC_STRIDE];
+        let mut next_groups = next_blocks.chunks(self.kernels.best_panels);
         for (b, group) in blocks.chunks(self.kernels.best_panels).enumerate() {
+            self.prefetch(next_groups.next().unwrap_or(&[]), Half::K, kv_head);
             let mut panels = [std::ptr::null(); MAX_PANELS];
             for (panel, &block) in panels.iter_mut().zip(group) {
                 *panel = self
@@ -306,14 +314,14 @@ impl Attention<'_> {
             scores[..from].fill(0.0);
             scores[to..].fill(0.0);
             let scores = &mut scores[from..to];
-            for score in &mut *scores {
-                *score *= scale;
-                if let Some(cap) = soft_cap {
-                    *score = cap * (*score / cap).tanh();
-                }
+            let mut max = cpu::scale_and_max(self.cpu.isa, scores, scale);
+            if let Some(cap) = soft_cap {
+                let capped = |score: f32| cap * (score / cap).tanh();
+                scores.iter_mut().for_each(|score| *score = capped(*score));
+                max = capped(max);
             }
             let (old_max, old_sum) = scratch.softmax[i];
-            let max = cpu::max(self.cpu.isa, scores).max(old_max);
+            let max = max.max(old_max);
             if max == f32::NEG_INFINITY {
                 // Nothing but NaN or -∞: let the NaN through to this row's result.
                 scratch.softmax[i] = (max, f32::NAN);
@@ -334,7 +342,14 @@ impl Attention<'_> {
     }
 
     /// `output[i] += Σ probabilities[i][t] * v[t]` over the chunk's tokens.
-    fn weigh(&self, scratch: &mut Scratch, m: usize, blocks: &[u32], kv_head: usize) {
+    fn weigh(
+        &self,
+        scratch: &mut Scratch,
+        m: usize,
+        blocks: &[u32],
+        next_blocks: &[u32],
+        kv_head: usize,
+    ) {
         let head_dim = self.params.head_dim;
         let size = self.cache.layout().dtype.size();
         let row_bytes = CHUNK * size;
@@ -348,6 +363,10 @@ impl Attention<'_> {
             for first in (0..m).step_by(self.kernels.best_rows) {
                 let rows = self.kernels.best_rows.min(m - first);
                 for (b, &block) in blocks.iter().enumerate() {
+                    if first_panel == 0 && first == 0 {
+                        let next = next_blocks.get(b..=b).unwrap_or(&[]);
+                        self.prefetch(next, Half::V, kv_head);
+                    }
                     let v = self
                         .cache
                         .panels(self.layer, block as usize, Half::V, kv_head);

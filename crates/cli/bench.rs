@@ -1,0 +1,263 @@
+//! `sconce bench`: loads a server and reports latency and throughput.
+
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail, ensure};
+use indicatif::{ProgressBar, ProgressStyle};
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+use serde_json::{Value, json};
+use tokio::{sync::Semaphore, task::JoinSet};
+
+use crate::client::Server;
+
+/// Flags of `sconce bench`, named as in `vllm bench serve`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The server
+    #[arg(long, default_value = "http://127.0.0.1:8000")]
+    base_url: String,
+    /// The model [default: the server's first]
+    #[arg(long)]
+    model: Option<String>,
+    /// The server's key
+    #[arg(long, env = "SCONCE_API_KEY", hide_env_values = true)]
+    api_key: Option<String>,
+    /// Requests in all
+    #[arg(long, default_value_t = 100)]
+    num_prompts: usize,
+    /// Requests at once
+    #[arg(long, default_value_t = 8)]
+    max_concurrency: usize,
+    /// Requests a second, arriving at random (Poisson) [default: as fast as they are answered]
+    #[arg(long)]
+    request_rate: Option<f64>,
+    /// Tokens of a prompt
+    #[arg(long, default_value_t = 128)]
+    random_input_len: usize,
+    /// Tokens of an answer
+    #[arg(long, default_value_t = 128)]
+    random_output_len: usize,
+    /// Prompts are random token ids below this
+    #[arg(long, default_value_t = 30_000)]
+    random_vocab: u32,
+    /// Requests before the measurement
+    #[arg(long, default_value_t = 1)]
+    num_warmups: usize,
+    /// Seed of prompts and arrivals
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Write the result here, as JSON
+    #[arg(long)]
+    save_result: Option<PathBuf>,
+}
+
+/// Loads the server and prints what came of it.
+#[expect(clippy::print_stdout, reason = "what the command is for")]
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    ensure!(args.num_prompts > 0, "--num-prompts is 0, but must be at least 1");
+    ensure!(args.max_concurrency > 0, "--max-concurrency is 0, but must be at least 1");
+    ensure!(args.random_input_len > 0, "--random-input-len is 0, but must be at least 1");
+    ensure!(args.random_output_len > 0, "--random-output-len is 0, but must be at least 1");
+    if let Some(rate) = args.request_rate {
+        ensure!(rate.is_finite() && rate > 0.0, "--request-rate is {rate}, but must be above 0");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let report = runtime.block_on(measure(args))?;
+    println!("{}", table(&report));
+    if let Some(path) = &args.save_result {
+        let text = serde_json::to_string_pretty(&report)?;
+        std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// One request's times.
+struct Sample {
+    ttft: Duration,
+    /// Times between chunks after the first.
+    itl: Vec<Duration>,
+    e2e: Duration,
+    output_tokens: usize,
+}
+
+async fn measure(args: &Args) -> anyhow::Result<Value> {
+    let server = Server::new(&args.base_url, args.api_key.clone())?;
+    let model = match &args.model {
+        Some(model) => model.clone(),
+        None => server.first_model().await?,
+    };
+    let mut rng = StdRng::seed_from_u64(args.seed);
+    let mut body = || {
+        let prompt: Vec<u32> =
+            (0..args.random_input_len).map(|_| rng.random_range(100..args.random_vocab.max(101))).collect();
+        json!({
+            "model": model, "prompt": prompt, "max_tokens": args.random_output_len,
+            "ignore_eos": true, "temperature": 0.0, "stream": true,
+            "stream_options": { "include_usage": true },
+        })
+    };
+    for _ in 0..args.num_warmups {
+        request(&server, &body()).await.context("the warm-up request failed")?;
+    }
+    let bodies: Vec<Value> = (0..args.num_prompts).map(|_| body()).collect();
+    let gaps: Vec<Duration> = bodies
+        .iter()
+        .map(|_| match args.request_rate {
+            // The time between Poisson arrivals is exponential.
+            Some(rate) => Duration::from_secs_f64(-(1.0 - rng.random::<f64>()).ln() / rate),
+            None => Duration::ZERO,
+        })
+        .collect();
+    let bar = ProgressBar::new(args.num_prompts as u64);
+    if let Ok(style) = ProgressStyle::with_template("requests {wide_bar} {pos}/{len} {elapsed}") {
+        bar.set_style(style);
+    }
+    let seats = Arc::new(Semaphore::new(args.max_concurrency));
+    let mut running = JoinSet::new();
+    let started = Instant::now();
+    for (body, gap) in bodies.into_iter().zip(gaps) {
+        tokio::time::sleep(gap).await;
+        let seat = Arc::clone(&seats).acquire_owned().await?;
+        let (server, bar) = (server.clone(), bar.clone());
+        running.spawn(async move {
+            let sample = request(&server, &body).await;
+            drop(seat);
+            bar.inc(1);
+            sample
+        });
+    }
+    let outcomes = running.join_all().await;
+    let elapsed = started.elapsed();
+    bar.finish_and_clear();
+    report(args, &model, outcomes, elapsed)
+}
+
+async fn request(server: &Server, body: &Value) -> anyhow::Result<Sample> {
+    let started = Instant::now();
+    let mut events = server.stream("/v1/completions", body).await?;
+    let mut times = Vec::new();
+    let mut output_tokens = 0;
+    while let Some(event) = events.next().await? {
+        if event["choices"].as_array().is_some_and(|choices| !choices.is_empty()) {
+            times.push(Instant::now());
+        }
+        if let Some(tokens) = event["usage"]["completion_tokens"].as_u64() {
+            output_tokens = usize::try_from(tokens)?;
+        }
+    }
+    let e2e = started.elapsed();
+    let asked = body["max_tokens"].as_u64().unwrap_or_default();
+    if output_tokens as u64 != asked {
+        bail!("asked for {asked} tokens, got {output_tokens}");
+    }
+    let first = times.first().context("the answer had no chunk")?;
+    Ok(Sample {
+        ttft: *first - started,
+        itl: times.windows(2).map(|pair| pair[1] - pair[0]).collect(),
+        e2e,
+        output_tokens,
+    })
+}
+
+fn report(
+    args: &Args,
+    model: &str,
+    outcomes: Vec<anyhow::Result<Sample>>,
+    elapsed: Duration,
+) -> anyhow::Result<Value> {
+    let mut errors = std::collections::BTreeMap::<String, usize>::new();
+    let mut samples = Vec::new();
+    for outcome in outcomes {
+        match outcome {
+            Ok(sample) => samples.push(sample),
+            Err(error) => *errors.entry(format!("{error:#}")).or_default() += 1,
+        }
+    }
+    if samples.is_empty() {
+        bail!("no request succeeded: {errors:?}");
+    }
+    let seconds = elapsed.as_secs_f64();
+    let output: usize = samples.iter().map(|sample| sample.output_tokens).sum();
+    let input = samples.len() * args.random_input_len;
+    let ms = |durations: Vec<Duration>| summary(durations.iter().map(|d| d.as_secs_f64() * 1e3));
+    let tpot = samples.iter().filter(|sample| sample.output_tokens > 1).map(|sample| {
+        (sample.e2e - sample.ttft).as_secs_f64() * 1e3 / (sample.output_tokens - 1) as f64
+    });
+    Ok(json!({
+        "model": model,
+        "completed": samples.len(),
+        "errors": errors,
+        "max_concurrency": args.max_concurrency,
+        "request_rate": args.request_rate,
+        "input_len": args.random_input_len,
+        "output_len": args.random_output_len,
+        "duration_s": seconds,
+        "request_throughput": samples.len() as f64 / seconds,
+        "output_throughput": output as f64 / seconds,
+        "total_token_throughput": (input + output) as f64 / seconds,
+        "ttft_ms": ms(samples.iter().map(|sample| sample.ttft).collect()),
+        "tpot_ms": summary(tpot),
+        "itl_ms": ms(samples.iter().flat_map(|sample| sample.itl.iter().copied()).collect()),
+        "e2el_ms": ms(samples.iter().map(|sample| sample.e2e).collect()),
+    }))
+}
+
+fn summary(values: impl Iterator<Item = f64>) -> Value {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_unstable_by(f64::total_cmp);
+    if values.is_empty() {
+        return Value::Null;
+    }
+    let mean = values.iter().sum::<f64>() / values.len() as f64;
+    let at = |p| percentile(&values, p);
+    json!({ "mean": mean, "p50": at(50.0), "p90": at(90.0), "p99": at(99.0) })
+}
+
+/// Between the two nearest ranks, as numpy does by default; `sorted` is not empty.
+fn percentile(sorted: &[f64], p: f64) -> f64 {
+    let rank = p / 100.0 * (sorted.len() - 1) as f64;
+    let (low, high) = (rank.floor() as usize, rank.ceil() as usize);
+    sorted[low] + (sorted[high] - sorted[low]) * rank.fract()
+}
+
+fn table(report: &Value) -> String {
+    let number = |value: &Value| value.as_f64().map_or("-".to_owned(), |x| format!("{x:.2}"));
+    let mut lines = vec![
+        format!("completed             {:>12}", report["completed"]),
+        format!("duration, s           {:>12}", number(&report["duration_s"])),
+        format!("requests/s            {:>12}", number(&report["request_throughput"])),
+        format!("output tokens/s       {:>12}", number(&report["output_throughput"])),
+        format!("total tokens/s        {:>12}", number(&report["total_token_throughput"])),
+        format!("{:<10}{:>12}{:>12}{:>12}{:>12}", "ms", "mean", "p50", "p90", "p99"),
+    ];
+    for (name, field) in
+        [("TTFT", "ttft_ms"), ("TPOT", "tpot_ms"), ("ITL", "itl_ms"), ("E2EL", "e2el_ms")]
+    {
+        let [mean, p50, p90, p99] =
+            ["mean", "p50", "p90", "p99"].map(|of| number(&report[field][of]));
+        lines.push(format!("{name:<10}{mean:>12}{p50:>12}{p90:>12}{p99:>12}"));
+    }
+    for (error, count) in report["errors"].as_object().into_iter().flatten() {
+        lines.push(format!("{count} failed: {error}"));
+    }
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::percentile;
+
+    #[test]
+    fn percentiles_lie_between_the_nearest_ranks() {
+        let values = [1.0, 2.0, 4.0, 8.0, 16.0];
+        assert_eq!(percentile(&values, 0.0), 1.0);
+        assert_eq!(percentile(&values, 50.0), 4.0);
+        assert_eq!(percentile(&values, 90.0), 8.0 + 0.6 * 8.0);
+        assert_eq!(percentile(&values, 100.0), 16.0);
+        assert_eq!(percentile(&[3.0], 99.0), 3.0);
+    }
+}

@@ -1,0 +1,104 @@
+//! `sconce chat`: a conversation in the terminal.
+
+use std::io::{BufRead as _, IsTerminal as _, Write as _};
+
+use serde_json::{Value, json};
+
+use crate::client::Server;
+
+/// Flags of `sconce chat`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// What to say; without it, lines are read from standard input
+    prompt: Vec<String>,
+    /// The server
+    #[arg(long, default_value = "http://127.0.0.1:8000")]
+    base_url: String,
+    /// The model [default: the server's first]
+    #[arg(long)]
+    model: Option<String>,
+    /// The server's key
+    #[arg(long, env = "SCONCE_API_KEY", hide_env_values = true)]
+    api_key: Option<String>,
+    /// A system message
+    #[arg(long)]
+    system: Option<String>,
+    /// Tokens of an answer at most
+    #[arg(long, default_value_t = 512)]
+    max_tokens: u32,
+    /// 0 is greedy
+    #[arg(long)]
+    temperature: Option<f32>,
+}
+
+/// Asks and shows answers as they come, until the input ends.
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(converse(args))
+}
+
+#[expect(clippy::print_stdout, reason = "what the command is for")]
+async fn converse(args: &Args) -> anyhow::Result<()> {
+    let server = Server::new(&args.base_url, args.api_key.clone())?;
+    let model = match &args.model {
+        Some(model) => model.clone(),
+        None => server.first_model().await?,
+    };
+    let mut messages = Vec::new();
+    if let Some(system) = &args.system {
+        messages.push(json!({ "role": "system", "content": system }));
+    }
+    if !args.prompt.is_empty() {
+        messages.push(json!({ "role": "user", "content": args.prompt.join(" ") }));
+        answer(args, &server, &model, &messages).await?;
+        return Ok(());
+    }
+    let interactive = std::io::stdin().is_terminal();
+    loop {
+        if interactive {
+            print!("> ");
+            std::io::stdout().flush()?;
+        }
+        let mut line = String::new();
+        if std::io::stdin().lock().read_line(&mut line)? == 0 {
+            return Ok(());
+        }
+        if line.trim().is_empty() {
+            continue;
+        }
+        messages.push(json!({ "role": "user", "content": line.trim_end() }));
+        let text = answer(args, &server, &model, &messages).await?;
+        messages.push(json!({ "role": "assistant", "content": text }));
+    }
+}
+
+/// Shows one answer; Ctrl-C ends it and keeps what has come.
+#[expect(clippy::print_stdout, reason = "what the command is for")]
+async fn answer(
+    args: &Args,
+    server: &Server,
+    model: &str,
+    messages: &[Value],
+) -> anyhow::Result<String> {
+    let mut body = json!({
+        "model": model, "messages": messages, "stream": true, "max_tokens": args.max_tokens,
+    });
+    if let Some(temperature) = args.temperature {
+        body["temperature"] = temperature.into();
+    }
+    let mut events = server.stream("/v1/chat/completions", &body).await?;
+    let mut text = String::new();
+    loop {
+        let event = tokio::select! {
+            event = events.next() => event?,
+            _ = tokio::signal::ctrl_c() => None,
+        };
+        let Some(event) = event else { break };
+        let piece = event["choices"][0]["delta"]["content"].as_str().unwrap_or_default();
+        print!("{piece}");
+        std::io::stdout().flush()?;
+        text.push_str(piece);
+    }
+    println!();
+    Ok(text)
+}

