@@ -52,8 +52,8 @@ pub struct Cpu {
     pub(crate) isa: Isa,
     /// One for each thread; a thread locks its own only.
     pub(crate) scratch: Vec<Mutex<Scratch>>,
-    /// Inputs rounded to bf16, `[rows, k]`.
-    pub(crate) rounded: Vec<u16>,
+    /// Inputs rounded to bf16, `[rows, k]`, in words of four bytes as tiles read them.
+    pub(crate) rounded: Vec<u32>,
 }
 
 /// A thread's working memory. It grows to the largest need and stays.

@@ -41,7 +41,7 @@ pub(crate) fn linear(
     }
     let (a, a_stride): (*const u8, usize) = match w.dtype() {
         Dtype::F32 => (x.rows(rows).as_ptr().cast(), k * 4),
-        Dtype::Bf16 => (round_rows(cpu, rows, x).cast(), w.steps() * 4),
+        Dtype::Bf16 => (round_rows(cpu, rows, x), w.steps() * 4),
     };
     let input = Input {
         address: a,
@@ -107,14 +107,14 @@ struct Input {
 unsafe impl Sync for Input {}
 
 /// Rounds the input's rows to bf16, padded to whole steps.
-fn round_rows(cpu: &mut Cpu, rows: usize, x: &CpuBuffer) -> *const u16 {
+fn round_rows(cpu: &mut Cpu, rows: usize, x: &CpuBuffer) -> *const u8 {
     let k = x.cols();
     let padded = k.next_multiple_of(2);
-    if cpu.rounded.len() < rows * padded {
-        cpu.rounded.resize(rows * padded, 0);
+    if cpu.rounded.len() < rows * padded / 2 {
+        cpu.rounded.resize(rows * padded / 2, 0);
     }
     let (isa, pool) = (cpu.isa, &cpu.pool);
-    let rounded = SharedMut::new(&mut cpu.rounded);
+    let rounded = SharedMut::new(bytemuck::cast_slice_mut::<u32, u16>(&mut cpu.rounded));
     let rows_per_task = rows.div_ceil(pool.num_threads());
     pool.run(rows.div_ceil(rows_per_task.max(1)), &|_, task| {
         for row in task * rows_per_task..((task + 1) * rows_per_task).min(rows) {
@@ -124,7 +124,7 @@ fn round_rows(cpu: &mut Cpu, rows: usize, x: &CpuBuffer) -> *const u16 {
             out[k..].fill(0);
         }
     });
-    cpu.rounded.as_ptr()
+    cpu.rounded.as_ptr().cast()
 }
 
 /// Multiplies some rows with some panels.

@@ -40,6 +40,19 @@ pub(crate) fn rope_and_cache(
     let cols = (num_heads + 2 * num_kv_heads) * head_dim;
     qkv.check(OP, "qkv", rows, cols)?;
     super::paged_attention::check_cache(OP, params, layer, cache)?;
+    ensure(
+        batch.positions.len() == rows && batch.slot_mapping.len() == rows,
+        OP,
+        "positions and slot_mapping",
+        || {
+            format!(
+                "[{}] and [{}]",
+                batch.positions.len(),
+                batch.slot_mapping.len()
+            )
+        },
+        || format!("[{rows}] as the batch's tokens"),
+    )?;
     let max_positions = rope.len() / head_dim;
     let position = batch.positions.iter().copied().max().unwrap_or(0) as usize;
     ensure(
