@@ -4,10 +4,15 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use crate::ModelError;
+use crate::{ModelError, json};
 
 /// No size in a config.json may be larger; real ones are far below.
 const MAX_SIZE: usize = 1 << 24;
+/// The table of rotary embeddings grows with the context, and no tensor of the
+/// checkpoint tells whether the figure is true.
+const MAX_POSITIONS: usize = 1 << 22;
+/// Every layer's names are written down before the checkpoint is looked at.
+const MAX_LAYERS: usize = 1 << 10;
 
 /// What a model of the Llama family is made of.
 #[derive(Clone, Debug, PartialEq)]
@@ -77,6 +82,8 @@ pub enum RopeScaling {
         beta_fast: f64,
         /// Rotations below which it is divided.
         beta_slow: f64,
+        /// Whether the borders of the ramp are rounded to whole dimensions.
+        truncate: bool,
         /// Factor on cosines and sines.
         attention_factor: f64,
     },
@@ -106,12 +113,17 @@ struct RawConfig {
     mlp_bias: bool,
     sliding_window: Option<usize>,
     hidden_act: Option<String>,
+    partial_rotary_factor: Option<f64>,
+    quantization_config: Option<serde::de::IgnoredAny>,
 }
 
 #[derive(Deserialize)]
 struct RawRope {
-    #[serde(alias = "type")]
     rope_type: Option<String>,
+    /// The older spelling; some files hold both.
+    #[serde(rename = "type")]
+    older_type: Option<String>,
+    partial_rotary_factor: Option<f64>,
     rope_theta: Option<f64>,
     factor: Option<f64>,
     low_freq_factor: Option<f64>,
@@ -122,6 +134,7 @@ struct RawRope {
     attention_factor: Option<f64>,
     mscale: Option<f64>,
     mscale_all_dim: Option<f64>,
+    truncate: Option<bool>,
 }
 
 impl ModelConfig {
@@ -130,16 +143,7 @@ impl ModelConfig {
     /// # Errors
     /// An unreadable file, or a field that cannot be served, by name.
     pub fn read(dir: &Path) -> Result<Self, ModelError> {
-        let path = dir.join("config.json");
-        let text = std::fs::read(&path).map_err(|source| ModelError::Io {
-            path: path.clone(),
-            source,
-        })?;
-        let raw: RawConfig = serde_json::from_slice(&text).map_err(|error| ModelError::Json {
-            path,
-            reason: error.to_string(),
-        })?;
-        Self::check(raw)
+        Self::check(json::read(&dir.join("config.json"))?)
     }
 
     fn check(raw: RawConfig) -> Result<Self, ModelError> {
@@ -151,34 +155,52 @@ impl ModelConfig {
         let num_heads = raw.num_attention_heads;
         let num_kv_heads = raw.num_key_value_heads.unwrap_or(num_heads);
         let head_dim = raw.head_dim.unwrap_or(raw.hidden_size / num_heads.max(1));
-        for (field, size) in [
-            ("vocab_size", raw.vocab_size),
-            ("hidden_size", raw.hidden_size),
-            ("intermediate_size", raw.intermediate_size),
-            ("num_hidden_layers", raw.num_hidden_layers),
-            ("num_attention_heads", num_heads),
-            ("num_key_value_heads", num_kv_heads),
-            ("head_dim", head_dim),
-            ("max_position_embeddings", raw.max_position_embeddings),
-            ("sliding_window", raw.sliding_window.unwrap_or(1)),
+        for (field, size, limit) in [
+            ("vocab_size", raw.vocab_size, MAX_SIZE),
+            ("hidden_size", raw.hidden_size, MAX_SIZE),
+            ("intermediate_size", raw.intermediate_size, MAX_SIZE),
+            ("num_hidden_layers", raw.num_hidden_layers, MAX_LAYERS),
+            ("num_attention_heads", num_heads, MAX_SIZE),
+            ("num_key_value_heads", num_kv_heads, MAX_SIZE),
+            ("head_dim", head_dim, MAX_SIZE),
+            (
+                "max_position_embeddings",
+                raw.max_position_embeddings,
+                MAX_POSITIONS,
+            ),
+            ("sliding_window", raw.sliding_window.unwrap_or(1), MAX_SIZE),
         ] {
-            if size == 0 || size > MAX_SIZE {
-                return Err(refuse(field, size, format!("from 1 to {MAX_SIZE}")));
+            if size == 0 || size > limit {
+                return Err(refuse(field, &size, format!("from 1 to {limit}")));
             }
         }
-        if num_heads % num_kv_heads != 0 {
-            let accepted = format!("a divisor of num_attention_heads, {num_heads}");
-            return Err(refuse("num_key_value_heads", num_kv_heads, accepted));
+        if raw.head_dim.is_none() && !raw.hidden_size.is_multiple_of(num_heads) {
+            let accepted = format!("a divisor of hidden_size, {}", raw.hidden_size);
+            return Err(refuse("num_attention_heads", &num_heads, accepted));
         }
-        if head_dim % 16 != 0 {
-            return Err(refuse("head_dim", head_dim, "a multiple of 16".to_owned()));
+        if !num_heads.is_multiple_of(num_kv_heads) {
+            let accepted = format!("a divisor of num_attention_heads, {num_heads}");
+            return Err(refuse("num_key_value_heads", &num_kv_heads, accepted));
+        }
+        if !head_dim.is_multiple_of(16) {
+            return Err(refuse("head_dim", &head_dim, "a multiple of 16".to_owned()));
         }
         let act = raw.hidden_act.as_deref().unwrap_or("silu");
         if act != "silu" {
-            return Err(refuse("hidden_act", act, "\"silu\"".to_owned()));
+            return Err(refuse("hidden_act", &act, "\"silu\"".to_owned()));
+        }
+        if raw.quantization_config.is_some() {
+            let accepted = "absent: only f32, bf16 and f16 weights are read".to_owned();
+            return Err(refuse("quantization_config", &"present", accepted));
+        }
+        let rope = raw.rope_parameters.or(raw.rope_scaling);
+        let partial = rope.as_ref().and_then(|rope| rope.partial_rotary_factor);
+        let partial = partial.or(raw.partial_rotary_factor).unwrap_or(1.0);
+        if partial != 1.0 {
+            let accepted = "1: whole heads are rotated".to_owned();
+            return Err(refuse("partial_rotary_factor", &partial, accepted));
         }
         positive("rms_norm_eps", f64::from(raw.rms_norm_eps))?;
-        let rope = raw.rope_parameters.or(raw.rope_scaling);
         let rope_theta = rope
             .as_ref()
             .and_then(|rope| rope.rope_theta)
@@ -211,14 +233,15 @@ impl ModelConfig {
 
 impl RawRope {
     fn check(self, max_position_embeddings: usize) -> Result<RopeScaling, ModelError> {
-        let kind = self.rope_type.as_deref().unwrap_or("default");
+        let kind = self.rope_type.as_deref().or(self.older_type.as_deref());
+        let kind = kind.unwrap_or("default");
         let factor = || positive("rope_scaling.factor", self.factor.unwrap_or(0.0));
         let original = self
             .original_max_position_embeddings
             .unwrap_or(max_position_embeddings);
         if original == 0 || original > MAX_SIZE {
             let field = "rope_scaling.original_max_position_embeddings";
-            return Err(refuse(field, original, format!("from 1 to {MAX_SIZE}")));
+            return Err(refuse(field, &original, format!("from 1 to {MAX_SIZE}")));
         }
         match kind {
             "default" => Ok(RopeScaling::Default),
@@ -229,7 +252,7 @@ impl RawRope {
                 let high = number("rope_scaling.high_freq_factor", self.high_freq_factor)?;
                 if high <= low {
                     let accepted = format!("above low_freq_factor, {low}");
-                    return Err(refuse("rope_scaling.high_freq_factor", high, accepted));
+                    return Err(refuse("rope_scaling.high_freq_factor", &high, accepted));
                 }
                 Ok(RopeScaling::Llama3 {
                     factor: factor()?,
@@ -239,7 +262,10 @@ impl RawRope {
                 })
             }
             "yarn" => {
-                let factor = factor()?;
+                let factor = match self.factor {
+                    Some(_) => factor()?,
+                    None => max_position_embeddings as f64 / original as f64,
+                };
                 let attention_factor = self.attention_factor.unwrap_or_else(|| {
                     let scale = |mscale: f64| {
                         if factor <= 1.0 {
@@ -260,12 +286,13 @@ impl RawRope {
                     original_max_position_embeddings: original,
                     beta_fast: positive("rope_scaling.beta_fast", self.beta_fast.unwrap_or(32.0))?,
                     beta_slow: positive("rope_scaling.beta_slow", self.beta_slow.unwrap_or(1.0))?,
+                    truncate: self.truncate.unwrap_or(true),
                     attention_factor: positive("rope_scaling.attention_factor", attention_factor)?,
                 })
             }
             other => {
                 let accepted = "one of default, linear, llama3, yarn".to_owned();
-                Err(refuse("rope_scaling.rope_type", other, accepted))
+                Err(refuse("rope_scaling.rope_type", &other, accepted))
             }
         }
     }
@@ -275,10 +302,10 @@ fn positive(field: &'static str, value: f64) -> Result<f64, ModelError> {
     if value > 0.0 && value.is_finite() {
         return Ok(value);
     }
-    Err(refuse(field, value, "a number above 0".to_owned()))
+    Err(refuse(field, &value, "a number above 0".to_owned()))
 }
 
-fn refuse(field: &'static str, value: impl ToString, accepted: String) -> ModelError {
+fn refuse(field: &'static str, value: &dyn std::fmt::Display, accepted: String) -> ModelError {
     ModelError::Config {
         field,
         value: value.to_string(),

@@ -8,6 +8,7 @@ mod causal_lm;
 mod config;
 mod error;
 pub mod gguf;
+mod json;
 mod llama;
 mod rope;
 mod weights;

@@ -10,7 +10,7 @@ use crate::{ModelConfig, RopeScaling};
 #[must_use]
 pub fn rope_table(config: &ModelConfig, max_positions: usize) -> Vec<f32> {
     let half = config.head_dim / 2;
-    let frequencies = frequencies(config);
+    let frequencies = frequencies(config.head_dim, config.rope_theta, config.rope_scaling);
     let factor = match config.rope_scaling {
         RopeScaling::Yarn {
             attention_factor, ..
@@ -27,12 +27,12 @@ pub fn rope_table(config: &ModelConfig, max_positions: usize) -> Vec<f32> {
 }
 
 /// Radians a position, `[head_dim / 2]`.
-fn frequencies(config: &ModelConfig) -> Vec<f64> {
-    let dim = config.head_dim as f64;
-    let base: Vec<f64> = (0..config.head_dim / 2)
-        .map(|i| config.rope_theta.powf(-2.0 * i as f64 / dim))
+pub(crate) fn frequencies(head_dim: usize, theta: f64, scaling: RopeScaling) -> Vec<f64> {
+    let dim = head_dim as f64;
+    let base: Vec<f64> = (0..head_dim / 2)
+        .map(|i| theta.powf(-2.0 * i as f64 / dim))
         .collect();
-    match config.rope_scaling {
+    match scaling {
         RopeScaling::Default => base,
         RopeScaling::Linear { factor } => base.iter().map(|f| f / factor).collect(),
         RopeScaling::Llama3 {
@@ -61,15 +61,19 @@ fn frequencies(config: &ModelConfig) -> Vec<f64> {
             original_max_position_embeddings,
             beta_fast,
             beta_slow,
+            truncate,
             ..
         } => {
             // The dimension whose frequency turns so many times over the context.
             let dimension = |rotations: f64| {
                 let turns = original_max_position_embeddings as f64 / (rotations * TAU);
-                dim * turns.ln() / (2.0 * config.rope_theta.ln())
+                dim * turns.ln() / (2.0 * theta.ln())
             };
-            let low = dimension(beta_fast).floor().max(0.0);
-            let high = dimension(beta_slow).ceil().min(dim - 1.0);
+            let (mut low, mut high) = (dimension(beta_fast), dimension(beta_slow));
+            if truncate {
+                (low, high) = (low.floor(), high.ceil());
+            }
+            let (low, high) = (low.max(0.0), high.min(dim - 1.0));
             let width = if high == low { 0.001 } else { high - low };
             let scale = |(i, f): (usize, &f64)| {
                 let divided = ((i as f64 - low) / width).clamp(0.0, 1.0);

@@ -5,8 +5,8 @@
 //! fit without reading a byte of data, then over a [`Packer`].
 
 use std::{
-    collections::BTreeSet,
-    path::{Path, PathBuf},
+    collections::{BTreeMap, BTreeSet},
+    path::{Component, Path, PathBuf},
     sync::Arc,
 };
 
@@ -15,7 +15,7 @@ use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
 use sconce_kernels::{Backend, Dtype, mapped::MappedSafetensors};
 use serde::Deserialize;
 
-use crate::ModelError;
+use crate::{ModelError, json};
 
 /// Where a model's constructor gets its weights from.
 pub(crate) trait Source {
@@ -36,10 +36,10 @@ pub(crate) trait Source {
 pub(crate) fn open(dir: &Path) -> Result<Arc<MappedSafetensors>, ModelError> {
     let single = dir.join("model.safetensors");
     let index = dir.join("model.safetensors.index.json");
-    let paths = if index.is_file() {
-        shards(dir, &index)?
-    } else if single.is_file() {
+    let paths = if single.is_file() {
         vec![single]
+    } else if index.is_file() {
+        shards(dir, &index)?
     } else {
         return Err(ModelError::NoCheckpoint {
             path: dir.to_owned(),
@@ -48,39 +48,53 @@ pub(crate) fn open(dir: &Path) -> Result<Arc<MappedSafetensors>, ModelError> {
     Ok(Arc::new(MappedSafetensors::open(&paths)?))
 }
 
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
 fn shards(dir: &Path, index: &Path) -> Result<Vec<PathBuf>, ModelError> {
-    #[derive(Deserialize)]
-    struct Index {
-        weight_map: std::collections::BTreeMap<String, String>,
-    }
-    let text = std::fs::read(index).map_err(|source| ModelError::Io {
-        path: index.to_owned(),
-        source,
-    })?;
-    let json = |reason| ModelError::Json {
+    let invalid = |reason| ModelError::Json {
         path: index.to_owned(),
         reason,
     };
-    let parsed: Index = serde_json::from_slice(&text).map_err(|error| json(error.to_string()))?;
-    let names: BTreeSet<String> = parsed.weight_map.into_values().collect();
+    let names: BTreeSet<String> = json::read::<Index>(index)?
+        .weight_map
+        .into_values()
+        .collect();
     if names.is_empty() {
-        return Err(json("weight_map names no file".to_owned()));
+        return Err(invalid("weight_map names no file".to_owned()));
     }
     // A shard lies beside its index: a name is no path.
-    let plain = |name: &str| Path::new(name).components().count() == 1 && !name.starts_with('.');
-    match names.iter().find(|name| !plain(name)) {
-        Some(name) => Err(json(format!(
+    let plain = |name: &str| {
+        let mut components = Path::new(name).components();
+        matches!(components.next(), Some(Component::Normal(only)) if only == name)
+            && components.next().is_none()
+    };
+    if let Some(name) = names.iter().find(|name| !plain(name)) {
+        return Err(invalid(format!(
             "weight_map names {name:?}, which is not a file's name"
-        ))),
-        None => Ok(names.iter().map(|name| dir.join(name)).collect()),
+        )));
     }
+    let missing: Vec<&str> = names
+        .iter()
+        .filter(|name| !dir.join(name).is_file())
+        .map(String::as_str)
+        .collect();
+    if !missing.is_empty() {
+        let missing = missing.join(", ");
+        return Err(invalid(format!(
+            "these of its files are missing: {missing}"
+        )));
+    }
+    Ok(names.iter().map(|name| dir.join(name)).collect())
 }
 
 /// Compares names, shapes and dtypes with the files.
 pub(crate) struct Checker<'a> {
     files: &'a MappedSafetensors,
     problems: Vec<String>,
-    num_tensors: usize,
+    known: BTreeSet<String>,
 }
 
 impl<'a> Checker<'a> {
@@ -88,29 +102,42 @@ impl<'a> Checker<'a> {
         Self {
             files,
             problems: Vec::new(),
-            num_tensors: 0,
+            known: BTreeSet::new(),
         }
     }
 
     /// The number of tensors named.
     ///
+    /// A layer's tensor that nobody asked for (a bias that config.json denies,
+    /// say) would make a model that runs and answers wrongly, so it is a problem.
+    ///
     /// # Errors
     /// All problems together.
     pub(crate) fn finish(self) -> Result<usize, ModelError> {
         let Self {
-            problems,
-            num_tensors,
-            ..
+            files,
+            mut problems,
+            known,
         } = self;
+        let mut unknown: Vec<String> = files
+            .names()
+            .into_iter()
+            .filter(|name| name.starts_with("model.layers.") && !known.contains(name))
+            // Old checkpoints hold RoPE's frequencies, which are computed here.
+            .filter(|name| !name.ends_with(".rotary_emb.inv_freq"))
+            .map(|name| format!("{name} has no place in the model"))
+            .collect();
+        unknown.sort();
+        problems.append(&mut unknown);
         if problems.is_empty() {
-            Ok(num_tensors)
+            Ok(known.len())
         } else {
             Err(ModelError::Tensors { problems })
         }
     }
 
     fn check(&mut self, name: &str, shape: &[usize]) {
-        self.num_tensors += 1;
+        self.known.insert(name.to_owned());
         let problem = match self.files.describe(name) {
             None => format!("{name} {shape:?} is missing"),
             Some((_, got)) if got != shape => format!("{name} is {got:?}, but must be {shape:?}"),

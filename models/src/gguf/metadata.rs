@@ -31,7 +31,7 @@ impl<'a> Metadata<'a> {
     pub(super) fn string(&self, key: &str) -> Result<&'a str, GgufError> {
         match self.get(key)? {
             Value::String(text) => Ok(text),
-            other => Err(refuse(key, kind(other), "a string")),
+            other => Err(refuse(key, &kind(other), "a string")),
         }
     }
 
@@ -52,10 +52,10 @@ impl<'a> Metadata<'a> {
             Value::U64(n) => *n,
             Value::I32(n) if *n >= 0 => u64::from(n.cast_unsigned()),
             Value::I64(n) if *n >= 0 => n.cast_unsigned(),
-            other => return Err(refuse(key, kind(other), "a whole number")),
+            other => return Err(refuse(key, &kind(other), "a whole number")),
         };
         if number > MAX_SIZE {
-            return Err(refuse(key, number, format!("at most {MAX_SIZE}")));
+            return Err(refuse(key, &number, format!("at most {MAX_SIZE}")));
         }
         Ok(number)
     }
@@ -63,7 +63,7 @@ impl<'a> Metadata<'a> {
     /// A whole number from 1 on.
     pub(super) fn size(&self, key: &str) -> Result<usize, GgufError> {
         match self.number(key)? {
-            0 => Err(refuse(key, 0, "at least 1")),
+            0 => Err(refuse(key, &0, "at least 1")),
             number => Ok(usize::try_from(number).expect("bounded by MAX_SIZE")),
         }
     }
@@ -91,7 +91,7 @@ impl<'a> Metadata<'a> {
                 Ok(x.to_string().parse().expect("a printed float parses"))
             }
             Value::F64(x) if x.is_finite() => Ok(*x),
-            other => Err(refuse(key, kind(other), "a finite float")),
+            other => Err(refuse(key, &kind(other), "a finite float")),
         }
     }
 
@@ -107,14 +107,14 @@ impl<'a> Metadata<'a> {
         match self.0.metadata.get(key) {
             None => Ok(default),
             Some(Value::Bool(flag)) => Ok(*flag),
-            Some(other) => Err(refuse(key, kind(other), "a boolean")),
+            Some(other) => Err(refuse(key, &kind(other), "a boolean")),
         }
     }
 
     fn list(&self, key: &str) -> Result<&'a [Value], GgufError> {
         match self.get(key)? {
             Value::Array(values) => Ok(values),
-            other => Err(refuse(key, kind(other), "a list")),
+            other => Err(refuse(key, &kind(other), "a list")),
         }
     }
 
@@ -123,7 +123,7 @@ impl<'a> Metadata<'a> {
             Value::String(text) => Ok(text.as_str()),
             other => Err(refuse(
                 key,
-                format!("a list with {}", kind(other)),
+                &format_args!("a list with {}", kind(other)),
                 "a list of strings",
             )),
         };
@@ -136,7 +136,7 @@ impl<'a> Metadata<'a> {
             Value::U32(n) => Ok(n.cast_signed()),
             other => Err(refuse(
                 key,
-                format!("a list with {}", kind(other)),
+                &format_args!("a list with {}", kind(other)),
                 "a list of integers",
             )),
         };
@@ -144,7 +144,11 @@ impl<'a> Metadata<'a> {
     }
 }
 
-pub(super) fn refuse(key: &str, value: impl ToString, accepted: impl Into<String>) -> GgufError {
+pub(super) fn refuse(
+    key: &str,
+    value: &dyn std::fmt::Display,
+    accepted: impl Into<String>,
+) -> GgufError {
     GgufError::Key {
         key: key.to_owned(),
         value: value.to_string(),

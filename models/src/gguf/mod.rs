@@ -5,6 +5,7 @@
 //! rebuilt from the file's vocabulary and merges.
 
 mod metadata;
+mod rope;
 mod tensors;
 mod tokenizer;
 
@@ -17,6 +18,9 @@ use std::{
 use candle_core::quantized::gguf_file::Content;
 use metadata::Metadata;
 use serde_json::{Value, json};
+
+/// Every layer's tensors are written down before they are looked for.
+const MAX_LAYERS: usize = 1 << 10;
 
 /// Why a GGUF file cannot be converted.
 #[derive(Debug, thiserror::Error)]
@@ -98,8 +102,12 @@ pub fn convert(
         .map_err(|error| invalid(error.to_string()))?;
     let metadata = Metadata::new(&content);
     let model = Model::read(&metadata, &content)?;
+    let rope_scaling = rope::scaling(&metadata, &content, &mut file, model.head_dim)?;
     let (tokenizer, tokenizer_config) = tokenizer::convert(&metadata, model.vocab_size)?;
-    write_json(&out_dir.join("config.json"), &model.config(&metadata)?)?;
+    write_json(
+        &out_dir.join("config.json"),
+        &model.config(&metadata, &rope_scaling)?,
+    )?;
     write_json(&out_dir.join("tokenizer.json"), &tokenizer)?;
     write_json(&out_dir.join("tokenizer_config.json"), &tokenizer_config)?;
     write_json(
@@ -107,7 +115,15 @@ pub fn convert(
         &generation_config(&metadata)?,
     )?;
     let out = out_dir.join("model.safetensors");
-    tensors::convert(gguf, file, &content, &model, &out, progress)
+    tensors::convert(gguf, file, &content, &model, &out, progress)?;
+    // The writer's file is the owner's alone; the model is read by whoever may
+    // read the files beside it.
+    let io = |source| GgufError::Io {
+        path: out.clone(),
+        source,
+    };
+    let beside = std::fs::metadata(out_dir.join("config.json")).map_err(io)?;
+    std::fs::set_permissions(&out, beside.permissions()).map_err(io)
 }
 
 /// The sizes of a Llama model in a GGUF file.
@@ -128,7 +144,7 @@ impl Model {
         if architecture != "llama" {
             return Err(metadata::refuse(
                 "general.architecture",
-                architecture,
+                &architecture,
                 "\"llama\"",
             ));
         }
@@ -137,34 +153,26 @@ impl Model {
         let num_kv_heads = metadata.size_or("llama.attention.head_count_kv", num_heads)?;
         let head_dim = metadata.size_or("llama.attention.key_length", hidden_size / num_heads)?;
         let rope_dim = metadata.size_or("llama.rope.dimension_count", head_dim)?;
-        if rope_dim != head_dim || head_dim % 2 != 0 {
-            let accepted = format!("an even number, the head's {head_dim}");
+        if rope_dim != head_dim || head_dim < 2 || !head_dim.is_multiple_of(2) {
+            let accepted = format!("the head's size, {head_dim}, and even");
             return Err(metadata::refuse(
                 "llama.rope.dimension_count",
-                rope_dim,
+                &rope_dim,
                 accepted,
             ));
         }
         let key = "llama.attention.head_count_kv";
-        if num_heads % num_kv_heads != 0 {
+        if !num_heads.is_multiple_of(num_kv_heads) {
             let accepted = format!("a divisor of the {num_heads} heads");
-            return Err(metadata::refuse(key, num_kv_heads, accepted));
+            return Err(metadata::refuse(key, &num_kv_heads, accepted));
         }
-        for name in [
-            "rope_freqs.weight",
-            "rope_factors_long.weight",
-            "rope_factors_short.weight",
-        ] {
-            if content.tensor_infos.contains_key(name) {
-                let reason = "scaled RoPE frequencies are not converted".to_owned();
-                return Err(GgufError::Tensor {
-                    name: name.to_owned(),
-                    reason,
-                });
-            }
+        let num_layers = metadata.size("llama.block_count")?;
+        if num_layers > MAX_LAYERS {
+            let accepted = format!("at most {MAX_LAYERS}");
+            return Err(metadata::refuse("llama.block_count", &num_layers, accepted));
         }
         Ok(Self {
-            num_layers: metadata.size("llama.block_count")?,
+            num_layers,
             hidden_size,
             intermediate_size: metadata.size("llama.feed_forward_length")?,
             num_heads,
@@ -175,8 +183,8 @@ impl Model {
         })
     }
 
-    fn config(&self, metadata: &Metadata<'_>) -> Result<Value, GgufError> {
-        let mut config = json!({
+    fn config(&self, metadata: &Metadata<'_>, rope_scaling: &Value) -> Result<Value, GgufError> {
+        Ok(json!({
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
             "vocab_size": self.vocab_size,
@@ -190,33 +198,32 @@ impl Model {
             "max_position_embeddings": metadata.size("llama.context_length")?,
             "rms_norm_eps": metadata.float("llama.attention.layer_norm_rms_epsilon")?,
             "rope_theta": metadata.float_or("llama.rope.freq_base", 10_000.0)?,
-            "rope_scaling": null,
+            "rope_scaling": rope_scaling,
             "tie_word_embeddings": self.tied,
             "attention_bias": false,
             "mlp_bias": false,
             "torch_dtype": "bfloat16",
             "bos_token_id": metadata.optional_size("tokenizer.ggml.bos_token_id")?,
             "eos_token_id": metadata.optional_size("tokenizer.ggml.eos_token_id")?,
-        });
-        match metadata.optional_string("llama.rope.scaling.type")? {
-            None | Some("none") => {}
-            Some("linear") => {
-                let factor = metadata.float("llama.rope.scaling.factor")?;
-                config["rope_scaling"] = json!({ "rope_type": "linear", "factor": factor });
-            }
-            Some(other) => {
-                let accepted = "\"none\" or \"linear\"";
-                return Err(metadata::refuse("llama.rope.scaling.type", other, accepted));
-            }
-        }
-        Ok(config)
+        }))
     }
 }
 
 fn generation_config(metadata: &Metadata<'_>) -> Result<Value, GgufError> {
+    // Chat models may end a turn with another token than a text.
+    let mut end = Vec::new();
+    for key in ["eos", "eot", "eom"] {
+        let id = metadata.optional_size(&format!("tokenizer.ggml.{key}_token_id"))?;
+        end.extend(id.filter(|id| !end.contains(id)));
+    }
+    let end = match end[..] {
+        [] => Value::Null,
+        [id] => json!(id),
+        _ => json!(end),
+    };
     Ok(json!({
         "bos_token_id": metadata.optional_size("tokenizer.ggml.bos_token_id")?,
-        "eos_token_id": metadata.optional_size("tokenizer.ggml.eos_token_id")?,
+        "eos_token_id": end,
         "pad_token_id": metadata.optional_size("tokenizer.ggml.padding_token_id")?,
     }))
 }

@@ -3,6 +3,7 @@
 use std::{
     borrow::Cow,
     cell::RefCell,
+    collections::HashSet,
     fs::File,
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
@@ -12,7 +13,7 @@ use candle_core::{DType, Device, quantized::gguf_file::Content};
 use half::bf16;
 use safetensors::{SafeTensorError, View, serialize_to_file};
 
-use super::{GgufError, Model, Progress};
+use super::{GgufError, Model, Progress, rope};
 
 /// A tensor of the output: its name and shape there, and where it comes from.
 struct Planned {
@@ -94,7 +95,11 @@ pub(super) fn convert(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<(), GgufError> {
     let plan = model.plan();
-    check(content, &plan)?;
+    let file_len = file.metadata().map_err(|source| GgufError::Io {
+        path: path.to_owned(),
+        source,
+    })?;
+    check(content, file_len.len(), &plan)?;
     let reader = Reader {
         file: RefCell::new(file),
         content,
@@ -117,6 +122,8 @@ pub(super) fn convert(
         .collect();
     let written = serialize_to_file(tensors, Some(info), out);
     if let Some(error) = reader.error.take() {
+        // What could not be read was written as zeros.
+        let _ = std::fs::remove_file(out);
         return Err(error);
     }
     written.map_err(|error| match error {
@@ -132,7 +139,7 @@ pub(super) fn convert(
 }
 
 /// Compares the plan with the file, before anything is written.
-fn check(content: &Content, plan: &[Planned]) -> Result<(), GgufError> {
+fn check(content: &Content, file_len: u64, plan: &[Planned]) -> Result<(), GgufError> {
     let fail = |name: &str, reason: String| {
         Err(GgufError::Tensor {
             name: name.into(),
@@ -140,22 +147,32 @@ fn check(content: &Content, plan: &[Planned]) -> Result<(), GgufError> {
         })
     };
     for Planned { source, shape, .. } in plan {
-        match content.tensor_infos.get(source) {
-            None => return fail(source, format!("is missing; it should be {shape:?}")),
-            Some(info) if info.shape.dims() != shape => {
-                let got = info.shape.dims();
-                return fail(source, format!("is {got:?}, but must be {shape:?}"));
-            }
-            Some(_) => {}
+        let Some(info) = content.tensor_infos.get(source) else {
+            return fail(source, format!("is missing; it should be {shape:?}"));
+        };
+        let got = info.shape.dims();
+        if got != shape {
+            return fail(source, format!("is {got:?}, but must be {shape:?}"));
+        }
+        let (block, dtype) = (info.ggml_dtype.block_size(), info.ggml_dtype);
+        let row = shape[shape.len() - 1];
+        if !row.is_multiple_of(block) {
+            let reason = format!("has rows of {row}, but {dtype:?} has blocks of {block}");
+            return fail(source, reason);
+        }
+        let bytes = shape.iter().product::<usize>() / block * dtype.type_size();
+        let end = content
+            .tensor_data_offset
+            .checked_add(info.offset)
+            .and_then(|start| start.checked_add(bytes as u64));
+        if end.is_none_or(|end| end > file_len) {
+            let reason = format!("{bytes} bytes of it reach beyond the file's end, {file_len}");
+            return fail(source, reason);
         }
     }
-    let known = |name: &String| plan.iter().any(|planned| planned.source == *name);
-    match content
-        .tensor_infos
-        .keys()
-        .filter(|name| !known(name))
-        .min()
-    {
+    let known: HashSet<&str> = plan.iter().map(|planned| planned.source.as_str()).collect();
+    let unknown = |name: &&String| !known.contains(name.as_str()) && *name != rope::DIVISORS;
+    match content.tensor_infos.keys().filter(unknown).min() {
         Some(name) => fail(name, "has no place in a Llama model".to_owned()),
         None => Ok(()),
     }

@@ -19,7 +19,7 @@ pub(super) fn convert(
     let model = metadata.string("tokenizer.ggml.model")?;
     if model != "gpt2" {
         let accepted = "\"gpt2\" (byte-level BPE)";
-        return Err(refuse("tokenizer.ggml.model", model, accepted));
+        return Err(refuse("tokenizer.ggml.model", &model, accepted));
     }
     let tokens = metadata.strings("tokenizer.ggml.tokens")?;
     let kinds = metadata.integers("tokenizer.ggml.token_type")?;
@@ -27,7 +27,7 @@ pub(super) fn convert(
         let accepted = format!("one for each of {vocab_size} tokens");
         return Err(refuse(
             "tokenizer.ggml.token_type",
-            format!("{} kinds", kinds.len()),
+            &format_args!("{} kinds", kinds.len()),
             accepted,
         ));
     }
@@ -36,7 +36,7 @@ pub(super) fn convert(
         if vocab.insert((*token).to_owned(), json!(id)).is_some() {
             return Err(refuse(
                 "tokenizer.ggml.tokens",
-                format!("{token:?} twice"),
+                &format_args!("{token:?} twice"),
                 "distinct",
             ));
         }
@@ -62,10 +62,11 @@ pub(super) fn convert(
         let token = tokens.get(index).copied();
         token
             .map(Some)
-            .ok_or_else(|| refuse(key, id, format!("below {vocab_size}")))
+            .ok_or_else(|| refuse(key, &id, format!("below {vocab_size}")))
     };
     let bos = special("tokenizer.ggml.bos_token_id")?;
-    let add_bos = metadata.flag_or("tokenizer.ggml.add_bos_token", false)?;
+    // As llama.cpp: its pre-tokenizer of Llama 3 alone has the token by default.
+    let add_bos = metadata.flag_or("tokenizer.ggml.add_bos_token", ignore_merges)?;
     let tokenizer = json!({
         "version": "1.0",
         "truncation": null,
@@ -108,7 +109,7 @@ fn merges(metadata: &Metadata<'_>) -> Result<Vec<Value>, GgufError> {
         Some((a, b)) if !a.is_empty() && !b.is_empty() => Ok(json!([a, b])),
         _ => Err(refuse(
             key,
-            format!("{merge:?}"),
+            &format_args!("{merge:?}"),
             "two tokens with a space between",
         )),
     };
@@ -151,7 +152,7 @@ fn pre_tokenizer(metadata: &Metadata<'_>) -> Result<(Value, bool), GgufError> {
         }
         other => Err(refuse(
             key,
-            other,
+            &other,
             "one of smollm, gpt-2, default, llama-bpe",
         )),
     }
