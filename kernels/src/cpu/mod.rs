@@ -54,6 +54,8 @@ pub struct Cpu {
     pub(crate) scratch: Vec<Mutex<Scratch>>,
     /// Inputs rounded to bf16, `[rows, k]`, in words of four bytes as tiles read them.
     pub(crate) rounded: Vec<u32>,
+    /// The tasks of the attention that runs.
+    pub(crate) attention_tasks: Vec<paged_attention::Task>,
 }
 
 /// A thread's working memory. It grows to the largest need and stays.
@@ -141,6 +143,7 @@ impl Cpu {
             isa,
             scratch,
             rounded: Vec::new(),
+            attention_tasks: Vec::new(),
         }
     }
 
