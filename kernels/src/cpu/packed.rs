@@ -90,13 +90,9 @@ impl PackedMatrix {
         };
         let len = part.elem_count();
         match storage {
-            CpuStorage::F32(x) => self.fill_from(pool, first_row, &x[offset..offset + len], |x| x),
-            CpuStorage::BF16(x) => {
-                self.fill_from(pool, first_row, &x[offset..offset + len], bf16::to_f32);
-            }
-            CpuStorage::F16(x) => {
-                self.fill_from(pool, first_row, &x[offset..offset + len], f16::to_f32);
-            }
+            CpuStorage::F32(x) => self.fill_from(pool, first_row, &x[offset..offset + len]),
+            CpuStorage::BF16(x) => self.fill_from(pool, first_row, &x[offset..offset + len]),
+            CpuStorage::F16(x) => self.fill_from(pool, first_row, &x[offset..offset + len]),
             _ => {
                 return Err(KernelError::Dtype {
                     op: "matrix",
@@ -107,46 +103,34 @@ impl PackedMatrix {
         Ok(())
     }
 
-    fn fill_from<T: Copy + Sync>(
-        &mut self,
-        pool: &ThreadPool,
-        first_row: usize,
-        source: &[T],
-        to_f32: impl Fn(T) -> f32 + Sync,
-    ) {
+    fn fill_from<T: Element>(&mut self, pool: &ThreadPool, first_row: usize, source: &[T]) {
         let k = self.k;
         let rows = source.len() / k;
         let first_panel = first_row / LANES;
         let num_panels = (first_row + rows).div_ceil(LANES) - first_panel;
-        let dtype_steps = self.steps();
-        let (f32s, bf16s) = match &mut self.data {
-            Panels::F32(data) => (SharedMut::new(data), SharedMut::new(&mut [])),
-            Panels::Bf16(data) => (SharedMut::new(&mut []), SharedMut::new(data)),
-        };
-        let is_f32 = f32s.len() > 0;
-        pool.run(num_panels, &|_, task| {
-            let panel = first_panel + task;
-            let from = (panel * LANES).max(first_row);
-            let to = ((panel + 1) * LANES).min(first_row + rows);
-            for row in from..to {
-                let lane = row % LANES;
-                let values = &source[(row - first_row) * k..][..k];
-                if is_f32 {
+        let part = Part { source, k, first_row, rows };
+        match &mut self.data {
+            Panels::F32(data) => {
+                let len = k * LANES;
+                let data = SharedMut::new(data);
+                pool.run(num_panels, &|_, task| {
+                    let panel = first_panel + task;
                     // SAFETY: each panel belongs to one task.
-                    let out = unsafe { f32s.slice(panel * k * LANES, k * LANES) };
-                    for (i, &value) in values.iter().enumerate() {
-                        out[i * LANES + lane] = to_f32(value);
-                    }
-                } else {
-                    let len = dtype_steps * 2 * LANES;
-                    // SAFETY: each panel belongs to one task.
-                    let out = unsafe { bf16s.slice(panel * len, len) };
-                    for (i, &value) in values.iter().enumerate() {
-                        out[(i / 2) * 2 * LANES + lane * 2 + i % 2] = bf16_bits(to_f32(value));
-                    }
-                }
+                    let out = unsafe { data.slice(panel * len, len) };
+                    part.write(panel, 1, out, T::to_f32);
+                });
             }
-        });
+            Panels::Bf16(data) => {
+                let len = k.div_ceil(2) * 2 * LANES;
+                let data = SharedMut::new(data);
+                pool.run(num_panels, &|_, task| {
+                    let panel = first_panel + task;
+                    // SAFETY: each panel belongs to one task.
+                    let out = unsafe { data.slice(panel * len, len) };
+                    part.write(panel, 2, out, T::to_bf16_bits);
+                });
+            }
+        }
     }
 
     /// Output columns: rows of the checkpoint's weight.
@@ -220,6 +204,64 @@ impl PackedMatrix {
                 }
             }
         }
+    }
+}
+
+/// One part of a weight: rows of a checkpoint's tensor.
+struct Part<'a, T> {
+    source: &'a [T],
+    k: usize,
+    first_row: usize,
+    rows: usize,
+}
+
+impl<T: Element> Part<'_, T> {
+    /// Writes the part's rows of one panel; `pair` steps of k are interleaved.
+    fn write<U>(&self, panel: usize, pair: usize, out: &mut [U], convert: impl Fn(T) -> U) {
+        let from = (panel * LANES).max(self.first_row);
+        let to = ((panel + 1) * LANES).min(self.first_row + self.rows);
+        for row in from..to {
+            let lane = row % LANES;
+            let values = &self.source[(row - self.first_row) * self.k..][..self.k];
+            let steps = out.chunks_exact_mut(pair * LANES);
+            for (step, values) in steps.zip(values.chunks(pair)) {
+                let lane = &mut step[lane * pair..][..values.len()];
+                for (out, &value) in lane.iter_mut().zip(values) {
+                    *out = convert(value);
+                }
+            }
+        }
+    }
+}
+
+/// An element of a checkpoint's tensor.
+trait Element: Copy + Sync {
+    fn to_f32(self) -> f32;
+
+    fn to_bf16_bits(self) -> u16 {
+        bf16_bits(self.to_f32())
+    }
+}
+
+impl Element for f32 {
+    fn to_f32(self) -> f32 {
+        self
+    }
+}
+
+impl Element for f16 {
+    fn to_f32(self) -> f32 {
+        Self::to_f32(self)
+    }
+}
+
+impl Element for bf16 {
+    fn to_f32(self) -> f32 {
+        Self::to_f32(self)
+    }
+
+    fn to_bf16_bits(self) -> u16 {
+        self.to_bits()
     }
 }
 
