@@ -108,7 +108,12 @@ impl PackedMatrix {
         let rows = source.len() / k;
         let first_panel = first_row / LANES;
         let num_panels = (first_row + rows).div_ceil(LANES) - first_panel;
-        let part = Part { source, k, first_row, rows };
+        let part = Part {
+            source,
+            k,
+            first_row,
+            rows,
+        };
         match &mut self.data {
             Panels::F32(data) => {
                 let len = k * LANES;

@@ -62,16 +62,24 @@ pub(crate) fn check_cache(
     )
 }
 
-/// One task: some query rows of one sequence, for one KV head.
+/// Some query rows of one sequence, of one KV head.
 #[derive(Clone, Copy)]
-struct Task {
+pub(crate) struct Task {
     sequence: usize,
     first_row: usize,
     num_rows: usize,
+    kv_head: usize,
+}
+
+/// What a task reads between two corrections: one head of a few blocks.
+#[derive(Clone, Copy, Default)]
+struct Chunk<'a> {
+    blocks: &'a [u32],
+    kv_head: usize,
 }
 
 pub(crate) fn paged_attention(
-    cpu: &Cpu,
+    cpu: &mut Cpu,
     batch: &ForwardBatch,
     params: &AttentionParams,
     layer: usize,
@@ -99,6 +107,20 @@ pub(crate) fn paged_attention(
         || block.to_string(),
         || format!("below the cache's {num_blocks}"),
     )?;
+    let mut tasks = std::mem::take(&mut cpu.attention_tasks);
+    tasks.clear();
+    for sequence in 0..batch.num_seqs() {
+        let rows = batch.rows(sequence);
+        for first_row in rows.clone().step_by(QUERY_ROWS) {
+            let num_rows = QUERY_ROWS.min(rows.end - first_row);
+            tasks.extend((0..num_kv_heads).map(|kv_head| Task {
+                sequence,
+                first_row,
+                num_rows,
+                kv_head,
+            }));
+        }
+    }
     let attention = Attention {
         cpu,
         batch,
@@ -109,17 +131,12 @@ pub(crate) fn paged_attention(
         kernels: TileKernels::select(cpu.isa, cache.layout().dtype),
         out: SharedMut::new(out.rows_mut(rows)),
     };
-    let num_tasks: usize = (0..batch.num_seqs())
-        .map(|s| batch.rows(s).len().div_ceil(QUERY_ROWS))
-        .sum();
-    cpu.pool.run(num_tasks * num_kv_heads, &|thread, index| {
-        let task = attention.task(index / num_kv_heads);
-        attention.run(
-            &mut cpu.scratch(thread).attention,
-            task,
-            index % num_kv_heads,
-        );
+    cpu.pool.run(tasks.len(), &|thread, index| {
+        // What this thread will most likely take next.
+        let next = tasks.get(index + cpu.pool.num_threads()).copied();
+        attention.run(&mut cpu.scratch(thread).attention, tasks[index], next);
     });
+    cpu.attention_tasks = tasks;
     Ok(())
 }
 
@@ -135,24 +152,7 @@ struct Attention<'a> {
 }
 
 impl Attention<'_> {
-    fn task(&self, mut index: usize) -> Task {
-        for sequence in 0..self.batch.num_seqs() {
-            let rows = self.batch.rows(sequence);
-            let tasks = rows.len().div_ceil(QUERY_ROWS);
-            if index < tasks {
-                let first_row = rows.start + index * QUERY_ROWS;
-                return Task {
-                    sequence,
-                    first_row,
-                    num_rows: QUERY_ROWS.min(rows.end - first_row),
-                };
-            }
-            index -= tasks;
-        }
-        unreachable!("there are as many tasks as were counted");
-    }
-
-    fn run(&self, scratch: &mut Scratch, task: Task, kv_head: usize) {
+    fn run(&self, scratch: &mut Scratch, task: Task, next: Option<Task>) {
         let AttentionParams {
             num_heads,
             num_kv_heads,
@@ -162,51 +162,73 @@ impl Attention<'_> {
         } = *self.params;
         let group = num_heads / num_kv_heads;
         let m = task.num_rows * group;
-        self.load_queries(scratch, task, kv_head, group);
+        self.load_queries(scratch, task, group);
         scratch.softmax.clear();
         scratch.softmax.resize(m, (f32::NEG_INFINITY, 0.0));
         scratch.output.clear();
         scratch.output.resize(m * head_dim, 0.0);
         let position = |row: usize| self.batch.positions[task.first_row + row] as usize;
-        let last = position(task.num_rows - 1);
-        let first_seen =
-            sliding_window.map_or(0, |window| (position(0) + 1).saturating_sub(window));
-        let blocks = self.batch.blocks(task.sequence);
-        let chunk_blocks = |chunk: usize| {
-            let end = blocks
-                .len()
-                .min((chunk + 1) * CHUNK_BLOCKS)
-                .min(last / LANES + 1);
-            &blocks[(chunk * CHUNK_BLOCKS).min(end)..end]
-        };
-        let first_chunk = first_seen / CHUNK;
-        self.prefetch(chunk_blocks(first_chunk), Half::K, kv_head);
-        self.prefetch(chunk_blocks(first_chunk), Half::V, kv_head);
-        for chunk in first_chunk..=last / CHUNK {
-            let start = chunk * CHUNK;
-            let (blocks, next_blocks) = (chunk_blocks(chunk), chunk_blocks(chunk + 1));
-            self.score(scratch, m, blocks, next_blocks, kv_head);
+        let chunks = self.chunks(task);
+        let first = self.chunk(task, chunks.start);
+        self.prefetch(first, Half::K);
+        self.prefetch(first, Half::V);
+        let after = next.map_or(Chunk::default(), |next| {
+            self.chunk(next, self.chunks(next).start)
+        });
+        for index in chunks.clone() {
+            let start = index * CHUNK;
+            let chunk = self.chunk(task, index);
+            let next = if index + 1 < chunks.end {
+                self.chunk(task, index + 1)
+            } else {
+                after
+            };
+            self.score(scratch, m, chunk, next);
+            let len = chunk.blocks.len() * LANES;
             for row in 0..task.num_rows {
                 let position = position(row);
                 let first = sliding_window.map_or(0, |w| (position + 1).saturating_sub(w));
-                let seen = first.max(start)..(position + 1).min(start + blocks.len() * LANES);
+                let seen = first.max(start)..(position + 1).min(start + len);
                 for i in row * group..(row + 1) * group {
-                    self.soften(scratch, i, start, seen.clone(), blocks.len() * LANES);
+                    self.soften(scratch, i, start, seen.clone(), len);
                 }
             }
-            self.weigh(scratch, m, blocks, next_blocks, kv_head);
+            self.weigh(scratch, m, chunk, next);
         }
-        self.store(scratch, task, kv_head, group);
+        self.store(scratch, task, group);
     }
 
-    /// Asks for the blocks' K or V. They are scattered over the pool, in runs
-    /// too short for the processor to foresee. A few at a time, between tiles,
-    /// for what it cannot take at once it waits for.
-    fn prefetch(&self, blocks: &[u32], half: Half, kv_head: usize) {
+    /// The chunks of the context that any of the task's rows sees.
+    fn chunks(&self, task: Task) -> std::ops::Range<usize> {
+        let position = |row: usize| self.batch.positions[row] as usize;
+        let window = self.params.sliding_window;
+        let first = window.map_or(0, |window| {
+            (position(task.first_row) + 1).saturating_sub(window)
+        });
+        let last = position(task.first_row + task.num_rows - 1);
+        first / CHUNK..last / CHUNK + 1
+    }
+
+    /// A chunk of the task's context, up to its last row.
+    fn chunk(&self, task: Task, index: usize) -> Chunk<'_> {
+        let last = self.batch.positions[task.first_row + task.num_rows - 1] as usize;
+        let end = ((index + 1) * CHUNK_BLOCKS).min(last / LANES + 1);
+        Chunk {
+            blocks: &self.batch.blocks(task.sequence)[index * CHUNK_BLOCKS..end],
+            kv_head: task.kv_head,
+        }
+    }
+
+    /// Asks for K or V. Blocks are scattered over the pool, in runs too short
+    /// for the processor to foresee. A few at a time, between tiles, for what it
+    /// cannot take at once it waits for.
+    fn prefetch(&self, chunk: Chunk<'_>, half: Half) {
         let layout = self.cache.layout();
         let bytes = LANES * layout.head_dim * layout.dtype.size();
-        for &block in blocks {
-            let start = self.cache.panels(self.layer, block as usize, half, kv_head);
+        for &block in chunk.blocks {
+            let start = self
+                .cache
+                .panels(self.layer, block as usize, half, chunk.kv_head);
             (0..bytes)
                 .step_by(64)
                 .for_each(|line| cpu::prefetch(start.wrapping_add(line)));
@@ -214,14 +236,14 @@ impl Attention<'_> {
     }
 
     /// Gathers the task's Q heads, in the cache's dtype, scaled.
-    fn load_queries(&self, scratch: &mut Scratch, task: Task, kv_head: usize, group: usize) {
+    fn load_queries(&self, scratch: &mut Scratch, task: Task, group: usize) {
         let head_dim = self.params.head_dim;
         let bytes = head_dim * self.cache.layout().dtype.size();
         let m = task.num_rows * group;
         scratch.queries.resize(m * bytes / 4, 0);
         let queries: &mut [u8] = bytemuck::cast_slice_mut(&mut scratch.queries);
         for row in 0..task.num_rows {
-            let q = &self.qkv.row(task.first_row + row)[kv_head * group * head_dim..];
+            let q = &self.qkv.row(task.first_row + row)[task.kv_head * group * head_dim..];
             for (i, q) in q.chunks_exact(head_dim).take(group).enumerate() {
                 let out = &mut queries[(row * group + i) * bytes..][..bytes];
                 self.convert(q, out);
@@ -238,23 +260,18 @@ impl Attention<'_> {
     }
 
     /// `scores[i][t] = q[i] · k[t]` for the chunk's tokens.
-    fn score(
-        &self,
-        scratch: &mut Scratch,
-        m: usize,
-        blocks: &[u32],
-        next_blocks: &[u32],
-        kv_head: usize,
-    ) {
+    fn score(&self, scratch: &mut Scratch, m: usize, chunk: Chunk<'_>, next: Chunk<'_>) {
+        let Chunk { blocks, kv_head } = chunk;
         scratch.scores.resize(m * CHUNK, 0.0);
         let head_dim = self.params.head_dim;
         let dtype = self.cache.layout().dtype;
         let steps = head_dim * dtype.size() / 4;
         let row_bytes = head_dim * dtype.size();
         let mut acc = [0.0_f32; MAX_ROWS * ACC_STRIDE];
-        let mut next_groups = next_blocks.chunks(self.kernels.best_panels);
+        let mut next_groups = next.blocks.chunks(self.kernels.best_panels);
         for (b, group) in blocks.chunks(self.kernels.best_panels).enumerate() {
-            self.prefetch(next_groups.next().unwrap_or(&[]), Half::K, kv_head);
+            let blocks = next_groups.next().unwrap_or(&[]);
+            self.prefetch(Chunk { blocks, ..next }, Half::K);
             let mut panels = [std::ptr::null(); MAX_PANELS];
             for (panel, &block) in panels.iter_mut().zip(group) {
                 *panel = self
@@ -342,14 +359,8 @@ impl Attention<'_> {
     }
 
     /// `output[i] += Σ probabilities[i][t] * v[t]` over the chunk's tokens.
-    fn weigh(
-        &self,
-        scratch: &mut Scratch,
-        m: usize,
-        blocks: &[u32],
-        next_blocks: &[u32],
-        kv_head: usize,
-    ) {
+    fn weigh(&self, scratch: &mut Scratch, m: usize, chunk: Chunk<'_>, next: Chunk<'_>) {
+        let Chunk { blocks, kv_head } = chunk;
         let head_dim = self.params.head_dim;
         let size = self.cache.layout().dtype.size();
         let row_bytes = CHUNK * size;
@@ -364,8 +375,8 @@ impl Attention<'_> {
                 let rows = self.kernels.best_rows.min(m - first);
                 for (b, &block) in blocks.iter().enumerate() {
                     if first_panel == 0 && first == 0 {
-                        let next = next_blocks.get(b..=b).unwrap_or(&[]);
-                        self.prefetch(next, Half::V, kv_head);
+                        let blocks = next.blocks.get(b..=b).unwrap_or(&[]);
+                        self.prefetch(Chunk { blocks, ..next }, Half::V);
                     }
                     let v = self
                         .cache
@@ -401,11 +412,11 @@ impl Attention<'_> {
         }
     }
 
-    fn store(&self, scratch: &Scratch, task: Task, kv_head: usize, group: usize) {
+    fn store(&self, scratch: &Scratch, task: Task, group: usize) {
         let head_dim = self.params.head_dim;
         let cols = self.params.num_heads * head_dim;
         for row in 0..task.num_rows {
-            let start = (task.first_row + row) * cols + kv_head * group * head_dim;
+            let start = (task.first_row + row) * cols + task.kv_head * group * head_dim;
             // SAFETY: each row's heads of one KV head belong to one task.
             let out = unsafe { self.out.slice(start, group * head_dim) };
             for (i, out) in out.chunks_exact_mut(head_dim).enumerate() {
