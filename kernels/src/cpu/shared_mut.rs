@@ -22,10 +22,6 @@ impl<'a, T> SharedMut<'a, T> {
         }
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.len
-    }
-
     /// The part of `len` elements from `from` on.
     ///
     /// # Safety
