@@ -1,0 +1,342 @@
+//! The forward pass against a plain one in f64, whole and in pieces.
+
+use std::collections::HashMap;
+
+use candle_core::{DType, Tensor};
+use sconce_kernels::{
+    Backend, Dtype, ForwardBatch, KvLayout,
+    cpu::{Cpu, CpuConfig},
+};
+use sconce_models::{CausalLm, ModelConfig, Workspace};
+
+use crate::tiny::{Random, Tiny};
+
+const MAX_TOKENS: usize = 64;
+
+/// A model, its cache and its workspace.
+struct Runner {
+    cpu: Cpu,
+    model: Box<dyn CausalLm<Cpu>>,
+    cache: <Cpu as Backend>::KvCache,
+    workspace: Workspace<Cpu>,
+}
+
+impl Runner {
+    fn new(dir: &std::path::Path, dtype: Dtype) -> Self {
+        let config = ModelConfig::read(dir).unwrap();
+        let cpu = Cpu::new(CpuConfig {
+            threads: Some(2),
+            ..CpuConfig::default()
+        });
+        let model =
+            sconce_models::load(dir, &config, &cpu, dtype, MAX_TOKENS, &mut |_, _| {}).unwrap();
+        let shape = *model.shape();
+        let layout = KvLayout {
+            num_layers: shape.num_layers,
+            num_blocks: 12,
+            num_kv_heads: shape.num_kv_heads,
+            head_dim: shape.head_dim,
+            dtype,
+        };
+        let cache = cpu.kv_cache(layout).unwrap();
+        let workspace = Workspace::new(&cpu, &shape, MAX_TOKENS, MAX_TOKENS).unwrap();
+        Self {
+            cpu,
+            model,
+            cache,
+            workspace,
+        }
+    }
+
+    /// The logits of every row of a batch.
+    fn logits(&mut self, batch: &ForwardBatch) -> Vec<Vec<f32>> {
+        let Self {
+            cpu,
+            model,
+            cache,
+            workspace,
+        } = self;
+        model.forward(cpu, batch, cache, workspace).unwrap();
+        let rows: Vec<u32> = (0..batch.num_tokens() as u32).collect();
+        model.logits(cpu, &rows, workspace).unwrap();
+        let logits = cpu.read(&workspace.logits, rows.len()).unwrap();
+        logits
+            .chunks(model.shape().vocab_size)
+            .map(<[f32]>::to_vec)
+            .collect()
+    }
+}
+
+/// A decoder as its definition reads: one sequence, no cache, all in f64.
+struct Plain<'a> {
+    tiny: &'a Tiny,
+    weights: HashMap<String, (Vec<f64>, usize)>,
+}
+
+impl<'a> Plain<'a> {
+    fn new(tiny: &'a Tiny, tensors: &HashMap<String, Tensor>) -> Self {
+        let weight = |(name, tensor): (&String, &Tensor)| {
+            let cols = *tensor.dims().last().unwrap();
+            let numbers = tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap();
+            (name.clone(), (numbers.to_vec1().unwrap(), cols))
+        };
+        Self {
+            tiny,
+            weights: tensors.iter().map(weight).collect(),
+        }
+    }
+
+    fn linear(&self, name: &str, x: &[f64]) -> Vec<f64> {
+        let (weight, cols) = &self.weights[&format!("{name}.weight")];
+        let mut out: Vec<f64> = weight
+            .chunks(*cols)
+            .map(|row| row.iter().zip(x).map(|(w, x)| w * x).sum())
+            .collect();
+        if let Some((bias, _)) = self.weights.get(&format!("{name}.bias")) {
+            out.iter_mut()
+                .zip(bias)
+                .for_each(|(out, bias)| *out += bias);
+        }
+        out
+    }
+
+    fn norm(&self, name: &str, x: &[f64]) -> Vec<f64> {
+        let (weight, _) = &self.weights[&format!("{name}.weight")];
+        let mean = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
+        x.iter()
+            .zip(weight)
+            .map(|(x, w)| x / (mean + 1e-5).sqrt() * w)
+            .collect()
+    }
+
+    /// Rotates every head of a row that stands at `position`.
+    fn rope(&self, row: &mut [f64], position: usize) {
+        let half = self.tiny.head_dim / 2;
+        for head in row.chunks_mut(2 * half) {
+            for i in 0..half {
+                let angle = position as f64 * 1000f64.powf(-(i as f64) / half as f64);
+                let (a, b) = (head[i], head[i + half]);
+                head[i] = a * angle.cos() - b * angle.sin();
+                head[i + half] = b * angle.cos() + a * angle.sin();
+            }
+        }
+    }
+
+    fn attend(&self, q: &[f64], keys: &[Vec<f64>], values: &[Vec<f64>]) -> Vec<f64> {
+        let Tiny {
+            heads,
+            kv_heads,
+            head_dim,
+            sliding_window,
+            ..
+        } = *self.tiny;
+        let first = keys
+            .len()
+            .saturating_sub(sliding_window.unwrap_or(usize::MAX));
+        let mut out = Vec::new();
+        for (head, q) in q.chunks(head_dim).enumerate() {
+            let kv = head / (heads / kv_heads) * head_dim..;
+            let weights: Vec<f64> = keys[first..]
+                .iter()
+                .map(|k| k[kv.clone()].iter().zip(q).map(|(k, q)| k * q).sum::<f64>())
+                .map(|score| (score / (head_dim as f64).sqrt()).exp())
+                .collect();
+            let total: f64 = weights.iter().sum();
+            for i in 0..head_dim {
+                let at = kv.start + i;
+                let sum: f64 = values[first..]
+                    .iter()
+                    .zip(&weights)
+                    .map(|(v, weight)| v[at] * weight)
+                    .sum();
+                out.push(sum / total);
+            }
+        }
+        out
+    }
+
+    /// The logits after every token.
+    fn logits(&self, tokens: &[u32]) -> Vec<Vec<f64>> {
+        let hidden = self.tiny.hidden;
+        let (embedding, _) = &self.weights["model.embed_tokens.weight"];
+        let embed = |&token: &u32| embedding[token as usize * hidden..][..hidden].to_vec();
+        let mut rows: Vec<Vec<f64>> = tokens.iter().map(embed).collect();
+        let add = |x: &mut Vec<f64>, y: Vec<f64>| x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
+        for layer in 0..self.tiny.layers {
+            let name = |suffix: &str| format!("model.layers.{layer}.{suffix}");
+            let (mut keys, mut values) = (Vec::new(), Vec::new());
+            for (position, x) in rows.iter_mut().enumerate() {
+                let normed = self.norm(&name("input_layernorm"), x);
+                let mut q = self.linear(&name("self_attn.q_proj"), &normed);
+                let mut k = self.linear(&name("self_attn.k_proj"), &normed);
+                self.rope(&mut q, position);
+                self.rope(&mut k, position);
+                keys.push(k);
+                values.push(self.linear(&name("self_attn.v_proj"), &normed));
+                let attended = self.attend(&q, &keys, &values);
+                add(x, self.linear(&name("self_attn.o_proj"), &attended));
+                let normed = self.norm(&name("post_attention_layernorm"), x);
+                let gate = self.linear(&name("mlp.gate_proj"), &normed);
+                let up = self.linear(&name("mlp.up_proj"), &normed);
+                let silu = |gate: f64| gate / (1.0 + (-gate).exp());
+                let activated: Vec<f64> = gate
+                    .iter()
+                    .zip(&up)
+                    .map(|(gate, up)| silu(*gate) * up)
+                    .collect();
+                add(x, self.linear(&name("mlp.down_proj"), &activated));
+            }
+        }
+        let head = if self.tiny.tied {
+            "model.embed_tokens"
+        } else {
+            "lm_head"
+        };
+        rows.iter()
+            .map(|x| self.linear(head, &self.norm("model.norm", x)))
+            .collect()
+    }
+}
+
+fn variants() -> [Tiny; 3] {
+    let tiny = Tiny::default();
+    let biased = Tiny {
+        tied: false,
+        biased: true,
+        ..tiny.clone()
+    };
+    let windowed = Tiny {
+        sliding_window: Some(9),
+        heads: 6,
+        kv_heads: 1,
+        ..tiny.clone()
+    };
+    [tiny, biased, windowed]
+}
+
+fn tokens(len: usize, seed: u64) -> Vec<u32> {
+    let mut random = Random(seed);
+    (0..len)
+        .map(|_| ((random.next() + 1.0) * 39.9) as u32)
+        .collect()
+}
+
+/// The root of the mean square error, relative to that of the reference.
+fn relative_error(got: &[Vec<f32>], expected: &[Vec<f64>]) -> f64 {
+    assert_eq!(got.len(), expected.len());
+    let (mut error, mut size) = (0.0, 0.0);
+    for (got, expected) in got.iter().flatten().zip(expected.iter().flatten()) {
+        error += (f64::from(*got) - expected).powi(2);
+        size += expected.powi(2);
+    }
+    (error / size).sqrt()
+}
+
+#[test]
+fn logits_agree_with_a_plain_forward_pass() {
+    for tiny in variants() {
+        let dir = tempfile::tempdir().unwrap();
+        let tensors = tiny.write(dir.path());
+        let tokens = tokens(37, 3);
+        let expected = Plain::new(&tiny, &tensors).logits(&tokens);
+        let mut batch = ForwardBatch::default();
+        batch.push(&tokens, 0, &[5, 1, 3]);
+        // f32 rounds to 6e-8, bf16 to 4e-3; errors grow over the layers.
+        for (dtype, limit) in [(Dtype::F32, 2e-6), (Dtype::Bf16, 2e-2)] {
+            let got = Runner::new(dir.path(), dtype).logits(&batch);
+            let error = relative_error(&got, &expected);
+            assert!(
+                error < limit,
+                "{tiny:?} in {dtype:?}: relative error {error:e}"
+            );
+        }
+    }
+}
+
+#[test]
+fn chunks_and_company_change_no_bit() {
+    for tiny in variants() {
+        let dir = tempfile::tempdir().unwrap();
+        tiny.write(dir.path());
+        let (mine, other) = (tokens(37, 3), tokens(30, 4));
+        for dtype in [Dtype::F32, Dtype::Bf16] {
+            let mut alone = ForwardBatch::default();
+            alone.push(&mine, 0, &[5, 1, 3]);
+            let expected = Runner::new(dir.path(), dtype).logits(&alone);
+
+            let mut runner = Runner::new(dir.path(), dtype);
+            let (mut done, mut other_done) = (0, 0);
+            let mut batch = ForwardBatch::default();
+            for (step, chunk) in [16, 5, 1, 1, 10, 1, 1, 1, 1].into_iter().enumerate() {
+                batch.clear();
+                let other_chunk = [7, 0, 1, 16, 1, 1, 1, 1, 1][step];
+                let neighbour = &other[other_done..other_done + other_chunk];
+                if other_chunk > 0 && step % 2 == 0 {
+                    batch.push(neighbour, other_done, &[2, 9]);
+                }
+                let first = batch.num_tokens();
+                batch.push(&mine[done..done + chunk], done, &[8, 0, 7]);
+                if other_chunk > 0 && step % 2 == 1 {
+                    batch.push(neighbour, other_done, &[2, 9]);
+                }
+                let got = runner.logits(&batch);
+                let bits = |row: &Vec<f32>| row.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+                for i in 0..chunk {
+                    let (got, expected) = (bits(&got[first + i]), bits(&expected[done + i]));
+                    assert_eq!(got, expected, "{dtype:?}: position {}", done + i);
+                }
+                done += chunk;
+                other_done += other_chunk;
+            }
+            assert_eq!(done, mine.len());
+        }
+    }
+}
+
+#[test]
+fn logits_of_chosen_rows_come_in_the_order_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    Tiny::default().write(dir.path());
+    let mut runner = Runner::new(dir.path(), Dtype::F32);
+    let mut batch = ForwardBatch::default();
+    batch.push(&tokens(9, 1), 0, &[4]);
+    let all = runner.logits(&batch);
+    let Runner {
+        cpu,
+        model,
+        workspace,
+        ..
+    } = &mut runner;
+    model.logits(cpu, &[8, 0, 8], workspace).unwrap();
+    let got = cpu.read(&workspace.logits, 3).unwrap();
+    assert_eq!(
+        got,
+        [all[8].clone(), all[0].clone(), all[8].clone()].concat()
+    );
+}
+
+#[test]
+fn a_batch_that_exceeds_its_limits_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    Tiny::default().write(dir.path());
+    let Runner {
+        mut cpu,
+        model,
+        mut cache,
+        mut workspace,
+    } = Runner::new(dir.path(), Dtype::F32);
+    let mut refused = |tokens: &[u32], computed: usize| {
+        let mut batch = ForwardBatch::default();
+        batch.push(tokens, computed, &[0, 1, 2, 3, 4, 5, 6, 7]);
+        model
+            .forward(&mut cpu, &batch, &mut cache, &mut workspace)
+            .unwrap_err()
+            .to_string()
+    };
+    let error = refused(&tokens(MAX_TOKENS + 1, 1), 0);
+    assert!(error.contains("embedding_gather"), "{error}");
+    let error = refused(&[80], 0);
+    assert!(error.contains("80"), "{error}");
+    let error = refused(&[1], MAX_TOKENS);
+    assert!(error.contains("position"), "{error}");
+}

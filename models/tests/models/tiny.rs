@@ -1,0 +1,154 @@
+//! Small random models, written as directories.
+
+use std::{collections::HashMap, path::Path};
+
+use candle_core::{DType, Device, Tensor};
+use sconce_models::{ModelConfig, ModelError};
+use serde_json::{Value, json};
+
+/// The sizes of a Llama small enough to be computed in f64 by a plain loop.
+#[derive(Clone, Debug)]
+pub(crate) struct Tiny {
+    pub(crate) vocab: usize,
+    pub(crate) hidden: usize,
+    pub(crate) intermediate: usize,
+    pub(crate) layers: usize,
+    pub(crate) heads: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) head_dim: usize,
+    pub(crate) tied: bool,
+    pub(crate) biased: bool,
+    pub(crate) sliding_window: Option<usize>,
+}
+
+impl Default for Tiny {
+    fn default() -> Self {
+        Self {
+            vocab: 80,
+            hidden: 48,
+            intermediate: 88,
+            layers: 2,
+            heads: 4,
+            kv_heads: 2,
+            head_dim: 16,
+            tied: true,
+            biased: false,
+            sliding_window: None,
+        }
+    }
+}
+
+impl Tiny {
+    /// Its config.json.
+    pub(crate) fn config(&self) -> Value {
+        json!({
+            "architectures": ["MistralForCausalLM"],
+            "vocab_size": self.vocab,
+            "hidden_size": self.hidden,
+            "intermediate_size": self.intermediate,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head_dim,
+            "max_position_embeddings": 256,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 1000.0,
+            "tie_word_embeddings": self.tied,
+            "attention_bias": self.biased,
+            "mlp_bias": self.biased,
+            "sliding_window": self.sliding_window,
+            "hidden_act": "silu",
+        })
+    }
+
+    /// The name and shape of every tensor.
+    pub(crate) fn shapes(&self) -> Vec<(String, Vec<usize>)> {
+        let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        let (hidden, intermediate) = (self.hidden, self.intermediate);
+        let mut shapes = vec![
+            (
+                "model.embed_tokens.weight".to_owned(),
+                vec![self.vocab, hidden],
+            ),
+            ("model.norm.weight".to_owned(), vec![hidden]),
+        ];
+        if !self.tied {
+            shapes.push(("lm_head.weight".to_owned(), vec![self.vocab, hidden]));
+        }
+        for layer in 0..self.layers {
+            let name = |suffix: &str| format!("model.layers.{layer}.{suffix}");
+            for norm in ["input_layernorm", "post_attention_layernorm"] {
+                shapes.push((name(&format!("{norm}.weight")), vec![hidden]));
+            }
+            for (linear, n, k) in [
+                ("self_attn.q_proj", q, hidden),
+                ("self_attn.k_proj", kv, hidden),
+                ("self_attn.v_proj", kv, hidden),
+                ("self_attn.o_proj", hidden, q),
+                ("mlp.gate_proj", intermediate, hidden),
+                ("mlp.up_proj", intermediate, hidden),
+                ("mlp.down_proj", hidden, intermediate),
+            ] {
+                shapes.push((name(&format!("{linear}.weight")), vec![n, k]));
+                if self.biased {
+                    shapes.push((name(&format!("{linear}.bias")), vec![n]));
+                }
+            }
+        }
+        shapes
+    }
+
+    /// Random weights: bf16 numbers, so that either dtype holds them exactly.
+    pub(crate) fn tensors(&self) -> HashMap<String, Tensor> {
+        let mut random = Random(7);
+        let tensor = |(name, shape): (String, Vec<usize>)| {
+            let norm = name.contains("norm");
+            let scale = if norm {
+                0.2
+            } else {
+                1.5 / (shape[shape.len() - 1] as f32).sqrt()
+            };
+            let numbers: Vec<f32> = (0..shape.iter().product())
+                .map(|_| random.next() * scale + f32::from(u8::from(norm)))
+                .collect();
+            let tensor = Tensor::from_vec(numbers, shape, &Device::Cpu)
+                .and_then(|tensor| tensor.to_dtype(DType::BF16))
+                .unwrap();
+            (name, tensor)
+        };
+        self.shapes().into_iter().map(tensor).collect()
+    }
+
+    /// Writes a model directory.
+    pub(crate) fn write(&self, dir: &Path) -> HashMap<String, Tensor> {
+        let tensors = self.tensors();
+        write_config(dir, &self.config());
+        candle_core::safetensors::save(&tensors, dir.join("model.safetensors")).unwrap();
+        tensors
+    }
+}
+
+pub(crate) fn write_config(dir: &Path, config: &Value) {
+    std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+}
+
+/// Reads a config.json of the given contents.
+pub(crate) fn read_config(config: &Value) -> Result<ModelConfig, ModelError> {
+    let dir = tempfile::tempdir().unwrap();
+    write_config(dir.path(), config);
+    ModelConfig::read(dir.path())
+}
+
+/// SplitMix64 (Steele et al., 2014): the same numbers everywhere.
+pub(crate) struct Random(pub(crate) u64);
+
+impl Random {
+    /// From -1 to 1.
+    pub(crate) fn next(&mut self) -> f32 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) >> 40) as f32 / (1 << 23) as f32 - 1.0
+    }
+}
