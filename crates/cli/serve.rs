@@ -1,9 +1,9 @@
 //! `sconce serve`: starts the engine and the HTTP server.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{io::Write as _, net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
-use sconce::{Dtype, Options, Sconce, ServerConfig, hub::HubOptions};
+use sconce::{Dtype, EngineLimits, Options, Sconce, ServerConfig, Summary, hub::HubOptions};
 
 use crate::progress::Bars;
 
@@ -132,7 +132,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             tokio::task::spawn_blocking(move || Sconce::start(&options, &bars)).await??
         };
         bars.clear();
-        announce(&sconce, address);
+        // A reader that has gone away is no reason not to serve.
+        let _ = std::io::stdout().write_all(banner(&sconce, address).as_bytes());
         let config = ServerConfig {
             served_model_names: if args.served_model_name.is_empty() {
                 vec![sconce.summary().model_name.clone()]
@@ -153,38 +154,33 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 /// The lines that say what was loaded, where, and what to try.
-#[expect(clippy::print_stdout, reason = "what the command is for")]
-fn announce(sconce: &Sconce, address: SocketAddr) {
+fn banner(sconce: &Sconce, address: SocketAddr) -> String {
     let summary = sconce.summary();
     let limits = sconce.engine().limits();
     let dtype = match summary.dtype {
         Dtype::Bf16 => "bfloat16",
         Dtype::F32 => "float32",
     };
-    println!("sconce {}", env!("CARGO_PKG_VERSION"));
-    println!("  model     {} ({})", summary.model_name, summary.architecture);
-    println!("  from      {}", summary.model_dir.display());
-    println!("  device    {}", summary.device);
-    println!("  dtype     {dtype}, loaded in {:.2} s", summary.load_time.as_secs_f64());
-    println!(
-        "  KV cache  {} tokens in {} blocks, {:.2} GiB",
-        summary.kv_cache_tokens,
-        limits.num_blocks,
-        summary.kv_cache_bytes as f64 / f64::from(1 << 30),
-    );
-    println!(
-        "  limits    {} tokens of context, {} sequences at once, {} more waiting",
-        limits.max_model_len, limits.max_num_seqs, limits.max_queued
-    );
-    println!("  serving   http://{address}/v1");
-    println!();
-    println!("Try:");
-    println!("  curl -N http://{address}/v1/chat/completions -H 'Content-Type: application/json' \\");
-    println!(
-        "    -d '{{\"model\": \"{}\", \"stream\": true, \"messages\": [{{\"role\": \"user\", \
-         \"content\": \"What is the capital of France?\"}}]}}'",
-        summary.model_name
-    );
+    let gib = summary.kv_cache_bytes as f64 / f64::from(1 << 30);
+    let Summary { model_name, architecture, device, kv_cache_tokens, .. } = summary;
+    let EngineLimits { num_blocks, max_model_len, max_num_seqs, max_queued, .. } = limits;
+    format!(
+        r#"sconce {version}
+  model     {model_name} ({architecture})
+  from      {dir}
+  device    {device}
+  dtype     {dtype}, loaded in {seconds:.2} s
+  KV cache  {kv_cache_tokens} tokens in {num_blocks} blocks, {gib:.2} GiB
+  limits    {max_model_len} tokens of context, {max_num_seqs} sequences at once, {max_queued} more waiting
+  serving   http://{address}/v1
+
+Try:
+  curl -N http://{address}/v1/chat/completions -H 'Content-Type: application/json'     -d '{{"model": "{model_name}", "stream": true, "messages": [{{"role": "user", "content": "What is the capital of France?"}}]}}'
+"#,
+        version = env!("CARGO_PKG_VERSION"),
+        dir = summary.model_dir.display(),
+        seconds = summary.load_time.as_secs_f64(),
+    )
 }
 
 async fn stop_signal() {

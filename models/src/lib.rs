@@ -1,7 +1,7 @@
 //! Model families and their checkpoints.
 //!
 //! A model is written down once, in the order of its forward pass and with the
-//! checkpoint's names ([`llama`]), over any [`sconce_kernels::Backend`]. Models
+//! checkpoint's names (`llama.rs`), over any [`sconce_kernels::Backend`]. Models
 //! take `&self`; the KV cache, the batch and the workspace are passed in.
 
 mod causal_lm;

@@ -8,8 +8,8 @@ use sconce_kernels::{
 };
 use sconce_models::{CausalLm, Workspace};
 use sconce_types::{
-    Executor, ExecutorError, Input, Sample, SampleOutcome, SampledRow, SampledTokens,
-    ScheduledBatch, ScheduledSequence, TokenLogprobs,
+    BLOCK_SIZE, Executor, ExecutorError, Input, Sample, SampleOutcome, SampledRow, SampledTokens,
+    ScheduledBatch, ScheduledSequence, TokenId, TokenLogprobs,
 };
 
 use crate::seat::Seat;
@@ -62,18 +62,27 @@ impl<B: Backend> ModelRunner<B> {
         }
     }
 
-    /// Logits of every row of a batch, `[num_tokens, vocab_size]`: for
-    /// evaluation and tests. The batch's cache blocks are the caller's to keep apart.
+    /// Logits after every token of a text, `[tokens.len(), vocab_size]`, for
+    /// evaluation and tests. It uses the cache's first blocks, so no sequence
+    /// may be running.
     ///
     /// # Errors
-    /// The backend failed, or the batch is larger than the workspace.
-    pub fn forward_logits(&mut self, batch: &ForwardBatch) -> Result<Vec<f32>, KernelError> {
-        self.model.forward(&mut self.backend, batch, &mut self.cache, &mut self.workspace)?;
-        let rows: Vec<u32> = (0..).take(batch.num_tokens()).collect();
+    /// The backend failed.
+    ///
+    /// # Panics
+    /// If the cache has no room for the text.
+    pub fn score(&mut self, tokens: &[TokenId]) -> Result<Vec<f32>, KernelError> {
+        let num_blocks = u32::try_from(tokens.len().div_ceil(BLOCK_SIZE)).unwrap_or(u32::MAX);
+        let blocks: Vec<u32> = (0..num_blocks).collect();
         let mut logits = Vec::new();
-        for tile in rows.chunks(self.max_logit_rows) {
-            self.model.logits(&mut self.backend, tile, &mut self.workspace)?;
-            logits.extend(self.backend.read(&self.workspace.logits, tile.len())?);
+        for (index, tokens) in tokens.chunks(self.max_logit_rows).enumerate() {
+            self.forward.clear();
+            self.forward.push(tokens, index * self.max_logit_rows, &blocks);
+            let rows: Vec<u32> = (0..).take(tokens.len()).collect();
+            let Self { backend, model, cache, workspace, forward, .. } = self;
+            model.forward(backend, forward, cache, workspace)?;
+            model.logits(backend, &rows, workspace)?;
+            logits.extend(backend.read(&workspace.logits, rows.len())?);
         }
         Ok(logits)
     }
