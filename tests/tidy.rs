@@ -101,7 +101,8 @@ fn crates_depend_only_along_the_arrows() {
 fn closure(metadata: &Metadata, package: &str) -> BTreeSet<String> {
     let resolve = metadata.resolve.as_ref().expect("cargo metadata resolves the graph");
     let nodes: BTreeMap<_, _> = resolve.nodes.iter().map(|node| (&node.id, node)).collect();
-    let names: BTreeMap<_, _> = metadata.packages.iter().map(|p| (&p.id, p.name.as_str())).collect();
+    let names: BTreeMap<_, _> =
+        metadata.packages.iter().map(|p| (&p.id, p.name.as_str())).collect();
     let start = metadata
         .packages
         .iter()
@@ -192,7 +193,8 @@ fn nothing_is_left_open_or_left_out() {
 #[test]
 fn every_version_is_the_workspaces() {
     for (path, text) in sources(&["toml"]) {
-        if path.file_name().is_none_or(|name| name != "Cargo.toml") || path == root().join("Cargo.toml")
+        if path.file_name().is_none_or(|name| name != "Cargo.toml")
+            || path == root().join("Cargo.toml")
         {
             continue;
         }

@@ -92,8 +92,9 @@ async fn measure(args: &Args) -> anyhow::Result<Value> {
     };
     let mut rng = StdRng::seed_from_u64(args.seed);
     let mut body = || {
-        let prompt: Vec<u32> =
-            (0..args.random_input_len).map(|_| rng.random_range(100..args.random_vocab.max(101))).collect();
+        let prompt: Vec<u32> = (0..args.random_input_len)
+            .map(|_| rng.random_range(100..args.random_vocab.max(101)))
+            .collect();
         json!({
             "model": model, "prompt": prompt, "max_tokens": args.random_output_len,
             "ignore_eos": true, "temperature": 0.0, "stream": true,

@@ -21,7 +21,8 @@ pub(crate) struct Server {
 impl Server {
     /// A server at `http://HOST:PORT`.
     pub(crate) fn new(base_url: &str, api_key: Option<String>) -> anyhow::Result<Self> {
-        let rest = base_url.strip_prefix("http://").context("the base URL must begin with http://")?;
+        let rest =
+            base_url.strip_prefix("http://").context("the base URL must begin with http://")?;
         let authority = rest.trim_end_matches('/').trim_end_matches("/v1").to_owned();
         if authority.is_empty() || authority.contains('/') {
             bail!("{base_url:?} is no base URL; write http://HOST:PORT");
@@ -159,7 +160,8 @@ mod tests {
 
     #[test]
     fn events_are_the_same_however_they_are_cut() {
-        let wire = "data: {\"a\":1}\n\n: a comment\n\ndata: é\ndata: two\n\ndata: [DONE]\n\n".as_bytes();
+        let wire =
+            "data: {\"a\":1}\n\n: a comment\n\ndata: é\ndata: two\n\ndata: [DONE]\n\n".as_bytes();
         for size in 1..=wire.len() {
             let mut parser = SseParser::default();
             let mut events = Vec::new();

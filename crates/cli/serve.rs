@@ -119,11 +119,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         // A taken port is told before a model is loaded.
-        let listener = tokio::net::TcpListener::bind((args.host.as_str(), args.port))
-            .await
-            .with_context(|| {
-                format!("cannot listen on {}:{}; choose another --port", args.host, args.port)
-            })?;
+        let listener =
+            tokio::net::TcpListener::bind((args.host.as_str(), args.port)).await.with_context(
+                || format!("cannot listen on {}:{}; choose another --port", args.host, args.port),
+            )?;
         let address = listener.local_addr()?;
         let options = args.options(args.cache.hub_options()?);
         let bars = Bars::new();

@@ -57,7 +57,10 @@ impl Completion {
 
     /// The outer `None` ends the completion; the inner one has no text yet.
     #[expect(clippy::option_option, reason = "end and not-yet are two things")]
-    fn take(&mut self, event: Option<RequestEvent>) -> Option<Option<Result<String, RequestError>>> {
+    fn take(
+        &mut self,
+        event: Option<RequestEvent>,
+    ) -> Option<Option<Result<String, RequestError>>> {
         match event? {
             RequestEvent::PromptLogprobs { .. } => Some(None),
             RequestEvent::Failed(error) => Some(Some(Err(error))),

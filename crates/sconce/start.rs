@@ -2,7 +2,9 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use sconce_engine::{Built, Engine, EngineHandle, EngineRequest, SchedulerConfig, StartError, SubmitError};
+use sconce_engine::{
+    Built, Engine, EngineHandle, EngineRequest, SchedulerConfig, StartError, SubmitError,
+};
 use sconce_runner::{Dtype, LoadError, LoadOptions};
 use sconce_text::{TextConfig, TextError, TextModel};
 use sconce_types::SamplingParams;

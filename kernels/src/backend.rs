@@ -204,10 +204,7 @@ pub trait Backend: Send {
     ///
     /// # Errors
     /// Shapes that do not fit, a position beyond the table.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "an operation's operands are its contract"
-    )]
+    #[expect(clippy::too_many_arguments, reason = "an operation's operands are its contract")]
     fn rope_and_cache(
         &mut self,
         batch: &ForwardBatch,

@@ -37,13 +37,7 @@ impl ForwardBatch {
             cu_blocks,
             slot_mapping,
         } = self;
-        for v in [
-            token_ids,
-            positions,
-            context_lens,
-            block_tables,
-            slot_mapping,
-        ] {
+        for v in [token_ids, positions, context_lens, block_tables, slot_mapping] {
             v.clear();
         }
         for borders in [cu_seqlens_q, cu_blocks] {
@@ -72,19 +66,14 @@ impl ForwardBatch {
     /// otherwise write into another sequence's cache.
     pub fn push(&mut self, token_ids: &[u32], num_computed_tokens: usize, blocks: &[u32]) {
         let context_len = num_computed_tokens + token_ids.len();
-        assert!(
-            blocks.len() * 16 >= context_len,
-            "a block table must cover its tokens"
-        );
+        assert!(blocks.len() * 16 >= context_len, "a block table must cover its tokens");
         if self.cu_seqlens_q.is_empty() {
             self.clear();
         }
         self.token_ids.extend_from_slice(token_ids);
         for position in num_computed_tokens..context_len {
-            self.positions
-                .push(u32::try_from(position).expect("positions are below 2^32"));
-            self.slot_mapping
-                .push(blocks[position / 16] * 16 + (position % 16) as u32);
+            self.positions.push(u32::try_from(position).expect("positions are below 2^32"));
+            self.slot_mapping.push(blocks[position / 16] * 16 + (position % 16) as u32);
         }
         self.block_tables.extend_from_slice(blocks);
         let border = |len: usize| u32::try_from(len).expect("a batch is below 2^32 entries");

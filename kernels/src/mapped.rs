@@ -1,8 +1,5 @@
 //! Checkpoint files, mapped into memory.
-#![expect(
-    unsafe_code,
-    reason = "a mapped file is memory that others could change"
-)]
+#![expect(unsafe_code, reason = "a mapped file is memory that others could change")]
 
 use std::path::{Path, PathBuf};
 
@@ -80,11 +77,7 @@ impl MappedSafetensors {
     /// The names of all tensors.
     #[must_use]
     pub fn names(&self) -> Vec<String> {
-        self.files
-            .tensors()
-            .into_iter()
-            .map(|(name, _)| name)
-            .collect()
+        self.files.tensors().into_iter().map(|(name, _)| name).collect()
     }
 
     /// Copies a tensor out of its file, in its own dtype.
@@ -94,23 +87,15 @@ impl MappedSafetensors {
     pub fn load(&self, name: &str) -> Result<Tensor, MappedError> {
         self.files
             .load(name, &Device::Cpu)
-            .map_err(|source| MappedError::Tensor {
-                name: name.to_owned(),
-                source,
-            })
+            .map_err(|source| MappedError::Tensor { name: name.to_owned(), source })
     }
 }
 
 /// Mapping an empty file or a folder fails in ways that name neither.
 fn check(path: &Path) -> Result<(), MappedError> {
-    let io = |source| MappedError::Io {
-        path: path.to_owned(),
-        source,
-    };
-    let invalid = |reason: &str| MappedError::Invalid {
-        path: path.to_owned(),
-        reason: reason.into(),
-    };
+    let io = |source| MappedError::Io { path: path.to_owned(), source };
+    let invalid =
+        |reason: &str| MappedError::Invalid { path: path.to_owned(), reason: reason.into() };
     let file = std::fs::File::open(path).map_err(io)?;
     let metadata = file.metadata().map_err(io)?;
     if !metadata.is_file() {
@@ -204,10 +189,7 @@ mod tests {
         for len in 0..bytes.len() {
             std::fs::write(&path, &bytes[..len]).unwrap();
             let error = read_all(&path).unwrap_err();
-            assert!(
-                matches!(error, MappedError::Invalid { .. }),
-                "{len}: {error}"
-            );
+            assert!(matches!(error, MappedError::Invalid { .. }), "{len}: {error}");
             let message = error.to_string();
             assert_eq!(message.matches("model.safetensors").count(), 1, "{error}");
         }
@@ -236,10 +218,7 @@ mod tests {
         ] {
             std::fs::write(&path, with_header(&header, 8)).unwrap();
             let error = read_all(&path).expect_err(what);
-            assert!(
-                matches!(error, MappedError::Invalid { .. }),
-                "{what}: {error}"
-            );
+            assert!(matches!(error, MappedError::Invalid { .. }), "{what}: {error}");
         }
         std::fs::write(&path, with_header(&one("[2]", 0, 8), 8)).unwrap();
         read_all(&path).expect("the same, but true");

@@ -98,13 +98,7 @@ impl<B: Backend> Workspace<B> {
         max_num_tokens: usize,
         max_logit_rows: usize,
     ) -> Result<Self, KernelError> {
-        let ModelShape {
-            hidden_size,
-            intermediate_size,
-            num_heads,
-            num_kv_heads,
-            ..
-        } = *shape;
+        let ModelShape { hidden_size, intermediate_size, num_heads, num_kv_heads, .. } = *shape;
         let qkv = (num_heads + 2 * num_kv_heads) * shape.head_dim;
         let rows = |cols| backend.buffer(max_num_tokens, cols);
         let last = |cols| backend.buffer(max_logit_rows, cols);

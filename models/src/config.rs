@@ -163,11 +163,7 @@ impl ModelConfig {
             ("num_attention_heads", num_heads, MAX_SIZE),
             ("num_key_value_heads", num_kv_heads, MAX_SIZE),
             ("head_dim", head_dim, MAX_SIZE),
-            (
-                "max_position_embeddings",
-                raw.max_position_embeddings,
-                MAX_POSITIONS,
-            ),
+            ("max_position_embeddings", raw.max_position_embeddings, MAX_POSITIONS),
             ("sliding_window", raw.sliding_window.unwrap_or(1), MAX_SIZE),
         ] {
             if size == 0 || size > limit {
@@ -201,10 +197,7 @@ impl ModelConfig {
             return Err(refuse("partial_rotary_factor", &partial, accepted));
         }
         positive("rms_norm_eps", f64::from(raw.rms_norm_eps))?;
-        let rope_theta = rope
-            .as_ref()
-            .and_then(|rope| rope.rope_theta)
-            .or(raw.rope_theta);
+        let rope_theta = rope.as_ref().and_then(|rope| rope.rope_theta).or(raw.rope_theta);
         let rope_theta = positive("rope_theta", rope_theta.unwrap_or(10_000.0))?;
         let rope_scaling = match rope {
             None => RopeScaling::Default,
@@ -236,9 +229,7 @@ impl RawRope {
         let kind = self.rope_type.as_deref().or(self.older_type.as_deref());
         let kind = kind.unwrap_or("default");
         let factor = || positive("rope_scaling.factor", self.factor.unwrap_or(0.0));
-        let original = self
-            .original_max_position_embeddings
-            .unwrap_or(max_position_embeddings);
+        let original = self.original_max_position_embeddings.unwrap_or(max_position_embeddings);
         if original == 0 || original > MAX_SIZE {
             let field = "rope_scaling.original_max_position_embeddings";
             return Err(refuse(field, &original, format!("from 1 to {MAX_SIZE}")));
@@ -268,11 +259,7 @@ impl RawRope {
                 };
                 let attention_factor = self.attention_factor.unwrap_or_else(|| {
                     let scale = |mscale: f64| {
-                        if factor <= 1.0 {
-                            1.0
-                        } else {
-                            0.1 * mscale * factor.ln() + 1.0
-                        }
+                        if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 }
                     };
                     match (self.mscale, self.mscale_all_dim) {
                         (Some(mscale), Some(all)) if mscale != 0.0 && all != 0.0 => {
@@ -306,9 +293,5 @@ fn positive(field: &'static str, value: f64) -> Result<f64, ModelError> {
 }
 
 fn refuse(field: &'static str, value: &dyn std::fmt::Display, accepted: String) -> ModelError {
-    ModelError::Config {
-        field,
-        value: value.to_string(),
-        accepted,
-    }
+    ModelError::Config { field, value: value.to_string(), accepted }
 }

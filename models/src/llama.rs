@@ -89,19 +89,9 @@ impl<M, V> Layer<M, V> {
         let q = config.num_heads * config.head_dim;
         let kv = config.num_kv_heads * config.head_dim;
         let intermediate = config.intermediate_size;
-        let mut layer = Names {
-            source,
-            prefix: format!("model.layers.{index}"),
-        };
-        let qkv = [
-            ("self_attn.q_proj", q),
-            ("self_attn.k_proj", kv),
-            ("self_attn.v_proj", kv),
-        ];
-        let gate_up = [
-            ("mlp.gate_proj", intermediate),
-            ("mlp.up_proj", intermediate),
-        ];
+        let mut layer = Names { source, prefix: format!("model.layers.{index}") };
+        let qkv = [("self_attn.q_proj", q), ("self_attn.k_proj", kv), ("self_attn.v_proj", kv)];
+        let gate_up = [("mlp.gate_proj", intermediate), ("mlp.up_proj", intermediate)];
         Ok(Self {
             input_layernorm: layer.norm("input_layernorm", hidden)?,
             qkv_proj: layer.linear(&qkv, hidden, config.attention_bias)?,
@@ -122,10 +112,7 @@ struct Names<'a, S> {
 impl<S: Source> Names<'_, S> {
     fn full(&self, parts: &[(&str, usize)], kind: &str) -> Vec<(String, usize)> {
         let prefix = &self.prefix;
-        parts
-            .iter()
-            .map(|(name, n)| (format!("{prefix}.{name}.{kind}"), *n))
-            .collect()
+        parts.iter().map(|(name, n)| (format!("{prefix}.{name}.{kind}"), *n)).collect()
     }
 
     fn norm(&mut self, name: &str, n: usize) -> Result<S::Vector, ModelError> {
@@ -142,11 +129,7 @@ impl<S: Source> Names<'_, S> {
         let (weights, biases) = (self.full(parts, "weight"), self.full(parts, "bias"));
         Ok(Linear {
             weight: self.source.matrix(&weights, k)?,
-            bias: if has_bias {
-                Some(self.source.vector(&biases)?)
-            } else {
-                None
-            },
+            bias: if has_bias { Some(self.source.vector(&biases)?) } else { None },
         })
     }
 }
@@ -164,15 +147,7 @@ impl<B: Backend> CausalLm<B> for Llama<B::Matrix, B::Vector> {
         workspace: &mut Workspace<B>,
     ) -> Result<(), KernelError> {
         let rows = batch.num_tokens();
-        let Workspace {
-            hidden,
-            normed,
-            qkv,
-            attended,
-            gate_up,
-            activated,
-            ..
-        } = workspace;
+        let Workspace { hidden, normed, qkv, attended, gate_up, activated, .. } = workspace;
         backend.embedding_gather(batch, &self.embed_tokens, hidden)?;
         for (index, layer) in self.layers.iter().enumerate() {
             let eps = self.rms_norm_eps;
@@ -200,21 +175,9 @@ impl<B: Backend> CausalLm<B> for Llama<B::Matrix, B::Vector> {
         rows: &[u32],
         workspace: &mut Workspace<B>,
     ) -> Result<(), KernelError> {
-        let Workspace {
-            hidden,
-            last_hidden,
-            last_normed,
-            logits,
-            ..
-        } = workspace;
+        let Workspace { hidden, last_hidden, last_normed, logits, .. } = workspace;
         backend.gather_rows(rows, hidden, last_hidden)?;
-        backend.rms_norm(
-            rows.len(),
-            last_hidden,
-            &self.norm,
-            self.rms_norm_eps,
-            last_normed,
-        )?;
+        backend.rms_norm(rows.len(), last_hidden, &self.norm, self.rms_norm_eps, last_normed)?;
         let lm_head = self.lm_head.as_ref().unwrap_or(&self.embed_tokens);
         backend.linear(rows.len(), last_normed, lm_head, None, logits)
     }

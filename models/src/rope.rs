@@ -12,9 +12,7 @@ pub fn rope_table(config: &ModelConfig, max_positions: usize) -> Vec<f32> {
     let half = config.head_dim / 2;
     let frequencies = frequencies(config.head_dim, config.rope_theta, config.rope_scaling);
     let factor = match config.rope_scaling {
-        RopeScaling::Yarn {
-            attention_factor, ..
-        } => attention_factor,
+        RopeScaling::Yarn { attention_factor, .. } => attention_factor,
         _ => 1.0,
     };
     let mut table = Vec::with_capacity(max_positions * config.head_dim);
@@ -29,9 +27,7 @@ pub fn rope_table(config: &ModelConfig, max_positions: usize) -> Vec<f32> {
 /// Radians a position, `[head_dim / 2]`.
 pub(crate) fn frequencies(head_dim: usize, theta: f64, scaling: RopeScaling) -> Vec<f64> {
     let dim = head_dim as f64;
-    let base: Vec<f64> = (0..head_dim / 2)
-        .map(|i| theta.powf(-2.0 * i as f64 / dim))
-        .collect();
+    let base: Vec<f64> = (0..head_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / dim)).collect();
     match scaling {
         RopeScaling::Default => base,
         RopeScaling::Linear { factor } => base.iter().map(|f| f / factor).collect(),

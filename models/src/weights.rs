@@ -41,9 +41,7 @@ pub(crate) fn open(dir: &Path) -> Result<Arc<MappedSafetensors>, ModelError> {
     } else if index.is_file() {
         shards(dir, &index)?
     } else {
-        return Err(ModelError::NoCheckpoint {
-            path: dir.to_owned(),
-        });
+        return Err(ModelError::NoCheckpoint { path: dir.to_owned() });
     };
     Ok(Arc::new(MappedSafetensors::open(&paths)?))
 }
@@ -54,14 +52,8 @@ struct Index {
 }
 
 fn shards(dir: &Path, index: &Path) -> Result<Vec<PathBuf>, ModelError> {
-    let invalid = |reason| ModelError::Json {
-        path: index.to_owned(),
-        reason,
-    };
-    let names: BTreeSet<String> = json::read::<Index>(index)?
-        .weight_map
-        .into_values()
-        .collect();
+    let invalid = |reason| ModelError::Json { path: index.to_owned(), reason };
+    let names: BTreeSet<String> = json::read::<Index>(index)?.weight_map.into_values().collect();
     if names.is_empty() {
         return Err(invalid("weight_map names no file".to_owned()));
     }
@@ -72,20 +64,13 @@ fn shards(dir: &Path, index: &Path) -> Result<Vec<PathBuf>, ModelError> {
             && components.next().is_none()
     };
     if let Some(name) = names.iter().find(|name| !plain(name)) {
-        return Err(invalid(format!(
-            "weight_map names {name:?}, which is not a file's name"
-        )));
+        return Err(invalid(format!("weight_map names {name:?}, which is not a file's name")));
     }
-    let missing: Vec<&str> = names
-        .iter()
-        .filter(|name| !dir.join(name).is_file())
-        .map(String::as_str)
-        .collect();
+    let missing: Vec<&str> =
+        names.iter().filter(|name| !dir.join(name).is_file()).map(String::as_str).collect();
     if !missing.is_empty() {
         let missing = missing.join(", ");
-        return Err(invalid(format!(
-            "these of its files are missing: {missing}"
-        )));
+        return Err(invalid(format!("these of its files are missing: {missing}")));
     }
     Ok(names.iter().map(|name| dir.join(name)).collect())
 }
@@ -99,11 +84,7 @@ pub(crate) struct Checker<'a> {
 
 impl<'a> Checker<'a> {
     pub(crate) fn new(files: &'a MappedSafetensors) -> Self {
-        Self {
-            files,
-            problems: Vec::new(),
-            known: BTreeSet::new(),
-        }
+        Self { files, problems: Vec::new(), known: BTreeSet::new() }
     }
 
     /// The number of tensors named.
@@ -114,11 +95,7 @@ impl<'a> Checker<'a> {
     /// # Errors
     /// All problems together.
     pub(crate) fn finish(self) -> Result<usize, ModelError> {
-        let Self {
-            files,
-            mut problems,
-            known,
-        } = self;
+        let Self { files, mut problems, known } = self;
         let mut unknown: Vec<String> = files
             .names()
             .into_iter()
@@ -129,11 +106,7 @@ impl<'a> Checker<'a> {
             .collect();
         unknown.sort();
         problems.append(&mut unknown);
-        if problems.is_empty() {
-            Ok(known.len())
-        } else {
-            Err(ModelError::Tensors { problems })
-        }
+        if problems.is_empty() { Ok(known.len()) } else { Err(ModelError::Tensors { problems }) }
     }
 
     fn check(&mut self, name: &str, shape: &[usize]) {
@@ -156,9 +129,7 @@ impl Source for Checker<'_> {
     type Vector = ();
 
     fn matrix(&mut self, parts: &[(String, usize)], k: usize) -> Result<(), ModelError> {
-        parts
-            .iter()
-            .for_each(|(name, n)| self.check(name, &[*n, k]));
+        parts.iter().for_each(|(name, n)| self.check(name, &[*n, k]));
         Ok(())
     }
 
@@ -192,21 +163,11 @@ impl<'a, B: Backend> Packer<'a, B> {
     ) -> Self {
         let source = Box::new(AsStored(files));
         let weights = VarBuilder::from_backend(source, DType::F32, Device::Cpu);
-        Self {
-            weights,
-            backend,
-            dtype,
-            loaded: 0,
-            total,
-            progress,
-        }
+        Self { weights, backend, dtype, loaded: 0, total, progress }
     }
 
     fn load<S: Into<Shape>>(&mut self, name: &str, shape: S) -> Result<Tensor, ModelError> {
-        let tensor = self
-            .weights
-            .get(shape, name)
-            .map_err(sconce_kernels::KernelError::from)?;
+        let tensor = self.weights.get(shape, name).map_err(sconce_kernels::KernelError::from)?;
         self.loaded += 1;
         (self.progress)(self.loaded, self.total);
         Ok(tensor)
@@ -218,18 +179,14 @@ impl<B: Backend> Source for Packer<'_, B> {
     type Vector = B::Vector;
 
     fn matrix(&mut self, parts: &[(String, usize)], k: usize) -> Result<B::Matrix, ModelError> {
-        let parts: Vec<_> = parts
-            .iter()
-            .map(|(name, n)| self.load(name, (*n, k)))
-            .collect::<Result<_, _>>()?;
+        let parts: Vec<_> =
+            parts.iter().map(|(name, n)| self.load(name, (*n, k))).collect::<Result<_, _>>()?;
         Ok(self.backend.matrix(&parts, self.dtype)?)
     }
 
     fn vector(&mut self, parts: &[(String, usize)]) -> Result<B::Vector, ModelError> {
-        let parts: Vec<_> = parts
-            .iter()
-            .map(|(name, n)| self.load(name, *n))
-            .collect::<Result<_, _>>()?;
+        let parts: Vec<_> =
+            parts.iter().map(|(name, n)| self.load(name, *n)).collect::<Result<_, _>>()?;
         Ok(self.backend.vector(&parts)?)
     }
 
@@ -267,9 +224,7 @@ impl SimpleBackend for AsStored {
     }
 
     fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> candle_core::Result<Tensor> {
-        self.0
-            .load(name)
-            .map_err(|error| candle_core::Error::Msg(error.to_string()))
+        self.0.load(name).map_err(|error| candle_core::Error::Msg(error.to_string()))
     }
 
     fn contains_tensor(&self, name: &str) -> bool {

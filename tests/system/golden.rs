@@ -41,7 +41,8 @@ fn greedy_tokens_in_f32_are_those_of_transformers() {
             assert!(
                 margin <= MARGIN,
                 "{label}: token {at} is {}, transformers has {} with a margin of {margin}",
-                answer.tokens[same], tokens[at]
+                answer.tokens[same],
+                tokens[at]
             );
             // Too close to call: go on from transformers' choice.
             close_calls += 1;
@@ -92,7 +93,8 @@ fn bf16_logits_are_as_near_to_f32_as_those_of_transformers() {
 fn perplexity_is_that_of_transformers() {
     let quality = model::reference_json("quality.json");
     let tokens = ids(&quality["perplexity_tokens"]);
-    let window = usize::try_from(quality["perplexity_window"].as_u64().expect("a size")).expect("small");
+    let window =
+        usize::try_from(quality["perplexity_window"].as_u64().expect("a size")).expect("small");
     for (dtype, name) in [(Dtype::Bf16, "perplexity_bf16"), (Dtype::F32, "perplexity_f32")] {
         let mut runner = model::load(&model::options(dtype)).runner;
         let (mut total, mut count) = (0.0, 0);

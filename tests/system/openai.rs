@@ -11,7 +11,8 @@ use crate::process::Server;
 /// its requirements.
 fn python() -> PathBuf {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/openai");
-    let requirements = std::fs::read_to_string(source.join("requirements.txt")).expect("it is there");
+    let requirements =
+        std::fs::read_to_string(source.join("requirements.txt")).expect("it is there");
     let venv = Path::new(env!("CARGO_TARGET_TMPDIR")).join("openai-venv");
     let python = venv.join("bin/python");
     let installed = venv.join("installed.txt");

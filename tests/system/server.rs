@@ -14,9 +14,7 @@ use crate::{
 
 fn completion(extra: Value) -> String {
     let mut body = json!({ "prompt": [1, 2, 3, 4], "temperature": 0, "ignore_eos": true });
-    body.as_object_mut()
-        .expect("an object")
-        .extend(extra.as_object().expect("an object").clone());
+    body.as_object_mut().expect("an object").extend(extra.as_object().expect("an object").clone());
     body.to_string()
 }
 
@@ -65,7 +63,8 @@ fn what_dropped_streams_held_is_free_within_a_step() {
     // its own blocks are freed before its last token is sent.
     let polls = 200;
     for poll in 0..polls {
-        let (status, _) = server.send("POST", "/v1/completions", &completion(json!({"max_tokens": 1})));
+        let (status, _) =
+            server.send("POST", "/v1/completions", &completion(json!({"max_tokens": 1})));
         assert_eq!(status, 200);
         if server.metric("sconce:kv_blocks_used") == 0.0 {
             assert_eq!(server.metric("vllm:num_requests_running"), 0.0);
@@ -96,7 +95,12 @@ fn bad_input_is_refused_by_name_and_costs_nobody_anything() {
         ("/v1/completions", json!({"prompt": []}).to_string(), 400, "empty"),
         ("/v1/completions", json!({"prompt": "x".repeat(70_000)}).to_string(), 413, "65536"),
         ("/v1/chat/completions", json!({"messages": []}).to_string(), 400, "messages"),
-        ("/v1/chat/completions", json!({"messages": [{"role": "robot"}]}).to_string(), 400, "robot"),
+        (
+            "/v1/chat/completions",
+            json!({"messages": [{"role": "robot"}]}).to_string(),
+            400,
+            "robot",
+        ),
         ("/v2/completions", "{}".into(), 404, "/v2/completions"),
     ];
     for (path, body, status, word) in cases {
@@ -122,7 +126,8 @@ fn sigterm_lets_running_requests_finish() {
     let mut lines = BufReader::new(server.open("POST", "/v1/completions", &body)).lines();
     // The first chunk shows that the request runs.
     assert!(lines.by_ref().any(|line| line.expect("UTF-8").contains("\"text\"")));
-    let reader = std::thread::spawn(move || lines.map(|line| line.expect("UTF-8")).collect::<Vec<_>>());
+    let reader =
+        std::thread::spawn(move || lines.map(|line| line.expect("UTF-8")).collect::<Vec<_>>());
     let status = server.terminate();
     assert!(status.success(), "a drained server exits with 0, not {status}");
     let rest = reader.join().expect("the stream is read");

@@ -197,7 +197,8 @@ impl<E: Executor> EngineLoop<E> {
 
     /// Runs until every handle is gone, the executor is lost, or a bug panics.
     fn run(mut self) {
-        let outcome = catch_unwind(AssertUnwindSafe(|| while matches!(self.turn(), Turn::Continue) {}));
+        let outcome =
+            catch_unwind(AssertUnwindSafe(|| while matches!(self.turn(), Turn::Continue) {}));
         self.shared.lost.store(true, Ordering::Release);
         if let Err(cause) = outcome {
             tracing::error!("the engine's loop panicked: {}", panic_message(cause.as_ref()));
@@ -219,10 +220,8 @@ impl<E: Executor> EngineLoop<E> {
         self.shared.beat(false);
         self.note_admissions(turn_started);
         let step_started = Instant::now();
-        let outcome = self
-            .executor
-            .launch(&self.batch)
-            .and_then(|()| self.executor.wait(&mut self.sampled));
+        let outcome =
+            self.executor.launch(&self.batch).and_then(|()| self.executor.wait(&mut self.sampled));
         let step_ended = Instant::now();
         self.metrics.step_time.observe((step_ended - step_started).as_secs_f64());
         self.metrics.iteration_tokens.observe(self.batch.num_tokens as f64);

@@ -249,9 +249,10 @@ impl EngineHandle {
 
     fn permit(&self) -> Result<Permit, SubmitError> {
         let limit = self.limit();
-        let taken = self.shared.unfinished.fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| {
-            (n < limit).then_some(n + 1)
-        });
+        let taken = self
+            .shared
+            .unfinished
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| (n < limit).then_some(n + 1));
         match taken {
             Ok(_) => Ok(Permit(Arc::clone(&self.shared))),
             Err(_) => Err(self.queue_full()),

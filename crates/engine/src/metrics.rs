@@ -2,9 +2,8 @@
 //! meaning is the same, so that dashboards carry over.
 
 use prometheus::{
-    Encoder as _, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
-    Gauge, Opts, Registry, TextEncoder,
-    core::Collector,
+    Encoder as _, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
+    IntGauge, Opts, Registry, TextEncoder, core::Collector,
 };
 
 /// Labels of `http_requests_total`.
@@ -26,9 +25,8 @@ const TOKEN_BUCKETS: &[f64] = &[
     1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0, 10_000.0,
     20_000.0, 50_000.0, 100_000.0,
 ];
-const ITERATION_BUCKETS: &[f64] = &[
-    1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16_384.0,
-];
+const ITERATION_BUCKETS: &[f64] =
+    &[1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16_384.0];
 /// Far below those of vLLM's steps: a small model's step takes a millisecond.
 const STEP_BUCKETS: &[f64] =
     &[0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0];
@@ -104,10 +102,8 @@ impl Metrics {
                 "vllm:num_requests_waiting",
                 "Number of requests waiting to be processed.",
             ),
-            kv_cache_usage_perc: r.gauge(
-                "vllm:kv_cache_usage_perc",
-                "KV-cache usage. 1 means 100 percent usage.",
-            ),
+            kv_cache_usage_perc: r
+                .gauge("vllm:kv_cache_usage_perc", "KV-cache usage. 1 means 100 percent usage."),
             kv_blocks_used: r.int_gauge("sconce:kv_blocks_used", "KV-cache blocks in use."),
             num_preemptions: r
                 .counter("vllm:num_preemptions_total", "Preemptions of running requests."),

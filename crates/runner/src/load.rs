@@ -3,7 +3,10 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use sconce_kernels::{Backend, Dtype, KernelError, KvLayout, cpu::{Cpu, CpuConfig}};
+use sconce_kernels::{
+    Backend, Dtype, KernelError, KvLayout,
+    cpu::{Cpu, CpuConfig},
+};
 use sconce_models::{ModelConfig, ModelError, Workspace};
 
 use crate::{ModelRunner, memory};
@@ -115,7 +118,8 @@ pub fn load(
     }
     let dtype = options.dtype.unwrap_or(Dtype::Bf16);
     let backend = Cpu::new(CpuConfig { threads: options.threads, ..CpuConfig::default() });
-    let model = sconce_models::load(&options.dir, &config, &backend, dtype, max_model_len, progress)?;
+    let model =
+        sconce_models::load(&options.dir, &config, &backend, dtype, max_model_len, progress)?;
     let shape = model.shape();
 
     let mut layout = KvLayout {
@@ -139,12 +143,8 @@ pub fn load(
         });
     }
     let cache = backend.kv_cache(layout)?;
-    let workspace = Workspace::new(
-        &backend,
-        shape,
-        options.max_num_batched_tokens,
-        options.max_num_seqs,
-    )?;
+    let workspace =
+        Workspace::new(&backend, shape, options.max_num_batched_tokens, options.max_num_seqs)?;
     Ok(LoadedModel {
         device: backend.describe(),
         architecture: config.architecture.clone(),

@@ -77,7 +77,8 @@ impl FakeExecutor {
         for output_index in 0..params.max_tokens {
             let token = next_token(&context, params, output_index, vocab_size);
             context.push(token);
-            let ends = params.eos_token_ids.contains(&token) || params.stop_token_ids.contains(&token);
+            let ends =
+                params.eos_token_ids.contains(&token) || params.stop_token_ids.contains(&token);
             if ends && output_index >= params.min_tokens {
                 break;
             }

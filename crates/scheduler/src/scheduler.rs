@@ -34,7 +34,9 @@ pub enum Refusal {
     #[error("max_tokens is 0, but must be at least 1")]
     NoTokens,
     /// Prompt and output do not fit the context.
-    #[error("{prompt_len} prompt tokens and {max_tokens} more exceed the context of {max_model_len}")]
+    #[error(
+        "{prompt_len} prompt tokens and {max_tokens} more exceed the context of {max_model_len}"
+    )]
     TooLong {
         /// Tokens of the prompt.
         prompt_len: usize,
@@ -360,8 +362,7 @@ impl Scheduler {
                 prompt_logprobs_start: first + fresh,
                 finish: None,
             };
-            sequence.prompt_logprobs_reported =
-                reported.max(first + row.prompt_logprobs.len());
+            sequence.prompt_logprobs_reported = reported.max(first + row.prompt_logprobs.len());
             match (scheduled.sample, row.outcome) {
                 (Sample::Nothing, SampleOutcome::Nothing) => {}
                 (Sample::Token { .. }, SampleOutcome::Token(token)) => {

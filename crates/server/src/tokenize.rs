@@ -62,9 +62,10 @@ pub(crate) async fn tokenize(
         }
         _ => return Err(ApiError::invalid(None, "give either prompt or messages")),
     };
-    let strings = body.return_token_strs.unwrap_or(false).then(|| {
-        tokens.iter().map(|&token| state.text.token_text(token).text).collect::<Vec<_>>()
-    });
+    let strings = body
+        .return_token_strs
+        .unwrap_or(false)
+        .then(|| tokens.iter().map(|&token| state.text.token_text(token).text).collect::<Vec<_>>());
     Ok(Json(json!({
         "count": tokens.len(),
         "max_model_len": state.engine.limits().max_model_len,

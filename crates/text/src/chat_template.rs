@@ -123,8 +123,18 @@ fn strftime_now(format: &str) -> Result<String, Error> {
     let days = since_epoch.map_or(0, |time| time.as_secs() / 86_400);
     let (year, month, day) = civil_from_days(days);
     const MONTHS: [&str; 12] = [
-        "January", "February", "March", "April", "May", "June", "July", "August", "September",
-        "October", "November", "December",
+        "January",
+        "February",
+        "March",
+        "April",
+        "May",
+        "June",
+        "July",
+        "August",
+        "September",
+        "October",
+        "November",
+        "December",
     ];
     let name = MONTHS[month - 1];
     let mut out = String::new();
@@ -165,10 +175,7 @@ fn civil_from_days(days: u64) -> (u64, usize, u64) {
 
 /// transformers' `tojson`: Python's `json.dumps` without ASCII escapes, so `, `
 /// and `: ` between items unless an indent is given.
-fn tojson(
-    Serde(value): Serde<serde_json::Value>,
-    kwargs: Kwargs,
-) -> Result<Value, Error> {
+fn tojson(Serde(value): Serde<serde_json::Value>, kwargs: Kwargs) -> Result<Value, Error> {
     let indent: Option<usize> = kwargs.get("indent")?;
     let _: Option<bool> = kwargs.get("ensure_ascii")?;
     kwargs.assert_all_used()?;
@@ -266,7 +273,8 @@ mod tests {
 
     #[test]
     fn a_template_that_never_ends_runs_out_of_fuel() {
-        let source = "{% for a in range(10000) %}{% for b in range(10000) %}{{ a }}{% endfor %}{% endfor %}";
+        let source =
+            "{% for a in range(10000) %}{% for b in range(10000) %}{{ a }}{% endfor %}{% endfor %}";
         assert!(matches!(render(source, json!([])), Err(TextError::TemplateFailed(_))));
     }
 
@@ -274,7 +282,10 @@ mod tests {
     fn tojson_writes_as_python_does() {
         let source = "{{ messages[0] | tojson }}|{{ messages[0] | tojson(indent=2) }}";
         let text = render(source, json!([{"é": [1, "<'>"], "e": {}}])).expect("it renders");
-        assert_eq!(text, "{\"é\": [1, \"<'>\"], \"e\": {}}|{\n  \"é\": [\n    1,\n    \"<'>\"\n  ],\n  \"e\": {}\n}");
+        assert_eq!(
+            text,
+            "{\"é\": [1, \"<'>\"], \"e\": {}}|{\n  \"é\": [\n    1,\n    \"<'>\"\n  ],\n  \"e\": {}\n}"
+        );
     }
 
     #[test]

@@ -92,11 +92,7 @@ impl SamplingParams {
     /// The first field that is out of range.
     pub fn validate(&self, vocab_size: usize) -> Result<(), InvalidSamplingParams> {
         let float = |field, value: f32, ok: bool, accepted: &str| {
-            if ok && value.is_finite() {
-                Ok(())
-            } else {
-                Err(invalid(field, value, accepted))
-            }
+            if ok && value.is_finite() { Ok(()) } else { Err(invalid(field, value, accepted)) }
         };
         if self.max_tokens == 0 {
             return Err(invalid("max_tokens", 0, "at least 1"));
@@ -106,42 +102,19 @@ impl SamplingParams {
             return Err(invalid("min_tokens", self.min_tokens, &accepted));
         }
         let t = self.temperature;
-        float(
-            "temperature",
-            t,
-            (0.0..=100.0).contains(&t),
-            "a number from 0 to 100",
-        )?;
+        float("temperature", t, (0.0..=100.0).contains(&t), "a number from 0 to 100")?;
         let p = self.top_p;
-        float(
-            "top_p",
-            p,
-            p > 0.0 && p <= 1.0,
-            "a number above 0 and at most 1",
-        )?;
-        float(
-            "min_p",
-            self.min_p,
-            (0.0..=1.0).contains(&self.min_p),
-            "a number from 0 to 1",
-        )?;
+        float("top_p", p, p > 0.0 && p <= 1.0, "a number above 0 and at most 1")?;
+        float("min_p", self.min_p, (0.0..=1.0).contains(&self.min_p), "a number from 0 to 1")?;
         let r = self.repetition_penalty;
-        float(
-            "repetition_penalty",
-            r,
-            r > 0.0 && r <= 100.0,
-            "a number above 0 and at most 100",
-        )?;
+        float("repetition_penalty", r, r > 0.0 && r <= 100.0, "a number above 0 and at most 100")?;
         for (field, v) in [
             ("presence_penalty", self.presence_penalty),
             ("frequency_penalty", self.frequency_penalty),
         ] {
             float(field, v, (-2.0..=2.0).contains(&v), "a number from -2 to 2")?;
         }
-        for (field, v) in [
-            ("logprobs", self.logprobs),
-            ("prompt_logprobs", self.prompt_logprobs),
-        ] {
+        for (field, v) in [("logprobs", self.logprobs), ("prompt_logprobs", self.prompt_logprobs)] {
             if let Some(n) = v.filter(|&n| n > MAX_LOGPROBS) {
                 return Err(invalid(field, n, &format!("at most {MAX_LOGPROBS}")));
             }
@@ -166,16 +139,9 @@ impl SamplingParams {
         };
         for &(token, bias) in &self.logit_bias {
             in_vocabulary("logit_bias", token)?;
-            float(
-                "logit_bias",
-                bias,
-                (-100.0..=100.0).contains(&bias),
-                "from -100 to 100",
-            )?;
+            float("logit_bias", bias, (-100.0..=100.0).contains(&bias), "from -100 to 100")?;
         }
-        self.stop_token_ids
-            .iter()
-            .try_for_each(|&token| in_vocabulary("stop_token_ids", token))
+        self.stop_token_ids.iter().try_for_each(|&token| in_vocabulary("stop_token_ids", token))
     }
 
     /// Whether any penalty looks at the tokens so far.
@@ -188,9 +154,5 @@ impl SamplingParams {
 }
 
 fn invalid(field: &'static str, value: impl ToString, accepted: &str) -> InvalidSamplingParams {
-    InvalidSamplingParams {
-        field,
-        value: value.to_string(),
-        accepted: accepted.to_owned(),
-    }
+    InvalidSamplingParams { field, value: value.to_string(), accepted: accepted.to_owned() }
 }

@@ -44,9 +44,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ("sampling", sampling),
     ];
     let named: Vec<_> = std::env::args().skip(1).collect();
-    let none = !parts
-        .iter()
-        .any(|(name, _)| named.iter().any(|arg| arg == name));
+    let none = !parts.iter().any(|(name, _)| named.iter().any(|arg| arg == name));
     for (name, part) in parts {
         if none || named.iter().any(|arg| arg == name) {
             part(&mut cpu)?;
@@ -73,9 +71,7 @@ pub(crate) fn seconds(mut call: impl FnMut()) -> f64 {
 }
 
 fn numbers(len: usize) -> Vec<f32> {
-    (0..len as u32)
-        .map(|i| (uniform(0, i) * 2.0 - 1.0) as f32)
-        .collect()
+    (0..len as u32).map(|i| (uniform(0, i) * 2.0 - 1.0) as f32).collect()
 }
 
 fn filled(cpu: &Cpu, rows: usize, cols: usize) -> Result<CpuBuffer, Box<dyn std::error::Error>> {
@@ -114,8 +110,7 @@ fn linear(cpu: &mut Cpu) -> Result<(), Box<dyn std::error::Error>> {
                 let mut next = matrices.iter().cycle();
                 let seconds = seconds(|| {
                     let matrix = next.next().expect("a cycle has no end");
-                    cpu.linear(rows, &x, matrix, None, &mut out)
-                        .expect("shapes fit");
+                    cpu.linear(rows, &x, matrix, None, &mut out).expect("shapes fit");
                 });
                 println!(
                     "  {n:>6} {k:>6} {rows:>5} {:>10.1} {:>8.1} {:>9.1}",
@@ -158,9 +153,8 @@ fn attention(cpu: &mut Cpu) -> Result<(), Box<dyn std::error::Error>> {
             cache.poison(0.5);
             let mut batch = ForwardBatch::default();
             for seq in 0..seqs {
-                let blocks: Vec<u32> = (seq * blocks_each..(seq + 1) * blocks_each)
-                    .map(|b| b as u32)
-                    .collect();
+                let blocks: Vec<u32> =
+                    (seq * blocks_each..(seq + 1) * blocks_each).map(|b| b as u32).collect();
                 batch.push(&vec![0; new], context - new, &blocks);
             }
             let rows = seqs * new;
@@ -202,13 +196,9 @@ fn elementwise(cpu: &mut Cpu) -> Result<(), Box<dyn std::error::Error>> {
         let mut normed = cpu.buffer(rows, HIDDEN)?;
         let mut gated = cpu.buffer(rows, INTERMEDIATE)?;
         let norm = seconds(|| {
-            cpu.rms_norm(rows, &x, &weight, 1e-5, &mut normed)
-                .expect("shapes fit");
+            cpu.rms_norm(rows, &x, &weight, 1e-5, &mut normed).expect("shapes fit");
         });
-        let gate = seconds(|| {
-            cpu.silu_mul(rows, &gate_up, &mut gated)
-                .expect("shapes fit")
-        });
+        let gate = seconds(|| cpu.silu_mul(rows, &gate_up, &mut gated).expect("shapes fit"));
         println!("  {rows:>5} {:>9.1} {:>9.1}", norm * 1e6, gate * 1e6);
     }
     Ok(())
@@ -218,57 +208,25 @@ fn sampling(cpu: &mut Cpu) -> Result<(), Box<dyn std::error::Error>> {
     const ROWS: usize = 16;
     println!("\nsampling from {VOCAB_SIZE} logits, µs a row in a batch of {ROWS}");
     let greedy = SampleRequest::default();
-    let warm = SampleRequest {
-        temperature: 1.0,
-        ..greedy
-    };
+    let warm = SampleRequest { temperature: 1.0, ..greedy };
     for (what, request) in [
         ("greedy", greedy),
-        (
-            "greedy, 5 logprobs",
-            SampleRequest {
-                num_logprobs: Some(5),
-                ..greedy
-            },
-        ),
+        ("greedy, 5 logprobs", SampleRequest { num_logprobs: Some(5), ..greedy }),
         ("temperature 1", warm),
         ("top_k 50", SampleRequest { top_k: 50, ..warm }),
         ("top_p 0.9", SampleRequest { top_p: 0.9, ..warm }),
-        (
-            "top_p 0.95, flat",
-            SampleRequest {
-                top_p: 0.95,
-                temperature: 20.0,
-                ..warm
-            },
-        ),
-        (
-            "min_p 0.05",
-            SampleRequest {
-                min_p: 0.05,
-                ..warm
-            },
-        ),
-        (
-            "top_k 50, top_p 0.9",
-            SampleRequest {
-                top_k: 50,
-                top_p: 0.9,
-                ..warm
-            },
-        ),
+        ("top_p 0.95, flat", SampleRequest { top_p: 0.95, temperature: 20.0, ..warm }),
+        ("min_p 0.05", SampleRequest { min_p: 0.05, ..warm }),
+        ("top_k 50, top_p 0.9", SampleRequest { top_k: 50, top_p: 0.9, ..warm }),
     ] {
-        let logits: Vec<f32> = numbers(ROWS * VOCAB_SIZE)
-            .iter()
-            .map(|x| x.powi(3) * 15.0)
-            .collect();
+        let logits: Vec<f32> =
+            numbers(ROWS * VOCAB_SIZE).iter().map(|x| x.powi(3) * 15.0).collect();
         let mut buffer = cpu.buffer(ROWS, VOCAB_SIZE)?;
         buffer.rows_mut(ROWS).copy_from_slice(&logits);
         let mut out = Vec::new();
         let seconds = seconds(|| {
             out.clear();
-            cpu.sample(&mut buffer, &[request; ROWS], &mut out)
-                .expect("shapes fit");
+            cpu.sample(&mut buffer, &[request; ROWS], &mut out).expect("shapes fit");
         });
         println!("  {what:<20} {:>9.1}", seconds * 1e6 / ROWS as f64);
     }

@@ -5,19 +5,23 @@ use std::{
     ops::{Deref, DerefMut},
 };
 
-use bytemuck::{Pod, Zeroable};
+use bytemuck::Pod;
 
 use crate::KernelError;
 
-/// One cache line.
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C, align(64))]
-struct Line([u8; 64]);
+/// Bytes of a cache line.
+const LINE: usize = 64;
+const WORDS: usize = LINE / size_of::<u64>();
 
-/// A zero-initialised slice that starts on a cache line. The allocator hands
-/// out zeroed pages lazily, so what is never touched costs no memory.
+/// A zero-initialised slice that starts on a cache line.
+///
+/// The memory is asked for in words, not in aligned lines: only so does the
+/// allocator hand out the system's zeroed pages as they are, so that what is
+/// never touched costs neither time nor memory.
 pub(crate) struct AlignedVec<T> {
-    lines: Vec<Line>,
+    words: Vec<u64>,
+    /// The first word that starts a line.
+    start: usize,
     len: usize,
     element: PhantomData<T>,
 }
@@ -33,14 +37,12 @@ impl<T: Pod> AlignedVec<T> {
             what: what.to_owned(),
             bytes: bytes.unwrap_or(usize::MAX),
         };
-        let num_lines = bytes.ok_or_else(out_of_memory)?.div_ceil(64);
-        let lines =
-            bytemuck::allocation::try_zeroed_vec(num_lines).map_err(|()| out_of_memory())?;
-        Ok(Self {
-            lines,
-            len,
-            element: PhantomData,
-        })
+        let lines = bytes.ok_or_else(out_of_memory)?.div_ceil(LINE) + 1;
+        let words = bytemuck::allocation::try_zeroed_vec::<u64>(lines * WORDS)
+            .map_err(|()| out_of_memory())?;
+        let start = words.as_ptr().align_offset(LINE);
+        assert!(start < WORDS, "a line starts within a line's length");
+        Ok(Self { words, start, len, element: PhantomData })
     }
 }
 
@@ -48,12 +50,12 @@ impl<T: Pod> Deref for AlignedVec<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
-        &bytemuck::cast_slice(&self.lines)[..self.len]
+        &bytemuck::cast_slice(&self.words[self.start..])[..self.len]
     }
 }
 
 impl<T: Pod> DerefMut for AlignedVec<T> {
     fn deref_mut(&mut self) -> &mut [T] {
-        &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.len]
+        &mut bytemuck::cast_slice_mut(&mut self.words[self.start..])[..self.len]
     }
 }

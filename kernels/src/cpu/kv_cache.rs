@@ -12,10 +12,7 @@
 //! ```
 //!
 //! with steps of k interleaved in pairs in bf16, as everywhere.
-#![expect(
-    unsafe_code,
-    reason = "tasks write the blocks of disjoint rows and heads"
-)]
+#![expect(unsafe_code, reason = "tasks write the blocks of disjoint rows and heads")]
 
 use super::{aligned::AlignedVec, shared_mut::SharedMut, tile::LANES, vector::bf16_bits};
 use crate::{Dtype, KernelError, KvLayout};
@@ -52,10 +49,7 @@ impl CpuKvCache {
         let elements = layout
             .num_blocks
             .checked_mul(layout.block_bytes() / layout.dtype.size())
-            .ok_or_else(|| KernelError::OutOfMemory {
-                what: what.clone(),
-                bytes: usize::MAX,
-            })?;
+            .ok_or_else(|| KernelError::OutOfMemory { what: what.clone(), bytes: usize::MAX })?;
         let data = match layout.dtype {
             Dtype::F32 => Data::F32(AlignedVec::zeroed(elements, &what)?),
             Dtype::Bf16 => Data::Bf16(AlignedVec::zeroed(elements, &what)?),
@@ -92,14 +86,8 @@ impl CpuKvCache {
     pub(crate) fn writer(&mut self) -> KvWriter<'_> {
         let layout = self.layout;
         match &mut self.data {
-            Data::F32(data) => KvWriter {
-                layout,
-                data: Shared::F32(SharedMut::new(data)),
-            },
-            Data::Bf16(data) => KvWriter {
-                layout,
-                data: Shared::Bf16(SharedMut::new(data)),
-            },
+            Data::F32(data) => KvWriter { layout, data: Shared::F32(SharedMut::new(data)) },
+            Data::Bf16(data) => KvWriter { layout, data: Shared::Bf16(SharedMut::new(data)) },
         }
     }
 
@@ -114,10 +102,7 @@ impl CpuKvCache {
 }
 
 fn head_start(layout: &KvLayout, layer: usize, block: usize, half: Half, head: usize) -> usize {
-    assert!(
-        block < layout.num_blocks,
-        "block {block} is outside the pool"
-    );
+    assert!(block < layout.num_blocks, "block {block} is outside the pool");
     assert!(
         layer < layout.num_layers && head < layout.num_kv_heads,
         "layer and head are the model's"
@@ -197,10 +182,7 @@ fn write_head<T: Copy + Default, const PAIR: usize>(
         }
         // The token is a k; 16 of `head_dim` are a panel's columns.
         Half::V => {
-            for (panel, x) in out
-                .chunks_exact_mut(LANES * LANES)
-                .zip(x.chunks_exact(LANES))
-            {
+            for (panel, x) in out.chunks_exact_mut(LANES * LANES).zip(x.chunks_exact(LANES)) {
                 let step = &mut panel[offset / PAIR * PAIR * LANES..][..PAIR * LANES];
                 for (out, &x) in step.chunks_exact_mut(PAIR).zip(x) {
                     out[offset % PAIR] = convert(x);

@@ -131,20 +131,10 @@ impl Cpu {
     pub fn new(config: CpuConfig) -> Self {
         let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let isa = config.isa.unwrap_or_else(Isa::detect);
-        assert!(
-            Isa::available().contains(&isa),
-            "this processor has no {}",
-            isa.name()
-        );
+        assert!(Isa::available().contains(&isa), "this processor has no {}", isa.name());
         let pool = ThreadPool::new(config.threads.unwrap_or_else(cores));
         let scratch = (0..pool.num_threads()).map(|_| Mutex::default()).collect();
-        Self {
-            pool,
-            isa,
-            scratch,
-            rounded: Vec::new(),
-            attention_tasks: Vec::new(),
-        }
+        Self { pool, isa, scratch, rounded: Vec::new(), attention_tasks: Vec::new() }
     }
 
     /// The instructions in use.
@@ -154,9 +144,7 @@ impl Cpu {
     }
 
     pub(crate) fn scratch(&self, thread: usize) -> MutexGuard<'_, Scratch> {
-        self.scratch[thread]
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.scratch[thread].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -167,25 +155,15 @@ impl Backend for Cpu {
     type KvCache = CpuKvCache;
 
     fn describe(&self) -> String {
-        format!(
-            "CPU, {} threads, {}",
-            self.pool.num_threads(),
-            self.isa.name()
-        )
+        format!("CPU, {} threads, {}", self.pool.num_threads(), self.isa.name())
     }
 
     fn buffer(&self, capacity: usize, cols: usize) -> Result<CpuBuffer, KernelError> {
         let what = format!("activations [{capacity}, {cols}]");
         let len = capacity.checked_mul(cols);
-        let len = len.ok_or_else(|| KernelError::OutOfMemory {
-            what: what.clone(),
-            bytes: usize::MAX,
-        })?;
-        Ok(CpuBuffer {
-            data: AlignedVec::zeroed(len, &what)?,
-            capacity,
-            cols,
-        })
+        let len =
+            len.ok_or_else(|| KernelError::OutOfMemory { what: what.clone(), bytes: usize::MAX })?;
+        Ok(CpuBuffer { data: AlignedVec::zeroed(len, &what)?, capacity, cols })
     }
 
     fn matrix(&self, parts: &[Tensor], dtype: Dtype) -> Result<PackedMatrix, KernelError> {

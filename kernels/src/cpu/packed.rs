@@ -44,14 +44,12 @@ impl PackedMatrix {
             }
             n += rows;
         }
-        let k = k
-            .filter(|&k| k > 0 && n > 0)
-            .ok_or_else(|| KernelError::Shape {
-                op,
-                what: "the weight",
-                got: format!("{} parts of {n} rows", parts.len()),
-                expected: "at least one row and one column".to_owned(),
-            })?;
+        let k = k.filter(|&k| k > 0 && n > 0).ok_or_else(|| KernelError::Shape {
+            op,
+            what: "the weight",
+            got: format!("{} parts of {n} rows", parts.len()),
+            expected: "at least one row and one column".to_owned(),
+        })?;
         let mut packed = Self::zeroed(n, k, dtype)?;
         let mut row = 0;
         for part in parts {
@@ -85,7 +83,7 @@ impl PackedMatrix {
         let offset = layout.start_offset();
         let Storage::Cpu(storage) = &*storage else {
             return Err(
-                candle_core::Error::Msg("weights are packed from CPU tensors".into()).into(),
+                candle_core::Error::Msg("weights are packed from CPU tensors".into()).into()
             );
         };
         let len = part.elem_count();
@@ -94,10 +92,7 @@ impl PackedMatrix {
             CpuStorage::BF16(x) => self.fill_from(pool, first_row, &x[offset..offset + len]),
             CpuStorage::F16(x) => self.fill_from(pool, first_row, &x[offset..offset + len]),
             _ => {
-                return Err(KernelError::Dtype {
-                    op: "matrix",
-                    got: part.dtype(),
-                });
+                return Err(KernelError::Dtype { op: "matrix", got: part.dtype() });
             }
         }
         Ok(())
@@ -108,12 +103,7 @@ impl PackedMatrix {
         let rows = source.len() / k;
         let first_panel = first_row / LANES;
         let num_panels = (first_row + rows).div_ceil(LANES) - first_panel;
-        let part = Part {
-            source,
-            k,
-            first_row,
-            rows,
-        };
+        let part = Part { source, k, first_row, rows };
         match &mut self.data {
             Panels::F32(data) => {
                 let len = k * LANES;

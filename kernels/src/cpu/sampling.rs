@@ -41,10 +41,7 @@ struct Candidate {
 impl Candidate {
     /// Likeliest first; equals by lower id.
     fn order(&self, other: &Self) -> std::cmp::Ordering {
-        other
-            .logit
-            .total_cmp(&self.logit)
-            .then(self.token.cmp(&other.token))
+        other.logit.total_cmp(&self.logit).then(self.token.cmp(&other.token))
     }
 }
 
@@ -87,11 +84,7 @@ impl RowSampler {
         let logprobs = reported.take().map(|(log_sum, top)| {
             let changed = self.raw.iter().find(|&&(changed, _)| changed == token);
             let logit = changed.map_or(logits[token as usize], |&(_, raw)| raw);
-            Logprobs {
-                token,
-                logprob: (f64::from(logit) - log_sum) as f32,
-                top,
-            }
+            Logprobs { token, logprob: (f64::from(logit) - log_sum) as f32, top }
         });
         Sampled::Token { token, logprobs }
     }
@@ -106,11 +99,7 @@ impl RowSampler {
     ) -> Logprobs {
         let log_sum = log_sum_exp(isa, logits, vector::max(isa, logits));
         let logprob = (f64::from(logits[token as usize]) - log_sum) as f32;
-        Logprobs {
-            token,
-            logprob,
-            top: self.top(isa, logits, num_top, log_sum),
-        }
+        Logprobs { token, logprob, top: self.top(isa, logits, num_top, log_sum) }
     }
 
     /// The likeliest tokens with their log-probabilities; those of no
@@ -124,10 +113,7 @@ impl RowSampler {
         keep_likeliest(&mut self.candidates, num);
         self.candidates.sort_unstable_by(Candidate::order);
         let logprob = |logit: f32| (f64::from(logit) - log_sum) as f32;
-        self.candidates
-            .iter()
-            .map(|c| (c.token, logprob(c.logit)))
-            .collect()
+        self.candidates.iter().map(|c| (c.token, logprob(c.logit))).collect()
     }
 
     /// A value that the `k` largest logits reach: the largest of each block are
@@ -139,9 +125,7 @@ impl RowSampler {
         let maxima = &mut self.floats;
         maxima.clear();
         maxima.extend(logits.chunks(BLOCK).map(|block| vector::max(isa, block)));
-        *maxima
-            .select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a))
-            .1
+        *maxima.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a)).1
     }
 
     /// Takes the logits from `bound` on as candidates, in order of their ids.
@@ -149,11 +133,7 @@ impl RowSampler {
         self.candidates.clear();
         for (token, &logit) in (0..).zip(logits) {
             if logit >= bound && logit > f32::NEG_INFINITY {
-                self.candidates.push(Candidate {
-                    token,
-                    logit,
-                    weight: 0.0,
-                });
+                self.candidates.push(Candidate { token, logit, weight: 0.0 });
             }
         }
     }
@@ -186,9 +166,8 @@ impl RowSampler {
         // rounding.
         let scaled_bound = |log: f64| (f64::from(max) + log / f64::from(scale)) as f32;
         let mut total = None;
-        let mut bound = min_p.map_or(f32::NEG_INFINITY, |min_p| {
-            scaled_bound(f64::from(min_p).ln())
-        });
+        let mut bound =
+            min_p.map_or(f32::NEG_INFINITY, |min_p| scaled_bound(f64::from(min_p).ln()));
         if let Some(k) = top_k {
             bound = bound.max(self.bound_of_kth(isa, logits, k));
         } else if let (Some(top_p), None) = (top_p, min_p) {
@@ -207,21 +186,11 @@ impl RowSampler {
         }
         let border = match top_p {
             Some(top_p) => {
-                let sum = || {
-                    self.selected
-                        .iter()
-                        .map(|c| f64::from(c.weight))
-                        .sum::<f64>()
-                };
+                let sum = || self.selected.iter().map(|c| f64::from(c.weight)).sum::<f64>();
                 let total = total.unwrap_or_else(sum);
                 nucleus_border(&mut self.selected, top_p * total)
             }
-            None => self
-                .selected
-                .iter()
-                .copied()
-                .max_by(Candidate::order)
-                .expect("one stays"),
+            None => self.selected.iter().copied().max_by(Candidate::order).expect("one stays"),
         };
         self.candidates.retain(|c| c.order(&border).is_le());
 
@@ -231,17 +200,13 @@ impl RowSampler {
             left -= f64::from(c.weight);
             left < 0.0
         });
-        drawn
-            .or(self.candidates.iter().rfind(|c| c.weight > 0.0))
-            .expect("one stays")
-            .token
+        drawn.or(self.candidates.iter().rfind(|c| c.weight > 0.0)).expect("one stays").token
     }
 
     /// Computes the candidates' weights.
     fn weigh(&mut self, isa: Isa, max: f32, scale: f32) {
         self.floats.clear();
-        self.floats
-            .extend(self.candidates.iter().map(|c| (c.logit - max) * scale));
+        self.floats.extend(self.candidates.iter().map(|c| (c.logit - max) * scale));
         vector::exp_and_sum(isa, &mut self.floats, 0.0);
         for (candidate, &weight) in self.candidates.iter_mut().zip(&self.floats) {
             candidate.weight = weight;
@@ -259,15 +224,10 @@ impl RowSampler {
     ) -> u32 {
         self.sums.clear();
         let blocks = logits.chunks(SUM_BLOCK);
-        self.sums
-            .extend(blocks.map(|block| vector::sum_exp(isa, block, max, scale)));
+        self.sums.extend(blocks.map(|block| vector::sum_exp(isa, block, max, scale)));
         let mut left = uniform * self.sums.iter().sum::<f64>();
         // Rounding may carry the target past the last weight that counts.
-        let last = self
-            .sums
-            .iter()
-            .rposition(|&sum| sum > 0.0)
-            .expect("the largest weighs 1");
+        let last = self.sums.iter().rposition(|&sum| sum > 0.0).expect("the largest weighs 1");
         let mut block = 0;
         while block < last && left >= self.sums[block] {
             left -= self.sums[block];
@@ -276,8 +236,7 @@ impl RowSampler {
         let start = block * SUM_BLOCK;
         let end = logits.len().min(start + SUM_BLOCK);
         self.floats.clear();
-        self.floats
-            .extend(logits[start..end].iter().map(|&x| (x - max) * scale));
+        self.floats.extend(logits[start..end].iter().map(|&x| (x - max) * scale));
         vector::exp_and_sum(isa, &mut self.floats, 0.0);
         let within = self.floats.iter().position(|&weight| {
             left -= f64::from(weight);
@@ -296,11 +255,9 @@ fn log_sum_exp(isa: Isa, logits: &[f32], max: f32) -> f64 {
 /// The first token whose logit is `max`.
 fn first_equal(logits: &[f32], max: f32) -> u32 {
     // Blocks first: a comparison that never leaves early is a vector's work.
-    let block = logits.chunks(BLOCK).position(|block| {
-        block
-            .iter()
-            .fold(false, |found, &logit| found | (logit == max))
-    });
+    let block = logits
+        .chunks(BLOCK)
+        .position(|block| block.iter().fold(false, |found, &logit| found | (logit == max)));
     let start = block.unwrap_or(0) * BLOCK;
     let within = logits[start..].iter().position(|&logit| logit == max);
     (start + within.unwrap_or(0)) as u32
@@ -374,7 +331,5 @@ fn nucleus_border(mut candidates: &mut [Candidate], target: f64) -> Candidate {
         left -= f64::from(c.weight);
         left <= 0.0
     });
-    *border
-        .or(candidates.last())
-        .expect("there is at least one candidate")
+    *border.or(candidates.last()).expect("there is at least one candidate")
 }

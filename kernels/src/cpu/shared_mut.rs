@@ -15,11 +15,7 @@ unsafe impl<T: Send> Sync for SharedMut<'_, T> {}
 
 impl<'a, T> SharedMut<'a, T> {
     pub(crate) fn new(slice: &'a mut [T]) -> Self {
-        Self {
-            start: slice.as_mut_ptr(),
-            len: slice.len(),
-            slice: PhantomData,
-        }
+        Self { start: slice.as_mut_ptr(), len: slice.len(), slice: PhantomData }
     }
 
     /// The part of `len` elements from `from` on.
@@ -31,10 +27,7 @@ impl<'a, T> SharedMut<'a, T> {
     /// If the part does not lie within the slice.
     #[expect(clippy::mut_from_ref, reason = "the caller keeps the parts disjoint")]
     pub(crate) unsafe fn slice(&self, from: usize, len: usize) -> &mut [T] {
-        assert!(
-            from.checked_add(len).is_some_and(|end| end <= self.len),
-            "a part lies within"
-        );
+        assert!(from.checked_add(len).is_some_and(|end| end <= self.len), "a part lies within");
         // SAFETY: within the slice by the assertion, disjoint by the caller.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(from), len) }
     }

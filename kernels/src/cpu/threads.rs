@@ -5,10 +5,7 @@
 //! then park. Tasks are claimed one by one, and a region ends when its *tasks*
 //! are done, not when every worker has looked at it: a worker that the system
 //! has put aside delays nobody but its own task.
-#![expect(
-    unsafe_code,
-    reason = "a region borrows its closure for as long as it runs"
-)]
+#![expect(unsafe_code, reason = "a region borrows its closure for as long as it runs")]
 
 use std::{
     cell::UnsafeCell,
@@ -117,10 +114,7 @@ impl ThreadPool {
 
     fn run_claims(&self, claims: usize, job: &Job<'_>) {
         let shared = &*self.shared;
-        assert!(
-            !shared.busy.swap(true, Ordering::Acquire),
-            "parallel regions do not nest"
-        );
+        assert!(!shared.busy.swap(true, Ordering::Acquire), "parallel regions do not nest");
         // SAFETY: only the lifetime changes; the pointer is not dereferenced
         // after this function returns (see `Shared`).
         let job = unsafe { std::mem::transmute::<*const Job<'_>, *const Job<'static>>(job) };
@@ -128,9 +122,7 @@ impl ThreadPool {
         unsafe { *shared.job.get() = Some(job) };
         shared.done.store(0, Ordering::Relaxed);
         let epoch = (shared.ticket.load(Ordering::Relaxed) >> 32).wrapping_add(1) & 0xffff_ffff;
-        shared
-            .ticket
-            .store(epoch << 32 | (claims as u64) << 16, Ordering::SeqCst);
+        shared.ticket.store(epoch << 32 | (claims as u64) << 16, Ordering::SeqCst);
         for (worker, sleeping) in self.workers.iter().zip(&shared.sleeping) {
             if sleeping.load(Ordering::SeqCst) && sleeping.swap(false, Ordering::SeqCst) {
                 worker.thread().unpark();
@@ -244,10 +236,7 @@ struct Spin {
 
 impl Spin {
     fn new() -> Self {
-        Self {
-            rounds: 0,
-            started: None,
-        }
+        Self { rounds: 0, started: None }
     }
 
     fn go_on(&mut self) -> bool {
@@ -275,11 +264,7 @@ mod tests {
                 assert!(thread < 3);
                 counts[task].fetch_add(1, Ordering::Relaxed);
             });
-            assert!(
-                counts
-                    .iter()
-                    .all(|count| count.load(Ordering::Relaxed) == 1)
-            );
+            assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 1));
         }
     }
 

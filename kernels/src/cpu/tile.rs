@@ -11,10 +11,7 @@
 //! A *tile* multiplies up to [`MAX_ROWS`] input rows with up to [`MAX_PANELS`]
 //! panels. Each of its sums is one chain over k, started at zero or at what the
 //! accumulator holds, so no sum depends on how many rows or panels the tile has.
-#![expect(
-    unsafe_code,
-    reason = "vector loads through pointers whose bounds the caller checks"
-)]
+#![expect(unsafe_code, reason = "vector loads through pointers whose bounds the caller checks")]
 
 use super::Isa;
 use crate::Dtype;
@@ -107,11 +104,7 @@ impl TileKernels {
         best_rows: usize,
         best_panels: usize,
     ) -> Self {
-        Self {
-            fns,
-            best_rows,
-            best_panels,
-        }
+        Self { fns, best_rows, best_panels }
     }
 
     /// Computes a tile of `rows` and `panels`.
@@ -128,42 +121,12 @@ impl TileKernels {
 macro_rules! table {
     ($kernel:ident) => {
         [
-            [
-                $kernel::<1, 1>,
-                $kernel::<1, 2>,
-                $kernel::<1, 3>,
-                $kernel::<1, 4>,
-            ],
-            [
-                $kernel::<2, 1>,
-                $kernel::<2, 2>,
-                $kernel::<2, 3>,
-                $kernel::<2, 4>,
-            ],
-            [
-                $kernel::<3, 1>,
-                $kernel::<3, 2>,
-                $kernel::<3, 3>,
-                $kernel::<3, 4>,
-            ],
-            [
-                $kernel::<4, 1>,
-                $kernel::<4, 2>,
-                $kernel::<4, 3>,
-                $kernel::<4, 4>,
-            ],
-            [
-                $kernel::<5, 1>,
-                $kernel::<5, 2>,
-                $kernel::<5, 3>,
-                $kernel::<5, 4>,
-            ],
-            [
-                $kernel::<6, 1>,
-                $kernel::<6, 2>,
-                $kernel::<6, 3>,
-                $kernel::<6, 4>,
-            ],
+            [$kernel::<1, 1>, $kernel::<1, 2>, $kernel::<1, 3>, $kernel::<1, 4>],
+            [$kernel::<2, 1>, $kernel::<2, 2>, $kernel::<2, 3>, $kernel::<2, 4>],
+            [$kernel::<3, 1>, $kernel::<3, 2>, $kernel::<3, 3>, $kernel::<3, 4>],
+            [$kernel::<4, 1>, $kernel::<4, 2>, $kernel::<4, 3>, $kernel::<4, 4>],
+            [$kernel::<5, 1>, $kernel::<5, 2>, $kernel::<5, 3>, $kernel::<5, 4>],
+            [$kernel::<6, 1>, $kernel::<6, 2>, $kernel::<6, 3>, $kernel::<6, 4>],
         ]
     };
 }
@@ -192,10 +155,7 @@ mod portable {
                             tile.panels[p].cast::<[f32; LANES]>(),
                             tile.steps,
                         ),
-                        &mut *tile
-                            .acc
-                            .add(r * ACC_STRIDE + p * LANES)
-                            .cast::<[f32; LANES]>(),
+                        &mut *tile.acc.add(r * ACC_STRIDE + p * LANES).cast::<[f32; LANES]>(),
                     )
                 };
                 let mut sum = if tile.resume { *acc } else { [0.0; LANES] };
@@ -223,10 +183,7 @@ mod portable {
                             tile.panels[p].cast::<[[u16; 2]; LANES]>(),
                             tile.steps,
                         ),
-                        &mut *tile
-                            .acc
-                            .add(r * ACC_STRIDE + p * LANES)
-                            .cast::<[f32; LANES]>(),
+                        &mut *tile.acc.add(r * ACC_STRIDE + p * LANES).cast::<[f32; LANES]>(),
                     )
                 };
                 let mut sum = if tile.resume { *acc } else { [0.0; LANES] };

@@ -3,10 +3,7 @@
 //! Each loop is plain Rust that the compiler turns into vectors. Every sum runs
 //! over [`WIDTH`] chains that are combined in a fixed order, so its bits depend
 //! on the instruction set and on nothing else.
-#![expect(
-    unsafe_code,
-    reason = "calls into functions compiled for detected instructions"
-)]
+#![expect(unsafe_code, reason = "calls into functions compiled for detected instructions")]
 
 use super::Isa;
 
@@ -74,10 +71,7 @@ fn exp<const FMA: bool>(x: f32) -> f32 {
     p = madd::<FMA>(p, r, 0.5);
     p = madd::<FMA>(p * r, r, r) + 1.0;
     // 2^n in two factors: n may reach 128, which one f32 exponent cannot hold.
-    let n = shifted
-        .to_bits()
-        .wrapping_sub(ROUND.to_bits())
-        .cast_signed();
+    let n = shifted.to_bits().wrapping_sub(ROUND.to_bits()).cast_signed();
     let half = n >> 1;
     let power = |n: i32| f32::from_bits((n.wrapping_add(127) << 23).cast_unsigned());
     let value = p * power(half) * power(n.wrapping_sub(half));
@@ -184,8 +178,7 @@ fn max_body<const FMA: bool>(x: &[f32]) -> f32 {
             *chain = larger(*chain, x);
         }
     }
-    tail.iter()
-        .fold(reduce(chains, larger), |a, &b| larger(a, b))
+    tail.iter().fold(reduce(chains, larger), |a, &b| larger(a, b))
 }
 
 multiversion! {
@@ -282,10 +275,7 @@ mod tests {
                 if x < -87.0 {
                     assert!(got == 0.0, "exp({x}) underflows to 0, got {got}");
                 } else {
-                    assert!(
-                        (got - want).abs() <= want * 3e-7,
-                        "exp({x}) = {got}, not {want}"
-                    );
+                    assert!((got - want).abs() <= want * 3e-7, "exp({x}) = {got}, not {want}");
                 }
             }
             assert_eq!(exp_one(isa, f32::NEG_INFINITY), 0.0);
@@ -308,10 +298,7 @@ mod tests {
             for (&x, &bits) in x.iter().zip(&out) {
                 let want = half::bf16::from_f32(x);
                 let got = half::bf16::from_bits(bits);
-                assert!(
-                    got == want || (got.is_nan() && want.is_nan()),
-                    "{x} -> {got}, not {want}"
-                );
+                assert!(got == want || (got.is_nan() && want.is_nan()), "{x} -> {got}, not {want}");
             }
         }
     }

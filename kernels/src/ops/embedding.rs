@@ -41,17 +41,8 @@ pub(crate) fn gather_rows(
     const OP: &str = "gather_rows";
     out.check(OP, "out", rows.len(), x.cols())?;
     let largest = rows.iter().copied().max().unwrap_or(0) as usize;
-    x.check(
-        OP,
-        "x",
-        if rows.is_empty() { 0 } else { largest + 1 },
-        x.cols(),
-    )?;
-    for (out, &row) in out
-        .rows_mut(rows.len())
-        .chunks_exact_mut(x.cols())
-        .zip(rows)
-    {
+    x.check(OP, "x", if rows.is_empty() { 0 } else { largest + 1 }, x.cols())?;
+    for (out, &row) in out.rows_mut(rows.len()).chunks_exact_mut(x.cols()).zip(rows) {
         out.copy_from_slice(x.row(row as usize));
     }
     Ok(())

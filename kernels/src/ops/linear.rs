@@ -2,10 +2,7 @@
 //!
 //! Tasks share out the weight's panels, so each panel is read once a step for
 //! all rows; no sum is ever split between threads.
-#![expect(
-    unsafe_code,
-    reason = "tiles read through pointers; tasks write disjoint columns"
-)]
+#![expect(unsafe_code, reason = "tiles read through pointers; tasks write disjoint columns")]
 
 use super::ensure;
 use crate::{
@@ -43,18 +40,10 @@ pub(crate) fn linear(
         Dtype::F32 => (x.rows(rows).as_ptr().cast(), k * 4),
         Dtype::Bf16 => (round_rows(cpu, rows, x), w.steps() * 4),
     };
-    let input = Input {
-        address: a,
-        stride: a_stride,
-    };
+    let input = Input { address: a, stride: a_stride };
     let kernels = TileKernels::select(cpu.isa, w.dtype());
     let threads = cpu.pool.num_threads();
-    let group = group_size(
-        rows,
-        w.num_panels(),
-        kernels.best_panels,
-        cpu.pool.num_threads(),
-    );
+    let group = group_size(rows, w.num_panels(), kernels.best_panels, cpu.pool.num_threads());
     let groups = w.num_panels().div_ceil(group);
     let chunks = rows.div_ceil(TASK_ROWS);
     let out = SharedMut::new(out.rows_mut(rows));
@@ -82,10 +71,7 @@ fn group_size(rows: usize, num_panels: usize, best: usize, threads: usize) -> us
         return best;
     }
     let share = |group: &usize| num_panels.div_ceil(*group).div_ceil(threads) * group;
-    (best.div_ceil(2)..=best)
-        .rev()
-        .min_by_key(share)
-        .unwrap_or(best)
+    (best.div_ceil(2)..=best).rev().min_by_key(share).unwrap_or(best)
 }
 
 /// The part of the product that a task computes.

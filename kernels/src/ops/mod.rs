@@ -19,14 +19,5 @@ fn ensure(
     got: impl FnOnce() -> String,
     expected: impl FnOnce() -> String,
 ) -> Result<(), KernelError> {
-    if ok {
-        Ok(())
-    } else {
-        Err(KernelError::Shape {
-            op,
-            what,
-            got: got(),
-            expected: expected(),
-        })
-    }
+    if ok { Ok(()) } else { Err(KernelError::Shape { op, what, got: got(), expected: expected() }) }
 }

@@ -6,10 +6,7 @@
 //! online softmax (Milakov and Gimelshein, 2018). A row skips the chunks that it
 //! cannot see, so what it computes depends on its own position only, not on how
 //! its prompt was cut up or on who shares its task.
-#![expect(
-    unsafe_code,
-    reason = "tiles read through pointers; tasks write disjoint heads"
-)]
+#![expect(unsafe_code, reason = "tiles read through pointers; tasks write disjoint heads")]
 
 use super::ensure;
 use crate::{
@@ -88,12 +85,7 @@ pub(crate) fn paged_attention(
     out: &mut CpuBuffer,
 ) -> Result<(), KernelError> {
     const OP: &str = "paged_attention";
-    let AttentionParams {
-        num_heads,
-        num_kv_heads,
-        head_dim,
-        ..
-    } = *params;
+    let AttentionParams { num_heads, num_kv_heads, head_dim, .. } = *params;
     let rows = batch.num_tokens();
     qkv.check(OP, "qkv", rows, (num_heads + 2 * num_kv_heads) * head_dim)?;
     out.check(OP, "out", rows, num_heads * head_dim)?;
@@ -153,13 +145,8 @@ struct Attention<'a> {
 
 impl Attention<'_> {
     fn run(&self, scratch: &mut Scratch, task: Task, next: Option<Task>) {
-        let AttentionParams {
-            num_heads,
-            num_kv_heads,
-            head_dim,
-            sliding_window,
-            ..
-        } = *self.params;
+        let AttentionParams { num_heads, num_kv_heads, head_dim, sliding_window, .. } =
+            *self.params;
         let group = num_heads / num_kv_heads;
         let m = task.num_rows * group;
         self.load_queries(scratch, task, group);
@@ -172,17 +159,11 @@ impl Attention<'_> {
         let first = self.chunk(task, chunks.start);
         self.prefetch(first, Half::K);
         self.prefetch(first, Half::V);
-        let after = next.map_or(Chunk::default(), |next| {
-            self.chunk(next, self.chunks(next).start)
-        });
+        let after = next.map_or(Chunk::default(), |next| self.chunk(next, self.chunks(next).start));
         for index in chunks.clone() {
             let start = index * CHUNK;
             let chunk = self.chunk(task, index);
-            let next = if index + 1 < chunks.end {
-                self.chunk(task, index + 1)
-            } else {
-                after
-            };
+            let next = if index + 1 < chunks.end { self.chunk(task, index + 1) } else { after };
             self.score(scratch, m, chunk, next);
             let len = chunk.blocks.len() * LANES;
             for row in 0..task.num_rows {
@@ -202,9 +183,8 @@ impl Attention<'_> {
     fn chunks(&self, task: Task) -> std::ops::Range<usize> {
         let position = |row: usize| self.batch.positions[row] as usize;
         let window = self.params.sliding_window;
-        let first = window.map_or(0, |window| {
-            (position(task.first_row) + 1).saturating_sub(window)
-        });
+        let first =
+            window.map_or(0, |window| (position(task.first_row) + 1).saturating_sub(window));
         let last = position(task.first_row + task.num_rows - 1);
         first / CHUNK..last / CHUNK + 1
     }
@@ -226,12 +206,8 @@ impl Attention<'_> {
         let layout = self.cache.layout();
         let bytes = LANES * layout.head_dim * layout.dtype.size();
         for &block in chunk.blocks {
-            let start = self
-                .cache
-                .panels(self.layer, block as usize, half, chunk.kv_head);
-            (0..bytes)
-                .step_by(64)
-                .for_each(|line| cpu::prefetch(start.wrapping_add(line)));
+            let start = self.cache.panels(self.layer, block as usize, half, chunk.kv_head);
+            (0..bytes).step_by(64).for_each(|line| cpu::prefetch(start.wrapping_add(line)));
         }
     }
 
@@ -274,9 +250,7 @@ impl Attention<'_> {
             self.prefetch(Chunk { blocks, ..next }, Half::K);
             let mut panels = [std::ptr::null(); MAX_PANELS];
             for (panel, &block) in panels.iter_mut().zip(group) {
-                *panel = self
-                    .cache
-                    .panels(self.layer, block as usize, Half::K, kv_head);
+                *panel = self.cache.panels(self.layer, block as usize, Half::K, kv_head);
             }
             for first in (0..m).step_by(self.kernels.best_rows) {
                 let rows = self.kernels.best_rows.min(m - first);
@@ -312,12 +286,7 @@ impl Attention<'_> {
         seen: std::ops::Range<usize>,
         len: usize,
     ) {
-        let AttentionParams {
-            head_dim,
-            scale,
-            soft_cap,
-            ..
-        } = *self.params;
+        let AttentionParams { head_dim, scale, soft_cap, .. } = *self.params;
         let bytes = CHUNK * self.cache.layout().dtype.size();
         let needed = (i + 1) * bytes / 4;
         if scratch.probabilities.len() < needed {
@@ -378,9 +347,7 @@ impl Attention<'_> {
                         let blocks = next.blocks.get(b..=b).unwrap_or(&[]);
                         self.prefetch(Chunk { blocks, ..next }, Half::V);
                     }
-                    let v = self
-                        .cache
-                        .panels(self.layer, block as usize, Half::V, kv_head);
+                    let v = self.cache.panels(self.layer, block as usize, Half::V, kv_head);
                     let mut panels = [std::ptr::null(); MAX_PANELS];
                     for (p, panel) in panels[..group].iter_mut().enumerate() {
                         *panel = v.wrapping_add((first_panel + p) * panel_bytes);
@@ -404,9 +371,7 @@ impl Attention<'_> {
                     let len = group * LANES;
                     let out =
                         &mut scratch.output[(first + r) * head_dim + first_panel * LANES..][..len];
-                    out.iter_mut()
-                        .zip(&sums[..len])
-                        .for_each(|(out, sum)| *out += sum);
+                    out.iter_mut().zip(&sums[..len]).for_each(|(out, sum)| *out += sum);
                 }
             }
         }
@@ -423,9 +388,7 @@ impl Attention<'_> {
                 let i = row * group + i;
                 let inverse = 1.0 / scratch.softmax[i].1;
                 let output = &scratch.output[i * head_dim..][..head_dim];
-                out.iter_mut()
-                    .zip(output)
-                    .for_each(|(out, &x)| *out = x * inverse);
+                out.iter_mut().zip(output).for_each(|(out, &x)| *out = x * inverse);
             }
         }
     }

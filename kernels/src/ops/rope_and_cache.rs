@@ -1,8 +1,5 @@
 //! Rotary embedding of Q and K, and the write of K and V into the cache.
-#![expect(
-    unsafe_code,
-    reason = "tasks write disjoint rows, and disjoint heads of blocks"
-)]
+#![expect(unsafe_code, reason = "tasks write disjoint rows, and disjoint heads of blocks")]
 
 use super::ensure;
 use crate::{
@@ -15,10 +12,7 @@ const MAX_HEAD_DIM: usize = 512;
 /// Fewer rows than this are not worth another task.
 const MIN_ROWS: usize = 4;
 
-#[expect(
-    clippy::too_many_arguments,
-    reason = "an operation's operands are its contract"
-)]
+#[expect(clippy::too_many_arguments, reason = "an operation's operands are its contract")]
 pub(crate) fn rope_and_cache(
     cpu: &Cpu,
     batch: &ForwardBatch,
@@ -30,12 +24,7 @@ pub(crate) fn rope_and_cache(
     cache: &mut CpuKvCache,
 ) -> Result<(), KernelError> {
     const OP: &str = "rope_and_cache";
-    let AttentionParams {
-        num_heads,
-        num_kv_heads,
-        head_dim,
-        ..
-    } = *params;
+    let AttentionParams { num_heads, num_kv_heads, head_dim, .. } = *params;
     let rows = batch.num_tokens();
     let cols = (num_heads + 2 * num_kv_heads) * head_dim;
     qkv.check(OP, "qkv", rows, cols)?;
@@ -44,13 +33,7 @@ pub(crate) fn rope_and_cache(
         batch.positions.len() == rows && batch.slot_mapping.len() == rows,
         OP,
         "positions and slot_mapping",
-        || {
-            format!(
-                "[{}] and [{}]",
-                batch.positions.len(),
-                batch.slot_mapping.len()
-            )
-        },
+        || format!("[{}] and [{}]", batch.positions.len(), batch.slot_mapping.len()),
         || format!("[{rows}] as the batch's tokens"),
     )?;
     let max_positions = rope.len() / head_dim;
@@ -74,9 +57,7 @@ pub(crate) fn rope_and_cache(
     if let Some((q, k, _)) = qk_norm {
         let fits = q.len() == head_dim && k.len() == head_dim && head_dim <= MAX_HEAD_DIM;
         let got = || format!("[{}] and [{}]", q.len(), k.len());
-        ensure(fits, OP, "qk_norm", got, || {
-            format!("[{head_dim}], at most {MAX_HEAD_DIM}")
-        })?;
+        ensure(fits, OP, "qk_norm", got, || format!("[{head_dim}], at most {MAX_HEAD_DIM}"))?;
     }
     let group_rows = rows.div_ceil(cpu.pool.num_threads() * 2).max(MIN_ROWS);
     {

@@ -119,12 +119,8 @@ pub(crate) fn sample(
     let logits = SharedMut::new(logits.rows_mut(rows));
     cpu.pool.run(rows, &|thread, row| {
         // SAFETY: each task has its own row.
-        let (logits, result) = unsafe {
-            (
-                logits.slice(row * vocab_size, vocab_size),
-                results.slice(row, 1),
-            )
-        };
+        let (logits, result) =
+            unsafe { (logits.slice(row * vocab_size, vocab_size), results.slice(row, 1)) };
         let sampler = &mut cpu.scratch(thread).sampling;
         result[0] = sampler.sample(cpu.isa, logits, &requests[row]);
     });
@@ -153,11 +149,7 @@ pub(crate) fn logprobs(
     let fits = tokens.is_empty() || largest < vocab_size;
     ensure(fits, OP, "a token id", || largest.to_string(), expected)?;
     let first = out.len();
-    let empty = Logprobs {
-        token: 0,
-        logprob: 0.0,
-        top: Vec::new(),
-    };
+    let empty = Logprobs { token: 0, logprob: 0.0, top: Vec::new() };
     out.resize(first + tokens.len(), empty);
     let results = SharedMut::new(&mut out[first..]);
     cpu.pool.run(tokens.len(), &|thread, row| {
@@ -192,12 +184,7 @@ fn philox4x32_10(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
         }
         let (high0, low0) = multiply(0xd251_1f53, counter[0]);
         let (high1, low1) = multiply(0xcd9e_8d57, counter[2]);
-        counter = [
-            high1 ^ counter[1] ^ key[0],
-            low1,
-            high0 ^ counter[3] ^ key[1],
-            low0,
-        ];
+        counter = [high1 ^ counter[1] ^ key[0], low1, high0 ^ counter[3] ^ key[1], low0];
     }
     counter
 }

@@ -34,18 +34,14 @@ pub fn attention(
     keys: &[Vec<f64>],
     values: &[Vec<f64>],
 ) -> Vec<f64> {
-    let first = params
-        .sliding_window
-        .map_or(0, |window| (position + 1).saturating_sub(window));
+    let first = params.sliding_window.map_or(0, |window| (position + 1).saturating_sub(window));
     let seen = first..=position;
     let scores: Vec<f64> = keys[seen.clone()]
         .iter()
         .map(|k| {
             let dot: f64 = q.iter().zip(k).map(|(q, k)| q * k).sum();
             let score = f64::from(params.scale) * dot;
-            params.soft_cap.map_or(score, |cap| {
-                f64::from(cap) * (score / f64::from(cap)).tanh()
-            })
+            params.soft_cap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
         })
         .collect();
     let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);

@@ -15,10 +15,7 @@ pub use sampling::{adjusted_logits, distribution, draw, log_softmax};
 pub fn rms_norm(x: &[f64], weight: &[f64], eps: f64) -> Vec<f64> {
     let mean_square = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
     let norm = (mean_square + eps).sqrt();
-    x.iter()
-        .zip(weight)
-        .map(|(x, weight)| x / norm * weight)
-        .collect()
+    x.iter().zip(weight).map(|(x, weight)| x / norm * weight).collect()
 }
 
 /// `out[j] = Σ_i x[i] * w[j][i] + bias[j]`; `w [n, k]` in rows.
@@ -26,15 +23,11 @@ pub fn rms_norm(x: &[f64], weight: &[f64], eps: f64) -> Vec<f64> {
 pub fn linear(x: &[f64], w: &[f64], bias: Option<&[f64]>) -> Vec<f64> {
     let dot = |row: &[f64]| x.iter().zip(row).map(|(x, w)| x * w).sum::<f64>();
     let rows = w.chunks_exact(x.len()).enumerate();
-    rows.map(|(j, row)| dot(row) + bias.map_or(0.0, |bias| bias[j]))
-        .collect()
+    rows.map(|(j, row)| dot(row) + bias.map_or(0.0, |bias| bias[j])).collect()
 }
 
 /// `out[i] = gate[i] / (1 + exp(-gate[i])) * up[i]`.
 #[must_use]
 pub fn silu_mul(gate: &[f64], up: &[f64]) -> Vec<f64> {
-    gate.iter()
-        .zip(up)
-        .map(|(gate, up)| gate / (1.0 + (-gate).exp()) * up)
-        .collect()
+    gate.iter().zip(up).map(|(gate, up)| gate / (1.0 + (-gate).exp()) * up).collect()
 }

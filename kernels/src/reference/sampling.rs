@@ -7,10 +7,7 @@ use crate::ops::sampling::SampleRequest;
 pub fn log_softmax(logits: &[f64]) -> Vec<f64> {
     let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let total: f64 = logits.iter().map(|logit| (logit - max).exp()).sum();
-    logits
-        .iter()
-        .map(|logit| logit - max - total.ln())
-        .collect()
+    logits.iter().map(|logit| logit - max - total.ln()).collect()
 }
 
 /// The logits after bias, bans and the repetition, frequency and presence
@@ -27,11 +24,7 @@ pub fn adjusted_logits(logits: &[f64], request: &SampleRequest<'_>) -> Vec<f64> 
     for seen in request.seen {
         let logit = &mut logits[seen.token as usize];
         let penalty = f64::from(request.repetition_penalty);
-        *logit = if *logit > 0.0 {
-            *logit / penalty
-        } else {
-            *logit * penalty
-        };
+        *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
         *logit -= f64::from(request.frequency_penalty) * f64::from(seen.output_count);
         if seen.output_count > 0 {
             *logit -= f64::from(request.presence_penalty);

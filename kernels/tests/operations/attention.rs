@@ -41,10 +41,7 @@ impl Case {
             soft_cap: None,
         };
         let cols = (params.num_heads + 2 * num_kv_heads) * head_dim;
-        let qkv = (100..)
-            .zip(lens)
-            .map(|(seed, len)| numbers(seed, len * cols))
-            .collect();
+        let qkv = (100..).zip(lens).map(|(seed, len)| numbers(seed, len * cols)).collect();
         let table = |position: usize| {
             let angle = move |i: usize| {
                 position as f64 * 10_000_f64.powf(-2.0 * i as f64 / head_dim as f64)
@@ -53,13 +50,7 @@ impl Case {
             cos.chain((0..head_dim / 2).map(move |i| angle(i).sin() as f32))
         };
         let rope = (0..MAX_POSITIONS).flat_map(table).collect();
-        Self {
-            params,
-            dtype,
-            qkv,
-            qk_norm: None,
-            rope,
-        }
+        Self { params, dtype, qkv, qk_norm: None, rope }
     }
 
     fn cols(&self) -> usize {
@@ -75,9 +66,7 @@ impl Case {
         let before: usize = (0..sequence).map(|s| self.len(s).div_ceil(16)).sum();
         let own = self.len(sequence).div_ceil(16);
         // 7 is prime to the number of blocks, so this is a permutation.
-        (before..before + own)
-            .map(|i| (i * 7 % self.num_blocks() + 1) as u32)
-            .collect()
+        (before..before + own).map(|i| (i * 7 % self.num_blocks() + 1) as u32).collect()
     }
 
     fn num_blocks(&self) -> usize {
@@ -88,12 +77,7 @@ impl Case {
     /// Runs the steps, each a list of `(sequence, tokens)` that go on where the
     /// sequence stopped, and returns what each sequence's rows gave.
     fn run(&self, cpu: &mut Cpu, steps: &[Vec<(usize, usize)>]) -> Vec<Vec<f32>> {
-        let AttentionParams {
-            num_heads,
-            num_kv_heads,
-            head_dim,
-            ..
-        } = self.params;
+        let AttentionParams { num_heads, num_kv_heads, head_dim, .. } = self.params;
         let layout = KvLayout {
             num_layers: LAYERS,
             num_blocks: self.num_blocks() + 1,
@@ -117,26 +101,14 @@ impl Case {
                 computed[sequence] += tokens;
             }
             let mut qkv = buffer(cpu, &qkv, self.cols());
-            let mut out = cpu
-                .buffer(batch.num_tokens(), num_heads * head_dim)
-                .expect("memory");
+            let mut out = cpu.buffer(batch.num_tokens(), num_heads * head_dim).expect("memory");
             let norm = self.qk_norm.as_ref().map(|(q, k)| (q, k, NORM_EPS));
-            cpu.rope_and_cache(
-                &batch,
-                &self.params,
-                &self.rope,
-                norm,
-                LAYER,
-                &mut qkv,
-                &mut cache,
-            )
-            .expect("shapes fit");
+            cpu.rope_and_cache(&batch, &self.params, &self.rope, norm, LAYER, &mut qkv, &mut cache)
+                .expect("shapes fit");
             cpu.paged_attention(&batch, &self.params, LAYER, &qkv, &cache, &mut out)
                 .expect("shapes fit");
             for (s, &(sequence, _)) in step.iter().enumerate() {
-                batch
-                    .rows(s)
-                    .for_each(|row| results[sequence].extend_from_slice(out.row(row)));
+                batch.rows(s).for_each(|row| results[sequence].extend_from_slice(out.row(row)));
             }
         }
         results
@@ -172,9 +144,7 @@ impl Case {
         };
         for (sequence, got) in got.iter().enumerate() {
             let want = self.reference(sequence);
-            assert_close(&format!("{what} sequence {sequence}"), got, &want, |_| {
-                tolerance
-            });
+            assert_close(&format!("{what} sequence {sequence}"), got, &want, |_| tolerance);
         }
     }
 
@@ -187,20 +157,12 @@ impl Case {
         if let Some(weight) = weight {
             head = reference::rms_norm(&head, &wide(weight), f64::from(NORM_EPS));
         }
-        let head: Vec<f32> = reference::rope(&head, cos, sin)
-            .iter()
-            .map(|&x| x as f32)
-            .collect();
+        let head: Vec<f32> = reference::rope(&head, cos, sin).iter().map(|&x| x as f32).collect();
         wide(&rounded(&head, self.dtype))
     }
 
     fn reference(&self, sequence: usize) -> Vec<f64> {
-        let AttentionParams {
-            num_heads,
-            num_kv_heads,
-            head_dim,
-            ..
-        } = self.params;
+        let AttentionParams { num_heads, num_kv_heads, head_dim, .. } = self.params;
         let rows = || self.qkv[sequence].chunks_exact(self.cols());
         let head = |row: &[f32], head: usize| row[head * head_dim..][..head_dim].to_vec();
         let (q_norm, k_norm) = self.qk_norm.as_ref().map(|(q, k)| (q, k)).unzip();
@@ -214,10 +176,7 @@ impl Case {
                 .collect();
             let values: Vec<_> = rows()
                 .map(|row| {
-                    wide(&rounded(
-                        &head(row, num_heads + num_kv_heads + kv_head),
-                        self.dtype,
-                    ))
+                    wide(&rounded(&head(row, num_heads + num_kv_heads + kv_head), self.dtype))
                 })
                 .collect();
             let group = num_heads / num_kv_heads;
@@ -296,20 +255,14 @@ fn a_row_has_the_same_bits_however_its_prompt_is_cut_and_whoever_shares_the_batc
                     let got = case.run(&mut cpu(isa, threads), steps);
                     for (sequence, (got, want)) in got.iter().zip(&at_once).enumerate() {
                         let equal = bits(got) == bits(want);
-                        assert!(
-                            equal,
-                            "{isa:?} {dtype:?} {window:?} {how}: sequence {sequence}"
-                        );
+                        assert!(equal, "{isa:?} {dtype:?} {window:?} {how}: sequence {sequence}");
                     }
                 };
                 same(2, &case.at_once(), "2 threads");
                 for chunk in [1, 16, 17, 33] {
                     same(2, &case.in_chunks(chunk), &format!("chunks of {chunk}"));
                 }
-                let alone: Vec<_> = (0..LENS.len())
-                    .rev()
-                    .map(|s| vec![(s, case.len(s))])
-                    .collect();
+                let alone: Vec<_> = (0..LENS.len()).rev().map(|s| vec![(s, case.len(s))]).collect();
                 same(3, &alone, "one by one");
             }
         }
@@ -361,16 +314,8 @@ fn q_is_rotated_in_place_and_v_stays() {
         let mut batch = ForwardBatch::default();
         batch.push(&[0; 3], 0, &[1]);
         let mut qkv = buffer(&cpu, &case.qkv[0], case.cols());
-        cpu.rope_and_cache(
-            &batch,
-            &case.params,
-            &case.rope,
-            None,
-            LAYER,
-            &mut qkv,
-            &mut cache,
-        )
-        .expect("shapes fit");
+        cpu.rope_and_cache(&batch, &case.params, &case.rope, None, LAYER, &mut qkv, &mut cache)
+            .expect("shapes fit");
         for (position, row) in case.qkv[0].chunks_exact(case.cols()).enumerate() {
             let got = qkv.row(position);
             for head in 0..2 {
@@ -399,27 +344,13 @@ fn operands_that_do_not_fit_are_refused() {
     let mut turn = |from: usize, blocks: &[u32], layer: usize| {
         let mut batch = ForwardBatch::default();
         batch.push(&[0; 3], from, blocks);
-        cpu.rope_and_cache(
-            &batch,
-            &case.params,
-            &case.rope,
-            None,
-            layer,
-            &mut qkv,
-            &mut cache,
-        )
+        cpu.rope_and_cache(&batch, &case.params, &case.rope, None, layer, &mut qkv, &mut cache)
     };
     turn(0, &[0], 0).expect("shapes fit");
-    assert!(
-        turn(0, &[0], LAYERS).is_err(),
-        "a layer that the cache has not"
-    );
+    assert!(turn(0, &[0], LAYERS).is_err(), "a layer that the cache has not");
     assert!(turn(0, &[2], 0).is_err(), "a block that the cache has not");
     let beyond = turn(MAX_POSITIONS - 2, &[0; MAX_POSITIONS / 16 + 1], 0);
-    assert!(
-        beyond.is_err_and(|e| e.to_string().contains("320")),
-        "a position beyond the table"
-    );
+    assert!(beyond.is_err_and(|e| e.to_string().contains("320")), "a position beyond the table");
 
     let mut batch = ForwardBatch::default();
     batch.push(&[0; 3], 0, &[2]);
@@ -427,15 +358,9 @@ fn operands_that_do_not_fit_are_refused() {
     refused(cpu.paged_attention(&batch, &case.params, 0, &qkv, &cache, &mut out));
     batch.clear();
     batch.push(&[0; 3], 0, &[0]);
-    let wrong = AttentionParams {
-        num_heads: 3,
-        ..case.params
-    };
+    let wrong = AttentionParams { num_heads: 3, ..case.params };
     refused(cpu.paged_attention(&batch, &wrong, 0, &qkv, &cache, &mut out));
-    let bad = KvLayout {
-        head_dim: 40,
-        ..layout
-    };
+    let bad = KvLayout { head_dim: 40, ..layout };
     assert!(cpu.kv_cache(bad).is_err(), "head_dim is a multiple of 16");
     // The table itself is checked as a whole: 31 numbers are no position of 32.
     let short = cpu.vector(&[tensor(&[0.0; 31], &[31])]).expect("packs");

@@ -14,17 +14,12 @@ pub(crate) fn every_isa() -> impl Iterator<Item = Cpu> {
 }
 
 pub(crate) fn cpu(isa: Isa, threads: usize) -> Cpu {
-    Cpu::new(CpuConfig {
-        threads: Some(threads),
-        isa: Some(isa),
-    })
+    Cpu::new(CpuConfig { threads: Some(threads), isa: Some(isa) })
 }
 
 /// Numbers in [-1, 1), the same for the same seed.
 pub(crate) fn numbers(seed: u64, len: usize) -> Vec<f32> {
-    (0..len as u32)
-        .map(|i| (uniform(seed, i) * 2.0 - 1.0) as f32)
-        .collect()
+    (0..len as u32).map(|i| (uniform(seed, i) * 2.0 - 1.0) as f32).collect()
 }
 
 pub(crate) fn wide(x: &[f32]) -> Vec<f64> {
@@ -65,9 +60,6 @@ pub(crate) fn assert_close(
     assert_eq!(got.len(), want.len(), "{what}: length");
     for (i, (&got, &want)) in got.iter().zip(want).enumerate() {
         let error = (f64::from(got) - want).abs();
-        assert!(
-            error <= tolerance(i),
-            "{what}: element {i} is {got}, not {want}"
-        );
+        assert!(error <= tolerance(i), "{what}: element {i} is {got}, not {want}");
     }
 }

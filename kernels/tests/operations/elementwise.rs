@@ -9,8 +9,7 @@ fn rms_norm_is_its_formula() {
             let (x, weight) = (numbers(1, rows * hidden), numbers(2, hidden));
             let input = buffer(&cpu, &x, hidden);
             let mut out = cpu.buffer(rows, hidden).expect("memory");
-            cpu.rms_norm(rows, &input, &weight, 1e-5, &mut out)
-                .expect("shapes fit");
+            cpu.rms_norm(rows, &input, &weight, 1e-5, &mut out).expect("shapes fit");
             for (row, x) in x.chunks_exact(hidden).enumerate() {
                 let want = reference::rms_norm(&wide(x), &wide(&weight), f64::from(1e-5_f32));
                 let what = format!("{} rms_norm of {hidden}", cpu.isa().name());
@@ -25,11 +24,7 @@ fn silu_mul_is_its_formula_from_end_to_end_of_its_range() {
     for mut cpu in every_isa() {
         for (rows, n) in [(1, 1), (1, 1536), (5, 33)] {
             let mut x: Vec<f32> = numbers(3, rows * 2 * n).iter().map(|x| x * 20.0).collect();
-            for (x, extreme) in x
-                .iter_mut()
-                .step_by(7)
-                .zip([0.0, 87.5, -87.5, 200.0, -200.0])
-            {
+            for (x, extreme) in x.iter_mut().step_by(7).zip([0.0, 87.5, -87.5, 200.0, -200.0]) {
                 *x = extreme;
             }
             let input = buffer(&cpu, &x, 2 * n);
@@ -55,17 +50,13 @@ fn rows_have_the_same_bits_on_any_number_of_threads() {
             let input = buffer(&cpu, &x[from * n..], n);
             let mut normed = cpu.buffer(rows, n).expect("memory");
             let mut gated = cpu.buffer(rows, n / 2).expect("memory");
-            cpu.rms_norm(rows, &input, &weight, 1e-6, &mut normed)
-                .expect("shapes fit");
+            cpu.rms_norm(rows, &input, &weight, 1e-6, &mut normed).expect("shapes fit");
             cpu.silu_mul(rows, &input, &mut gated).expect("shapes fit");
             (bits(normed.rows(rows)), bits(gated.rows(rows)))
         };
         let (normed, gated) = run(1, 0);
         for from in [0, 1, 8] {
-            assert_eq!(
-                run(2, from),
-                (normed[from * n..].to_vec(), gated[from * n / 2..].to_vec())
-            );
+            assert_eq!(run(2, from), (normed[from * n..].to_vec(), gated[from * n / 2..].to_vec()));
         }
     }
 }
@@ -75,11 +66,8 @@ fn gathered_rows_are_copies() {
     let mut cpu = cpu(Isa::detect(), 2);
     let x = buffer(&cpu, &numbers(6, 5 * 7), 7);
     let mut out = cpu.buffer(4, 7).expect("memory");
-    cpu.gather_rows(&[4, 0, 4], &x, &mut out)
-        .expect("shapes fit");
+    cpu.gather_rows(&[4, 0, 4], &x, &mut out).expect("shapes fit");
     assert_eq!(out.rows(3), [x.row(4), x.row(0), x.row(4)].concat());
-    let error = cpu
-        .gather_rows(&[5], &x, &mut out)
-        .expect_err("row 5 is outside");
+    let error = cpu.gather_rows(&[5], &x, &mut out).expect_err("row 5 is outside");
     assert!(error.to_string().contains('6'), "{error}");
 }

@@ -23,8 +23,7 @@ fn run(
     let bias = bias.map(<[f32]>::to_vec);
     let x = buffer(cpu, x, k);
     let mut out = cpu.buffer(rows, n).expect("memory");
-    cpu.linear(rows, &x, &matrix, bias.as_ref(), &mut out)
-        .expect("shapes fit");
+    cpu.linear(rows, &x, &matrix, bias.as_ref(), &mut out).expect("shapes fit");
     out.rows(rows).to_vec()
 }
 
@@ -33,10 +32,8 @@ fn check(cpu: &mut Cpu, dtype: Dtype, rows: usize, k: usize, n: usize) {
     let (x, w, bias) = (numbers(1, rows * k), numbers(2, n * k), numbers(3, n));
     let got = run(cpu, dtype, (rows, k, n), &x, &w, Some(&bias));
     let (x, w) = (wide(&rounded(&x, dtype)), wide(&rounded(&w, dtype)));
-    let want: Vec<f64> = x
-        .chunks_exact(k)
-        .flat_map(|x| reference::linear(x, &w, Some(&wide(&bias))))
-        .collect();
+    let want: Vec<f64> =
+        x.chunks_exact(k).flat_map(|x| reference::linear(x, &w, Some(&wide(&bias)))).collect();
     // Every partial sum is below k, and each of k steps rounds it.
     let tolerance = 1e-7 * (k as f64).max(8.0) * (k as f64).sqrt();
     assert_close(&what, &got, &want, |_| tolerance);
@@ -119,11 +116,7 @@ fn a_column_has_the_same_bits_in_any_panel() {
             for column in [0, 15, 16, 63, 64, 99] {
                 let row = &w[column * k..][..k];
                 let one = run(&mut cpu, dtype, (1, k, 1), &x, row, None);
-                assert_eq!(
-                    one[0].to_bits(),
-                    all[column].to_bits(),
-                    "{dtype:?} column {column}"
-                );
+                assert_eq!(one[0].to_bits(), all[column].to_bits(), "{dtype:?} column {column}");
             }
         }
     }
@@ -132,20 +125,13 @@ fn a_column_has_the_same_bits_in_any_panel() {
 #[test]
 fn linear_add_adds_to_what_is_there() {
     let (rows, k, n) = (3, 40, 50);
-    let (x, w, residual) = (
-        numbers(9, rows * k),
-        numbers(10, n * k),
-        numbers(11, rows * n),
-    );
+    let (x, w, residual) = (numbers(9, rows * k), numbers(10, n * k), numbers(11, rows * n));
     for mut cpu in every_isa() {
         let product = run(&mut cpu, Dtype::Bf16, (rows, k, n), &x, &w, None);
-        let matrix = cpu
-            .matrix(&[tensor(&w, &[n, k])], Dtype::Bf16)
-            .expect("packs");
+        let matrix = cpu.matrix(&[tensor(&w, &[n, k])], Dtype::Bf16).expect("packs");
         let x = buffer(&cpu, &x, k);
         let mut out = buffer(&cpu, &residual, n);
-        cpu.linear_add(rows, &x, &matrix, None, &mut out)
-            .expect("shapes fit");
+        cpu.linear_add(rows, &x, &matrix, None, &mut out).expect("shapes fit");
         let want: Vec<f32> = residual.iter().zip(&product).map(|(a, b)| a + b).collect();
         assert_eq!(out.rows(rows), want);
     }
@@ -155,19 +141,13 @@ fn linear_add_adds_to_what_is_there() {
 fn weights_pack_from_any_dtype_layout_and_number_of_parts() {
     let (k, n) = (37, 45);
     // Numbers that every dtype holds exactly.
-    let w: Vec<f32> = numbers(12, n * k)
-        .iter()
-        .map(|x| (x * 100.0).round() / 4.0)
-        .collect();
+    let w: Vec<f32> = numbers(12, n * k).iter().map(|x| (x * 100.0).round() / 4.0).collect();
     let x = numbers(13, k);
     for mut cpu in every_isa() {
         for dtype in DTYPES {
             let whole = run(&mut cpu, dtype, (1, k, n), &x, &w, None);
             let whole_tensor = tensor(&w, &[n, k]);
-            let transposed = whole_tensor
-                .t()
-                .and_then(|t| t.contiguous())
-                .expect("transposes");
+            let transposed = whole_tensor.t().and_then(|t| t.contiguous()).expect("transposes");
             let narrow = |from: usize, len: usize| whole_tensor.narrow(0, from, len).expect("rows");
             let cast = |to| whole_tensor.to_dtype(to).expect("casts");
             let forms = [
@@ -175,17 +155,13 @@ fn weights_pack_from_any_dtype_layout_and_number_of_parts() {
                 vec![cast(DType::F16)],
                 vec![transposed.t().expect("transposes")],
                 vec![narrow(0, 1), narrow(1, 20), narrow(21, 24)],
-                vec![
-                    cast(DType::BF16).narrow(0, 0, 19).expect("rows"),
-                    narrow(19, 26),
-                ],
+                vec![cast(DType::BF16).narrow(0, 0, 19).expect("rows"), narrow(19, 26)],
             ];
             for parts in forms {
                 let matrix = cpu.matrix(&parts, dtype).expect("packs");
                 let input = buffer(&cpu, &x, k);
                 let mut out = cpu.buffer(1, n).expect("memory");
-                cpu.linear(1, &input, &matrix, None, &mut out)
-                    .expect("shapes fit");
+                cpu.linear(1, &input, &matrix, None, &mut out).expect("shapes fit");
                 assert_eq!(bits(out.row(0)), bits(&whole), "{dtype:?} {parts:?}");
             }
         }
@@ -198,23 +174,19 @@ fn embeddings_are_the_rows_of_the_table() {
     let table = numbers(14, vocab_size * hidden);
     for mut cpu in every_isa() {
         for dtype in DTYPES {
-            let matrix = cpu
-                .matrix(&[tensor(&table, &[vocab_size, hidden])], dtype)
-                .expect("packs");
+            let matrix =
+                cpu.matrix(&[tensor(&table, &[vocab_size, hidden])], dtype).expect("packs");
             let mut batch = ForwardBatch::default();
             batch.push(&[82, 0, 15, 16, 0], 0, &[0]);
             let mut out = cpu.buffer(5, hidden).expect("memory");
-            cpu.embedding_gather(&batch, &matrix, &mut out)
-                .expect("shapes fit");
+            cpu.embedding_gather(&batch, &matrix, &mut out).expect("shapes fit");
             for (row, &token) in batch.token_ids.iter().enumerate() {
                 let want = &table[token as usize * hidden..][..hidden];
                 assert_eq!(out.row(row), rounded(want, dtype), "token {token}");
             }
             batch.push(&[83], 0, &[1]);
             let mut out = cpu.buffer(6, hidden).expect("memory");
-            let error = cpu
-                .embedding_gather(&batch, &matrix, &mut out)
-                .expect_err("83 is outside");
+            let error = cpu.embedding_gather(&batch, &matrix, &mut out).expect_err("83 is outside");
             assert!(error.to_string().contains("83"), "{error}");
         }
     }
@@ -223,9 +195,7 @@ fn embeddings_are_the_rows_of_the_table() {
 #[test]
 fn operands_that_do_not_fit_are_refused_by_name() {
     let mut cpu = cpu(Isa::detect(), 1);
-    let matrix = cpu
-        .matrix(&[tensor(&numbers(15, 32 * 8), &[32, 8])], Dtype::F32)
-        .expect("packs");
+    let matrix = cpu.matrix(&[tensor(&numbers(15, 32 * 8), &[32, 8])], Dtype::F32).expect("packs");
     let x = cpu.buffer(2, 8).expect("memory");
     let mut out = cpu.buffer(2, 32).expect("memory");
     let mut narrow = cpu.buffer(2, 31).expect("memory");
@@ -233,32 +203,17 @@ fn operands_that_do_not_fit_are_refused_by_name() {
         Err(KernelError::Shape { what, .. }) => what,
         other => panic!("a shape error was expected, not {other:?}"),
     };
-    assert_eq!(
-        operand(cpu.linear(2, &narrow, &matrix, None, &mut out)),
-        "x"
-    );
+    assert_eq!(operand(cpu.linear(2, &narrow, &matrix, None, &mut out)), "x");
     assert_eq!(operand(cpu.linear(3, &x, &matrix, None, &mut out)), "x");
-    assert_eq!(
-        operand(cpu.linear(2, &x, &matrix, None, &mut narrow)),
-        "out"
-    );
-    assert_eq!(
-        operand(cpu.linear(2, &x, &matrix, Some(&vec![0.0; 31]), &mut out)),
-        "bias"
-    );
-    cpu.linear(0, &x, &matrix, None, &mut out)
-        .expect("no rows are no work");
+    assert_eq!(operand(cpu.linear(2, &x, &matrix, None, &mut narrow)), "out");
+    assert_eq!(operand(cpu.linear(2, &x, &matrix, Some(&vec![0.0; 31]), &mut out)), "bias");
+    cpu.linear(0, &x, &matrix, None, &mut out).expect("no rows are no work");
 
     let cube = tensor(&[0.0; 8], &[2, 2, 2]);
     assert!(cpu.matrix(&[cube], Dtype::F32).is_err());
     assert!(cpu.matrix(&[], Dtype::F32).is_err());
     let unequal = [tensor(&[0.0; 8], &[2, 4]), tensor(&[0.0; 6], &[2, 3])];
     assert!(cpu.matrix(&unequal, Dtype::Bf16).is_err());
-    let integers = tensor(&[0.0; 8], &[2, 4])
-        .to_dtype(DType::U32)
-        .expect("casts");
-    assert!(matches!(
-        cpu.matrix(&[integers], Dtype::F32),
-        Err(KernelError::Dtype { .. })
-    ));
+    let integers = tensor(&[0.0; 8], &[2, 4]).to_dtype(DType::U32).expect("casts");
+    assert!(matches!(cpu.matrix(&[integers], Dtype::F32), Err(KernelError::Dtype { .. })));
 }

@@ -10,8 +10,7 @@ use crate::case::{buffer, cpu, every_isa, numbers, wide};
 fn sample(cpu: &mut Cpu, rows: &[f32], requests: &[SampleRequest<'_>]) -> Vec<Sampled> {
     let mut logits = buffer(cpu, rows, rows.len() / requests.len());
     let mut out = Vec::new();
-    cpu.sample(&mut logits, requests, &mut out)
-        .expect("shapes fit");
+    cpu.sample(&mut logits, requests, &mut out).expect("shapes fit");
     out
 }
 
@@ -29,78 +28,24 @@ fn peaked(seed: u64, len: usize) -> Vec<f32> {
 
 /// Requests that between them use every filter and every adjustment.
 fn requests<'a>(seen: &'a [SeenToken], bias: &'a [(u32, f32)]) -> Vec<SampleRequest<'a>> {
-    let plain = SampleRequest {
-        temperature: 1.0,
-        ..SampleRequest::default()
-    };
+    let plain = SampleRequest { temperature: 1.0, ..SampleRequest::default() };
     vec![
         plain,
-        SampleRequest {
-            temperature: 0.6,
-            ..plain
-        },
-        SampleRequest {
-            temperature: 3.0,
-            ..plain
-        },
+        SampleRequest { temperature: 0.6, ..plain },
+        SampleRequest { temperature: 3.0, ..plain },
         SampleRequest { top_k: 1, ..plain },
         SampleRequest { top_k: 40, ..plain },
-        SampleRequest {
-            top_k: 700,
-            temperature: 2.0,
-            ..plain
-        },
-        SampleRequest {
-            top_p: 0.9,
-            ..plain
-        },
-        SampleRequest {
-            top_p: 0.95,
-            temperature: 1.7,
-            ..plain
-        },
-        SampleRequest {
-            top_p: 0.999,
-            temperature: 5.0,
-            ..plain
-        },
-        SampleRequest {
-            top_p: 0.0,
-            ..plain
-        },
-        SampleRequest {
-            min_p: 0.05,
-            ..plain
-        },
-        SampleRequest {
-            min_p: 1.0,
-            ..plain
-        },
-        SampleRequest {
-            min_p: 0.01,
-            top_k: 60,
-            top_p: 0.8,
-            temperature: 1.5,
-            ..plain
-        },
-        SampleRequest {
-            repetition_penalty: 1.3,
-            seen,
-            ..plain
-        },
-        SampleRequest {
-            presence_penalty: 0.7,
-            frequency_penalty: 0.4,
-            seen,
-            top_k: 9,
-            ..plain
-        },
-        SampleRequest {
-            logit_bias: bias,
-            banned: &[0, 5],
-            top_p: 0.7,
-            ..plain
-        },
+        SampleRequest { top_k: 700, temperature: 2.0, ..plain },
+        SampleRequest { top_p: 0.9, ..plain },
+        SampleRequest { top_p: 0.95, temperature: 1.7, ..plain },
+        SampleRequest { top_p: 0.999, temperature: 5.0, ..plain },
+        SampleRequest { top_p: 0.0, ..plain },
+        SampleRequest { min_p: 0.05, ..plain },
+        SampleRequest { min_p: 1.0, ..plain },
+        SampleRequest { min_p: 0.01, top_k: 60, top_p: 0.8, temperature: 1.5, ..plain },
+        SampleRequest { repetition_penalty: 1.3, seen, ..plain },
+        SampleRequest { presence_penalty: 0.7, frequency_penalty: 0.4, seen, top_k: 9, ..plain },
+        SampleRequest { logit_bias: bias, banned: &[0, 5], top_p: 0.7, ..plain },
         SampleRequest {
             repetition_penalty: 0.8,
             presence_penalty: -0.5,
@@ -118,23 +63,10 @@ fn requests<'a>(seen: &'a [SeenToken], bias: &'a [(u32, f32)]) -> Vec<SampleRequ
 fn adjustments(logits: &[f32]) -> (Vec<SeenToken>, Vec<(u32, f32)>) {
     let mut order: Vec<u32> = (0..logits.len() as u32).collect();
     order.sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]));
-    let seen = |(i, &token): (usize, &u32)| SeenToken {
-        token,
-        output_count: i as u32 % 4,
-    };
-    let seen = order
-        .iter()
-        .step_by(2)
-        .take(20)
-        .enumerate()
-        .map(seen)
-        .collect();
+    let seen = |(i, &token): (usize, &u32)| SeenToken { token, output_count: i as u32 % 4 };
+    let seen = order.iter().step_by(2).take(20).enumerate().map(seen).collect();
     let bias = order.iter().skip(1).step_by(3).take(9).zip(0..);
-    (
-        seen,
-        bias.map(|(&token, i)| (token, i as f32 * 0.5 - 2.0))
-            .collect(),
-    )
+    (seen, bias.map(|(&token, i)| (token, i as f32 * 0.5 - 2.0)).collect())
 }
 
 #[test]
@@ -146,11 +78,7 @@ fn the_drawn_token_is_the_references() {
             for (case, request) in requests(&seen, &bias).into_iter().enumerate() {
                 let probabilities = reference::distribution(&wide(&logits), &request);
                 let draws: Vec<_> = (0..20)
-                    .map(|i| SampleRequest {
-                        seed: 7 << 40 | 9,
-                        index: i,
-                        ..request
-                    })
+                    .map(|i| SampleRequest { seed: 7 << 40 | 9, index: i, ..request })
                     .collect();
                 let rows = logits.repeat(draws.len());
                 for (draw, sampled) in draws.iter().zip(sample(&mut cpu, &rows, &draws)) {
@@ -180,13 +108,8 @@ fn tokens_are_drawn_as_often_as_their_probabilities_say() {
     for mut cpu in every_isa() {
         for (case, request) in requests(&seen, &bias).into_iter().enumerate() {
             let probabilities = reference::distribution(&wide(&logits), &request);
-            let draws: Vec<_> = (0..DRAWS)
-                .map(|index| SampleRequest {
-                    seed: 11,
-                    index,
-                    ..request
-                })
-                .collect();
+            let draws: Vec<_> =
+                (0..DRAWS).map(|index| SampleRequest { seed: 11, index, ..request }).collect();
             let mut counts = vec![0.0; vocab_size];
             for sampled in sample(&mut cpu, &logits.repeat(draws.len()), &draws) {
                 counts[token(&sampled) as usize] += 1.0;
@@ -211,10 +134,7 @@ fn tokens_are_drawn_as_often_as_their_probabilities_say() {
             let df: f64 = cells - 1.0;
             let limit = df + 4.0 * (2.0 * df).sqrt() + 6.0;
             let isa = cpu.isa().name();
-            assert!(
-                statistic <= limit,
-                "{isa} case {case}: {statistic} of {cells} cells"
-            );
+            assert!(statistic <= limit, "{isa} case {case}: {statistic} of {cells} cells");
         }
     }
 }
@@ -227,57 +147,24 @@ fn greedy_takes_the_likeliest_and_of_equals_the_lowest_id() {
                 let mut logits: Vec<f32> = numbers(3, vocab_size).iter().map(|x| x - 2.0).collect();
                 logits[at..].fill(-0.5);
                 let got = sample(&mut cpu, &logits, &[SampleRequest::default()]);
-                assert_eq!(
-                    got,
-                    [Sampled::Token {
-                        token: at as u32,
-                        logprobs: None
-                    }]
-                );
+                assert_eq!(got, [Sampled::Token { token: at as u32, logprobs: None }]);
             }
         }
         let logits = [1.0, 3.0, 2.0, 3.0];
         let mut with = |request| token(&sample(&mut cpu, &logits, &[request])[0]);
-        assert_eq!(
-            with(SampleRequest {
-                banned: &[1],
-                ..SampleRequest::default()
-            }),
-            3
-        );
-        assert_eq!(
-            with(SampleRequest {
-                logit_bias: &[(0, 2.5)],
-                ..SampleRequest::default()
-            }),
-            0
-        );
-        let seen = [SeenToken {
-            token: 1,
-            output_count: 1,
-        }];
-        let penalized = SampleRequest {
-            presence_penalty: 0.1,
-            seen: &seen,
-            ..SampleRequest::default()
-        };
+        assert_eq!(with(SampleRequest { banned: &[1], ..SampleRequest::default() }), 3);
+        assert_eq!(with(SampleRequest { logit_bias: &[(0, 2.5)], ..SampleRequest::default() }), 0);
+        let seen = [SeenToken { token: 1, output_count: 1 }];
+        let penalized =
+            SampleRequest { presence_penalty: 0.1, seen: &seen, ..SampleRequest::default() };
         assert_eq!(with(penalized), 3);
         // The prompt's tokens bear the repetition penalty only.
-        let seen = [SeenToken {
-            token: 1,
-            output_count: 0,
-        }];
-        let penalized = SampleRequest {
-            presence_penalty: 0.1,
-            seen: &seen,
-            ..SampleRequest::default()
-        };
+        let seen = [SeenToken { token: 1, output_count: 0 }];
+        let penalized =
+            SampleRequest { presence_penalty: 0.1, seen: &seen, ..SampleRequest::default() };
         assert_eq!(with(penalized), 1);
-        let repeated = SampleRequest {
-            repetition_penalty: 1.1,
-            seen: &seen,
-            ..SampleRequest::default()
-        };
+        let repeated =
+            SampleRequest { repetition_penalty: 1.1, seen: &seen, ..SampleRequest::default() };
         assert_eq!(with(repeated), 3);
     }
 }
@@ -294,11 +181,7 @@ fn log_probabilities_are_of_the_raw_logits() {
         assert!(close(got.logprob, want[got.token as usize]), "{got:?}");
         let tokens: Vec<usize> = got.top.iter().map(|&(token, _)| token as usize).collect();
         assert_eq!(tokens, order[..num_top]);
-        assert!(
-            got.top
-                .iter()
-                .all(|&(token, logprob)| close(logprob, want[token as usize]))
-        );
+        assert!(got.top.iter().all(|&(token, logprob)| close(logprob, want[token as usize])));
     };
     for mut cpu in every_isa() {
         let best = order[0] as u32;
@@ -314,11 +197,7 @@ fn log_probabilities_are_of_the_raw_logits() {
             .into();
         let got = sample(&mut cpu, &logits.repeat(requests.len()), &requests);
         for (request, got) in requests.iter().zip(got) {
-            let Sampled::Token {
-                token,
-                logprobs: Some(logprobs),
-            } = got
-            else {
+            let Sampled::Token { token, logprobs: Some(logprobs) } = got else {
                 panic!("log-probabilities were asked for: {got:?}")
             };
             assert_eq!(token, logprobs.token);
@@ -327,15 +206,9 @@ fn log_probabilities_are_of_the_raw_logits() {
         }
         let rows = buffer(&cpu, &logits.repeat(3), vocab_size);
         let mut out = Vec::new();
-        cpu.logprobs(&rows, &[best, 0, 3_999], &[0, 3, 50], &mut out)
-            .expect("shapes fit");
-        assert_eq!(
-            out.iter().map(|l| l.token).collect::<Vec<_>>(),
-            [best, 0, 3_999]
-        );
-        out.iter()
-            .zip([0, 3, 50])
-            .for_each(|(got, num_top)| check(got, num_top));
+        cpu.logprobs(&rows, &[best, 0, 3_999], &[0, 3, 50], &mut out).expect("shapes fit");
+        assert_eq!(out.iter().map(|l| l.token).collect::<Vec<_>>(), [best, 0, 3_999]);
+        out.iter().zip([0, 3, 50]).for_each(|(got, num_top)| check(got, num_top));
         assert!(cpu.logprobs(&rows, &[4_000], &[0], &mut out).is_err());
         assert!(cpu.logprobs(&rows, &[1], &[], &mut out).is_err());
     }
@@ -376,10 +249,7 @@ fn a_row_that_is_not_finite_is_alone_in_it() {
                 requests[8].banned = &everything;
                 let got = sample(&mut cpu, &rows.concat(), &requests);
                 let finite: Vec<_> = got.iter().map(|got| *got != Sampled::NonFinite).collect();
-                assert_eq!(
-                    finite,
-                    [true, false, true, false, false, false, false, true, false]
-                );
+                assert_eq!(finite, [true, false, true, false, false, false, false, true, false]);
                 assert_eq!(got[0], got[2]);
                 assert_eq!(got[..1], sample(&mut cpu, &good, &[request]));
             }
@@ -393,16 +263,9 @@ fn a_row_draws_the_same_token_in_any_batch_and_on_any_number_of_threads() {
     let (seen, bias) = adjustments(&peaked(0, vocab_size));
     let requests: Vec<_> = (0..)
         .zip(requests(&seen, &bias))
-        .map(|(i, request)| SampleRequest {
-            seed: i,
-            index: 3,
-            num_logprobs: Some(2),
-            ..request
-        })
+        .map(|(i, request)| SampleRequest { seed: i, index: 3, num_logprobs: Some(2), ..request })
         .collect();
-    let rows: Vec<_> = (0..requests.len() as u64)
-        .map(|i| peaked(i, vocab_size))
-        .collect();
+    let rows: Vec<_> = (0..requests.len() as u64).map(|i| peaked(i, vocab_size)).collect();
     for isa in Isa::available() {
         let together = sample(&mut cpu(isa, 2), &rows.concat(), &requests);
         let mut alone = cpu(isa, 1);
@@ -414,77 +277,28 @@ fn a_row_draws_the_same_token_in_any_batch_and_on_any_number_of_threads() {
 
 #[test]
 fn extremes_of_what_a_request_may_ask_end_in_a_token() {
-    let logits = [
-        f32::MAX,
-        -f32::MAX,
-        0.0,
-        f32::MIN_POSITIVE,
-        f32::NEG_INFINITY,
-        1.0,
-    ];
-    let plain = SampleRequest {
-        temperature: 1.0,
-        ..SampleRequest::default()
-    };
+    let logits = [f32::MAX, -f32::MAX, 0.0, f32::MIN_POSITIVE, f32::NEG_INFINITY, 1.0];
+    let plain = SampleRequest { temperature: 1.0, ..SampleRequest::default() };
     for mut cpu in every_isa() {
         for request in [
-            SampleRequest {
-                temperature: f32::MIN_POSITIVE / 8.0,
-                ..plain
-            },
-            SampleRequest {
-                temperature: f32::MIN_POSITIVE,
-                top_p: 0.5,
-                ..plain
-            },
-            SampleRequest {
-                temperature: f32::MAX,
-                ..plain
-            },
-            SampleRequest {
-                temperature: f32::INFINITY,
-                top_p: 0.3,
-                ..plain
-            },
-            SampleRequest {
-                temperature: f32::NAN,
-                ..plain
-            },
-            SampleRequest {
-                top_k: u32::MAX,
-                top_p: f32::NAN,
-                min_p: f32::NAN,
-                ..plain
-            },
-            SampleRequest {
-                top_p: -1.0,
-                min_p: 2.0,
-                ..plain
-            },
-            SampleRequest {
-                temperature: -1.0,
-                ..plain
-            },
+            SampleRequest { temperature: f32::MIN_POSITIVE / 8.0, ..plain },
+            SampleRequest { temperature: f32::MIN_POSITIVE, top_p: 0.5, ..plain },
+            SampleRequest { temperature: f32::MAX, ..plain },
+            SampleRequest { temperature: f32::INFINITY, top_p: 0.3, ..plain },
+            SampleRequest { temperature: f32::NAN, ..plain },
+            SampleRequest { top_k: u32::MAX, top_p: f32::NAN, min_p: f32::NAN, ..plain },
+            SampleRequest { top_p: -1.0, min_p: 2.0, ..plain },
+            SampleRequest { temperature: -1.0, ..plain },
         ] {
             let got = sample(&mut cpu, &logits, &[request]);
             let token = token(&got[0]) as usize;
-            assert!(
-                logits[token] > f32::NEG_INFINITY,
-                "{request:?} drew token {token}"
-            );
+            assert!(logits[token] > f32::NEG_INFINITY, "{request:?} drew token {token}");
         }
         // A bias that makes a logit infinite leaves nothing to draw from.
-        let infinite = SampleRequest {
-            logit_bias: &[(0, f32::INFINITY)],
-            ..plain
-        };
+        let infinite = SampleRequest { logit_bias: &[(0, f32::INFINITY)], ..plain };
         assert_eq!(sample(&mut cpu, &logits, &[infinite]), [Sampled::NonFinite]);
         // What is outside the vocabulary cannot be drawn anyway.
-        let outside = SampleRequest {
-            logit_bias: &[(6, 5.0)],
-            banned: &[u32::MAX],
-            ..plain
-        };
+        let outside = SampleRequest { logit_bias: &[(6, 5.0)], banned: &[u32::MAX], ..plain };
         assert_eq!(token(&sample(&mut cpu, &logits, &[outside])[0]), 0);
     }
 }
@@ -500,12 +314,6 @@ fn the_uniform_numbers_fill_the_unit_interval_evenly() {
         counts[(u * CELLS as f64) as usize] += 1.0;
     }
     let expected = f64::from(DRAWS) / CELLS as f64;
-    let statistic: f64 = counts
-        .iter()
-        .map(|count| (count - expected).powi(2) / expected)
-        .sum();
-    assert!(
-        statistic < 49.0 + 4.0 * 98_f64.sqrt(),
-        "chi-squared {statistic}"
-    );
+    let statistic: f64 = counts.iter().map(|count| (count - expected).powi(2) / expected).sum();
+    assert!(statistic < 49.0 + 4.0 * 98_f64.sqrt(), "chi-squared {statistic}");
 }

@@ -16,12 +16,7 @@ impl<'a> Metadata<'a> {
     }
 
     fn get(&self, key: &str) -> Result<&'a Value, GgufError> {
-        self.0
-            .metadata
-            .get(key)
-            .ok_or_else(|| GgufError::MissingKey {
-                key: key.to_owned(),
-            })
+        self.0.metadata.get(key).ok_or_else(|| GgufError::MissingKey { key: key.to_owned() })
     }
 
     fn has(&self, key: &str) -> bool {
@@ -36,11 +31,7 @@ impl<'a> Metadata<'a> {
     }
 
     pub(super) fn optional_string(&self, key: &str) -> Result<Option<&'a str>, GgufError> {
-        if self.has(key) {
-            self.string(key).map(Some)
-        } else {
-            Ok(None)
-        }
+        if self.has(key) { self.string(key).map(Some) } else { Ok(None) }
     }
 
     /// A whole number from 0 on.
@@ -69,19 +60,11 @@ impl<'a> Metadata<'a> {
     }
 
     pub(super) fn size_or(&self, key: &str, default: usize) -> Result<usize, GgufError> {
-        if self.has(key) {
-            self.size(key)
-        } else {
-            Ok(default)
-        }
+        if self.has(key) { self.size(key) } else { Ok(default) }
     }
 
     pub(super) fn optional_size(&self, key: &str) -> Result<Option<u64>, GgufError> {
-        if self.has(key) {
-            self.number(key).map(Some)
-        } else {
-            Ok(None)
-        }
+        if self.has(key) { self.number(key).map(Some) } else { Ok(None) }
     }
 
     pub(super) fn float(&self, key: &str) -> Result<f64, GgufError> {
@@ -96,11 +79,7 @@ impl<'a> Metadata<'a> {
     }
 
     pub(super) fn float_or(&self, key: &str, default: f64) -> Result<f64, GgufError> {
-        if self.has(key) {
-            self.float(key)
-        } else {
-            Ok(default)
-        }
+        if self.has(key) { self.float(key) } else { Ok(default) }
     }
 
     pub(super) fn flag_or(&self, key: &str, default: bool) -> Result<bool, GgufError> {
@@ -121,11 +100,9 @@ impl<'a> Metadata<'a> {
     pub(super) fn strings(&self, key: &str) -> Result<Vec<&'a str>, GgufError> {
         let string = |value: &'a Value| match value {
             Value::String(text) => Ok(text.as_str()),
-            other => Err(refuse(
-                key,
-                &format_args!("a list with {}", kind(other)),
-                "a list of strings",
-            )),
+            other => {
+                Err(refuse(key, &format_args!("a list with {}", kind(other)), "a list of strings"))
+            }
         };
         self.list(key)?.iter().map(string).collect()
     }
@@ -134,11 +111,9 @@ impl<'a> Metadata<'a> {
         let integer = |value: &Value| match value {
             Value::I32(n) => Ok(*n),
             Value::U32(n) => Ok(n.cast_signed()),
-            other => Err(refuse(
-                key,
-                &format_args!("a list with {}", kind(other)),
-                "a list of integers",
-            )),
+            other => {
+                Err(refuse(key, &format_args!("a list with {}", kind(other)), "a list of integers"))
+            }
         };
         self.list(key)?.iter().map(integer).collect()
     }
@@ -149,11 +124,7 @@ pub(super) fn refuse(
     value: &dyn std::fmt::Display,
     accepted: impl Into<String>,
 ) -> GgufError {
-    GgufError::Key {
-        key: key.to_owned(),
-        value: value.to_string(),
-        accepted: accepted.into(),
-    }
+    GgufError::Key { key: key.to_owned(), value: value.to_string(), accepted: accepted.into() }
 }
 
 /// A value in a few words; arrays would fill the screen.

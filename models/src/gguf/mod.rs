@@ -88,14 +88,9 @@ pub fn convert(
     out_dir: &Path,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<(), GgufError> {
-    let mut file = std::fs::File::open(gguf).map_err(|source| GgufError::Io {
-        path: gguf.to_owned(),
-        source,
-    })?;
-    let invalid = |reason: String| GgufError::Invalid {
-        path: gguf.to_owned(),
-        reason,
-    };
+    let mut file = std::fs::File::open(gguf)
+        .map_err(|source| GgufError::Io { path: gguf.to_owned(), source })?;
+    let invalid = |reason: String| GgufError::Invalid { path: gguf.to_owned(), reason };
     // candle's reader checks lengths, but arithmetic on a lying header may panic.
     let content = catch_unwind(AssertUnwindSafe(|| Content::read(&mut file)))
         .map_err(|_| invalid("its header is inconsistent".to_owned()))?
@@ -104,24 +99,15 @@ pub fn convert(
     let model = Model::read(&metadata, &content)?;
     let rope_scaling = rope::scaling(&metadata, &content, &mut file, model.head_dim)?;
     let (tokenizer, tokenizer_config) = tokenizer::convert(&metadata, model.vocab_size)?;
-    write_json(
-        &out_dir.join("config.json"),
-        &model.config(&metadata, &rope_scaling)?,
-    )?;
+    write_json(&out_dir.join("config.json"), &model.config(&metadata, &rope_scaling)?)?;
     write_json(&out_dir.join("tokenizer.json"), &tokenizer)?;
     write_json(&out_dir.join("tokenizer_config.json"), &tokenizer_config)?;
-    write_json(
-        &out_dir.join("generation_config.json"),
-        &generation_config(&metadata)?,
-    )?;
+    write_json(&out_dir.join("generation_config.json"), &generation_config(&metadata)?)?;
     let out = out_dir.join("model.safetensors");
     tensors::convert(gguf, file, &content, &model, &out, progress)?;
     // The writer's file is the owner's alone; the model is read by whoever may
     // read the files beside it.
-    let io = |source| GgufError::Io {
-        path: out.clone(),
-        source,
-    };
+    let io = |source| GgufError::Io { path: out.clone(), source };
     let beside = std::fs::metadata(out_dir.join("config.json")).map_err(io)?;
     std::fs::set_permissions(&out, beside.permissions()).map_err(io)
 }
@@ -142,11 +128,7 @@ impl Model {
     fn read(metadata: &Metadata<'_>, content: &Content) -> Result<Self, GgufError> {
         let architecture = metadata.string("general.architecture")?;
         if architecture != "llama" {
-            return Err(metadata::refuse(
-                "general.architecture",
-                &architecture,
-                "\"llama\"",
-            ));
+            return Err(metadata::refuse("general.architecture", &architecture, "\"llama\""));
         }
         let hidden_size = metadata.size("llama.embedding_length")?;
         let num_heads = metadata.size("llama.attention.head_count")?;
@@ -155,11 +137,7 @@ impl Model {
         let rope_dim = metadata.size_or("llama.rope.dimension_count", head_dim)?;
         if rope_dim != head_dim || head_dim < 2 || !head_dim.is_multiple_of(2) {
             let accepted = format!("the head's size, {head_dim}, and even");
-            return Err(metadata::refuse(
-                "llama.rope.dimension_count",
-                &rope_dim,
-                accepted,
-            ));
+            return Err(metadata::refuse("llama.rope.dimension_count", &rope_dim, accepted));
         }
         let key = "llama.attention.head_count_kv";
         if !num_heads.is_multiple_of(num_kv_heads) {
@@ -229,10 +207,7 @@ fn generation_config(metadata: &Metadata<'_>) -> Result<Value, GgufError> {
 }
 
 fn write_json(path: &Path, value: &Value) -> Result<(), GgufError> {
-    let io = |source| GgufError::Io {
-        path: path.to_owned(),
-        source,
-    };
+    let io = |source| GgufError::Io { path: path.to_owned(), source };
     let mut file = std::io::BufWriter::new(std::fs::File::create(path).map_err(io)?);
     serde_json::to_writer_pretty(&mut file, value).map_err(|error| io(error.into()))?;
     file.flush().map_err(io)

@@ -46,16 +46,10 @@ fn llama3(
     file: &mut File,
     head_dim: usize,
 ) -> Result<Value, GgufError> {
-    let fail = |reason: String| GgufError::Tensor {
-        name: DIVISORS.to_owned(),
-        reason,
-    };
+    let fail = |reason: String| GgufError::Tensor { name: DIVISORS.to_owned(), reason };
     let shape = content.tensor_infos[DIVISORS].shape.dims();
     if shape != [head_dim / 2] {
-        return Err(fail(format!(
-            "is {shape:?}, but must be [{}]",
-            head_dim / 2
-        )));
+        return Err(fail(format!("is {shape:?}, but must be [{}]", head_dim / 2)));
     }
     let divisors = content
         .tensor(file, DIVISORS, &Device::Cpu)

@@ -31,20 +31,10 @@ impl Model {
         let (kv, intermediate) = (self.num_kv_heads * self.head_dim, self.intermediate_size);
         let mut plan = Vec::new();
         let mut add = |name: String, shape: &[usize], source: String, reordered_heads| {
-            plan.push(Planned {
-                name,
-                shape: shape.to_vec(),
-                source,
-                reordered_heads,
-            });
+            plan.push(Planned { name, shape: shape.to_vec(), source, reordered_heads });
         };
         let embedding = [self.vocab_size, hidden];
-        add(
-            "model.embed_tokens.weight".into(),
-            &embedding,
-            "token_embd.weight".into(),
-            None,
-        );
+        add("model.embed_tokens.weight".into(), &embedding, "token_embd.weight".into(), None);
         for index in 0..self.num_layers {
             let (q_heads, kv_heads) = (Some(self.num_heads), Some(self.num_kv_heads));
             let tensors: [(&str, &[usize], &str, Option<usize>); 9] = [
@@ -60,27 +50,12 @@ impl Model {
             ];
             for (name, shape, source, reordered_heads) in tensors {
                 let name = format!("model.layers.{index}.{name}.weight");
-                add(
-                    name,
-                    shape,
-                    format!("blk.{index}.{source}.weight"),
-                    reordered_heads,
-                );
+                add(name, shape, format!("blk.{index}.{source}.weight"), reordered_heads);
             }
         }
-        add(
-            "model.norm.weight".into(),
-            &[hidden],
-            "output_norm.weight".into(),
-            None,
-        );
+        add("model.norm.weight".into(), &[hidden], "output_norm.weight".into(), None);
         if !self.tied {
-            add(
-                "lm_head.weight".into(),
-                &embedding,
-                "output.weight".into(),
-                None,
-            );
+            add("lm_head.weight".into(), &embedding, "output.weight".into(), None);
         }
         plan
     }
@@ -95,10 +70,8 @@ pub(super) fn convert(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<(), GgufError> {
     let plan = model.plan();
-    let file_len = file.metadata().map_err(|source| GgufError::Io {
-        path: path.to_owned(),
-        source,
-    })?;
+    let file_len =
+        file.metadata().map_err(|source| GgufError::Io { path: path.to_owned(), source })?;
     check(content, file_len.len(), &plan)?;
     let reader = Reader {
         file: RefCell::new(file),
@@ -108,18 +81,8 @@ pub(super) fn convert(
         total: plan.len(),
         progress: RefCell::new(progress),
     };
-    let tensors = plan.iter().map(|planned| {
-        (
-            &planned.name,
-            Lazy {
-                planned,
-                reader: &reader,
-            },
-        )
-    });
-    let info = [("format".to_owned(), "pt".to_owned())]
-        .into_iter()
-        .collect();
+    let tensors = plan.iter().map(|planned| (&planned.name, Lazy { planned, reader: &reader }));
+    let info = [("format".to_owned(), "pt".to_owned())].into_iter().collect();
     let written = serialize_to_file(tensors, Some(info), out);
     if let Some(error) = reader.error.take() {
         // What could not be read was written as zeros.
@@ -127,25 +90,14 @@ pub(super) fn convert(
         return Err(error);
     }
     written.map_err(|error| match error {
-        SafeTensorError::IoError(source) => GgufError::Io {
-            path: out.to_owned(),
-            source,
-        },
-        other => GgufError::Invalid {
-            path: path.to_owned(),
-            reason: other.to_string(),
-        },
+        SafeTensorError::IoError(source) => GgufError::Io { path: out.to_owned(), source },
+        other => GgufError::Invalid { path: path.to_owned(), reason: other.to_string() },
     })
 }
 
 /// Compares the plan with the file, before anything is written.
 fn check(content: &Content, file_len: u64, plan: &[Planned]) -> Result<(), GgufError> {
-    let fail = |name: &str, reason: String| {
-        Err(GgufError::Tensor {
-            name: name.into(),
-            reason,
-        })
-    };
+    let fail = |name: &str, reason: String| Err(GgufError::Tensor { name: name.into(), reason });
     for Planned { source, shape, .. } in plan {
         let Some(info) = content.tensor_infos.get(source) else {
             return fail(source, format!("is missing; it should be {shape:?}"));
@@ -197,21 +149,10 @@ struct Lazy<'a> {
 impl Lazy<'_> {
     /// The tensor in bf16, rows in Hugging Face's order.
     fn read(&self) -> candle_core::Result<Vec<u8>> {
-        let Planned {
-            source,
-            shape,
-            reordered_heads,
-            ..
-        } = self.planned;
+        let Planned { source, shape, reordered_heads, .. } = self.planned;
         let mut file = self.reader.file.borrow_mut();
-        let tensor = self
-            .reader
-            .content
-            .tensor(&mut *file, source, &Device::Cpu)?;
-        let values = tensor
-            .dequantize(&Device::Cpu)?
-            .to_dtype(DType::F32)?
-            .flatten_all()?;
+        let tensor = self.reader.content.tensor(&mut *file, source, &Device::Cpu)?;
+        let values = tensor.dequantize(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?;
         let values = values.to_vec1::<f32>()?;
         let cols = if shape.len() == 2 { shape[1] } else { 1 };
         let mut bytes = Vec::with_capacity(values.len() * 2);
@@ -250,10 +191,7 @@ impl View for Lazy<'_> {
         let reason = match read {
             Ok(Ok(bytes)) if bytes.len() == self.data_len() => {
                 let done = self.reader.done.replace_with(|done| *done + 1) + 1;
-                (self.reader.progress.borrow_mut())(Progress {
-                    done,
-                    total: self.reader.total,
-                });
+                (self.reader.progress.borrow_mut())(Progress { done, total: self.reader.total });
                 return Cow::Owned(bytes);
             }
             Ok(Ok(bytes)) => format!("has {} bytes of {}", bytes.len(), self.data_len()),
@@ -261,10 +199,7 @@ impl View for Lazy<'_> {
             Err(_) => "its data does not fit its description".to_owned(),
         };
         let name = self.planned.source.clone();
-        self.reader
-            .error
-            .borrow_mut()
-            .get_or_insert(GgufError::Tensor { name, reason });
+        self.reader.error.borrow_mut().get_or_insert(GgufError::Tensor { name, reason });
         Cow::Owned(vec![0; self.data_len()])
     }
 

@@ -60,9 +60,7 @@ pub(super) fn convert(
         };
         let index = usize::try_from(id).unwrap_or(usize::MAX);
         let token = tokens.get(index).copied();
-        token
-            .map(Some)
-            .ok_or_else(|| refuse(key, &id, format!("below {vocab_size}")))
+        token.map(Some).ok_or_else(|| refuse(key, &id, format!("below {vocab_size}")))
     };
     let bos = special("tokenizer.ggml.bos_token_id")?;
     // As llama.cpp: its pre-tokenizer of Llama 3 alone has the token by default.
@@ -107,11 +105,7 @@ fn merges(metadata: &Metadata<'_>) -> Result<Vec<Value>, GgufError> {
     let key = "tokenizer.ggml.merges";
     let pair = |merge: &str| match merge.split_once(' ') {
         Some((a, b)) if !a.is_empty() && !b.is_empty() => Ok(json!([a, b])),
-        _ => Err(refuse(
-            key,
-            &format_args!("{merge:?}"),
-            "two tokens with a space between",
-        )),
+        _ => Err(refuse(key, &format_args!("{merge:?}"), "two tokens with a space between")),
     };
     metadata.strings(key)?.into_iter().map(pair).collect()
 }
@@ -129,10 +123,7 @@ fn pre_tokenizer(metadata: &Metadata<'_>) -> Result<(Value, bool), GgufError> {
     match metadata.optional_string(key)?.unwrap_or("default") {
         "smollm" => {
             let digits = json!({ "type": "Digits", "individual_digits": true });
-            Ok((
-                json!({ "type": "Sequence", "pretokenizers": [digits, byte_level()] }),
-                false,
-            ))
+            Ok((json!({ "type": "Sequence", "pretokenizers": [digits, byte_level()] }), false))
         }
         "gpt-2" | "default" => Ok((byte_level(), false)),
         "llama-bpe" | "llama3" => {
@@ -145,16 +136,9 @@ fn pre_tokenizer(metadata: &Metadata<'_>) -> Result<(Value, bool), GgufError> {
                 "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
                 "use_regex": false,
             });
-            Ok((
-                json!({ "type": "Sequence", "pretokenizers": [split, bytes] }),
-                true,
-            ))
+            Ok((json!({ "type": "Sequence", "pretokenizers": [split, bytes] }), true))
         }
-        other => Err(refuse(
-            key,
-            &other,
-            "one of smollm, gpt-2, default, llama-bpe",
-        )),
+        other => Err(refuse(key, &other, "one of smollm, gpt-2, default, llama-bpe")),
     }
 }
 

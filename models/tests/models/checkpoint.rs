@@ -16,10 +16,7 @@ fn save(dir: &Path, name: &str, tensors: &HashMap<String, Tensor>) {
 /// Loads a directory and counts the tensors reported.
 fn load(dir: &Path) -> Result<usize, ModelError> {
     let config = ModelConfig::read(dir)?;
-    let cpu = Cpu::new(CpuConfig {
-        threads: Some(1),
-        ..CpuConfig::default()
-    });
+    let cpu = Cpu::new(CpuConfig { threads: Some(1), ..CpuConfig::default() });
     let mut reports = Vec::new();
     sconce_models::load(dir, &config, &cpu, Dtype::F32, 32, &mut |done, total| {
         reports.push((done, total));
@@ -80,31 +77,17 @@ fn f16_and_f32_checkpoints_load_too() {
 #[test]
 fn shards_are_found_by_their_index() {
     let dir = tempfile::tempdir().unwrap();
-    let untied = Tiny {
-        tied: false,
-        ..Tiny::default()
-    };
+    let untied = Tiny { tied: false, ..Tiny::default() };
     let tensors = untied.write(dir.path());
     std::fs::remove_file(dir.path().join("model.safetensors")).unwrap();
-    assert!(matches!(
-        load(dir.path()),
-        Err(ModelError::NoCheckpoint { .. })
-    ));
+    assert!(matches!(load(dir.path()), Err(ModelError::NoCheckpoint { .. })));
 
     let shard = |name: &str| {
-        if name.contains(".1.") {
-            "b.safetensors"
-        } else {
-            "a.safetensors"
-        }
+        if name.contains(".1.") { "b.safetensors" } else { "a.safetensors" }
     };
     for file in ["a.safetensors", "b.safetensors"] {
         let part = tensors.iter().filter(|(name, _)| shard(name) == file);
-        save(
-            dir.path(),
-            file,
-            &part.map(|(n, t)| (n.clone(), t.clone())).collect(),
-        );
+        save(dir.path(), file, &part.map(|(n, t)| (n.clone(), t.clone())).collect());
     }
     let index = dir.path().join("model.safetensors.index.json");
     let weight_map: HashMap<_, _> = tensors.keys().map(|name| (name, shard(name))).collect();
@@ -115,13 +98,7 @@ fn shards_are_found_by_their_index() {
     let error = load(dir.path()).unwrap_err().to_string();
     assert!(error.contains("missing: b.safetensors"), "{error}");
 
-    for name in [
-        "../a.safetensors",
-        "/etc/passwd",
-        "..",
-        "",
-        "a/b.safetensors",
-    ] {
+    for name in ["../a.safetensors", "/etc/passwd", "..", "", "a/b.safetensors"] {
         std::fs::write(&index, json!({ "weight_map": { "x": name } }).to_string()).unwrap();
         let error = load(dir.path()).unwrap_err().to_string();
         assert!(error.contains("not a file's name"), "{name:?}: {error}");
@@ -139,12 +116,7 @@ fn a_damaged_file_is_named() {
     Tiny::default().write(dir.path());
     let path = dir.path().join("model.safetensors");
     let len = std::fs::metadata(&path).unwrap().len();
-    std::fs::File::options()
-        .write(true)
-        .open(&path)
-        .unwrap()
-        .set_len(len - 1)
-        .unwrap();
+    std::fs::File::options().write(true).open(&path).unwrap().set_len(len - 1).unwrap();
     let error = load(dir.path()).unwrap_err();
     assert!(matches!(error, ModelError::Mapped(_)), "{error}");
     assert!(error.to_string().contains("model.safetensors"), "{error}");

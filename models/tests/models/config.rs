@@ -8,12 +8,7 @@ use crate::tiny::{self, Tiny};
 #[test]
 fn defaults_follow_transformers() {
     let mut config = Tiny::default().config();
-    for field in [
-        "num_key_value_heads",
-        "head_dim",
-        "rope_theta",
-        "sliding_window",
-    ] {
+    for field in ["num_key_value_heads", "head_dim", "rope_theta", "sliding_window"] {
         config.as_object_mut().unwrap().remove(field);
     }
     config["hidden_size"] = json!(64);
@@ -33,11 +28,7 @@ fn what_cannot_be_served_is_refused_by_name() {
         scaling
     };
     let cases: Vec<(&str, Value, &str)> = vec![
-        (
-            "architectures",
-            json!(["GPT2LMHeadModel"]),
-            "LlamaForCausalLM",
-        ),
+        ("architectures", json!(["GPT2LMHeadModel"]), "LlamaForCausalLM"),
         ("architectures", json!([]), "architectures"),
         ("vocab_size", json!(0), "vocab_size"),
         ("vocab_size", json!("many"), "vocab_size"),
@@ -55,39 +46,15 @@ fn what_cannot_be_served_is_refused_by_name() {
         ("rope_theta", json!(-1.0), "rope_theta"),
         ("hidden_act", json!("gelu"), "hidden_act"),
         ("sliding_window", json!(0), "sliding_window"),
-        (
-            "quantization_config",
-            json!({ "quant_method": "awq" }),
-            "quantization_config",
-        ),
+        ("quantization_config", json!({ "quant_method": "awq" }), "quantization_config"),
         ("partial_rotary_factor", json!(0.5), "partial_rotary_factor"),
-        (
-            "rope_scaling",
-            json!({ "type": "dynamic", "factor": 2.0 }),
-            "dynamic",
-        ),
+        ("rope_scaling", json!({ "type": "dynamic", "factor": 2.0 }), "dynamic"),
         ("rope_scaling", json!({ "type": "linear" }), "factor"),
-        (
-            "rope_scaling",
-            json!({ "type": "linear", "factor": "two" }),
-            "rope_scaling.factor",
-        ),
-        (
-            "rope_scaling",
-            json!({ "rope_type": "llama3", "factor": 8.0 }),
-            "low_freq_factor",
-        ),
-        (
-            "rope_scaling",
-            yarn("original_max_position_embeddings", json!(0)),
-            "original_max",
-        ),
+        ("rope_scaling", json!({ "type": "linear", "factor": "two" }), "rope_scaling.factor"),
+        ("rope_scaling", json!({ "rope_type": "llama3", "factor": 8.0 }), "low_freq_factor"),
+        ("rope_scaling", yarn("original_max_position_embeddings", json!(0)), "original_max"),
         ("rope_scaling", yarn("beta_fast", json!(-1.0)), "beta_fast"),
-        (
-            "rope_scaling",
-            yarn("attention_factor", json!(0.0)),
-            "attention_factor",
-        ),
+        ("rope_scaling", yarn("attention_factor", json!(0.0)), "attention_factor"),
     ];
     for (field, value, named) in cases {
         let mut config = Tiny::default().config();
@@ -106,10 +73,7 @@ fn heads_that_do_not_divide_the_hidden_size_need_a_head_dim() {
     config["head_dim"] = Value::Null;
     config["hidden_size"] = json!(50);
     let error = tiny::read_config(&config).unwrap_err();
-    assert!(
-        error.to_string().contains("num_attention_heads is 4"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("num_attention_heads is 4"), "{error}");
 }
 
 #[test]
@@ -120,13 +84,7 @@ fn a_file_that_is_no_configuration_is_named() {
     for text in ["", "{", "[]", "null", "{} {}", "\u{0}"] {
         std::fs::write(dir.path().join("config.json"), text).unwrap();
         let error = read();
-        assert!(
-            matches!(error, ModelError::Json { .. }),
-            "{text:?}: {error}"
-        );
-        assert!(
-            error.to_string().contains("config.json"),
-            "{text:?}: {error}"
-        );
+        assert!(matches!(error, ModelError::Json { .. }), "{text:?}: {error}");
+        assert!(error.to_string().contains("config.json"), "{text:?}: {error}");
     }
 }

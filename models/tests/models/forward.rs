@@ -24,10 +24,7 @@ struct Runner {
 impl Runner {
     fn new(dir: &std::path::Path, dtype: Dtype) -> Self {
         let config = ModelConfig::read(dir).unwrap();
-        let cpu = Cpu::new(CpuConfig {
-            threads: Some(2),
-            ..CpuConfig::default()
-        });
+        let cpu = Cpu::new(CpuConfig { threads: Some(2), ..CpuConfig::default() });
         let model =
             sconce_models::load(dir, &config, &cpu, dtype, MAX_TOKENS, &mut |_, _| {}).unwrap();
         let shape = *model.shape();
@@ -40,30 +37,17 @@ impl Runner {
         };
         let cache = cpu.kv_cache(layout).unwrap();
         let workspace = Workspace::new(&cpu, &shape, MAX_TOKENS, MAX_TOKENS).unwrap();
-        Self {
-            cpu,
-            model,
-            cache,
-            workspace,
-        }
+        Self { cpu, model, cache, workspace }
     }
 
     /// The logits of every row of a batch.
     fn logits(&mut self, batch: &ForwardBatch) -> Vec<Vec<f32>> {
-        let Self {
-            cpu,
-            model,
-            cache,
-            workspace,
-        } = self;
+        let Self { cpu, model, cache, workspace } = self;
         model.forward(cpu, batch, cache, workspace).unwrap();
         let rows: Vec<u32> = (0..batch.num_tokens() as u32).collect();
         model.logits(cpu, &rows, workspace).unwrap();
         let logits = cpu.read(&workspace.logits, rows.len()).unwrap();
-        logits
-            .chunks(model.shape().vocab_size)
-            .map(<[f32]>::to_vec)
-            .collect()
+        logits.chunks(model.shape().vocab_size).map(<[f32]>::to_vec).collect()
     }
 }
 
@@ -80,22 +64,15 @@ impl<'a> Plain<'a> {
             let numbers = tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap();
             (name.clone(), (numbers.to_vec1().unwrap(), cols))
         };
-        Self {
-            tiny,
-            weights: tensors.iter().map(weight).collect(),
-        }
+        Self { tiny, weights: tensors.iter().map(weight).collect() }
     }
 
     fn linear(&self, name: &str, x: &[f64]) -> Vec<f64> {
         let (weight, cols) = &self.weights[&format!("{name}.weight")];
-        let mut out: Vec<f64> = weight
-            .chunks(*cols)
-            .map(|row| row.iter().zip(x).map(|(w, x)| w * x).sum())
-            .collect();
+        let mut out: Vec<f64> =
+            weight.chunks(*cols).map(|row| row.iter().zip(x).map(|(w, x)| w * x).sum()).collect();
         if let Some((bias, _)) = self.weights.get(&format!("{name}.bias")) {
-            out.iter_mut()
-                .zip(bias)
-                .for_each(|(out, bias)| *out += bias);
+            out.iter_mut().zip(bias).for_each(|(out, bias)| *out += bias);
         }
         out
     }
@@ -103,10 +80,7 @@ impl<'a> Plain<'a> {
     fn norm(&self, name: &str, x: &[f64]) -> Vec<f64> {
         let (weight, _) = &self.weights[&format!("{name}.weight")];
         let mean = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
-        x.iter()
-            .zip(weight)
-            .map(|(x, w)| x / (mean + 1e-5).sqrt() * w)
-            .collect()
+        x.iter().zip(weight).map(|(x, w)| x / (mean + 1e-5).sqrt() * w).collect()
     }
 
     /// Rotates every head of a row that stands at `position`.
@@ -123,16 +97,8 @@ impl<'a> Plain<'a> {
     }
 
     fn attend(&self, q: &[f64], keys: &[Vec<f64>], values: &[Vec<f64>]) -> Vec<f64> {
-        let Tiny {
-            heads,
-            kv_heads,
-            head_dim,
-            sliding_window,
-            ..
-        } = *self.tiny;
-        let first = keys
-            .len()
-            .saturating_sub(sliding_window.unwrap_or(usize::MAX));
+        let Tiny { heads, kv_heads, head_dim, sliding_window, .. } = *self.tiny;
+        let first = keys.len().saturating_sub(sliding_window.unwrap_or(usize::MAX));
         let mut out = Vec::new();
         for (head, q) in q.chunks(head_dim).enumerate() {
             let kv = head / (heads / kv_heads) * head_dim..;
@@ -144,11 +110,8 @@ impl<'a> Plain<'a> {
             let total: f64 = weights.iter().sum();
             for i in 0..head_dim {
                 let at = kv.start + i;
-                let sum: f64 = values[first..]
-                    .iter()
-                    .zip(&weights)
-                    .map(|(v, weight)| v[at] * weight)
-                    .sum();
+                let sum: f64 =
+                    values[first..].iter().zip(&weights).map(|(v, weight)| v[at] * weight).sum();
                 out.push(sum / total);
             }
         }
@@ -179,46 +142,26 @@ impl<'a> Plain<'a> {
                 let gate = self.linear(&name("mlp.gate_proj"), &normed);
                 let up = self.linear(&name("mlp.up_proj"), &normed);
                 let silu = |gate: f64| gate / (1.0 + (-gate).exp());
-                let activated: Vec<f64> = gate
-                    .iter()
-                    .zip(&up)
-                    .map(|(gate, up)| silu(*gate) * up)
-                    .collect();
+                let activated: Vec<f64> =
+                    gate.iter().zip(&up).map(|(gate, up)| silu(*gate) * up).collect();
                 add(x, self.linear(&name("mlp.down_proj"), &activated));
             }
         }
-        let head = if self.tiny.tied {
-            "model.embed_tokens"
-        } else {
-            "lm_head"
-        };
-        rows.iter()
-            .map(|x| self.linear(head, &self.norm("model.norm", x)))
-            .collect()
+        let head = if self.tiny.tied { "model.embed_tokens" } else { "lm_head" };
+        rows.iter().map(|x| self.linear(head, &self.norm("model.norm", x))).collect()
     }
 }
 
 fn variants() -> [Tiny; 3] {
     let tiny = Tiny::default();
-    let biased = Tiny {
-        tied: false,
-        biased: true,
-        ..tiny.clone()
-    };
-    let windowed = Tiny {
-        sliding_window: Some(9),
-        heads: 6,
-        kv_heads: 1,
-        ..tiny.clone()
-    };
+    let biased = Tiny { tied: false, biased: true, ..tiny.clone() };
+    let windowed = Tiny { sliding_window: Some(9), heads: 6, kv_heads: 1, ..tiny.clone() };
     [tiny, biased, windowed]
 }
 
 fn tokens(len: usize, seed: u64) -> Vec<u32> {
     let mut random = Random(seed);
-    (0..len)
-        .map(|_| ((random.next() + 1.0) * 39.9) as u32)
-        .collect()
+    (0..len).map(|_| ((random.next() + 1.0) * 39.9) as u32).collect()
 }
 
 /// The root of the mean square error, relative to that of the reference.
@@ -245,10 +188,7 @@ fn logits_agree_with_a_plain_forward_pass() {
         for (dtype, limit) in [(Dtype::F32, 2e-6), (Dtype::Bf16, 2e-2)] {
             let got = Runner::new(dir.path(), dtype).logits(&batch);
             let error = relative_error(&got, &expected);
-            assert!(
-                error < limit,
-                "{tiny:?} in {dtype:?}: relative error {error:e}"
-            );
+            assert!(error < limit, "{tiny:?} in {dtype:?}: relative error {error:e}");
         }
     }
 }
@@ -301,37 +241,21 @@ fn logits_of_chosen_rows_come_in_the_order_asked_for() {
     let mut batch = ForwardBatch::default();
     batch.push(&tokens(9, 1), 0, &[4]);
     let all = runner.logits(&batch);
-    let Runner {
-        cpu,
-        model,
-        workspace,
-        ..
-    } = &mut runner;
+    let Runner { cpu, model, workspace, .. } = &mut runner;
     model.logits(cpu, &[8, 0, 8], workspace).unwrap();
     let got = cpu.read(&workspace.logits, 3).unwrap();
-    assert_eq!(
-        got,
-        [all[8].clone(), all[0].clone(), all[8].clone()].concat()
-    );
+    assert_eq!(got, [all[8].clone(), all[0].clone(), all[8].clone()].concat());
 }
 
 #[test]
 fn a_batch_that_exceeds_its_limits_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     Tiny::default().write(dir.path());
-    let Runner {
-        mut cpu,
-        model,
-        mut cache,
-        mut workspace,
-    } = Runner::new(dir.path(), Dtype::F32);
+    let Runner { mut cpu, model, mut cache, mut workspace } = Runner::new(dir.path(), Dtype::F32);
     let mut refused = |tokens: &[u32], computed: usize| {
         let mut batch = ForwardBatch::default();
         batch.push(tokens, computed, &[0, 1, 2, 3, 4, 5, 6, 7]);
-        model
-            .forward(&mut cpu, &batch, &mut cache, &mut workspace)
-            .unwrap_err()
-            .to_string()
+        model.forward(&mut cpu, &batch, &mut cache, &mut workspace).unwrap_err().to_string()
     };
     let error = refused(&tokens(MAX_TOKENS + 1, 1), 0);
     assert!(error.contains("embedding_gather"), "{error}");

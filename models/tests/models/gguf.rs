@@ -29,11 +29,7 @@ struct Source {
 }
 
 fn strings(list: &[&str]) -> Value {
-    Value::Array(
-        list.iter()
-            .map(|text| Value::String((*text).to_owned()))
-            .collect(),
-    )
+    Value::Array(list.iter().map(|text| Value::String((*text).to_owned())).collect())
 }
 
 /// The vocabulary: two control tokens, one defined by users, and pieces.
@@ -79,38 +75,22 @@ impl Source {
             ("tokenizer.ggml.pre", Value::String("smollm".into())),
             ("tokenizer.ggml.tokens", strings(&TOKENS)),
             ("tokenizer.ggml.token_type", Value::Array(kinds)),
-            (
-                "tokenizer.ggml.merges",
-                strings(&["a b", "Ġ a", "ab c", "1 2", "Ġ ab"]),
-            ),
+            ("tokenizer.ggml.merges", strings(&["a b", "Ġ a", "ab c", "1 2", "Ġ ab"])),
             ("tokenizer.ggml.bos_token_id", Value::U32(1)),
             ("tokenizer.ggml.eos_token_id", Value::U32(0)),
-            (
-                "tokenizer.chat_template",
-                Value::String("{{ messages }}".into()),
-            ),
+            ("tokenizer.chat_template", Value::String("{{ messages }}".into())),
         ];
-        let metadata = metadata
-            .into_iter()
-            .map(|(key, value)| (key.to_owned(), value))
-            .collect();
+        let metadata = metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
         let tensor = |(name, tensor): (&String, &Tensor)| {
             let (name, heads) = llama_cpp_name(name, tiny);
             let mut tensor = tensor.to_dtype(DType::F32).unwrap();
             if let Some(heads) = heads {
                 tensor = interleave(&tensor, heads);
             }
-            let dtype = if tensor.rank() == 1 {
-                GgmlDType::F32
-            } else {
-                dtype
-            };
+            let dtype = if tensor.rank() == 1 { GgmlDType::F32 } else { dtype };
             (name, QTensor::quantize(&tensor, dtype).unwrap())
         };
-        Self {
-            metadata,
-            tensors: weights.iter().map(tensor).collect(),
-        }
+        Self { metadata, tensors: weights.iter().map(tensor).collect() }
     }
 
     fn write(&self, path: &Path) {
@@ -168,13 +148,7 @@ fn interleave(weight: &Tensor, heads: usize) -> Tensor {
 
 /// A model with the vocabulary of these tests.
 fn tiny() -> Tiny {
-    Tiny {
-        vocab: TOKENS.len(),
-        hidden: 64,
-        intermediate: 96,
-        tied: false,
-        ..Tiny::default()
-    }
+    Tiny { vocab: TOKENS.len(), hidden: 64, intermediate: 96, tied: false, ..Tiny::default() }
 }
 
 #[test]
@@ -209,10 +183,7 @@ fn a_converted_directory_holds_the_model_it_came_from() {
         assert_eq!(config.rms_norm_eps.to_bits(), 1e-5f32.to_bits());
         assert_eq!(config.rope_theta, 1000.0);
         assert_eq!(config.head_dim, tiny.head_dim);
-        let cpu = Cpu::new(CpuConfig {
-            threads: Some(1),
-            ..CpuConfig::default()
-        });
+        let cpu = Cpu::new(CpuConfig { threads: Some(1), ..CpuConfig::default() });
         sconce_models::load(dir.path(), &config, &cpu, Dtype::Bf16, 16, &mut |_, _| {}).unwrap();
     }
 }
@@ -226,16 +197,12 @@ fn quantised_weights_are_dequantised_and_rounded() {
     source.convert(dir.path()).unwrap();
     let path = dir.path().join("model.safetensors");
     let converted = candle_core::safetensors::load(path, &Device::Cpu).unwrap();
-    let expected = source.tensors["blk.1.ffn_down.weight"]
-        .dequantize(&Device::Cpu)
-        .unwrap();
+    let expected = source.tensors["blk.1.ffn_down.weight"].dequantize(&Device::Cpu).unwrap();
     let numbers = |tensor: &Tensor| -> Vec<half::bf16> {
         let rounded = tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         rounded.into_iter().map(half::bf16::from_f32).collect()
     };
-    let got = converted["model.layers.1.mlp.down_proj.weight"]
-        .to_dtype(DType::F32)
-        .unwrap();
+    let got = converted["model.layers.1.mlp.down_proj.weight"].to_dtype(DType::F32).unwrap();
     assert_eq!(numbers(&got), numbers(&expected));
 }
 
@@ -266,19 +233,14 @@ fn the_tokenizer_is_rebuilt() {
     assert_eq!(read("generation_config.json")["eos_token_id"], 0);
 
     let set = |source: &mut Source, key: &str, value| {
-        source
-            .metadata
-            .insert(format!("tokenizer.ggml.{key}"), value);
+        source.metadata.insert(format!("tokenizer.ggml.{key}"), value);
     };
     set(&mut source, "add_bos_token", Value::Bool(true));
     set(&mut source, "eot_token_id", Value::U32(2));
     set(&mut source, "eom_token_id", Value::U32(0));
     source.convert(dir.path()).unwrap();
     assert_eq!(ids("ab"), [1, 10]);
-    assert_eq!(
-        read("generation_config.json")["eos_token_id"],
-        json!([0, 2])
-    );
+    assert_eq!(read("generation_config.json")["eos_token_id"], json!([0, 2]));
 
     // Llama 3's: digits in threes, whole words first, the token by default.
     set(&mut source, "pre", Value::String("llama-bpe".into()));
@@ -339,69 +301,25 @@ fn lying_metadata_is_named() {
         ("general.architecture", text("mamba"), "\"llama\""),
         ("llama.block_count", Value::U32(3), "blk.2."),
         ("llama.block_count", Value::U32(1), "blk.1."),
-        (
-            "llama.block_count",
-            Value::U64(u64::MAX),
-            "llama.block_count",
-        ),
-        (
-            "llama.block_count",
-            Value::U32(1 << 20),
-            "llama.block_count",
-        ),
+        ("llama.block_count", Value::U64(u64::MAX), "llama.block_count"),
+        ("llama.block_count", Value::U32(1 << 20), "llama.block_count"),
         ("llama.embedding_length", Value::U32(32), "is [16, 64]"),
-        (
-            "llama.embedding_length",
-            text("64"),
-            "llama.embedding_length",
-        ),
+        ("llama.embedding_length", text("64"), "llama.embedding_length"),
         ("llama.attention.head_count", Value::U32(0), "head_count"),
-        (
-            "llama.attention.head_count_kv",
-            Value::U32(3),
-            "head_count_kv",
-        ),
-        (
-            "llama.attention.key_length",
-            Value::U32(15),
-            "dimension_count",
-        ),
-        (
-            "llama.rope.dimension_count",
-            Value::U32(8),
-            "dimension_count",
-        ),
+        ("llama.attention.head_count_kv", Value::U32(3), "head_count_kv"),
+        ("llama.attention.key_length", Value::U32(15), "dimension_count"),
+        ("llama.rope.dimension_count", Value::U32(8), "dimension_count"),
         ("llama.rope.freq_base", Value::F32(f32::NAN), "freq_base"),
-        (
-            "llama.rope.scaling.type",
-            text("yarn"),
-            "llama.rope.scaling.type",
-        ),
+        ("llama.rope.scaling.type", text("yarn"), "llama.rope.scaling.type"),
         ("tokenizer.ggml.model", text("llama"), "\"gpt2\""),
         ("tokenizer.ggml.pre", text("qwen2"), "smollm"),
         ("tokenizer.ggml.tokens", strings(&["a", "a"]), "token_type"),
         ("tokenizer.ggml.token_type", Value::Array(vec![]), "0 kinds"),
-        (
-            "tokenizer.ggml.merges",
-            strings(&["ab"]),
-            "tokenizer.ggml.merges",
-        ),
-        (
-            "tokenizer.ggml.eos_token_id",
-            Value::U32(16),
-            "eos_token_id is 16",
-        ),
-        (
-            "tokenizer.ggml.bos_token_id",
-            Value::I32(-1),
-            "bos_token_id",
-        ),
+        ("tokenizer.ggml.merges", strings(&["ab"]), "tokenizer.ggml.merges"),
+        ("tokenizer.ggml.eos_token_id", Value::U32(16), "eos_token_id is 16"),
+        ("tokenizer.ggml.bos_token_id", Value::I32(-1), "bos_token_id"),
         // A division by it stands in the reader.
-        (
-            "general.alignment",
-            Value::U32(0),
-            "is not a whole GGUF file",
-        ),
+        ("general.alignment", Value::U32(0), "is not a whole GGUF file"),
     ];
     for (key, value, named) in cases {
         let mut source = Source::new(&tiny, &weights, GgmlDType::F32);
@@ -443,10 +361,7 @@ fn unknown_tensors_are_not_dropped() {
 
 #[test]
 fn a_truncated_file_is_an_error_wherever_it_ends() {
-    let tiny = Tiny {
-        layers: 1,
-        ..tiny()
-    };
+    let tiny = Tiny { layers: 1, ..tiny() };
     let source = Source::new(&tiny, &tiny.tensors(), GgmlDType::Q8_0);
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("whole.gguf");

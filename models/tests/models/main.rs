@@ -1,8 +1,5 @@
 //! Model directories that the tests write themselves: read, refused, computed.
-#![expect(
-    clippy::unwrap_used,
-    reason = "a test whose files cannot be written has failed"
-)]
+#![expect(clippy::unwrap_used, reason = "a test whose files cannot be written has failed")]
 
 mod checkpoint;
 mod config;

@@ -66,10 +66,7 @@ impl Tiny {
         let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
         let (hidden, intermediate) = (self.hidden, self.intermediate);
         let mut shapes = vec![
-            (
-                "model.embed_tokens.weight".to_owned(),
-                vec![self.vocab, hidden],
-            ),
+            ("model.embed_tokens.weight".to_owned(), vec![self.vocab, hidden]),
             ("model.norm.weight".to_owned(), vec![hidden]),
         ];
         if !self.tied {
@@ -103,11 +100,7 @@ impl Tiny {
         let mut random = Random(7);
         let tensor = |(name, shape): (String, Vec<usize>)| {
             let norm = name.contains("norm");
-            let scale = if norm {
-                0.2
-            } else {
-                1.5 / (shape[shape.len() - 1] as f32).sqrt()
-            };
+            let scale = if norm { 0.2 } else { 1.5 / (shape[shape.len() - 1] as f32).sqrt() };
             let numbers: Vec<f32> = (0..shape.iter().product())
                 .map(|_| random.next() * scale + f32::from(u8::from(norm)))
                 .collect();

@@ -1,6 +1,10 @@
 //! `/v1/chat/completions`.
 
-use axum::{Json, extract::State, response::{IntoResponse as _, Response}};
+use axum::{
+    Json,
+    extract::State,
+    response::{IntoResponse as _, Response},
+};
 use futures::future::try_join_all;
 use sconce_text::{ChatTemplateOptions, TextModel};
 use sconce_types::{TokenId, TokenLogprobs};
@@ -37,7 +41,8 @@ pub(crate) struct ChatBody {
 }
 
 /// The fields above, for those who misspell them.
-const OWN_FIELDS: &[&str] = &["model", "messages", "max_tokens", "max_completion_tokens", "logprobs", "top_logprobs"];
+const OWN_FIELDS: &[&str] =
+    &["model", "messages", "max_tokens", "max_completion_tokens", "logprobs", "top_logprobs"];
 
 /// A message of a conversation.
 #[derive(Clone, Debug, Deserialize)]
@@ -316,8 +321,13 @@ impl Chunks for ChatChunks {
     fn open(&mut self, out: &mut Events) {
         for index in 0..self.completion_tokens.len() {
             let delta = ChunkDelta { role: Some("assistant"), content: Some("") };
-            let choice =
-                ChunkChoice { index, delta, logprobs: None, finish_reason: None, stop_reason: None };
+            let choice = ChunkChoice {
+                index,
+                delta,
+                logprobs: None,
+                finish_reason: None,
+                stop_reason: None,
+            };
             self.push(&[choice], self.running_usage(), out);
         }
     }

@@ -2,7 +2,11 @@
 
 use std::sync::Arc;
 
-use axum::{Json, extract::State, response::{IntoResponse as _, Response}};
+use axum::{
+    Json,
+    extract::State,
+    response::{IntoResponse as _, Response},
+};
 use futures::future::try_join_all;
 use sconce_text::TextModel;
 use sconce_types::{TokenId, TokenLogprobs};
@@ -114,9 +118,7 @@ pub(crate) async fn create(
     }
     let echoes = prompts.iter().flat_map(|prompt| std::iter::repeat_n(prompt, settings.n));
     let echoes = echoes
-        .map(|prompt| {
-            if echo { Echo::new(&state.text, prompt).map(Some) } else { Ok(None) }
-        })
+        .map(|prompt| if echo { Echo::new(&state.text, prompt).map(Some) } else { Ok(None) })
         .collect::<Result<Vec<_>, _>>()?;
     let shape = Shape {
         id: state.next_id("cmpl"),
@@ -190,7 +192,13 @@ struct LegacyLogprobs {
 }
 
 impl LegacyLogprobs {
-    fn push(&mut self, text: &TextModel, token: TokenId, at: Option<&TokenLogprobs>, offset: &mut usize) {
+    fn push(
+        &mut self,
+        text: &TextModel,
+        token: TokenId,
+        at: Option<&TokenLogprobs>,
+        offset: &mut usize,
+    ) {
         let token = text.token_text(token).text;
         self.text_offset.push(*offset);
         *offset += token.chars().count();
