@@ -3,6 +3,7 @@
 //!
 //! Streams of 1, 8 and 32 run in turns, `ROUNDS` times; medians are printed and
 //! the raw figures kept under benches/results/.
+#![expect(clippy::print_stdout, reason = "what the program is for")]
 
 use std::{fmt::Write as _, path::Path, time::Instant};
 
