@@ -1,7 +1,7 @@
 //! The HTTP endpoint.
 //!
 //! Handlers are thin: extract, convert, submit, stream or collect. Requests are
-//! validated once, in `openai::params` and by the engine; [`error`] is the one
+//! validated once, in `openai::params` and by the engine; `error` is the one
 //! place that knows HTTP status codes. A client that goes away drops its
 //! response, which drops its request.
 

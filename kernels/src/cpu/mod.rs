@@ -1,7 +1,7 @@
 //! The CPU form of every operation.
 //!
 //! Weights and the KV cache lie in panels that one inner loop reads
-//! ([`mod@tile`]); everything else is elementwise ([`mod@vector`]). Instruction
+//! (`tile`); everything else is elementwise (`vector`). Instruction
 //! sets are chosen when the program runs.
 
 mod aligned;

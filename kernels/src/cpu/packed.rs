@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{Dtype, KernelError};
 
-/// A weight `[n, k]` in panels of 16 output columns, as [`super::tile`] reads
+/// A weight `[n, k]` in panels of 16 output columns, as `tile` reads
 /// them. `n` is padded to 16 and, in bf16, `k` to 2, with zeros.
 pub struct PackedMatrix {
     n: usize,
