@@ -229,6 +229,8 @@ impl<E: Executor> EngineLoop<E> {
             return self.end_failed_step(&error);
         }
         self.scheduler.commit(&self.batch, &self.sampled, &mut self.outputs);
+        // Who reads its last token finds the metrics as they are after it.
+        self.publish_gauges();
         self.deliver(step_ended);
         let overhead = (step_started - turn_started) + step_ended.elapsed();
         self.metrics.step_overhead.observe(overhead.as_secs_f64());
