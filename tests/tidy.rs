@@ -27,9 +27,9 @@ const ARROWS: &[(&str, &[&str])] = &[
 const SERVING_HALF: &[&str] =
     &["sconce-types", "sconce-scheduler", "sconce-engine", "sconce-text", "sconce-server"];
 const COMPUTING_ONLY: &[&str] = &["candle-core", "candle-nn", "cudarc"];
-/// The computing half knows neither HTTP nor tokenizers.
+/// The computing half knows neither HTTP nor text (candle-core itself brings tokenizers).
 const COMPUTING_HALF: &[&str] = &["sconce-runner", "sconce-models", "sconce-kernels"];
-const SERVING_ONLY: &[&str] = &["axum", "tokio", "hyper", "tokenizers", "minijinja"];
+const SERVING_ONLY: &[&str] = &["axum", "tokio", "hyper", "minijinja"];
 
 const MAX_LINES: usize = 600;
 const BANNED_STEMS: &[&str] = &["utils", "util", "common", "helpers", "misc", "manager"];
