@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use anyhow::Context as _;
 use sconce::hub::{self, HubOptions};
 
 use crate::progress::Bars;
@@ -31,25 +30,24 @@ pub(crate) struct CacheArgs {
 }
 
 impl CacheArgs {
-    pub(crate) fn hub_options(&self) -> anyhow::Result<HubOptions> {
-        let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
-        let of_user = || {
-            let home = || set("HOME").map(|home| PathBuf::from(home).join(".cache"));
-            Some(set("XDG_CACHE_HOME").map(PathBuf::from).or_else(home)?.join("sconce"))
+    pub(crate) fn hub_options(&self) -> HubOptions {
+        let defaults = HubOptions::default();
+        let xdg = || {
+            let dir = std::env::var_os("XDG_CACHE_HOME").filter(|dir| !dir.is_empty())?;
+            Some(PathBuf::from(dir).join("sconce"))
         };
-        let cache_dir = self.cache_dir.clone().or_else(of_user);
-        Ok(HubOptions {
-            cache_dir: cache_dir.context("there is no home directory; give --cache-dir")?,
+        HubOptions {
+            cache_dir: self.cache_dir.clone().or_else(xdg).unwrap_or(defaults.cache_dir),
             use_hub: !self.no_hub,
             ..HubOptions::default()
-        })
+        }
     }
 }
 
 /// Fetches and says where the model lies.
 #[expect(clippy::print_stdout, reason = "what the command is for")]
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let options = HubOptions { force: args.force, ..args.cache.hub_options()? };
+    let options = HubOptions { force: args.force, ..args.cache.hub_options() };
     let bars = Bars::new();
     let found = hub::resolve(&args.model, &options, &bars)?;
     bars.clear();

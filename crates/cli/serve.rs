@@ -124,7 +124,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
                 || format!("cannot listen on {}:{}; choose another --port", args.host, args.port),
             )?;
         let address = listener.local_addr()?;
-        let options = args.options(args.cache.hub_options()?);
+        let options = args.options(args.cache.hub_options());
         let bars = Bars::new();
         let sconce = {
             let bars = bars.clone();

@@ -73,9 +73,12 @@ pub struct HubOptions {
 }
 
 impl Default for HubOptions {
+    /// Everything allowed; the cache lies in the user's home directory, or in
+    /// the temporary one where there is none.
     fn default() -> Self {
+        let home = std::env::home_dir().map(|home| home.join(".cache"));
         Self {
-            cache_dir: std::env::temp_dir().join("sconce"),
+            cache_dir: home.unwrap_or_else(std::env::temp_dir).join("sconce"),
             use_hub: true,
             python: "python3".into(),
             force: false,

@@ -97,7 +97,7 @@ impl Shared {
     pub(super) fn settings(self, state: &AppState) -> Result<Settings, ApiError> {
         let defaults = SamplingParams::default();
         if let (Some(user), _) | (None, Some(user)) = (&self.user, &self.safety_identifier) {
-            tracing::info!(user, metadata = ?self.metadata, "request");
+            tracing::debug!(user, metadata = ?self.metadata, "request");
         }
         let top_k = match self.top_k.unwrap_or(0) {
             -1 => 0,
