@@ -3,7 +3,8 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use sconce_engine::{
-    Built, Engine, EngineHandle, EngineRequest, SchedulerConfig, StartError, SubmitError,
+    Built, Engine, EngineHandle, EngineRequest, RequestError, SchedulerConfig, StartError,
+    SubmitError,
 };
 use sconce_runner::{Dtype, LoadError, LoadOptions};
 use sconce_text::{TextConfig, TextError, TextModel};
@@ -86,6 +87,9 @@ pub enum Error {
     /// The engine refused a request.
     #[error(transparent)]
     Submit(#[from] SubmitError),
+    /// A request ended without finishing.
+    #[error(transparent)]
+    Request(#[from] RequestError),
 }
 
 /// What was started, for people to read.
