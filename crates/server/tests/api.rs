@@ -19,8 +19,8 @@ use tower::ServiceExt as _;
 
 const VOCAB_SIZE: u32 = 257;
 
-/// A tokenizer whose tokens are ASCII characters, and an end token.
-fn text() -> Arc<TextModel> {
+/// A tokenizer whose tokens are ASCII characters, and a generation config.
+fn text(generation: &Value) -> Arc<TextModel> {
     let mut vocab = Map::new();
     for byte in 33..=126_u8 {
         vocab.insert(char::from(byte).to_string(), json!(byte));
@@ -44,7 +44,7 @@ fn text() -> Arc<TextModel> {
     };
     write("tokenizer.json", &tokenizer);
     write("tokenizer_config.json", &json!({ "chat_template": template }));
-    write("generation_config.json", &json!({ "eos_token_id": 256 }));
+    write("generation_config.json", generation);
     Arc::new(TextModel::load(dir.path(), &TextConfig::default()).expect("it loads"))
 }
 
@@ -56,6 +56,10 @@ struct App {
 
 impl App {
     fn new(config: ServerConfig) -> Self {
+        Self::with(config, &json!({ "eos_token_id": 256 }))
+    }
+
+    fn with(config: ServerConfig, generation: &Value) -> Self {
         let limits = SchedulerConfig {
             max_num_seqs: 8,
             max_num_batched_tokens: 64,
@@ -70,7 +74,7 @@ impl App {
         };
         let (_, engine, ()) = Engine::start("fake", build).expect("the engine starts");
         let config = ServerConfig { served_model_names: vec!["fake".into()], ..config };
-        let router = router(engine.clone(), text(), config);
+        let router = router(engine.clone(), text(generation), config);
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         Self { runtime, router, engine }
@@ -307,6 +311,15 @@ fn what_is_wrong_is_refused_by_name() {
     assert_eq!(app.send(request.expect("a request")).0, StatusCode::BAD_REQUEST);
     let nested = format!("{{\"prompt\": {}1{}}}", "[".repeat(100_000), "]".repeat(100_000));
     assert_eq!(app.refused(COMPLETIONS, nested).0, 400);
+}
+
+#[test]
+fn the_models_generation_config_is_a_default_only() {
+    let generation = json!({ "eos_token_id": 256, "top_k": -7 });
+    let app = App::with(ServerConfig::default(), &generation);
+    // What is wrong with it shows that it is used; a request's own value wins.
+    assert_eq!(app.refused(COMPLETIONS, completion(json!({}))).1, "top_k");
+    app.post_ok(COMPLETIONS, &completion(json!({ "top_k": 5 })));
 }
 
 #[test]

@@ -12,4 +12,4 @@ pub use chat_template::ChatTemplateOptions;
 pub use detokenizer::Detokenizer;
 pub use error::TextError;
 pub use stop_strings::{MAX_STOP_BYTES, MAX_STOPS, StopError, StopStrings};
-pub use text_model::{TextConfig, TextModel, TokenText};
+pub use text_model::{SamplingDefaults, TextConfig, TextModel, TokenText};

@@ -6,6 +6,7 @@ use std::{
 };
 
 use sconce_types::TokenId;
+use serde::Deserialize;
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
@@ -22,11 +23,29 @@ pub struct TextConfig {
     pub chat_template: Option<PathBuf>,
 }
 
+/// How a model's makers would sample from it: what its generation_config.json
+/// says. A request's own fields come before these.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct SamplingDefaults {
+    /// 0 is greedy.
+    pub temperature: Option<f32>,
+    /// Keep the likeliest tokens whose probabilities sum to this.
+    pub top_p: Option<f32>,
+    /// Keep so many likeliest tokens.
+    pub top_k: Option<i64>,
+    /// Keep tokens at least so many times as likely as the likeliest.
+    pub min_p: Option<f32>,
+    /// Weakens tokens that were seen.
+    pub repetition_penalty: Option<f32>,
+}
+
 /// Tokenizer and chat template of a model, shared by all requests.
 pub struct TextModel {
     pieces: Arc<Pieces>,
     chat_template: Option<ChatTemplate>,
     eos_token_ids: Arc<[TokenId]>,
+    sampling_defaults: SamplingDefaults,
 }
 
 /// One token's text, for log-probabilities.
@@ -53,9 +72,15 @@ impl TextModel {
         let tokenizer_config = optional_json(&dir.join("tokenizer_config.json"))?;
         let chat_template = chat_template(dir, config, &tokenizer_config)?;
         let eos_token_ids = eos_token_ids(dir, &tokenizer, &tokenizer_config)?;
+        let path = dir.join("generation_config.json");
+        let sampling_defaults = match optional_json(&path)? {
+            Value::Null => SamplingDefaults::default(),
+            fields => serde_json::from_value(fields)
+                .map_err(|error| TextError::Invalid { path, reason: error.to_string() })?,
+        };
         let table = ByteTable::new(&tokenizer);
         let pieces = Arc::new(Pieces { tokenizer, table });
-        Ok(Self { pieces, chat_template, eos_token_ids })
+        Ok(Self { pieces, chat_template, eos_token_ids, sampling_defaults })
     }
 
     /// Token ids of a text. Special tokens' own names in the text become those
@@ -95,6 +120,12 @@ impl TextModel {
     #[must_use]
     pub fn eos_token_ids(&self) -> Arc<[TokenId]> {
         Arc::clone(&self.eos_token_ids)
+    }
+
+    /// How the model's makers would sample from it.
+    #[must_use]
+    pub fn sampling_defaults(&self) -> SamplingDefaults {
+        self.sampling_defaults
     }
 
     /// Checks that every token has a place in the model's vocabulary.

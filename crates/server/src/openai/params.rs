@@ -96,10 +96,12 @@ impl Shared {
     /// name differently.
     pub(super) fn settings(self, state: &AppState) -> Result<Settings, ApiError> {
         let defaults = SamplingParams::default();
+        // The model's makers come before the API's own defaults.
+        let model = state.text.sampling_defaults();
         if let (Some(user), _) | (None, Some(user)) = (&self.user, &self.safety_identifier) {
             tracing::debug!(user, metadata = ?self.metadata, "request");
         }
-        let top_k = match self.top_k.unwrap_or(0) {
+        let top_k = match self.top_k.or(model.top_k).unwrap_or(0) {
             -1 => 0,
             top_k => u32::try_from(top_k).map_err(|_| {
                 let message = format!("top_k is {top_k}, but must be -1 (all), 0 (all) or more");
@@ -123,11 +125,14 @@ impl Shared {
         };
         let ignore_eos = self.ignore_eos.unwrap_or(false);
         let params = SamplingParams {
-            temperature: self.temperature.unwrap_or(defaults.temperature),
-            top_p: self.top_p.unwrap_or(defaults.top_p),
+            temperature: self.temperature.or(model.temperature).unwrap_or(defaults.temperature),
+            top_p: self.top_p.or(model.top_p).unwrap_or(defaults.top_p),
             top_k,
-            min_p: self.min_p.unwrap_or(defaults.min_p),
-            repetition_penalty: self.repetition_penalty.unwrap_or(defaults.repetition_penalty),
+            min_p: self.min_p.or(model.min_p).unwrap_or(defaults.min_p),
+            repetition_penalty: self
+                .repetition_penalty
+                .or(model.repetition_penalty)
+                .unwrap_or(defaults.repetition_penalty),
             presence_penalty: self.presence_penalty.unwrap_or(defaults.presence_penalty),
             frequency_penalty: self.frequency_penalty.unwrap_or(defaults.frequency_penalty),
             seed: self.seed.map(i64::cast_unsigned).unwrap_or_default(),
