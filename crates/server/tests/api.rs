@@ -452,3 +452,18 @@ proptest! {
         prop_assert!(status.as_u16() < 500, "{} {}: {} {}", path, body, status, text);
     }
 }
+
+#[test]
+fn an_empty_key_opens_nothing() {
+    for keys in [vec!["right".to_owned(), String::new()], vec![String::new()]] {
+        let app = App::new(ServerConfig { api_keys: keys, ..ServerConfig::default() });
+        for given in [None, Some("Bearer "), Some("Bearer wrong"), Some("")] {
+            let mut request = Request::get("/v1/models");
+            if let Some(given) = given {
+                request = request.header("authorization", given);
+            }
+            let (status, _) = app.send(request.body(Body::empty()).expect("a request"));
+            assert_eq!(status, StatusCode::UNAUTHORIZED, "{given:?}");
+        }
+    }
+}
