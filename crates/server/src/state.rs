@@ -46,9 +46,10 @@ pub(crate) struct AppState {
     pub(crate) text: Arc<TextModel>,
     pub(crate) config: Arc<ServerConfig>,
     pub(crate) started: u64,
-    /// Seeds and ids are drawn from this and a counter.
-    origin: u64,
-    counter: Arc<AtomicU64>,
+    /// Counts what was drawn for requests without a seed; ids are drawn apart,
+    /// so that polling `/health` changes no request's tokens.
+    seeds: Arc<Draws>,
+    ids: Arc<Draws>,
 }
 
 impl AppState {
@@ -59,8 +60,8 @@ impl AppState {
             text,
             config: Arc::new(config),
             started: unix_seconds(),
-            origin,
-            counter: Arc::new(AtomicU64::new(0)),
+            seeds: Arc::new(Draws::new(origin)),
+            ids: Arc::new(Draws::new(rand::rng().random())),
         }
     }
 
@@ -71,15 +72,31 @@ impl AppState {
 
     /// A number for a request that brings no seed.
     pub(crate) fn next_seed(&self) -> u64 {
-        let count = self.counter.fetch_add(1, Ordering::Relaxed);
-        StdRng::seed_from_u64(self.origin.wrapping_add(count)).random()
+        self.seeds.next().0
     }
 
     /// An id that no other response of any server is likely to have.
     pub(crate) fn next_id(&self, prefix: &str) -> String {
-        let count = self.counter.fetch_add(1, Ordering::Relaxed);
-        let unique: u64 = StdRng::seed_from_u64(self.origin ^ count.rotate_left(32)).random();
+        let (unique, count) = self.ids.next();
         format!("{prefix}-{unique:016x}{count:08x}")
+    }
+}
+
+/// Numbers that follow from an origin and a counter.
+struct Draws {
+    origin: u64,
+    counter: AtomicU64,
+}
+
+impl Draws {
+    fn new(origin: u64) -> Self {
+        Self { origin, counter: AtomicU64::new(0) }
+    }
+
+    /// The next number, and how many came before it.
+    fn next(&self) -> (u64, u64) {
+        let count = self.counter.fetch_add(1, Ordering::Relaxed);
+        (StdRng::seed_from_u64(self.origin.wrapping_add(count)).random(), count)
     }
 }
 

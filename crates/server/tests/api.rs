@@ -467,3 +467,24 @@ fn an_empty_key_opens_nothing() {
         }
     }
 }
+
+#[test]
+fn the_servers_seed_fixes_what_requests_without_one_get() {
+    let texts = |between: usize| {
+        let app = App::new(ServerConfig { seed: Some(7), ..ServerConfig::default() });
+        (0..3)
+            .map(|_| {
+                for _ in 0..between {
+                    app.send(Request::get("/health").body(Body::empty()).expect("a request"));
+                }
+                let answer = app.post_ok(COMPLETIONS, &completion(json!({ "seed": null })));
+                (answer["choices"][0]["text"].clone(), answer["id"].clone())
+            })
+            .collect::<Vec<_>>()
+    };
+    let (alone, polled) = (texts(0), texts(2));
+    for ((text, id), (same_text, other_id)) in alone.iter().zip(&polled) {
+        assert_eq!(text, same_text);
+        assert_ne!(id, other_id, "ids of two servers differ though their seeds are the same");
+    }
+}
