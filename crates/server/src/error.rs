@@ -13,6 +13,9 @@ use serde_json::{Value, json};
 /// bounded, and a seat may be free a moment later.
 const RETRY_AFTER_SECONDS: u64 = 1;
 
+/// Characters of a message at most: it may quote what the client sent.
+const MAX_MESSAGE_CHARS: usize = 1000;
+
 /// An error in OpenAI's shape.
 #[derive(Clone, Debug)]
 pub(crate) struct ApiError {
@@ -25,13 +28,13 @@ pub(crate) struct ApiError {
 
 impl ApiError {
     fn new(status: StatusCode, kind: &'static str, message: impl Into<String>) -> Self {
-        Self { status, kind, code: None, param: None, message: message.into() }
+        Self { status, kind, code: None, param: None, message: shortened(message.into()) }
     }
 
     /// The request is wrong; `param` is the field at fault.
     pub(crate) fn invalid(param: Option<&str>, message: impl Into<String>) -> Self {
         let error = Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", message);
-        Self { param: param.map(ToOwned::to_owned), ..error }
+        Self { param: param.map(|param| shortened(param.to_owned())), ..error }
     }
 
     /// A field of the API that this server does not have.
@@ -86,6 +89,14 @@ impl ApiError {
             "message": self.message, "type": self.kind, "param": self.param, "code": self.code,
         }})
     }
+}
+
+fn shortened(mut text: String) -> String {
+    if let Some((end, _)) = text.char_indices().nth(MAX_MESSAGE_CHARS) {
+        text.truncate(end);
+        text.push('…');
+    }
+    text
 }
 
 impl IntoResponse for ApiError {

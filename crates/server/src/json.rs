@@ -66,33 +66,41 @@ pub(crate) fn deserialize<T: DeserializeOwned>(
 fn refuse_unsupported<T: Body>(fields: &mut Map<String, Value>) -> Result<(), ApiError> {
     for (name, neutral) in T::UNSUPPORTED.iter().chain(T::SHARED) {
         let Some(value) = fields.shift_remove(*name) else { continue };
-        let asks_nothing = match &value {
-            Value::Null | Value::Bool(false) => true,
-            Value::Array(items) => items.is_empty(),
-            Value::Object(fields) => fields.is_empty(),
-            _ => false,
-        };
         let is_neutral = neutral.is_some_and(|neutral| {
             serde_json::from_str::<Value>(neutral).is_ok_and(|neutral| neutral == value)
         });
-        if !asks_nothing && !is_neutral {
+        if !asks_nothing(&value) && !is_neutral {
             return Err(ApiError::unsupported(name));
         }
     }
     Ok(())
 }
 
+/// Whether a field with this value might as well be absent.
+pub(crate) fn asks_nothing(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
+        Value::Bool(true) | Value::Number(_) | Value::String(_) => false,
+    }
+}
+
 /// serde's message, with the field's path and, for a misspelt one, the nearest.
 fn describe(path: &str, message: &str, also_known: &[&str]) -> ApiError {
     let Some(rest) = message.strip_prefix("unknown field `") else {
-        let param = (path != ".").then_some(path);
-        let prefix = param.map(|param| format!("{param}: ")).unwrap_or_default();
-        return ApiError::invalid(param, format!("{prefix}{message}"));
+        if path != "." {
+            return ApiError::invalid(Some(path), format!("{path}: {message}"));
+        }
+        let missing = message.strip_prefix("missing field `");
+        return ApiError::invalid(missing.and_then(|rest| rest.strip_suffix('`')), message);
     };
     let mut quoted = rest.split('`').step_by(2);
     let unknown = quoted.next().unwrap_or_default();
     let nearest = quoted
         .chain(also_known.iter().copied())
+        // Comparing costs time in proportion to the name, and a client chooses that.
+        .filter(|known| unknown.len() <= 2 * known.len())
         .map(|known| (strsim::jaro_winkler(unknown, known), known))
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .filter(|(likeness, _)| *likeness > 0.8);

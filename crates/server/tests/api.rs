@@ -488,3 +488,48 @@ fn the_servers_seed_fixes_what_requests_without_one_get() {
         assert_ne!(id, other_id, "ids of two servers differ though their seeds are the same");
     }
 }
+
+#[test]
+fn an_answer_can_be_sent_back_as_a_message() {
+    let app = App::new(ServerConfig::default());
+    let question = json!({ "role": "user", "content": "hi" });
+    let answer =
+        app.post_ok(CHAT, &chat(json!({ "max_tokens": 3 })))["choices"][0]["message"].clone();
+    app.post_ok(CHAT, &chat(json!({ "messages": [question, answer, question] })));
+    // What OpenAI's own answers hold beside role and content.
+    let foreign = json!({
+        "role": "assistant", "content": "x", "refusal": null, "annotations": [], "audio": null,
+        "function_call": null, "tool_calls": null,
+    });
+    app.post_ok(CHAT, &chat(json!({ "messages": [question, foreign, question] })));
+    let call = json!({ "role": "assistant", "content": "x", "tool_calls": [{ "id": "1" }] });
+    let (status, param, code, _) = app.refused(CHAT, chat(json!({ "messages": [question, call] })));
+    assert_eq!(
+        (status, param, code),
+        (400, json!("messages[1].tool_calls"), json!("unsupported_parameter"))
+    );
+}
+
+#[test]
+fn what_a_client_sent_is_not_sent_back_whole() {
+    let app = App::new(ServerConfig::default());
+    let long = "x".repeat(1 << 21);
+    for extra in [json!({ &long: 1 }), json!({ "temperature": long }), json!({ "model": long })] {
+        let (status, text) = app.post(COMPLETIONS, completion(extra));
+        assert!(status.is_client_error(), "{status}");
+        assert!(text.len() < 5000, "{} bytes", text.len());
+    }
+}
+
+#[test]
+fn errors_name_the_field_that_was_sent() {
+    let app = App::new(ServerConfig::default());
+    let (_, param, _, message) =
+        app.refused(CHAT, chat(json!({ "logprobs": true, "top_logprobs": 21 })));
+    assert_eq!(param, "top_logprobs", "{message}");
+    assert_eq!(app.refused(CHAT, json!({})).1, "messages");
+    assert_eq!(app.refused(COMPLETIONS, json!({})).1, "prompt");
+    let (_, param, _, message) = app.refused(CHAT, chat(json!({ "chat_template_kwarg": {} })));
+    assert_eq!(param, "chat_template_kwarg");
+    assert!(message.contains("did you mean chat_template_kwargs?"), "{message}");
+}

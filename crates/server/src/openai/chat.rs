@@ -7,7 +7,7 @@ use axum::{
 };
 use futures::future::try_join_all;
 use sconce_text::{ChatTemplateOptions, TextModel};
-use sconce_types::{TokenId, TokenLogprobs};
+use sconce_types::{MAX_LOGPROBS, TokenId, TokenLogprobs};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -41,8 +41,16 @@ pub(crate) struct ChatBody {
 }
 
 /// The fields above, for those who misspell them.
-const OWN_FIELDS: &[&str] =
-    &["model", "messages", "max_tokens", "max_completion_tokens", "logprobs", "top_logprobs"];
+const OWN_FIELDS: &[&str] = &[
+    "model",
+    "messages",
+    "max_tokens",
+    "max_completion_tokens",
+    "logprobs",
+    "top_logprobs",
+    "add_generation_prompt",
+    "chat_template_kwargs",
+];
 
 /// A message of a conversation.
 #[derive(Clone, Debug, Deserialize)]
@@ -51,6 +59,12 @@ pub(crate) struct Message {
     role: Role,
     content: Option<Content>,
     name: Option<String>,
+    // What answers hold beside their text: clients send them back as they came.
+    refusal: Option<Value>,
+    annotations: Option<Value>,
+    audio: Option<Value>,
+    function_call: Option<Value>,
+    tool_calls: Option<Value>,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
@@ -76,6 +90,21 @@ enum Part {
 }
 
 impl Message {
+    /// A field that is not supported and has a value that asks for something.
+    fn unsupported(&self) -> Option<&'static str> {
+        let fields = [
+            ("refusal", &self.refusal),
+            ("annotations", &self.annotations),
+            ("audio", &self.audio),
+            ("function_call", &self.function_call),
+            ("tool_calls", &self.tool_calls),
+        ];
+        let mut asked = fields
+            .into_iter()
+            .filter(|(_, value)| value.as_ref().is_some_and(|value| !json::asks_nothing(value)));
+        asked.next().map(|(name, _)| name)
+    }
+
     /// The message as templates see it.
     fn into_json(self) -> Value {
         let content = match self.content {
@@ -104,6 +133,11 @@ pub(crate) async fn encode(
     if messages.is_empty() {
         let message = "messages is empty, but must have at least one message";
         return Err(ApiError::invalid(Some("messages"), message));
+    }
+    for (index, message) in messages.iter().enumerate() {
+        if let Some(field) = message.unsupported() {
+            return Err(ApiError::unsupported(&format!("messages[{index}].{field}")));
+        }
     }
     let messages: Vec<Value> = messages.into_iter().map(Message::into_json).collect();
     let bytes = messages.iter().map(|m| m["content"].as_str().map_or(0, str::len)).sum();
@@ -193,6 +227,10 @@ fn max_tokens(body: &ChatBody) -> Result<Option<u32>, ApiError> {
 
 fn num_logprobs(body: &ChatBody) -> Result<Option<u32>, ApiError> {
     match (body.logprobs.unwrap_or(false), body.top_logprobs) {
+        (true, Some(top)) if top > MAX_LOGPROBS => {
+            let message = format!("top_logprobs is {top}, but must be at most {MAX_LOGPROBS}");
+            Err(ApiError::invalid(Some("top_logprobs"), message))
+        }
         (true, top) => Ok(Some(top.unwrap_or(0))),
         (false, None | Some(0)) => Ok(None),
         (false, Some(_)) => {

@@ -98,7 +98,8 @@ impl Shared {
         let defaults = SamplingParams::default();
         // The model's makers come before the API's own defaults.
         let model = state.text.sampling_defaults();
-        if let (Some(user), _) | (None, Some(user)) = (&self.user, &self.safety_identifier) {
+        let user = self.user.as_ref().or(self.safety_identifier.as_ref());
+        if user.is_some() || self.metadata.is_some() {
             tracing::debug!(user, metadata = ?self.metadata, "request");
         }
         let top_k = match self.top_k.or(model.top_k).unwrap_or(0) {
