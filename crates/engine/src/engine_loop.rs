@@ -264,6 +264,11 @@ impl<E: Executor> EngineLoop<E> {
 
     fn accept(&mut self, submission: Submission) {
         let Submission { id, request, arrived, events, permit } = submission;
+        // Dropped before it got here: its cancellation, read or not, finds no request to end.
+        if events.is_closed() {
+            self.metrics.request_success.with_label_values(&["abort"]).inc();
+            return;
+        }
         let live = LiveRequest {
             events,
             arrived,

@@ -150,6 +150,8 @@ impl futures::Stream for RequestStream {
 impl Drop for RequestStream {
     fn drop(&mut self) {
         if !self.ended {
+            // Closed first: whoever has read the cancellation sees the closed channel.
+            self.events.close();
             // An engine that is gone has nothing left to cancel.
             let _ = self.cancels.send(self.id);
         }

@@ -1,14 +1,20 @@
 //! The engine's thread over an executor without a model: what requests get,
 //! what faults cost, and what dropping frees.
 
-use std::{convert::Infallible, time::Duration};
+use std::{
+    convert::Infallible,
+    sync::mpsc::{Receiver, Sender, channel},
+    time::Duration,
+};
 
 use sconce_engine::{
     Built, Engine, EngineHandle, EngineRequest, FakeExecutor, FinishReason, Health, RequestError,
     RequestEvent, RequestStream, SchedulerConfig, StartError, SubmitError,
 };
 use sconce_scheduler::Fault;
-use sconce_types::{RequestId, SamplingParams, TokenId};
+use sconce_types::{
+    Executor, ExecutorError, RequestId, SampledTokens, SamplingParams, ScheduledBatch, TokenId,
+};
 
 const VOCAB_SIZE: u32 = 50;
 const CONFIG: SchedulerConfig = SchedulerConfig {
@@ -100,9 +106,59 @@ fn a_full_queue_refuses_and_recovers() {
     drop(streams.split_off(1));
     let (_, end) = read(streams.pop().expect("the first"));
     assert_eq!(end, Ok(FinishReason::Length));
-    // The first ended after the others were cancelled, so there is room again.
-    let (tokens, _) = read(handle.submit(request(4, 3)).expect("there is room again"));
+    // There is room again once the engine has read the cancellations.
+    let stream = loop {
+        match handle.submit(request(4, 3)) {
+            Ok(stream) => break stream,
+            Err(SubmitError::QueueFull { .. }) => std::thread::yield_now(),
+            Err(error) => panic!("{error}"),
+        }
+    };
+    assert_eq!(read(stream).0.len(), 3);
+}
+
+/// An executor that says when a step has begun and waits before it computes it,
+/// so that a test decides what arrives meanwhile.
+struct Gated {
+    fake: FakeExecutor,
+    begun: Sender<()>,
+    gate: Receiver<()>,
+}
+
+impl Executor for Gated {
+    fn launch(&mut self, batch: &ScheduledBatch) -> Result<(), ExecutorError> {
+        // A test that has let go of its ends lets every step run.
+        let _ = self.begun.send(());
+        let _ = self.gate.recv();
+        self.fake.launch(batch)
+    }
+
+    fn wait(&mut self, sampled: &mut SampledTokens) -> Result<(), ExecutorError> {
+        self.fake.wait(sampled)
+    }
+}
+
+#[test]
+fn a_request_dropped_before_the_engine_reads_it_never_runs() {
+    let (begun, has_begun) = channel();
+    let (open, gate) = channel();
+    let build = move || -> Result<_, Infallible> {
+        let fake = FakeExecutor::new(VOCAB_SIZE, CONFIG.num_blocks, CONFIG.max_num_seqs);
+        let executor = Gated { fake, begun, gate };
+        Ok(Built { executor, config: CONFIG, vocab_size: VOCAB_SIZE as usize, info: () })
+    };
+    let (_, handle, ()) = Engine::start("gated", build).expect("the engine starts");
+    let first = handle.submit(request(4, 1)).expect("taken");
+    has_begun.recv().expect("its step begins");
+    drop(handle.submit(request(4, 60)).expect("taken"));
+    drop(open);
+    assert_eq!(read(first).1, Ok(FinishReason::Length));
+    let (tokens, _) = read(handle.submit(request(5, 3)).expect("taken"));
     assert_eq!(tokens.len(), 3);
+    let metrics = handle.metrics();
+    assert_eq!(metrics.generation_tokens.get(), 4, "nothing is generated for nobody");
+    assert_eq!(metrics.kv_blocks_used.get(), 0);
+    assert_eq!(metrics.request_success.with_label_values(&["abort"]).get(), 1);
 }
 
 #[test]
@@ -131,9 +187,15 @@ fn logits_that_are_not_finite_end_their_request_alone() {
 #[test]
 fn a_lost_executor_ends_everything_and_says_so() {
     let (engine, handle) = start(&[Fault::LoseExecutor(2)]);
-    let streams: Vec<_> = (0..6).map(|_| handle.submit(request(4, 10)).expect("taken")).collect();
-    for stream in streams {
-        assert!(read(stream).1.is_err());
+    let first = handle.submit(request(4, 10)).expect("taken");
+    let others: Vec<_> = (0..5).map(|_| handle.submit(request(4, 10))).collect();
+    assert!(read(first).1.is_err());
+    for other in others {
+        match other {
+            Ok(stream) => assert!(read(stream).1.is_err()),
+            // The executor was lost before this one was submitted.
+            Err(error) => assert_eq!(error, SubmitError::EngineLost),
+        }
     }
     engine.join();
     assert_eq!(handle.health(Duration::from_secs(60)), Health::Lost);
