@@ -67,8 +67,8 @@ fn tokens_and_logprobs_do_not_depend_on_the_batch() {
             assert_eq!(alone(&engine), expected, "alone, with steps of {chunk} tokens");
         }
     }
-    // Room for one full context and little more.
-    let engine = model::engine(options(64), Some(33));
+    // Room for the longest request and little more.
+    let engine = model::engine(options(64), Some(20));
     assert_eq!(together(&engine), expected, "with preemption");
     let preempted = engine.metrics().num_preemptions.get();
     assert!(preempted > 0, "so little cache must force a preemption");

@@ -11,7 +11,11 @@ use sconce_types::{
     SamplingParams, ScheduledBatch, ScheduledSequence, Slot, TokenId, TokenLogprobs,
 };
 
-use crate::{BlockPool, ConfigError, SchedulerConfig, queue::WaitingQueue, sequence::Sequence};
+use crate::{
+    BlockPool, ConfigError, SchedulerConfig,
+    queue::{Waiter, WaitingQueue},
+    sequence::Sequence,
+};
 
 /// A request as the scheduler takes it.
 #[derive(Clone, Debug)]
@@ -127,6 +131,7 @@ pub struct Scheduler {
     running: Vec<RequestId>,
     free_slots: BinaryHeap<Reverse<u32>>,
     step: u64,
+    arrivals: u64,
     preemptions: u64,
 }
 
@@ -146,6 +151,7 @@ impl Scheduler {
             running: Vec::with_capacity(config.max_num_seqs),
             free_slots: (0..slots).map(Reverse).collect(),
             step: 0,
+            arrivals: 0,
             preemptions: 0,
         })
     }
@@ -177,8 +183,10 @@ impl Scheduler {
         if self.sequences.contains_key(&id) {
             return Err(Refusal::DuplicateId(id.0));
         }
-        self.sequences.insert(id, Sequence::new(id, prompt, params));
-        self.waiting.push_back(id);
+        self.arrivals += 1;
+        let sequence = Sequence::new(id, self.arrivals, prompt, params);
+        self.waiting.push_back(sequence.waiter());
+        self.sequences.insert(id, sequence);
         Ok(())
     }
 
@@ -195,7 +203,7 @@ impl Scheduler {
             Some(false) => {
                 self.remove(id);
                 let sequences = &self.sequences;
-                self.waiting.note_dead(|id| is_waiting(sequences, id));
+                self.waiting.note_dead(|waiter| is_waiting(sequences, waiter));
                 true
             }
         }
@@ -250,7 +258,8 @@ impl Scheduler {
                 return;
             }
             let sequences = &self.sequences;
-            let Some(id) = self.waiting.front(|id| is_waiting(sequences, id)) else { return };
+            let next = self.waiting.front(|waiter| is_waiting(sequences, waiter));
+            let Some(id) = next else { return };
             let num_tokens = self.sequences[&id].num_pending().min(budget);
             if !self.grow_table(id, num_tokens) {
                 return;
@@ -293,7 +302,7 @@ impl Scheduler {
         let slot = sequence.reset().expect("running sequences have a seat");
         self.pool.free(sequence.block_table.drain(..));
         self.free_slots.push(Reverse(slot.0));
-        self.waiting.push_front(id);
+        self.waiting.push_front(sequence.waiter());
         self.preemptions += 1;
     }
 
@@ -469,8 +478,9 @@ impl Scheduler {
     }
 }
 
-fn is_waiting(sequences: &HashMap<RequestId, Sequence>, id: RequestId) -> bool {
-    sequences.get(&id).is_some_and(|sequence| sequence.slot.is_none())
+fn is_waiting(sequences: &HashMap<RequestId, Sequence>, waiter: Waiter) -> bool {
+    let sequence = sequences.get(&waiter.id);
+    sequence.is_some_and(|s| s.slot.is_none() && s.arrival == waiter.arrival)
 }
 
 fn finish_of(sequence: &Sequence, token: TokenId) -> Option<Finish> {

@@ -4,10 +4,14 @@ use std::sync::Arc;
 
 use sconce_types::{BlockId, RequestId, SamplingParams, Slot, TokenId};
 
+use crate::queue::Waiter;
+
 /// A request between its arrival and its end.
 #[derive(Clone, Debug)]
 pub(crate) struct Sequence {
     pub(crate) id: RequestId,
+    /// Counts the requests taken; an id may come again once it has ended.
+    pub(crate) arrival: u64,
     pub(crate) params: Arc<SamplingParams>,
     /// Prompt, then output. The token sampled last may be unknown yet: it is
     /// counted by `num_in_flight`, not held here.
@@ -30,9 +34,15 @@ pub(crate) struct Sequence {
 }
 
 impl Sequence {
-    pub(crate) fn new(id: RequestId, prompt: Vec<TokenId>, params: Arc<SamplingParams>) -> Self {
+    pub(crate) fn new(
+        id: RequestId,
+        arrival: u64,
+        prompt: Vec<TokenId>,
+        params: Arc<SamplingParams>,
+    ) -> Self {
         Self {
             id,
+            arrival,
             params,
             prompt_len: prompt.len(),
             tokens: prompt,
@@ -43,6 +53,11 @@ impl Sequence {
             prompt_logprobs_reported: 1,
             sampled_in_seat: false,
         }
+    }
+
+    /// Its place in the waiting line.
+    pub(crate) fn waiter(&self) -> Waiter {
+        Waiter { id: self.id, arrival: self.arrival }
     }
 
     /// Tokens known or being sampled.

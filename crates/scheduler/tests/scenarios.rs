@@ -1,0 +1,315 @@
+//! What the scheduler does in situations small enough to be read: chunks,
+//! the order of admission and preemption, stop conditions, failures.
+
+use std::sync::Arc;
+
+use sconce_scheduler::{
+    FakeExecutor, Fault, Finish, Output, Refusal, Request, Scheduler, SchedulerConfig,
+};
+use sconce_types::{
+    Executor as _, Input, RequestId, Sample, SampleOutcome, SampledRow, SampledTokens,
+    SamplingParams, ScheduledBatch, TokenId,
+};
+
+const VOCAB_SIZE: u32 = 50;
+const LIMITS: SchedulerConfig = SchedulerConfig {
+    max_num_seqs: 4,
+    max_num_batched_tokens: 16,
+    max_model_len: 128,
+    num_blocks: 64,
+    max_queued: 8,
+};
+
+struct World {
+    scheduler: Scheduler,
+    executor: FakeExecutor,
+    batch: ScheduledBatch,
+    outputs: Vec<Output>,
+}
+
+impl World {
+    fn new(limits: SchedulerConfig) -> Self {
+        Self {
+            scheduler: Scheduler::new(limits).expect("the limits are valid"),
+            executor: FakeExecutor::new(VOCAB_SIZE, limits.num_blocks, limits.max_num_seqs),
+            batch: ScheduledBatch::default(),
+            outputs: Vec::new(),
+        }
+    }
+
+    fn add(&mut self, id: u64, prompt_len: u32, max_tokens: u32) {
+        let params = SamplingParams { max_tokens, ..SamplingParams::default() };
+        self.scheduler.add(request(id, prompt_len, params)).expect("it is taken");
+    }
+
+    /// Schedules a step: each row's request and number of input tokens.
+    fn schedule(&mut self) -> Vec<(u64, usize)> {
+        self.scheduler.schedule(&mut self.batch);
+        self.scheduler.check_invariants();
+        self.batch.sequences.iter().map(|s| (s.request.0, s.input.len())).collect()
+    }
+
+    fn compute(&mut self) {
+        let mut sampled = SampledTokens::default();
+        self.executor.launch(&self.batch).expect("no fault is injected");
+        self.executor.wait(&mut sampled).expect("it was launched");
+        self.scheduler.commit(&self.batch, &sampled, &mut self.outputs);
+        self.scheduler.check_invariants();
+    }
+
+    fn step(&mut self) -> Vec<(u64, usize)> {
+        let rows = self.schedule();
+        self.compute();
+        rows
+    }
+
+    fn run(&mut self) {
+        for _ in 0..1_000 {
+            if self.schedule().is_empty() {
+                return;
+            }
+            self.compute();
+        }
+        panic!("it does not end");
+    }
+
+    fn tokens(&self, id: u64) -> Vec<TokenId> {
+        self.outputs.iter().filter(|o| o.request.0 == id).filter_map(|o| o.token).collect()
+    }
+
+    fn ended(&self) -> Vec<u64> {
+        self.outputs.iter().filter(|o| o.finish.is_some()).map(|o| o.request.0).collect()
+    }
+
+    fn slots(&self) -> Vec<(u64, u32)> {
+        self.batch.admitted.iter().map(|a| (a.request.0, a.slot.0)).collect()
+    }
+}
+
+fn request(id: u64, prompt_len: u32, params: SamplingParams) -> Request {
+    let prompt = (0..prompt_len).map(|i| (i * 7 + prompt_len) % VOCAB_SIZE).collect();
+    Request { id: RequestId(id), prompt, params: Arc::new(params) }
+}
+
+fn solo(prompt_len: u32, max_tokens: u32) -> Vec<TokenId> {
+    let params = SamplingParams { max_tokens, ..SamplingParams::default() };
+    let request = request(0, prompt_len, params);
+    FakeExecutor::expected_tokens(&request.prompt, &request.params, VOCAB_SIZE)
+}
+
+#[test]
+fn a_long_prompt_is_computed_in_chunks_beside_a_decode() {
+    let mut world = World::new(LIMITS);
+    world.add(1, 3, 9);
+    assert_eq!(world.step(), [(1, 3)]);
+    world.add(2, 40, 2);
+    assert_eq!(world.step(), [(1, 1), (2, 15)]);
+    assert_eq!(world.batch.sequences[0].input, Input::LastSampled);
+    assert_eq!(world.batch.sequences[1].sample, Sample::Nothing);
+    assert_eq!(world.step(), [(1, 1), (2, 15)]);
+    assert_eq!(world.step(), [(1, 1), (2, 10)]);
+    assert_eq!(world.batch.sequences[1].sample, Sample::Token { output_index: 0 });
+    assert_eq!(world.step(), [(1, 1), (2, 1)]);
+    assert_eq!(world.batch.sequences[1].input, Input::LastSampled);
+    assert_eq!(world.batch.sequences[1].sample, Sample::Token { output_index: 1 });
+}
+
+#[test]
+fn who_comes_first_is_admitted_first_even_if_another_would_fit() {
+    let limits = SchedulerConfig { max_num_batched_tokens: 64, num_blocks: 3, ..LIMITS };
+    let mut world = World::new(limits);
+    world.add(1, 17, 8);
+    world.add(2, 33, 1);
+    world.add(3, 1, 1);
+    // One block is left: too few for the second, enough for the third.
+    assert_eq!(world.step(), [(1, 17)]);
+    assert_eq!(world.step(), [(1, 1)]);
+    world.run();
+    assert_eq!(world.ended(), [1, 2, 3]);
+}
+
+#[test]
+fn the_lowest_free_seat_is_taken() {
+    let mut world = World::new(SchedulerConfig { max_num_seqs: 3, ..LIMITS });
+    (1..=4).for_each(|id| world.add(id, 2, 9));
+    assert_eq!(world.step().len(), 3);
+    assert_eq!(world.slots(), [(1, 0), (2, 1), (3, 2)]);
+    assert!(world.scheduler.cancel(RequestId(2)));
+    world.scheduler.check_invariants();
+    assert_eq!(world.step(), [(1, 1), (3, 1), (4, 2)]);
+    assert_eq!(world.slots(), [(4, 1)]);
+}
+
+#[test]
+fn the_newest_is_preempted_and_comes_back_before_whoever_waits() {
+    let limits = SchedulerConfig { max_num_batched_tokens: 32, num_blocks: 3, ..LIMITS };
+    let mut world = World::new(limits);
+    world.add(1, 9, 16);
+    world.add(2, 5, 20);
+    world.add(3, 4, 20);
+    assert_eq!(world.step(), [(1, 9), (2, 5), (3, 4)]);
+    world.add(4, 1, 1);
+    // Until the first needs a second block, for its 17th token.
+    while world.scheduler.stats().preemptions == 0 {
+        assert_eq!(world.scheduler.stats().waiting, 1, "there is no block for the fourth");
+        world.schedule();
+        if world.scheduler.stats().preemptions == 0 {
+            world.compute();
+        }
+    }
+    let rows: Vec<_> = world.batch.sequences.iter().map(|s| s.request.0).collect();
+    assert_eq!(rows, [1, 2], "the third gave way");
+    assert_eq!(world.slots(), [], "a step that preempted admits nobody");
+    world.compute();
+    let mut admitted = Vec::new();
+    while !world.schedule().is_empty() {
+        admitted.extend(world.slots().iter().map(|&(id, _)| id));
+        world.compute();
+    }
+    // The second gave way too; the third did once more while the second ran.
+    assert_eq!(admitted, [2, 3, 3, 4]);
+    for (id, prompt_len, max_tokens) in [(1, 9, 16), (2, 5, 20), (3, 4, 20), (4, 1, 1)] {
+        assert_eq!(world.tokens(id), solo(prompt_len, max_tokens), "request {id}");
+    }
+}
+
+#[test]
+fn a_preempted_sequence_keeps_its_tokens_and_counts_on() {
+    let mut world = World::new(SchedulerConfig { num_blocks: 2, ..LIMITS });
+    world.add(1, 15, 9);
+    world.add(2, 1, 8);
+    assert_eq!(world.step(), [(1, 15), (2, 1)]);
+    assert_eq!(world.step(), [(1, 1), (2, 1)]);
+    assert_eq!(world.step(), [(1, 1)], "the second lost its block to the first");
+    let before = world.tokens(2);
+    assert_eq!(before.len(), 2);
+    while !world.schedule().iter().any(|&(id, _)| id == 2) {
+        world.compute();
+    }
+    assert_eq!(world.ended(), [1]);
+    let admitted = &world.batch.admitted[0];
+    assert_eq!((admitted.prompt_len, &admitted.token_ids[1..]), (1, &before[..]));
+    let sequence = &world.batch.sequences[0];
+    assert_eq!(sequence.input, Input::Tokens(0..3));
+    assert_eq!(sequence.sample, Sample::Token { output_index: 2 });
+    world.compute();
+    world.run();
+    assert_eq!(world.tokens(2), solo(1, 8));
+}
+
+#[test]
+fn prompt_logprobs_are_reported_once_though_the_prompt_is_computed_twice() {
+    let mut world = World::new(SchedulerConfig { num_blocks: 4, ..LIMITS });
+    world.add(1, 15, 20);
+    let params =
+        SamplingParams { max_tokens: 1, prompt_logprobs: Some(0), ..SamplingParams::default() };
+    let scored = request(2, 60, params);
+    world.scheduler.add(scored.clone()).expect("it is taken");
+    world.run();
+    assert!(world.scheduler.stats().preemptions > 0, "the second had to give way");
+    let mut reported = Vec::new();
+    for output in world.outputs.iter().filter(|o| o.request == scored.id) {
+        if !output.prompt_logprobs.is_empty() {
+            assert_eq!(output.prompt_logprobs_start, reported.len() + 1);
+        }
+        reported.extend(output.prompt_logprobs.iter().map(|l| l.token));
+    }
+    assert_eq!(reported, scored.prompt[1..]);
+}
+
+#[test]
+fn end_and_stop_tokens_end_a_request_once_min_tokens_exist() {
+    let eos = Finish::Stop { token: None };
+    let stop = Finish::Stop { token: Some(8) };
+    for (min_tokens, sampled, finish) in [
+        (0, &[9][..], eos.clone()),
+        (0, &[5, 8], stop),
+        (2, &[9, 8, 9], eos),
+        (0, &[5, 5, 5, 5], Finish::Length),
+        (4, &[9, 9, 9, 9], Finish::Length),
+    ] {
+        let mut world = World::new(LIMITS);
+        let params = SamplingParams {
+            max_tokens: 4,
+            min_tokens,
+            eos_token_ids: [9].into(),
+            stop_token_ids: vec![8],
+            ..SamplingParams::default()
+        };
+        world.scheduler.add(request(1, 3, params)).expect("it is taken");
+        for &token in sampled {
+            assert_eq!(world.ended(), [1; 0], "{sampled:?} end too soon");
+            assert_eq!(world.schedule().len(), 1);
+            let outcome = SampleOutcome::Token(token);
+            let row = SampledRow { outcome, logprobs: None, prompt_logprobs: Vec::new() };
+            let sampled = SampledTokens { step: world.batch.step, rows: vec![row] };
+            world.scheduler.commit(&world.batch, &sampled, &mut world.outputs);
+        }
+        assert_eq!(world.tokens(1), sampled, "the last token is reported too");
+        assert_eq!(world.outputs.last().and_then(|o| o.finish.clone()), Some(finish));
+        assert_eq!(world.scheduler.stats().used_blocks, 0);
+    }
+}
+
+#[test]
+fn a_failed_step_ends_its_own_sequences_and_no_others() {
+    let mut world = World::new(SchedulerConfig { max_num_batched_tokens: 2, ..LIMITS });
+    (1..=3).for_each(|id| world.add(id, 1, 5));
+    assert_eq!(world.step(), [(1, 1), (2, 1)]);
+    assert_eq!(world.schedule(), [(1, 1), (2, 1)], "no budget is left for the third");
+    world.executor.inject(Fault::FailStep(world.batch.step));
+    world.executor.launch(&world.batch).expect_err("the fault was injected");
+    let mut ended = Vec::new();
+    world.scheduler.fail_batch(&world.batch, &mut ended);
+    world.scheduler.check_invariants();
+    assert_eq!(ended, [RequestId(1), RequestId(2)]);
+    world.run();
+    assert_eq!(world.tokens(3), solo(1, 5));
+    assert_eq!(world.scheduler.stats().used_blocks, 0);
+}
+
+#[test]
+fn an_id_may_come_again_once_its_request_was_cancelled() {
+    let mut world = World::new(LIMITS);
+    (1..=3).for_each(|id| world.add(id, 2, 3));
+    assert!(world.scheduler.cancel(RequestId(1)));
+    world.add(1, 2, 3);
+    // The dead entries are swept out while the new request waits.
+    assert!(world.scheduler.cancel(RequestId(2)));
+    assert!(world.scheduler.cancel(RequestId(3)));
+    world.scheduler.check_invariants();
+    world.run();
+    assert_eq!(world.ended(), [1]);
+}
+
+#[test]
+fn what_can_never_finish_is_refused() {
+    let mut world = World::new(SchedulerConfig { num_blocks: 4, max_queued: 1, ..LIMITS });
+    let mut add = |id, prompt_len, max_tokens| {
+        let params = SamplingParams { max_tokens, ..SamplingParams::default() };
+        world.scheduler.add(request(id, prompt_len, params))
+    };
+    assert_eq!(add(1, 0, 1), Err(Refusal::EmptyPrompt));
+    assert_eq!(add(1, 1, 0), Err(Refusal::NoTokens));
+    let too_long = Refusal::TooLong { prompt_len: 1, max_tokens: 128, max_model_len: 128 };
+    assert_eq!(add(1, 1, 128), Err(too_long));
+    assert_eq!(add(1, 1, 64), Err(Refusal::NeverFits { needed_blocks: 5, num_blocks: 4 }));
+    assert_eq!(add(1, 1, 63), Ok(()));
+    assert_eq!(add(2, 1, 1), Err(Refusal::QueueFull { max_queued: 1 }));
+    world.schedule();
+    let again = world.scheduler.add(request(1, 1, SamplingParams::default()));
+    assert_eq!(again, Err(Refusal::DuplicateId(1)));
+}
+
+#[test]
+fn limits_that_nothing_could_run_under_are_named() {
+    for (field, limits) in [
+        ("max_num_seqs", SchedulerConfig { max_num_seqs: 0, ..LIMITS }),
+        ("max_num_batched_tokens", SchedulerConfig { max_num_batched_tokens: 0, ..LIMITS }),
+        ("max_model_len", SchedulerConfig { max_model_len: 1, ..LIMITS }),
+        ("num_blocks", SchedulerConfig { num_blocks: 1 << 32, ..LIMITS }),
+        ("max_queued", SchedulerConfig { max_queued: 0, ..LIMITS }),
+    ] {
+        assert_eq!(Scheduler::new(limits).expect_err("it is refused").field, field);
+    }
+}
