@@ -40,7 +40,9 @@ pub(super) fn fetch(id: &str, progress: &dyn Progress) -> Result<PathBuf, String
     let info = repo.info().map_err(|error| error.to_string())?;
     let wanted = |name: &str| WANTED.contains(&name) || name.ends_with(".safetensors");
     let names = info.siblings.iter().map(|file| file.rfilename.as_str());
-    let names: Vec<_> = names.filter(|name| wanted(name) && !name.contains('/')).collect();
+    let mut names: Vec<_> = names.filter(|name| wanted(name) && !name.contains('/')).collect();
+    // Weights last: where they are whole, an interrupted fetch lacks nothing else.
+    names.sort_by_key(|name| name.ends_with(".safetensors"));
     if !names.contains(&"config.json") || !names.iter().any(|n| n.ends_with(".safetensors")) {
         return Err("it has no config.json with safetensors weights".to_owned());
     }
