@@ -12,20 +12,13 @@ use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use serde_json::{Value, json};
 use tokio::{sync::Semaphore, task::JoinSet};
 
-use crate::client::Server;
+use crate::client::{Server, ServerArgs};
 
 /// Flags of `sconce bench`, named as in `vllm bench serve`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The server
-    #[arg(long, default_value = "http://127.0.0.1:8000")]
-    base_url: String,
-    /// The model [default: the server's first]
-    #[arg(long)]
-    model: Option<String>,
-    /// The server's key
-    #[arg(long, env = "SCONCE_API_KEY", hide_env_values = true)]
-    api_key: Option<String>,
+    #[command(flatten)]
+    server: ServerArgs,
     /// Requests in all
     #[arg(long, default_value_t = 100)]
     num_prompts: usize,
@@ -85,11 +78,7 @@ struct Sample {
 }
 
 async fn measure(args: &Args) -> anyhow::Result<Value> {
-    let server = Server::new(&args.base_url, args.api_key.clone())?;
-    let model = match &args.model {
-        Some(model) => model.clone(),
-        None => server.first_model().await?,
-    };
+    let (server, model) = args.server.connect().await?;
     let mut rng = StdRng::seed_from_u64(args.seed);
     let mut body = || {
         let prompt: Vec<u32> = (0..args.random_input_len)

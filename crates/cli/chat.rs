@@ -4,22 +4,15 @@ use std::io::{BufRead as _, IsTerminal as _, Write as _};
 
 use serde_json::{Value, json};
 
-use crate::client::Server;
+use crate::client::{Server, ServerArgs};
 
 /// Flags of `sconce chat`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// What to say; without it, lines are read from standard input
     prompt: Vec<String>,
-    /// The server
-    #[arg(long, default_value = "http://127.0.0.1:8000")]
-    base_url: String,
-    /// The model [default: the server's first]
-    #[arg(long)]
-    model: Option<String>,
-    /// The server's key
-    #[arg(long, env = "SCONCE_API_KEY", hide_env_values = true)]
-    api_key: Option<String>,
+    #[command(flatten)]
+    server: ServerArgs,
     /// A system message
     #[arg(long)]
     system: Option<String>,
@@ -39,11 +32,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 
 #[expect(clippy::print_stdout, reason = "what the command is for")]
 async fn converse(args: &Args) -> anyhow::Result<()> {
-    let server = Server::new(&args.base_url, args.api_key.clone())?;
-    let model = match &args.model {
-        Some(model) => model.clone(),
-        None => server.first_model().await?,
-    };
+    let (server, model) = args.server.connect().await?;
     let mut messages = Vec::new();
     if let Some(system) = &args.system {
         messages.push(json!({ "role": "system", "content": system }));

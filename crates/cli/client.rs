@@ -11,6 +11,32 @@ use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::TcpStream;
 
+/// Which server and model to talk to.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ServerArgs {
+    /// The server
+    #[arg(long, default_value = "http://127.0.0.1:8000")]
+    base_url: String,
+    /// The model [default: the server's first]
+    #[arg(long)]
+    model: Option<String>,
+    /// The server's key
+    #[arg(long, env = "SCONCE_API_KEY", hide_env_values = true)]
+    api_key: Option<String>,
+}
+
+impl ServerArgs {
+    /// The server, and the model's name.
+    pub(crate) async fn connect(&self) -> anyhow::Result<(Server, String)> {
+        let server = Server::new(&self.base_url, self.api_key.clone())?;
+        let model = match &self.model {
+            Some(model) => model.clone(),
+            None => server.first_model().await?,
+        };
+        Ok((server, model))
+    }
+}
+
 /// A server, by its address.
 #[derive(Clone, Debug)]
 pub(crate) struct Server {
