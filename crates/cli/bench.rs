@@ -22,12 +22,12 @@ pub(crate) struct Args {
     /// Requests in all
     #[arg(long, default_value_t = 100)]
     num_prompts: usize,
-    /// Requests at once
-    #[arg(long, default_value_t = 8)]
-    max_concurrency: usize,
-    /// Requests a second, arriving at random (Poisson) [default: as fast as they are answered]
+    /// Requests at once [default: 8, or any number with a --request-rate]
     #[arg(long)]
-    request_rate: Option<f64>,
+    max_concurrency: Option<usize>,
+    /// Requests a second, arriving at random (Poisson); inf is as fast as they are answered
+    #[arg(long, default_value_t = f64::INFINITY)]
+    request_rate: f64,
     /// Tokens of a prompt
     #[arg(long, default_value_t = 128)]
     random_input_len: usize,
@@ -52,12 +52,11 @@ pub(crate) struct Args {
 #[expect(clippy::print_stdout, reason = "what the command is for")]
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     ensure!(args.num_prompts > 0, "--num-prompts is 0, but must be at least 1");
-    ensure!(args.max_concurrency > 0, "--max-concurrency is 0, but must be at least 1");
+    ensure!(args.max_concurrency != Some(0), "--max-concurrency is 0, but must be at least 1");
     ensure!(args.random_input_len > 0, "--random-input-len is 0, but must be at least 1");
     ensure!(args.random_output_len > 0, "--random-output-len is 0, but must be at least 1");
-    if let Some(rate) = args.request_rate {
-        ensure!(rate.is_finite() && rate > 0.0, "--request-rate is {rate}, but must be above 0");
-    }
+    let rate = args.request_rate;
+    ensure!(rate > 0.0, "--request-rate is {rate}, but must be above 0, or inf");
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let report = runtime.block_on(measure(args))?;
     println!("{}", table(&report));
@@ -94,28 +93,24 @@ async fn measure(args: &Args) -> anyhow::Result<Value> {
         request(&server, &body()).await.context("the warm-up request failed")?;
     }
     let bodies: Vec<Value> = (0..args.num_prompts).map(|_| body()).collect();
-    let gaps: Vec<Duration> = bodies
-        .iter()
-        .map(|_| match args.request_rate {
-            // The time between Poisson arrivals is exponential.
-            Some(rate) => Duration::from_secs_f64(-(1.0 - rng.random::<f64>()).ln() / rate),
-            None => Duration::ZERO,
-        })
-        .collect();
+    let arrivals = arrivals(args.request_rate, bodies.len(), &mut rng)?;
     let bar = ProgressBar::new(args.num_prompts as u64);
     if let Ok(style) = ProgressStyle::with_template("requests {wide_bar} {pos}/{len} {elapsed}") {
         bar.set_style(style);
     }
-    let seats = Arc::new(Semaphore::new(args.max_concurrency));
+    let unbounded = if args.request_rate.is_finite() { Semaphore::MAX_PERMITS } else { 8 };
+    let seats = args.max_concurrency.unwrap_or(unbounded).min(Semaphore::MAX_PERMITS);
+    let seats = Arc::new(Semaphore::new(seats));
     let mut running = JoinSet::new();
     let started = Instant::now();
-    for (body, gap) in bodies.into_iter().zip(gaps) {
-        tokio::time::sleep(gap).await;
-        let seat = Arc::clone(&seats).acquire_owned().await?;
-        let (server, bar) = (server.clone(), bar.clone());
+    for (body, arrival) in bodies.into_iter().zip(arrivals) {
+        // Each request waits for its seat by itself: were arrivals to wait for
+        // it, a slow server would be sent fewer of them.
+        tokio::time::sleep_until((started + arrival).into()).await;
+        let (server, bar, seats) = (server.clone(), bar.clone(), Arc::clone(&seats));
         running.spawn(async move {
+            let _seat = seats.acquire().await?;
             let sample = request(&server, &body).await;
-            drop(seat);
             bar.inc(1);
             sample
         });
@@ -124,6 +119,17 @@ async fn measure(args: &Args) -> anyhow::Result<Value> {
     let elapsed = started.elapsed();
     bar.finish_and_clear();
     report(args, &model, outcomes, elapsed)
+}
+
+/// When requests arrive after the start. The times between Poisson arrivals are
+/// exponential; at an infinite rate all are there at once.
+fn arrivals(rate: f64, count: usize, rng: &mut StdRng) -> anyhow::Result<Vec<Duration>> {
+    let mut at = 0.0;
+    let next = |_| {
+        at -= (1.0 - rng.random::<f64>()).ln() / rate;
+        Duration::try_from_secs_f64(at).with_context(|| format!("--request-rate {rate} is too low"))
+    };
+    (0..count).map(next).collect()
 }
 
 async fn request(server: &Server, body: &Value) -> anyhow::Result<Sample> {
@@ -182,7 +188,8 @@ fn report(
         "completed": samples.len(),
         "errors": errors,
         "max_concurrency": args.max_concurrency,
-        "request_rate": args.request_rate,
+        // JSON has no infinity.
+        "request_rate": args.request_rate.is_finite().then_some(args.request_rate),
         "input_len": args.random_input_len,
         "output_len": args.random_output_len,
         "duration_s": seconds,
@@ -239,7 +246,44 @@ fn table(report: &Value) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::percentile;
+    use proptest::prelude::*;
+    use rand::{SeedableRng as _, rngs::StdRng};
+
+    use super::{arrivals, percentile};
+
+    proptest! {
+        /// The definition: at least p percent of the values are no larger than
+        /// the rank above, and at least 100 - p percent no smaller than the one below.
+        #[test]
+        fn percentiles_split_the_values(
+            mut values in prop::collection::vec(-1e3..1e3, 1..40),
+            p in 0.0..=100.0,
+        ) {
+            values.sort_unstable_by(f64::total_cmp);
+            let at = percentile(&values, p);
+            let share = |count: usize| 100.0 * count as f64 / values.len() as f64;
+            let step = share(1);
+            prop_assert!(share(values.iter().filter(|value| **value <= at).count()) >= p - step);
+            prop_assert!(share(values.iter().filter(|value| **value >= at).count()) >= 100.0 - p - step);
+            prop_assert!((values[0]..=values[values.len() - 1]).contains(&at));
+        }
+    }
+
+    #[test]
+    fn arrivals_keep_their_rate() {
+        let mut rng = StdRng::seed_from_u64(7);
+        let times = arrivals(50.0, 20_000, &mut rng).expect("the rate is fine");
+        assert!(times.is_sorted());
+        let gaps: Vec<_> =
+            times.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64() * 50.0).collect();
+        let mean = gaps.iter().sum::<f64>() / gaps.len() as f64;
+        let square = gaps.iter().map(|gap| gap * gap).sum::<f64>() / gaps.len() as f64;
+        // Of an exponential distribution: the mean is 1, that of the squares 2.
+        assert!((mean - 1.0).abs() < 0.03 && (square - 2.0).abs() < 0.15, "{mean} {square}");
+        let at_once = arrivals(f64::INFINITY, 3, &mut rng).expect("the rate is fine");
+        assert!(at_once.iter().all(|time| time.is_zero()));
+        assert!(arrivals(1e-300, 3, &mut rng).is_err());
+    }
 
     #[test]
     fn percentiles_lie_between_the_nearest_ranks() {

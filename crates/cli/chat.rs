@@ -1,6 +1,6 @@
 //! `sconce chat`: a conversation in the terminal.
 
-use std::io::{BufRead as _, IsTerminal as _, Write as _};
+use std::io::{BufRead as _, IsTerminal as _, Read as _, Write as _};
 
 use serde_json::{Value, json};
 
@@ -9,7 +9,7 @@ use crate::client::{Server, ServerArgs};
 /// Flags of `sconce chat`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// What to say; without it, lines are read from standard input
+    /// What to say; without it, a conversation, or all of standard input if that is no terminal
     prompt: Vec<String>,
     #[command(flatten)]
     server: ServerArgs,
@@ -30,24 +30,26 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     runtime.block_on(converse(args))
 }
 
-#[expect(clippy::print_stdout, reason = "what the command is for")]
+#[expect(clippy::print_stdout, clippy::print_stderr, reason = "what the command is for")]
 async fn converse(args: &Args) -> anyhow::Result<()> {
     let (server, model) = args.server.connect().await?;
     let mut messages = Vec::new();
     if let Some(system) = &args.system {
         messages.push(json!({ "role": "system", "content": system }));
     }
-    if !args.prompt.is_empty() {
-        messages.push(json!({ "role": "user", "content": args.prompt.join(" ") }));
+    let interactive = args.prompt.is_empty() && std::io::stdin().is_terminal();
+    if !interactive {
+        let mut prompt = args.prompt.join(" ");
+        if args.prompt.is_empty() {
+            std::io::stdin().read_to_string(&mut prompt)?;
+        }
+        messages.push(json!({ "role": "user", "content": prompt.trim_end() }));
         answer(args, &server, &model, &messages).await?;
         return Ok(());
     }
-    let interactive = std::io::stdin().is_terminal();
     loop {
-        if interactive {
-            print!("> ");
-            std::io::stdout().flush()?;
-        }
+        print!("> ");
+        std::io::stdout().flush()?;
         let mut line = String::new();
         if std::io::stdin().lock().read_line(&mut line)? == 0 {
             return Ok(());
@@ -56,8 +58,14 @@ async fn converse(args: &Args) -> anyhow::Result<()> {
             continue;
         }
         messages.push(json!({ "role": "user", "content": line.trim_end() }));
-        let text = answer(args, &server, &model, &messages).await?;
-        messages.push(json!({ "role": "assistant", "content": text }));
+        match answer(args, &server, &model, &messages).await {
+            Ok(text) => messages.push(json!({ "role": "assistant", "content": text })),
+            // The conversation may go on: with a shorter line, or once the server is back.
+            Err(error) => {
+                messages.pop();
+                eprintln!("error: {error:#}");
+            }
+        }
     }
 }
 
@@ -75,12 +83,17 @@ async fn answer(
     if let Some(temperature) = args.temperature {
         body["temperature"] = temperature.into();
     }
-    let mut events = server.stream("/v1/chat/completions", &body).await?;
+    let interrupted = tokio::signal::ctrl_c();
+    tokio::pin!(interrupted);
     let mut text = String::new();
+    let mut events = tokio::select! {
+        events = server.stream("/v1/chat/completions", &body) => events?,
+        _ = &mut interrupted => return Ok(text),
+    };
     loop {
         let event = tokio::select! {
             event = events.next() => event?,
-            _ = tokio::signal::ctrl_c() => None,
+            _ = &mut interrupted => None,
         };
         let Some(event) = event else { break };
         let piece = event["choices"][0]["delta"]["content"].as_str().unwrap_or_default();

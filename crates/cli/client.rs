@@ -1,6 +1,8 @@
 //! A small HTTP client for OpenAI-style streams, shared by chat and bench.
 
-use anyhow::{Context as _, bail};
+use std::collections::VecDeque;
+
+use anyhow::{Context as _, bail, ensure};
 use http_body_util::{BodyExt as _, Full};
 use hyper::{
     Request, Response,
@@ -138,7 +140,7 @@ impl EventStream {
                 None => bail!("the stream ended before [DONE]"),
                 Some(frame) => {
                     if let Ok(data) = frame?.into_data() {
-                        self.events.push(&data);
+                        self.events.push(&data)?;
                     }
                 }
             }
@@ -146,56 +148,121 @@ impl EventStream {
     }
 }
 
-/// Cuts server-sent events out of bytes that come in any pieces.
+/// The longest line that is read; a server that never ends one is given up.
+const MAX_LINE: usize = 16 << 20;
+
+/// Cuts server-sent events out of bytes that come in any pieces. Lines end with
+/// CR, LF or both, as the standard has it; fields other than `data` are skipped.
 #[derive(Default)]
 struct SseParser {
-    pending: Vec<u8>,
-    /// Bytes of `pending` that hold no end of an event.
-    searched: usize,
+    /// The line that has begun.
+    line: Vec<u8>,
+    /// The data of the event that has begun.
+    data: Option<String>,
+    /// The last byte was a CR, so an LF now belongs to it.
+    after_cr: bool,
+    whole: VecDeque<String>,
 }
 
 impl SseParser {
-    fn push(&mut self, bytes: &[u8]) {
-        self.pending.extend_from_slice(bytes);
+    fn push(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
+        for &byte in bytes {
+            let ends_cr = std::mem::replace(&mut self.after_cr, byte == b'\r') && byte == b'\n';
+            match byte {
+                _ if ends_cr => {}
+                b'\r' | b'\n' => self.end_line(),
+                _ => self.line.push(byte),
+            }
+        }
+        let pending = self.line.len() + self.data.as_ref().map_or(0, String::len);
+        ensure!(pending <= MAX_LINE, "the server sent {pending} bytes without ending an event");
+        Ok(())
+    }
+
+    fn end_line(&mut self) {
+        if self.line.is_empty() {
+            self.whole.extend(self.data.take());
+            return;
+        }
+        let line = String::from_utf8_lossy(&self.line);
+        if let Some(value) = line.strip_prefix("data:") {
+            let value = value.strip_prefix(' ').unwrap_or(value);
+            match &mut self.data {
+                None => self.data = Some(value.to_owned()),
+                Some(data) => {
+                    data.push('\n');
+                    data.push_str(value);
+                }
+            }
+        }
+        self.line.clear();
     }
 
     /// The data of the next whole event.
     fn next(&mut self) -> Option<String> {
-        loop {
-            let from = self.searched.saturating_sub(1);
-            let end = self.pending[from..].windows(2).position(|pair| pair == b"\n\n");
-            let Some(end) = end.map(|at| from + at) else {
-                self.searched = self.pending.len();
-                return None;
-            };
-            let event: Vec<u8> = self.pending.drain(..end + 2).take(end).collect();
-            self.searched = 0;
-            let event = String::from_utf8_lossy(&event).into_owned();
-            let lines = event.lines().filter_map(|line| line.strip_prefix("data:"));
-            let data: Vec<_> = lines.map(str::trim_start).collect();
-            if !data.is_empty() {
-                return Some(data.join("\n"));
-            }
-        }
+        self.whole.pop_front()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::SseParser;
+    use proptest::prelude::*;
+
+    use super::{MAX_LINE, SseParser};
+
+    fn parse(pieces: &[&[u8]]) -> Vec<String> {
+        let mut parser = SseParser::default();
+        let mut events = Vec::new();
+        for piece in pieces {
+            parser.push(piece).expect("it is short");
+            events.extend(std::iter::from_fn(|| parser.next()));
+        }
+        events
+    }
+
+    proptest! {
+        #[test]
+        fn events_are_the_same_however_they_are_cut_and_lines_end(
+            events in prop::collection::vec("[ a:é]{1,5}(\n[ a:é]{0,5}){0,2}", 0..6),
+            ends in prop::collection::vec(prop::sample::select(vec!["\n", "\r", "\r\n"]), 1..9),
+            comments in any::<bool>(),
+            cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..12),
+        ) {
+            let mut ends = ends.iter().cycle();
+            let mut wire = String::new();
+            let mut line = |text: &str| {
+                wire.push_str(text);
+                // A CR and the LF of an empty line after it would be one end.
+                let end = ends.next().expect("a cycle");
+                wire.push_str(if wire.ends_with('\r') && *end == "\n" { "\r" } else { end });
+            };
+            for event in &events {
+                if comments {
+                    line(": a comment");
+                    line("event: x");
+                }
+                event.split('\n').for_each(|text| line(&format!("data: {text}")));
+                line("");
+            }
+            let wire = wire.as_bytes();
+            let mut borders: Vec<_> = cuts.iter().map(|cut| cut.index(wire.len() + 1)).collect();
+            borders.extend([0, wire.len()]);
+            borders.sort_unstable();
+            let pieces: Vec<_> = borders.windows(2).map(|pair| &wire[pair[0]..pair[1]]).collect();
+            prop_assert_eq!(parse(&pieces), events);
+        }
+    }
 
     #[test]
-    fn events_are_the_same_however_they_are_cut() {
-        let wire =
-            "data: {\"a\":1}\n\n: a comment\n\ndata: é\ndata: two\n\ndata: [DONE]\n\n".as_bytes();
-        for size in 1..=wire.len() {
-            let mut parser = SseParser::default();
-            let mut events = Vec::new();
-            for piece in wire.chunks(size) {
-                parser.push(piece);
-                events.extend(std::iter::from_fn(|| parser.next()));
-            }
-            assert_eq!(events, ["{\"a\":1}", "é\ntwo", "[DONE]"], "pieces of {size}");
-        }
+    fn an_event_without_end_is_given_up() {
+        let mut parser = SseParser::default();
+        let piece = vec![b'x'; MAX_LINE / 2];
+        assert!(parser.push(&piece).is_ok() && parser.push(&piece).is_ok());
+        assert!(parser.push(&piece).is_err());
+    }
+
+    #[test]
+    fn what_is_cut_off_is_no_event() {
+        assert_eq!(parse(&[b"data: whole\n\ndata: half\n"]), ["whole"]);
     }
 }
