@@ -12,7 +12,17 @@ use cargo_metadata::{DependencyKind, Metadata, MetadataCommand};
 /// Who may depend on whom, as ARCHITECTURE.md draws it; the root package holds
 /// the facade (crates/sconce) and the binary (crates/cli).
 const ARROWS: &[(&str, &[&str])] = &[
-    ("sconce", &["sconce-server", "sconce-engine", "sconce-text", "sconce-runner", "sconce-types"]),
+    (
+        "sconce",
+        &[
+            "sconce-server",
+            "sconce-engine",
+            "sconce-text",
+            "sconce-runner",
+            "sconce-types",
+            "sconce-bench",
+        ],
+    ),
     ("sconce-server", &["sconce-engine", "sconce-text", "sconce-types"]),
     ("sconce-engine", &["sconce-scheduler", "sconce-types"]),
     ("sconce-scheduler", &["sconce-types"]),
@@ -21,6 +31,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("sconce-models", &["sconce-kernels"]),
     ("sconce-kernels", &[]),
     ("sconce-types", &[]),
+    ("sconce-bench", &[]),
 ];
 
 /// The serving half builds without a tensor library or a device.

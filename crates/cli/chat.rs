@@ -2,9 +2,8 @@
 
 use std::io::{BufRead as _, IsTerminal as _, Read as _, Write as _};
 
+use sconce_bench::{Server, ServerArgs};
 use serde_json::{Value, json};
-
-use crate::client::{Server, ServerArgs};
 
 /// Flags of `sconce chat`.
 #[derive(Debug, clap::Args)]
@@ -87,12 +86,12 @@ async fn answer(
     tokio::pin!(interrupted);
     let mut text = String::new();
     let mut events = tokio::select! {
-        events = server.stream("/v1/chat/completions", &body) => events?,
+        events = server.stream("/v1/chat/completions", body.to_string()) => events?,
         _ = &mut interrupted => return Ok(text),
     };
     loop {
         let event = tokio::select! {
-            event = events.next() => event?,
+            event = events.next_json() => event?,
             _ = &mut interrupted => None,
         };
         let Some(event) = event else { break };

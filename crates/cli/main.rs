@@ -8,7 +8,6 @@ use clap::{Parser, Subcommand};
 
 mod bench;
 mod chat;
-mod client;
 mod progress;
 mod pull;
 mod serve;
@@ -30,7 +29,7 @@ enum Command {
     /// Talk to a running server from the terminal
     Chat(chat::Args),
     /// Load a running server and report latency and throughput
-    Bench(bench::Args),
+    Bench(Box<bench::Args>),
 }
 
 #[expect(clippy::print_stderr, reason = "a failure's message belongs on standard error")]

@@ -10,7 +10,7 @@ use crate::progress::Bars;
 /// Flags of `sconce serve`, named as in `vllm serve`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// A model directory, a GGUF file, a hub id, or a known name
+    /// A model directory, a GGUF file, a hub id, a known name, or null: no model, steps take no time
     #[arg(value_name = "MODEL", conflicts_with = "model")]
     model_positional: Option<String>,
     /// The same, as a flag
@@ -119,10 +119,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         // A taken port is told before a model is loaded.
-        let listener =
-            tokio::net::TcpListener::bind((args.host.as_str(), args.port)).await.with_context(
-                || format!("cannot listen on {}:{}; choose another --port", args.host, args.port),
-            )?;
+        let listener = sconce::listen(&args.host, args.port).await.with_context(|| {
+            format!("cannot listen on {}:{}; choose another --port", args.host, args.port)
+        })?;
         let address = listener.local_addr()?;
         let options = args.options(args.cache.hub_options());
         let bars = Bars::new();
@@ -157,8 +156,9 @@ fn banner(sconce: &Sconce, address: SocketAddr) -> String {
     let summary = sconce.summary();
     let limits = sconce.engine().limits();
     let dtype = match summary.dtype {
-        Dtype::Bf16 => "bfloat16",
-        Dtype::F32 => "float32",
+        Some(Dtype::Bf16) => "bfloat16",
+        Some(Dtype::F32) => "float32",
+        None => "none",
     };
     let gib = summary.kv_cache_bytes as f64 / f64::from(1 << 30);
     let Summary { model_name, architecture, device, kv_cache_tokens, .. } = summary;

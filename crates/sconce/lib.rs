@@ -19,6 +19,7 @@
 
 mod completion;
 pub mod hub;
+mod null;
 mod start;
 
 pub use completion::Completion;
@@ -27,7 +28,7 @@ pub use sconce_engine::{
     RequestEvent, RequestStream, SubmitError, TokenEvent,
 };
 pub use sconce_runner::{Dtype, LoadError, gguf};
-pub use sconce_server::{ServerConfig, router, serve};
+pub use sconce_server::{ServerConfig, listen, router, serve};
 pub use sconce_text::{TextConfig, TextError, TextModel};
 pub use sconce_types::{SamplingParams, TokenId, TokenLogprobs};
 pub use start::{Error, Options, Progress, Sconce, Summary};

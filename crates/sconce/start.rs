@@ -8,17 +8,19 @@ use sconce_engine::{
 };
 use sconce_runner::{Dtype, LoadError, LoadOptions};
 use sconce_text::{TextConfig, TextError, TextModel};
-use sconce_types::SamplingParams;
+use sconce_types::{Executor, SamplingParams};
 
 use crate::{
     Completion,
     hub::{self, HubError, HubOptions},
+    null,
 };
 
 /// What to start. The defaults suit a small model on a CPU.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// A model directory, a GGUF file, a hub id, or a known name.
+    /// A model directory, a GGUF file, a hub id, a known name, or `null`: no
+    /// model at all, to measure everything else (`null:20ms`: with steps of that time).
     pub model: String,
     /// The name that requests and metrics use; the model's own if not given.
     pub served_model_name: Option<String>,
@@ -97,14 +99,14 @@ pub enum Error {
 pub struct Summary {
     /// The name that requests use.
     pub model_name: String,
-    /// Where the model lies.
+    /// Where the model lies; empty for the null model.
     pub model_dir: PathBuf,
     /// The architecture's name.
     pub architecture: String,
     /// The device, in words.
     pub device: String,
-    /// The dtype of weights and cache.
-    pub dtype: Dtype,
+    /// The dtype of weights and cache; the null model has neither.
+    pub dtype: Option<Dtype>,
     /// Tokens of prompt and output.
     pub max_model_len: usize,
     /// Tokens that the KV cache holds.
@@ -113,6 +115,15 @@ pub struct Summary {
     pub kv_cache_bytes: usize,
     /// How long loading took.
     pub load_time: Duration,
+}
+
+/// What whoever built the executor tells of it.
+pub(crate) struct Loaded {
+    pub(crate) architecture: String,
+    pub(crate) device: String,
+    pub(crate) dtype: Option<Dtype>,
+    pub(crate) kv_cache_bytes: usize,
+    pub(crate) load_time: Duration,
 }
 
 /// A running engine with its tokenizer. Dropping it, once every
@@ -132,6 +143,12 @@ impl Sconce {
     where
         P: Progress + Clone + Send + 'static,
     {
+        if let Some(step_time) = null::step_time(&options.model) {
+            let (text, options) = (TextModel::bytes(), options.clone());
+            let model_name = options.served_model_name.as_deref().unwrap_or(null::NAME).to_owned();
+            let build = move || Ok(null::build(&options, step_time));
+            return Self::start_engine(model_name, PathBuf::new(), text, build);
+        }
         let found = hub::resolve(&options.model, &options.hub, progress)?;
         let text_config = TextConfig { chat_template: options.chat_template.clone() };
         let text = TextModel::load(&found.path, &text_config)?;
@@ -147,7 +164,7 @@ impl Sconce {
         };
         let max_queued = options.max_num_queued_reqs;
         let progress = progress.clone();
-        let (_, handle, loaded) = Engine::start(&model_name, move || {
+        Self::start_engine(model_name, found.path, text, move || {
             let loaded =
                 sconce_runner::load(&load_options, &mut |done, all| progress.tensors(done, all))?;
             let config = SchedulerConfig {
@@ -157,29 +174,36 @@ impl Sconce {
                 num_blocks: loaded.num_blocks,
                 max_queued,
             };
-            let summary = (
-                loaded.architecture,
-                loaded.device,
-                loaded.dtype,
-                loaded.kv_cache_bytes,
-                loaded.load_time,
-            );
-            let vocab_size = loaded.vocab_size;
-            Ok(Built { executor: loaded.runner, config, vocab_size, info: summary })
-        })?;
-        let (architecture, device, dtype, kv_cache_bytes, load_time) = loaded;
+            let info = Loaded {
+                architecture: loaded.architecture,
+                device: loaded.device,
+                dtype: Some(loaded.dtype),
+                kv_cache_bytes: loaded.kv_cache_bytes,
+                load_time: loaded.load_time,
+            };
+            Ok(Built { executor: loaded.runner, config, vocab_size: loaded.vocab_size, info })
+        })
+    }
+
+    fn start_engine<E: Executor>(
+        model_name: String,
+        model_dir: PathBuf,
+        text: TextModel,
+        build: impl FnOnce() -> Result<Built<E, Loaded>, LoadError> + Send + 'static,
+    ) -> Result<Self, Error> {
+        let (_, handle, loaded) = Engine::start(&model_name, build)?;
         let limits = *handle.limits();
         text.check_fits(limits.vocab_size)?;
         let summary = Summary {
             model_name,
-            model_dir: found.path,
-            architecture,
-            device,
-            dtype,
+            model_dir,
+            architecture: loaded.architecture,
+            device: loaded.device,
+            dtype: loaded.dtype,
             max_model_len: limits.max_model_len,
             kv_cache_tokens: limits.num_blocks * sconce_types::BLOCK_SIZE,
-            kv_cache_bytes,
-            load_time,
+            kv_cache_bytes: loaded.kv_cache_bytes,
+            load_time: loaded.load_time,
         };
         Ok(Self { handle, text: Arc::new(text), summary })
     }

@@ -14,5 +14,5 @@ mod serve;
 mod state;
 mod tokenize;
 
-pub use serve::{router, serve};
+pub use serve::{listen, router, serve};
 pub use state::ServerConfig;

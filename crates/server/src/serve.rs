@@ -8,11 +8,12 @@ use axum::{
     middleware::{Next, from_fn, from_fn_with_state},
     response::{IntoResponse as _, Response},
     routing::{get, post},
+    serve::ListenerExt as _,
 };
 use futures::FutureExt as _;
 use sconce_engine::EngineHandle;
 use sconce_text::TextModel;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket, lookup_host};
 
 use crate::{
     ServerConfig, admin,
@@ -78,6 +79,28 @@ fn panic_message(cause: &(dyn Any + Send)) -> &str {
         .unwrap_or("a panic without a message")
 }
 
+/// Connections that may wait to be taken up: a burst beyond it is dropped by
+/// the system, and each of its clients tries again only after a second.
+const BACKLOG: u32 = 4096;
+
+/// Listens on a host's first address that can be had; port 0 picks a free one.
+///
+/// # Errors
+/// The host has no address, or none that this process may have.
+pub async fn listen(host: &str, port: u16) -> io::Result<TcpListener> {
+    let mut refused = None;
+    for address in lookup_host((host, port)).await? {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        #[cfg(not(windows))]
+        socket.set_reuseaddr(true)?;
+        match socket.bind(address).and_then(|()| socket.listen(BACKLOG)) {
+            Ok(listener) => return Ok(listener),
+            Err(error) => refused = Some(error),
+        }
+    }
+    Err(refused.unwrap_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no such host")))
+}
+
 /// Serves until `shutdown` is ready; then takes no more requests, lets those
 /// that run finish for at most `drain_timeout`, and returns.
 ///
@@ -98,6 +121,12 @@ pub async fn serve(
         let _ = stop.send(());
         engine.drain().await;
     };
+    // A token goes out when it is there, not when the last one was acknowledged.
+    let listener = listener.tap_io(|connection| {
+        if let Err(error) = connection.set_nodelay(true) {
+            tracing::debug!("a connection without TCP_NODELAY: {error}");
+        }
+    });
     let server = axum::serve(listener, router).with_graceful_shutdown(graceful);
     let give_up = async move {
         match stopped.await {
@@ -111,5 +140,25 @@ pub async fn serve(
             tracing::warn!("some requests did not finish in {drain_timeout:?}; they are cut off");
             Ok(())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{net::TcpStream, time::Duration};
+
+    use super::listen;
+
+    #[test]
+    fn a_burst_of_connections_waits_to_be_taken_up() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.expect("a runtime");
+        let listener = runtime.block_on(listen("localhost", 0)).expect("a free port");
+        let address = listener.local_addr().expect("it listens");
+        // Nobody takes them up. More than 128, which is what listeners have by default.
+        let connections: Vec<_> = (0..300)
+            .map(|_| TcpStream::connect_timeout(&address, Duration::from_millis(900)))
+            .collect();
+        assert!(connections.iter().all(Result::is_ok), "{:?}", connections.last());
     }
 }

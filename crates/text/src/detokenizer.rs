@@ -3,6 +3,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use sconce_types::TokenId;
+use serde_json::json;
 use tokenizers::{DecoderWrapper, Tokenizer};
 
 use crate::TokenText;
@@ -83,6 +84,24 @@ fn byte_of_char() -> HashMap<char, u8> {
             (char::from_u32(code).expect("codes below U+0200 are characters"), byte)
         })
         .collect()
+}
+
+/// A tokenizer.json whose tokens are the bytes and, as 256, an end token.
+pub(crate) fn byte_tokenizer() -> Vec<u8> {
+    let vocab: HashMap<String, u8> =
+        byte_of_char().into_iter().map(|(c, byte)| (c.to_string(), byte)).collect();
+    let byte_level = json!({
+        "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false,
+    });
+    let end = json!({
+        "id": 256, "content": "<|end|>", "single_word": false, "lstrip": false, "rstrip": false,
+        "normalized": false, "special": true,
+    });
+    let tokenizer = json!({
+        "version": "1.0", "added_tokens": [end], "pre_tokenizer": byte_level,
+        "decoder": byte_level, "model": { "type": "BPE", "vocab": vocab, "merges": [] },
+    });
+    tokenizer.to_string().into_bytes()
 }
 
 /// Turns tokens into text one by one. It never splits a character: bytes of an

@@ -13,7 +13,7 @@ use tokenizers::Tokenizer;
 use crate::{
     ChatTemplateOptions, Detokenizer, TextError,
     chat_template::ChatTemplate,
-    detokenizer::{ByteTable, Pieces},
+    detokenizer::{self, ByteTable, Pieces},
 };
 
 /// What an operator sets instead of the model's own.
@@ -81,6 +81,24 @@ impl TextModel {
         let table = ByteTable::new(&tokenizer);
         let pieces = Arc::new(Pieces { tokenizer, table });
         Ok(Self { pieces, chat_template, eos_token_ids, sampling_defaults })
+    }
+
+    /// A text side that needs no files: a token for each byte, token 256 as the
+    /// end, and a chat template that puts each message on a line.
+    #[must_use]
+    pub fn bytes() -> Self {
+        let tokenizer = Tokenizer::from_bytes(detokenizer::byte_tokenizer())
+            .expect("a vocabulary of bytes is a tokenizer");
+        let source = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}";
+        let chat_template =
+            ChatTemplate::new(source.to_owned(), None, None).expect("the template has no mistakes");
+        let table = ByteTable::new(&tokenizer);
+        Self {
+            pieces: Arc::new(Pieces { tokenizer, table }),
+            chat_template: Some(chat_template),
+            eos_token_ids: Arc::new([256]),
+            sampling_defaults: SamplingDefaults::default(),
+        }
     }
 
     /// Token ids of a text. Special tokens' own names in the text become those
