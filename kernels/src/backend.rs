@@ -16,7 +16,8 @@ use crate::{
     ops::sampling::{SampleRequest, Sampled},
 };
 
-/// The dtype of weights and of the KV cache. Sums are always in f32.
+/// The dtype of the KV cache, and of weights that are not quantized. Sums are
+/// always in f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dtype {
     /// 32-bit floats; activations are not rounded.
@@ -33,6 +34,44 @@ impl Dtype {
         match self {
             Self::F32 => 4,
             Self::Bf16 => 2,
+        }
+    }
+}
+
+/// What a packed weight's elements are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WeightDtype {
+    /// As [`Dtype::F32`].
+    F32,
+    /// As [`Dtype::Bf16`].
+    Bf16,
+    /// 8-bit integers with one scale for each output (row of `[n, k]`),
+    /// quantized when the weight is packed. An operation's input is quantized
+    /// where it meets them, with one scale a row. Both are symmetric: the scale
+    /// is the row's largest magnitude over 127, and numbers are rounded to
+    /// nearest, ties to even (vector-wise quantization, Dettmers et al., 2022,
+    /// without its outliers' decomposition). Products are summed in i32, which
+    /// is exact, and scaled in f32.
+    Int8,
+}
+
+impl WeightDtype {
+    /// Bytes of one element, scales apart.
+    #[must_use]
+    pub const fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 => 2,
+            Self::Int8 => 1,
+        }
+    }
+}
+
+impl From<Dtype> for WeightDtype {
+    fn from(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::F32 => Self::F32,
+            Dtype::Bf16 => Self::Bf16,
         }
     }
 }
@@ -102,8 +141,12 @@ pub trait Backend: Send {
     /// matrix of `n = Σ n_i` rows, converting to `dtype`.
     ///
     /// # Errors
-    /// Unequal `k`, a tensor that is not two-dimensional, no memory.
-    fn matrix(&self, parts: &[Tensor], dtype: Dtype) -> Result<Self::Matrix, KernelError>;
+    /// Unequal `k`, a tensor that is not two-dimensional, a `k` whose sums
+    /// could exceed i32 in int8, no memory.
+    fn matrix(&self, parts: &[Tensor], dtype: WeightDtype) -> Result<Self::Matrix, KernelError>;
+
+    /// Bytes that a weight takes in the device's memory, scales included.
+    fn matrix_bytes(&self, matrix: &Self::Matrix) -> usize;
 
     /// A vector of the parts end to end, converted to f32.
     ///
@@ -167,7 +210,10 @@ pub trait Backend: Send {
     /// `out[r] = w · x[r] + bias`.
     ///
     /// `x [rows, k]`, `w [n, k]`, `bias [n]`, `out [rows, n]`. With bf16
-    /// weights `x` is rounded to bf16 first; products are summed in f32.
+    /// weights `x` is rounded to bf16 first, with int8 weights each row is
+    /// quantized to int8 ([`WeightDtype::Int8`]); products are summed in f32,
+    /// those of int8 exactly in i32. With int8 weights a row or an output whose
+    /// numbers are not all finite becomes NaN as a whole.
     ///
     /// # Errors
     /// Shapes that do not fit.

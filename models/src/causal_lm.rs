@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use sconce_kernels::{Backend, Dtype, ForwardBatch, KernelError};
+use sconce_kernels::{Backend, ForwardBatch, KernelError, WeightDtype};
 
 use crate::{
     ModelConfig, ModelError,
@@ -116,8 +116,17 @@ impl<B: Backend> Workspace<B> {
     }
 }
 
+/// A model as [`load`] made it.
+pub struct Loaded<B: Backend> {
+    /// The model.
+    pub model: Box<dyn CausalLm<B>>,
+    /// Bytes of its matrices in the backend's layout; vectors are not counted.
+    pub weight_bytes: usize,
+}
+
 /// Loads the model of a directory whose config.json was read, for contexts of
-/// at most `max_positions`. `progress` is told the tensors loaded and all of them.
+/// at most `max_positions`. Every matrix becomes one of `dtype`, the embedding
+/// and output too. `progress` is told the tensors loaded and all of them.
 ///
 /// # Errors
 /// A checkpoint that is damaged or does not fit its configuration; everything
@@ -126,14 +135,15 @@ pub fn load<B: Backend + 'static>(
     dir: &Path,
     config: &ModelConfig,
     backend: &B,
-    dtype: Dtype,
+    dtype: WeightDtype,
     max_positions: usize,
     progress: &mut dyn FnMut(usize, usize),
-) -> Result<Box<dyn CausalLm<B>>, ModelError> {
+) -> Result<Loaded<B>, ModelError> {
     let files = weights::open(dir)?;
     let mut checker = Checker::new(&files);
     Llama::build(config, max_positions, &mut checker)?;
     let num_tensors = checker.finish()?;
     let mut packer = Packer::new(files, backend, dtype, num_tensors, progress);
-    Ok(Box::new(Llama::build(config, max_positions, &mut packer)?))
+    let model = Llama::build(config, max_positions, &mut packer)?;
+    Ok(Loaded { model: Box::new(model), weight_bytes: packer.bytes() })
 }

@@ -13,7 +13,7 @@ mod llama;
 mod rope;
 mod weights;
 
-pub use causal_lm::{CausalLm, ModelShape, Workspace, load};
+pub use causal_lm::{CausalLm, Loaded, ModelShape, Workspace, load};
 pub use config::{ModelConfig, RopeScaling};
 pub use error::ModelError;
 pub use rope::rope_table;

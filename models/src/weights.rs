@@ -12,7 +12,7 @@ use std::{
 
 use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
-use sconce_kernels::{Backend, Dtype, mapped::MappedSafetensors};
+use sconce_kernels::{Backend, WeightDtype, mapped::MappedSafetensors};
 use serde::Deserialize;
 
 use crate::{ModelError, json};
@@ -147,23 +147,30 @@ impl Source for Checker<'_> {
 pub(crate) struct Packer<'a, B> {
     weights: VarBuilder<'static>,
     backend: &'a B,
-    dtype: Dtype,
+    dtype: WeightDtype,
     loaded: usize,
     total: usize,
     progress: &'a mut dyn FnMut(usize, usize),
+    /// Bytes of the matrices packed so far.
+    bytes: usize,
 }
 
 impl<'a, B: Backend> Packer<'a, B> {
     pub(crate) fn new(
         files: Arc<MappedSafetensors>,
         backend: &'a B,
-        dtype: Dtype,
+        dtype: WeightDtype,
         total: usize,
         progress: &'a mut dyn FnMut(usize, usize),
     ) -> Self {
         let source = Box::new(AsStored(files));
         let weights = VarBuilder::from_backend(source, DType::F32, Device::Cpu);
-        Self { weights, backend, dtype, loaded: 0, total, progress }
+        Self { weights, backend, dtype, loaded: 0, total, progress, bytes: 0 }
+    }
+
+    /// Bytes of all matrices in the backend's layout.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     fn load<S: Into<Shape>>(&mut self, name: &str, shape: S) -> Result<Tensor, ModelError> {
@@ -181,7 +188,9 @@ impl<B: Backend> Source for Packer<'_, B> {
     fn matrix(&mut self, parts: &[(String, usize)], k: usize) -> Result<B::Matrix, ModelError> {
         let parts: Vec<_> =
             parts.iter().map(|(name, n)| self.load(name, (*n, k))).collect::<Result<_, _>>()?;
-        Ok(self.backend.matrix(&parts, self.dtype)?)
+        let matrix = self.backend.matrix(&parts, self.dtype)?;
+        self.bytes += self.backend.matrix_bytes(&matrix);
+        Ok(matrix)
     }
 
     fn vector(&mut self, parts: &[(String, usize)]) -> Result<B::Vector, ModelError> {

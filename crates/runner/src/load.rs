@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use sconce_kernels::{
-    Backend, Dtype, KernelError, KvLayout,
+    Backend, Dtype, KernelError, KvLayout, WeightDtype,
     cpu::{Cpu, CpuConfig},
 };
 use sconce_models::{ModelConfig, ModelError, Workspace};
@@ -118,8 +118,9 @@ pub fn load(
     }
     let dtype = options.dtype.unwrap_or(Dtype::Bf16);
     let backend = Cpu::new(CpuConfig { threads: options.threads, ..CpuConfig::default() });
-    let model =
-        sconce_models::load(&options.dir, &config, &backend, dtype, max_model_len, progress)?;
+    let weights = WeightDtype::from(dtype);
+    let sconce_models::Loaded { model, .. } =
+        sconce_models::load(&options.dir, &config, &backend, weights, max_model_len, progress)?;
     let shape = model.shape();
 
     let mut layout = KvLayout {

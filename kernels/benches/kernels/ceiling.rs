@@ -1,5 +1,5 @@
-//! What the machine could do: reading memory, `vdpbf16ps`, f32 FMA, and how
-//! soon a parallel region starts.
+//! What the machine could do: reading memory, `vdpbf16ps`, `vpdpbusd`, f32
+//! FMA, and how soon a parallel region starts.
 #![expect(unsafe_code, reason = "loops of one instruction each")]
 
 use std::hint::black_box;
@@ -56,6 +56,10 @@ mod x86 {
             let flops = (threads * ROUNDS * CHAINS * flops) as f64;
             println!("  {what:<16} {:>8.1} GFLOP/s", flops / time * 1e-9);
         };
+        if is_x86_feature_detected!("avx512vnni") {
+            // SAFETY: the instruction was detected.
+            report("vpdpbusd", 128, &|| unsafe { dpbusd() });
+        }
         if is_x86_feature_detected!("avx512bf16") {
             // SAFETY: the instruction was detected.
             report("vdpbf16ps", 64, &|| unsafe { dpbf16() });
@@ -74,6 +78,18 @@ mod x86 {
         for _ in 0..ROUNDS {
             for sum in &mut sums {
                 *sum = _mm512_dpbf16_ps(*sum, x, x);
+            }
+        }
+        black_box(sums);
+    }
+
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    fn dpbusd() {
+        let x = _mm512_set1_epi8(black_box(1));
+        let mut sums = [_mm512_setzero_si512(); CHAINS];
+        for _ in 0..ROUNDS {
+            for sum in &mut sums {
+                *sum = _mm512_dpbusd_epi32(*sum, x, x);
             }
         }
         black_box(sums);

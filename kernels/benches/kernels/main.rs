@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device, Tensor};
 use sconce_kernels::{
-    AttentionParams, Backend, Dtype, ForwardBatch, KvLayout,
+    AttentionParams, Backend, Dtype, ForwardBatch, KvLayout, WeightDtype,
     cpu::{Cpu, CpuBuffer, CpuConfig, ThreadPool},
     ops::sampling::{SampleRequest, uniform},
 };
@@ -81,7 +81,7 @@ fn filled(cpu: &Cpu, rows: usize, cols: usize) -> Result<CpuBuffer, Box<dyn std:
 }
 
 fn linear(cpu: &mut Cpu) -> Result<(), Box<dyn std::error::Error>> {
-    for dtype in [Dtype::Bf16, Dtype::F32] {
+    for dtype in [WeightDtype::Int8, WeightDtype::Bf16, WeightDtype::F32] {
         println!("\nlinear, {dtype:?} weights");
         println!(
             "  {:>6} {:>6} {:>5} {:>10} {:>8} {:>9}",

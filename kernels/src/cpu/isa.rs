@@ -1,16 +1,19 @@
 //! Which instructions the processor has, found out when the program starts.
 
-/// A level of vector instructions. Each level's kernels use what the levels
-/// below have too.
+/// A level of vector instructions, from narrow to wide.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Isa {
     /// What the compiler's target has.
     Portable,
     /// AVX2 and FMA.
     Avx2,
+    /// AVX2 and FMA with `vpdpbusd` on 256 bits.
+    AvxVnni,
     /// AVX-512 F, BW, DQ and VL.
     Avx512,
-    /// AVX-512 with `vdpbf16ps`.
+    /// AVX-512 with `vpdpbusd`.
+    Avx512Vnni,
+    /// AVX-512 with `vpdpbusd` and `vdpbf16ps`.
     Avx512Bf16,
 }
 
@@ -30,10 +33,17 @@ impl Isa {
             use std::arch::is_x86_feature_detected as has;
             if has!("avx2") && has!("fma") {
                 levels.push(Self::Avx2);
+                if has!("avxvnni") {
+                    levels.push(Self::AvxVnni);
+                }
                 if has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl") {
                     levels.push(Self::Avx512);
-                    if has!("avx512bf16") {
-                        levels.push(Self::Avx512Bf16);
+                    if has!("avx512vnni") {
+                        levels.push(Self::Avx512Vnni);
+                        // No processor has `vdpbf16ps` without `vpdpbusd`.
+                        if has!("avx512bf16") {
+                            levels.push(Self::Avx512Bf16);
+                        }
                     }
                 }
             }
@@ -47,7 +57,9 @@ impl Isa {
         match self {
             Self::Portable => "portable",
             Self::Avx2 => "AVX2",
+            Self::AvxVnni => "AVX-VNNI",
             Self::Avx512 => "AVX-512",
+            Self::Avx512Vnni => "AVX-512 VNNI",
             Self::Avx512Bf16 => "AVX-512 BF16",
         }
     }

@@ -5,6 +5,7 @@
 //! sets are chosen when the program runs.
 
 mod aligned;
+mod int8;
 mod isa;
 mod kv_cache;
 mod packed;
@@ -18,6 +19,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use aligned::AlignedVec;
 use candle_core::Tensor;
+pub(crate) use int8::{dequantize, quantize_row};
 pub use isa::Isa;
 pub use kv_cache::CpuKvCache;
 pub(crate) use kv_cache::Half;
@@ -29,7 +31,7 @@ pub(crate) use tile::{ACC_STRIDE, LANES, MAX_PANELS, MAX_ROWS, Tile, TileKernels
 pub(crate) use vector::*;
 
 use crate::{
-    AttentionParams, Backend, Dtype, ForwardBatch, KernelError, KvLayout,
+    AttentionParams, Backend, ForwardBatch, KernelError, KvLayout, WeightDtype,
     ops::{
         self, embedding, linear, paged_attention, rms_norm, rope_and_cache,
         sampling::{Logprobs, SampleRequest, Sampled},
@@ -52,8 +54,10 @@ pub struct Cpu {
     pub(crate) isa: Isa,
     /// One for each thread; a thread locks its own only.
     pub(crate) scratch: Vec<Mutex<Scratch>>,
-    /// Inputs rounded to bf16, `[rows, k]`, in words of four bytes as tiles read them.
+    /// Inputs in bf16 or int8, `[rows, k]`, in words of four bytes as tiles read them.
     pub(crate) rounded: Vec<u32>,
+    /// The scales of inputs in int8, `[rows]`.
+    pub(crate) row_scales: Vec<f32>,
     /// The tasks of the attention that runs.
     pub(crate) attention_tasks: Vec<paged_attention::Task>,
 }
@@ -134,7 +138,14 @@ impl Cpu {
         assert!(Isa::available().contains(&isa), "this processor has no {}", isa.name());
         let pool = ThreadPool::new(config.threads.unwrap_or_else(cores));
         let scratch = (0..pool.num_threads()).map(|_| Mutex::default()).collect();
-        Self { pool, isa, scratch, rounded: Vec::new(), attention_tasks: Vec::new() }
+        Self {
+            pool,
+            isa,
+            scratch,
+            rounded: Vec::new(),
+            row_scales: Vec::new(),
+            attention_tasks: Vec::new(),
+        }
     }
 
     /// The instructions in use.
@@ -166,8 +177,12 @@ impl Backend for Cpu {
         Ok(CpuBuffer { data: AlignedVec::zeroed(len, &what)?, capacity, cols })
     }
 
-    fn matrix(&self, parts: &[Tensor], dtype: Dtype) -> Result<PackedMatrix, KernelError> {
-        PackedMatrix::pack(&self.pool, parts, dtype)
+    fn matrix(&self, parts: &[Tensor], dtype: WeightDtype) -> Result<PackedMatrix, KernelError> {
+        PackedMatrix::pack(&self.pool, self.isa, parts, dtype)
+    }
+
+    fn matrix_bytes(&self, matrix: &PackedMatrix) -> usize {
+        matrix.bytes()
     }
 
     fn vector(&self, parts: &[Tensor]) -> Result<Vec<f32>, KernelError> {

@@ -5,12 +5,18 @@ use candle_core::{DType, Tensor};
 use half::{bf16, f16};
 
 use super::{
-    aligned::AlignedVec, shared_mut::SharedMut, threads::ThreadPool, tile::LANES, vector::bf16_bits,
+    Isa,
+    aligned::AlignedVec,
+    int8::{self, Int8Panels, MAX_K},
+    shared_mut::SharedMut,
+    threads::ThreadPool,
+    tile::LANES,
+    vector::bf16_bits,
 };
-use crate::{Dtype, KernelError};
+use crate::{KernelError, WeightDtype};
 
 /// A weight `[n, k]` in panels of 16 output columns, as `tile` reads
-/// them. `n` is padded to 16 and, in bf16, `k` to 2, with zeros.
+/// them. `n` is padded to 16 and `k` to 2 in bf16 and 4 in int8, with zeros.
 pub struct PackedMatrix {
     n: usize,
     k: usize,
@@ -20,14 +26,16 @@ pub struct PackedMatrix {
 enum Panels {
     F32(AlignedVec<f32>),
     Bf16(AlignedVec<u16>),
+    Int8(Int8Panels),
 }
 
 impl PackedMatrix {
     /// Packs the parts, `[n_i, k]` each, on top of each other.
     pub(crate) fn pack(
         pool: &ThreadPool,
+        isa: Isa,
         parts: &[Tensor],
-        dtype: Dtype,
+        dtype: WeightDtype,
     ) -> Result<Self, KernelError> {
         let op = "matrix";
         let mut n = 0;
@@ -50,23 +58,34 @@ impl PackedMatrix {
             got: format!("{} parts of {n} rows", parts.len()),
             expected: "at least one row and one column".to_owned(),
         })?;
+        if dtype == WeightDtype::Int8 && k > MAX_K {
+            return Err(KernelError::Shape {
+                op,
+                what: "columns of an int8 weight",
+                got: k.to_string(),
+                expected: format!("at most {MAX_K}, so that sums fit an i32"),
+            });
+        }
         let mut packed = Self::zeroed(n, k, dtype)?;
         let mut row = 0;
         for part in parts {
             let part = part.contiguous()?;
             let rows = part.dims2()?.0;
-            packed.fill(pool, row, &part)?;
+            packed.fill(pool, isa, row, &part)?;
             row += rows;
         }
         Ok(packed)
     }
 
-    fn zeroed(n: usize, k: usize, dtype: Dtype) -> Result<Self, KernelError> {
+    fn zeroed(n: usize, k: usize, dtype: WeightDtype) -> Result<Self, KernelError> {
         let what = format!("a weight [{n}, {k}]");
         let columns = n.div_ceil(LANES) * LANES;
         let data = match dtype {
-            Dtype::F32 => Panels::F32(AlignedVec::zeroed(columns * k, &what)?),
-            Dtype::Bf16 => Panels::Bf16(AlignedVec::zeroed(columns * k.div_ceil(2) * 2, &what)?),
+            WeightDtype::F32 => Panels::F32(AlignedVec::zeroed(columns * k, &what)?),
+            WeightDtype::Bf16 => {
+                Panels::Bf16(AlignedVec::zeroed(columns * k.next_multiple_of(2), &what)?)
+            }
+            WeightDtype::Int8 => Panels::Int8(Int8Panels::zeroed(columns, k, &what)?),
         };
         Ok(Self { n, k, data })
     }
@@ -75,6 +94,7 @@ impl PackedMatrix {
     fn fill(
         &mut self,
         pool: &ThreadPool,
+        isa: Isa,
         first_row: usize,
         part: &Tensor,
     ) -> Result<(), KernelError> {
@@ -88,9 +108,9 @@ impl PackedMatrix {
         };
         let len = part.elem_count();
         match storage {
-            CpuStorage::F32(x) => self.fill_from(pool, first_row, &x[offset..offset + len]),
-            CpuStorage::BF16(x) => self.fill_from(pool, first_row, &x[offset..offset + len]),
-            CpuStorage::F16(x) => self.fill_from(pool, first_row, &x[offset..offset + len]),
+            CpuStorage::F32(x) => self.fill_from(pool, isa, first_row, &x[offset..offset + len]),
+            CpuStorage::BF16(x) => self.fill_from(pool, isa, first_row, &x[offset..offset + len]),
+            CpuStorage::F16(x) => self.fill_from(pool, isa, first_row, &x[offset..offset + len]),
             _ => {
                 return Err(KernelError::Dtype { op: "matrix", got: part.dtype() });
             }
@@ -98,7 +118,13 @@ impl PackedMatrix {
         Ok(())
     }
 
-    fn fill_from<T: Element>(&mut self, pool: &ThreadPool, first_row: usize, source: &[T]) {
+    fn fill_from<T: Element>(
+        &mut self,
+        pool: &ThreadPool,
+        isa: Isa,
+        first_row: usize,
+        source: &[T],
+    ) {
         let k = self.k;
         let rows = source.len() / k;
         let first_panel = first_row / LANES;
@@ -125,6 +151,23 @@ impl PackedMatrix {
                     part.write(panel, 2, out, T::to_bf16_bits);
                 });
             }
+            Panels::Int8(panels) => {
+                let len = k.next_multiple_of(4) * LANES;
+                let data = SharedMut::new(&mut panels.data);
+                let columns = SharedMut::new(&mut panels.columns);
+                pool.run(num_panels, &|_, task| {
+                    let panel = first_panel + task;
+                    // SAFETY: each panel belongs to one task.
+                    let data = unsafe { data.slice(panel * len, len) };
+                    // SAFETY: as above.
+                    let columns = unsafe { &mut columns.slice(panel, 1)[0] };
+                    let (mut values, mut bytes) = (vec![0.0; k], vec![0; k]);
+                    for (lane, row) in part.rows_of(panel) {
+                        values.iter_mut().zip(row).for_each(|(out, &x)| *out = x.to_f32());
+                        int8::write_row(isa, &values, &mut bytes, lane, data, columns);
+                    }
+                });
+            }
         }
     }
 
@@ -142,27 +185,30 @@ impl PackedMatrix {
 
     /// The element type.
     #[must_use]
-    pub fn dtype(&self) -> Dtype {
+    pub fn dtype(&self) -> WeightDtype {
         match self.data {
-            Panels::F32(_) => Dtype::F32,
-            Panels::Bf16(_) => Dtype::Bf16,
+            Panels::F32(_) => WeightDtype::F32,
+            Panels::Bf16(_) => WeightDtype::Bf16,
+            Panels::Int8(_) => WeightDtype::Int8,
         }
     }
 
-    /// Bytes that the panels take.
+    /// Bytes that the panels take, scales included.
     #[must_use]
     pub fn bytes(&self) -> usize {
         match &self.data {
             Panels::F32(data) => data.len() * 4,
             Panels::Bf16(data) => data.len() * 2,
+            Panels::Int8(panels) => panels.bytes(),
         }
     }
 
     /// Steps of a tile over k.
     pub(crate) fn steps(&self) -> usize {
         match self.dtype() {
-            Dtype::F32 => self.k,
-            Dtype::Bf16 => self.k.div_ceil(2),
+            WeightDtype::F32 => self.k,
+            WeightDtype::Bf16 => self.k.div_ceil(2),
+            WeightDtype::Int8 => self.k.div_ceil(4),
         }
     }
 
@@ -176,6 +222,15 @@ impl PackedMatrix {
         match &self.data {
             Panels::F32(data) => data[start..].as_ptr().cast(),
             Panels::Bf16(data) => data[start * 2..].as_ptr().cast(),
+            Panels::Int8(panels) => panels.data[start * 4..].as_ptr().cast(),
+        }
+    }
+
+    /// What turns an int8 weight's sums into numbers; `None` for other weights.
+    pub(crate) fn int8(&self) -> Option<&Int8Panels> {
+        match &self.data {
+            Panels::Int8(panels) => Some(panels),
+            Panels::F32(_) | Panels::Bf16(_) => None,
         }
     }
 
@@ -198,6 +253,7 @@ impl PackedMatrix {
                     }
                 }
             }
+            Panels::Int8(panels) => panels.read_row(row, out),
         }
     }
 }
@@ -211,13 +267,17 @@ struct Part<'a, T> {
 }
 
 impl<T: Element> Part<'_, T> {
-    /// Writes the part's rows of one panel; `pair` steps of k are interleaved.
-    fn write<U>(&self, panel: usize, pair: usize, out: &mut [U], convert: impl Fn(T) -> U) {
+    /// The part's rows of one panel, with their lanes.
+    fn rows_of(&self, panel: usize) -> impl Iterator<Item = (usize, &[T])> {
         let from = (panel * LANES).max(self.first_row);
         let to = ((panel + 1) * LANES).min(self.first_row + self.rows);
-        for row in from..to {
-            let lane = row % LANES;
-            let values = &self.source[(row - self.first_row) * self.k..][..self.k];
+        (from..to)
+            .map(|row| (row % LANES, &self.source[(row - self.first_row) * self.k..][..self.k]))
+    }
+
+    /// Writes the part's rows of one panel; `pair` steps of k are interleaved.
+    fn write<U>(&self, panel: usize, pair: usize, out: &mut [U], convert: impl Fn(T) -> U) {
+        for (lane, values) in self.rows_of(panel) {
             let steps = out.chunks_exact_mut(pair * LANES);
             for (step, values) in steps.zip(values.chunks(pair)) {
                 let lane = &mut step[lane * pair..][..values.len()];

@@ -6,6 +6,7 @@
 //! ```text
 //! f32   [k][16]                 one step of the loop takes one k
 //! bf16  [k / 2][16][2]          one step takes two, as vdpbf16ps does
+//! int8  [k / 4][16][4]          one step takes four, as vpdpbusd does
 //! ```
 //!
 //! A *tile* multiplies up to [`MAX_ROWS`] input rows with up to [`MAX_PANELS`]
@@ -14,7 +15,7 @@
 #![expect(unsafe_code, reason = "vector loads through pointers whose bounds the caller checks")]
 
 use super::Isa;
-use crate::Dtype;
+use crate::WeightDtype;
 
 /// Columns of a panel.
 pub(crate) const LANES: usize = 16;
@@ -25,15 +26,17 @@ pub(crate) const MAX_PANELS: usize = 4;
 
 /// A tile's operands.
 pub(crate) struct Tile {
-    /// The first input row: elements of the panel's dtype, k in sequence.
+    /// The first input row: elements of the panel's dtype (in int8 with 128
+    /// added to each), k in sequence.
     pub(crate) a: *const u8,
     /// Bytes from one input row to the next.
     pub(crate) a_stride: usize,
     /// The panels.
     pub(crate) panels: [*const u8; MAX_PANELS],
-    /// Steps over k: single k in f32, pairs in bf16.
+    /// Steps over k: single k in f32, two in bf16, four in int8.
     pub(crate) steps: usize,
-    /// `[MAX_ROWS][MAX_PANELS * 16]`, of which the tile's rows and panels are used.
+    /// `[MAX_ROWS][MAX_PANELS * 16]`, of which the tile's rows and panels are
+    /// used; with int8 panels the sums are i32.
     pub(crate) acc: *mut f32,
     /// Start from `acc` instead of zero.
     pub(crate) resume: bool,
@@ -78,24 +81,28 @@ pub(crate) struct TileKernels {
 }
 
 impl TileKernels {
-    pub(crate) fn select(isa: Isa, dtype: Dtype) -> Self {
+    pub(crate) fn select(isa: Isa, dtype: WeightDtype) -> Self {
+        use WeightDtype::{Bf16, F32, Int8};
         match (isa, dtype) {
-            (Isa::Portable, Dtype::F32) => Self::new(&portable::F32, 2, 2),
-            (Isa::Portable, Dtype::Bf16) => Self::new(&portable::BF16, 2, 2),
+            (_, Int8) => int8::select(isa),
+            (Isa::Portable, F32) => Self::new(&portable::F32, 2, 2),
+            (Isa::Portable, Bf16) => Self::new(&portable::BF16, 2, 2),
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx2, Dtype::F32) => Self::new(&x86::AVX2_F32, 3, 2),
+            (Isa::Avx2 | Isa::AvxVnni, F32) => Self::new(&x86::AVX2_F32, 3, 2),
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx2, Dtype::Bf16) => Self::new(&x86::AVX2_BF16, 3, 2),
+            (Isa::Avx2 | Isa::AvxVnni, Bf16) => Self::new(&x86::AVX2_BF16, 3, 2),
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512 | Isa::Avx512Bf16, Dtype::F32) => Self::new(&x86::AVX512_F32, 6, 4),
+            (Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16, F32) => {
+                Self::new(&x86::AVX512_F32, 6, 4)
+            }
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512, Dtype::Bf16) => Self::new(&x86::AVX512_BF16, 6, 4),
+            (Isa::Avx512 | Isa::Avx512Vnni, Bf16) => Self::new(&x86::AVX512_BF16, 6, 4),
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512Bf16, Dtype::Bf16) => Self::new(&x86::DPBF16, 6, 4),
+            (Isa::Avx512Bf16, Bf16) => Self::new(&x86::DPBF16, 6, 4),
             #[cfg(not(target_arch = "x86_64"))]
-            (_, Dtype::F32) => Self::new(&portable::F32, 2, 2),
+            (_, F32) => Self::new(&portable::F32, 2, 2),
             #[cfg(not(target_arch = "x86_64"))]
-            (_, Dtype::Bf16) => Self::new(&portable::BF16, 2, 2),
+            (_, Bf16) => Self::new(&portable::BF16, 2, 2),
         }
     }
 
@@ -130,6 +137,51 @@ macro_rules! table {
         ]
     };
 }
+
+/// The loop around one step: accumulators in registers, one chain each.
+#[cfg(target_arch = "x86_64")]
+macro_rules! tile_loop {
+    ($tile:ident, $vector:ty, $vectors:literal, $zero:expr, $load:ident, $store:ident,
+     |$a:ident, $w:ident, $acc:ident| $step:block) => {{
+        const V: usize = $vectors;
+        const WIDTH: usize = LANES / V;
+        let mut $acc: [[[$vector; V]; P]; R] = [[[$zero; V]; P]; R];
+        if $tile.resume {
+            for r in 0..R {
+                for p in 0..P {
+                    for v in 0..V {
+                        $acc[r][p][v] =
+                            $load($tile.acc.add(r * ACC_STRIDE + p * LANES + v * WIDTH));
+                    }
+                }
+            }
+        }
+        for step in 0..$tile.steps {
+            // Four bytes a row (one f32, two bf16 or four int8), 64 a panel.
+            let mut $a: [*const f32; R] = [std::ptr::null(); R];
+            let mut $w: [*const f32; P] = [std::ptr::null(); P];
+            for r in 0..R {
+                $a[r] = $tile.a.add(r * $tile.a_stride + step * 4).cast();
+            }
+            for p in 0..P {
+                $w[p] = $tile.panels[p].add(step * 64).cast();
+            }
+            if R >= PREFETCH_ROWS {
+                prefetch($tile.prefetch.wrapping_add(step * 64));
+            }
+            $step
+        }
+        for r in 0..R {
+            for p in 0..P {
+                for v in 0..V {
+                    $store($tile.acc.add(r * ACC_STRIDE + p * LANES + v * WIDTH), $acc[r][p][v]);
+                }
+            }
+        }
+    }};
+}
+
+mod int8;
 
 mod portable {
     use super::{ACC_STRIDE, LANES, MAX_PANELS, MAX_ROWS, Tile, TileFn};
@@ -211,51 +263,6 @@ mod x86 {
     pub(super) static AVX512_F32: [[TileFn; MAX_PANELS]; MAX_ROWS] = table!(avx512_f32);
     pub(super) static AVX512_BF16: [[TileFn; MAX_PANELS]; MAX_ROWS] = table!(avx512_bf16);
     pub(super) static DPBF16: [[TileFn; MAX_PANELS]; MAX_ROWS] = table!(dpbf16);
-
-    /// The loop around one step: accumulators in registers, one chain each.
-    macro_rules! tile_loop {
-        ($tile:ident, $vector:ty, $vectors:literal, $zero:expr, $load:ident, $store:ident,
-         |$a:ident, $w:ident, $acc:ident| $step:block) => {{
-            const V: usize = $vectors;
-            const WIDTH: usize = LANES / V;
-            let mut $acc: [[[$vector; V]; P]; R] = [[[$zero; V]; P]; R];
-            if $tile.resume {
-                for r in 0..R {
-                    for p in 0..P {
-                        for v in 0..V {
-                            $acc[r][p][v] =
-                                $load($tile.acc.add(r * ACC_STRIDE + p * LANES + v * WIDTH));
-                        }
-                    }
-                }
-            }
-            for step in 0..$tile.steps {
-                // Four bytes a row (one f32, or a pair of bf16), 64 a panel.
-                let mut $a: [*const f32; R] = [std::ptr::null(); R];
-                let mut $w: [*const f32; P] = [std::ptr::null(); P];
-                for r in 0..R {
-                    $a[r] = $tile.a.add(r * $tile.a_stride + step * 4).cast();
-                }
-                for p in 0..P {
-                    $w[p] = $tile.panels[p].add(step * 64).cast();
-                }
-                if R >= PREFETCH_ROWS {
-                    prefetch($tile.prefetch.wrapping_add(step * 64));
-                }
-                $step
-            }
-            for r in 0..R {
-                for p in 0..P {
-                    for v in 0..V {
-                        $store(
-                            $tile.acc.add(r * ACC_STRIDE + p * LANES + v * WIDTH),
-                            $acc[r][p][v],
-                        );
-                    }
-                }
-            }
-        }};
-    }
 
     #[target_feature(enable = "avx2,fma")]
     unsafe fn avx2_f32<const R: usize, const P: usize>(tile: &Tile) {

@@ -28,9 +28,11 @@ macro_rules! multiversion {
                 match isa {
                     Isa::Portable => {}
                     // SAFETY: the level was detected on this processor.
-                    Isa::Avx2 => return unsafe { avx2($($arg),*) },
-                    // SAFETY: the level was detected on this processor.
-                    Isa::Avx512 | Isa::Avx512Bf16 => return unsafe { avx512($($arg),*) },
+                    Isa::Avx2 | Isa::AvxVnni => return unsafe { avx2($($arg),*) },
+                    Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16 => {
+                        // SAFETY: the level was detected on this processor.
+                        return unsafe { avx512($($arg),*) };
+                    }
                 }
             }
             let _ = isa;
@@ -38,6 +40,8 @@ macro_rules! multiversion {
         }
     };
 }
+
+pub(super) use multiversion;
 
 /// `a * b + c`, fused where the instruction set has it. The portable form must
 /// not call the C library's slow `fma`.

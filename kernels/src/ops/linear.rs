@@ -6,10 +6,10 @@
 
 use super::ensure;
 use crate::{
-    Dtype, KernelError,
+    KernelError, WeightDtype,
     cpu::{
-        self, ACC_STRIDE, Cpu, CpuBuffer, LANES, MAX_PANELS, MAX_ROWS, PackedMatrix, SharedMut,
-        Tile, TileKernels,
+        self, ACC_STRIDE, Cpu, CpuBuffer, Isa, LANES, MAX_PANELS, MAX_ROWS, PackedMatrix,
+        SharedMut, Tile, TileKernels,
     },
 };
 
@@ -36,12 +36,14 @@ pub(crate) fn linear(
         let got = || format!("[{}]", bias.len());
         ensure(bias.len() == n, OP, "bias", got, || format!("[{n}]"))?;
     }
-    let (a, a_stride): (*const u8, usize) = match w.dtype() {
-        Dtype::F32 => (x.rows(rows).as_ptr().cast(), k * 4),
-        Dtype::Bf16 => (round_rows(cpu, rows, x), w.steps() * 4),
+    let address = match w.dtype() {
+        WeightDtype::F32 => x.rows(rows).as_ptr().cast(),
+        WeightDtype::Bf16 => round_rows(cpu, rows, x),
+        WeightDtype::Int8 => quantize_rows(cpu, rows, x),
     };
-    let input = Input { address: a, stride: a_stride };
+    let input = Input { address, stride: w.steps() * 4, scales: &cpu.row_scales };
     let kernels = TileKernels::select(cpu.isa, w.dtype());
+    let isa = cpu.isa;
     let threads = cpu.pool.num_threads();
     let group = group_size(rows, w.num_panels(), kernels.best_panels, cpu.pool.num_threads());
     let groups = w.num_panels().div_ceil(group);
@@ -59,7 +61,7 @@ pub(crate) fn linear(
         };
         // SAFETY: `input` has `rows` rows of the weight's k, and each task has
         // its own rows of its own panels, which are its own columns of `out`.
-        unsafe { multiply(&kernels, &part, &input, w, bias, add, &out) };
+        unsafe { multiply(isa, &kernels, &part, &input, w, bias, add, &out) };
     });
     Ok(())
 }
@@ -84,13 +86,15 @@ struct Part {
 }
 
 /// Input rows in the weight's dtype.
-struct Input {
+struct Input<'a> {
     address: *const u8,
     stride: usize,
+    /// In int8, each row's scale.
+    scales: &'a [f32],
 }
 
 // SAFETY: the rows are only read while tasks run.
-unsafe impl Sync for Input {}
+unsafe impl Sync for Input<'_> {}
 
 /// Rounds the input's rows to bf16, padded to whole steps.
 fn round_rows(cpu: &mut Cpu, rows: usize, x: &CpuBuffer) -> *const u8 {
@@ -113,15 +117,45 @@ fn round_rows(cpu: &mut Cpu, rows: usize, x: &CpuBuffer) -> *const u8 {
     cpu.rounded.as_ptr().cast()
 }
 
+/// Quantizes the input's rows to int8, padded to whole steps; their scales go
+/// to `row_scales`.
+fn quantize_rows(cpu: &mut Cpu, rows: usize, x: &CpuBuffer) -> *const u8 {
+    let k = x.cols();
+    let padded = k.next_multiple_of(4);
+    if cpu.rounded.len() < rows * padded / 4 {
+        cpu.rounded.resize(rows * padded / 4, 0);
+    }
+    if cpu.row_scales.len() < rows {
+        cpu.row_scales.resize(rows, 0.0);
+    }
+    let (isa, pool) = (cpu.isa, &cpu.pool);
+    let bytes = SharedMut::new(bytemuck::cast_slice_mut::<u32, u8>(&mut cpu.rounded));
+    let scales = SharedMut::new(&mut cpu.row_scales);
+    let rows_per_task = rows.div_ceil(pool.num_threads());
+    pool.run(rows.div_ceil(rows_per_task.max(1)), &|_, task| {
+        for row in task * rows_per_task..((task + 1) * rows_per_task).min(rows) {
+            // SAFETY: each task has its own rows.
+            let out = unsafe { bytes.slice(row * padded, padded) };
+            // SAFETY: as above.
+            let scale = unsafe { scales.slice(row, 1) };
+            // The padding meets zeros of the weight, whatever it holds.
+            scale[0] = cpu::quantize_row(isa, x.row(row), &mut out[..k]);
+        }
+    });
+    cpu.rounded.as_ptr().cast()
+}
+
 /// Multiplies some rows with some panels.
 ///
 /// # Safety
 /// `input` has the part's rows of the weight's steps; no other task writes the
 /// part's columns of these rows of `out`.
+#[expect(clippy::too_many_arguments, reason = "a product's operands, and how it is computed")]
 unsafe fn multiply(
+    isa: Isa,
     kernels: &TileKernels,
     part: &Part,
-    input: &Input,
+    input: &Input<'_>,
     w: &PackedMatrix,
     bias: Option<&[f32]>,
     add: bool,
@@ -135,7 +169,8 @@ unsafe fn multiply(
     let column = part.first_panel * LANES;
     let columns = (part.panels * LANES).min(n - column);
     let bias = bias.map(|bias| &bias[column..column + columns]);
-    let mut acc = [0.0_f32; MAX_ROWS * ACC_STRIDE];
+    // Words: f32, or i32 where the weight is int8.
+    let mut acc = [0_u32; MAX_ROWS * ACC_STRIDE];
     for (index, row) in part.rows.clone().step_by(kernels.best_rows).enumerate() {
         let rows = kernels.best_rows.min(part.rows.end - row);
         let tile = Tile {
@@ -144,7 +179,7 @@ unsafe fn multiply(
             a_stride: input.stride,
             panels,
             steps: w.steps(),
-            acc: acc.as_mut_ptr(),
+            acc: acc.as_mut_ptr().cast(),
             resume: false,
             // One panel a tile: the first tile would want all at once, while
             // its own still come from memory.
@@ -156,10 +191,15 @@ unsafe fn multiply(
         // SAFETY: the kernels were selected for this processor; the input's rows
         // and the weight's panels have `steps` steps; `acc` has every row and panel.
         unsafe { kernels.run(rows, part.panels, &tile) };
-        for (r, sums) in acc.chunks_exact(ACC_STRIDE).take(rows).enumerate() {
+        for (r, sums) in acc.chunks_exact_mut(ACC_STRIDE).take(rows).enumerate() {
+            if let Some(int8) = w.int8() {
+                let columns = int8.columns(part.first_panel, part.panels);
+                cpu::dequantize(isa, sums, columns, input.scales[row + r]);
+            }
+            let sums = bytemuck::cast_slice(&sums[..columns]);
             // SAFETY: this task's columns of one of its rows.
             let out = unsafe { out.slice((row + r) * n + column, columns) };
-            store(&sums[..columns], bias, add, out);
+            store(sums, bias, add, out);
         }
     }
 }

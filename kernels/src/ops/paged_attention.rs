@@ -120,7 +120,7 @@ pub(crate) fn paged_attention(
         layer,
         qkv,
         cache,
-        kernels: TileKernels::select(cpu.isa, cache.layout().dtype),
+        kernels: TileKernels::select(cpu.isa, cache.layout().dtype.into()),
         out: SharedMut::new(out.rows_mut(rows)),
     };
     cpu.pool.run(tasks.len(), &|thread, index| {

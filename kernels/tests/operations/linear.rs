@@ -1,19 +1,19 @@
 use candle_core::DType;
 use proptest::prelude::*;
 use sconce_kernels::{
-    Backend, Dtype, ForwardBatch, KernelError,
+    Backend, ForwardBatch, KernelError, WeightDtype,
     cpu::{Cpu, Isa},
     reference,
 };
 
 use crate::case::{assert_close, bits, buffer, cpu, every_isa, numbers, rounded, tensor, wide};
 
-const DTYPES: [Dtype; 2] = [Dtype::F32, Dtype::Bf16];
+const DTYPES: [WeightDtype; 3] = [WeightDtype::F32, WeightDtype::Bf16, WeightDtype::Int8];
 
 /// `linear` on the given numbers, as a vector.
-fn run(
+pub(crate) fn run(
     cpu: &mut Cpu,
-    dtype: Dtype,
+    dtype: WeightDtype,
     (rows, k, n): (usize, usize, usize),
     x: &[f32],
     w: &[f32],
@@ -27,11 +27,15 @@ fn run(
     out.rows(rows).to_vec()
 }
 
-fn check(cpu: &mut Cpu, dtype: Dtype, rows: usize, k: usize, n: usize) {
+fn rows_rounded(x: &[f32], k: usize, dtype: WeightDtype) -> Vec<f64> {
+    x.chunks_exact(k).flat_map(|row| wide(&rounded(row, dtype))).collect()
+}
+
+fn check(cpu: &mut Cpu, dtype: WeightDtype, rows: usize, k: usize, n: usize) {
     let what = format!("{} {dtype:?} [{rows}, {k}] x [{n}, {k}]", cpu.isa().name());
     let (x, w, bias) = (numbers(1, rows * k), numbers(2, n * k), numbers(3, n));
     let got = run(cpu, dtype, (rows, k, n), &x, &w, Some(&bias));
-    let (x, w) = (wide(&rounded(&x, dtype)), wide(&rounded(&w, dtype)));
+    let (x, w) = (rows_rounded(&x, k, dtype), rows_rounded(&w, k, dtype));
     let want: Vec<f64> =
         x.chunks_exact(k).flat_map(|x| reference::linear(x, &w, Some(&wide(&bias)))).collect();
     // Every partial sum is below k, and each of k steps rounds it.
@@ -64,8 +68,9 @@ fn linear_is_the_product_for_odd_shapes() {
 #[test]
 fn linear_is_the_product_for_a_whole_vocabulary() {
     for mut cpu in every_isa() {
-        check(&mut cpu, Dtype::Bf16, 1, 64, 49_152);
-        check(&mut cpu, Dtype::F32, 2, 32, 49_153);
+        check(&mut cpu, WeightDtype::Bf16, 1, 64, 49_152);
+        check(&mut cpu, WeightDtype::F32, 2, 32, 49_153);
+        check(&mut cpu, WeightDtype::Int8, 2, 62, 49_153);
     }
 }
 
@@ -127,8 +132,8 @@ fn linear_add_adds_to_what_is_there() {
     let (rows, k, n) = (3, 40, 50);
     let (x, w, residual) = (numbers(9, rows * k), numbers(10, n * k), numbers(11, rows * n));
     for mut cpu in every_isa() {
-        let product = run(&mut cpu, Dtype::Bf16, (rows, k, n), &x, &w, None);
-        let matrix = cpu.matrix(&[tensor(&w, &[n, k])], Dtype::Bf16).expect("packs");
+        let product = run(&mut cpu, WeightDtype::Bf16, (rows, k, n), &x, &w, None);
+        let matrix = cpu.matrix(&[tensor(&w, &[n, k])], WeightDtype::Bf16).expect("packs");
         let x = buffer(&cpu, &x, k);
         let mut out = buffer(&cpu, &residual, n);
         cpu.linear_add(rows, &x, &matrix, None, &mut out).expect("shapes fit");
@@ -195,7 +200,8 @@ fn embeddings_are_the_rows_of_the_table() {
 #[test]
 fn operands_that_do_not_fit_are_refused_by_name() {
     let mut cpu = cpu(Isa::detect(), 1);
-    let matrix = cpu.matrix(&[tensor(&numbers(15, 32 * 8), &[32, 8])], Dtype::F32).expect("packs");
+    let matrix =
+        cpu.matrix(&[tensor(&numbers(15, 32 * 8), &[32, 8])], WeightDtype::F32).expect("packs");
     let x = cpu.buffer(2, 8).expect("memory");
     let mut out = cpu.buffer(2, 32).expect("memory");
     let mut narrow = cpu.buffer(2, 31).expect("memory");
@@ -210,10 +216,10 @@ fn operands_that_do_not_fit_are_refused_by_name() {
     cpu.linear(0, &x, &matrix, None, &mut out).expect("no rows are no work");
 
     let cube = tensor(&[0.0; 8], &[2, 2, 2]);
-    assert!(cpu.matrix(&[cube], Dtype::F32).is_err());
-    assert!(cpu.matrix(&[], Dtype::F32).is_err());
+    assert!(cpu.matrix(&[cube], WeightDtype::F32).is_err());
+    assert!(cpu.matrix(&[], WeightDtype::F32).is_err());
     let unequal = [tensor(&[0.0; 8], &[2, 4]), tensor(&[0.0; 6], &[2, 3])];
-    assert!(cpu.matrix(&unequal, Dtype::Bf16).is_err());
+    assert!(cpu.matrix(&unequal, WeightDtype::Bf16).is_err());
     let integers = tensor(&[0.0; 8], &[2, 4]).to_dtype(DType::U32).expect("casts");
-    assert!(matches!(cpu.matrix(&[integers], Dtype::F32), Err(KernelError::Dtype { .. })));
+    assert!(matches!(cpu.matrix(&[integers], WeightDtype::F32), Err(KernelError::Dtype { .. })));
 }

@@ -4,5 +4,6 @@
 mod attention;
 mod case;
 mod elementwise;
+mod int8;
 mod linear;
 mod sampling;

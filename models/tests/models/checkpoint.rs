@@ -3,7 +3,7 @@
 use std::{collections::HashMap, path::Path};
 
 use candle_core::{DType, Device, Tensor};
-use sconce_kernels::{Dtype, cpu::Cpu, cpu::CpuConfig};
+use sconce_kernels::{WeightDtype, cpu::Cpu, cpu::CpuConfig};
 use sconce_models::{ModelConfig, ModelError};
 use serde_json::json;
 
@@ -18,7 +18,7 @@ fn load(dir: &Path) -> Result<usize, ModelError> {
     let config = ModelConfig::read(dir)?;
     let cpu = Cpu::new(CpuConfig { threads: Some(1), ..CpuConfig::default() });
     let mut reports = Vec::new();
-    sconce_models::load(dir, &config, &cpu, Dtype::F32, 32, &mut |done, total| {
+    sconce_models::load(dir, &config, &cpu, WeightDtype::F32, 32, &mut |done, total| {
         reports.push((done, total));
     })?;
     let total = reports.len();

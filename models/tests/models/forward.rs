@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use candle_core::{DType, Tensor};
 use sconce_kernels::{
-    Backend, Dtype, ForwardBatch, KvLayout,
+    Backend, Dtype, ForwardBatch, KvLayout, WeightDtype,
     cpu::{Cpu, CpuConfig},
 };
 use sconce_models::{CausalLm, ModelConfig, Workspace};
@@ -23,10 +23,15 @@ struct Runner {
 
 impl Runner {
     fn new(dir: &std::path::Path, dtype: Dtype) -> Self {
+        Self::with_weights(dir, dtype, dtype.into())
+    }
+
+    fn with_weights(dir: &std::path::Path, dtype: Dtype, weights: WeightDtype) -> Self {
         let config = ModelConfig::read(dir).unwrap();
         let cpu = Cpu::new(CpuConfig { threads: Some(2), ..CpuConfig::default() });
-        let model =
-            sconce_models::load(dir, &config, &cpu, dtype, MAX_TOKENS, &mut |_, _| {}).unwrap();
+        let model = sconce_models::load(dir, &config, &cpu, weights, MAX_TOKENS, &mut |_, _| {})
+            .unwrap()
+            .model;
         let shape = *model.shape();
         let layout = KvLayout {
             num_layers: shape.num_layers,
@@ -184,12 +189,42 @@ fn logits_agree_with_a_plain_forward_pass() {
         let expected = Plain::new(&tiny, &tensors).logits(&tokens);
         let mut batch = ForwardBatch::default();
         batch.push(&tokens, 0, &[5, 1, 3]);
-        // f32 rounds to 6e-8, bf16 to 4e-3; errors grow over the layers.
-        for (dtype, limit) in [(Dtype::F32, 2e-6), (Dtype::Bf16, 2e-2)] {
-            let got = Runner::new(dir.path(), dtype).logits(&batch);
+        // f32 rounds to 6e-8, bf16 to 4e-3, int8 to 1 / 254 of a row's largest
+        // number; errors grow over the layers.
+        for (dtype, weights, limit) in [
+            (Dtype::F32, WeightDtype::F32, 2e-6),
+            (Dtype::Bf16, WeightDtype::Bf16, 2e-2),
+            (Dtype::Bf16, WeightDtype::Int8, 4e-2),
+            (Dtype::F32, WeightDtype::Int8, 4e-2),
+        ] {
+            let got = Runner::with_weights(dir.path(), dtype, weights).logits(&batch);
             let error = relative_error(&got, &expected);
-            assert!(error < limit, "{tiny:?} in {dtype:?}: relative error {error:e}");
+            assert!(error < limit, "{tiny:?} in {dtype:?}, {weights:?}: relative error {error:e}");
         }
+    }
+}
+
+#[test]
+fn the_bytes_of_weights_are_counted() {
+    let tiny = Tiny { tied: false, ..Tiny::default() };
+    let dir = tempfile::tempdir().unwrap();
+    tiny.write(dir.path());
+    let config = ModelConfig::read(dir.path()).unwrap();
+    let cpu = Cpu::new(CpuConfig { threads: Some(1), ..CpuConfig::default() });
+    let shapes = tiny.shapes();
+    // No shape of these needs padding.
+    let sum = |size: fn(&[usize]) -> usize| -> usize {
+        shapes.iter().filter(|(_, shape)| shape.len() == 2).map(|(_, shape)| size(shape)).sum()
+    };
+    let (elements, outputs) = (sum(|shape| shape[0] * shape[1]), sum(|shape| shape[0]));
+    for (dtype, bytes) in [
+        (WeightDtype::F32, 4 * elements),
+        (WeightDtype::Bf16, 2 * elements),
+        (WeightDtype::Int8, elements + 8 * outputs),
+    ] {
+        let loaded =
+            sconce_models::load(dir.path(), &config, &cpu, dtype, 16, &mut |_, _| {}).unwrap();
+        assert_eq!(loaded.weight_bytes, bytes, "{dtype:?}");
     }
 }
 
@@ -199,12 +234,16 @@ fn chunks_and_company_change_no_bit() {
         let dir = tempfile::tempdir().unwrap();
         tiny.write(dir.path());
         let (mine, other) = (tokens(37, 3), tokens(30, 4));
-        for dtype in [Dtype::F32, Dtype::Bf16] {
+        for (dtype, weights) in [
+            (Dtype::F32, WeightDtype::F32),
+            (Dtype::Bf16, WeightDtype::Bf16),
+            (Dtype::Bf16, WeightDtype::Int8),
+        ] {
             let mut alone = ForwardBatch::default();
             alone.push(&mine, 0, &[5, 1, 3]);
-            let expected = Runner::new(dir.path(), dtype).logits(&alone);
+            let expected = Runner::with_weights(dir.path(), dtype, weights).logits(&alone);
 
-            let mut runner = Runner::new(dir.path(), dtype);
+            let mut runner = Runner::with_weights(dir.path(), dtype, weights);
             let (mut done, mut other_done) = (0, 0);
             let mut batch = ForwardBatch::default();
             for (step, chunk) in [16, 5, 1, 1, 10, 1, 1, 1, 1].into_iter().enumerate() {
@@ -223,7 +262,7 @@ fn chunks_and_company_change_no_bit() {
                 let bits = |row: &Vec<f32>| row.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
                 for i in 0..chunk {
                     let (got, expected) = (bits(&got[first + i]), bits(&expected[done + i]));
-                    assert_eq!(got, expected, "{dtype:?}: position {}", done + i);
+                    assert_eq!(got, expected, "{weights:?}: position {}", done + i);
                 }
                 done += chunk;
                 other_done += other_chunk;

@@ -10,7 +10,7 @@ use candle_core::{
     },
 };
 use sconce_kernels::{
-    Dtype,
+    WeightDtype,
     cpu::{Cpu, CpuConfig},
 };
 use sconce_models::{
@@ -184,7 +184,8 @@ fn a_converted_directory_holds_the_model_it_came_from() {
         assert_eq!(config.rope_theta, 1000.0);
         assert_eq!(config.head_dim, tiny.head_dim);
         let cpu = Cpu::new(CpuConfig { threads: Some(1), ..CpuConfig::default() });
-        sconce_models::load(dir.path(), &config, &cpu, Dtype::Bf16, 16, &mut |_, _| {}).unwrap();
+        sconce_models::load(dir.path(), &config, &cpu, WeightDtype::Bf16, 16, &mut |_, _| {})
+            .unwrap();
     }
 }
 
