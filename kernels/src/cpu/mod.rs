@@ -27,7 +27,9 @@ pub use packed::PackedMatrix;
 use sampling::RowSampler;
 pub(crate) use shared_mut::SharedMut;
 pub use threads::ThreadPool;
-pub(crate) use tile::{ACC_STRIDE, LANES, MAX_PANELS, MAX_ROWS, Tile, TileKernels, prefetch};
+pub(crate) use tile::{
+    ACC_STRIDE, LANES, MAX_PANELS, MAX_ROWS, Prefetch, Tile, TileKernels, prefetch,
+};
 pub(crate) use vector::*;
 
 use crate::{

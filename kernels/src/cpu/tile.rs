@@ -20,7 +20,7 @@ use crate::WeightDtype;
 /// Columns of a panel.
 pub(crate) const LANES: usize = 16;
 /// Rows of a tile at most.
-pub(crate) const MAX_ROWS: usize = 6;
+pub(crate) const MAX_ROWS: usize = 8;
 /// Panels of a tile at most.
 pub(crate) const MAX_PANELS: usize = 4;
 
@@ -40,13 +40,27 @@ pub(crate) struct Tile {
     pub(crate) acc: *mut f32,
     /// Start from `acc` instead of zero.
     pub(crate) resume: bool,
-    /// A panel to bring near meanwhile, a step of it with each step; any
-    /// address, for it is not read.
-    pub(crate) prefetch: *const u8,
+    /// What to bring near of the tile's own panels and of later ones.
+    pub(crate) prefetch: Prefetch,
 }
 
-/// Tiles of fewer rows wait for their own panels and prefetch no others.
-const PREFETCH_ROWS: usize = 3;
+/// What a tile asks memory for beside what it reads. The processor's own
+/// prefetchers do not keep memory busy by themselves once there is arithmetic
+/// between the loads.
+#[derive(Clone, Copy)]
+pub(crate) struct Prefetch {
+    /// Each step asks for what the tile's own panels hold so many steps later; 0: nothing.
+    pub(crate) ahead: usize,
+    /// Panels that a later tile will read; any address, for it is not read.
+    pub(crate) next: *const u8,
+    /// Steps of `next` to ask for with each step.
+    pub(crate) next_lines: usize,
+}
+
+impl Prefetch {
+    /// Nothing: the panels are near already.
+    pub(crate) const NONE: Self = Self { ahead: 0, next: std::ptr::null(), next_lines: 0 };
+}
 
 /// Asks for a cache line, from any address.
 #[inline(always)]
@@ -78,6 +92,9 @@ pub(crate) struct TileKernels {
     /// The number of rows and panels that the registers hold.
     pub(crate) best_rows: usize,
     pub(crate) best_panels: usize,
+    /// The same for rows that are a few more, so that they still read the
+    /// weights once.
+    tall: (usize, usize),
 }
 
 impl TileKernels {
@@ -93,12 +110,14 @@ impl TileKernels {
             (Isa::Avx2 | Isa::AvxVnni, Bf16) => Self::new(&x86::AVX2_BF16, 3, 2),
             #[cfg(target_arch = "x86_64")]
             (Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16, F32) => {
-                Self::new(&x86::AVX512_F32, 6, 4)
+                Self::new(&x86::AVX512_F32, 6, 4).with_tall(8, 3)
             }
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512 | Isa::Avx512Vnni, Bf16) => Self::new(&x86::AVX512_BF16, 6, 4),
+            (Isa::Avx512 | Isa::Avx512Vnni, Bf16) => {
+                Self::new(&x86::AVX512_BF16, 6, 4).with_tall(8, 3)
+            }
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512Bf16, Bf16) => Self::new(&x86::DPBF16, 6, 4),
+            (Isa::Avx512Bf16, Bf16) => Self::new(&x86::DPBF16, 6, 4).with_tall(8, 3),
             #[cfg(not(target_arch = "x86_64"))]
             (_, F32) => Self::new(&portable::F32, 2, 2),
             #[cfg(not(target_arch = "x86_64"))]
@@ -111,7 +130,18 @@ impl TileKernels {
         best_rows: usize,
         best_panels: usize,
     ) -> Self {
-        Self { fns, best_rows, best_panels }
+        Self { fns, best_rows, best_panels, tall: (best_rows, best_panels) }
+    }
+
+    /// With another shape for a few more rows.
+    const fn with_tall(self, rows: usize, panels: usize) -> Self {
+        Self { tall: (rows, panels), ..self }
+    }
+
+    /// Rows and panels of the tiles that suit so many input rows best.
+    pub(crate) fn shape(&self, rows: usize) -> (usize, usize) {
+        let best = (self.best_rows, self.best_panels);
+        if rows > self.best_rows && rows <= self.tall.0 { self.tall } else { best }
     }
 
     /// Computes a tile of `rows` and `panels`.
@@ -134,6 +164,8 @@ macro_rules! table {
             [$kernel::<4, 1>, $kernel::<4, 2>, $kernel::<4, 3>, $kernel::<4, 4>],
             [$kernel::<5, 1>, $kernel::<5, 2>, $kernel::<5, 3>, $kernel::<5, 4>],
             [$kernel::<6, 1>, $kernel::<6, 2>, $kernel::<6, 3>, $kernel::<6, 4>],
+            [$kernel::<7, 1>, $kernel::<7, 2>, $kernel::<7, 3>, $kernel::<7, 4>],
+            [$kernel::<8, 1>, $kernel::<8, 2>, $kernel::<8, 3>, $kernel::<8, 4>],
         ]
     };
 }
@@ -166,8 +198,14 @@ macro_rules! tile_loop {
             for p in 0..P {
                 $w[p] = $tile.panels[p].add(step * 64).cast();
             }
-            if R >= PREFETCH_ROWS {
-                prefetch($tile.prefetch.wrapping_add(step * 64));
+            if $tile.prefetch.ahead > 0 {
+                for p in 0..P {
+                    prefetch($w[p].cast::<u8>().wrapping_add($tile.prefetch.ahead * 64));
+                }
+            }
+            for line in 0..$tile.prefetch.next_lines {
+                let line = step * $tile.prefetch.next_lines + line;
+                prefetch($tile.prefetch.next.wrapping_add(line * 64));
             }
             $step
         }
@@ -256,7 +294,7 @@ mod portable {
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{ACC_STRIDE, LANES, MAX_PANELS, MAX_ROWS, PREFETCH_ROWS, Tile, TileFn, prefetch};
+    use super::{ACC_STRIDE, LANES, MAX_PANELS, MAX_ROWS, Tile, TileFn, prefetch};
 
     pub(super) static AVX2_F32: [[TileFn; MAX_PANELS]; MAX_ROWS] = table!(avx2_f32);
     pub(super) static AVX2_BF16: [[TileFn; MAX_PANELS]; MAX_ROWS] = table!(avx2_bf16);

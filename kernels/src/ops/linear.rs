@@ -8,7 +8,7 @@ use super::ensure;
 use crate::{
     KernelError, WeightDtype,
     cpu::{
-        self, ACC_STRIDE, Cpu, CpuBuffer, Isa, LANES, MAX_PANELS, MAX_ROWS, PackedMatrix,
+        self, ACC_STRIDE, Cpu, CpuBuffer, Isa, LANES, MAX_PANELS, MAX_ROWS, PackedMatrix, Prefetch,
         SharedMut, Tile, TileKernels,
     },
 };
@@ -18,6 +18,8 @@ use crate::{
 const TASK_ROWS: usize = 48;
 /// Up to so many rows the weights' way from memory is what takes the time.
 const MEMORY_BOUND_ROWS: usize = 8;
+/// How many steps before its use a panel's line is asked for: a few microseconds.
+const AHEAD: usize = 32;
 
 pub(crate) fn linear(
     cpu: &mut Cpu,
@@ -45,7 +47,8 @@ pub(crate) fn linear(
     let kernels = TileKernels::select(cpu.isa, w.dtype());
     let isa = cpu.isa;
     let threads = cpu.pool.num_threads();
-    let group = group_size(rows, w.num_panels(), kernels.best_panels, cpu.pool.num_threads());
+    let (tile_rows, best) = kernels.shape(rows);
+    let group = group_size(rows, w.num_panels(), best, threads);
     let groups = w.num_panels().div_ceil(group);
     let chunks = rows.div_ceil(TASK_ROWS);
     let out = SharedMut::new(out.rows_mut(rows));
@@ -54,6 +57,7 @@ pub(crate) fn linear(
         let first_row = task % chunks * TASK_ROWS;
         let part = Part {
             rows: first_row..(first_row + TASK_ROWS).min(rows),
+            tile_rows,
             first_panel,
             panels: group.min(w.num_panels() - first_panel),
             // What this thread will most likely take next.
@@ -79,6 +83,8 @@ fn group_size(rows: usize, num_panels: usize, best: usize, threads: usize) -> us
 /// The part of the product that a task computes.
 struct Part {
     rows: std::ops::Range<usize>,
+    /// Rows of its tiles.
+    tile_rows: usize,
     first_panel: usize,
     panels: usize,
     /// The first panel of a later part, to be brought near.
@@ -171,8 +177,15 @@ unsafe fn multiply(
     let bias = bias.map(|bias| &bias[column..column + columns]);
     // Words: f32, or i32 where the weight is int8.
     let mut acc = [0_u32; MAX_ROWS * ACC_STRIDE];
-    for (index, row) in part.rows.clone().step_by(kernels.best_rows).enumerate() {
-        let rows = kernels.best_rows.min(part.rows.end - row);
+    let tiles = part.rows.len().div_ceil(part.tile_rows);
+    // The first tile brings the panels from memory; the others find them near,
+    // and meanwhile bring the next ones. A single row has no arithmetic to wait for.
+    let ahead = if part.rows.len() > 1 { AHEAD } else { 0 };
+    let next_lines = if tiles > 1 { part.panels.div_ceil(tiles) } else { 0 };
+    for (index, row) in part.rows.clone().step_by(part.tile_rows).enumerate() {
+        let rows = part.tile_rows.min(part.rows.end - row);
+        let next_panel = part.next_panel + index * next_lines;
+        let has_next = index * next_lines < part.panels && next_panel < w.num_panels();
         let tile = Tile {
             // SAFETY: the row is one of the input's.
             a: unsafe { input.address.add(row * input.stride) },
@@ -181,11 +194,10 @@ unsafe fn multiply(
             steps: w.steps(),
             acc: acc.as_mut_ptr().cast(),
             resume: false,
-            // One panel a tile: the first tile would want all at once, while
-            // its own still come from memory.
-            prefetch: match part.next_panel + index {
-                next if index < part.panels && next < w.num_panels() => w.panel(next),
-                _ => panels[0],
+            prefetch: Prefetch {
+                ahead: if index == 0 { ahead } else { 0 },
+                next: if has_next { w.panel(next_panel) } else { std::ptr::null() },
+                next_lines: if has_next { next_lines } else { 0 },
             },
         };
         // SAFETY: the kernels were selected for this processor; the input's rows

@@ -12,8 +12,8 @@ use super::ensure;
 use crate::{
     AttentionParams, Dtype, ForwardBatch, KernelError,
     cpu::{
-        self, ACC_STRIDE, Cpu, CpuBuffer, CpuKvCache, Half, LANES, MAX_PANELS, MAX_ROWS, SharedMut,
-        Tile, TileKernels,
+        self, ACC_STRIDE, Cpu, CpuBuffer, CpuKvCache, Half, LANES, MAX_PANELS, MAX_ROWS, Prefetch,
+        SharedMut, Tile, TileKernels,
     },
 };
 
@@ -261,7 +261,7 @@ impl Attention<'_> {
                     steps,
                     acc: acc.as_mut_ptr(),
                     resume: false,
-                    prefetch: panels[0],
+                    prefetch: Prefetch::NONE,
                 };
                 // SAFETY: the kernels were selected for this processor; queries
                 // and K panels have `head_dim` elements; `acc` fits any tile.
@@ -361,7 +361,7 @@ impl Attention<'_> {
                         steps,
                         acc: acc.as_mut_ptr(),
                         resume: b > 0,
-                        prefetch: panels[0],
+                        prefetch: Prefetch::NONE,
                     };
                     // SAFETY: the kernels were selected for this processor; the
                     // block's 16 weights and 16 rows of V are there; `acc` fits any tile.

@@ -16,9 +16,11 @@ pub(super) fn select(isa: Isa) -> TileKernels {
         #[cfg(target_arch = "x86_64")]
         Isa::AvxVnni => TileKernels::new(&x86::AVX_VNNI, 3, 2),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => TileKernels::new(&x86::AVX512, 6, 4),
+        Isa::Avx512 => TileKernels::new(&x86::AVX512, 6, 4).with_tall(8, 3),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Vnni | Isa::Avx512Bf16 => TileKernels::new(&x86::AVX512_VNNI, 6, 4),
+        Isa::Avx512Vnni | Isa::Avx512Bf16 => {
+            TileKernels::new(&x86::AVX512_VNNI, 6, 4).with_tall(8, 3)
+        }
         #[cfg(not(target_arch = "x86_64"))]
         _ => TileKernels::new(&PORTABLE, 2, 2),
     }
@@ -59,9 +61,7 @@ unsafe fn portable<const R: usize, const P: usize>(tile: &Tile) {
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::super::{
-        ACC_STRIDE, LANES, MAX_PANELS, MAX_ROWS, PREFETCH_ROWS, Tile, TileFn, prefetch,
-    };
+    use super::super::{ACC_STRIDE, LANES, MAX_PANELS, MAX_ROWS, Tile, TileFn, prefetch};
 
     pub(super) static AVX2: [[TileFn; MAX_PANELS]; MAX_ROWS] = table!(avx2);
     pub(super) static AVX_VNNI: [[TileFn; MAX_PANELS]; MAX_ROWS] = table!(avx_vnni);
