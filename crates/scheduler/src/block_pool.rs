@@ -4,25 +4,23 @@ use sconce_types::BlockId;
 
 /// The pool of KV-cache blocks.
 ///
-/// A block with reference count 0 is free. Free blocks are kept in the order
-/// they were freed and are given out oldest first, so that what was used last
-/// stays in the cache longest (LRU). The list is threaded through the blocks
-/// themselves: every operation is O(1) a block, and none allocates.
+/// A block with reference count 0 is free. The block freed last is given out
+/// first: its memory is warm, and a pool larger than what is used at once costs
+/// no memory beyond that. The list is threaded through the blocks themselves:
+/// every operation is O(1) a block, and none allocates.
 #[derive(Clone, Debug)]
 pub struct BlockPool {
     blocks: Vec<Block>,
     /// The free block to give out next.
-    oldest: Option<BlockId>,
-    /// The block freed last.
-    newest: Option<BlockId>,
+    next_free: Option<BlockId>,
     num_free: usize,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Block {
     ref_count: u32,
-    /// The free block freed just after this one.
-    newer: Option<BlockId>,
+    /// The free block to give out after this one.
+    next_free: Option<BlockId>,
 }
 
 impl BlockPool {
@@ -32,13 +30,9 @@ impl BlockPool {
     /// If a block's index does not fit a [`BlockId`].
     #[must_use]
     pub fn new(num_blocks: usize) -> Self {
-        let mut pool = Self {
-            blocks: vec![Block::default(); num_blocks],
-            oldest: None,
-            newest: None,
-            num_free: 0,
-        };
-        for index in 0..u32::try_from(num_blocks).expect("block ids are 32 bits") {
+        let mut pool =
+            Self { blocks: vec![Block::default(); num_blocks], next_free: None, num_free: 0 };
+        for index in (0..u32::try_from(num_blocks).expect("block ids are 32 bits")).rev() {
             pool.push_free(BlockId(index));
         }
         pool
@@ -56,22 +50,19 @@ impl BlockPool {
         self.num_free
     }
 
-    /// Takes the block that has been free the longest.
+    /// Takes the block that was freed last.
     pub fn allocate(&mut self) -> Option<BlockId> {
-        let id = self.oldest?;
+        let id = self.next_free?;
         let block = &mut self.blocks[id.index()];
         assert_eq!(block.ref_count, 0, "a free block has no holder");
         block.ref_count = 1;
-        self.oldest = block.newer.take();
-        if self.oldest.is_none() {
-            self.newest = None;
-        }
+        self.next_free = block.next_free.take();
         self.num_free -= 1;
         Some(id)
     }
 
-    /// Gives back one reference to each block of a table. The tail is freed
-    /// first and so reused first: the head of a sequence is what others share.
+    /// Gives back one reference to each block of a table, the tail first, so
+    /// that blocks are given out again in the table's order.
     pub fn free(&mut self, table: impl DoubleEndedIterator<Item = BlockId>) {
         for id in table.rev() {
             let block = &mut self.blocks[id.index()];
@@ -84,10 +75,7 @@ impl BlockPool {
     }
 
     fn push_free(&mut self, id: BlockId) {
-        match self.newest.replace(id) {
-            Some(newest) => self.blocks[newest.index()].newer = Some(id),
-            None => self.oldest = Some(id),
-        }
+        self.blocks[id.index()].next_free = self.next_free.replace(id);
         self.num_free += 1;
     }
 
@@ -108,12 +96,12 @@ impl BlockPool {
             );
         }
         let mut walked = 0;
-        let mut next = self.oldest;
+        let mut next = self.next_free;
         while let Some(id) = next {
             assert_eq!(held[id.index()], 0, "block {} is free and held", id.0);
             walked += 1;
             assert!(walked <= self.blocks.len(), "the free list is a line, not a ring");
-            next = self.blocks[id.index()].newer;
+            next = self.blocks[id.index()].next_free;
         }
         assert_eq!(walked, self.num_free, "the free list holds every free block once");
         let num_held = held.iter().filter(|&&count| count > 0).count();
@@ -126,13 +114,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn blocks_come_back_oldest_first_and_a_tables_tail_before_its_head() {
+    fn blocks_freed_last_come_back_first_and_in_their_tables_order() {
         let mut pool = BlockPool::new(4);
         let table: Vec<_> = (0..3).map(|_| pool.allocate().expect("a free block")).collect();
         assert_eq!(table, [BlockId(0), BlockId(1), BlockId(2)]);
         pool.free(table.into_iter());
         let order: Vec<_> = std::iter::from_fn(|| pool.allocate()).collect();
-        assert_eq!(order, [BlockId(3), BlockId(2), BlockId(1), BlockId(0)]);
+        assert_eq!(order, [BlockId(0), BlockId(1), BlockId(2), BlockId(3)]);
         assert_eq!(pool.allocate(), None);
         pool.check_invariants(std::iter::once(&order[..]));
     }
