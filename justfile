@@ -24,6 +24,10 @@ bench *args:
 bench-kernels:
     cargo bench -p sconce-kernels
 
+# Instructions and heap calls of the hot paths beside the stored ones, which --update replaces.
+instructions *args:
+    cargo run -p sconce-instructions --profile instructions --locked -- {{ args }}
+
 # Licences, sources and advisories of dependencies.
 deny:
     cargo deny check

@@ -32,6 +32,17 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("sconce-kernels", &[]),
     ("sconce-types", &[]),
     ("sconce-bench", &[]),
+    (
+        "sconce-instructions",
+        &[
+            "sconce-scheduler",
+            "sconce-engine",
+            "sconce-text",
+            "sconce-server",
+            "sconce-kernels",
+            "sconce-types",
+        ],
+    ),
 ];
 
 /// The serving half builds without a tensor library or a device.

@@ -1,0 +1,98 @@
+//! Steps of a full scheduler with a queue.
+
+use std::sync::Arc;
+
+use sconce_scheduler::{Output, Request, Scheduler, SchedulerConfig};
+use sconce_types::{
+    RequestId, Sample, SampleOutcome, SampledRow, SampledTokens, SamplingParams, ScheduledBatch,
+    TokenId,
+};
+
+use crate::counted;
+
+const RUNNING: usize = 256;
+const QUEUED: u64 = 512;
+const PROMPT_LEN: usize = 100;
+const TOKEN: TokenId = 7;
+const EOS: TokenId = 2;
+/// As many as a block has tokens: every sequence takes one block meanwhile.
+const STEPS: usize = 16;
+
+/// 256 sequences decode, none ends, others wait.
+pub(crate) fn decode() {
+    steps(0);
+}
+
+/// In each step eight end, and eight that waited take their seats.
+pub(crate) fn turnover() {
+    steps(8);
+}
+
+fn steps(ending: usize) {
+    let mut scheduler = Scheduler::new(SchedulerConfig {
+        max_num_seqs: RUNNING,
+        max_num_batched_tokens: 2048,
+        max_model_len: 512,
+        num_blocks: RUNNING * 16,
+        max_queued: RUNNING + QUEUED as usize,
+    })
+    .expect("the limits agree");
+    let params = Arc::new(SamplingParams {
+        max_tokens: 256,
+        eos_token_ids: Arc::from([EOS]),
+        ..SamplingParams::default()
+    });
+    for id in 0..RUNNING as u64 + QUEUED {
+        let prompt = vec![TOKEN; PROMPT_LEN];
+        let request = Request { id: RequestId(id), prompt, params: Arc::clone(&params) };
+        scheduler.add(request).expect("it is taken");
+    }
+    let mut steps = Steps {
+        scheduler,
+        batch: ScheduledBatch::default(),
+        sampled: SampledTokens::default(),
+        outputs: Vec::new(),
+    };
+    // Until all seats are taken, and every buffer has the size it needs.
+    while steps.scheduler.stats().running < RUNNING {
+        steps.step(0);
+    }
+    for _ in 0..STEPS {
+        steps.step(ending);
+    }
+    counted(|| {
+        for _ in 0..STEPS {
+            steps.step(ending);
+        }
+    });
+    assert!(steps.scheduler.stats().waiting > 0, "somebody waits still");
+}
+
+struct Steps {
+    scheduler: Scheduler,
+    batch: ScheduledBatch,
+    sampled: SampledTokens,
+    outputs: Vec<Output>,
+}
+
+impl Steps {
+    /// Schedules and commits one step; the `ending` oldest sequences end.
+    fn step(&mut self, ending: usize) {
+        let Self { scheduler, batch, sampled, outputs } = self;
+        scheduler.schedule(batch);
+        sampled.step = batch.step;
+        sampled.rows.clear();
+        sampled.rows.extend(batch.sequences.iter().enumerate().map(|(index, sequence)| {
+            let outcome = match sequence.sample {
+                Sample::Nothing => SampleOutcome::Nothing,
+                Sample::Token { .. } if index < ending => SampleOutcome::Token(EOS),
+                Sample::Token { .. } => SampleOutcome::Token(TOKEN),
+            };
+            SampledRow { outcome, logprobs: None, prompt_logprobs: Vec::new() }
+        }));
+        outputs.clear();
+        scheduler.commit(batch, sampled, outputs);
+        let ended = outputs.iter().filter(|output| output.finish.is_some()).count();
+        assert_eq!(ended, ending, "as many end as should");
+    }
+}
