@@ -173,6 +173,18 @@ macro_rules! table {
 /// The loop around one step: accumulators in registers, one chain each.
 #[cfg(target_arch = "x86_64")]
 macro_rules! tile_loop {
+    (@step $tile:ident, $index:ident, |$a:ident, $w:ident, $acc:ident| $step:block) => {{
+        // Four bytes a row (one f32, two bf16 or four int8), 64 a panel.
+        let mut $a: [*const f32; R] = [std::ptr::null(); R];
+        let mut $w: [*const f32; P] = [std::ptr::null(); P];
+        for r in 0..R {
+            $a[r] = $tile.a.add(r * $tile.a_stride + $index * 4).cast();
+        }
+        for p in 0..P {
+            $w[p] = $tile.panels[p].add($index * 64).cast();
+        }
+        $step
+    }};
     ($tile:ident, $vector:ty, $vectors:literal, $zero:expr, $load:ident, $store:ident,
      |$a:ident, $w:ident, $acc:ident| $step:block) => {{
         const V: usize = $vectors;
@@ -188,26 +200,24 @@ macro_rules! tile_loop {
                 }
             }
         }
-        for step in 0..$tile.steps {
-            // Four bytes a row (one f32, two bf16 or four int8), 64 a panel.
-            let mut $a: [*const f32; R] = [std::ptr::null(); R];
-            let mut $w: [*const f32; P] = [std::ptr::null(); P];
-            for r in 0..R {
-                $a[r] = $tile.a.add(r * $tile.a_stride + step * 4).cast();
+        let (ahead, next) = ($tile.prefetch.ahead, $tile.prefetch.next);
+        let next_lines = $tile.prefetch.next_lines;
+        if ahead == 0 && next_lines == 0 {
+            for step in 0..$tile.steps {
+                tile_loop!(@step $tile, step, |$a, $w, $acc| $step);
             }
-            for p in 0..P {
-                $w[p] = $tile.panels[p].add(step * 64).cast();
-            }
-            if $tile.prefetch.ahead > 0 {
-                for p in 0..P {
-                    prefetch($w[p].cast::<u8>().wrapping_add($tile.prefetch.ahead * 64));
+        } else {
+            for step in 0..$tile.steps {
+                if ahead > 0 {
+                    for p in 0..P {
+                        prefetch($tile.panels[p].wrapping_add((step + ahead) * 64));
+                    }
                 }
+                for line in step * next_lines..(step + 1) * next_lines {
+                    prefetch(next.wrapping_add(line * 64));
+                }
+                tile_loop!(@step $tile, step, |$a, $w, $acc| $step);
             }
-            for line in 0..$tile.prefetch.next_lines {
-                let line = step * $tile.prefetch.next_lines + line;
-                prefetch($tile.prefetch.next.wrapping_add(line * 64));
-            }
-            $step
         }
         for r in 0..R {
             for p in 0..P {
