@@ -179,8 +179,7 @@ unsafe fn multiply(
     let mut acc = [0_u32; MAX_ROWS * ACC_STRIDE];
     let tiles = part.rows.len().div_ceil(part.tile_rows);
     // The first tile brings the panels from memory; the others find them near,
-    // and meanwhile bring the next ones. A single row has no arithmetic to wait for.
-    let ahead = if part.rows.len() > 1 { AHEAD } else { 0 };
+    // and meanwhile bring the next ones.
     let next_lines = if tiles > 1 { part.panels.div_ceil(tiles) } else { 0 };
     for (index, row) in part.rows.clone().step_by(part.tile_rows).enumerate() {
         let rows = part.tile_rows.min(part.rows.end - row);
@@ -195,7 +194,7 @@ unsafe fn multiply(
             acc: acc.as_mut_ptr().cast(),
             resume: false,
             prefetch: Prefetch {
-                ahead: if index == 0 { ahead } else { 0 },
+                ahead: if index == 0 { AHEAD } else { 0 },
                 next: if has_next { w.panel(next_panel) } else { std::ptr::null() },
                 next_lines: if has_next { next_lines } else { 0 },
             },
