@@ -49,9 +49,13 @@ pub enum WeightDtype {
     /// quantized when the weight is packed. An operation's input is quantized
     /// where it meets them, with one scale a row. Both are symmetric: the scale
     /// is the row's largest magnitude over 127, and numbers are rounded to
-    /// nearest, ties to even (vector-wise quantization, Dettmers et al., 2022,
-    /// without its outliers' decomposition). Products are summed in i32, which
-    /// is exact, and scaled in f32.
+    /// nearest, ties to even. Products are summed in i32, which is exact, and
+    /// scaled in f32.
+    ///
+    /// Before either is quantized, both rows are rotated by the same Hadamard
+    /// matrix ([`crate::reference::rotate`]), which leaves their product what it
+    /// is and spreads the few channels that would set a row's scale alone
+    /// (QuaRot, Ashkboos et al., 2024).
     Int8,
 }
 

@@ -23,6 +23,37 @@ pub(crate) const MAX_K: usize = i32::MAX as usize / (127 * 127);
 const GROUP: usize = 4;
 
 multiversion! {
+    /// Spreads what stands out over the row: its Walsh–Hadamard transform along
+    /// the leading bits of the index, in place and not normalized. Applied twice
+    /// it multiplies by [`rotation_norm`].
+    pub(crate) fn rotate(x: &mut [f32]) = rotate_body
+}
+
+#[inline(always)]
+fn rotate_body<const FMA: bool>(x: &mut [f32]) {
+    for stage in 0..rotation_stages(x.len()) {
+        let half = x.len() >> (stage + 1);
+        for pair in x.chunks_exact_mut(2 * half) {
+            let (low, high) = pair.split_at_mut(half);
+            for (low, high) in low.iter_mut().zip(high) {
+                (*low, *high) = (*low + *high, *low - *high);
+            }
+        }
+    }
+}
+
+/// How often a row is halved: as long as the halves are whole and at least
+/// eight numbers, which fill a vector.
+fn rotation_stages(len: usize) -> u32 {
+    len.trailing_zeros().min((len / 8).checked_ilog2().unwrap_or(0))
+}
+
+/// What [`rotate`] multiplies inner products with; a power of two.
+fn rotation_norm(len: usize) -> f32 {
+    (1_u64 << rotation_stages(len)) as f32
+}
+
+multiversion! {
     /// Quantizes a row: `x[i]` is nearly `scale * (out[i] - 128)`. Returns the
     /// scale, which is NaN if any number is not finite.
     pub(crate) fn quantize_row(x: &[f32], out: &mut [u8]) -> f32 = quantize_row_body
@@ -105,7 +136,7 @@ impl Int8Panels {
     }
 
     /// Reads row `row` of the weight back: `out [k]`.
-    pub(super) fn read_row(&self, row: usize, out: &mut [f32]) {
+    pub(super) fn read_row(&self, isa: Isa, row: usize, out: &mut [f32]) {
         let (panel, lane) = (row / LANES, row % LANES);
         let len = out.len().next_multiple_of(GROUP) * LANES;
         let scale = self.columns[panel].scales[lane];
@@ -115,20 +146,22 @@ impl Int8Panels {
                 *out = f32::from(x) * scale;
             }
         }
+        rotate(isa, out);
     }
 }
 
-/// Quantizes a weight's row into lane `lane` of a panel. `bytes` is scratch of
-/// the row's length.
+/// Rotates a weight's row and quantizes it into lane `lane` of a panel. `bytes`
+/// is scratch of the row's length.
 pub(super) fn write_row(
     isa: Isa,
-    row: &[f32],
+    row: &mut [f32],
     bytes: &mut [u8],
     lane: usize,
     panel: &mut [i8],
     columns: &mut Columns,
 ) {
-    columns.scales[lane] = quantize_row(isa, row, bytes);
+    rotate(isa, row);
+    columns.scales[lane] = quantize_row(isa, row, bytes) / rotation_norm(row.len());
     let mut sum = 0;
     for (step, group) in panel.chunks_exact_mut(GROUP * LANES).zip(bytes.chunks(GROUP)) {
         for (out, &byte) in step[lane * GROUP..].iter_mut().zip(group) {

@@ -19,7 +19,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use aligned::AlignedVec;
 use candle_core::Tensor;
-pub(crate) use int8::{dequantize, quantize_row};
+pub(crate) use int8::{dequantize, quantize_row, rotate};
 pub use isa::Isa;
 pub use kv_cache::CpuKvCache;
 pub(crate) use kv_cache::Half;
@@ -69,6 +69,8 @@ pub struct Cpu {
 pub(crate) struct Scratch {
     pub(crate) attention: paged_attention::Scratch,
     pub(crate) sampling: RowSampler,
+    /// A row on its way to int8.
+    pub(crate) rotated: Vec<f32>,
 }
 
 /// Activations `[capacity, cols]` in f32.
@@ -157,8 +159,13 @@ impl Cpu {
     }
 
     pub(crate) fn scratch(&self, thread: usize) -> MutexGuard<'_, Scratch> {
-        self.scratch[thread].lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.scratch[thread])
     }
+}
+
+/// A thread's own working memory.
+pub(crate) fn lock(scratch: &Mutex<Scratch>) -> MutexGuard<'_, Scratch> {
+    scratch.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Backend for Cpu {

@@ -164,7 +164,7 @@ impl PackedMatrix {
                     let (mut values, mut bytes) = (vec![0.0; k], vec![0; k]);
                     for (lane, row) in part.rows_of(panel) {
                         values.iter_mut().zip(row).for_each(|(out, &x)| *out = x.to_f32());
-                        int8::write_row(isa, &values, &mut bytes, lane, data, columns);
+                        int8::write_row(isa, &mut values, &mut bytes, lane, data, columns);
                     }
                 });
             }
@@ -235,7 +235,7 @@ impl PackedMatrix {
     }
 
     /// Reads row `row` of the weight back: `out [k]`.
-    pub(crate) fn read_row(&self, row: usize, out: &mut [f32]) {
+    pub(crate) fn read_row(&self, isa: Isa, row: usize, out: &mut [f32]) {
         let (panel, lane) = (row / LANES, row % LANES);
         match &self.data {
             Panels::F32(data) => {
@@ -253,7 +253,7 @@ impl PackedMatrix {
                     }
                 }
             }
-            Panels::Int8(panels) => panels.read_row(row, out),
+            Panels::Int8(panels) => panels.read_row(isa, row, out),
         }
     }
 }

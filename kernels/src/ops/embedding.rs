@@ -28,7 +28,7 @@ pub(crate) fn embedding_gather(
     cpu.pool.run(rows, &|_, row| {
         // SAFETY: each task has its own row.
         let out = unsafe { out.slice(row * hidden, hidden) };
-        table.read_row(batch.token_ids[row] as usize, out);
+        table.read_row(cpu.isa, batch.token_ids[row] as usize, out);
     });
     Ok(())
 }

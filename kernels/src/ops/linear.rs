@@ -123,7 +123,7 @@ fn round_rows(cpu: &mut Cpu, rows: usize, x: &CpuBuffer) -> *const u8 {
     cpu.rounded.as_ptr().cast()
 }
 
-/// Quantizes the input's rows to int8, padded to whole steps; their scales go
+/// Rotates the input's rows and quantizes them to int8, padded to whole steps; their scales go
 /// to `row_scales`.
 fn quantize_rows(cpu: &mut Cpu, rows: usize, x: &CpuBuffer) -> *const u8 {
     let k = x.cols();
@@ -134,18 +134,22 @@ fn quantize_rows(cpu: &mut Cpu, rows: usize, x: &CpuBuffer) -> *const u8 {
     if cpu.row_scales.len() < rows {
         cpu.row_scales.resize(rows, 0.0);
     }
-    let (isa, pool) = (cpu.isa, &cpu.pool);
+    let (isa, pool, scratch) = (cpu.isa, &cpu.pool, &cpu.scratch);
     let bytes = SharedMut::new(bytemuck::cast_slice_mut::<u32, u8>(&mut cpu.rounded));
     let scales = SharedMut::new(&mut cpu.row_scales);
     let rows_per_task = rows.div_ceil(pool.num_threads());
-    pool.run(rows.div_ceil(rows_per_task.max(1)), &|_, task| {
+    pool.run(rows.div_ceil(rows_per_task.max(1)), &|thread, task| {
+        let mut scratch = cpu::lock(&scratch[thread]);
         for row in task * rows_per_task..((task + 1) * rows_per_task).min(rows) {
+            scratch.rotated.clear();
+            scratch.rotated.extend_from_slice(x.row(row));
+            cpu::rotate(isa, &mut scratch.rotated);
             // SAFETY: each task has its own rows.
             let out = unsafe { bytes.slice(row * padded, padded) };
             // SAFETY: as above.
             let scale = unsafe { scales.slice(row, 1) };
             // The padding meets zeros of the weight, whatever it holds.
-            scale[0] = cpu::quantize_row(isa, x.row(row), &mut out[..k]);
+            scale[0] = cpu::quantize_row(isa, &scratch.rotated, &mut out[..k]);
         }
     });
     cpu.rounded.as_ptr().cast()

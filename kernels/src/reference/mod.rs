@@ -26,6 +26,28 @@ pub fn linear(x: &[f64], w: &[f64], bias: Option<&[f64]>) -> Vec<f64> {
     rows.map(|(j, row)| dot(row) + bias.map_or(0.0, |bias| bias[j])).collect()
 }
 
+/// A row as int8 holds it before it is rounded: its Walsh–Hadamard transform
+/// along as many leading bits of the index as leave at least 8 numbers each,
+/// not normalized. With `x` in `blocks = 2^bits` parts of equal length,
+///
+/// ```text
+/// out[a][i] = Σ_b (-1)^popcount(a & b) x[b][i]
+/// ```
+///
+/// Also gives `blocks`: inner products of rotated rows are so many times those
+/// of the rows.
+#[must_use]
+pub fn rotate(x: &[f64]) -> (Vec<f64>, usize) {
+    let mut part = x.len();
+    while part.is_multiple_of(2) && part / 2 >= 8 {
+        part /= 2;
+    }
+    let blocks = x.len() / part.max(1);
+    let sign = |a: usize, b: usize| if (a & b).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
+    let out = |a: usize, i: usize| (0..blocks).map(|b| sign(a, b) * x[b * part + i]).sum();
+    ((0..blocks).flat_map(|a| (0..part).map(move |i| out(a, i))).collect(), blocks)
+}
+
 /// `out[i] = gate[i] / (1 + exp(-gate[i])) * up[i]`.
 #[must_use]
 pub fn silu_mul(gate: &[f64], up: &[f64]) -> Vec<f64> {

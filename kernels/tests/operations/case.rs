@@ -3,7 +3,7 @@
 use candle_core::{Device, Tensor};
 use half::bf16;
 use sconce_kernels::{
-    Backend, WeightDtype,
+    Backend, Dtype,
     cpu::{Cpu, CpuBuffer, CpuConfig, Isa},
     ops::sampling::uniform,
 };
@@ -26,22 +26,12 @@ pub(crate) fn wide(x: &[f32]) -> Vec<f64> {
     x.iter().copied().map(f64::from).collect()
 }
 
-/// What an operation makes of a row of its input where it meets elements of
-/// `dtype`, and packing of a row of a weight.
-pub(crate) fn rounded(x: &[f32], dtype: impl Into<WeightDtype>) -> Vec<f32> {
-    match dtype.into() {
-        WeightDtype::F32 => x.to_vec(),
-        WeightDtype::Bf16 => x.iter().map(|&x| bf16::from_f32(x).to_f32()).collect(),
-        WeightDtype::Int8 => {
-            let scale = int8_scale(x);
-            x.iter().map(|x| (x * (1.0 / scale)).round_ties_even() * scale).collect()
-        }
+/// What an operation makes of its input where it meets elements of `dtype`.
+pub(crate) fn rounded(x: &[f32], dtype: Dtype) -> Vec<f32> {
+    match dtype {
+        Dtype::F32 => x.to_vec(),
+        Dtype::Bf16 => x.iter().map(|&x| bf16::from_f32(x).to_f32()).collect(),
     }
-}
-
-/// The step between a row's numbers in int8.
-pub(crate) fn int8_scale(row: &[f32]) -> f32 {
-    row.iter().fold(0.0_f32, |largest, x| largest.max(x.abs())) / 127.0
 }
 
 pub(crate) fn tensor(data: &[f32], shape: &[usize]) -> Tensor {

@@ -9,7 +9,7 @@ use sconce_kernels::{
 };
 
 use crate::{
-    case::{assert_close, bits, buffer, cpu, every_isa, int8_scale, numbers, tensor, wide},
+    case::{assert_close, bits, buffer, cpu, every_isa, numbers, tensor, wide},
     linear::run,
 };
 
@@ -39,19 +39,29 @@ fn whole_numbers(seed: u64, rows: usize, k: usize) -> Vec<i32> {
     numbers
 }
 
-fn scaled(x: &[i32], scale: f32) -> Vec<f32> {
-    x.iter().map(|&x| x as f32 * scale).collect()
+/// Rows that are so many times the given ones after they are rotated. A rotation
+/// is its own inverse but for a factor, which is given too.
+fn rotated_back(rows: &[i32], k: usize, scale: f32) -> (Vec<f32>, f32) {
+    let rotate = |row: &[i32]| {
+        let row: Vec<f64> = row.iter().copied().map(f64::from).collect();
+        reference::rotate(&row).0.into_iter().map(|x| x as f32 * scale)
+    };
+    let factor = reference::rotate(&vec![0.0; k]).1 as f32;
+    (rows.chunks_exact(k).flat_map(rotate).collect(), factor)
 }
 
 fn check_whole_numbers(cpu: &mut Cpu, (rows, k, n): (usize, usize, usize)) {
     let (x, w) = (whole_numbers(1, rows, k), whole_numbers(2, n, k));
     // Powers of two, so that scaling rounds nothing.
-    let got = run(cpu, WeightDtype::Int8, (rows, k, n), &scaled(&x, 0.125), &scaled(&w, 4.0), None);
+    let (x_back, factor) = rotated_back(&x, k, 0.125);
+    let (w_back, _) = rotated_back(&w, k, 4.0);
+    let got = run(cpu, WeightDtype::Int8, (rows, k, n), &x_back, &w_back, None);
     let dot = |x: &[i32], w: &[i32]| x.iter().zip(w).map(|(x, w)| x * w).sum::<i32>();
     let want = x.chunks_exact(k).flat_map(|x| w.chunks_exact(k).map(move |w| dot(x, w)));
     for (index, (got, want)) in got.iter().zip(want).enumerate() {
         let isa = cpu.isa().name();
-        assert_eq!(*got, want as f32 * 0.5, "{isa} [{rows}, {k}] x [{n}, {k}]: {index}");
+        let want = want as f32 * 0.5 * factor;
+        assert_eq!(*got, want, "{isa} [{rows}, {k}] x [{n}, {k}]: {index}");
     }
 }
 
@@ -61,7 +71,7 @@ fn products_of_whole_numbers_are_exact() {
         for shape in ODD_SHAPES {
             check_whole_numbers(&mut cpu, shape);
         }
-        check_whole_numbers(&mut cpu, (1, 61, 49_152));
+        check_whole_numbers(&mut cpu, (1, 62, 49_152));
     }
 }
 
@@ -80,7 +90,11 @@ proptest! {
     }
 }
 
-/// A number is off by half a step at most, so a product of two by
+fn largest(row: &[f64]) -> f64 {
+    row.iter().fold(0.0, |largest, x| largest.max(x.abs()))
+}
+
+/// A rotated number is off by half a step at most, so a product of two by
 /// `|x| dw + |w| dx + dx dw`, and a sum by the sum of that.
 #[test]
 fn the_error_is_that_of_rounding_to_int8() {
@@ -93,12 +107,19 @@ fn the_error_is_that_of_rounding_to_int8() {
                 .flat_map(|x| reference::linear(&wide(x), &wide(&w), Some(&wide(&bias))))
                 .collect();
             let what = format!("{} [{rows}, {k}] x [{n}, {k}]", cpu.isa().name());
-            let sum = |row: &[f32]| row.iter().map(|x| f64::from(x.abs())).sum::<f64>();
-            let step = |row: &[f32]| f64::from(int8_scale(row)) / 2.0;
+            // The sum and half a step of each row.
+            let sizes = |rows: &[f32]| -> Vec<(f64, f64)> {
+                let size = |row: &[f32]| {
+                    let row = reference::rotate(&wide(row)).0;
+                    (row.iter().map(|x| x.abs()).sum(), largest(&row) / 254.0)
+                };
+                rows.chunks_exact(k).map(size).collect()
+            };
+            let (x, w) = (sizes(&x), sizes(&w));
+            let factor = reference::rotate(&vec![0.0; k]).1 as f64;
             assert_close(&what, &got, &want, |index| {
-                let (x, w) = (&x[index / n * k..][..k], &w[index % n * k..][..k]);
-                let (dx, dw) = (step(x), step(w));
-                (sum(x) * dw + sum(w) * dx + k as f64 * dx * dw) * 1.0001 + 1e-6
+                let ((x, dx), (w, dw)) = (x[index / n], w[index % n]);
+                (x * dw + w * dx + k as f64 * dx * dw) / factor * 1.0001 + 1e-6
             });
         }
     }
@@ -138,10 +159,10 @@ fn numbers_between_two_steps_go_to_the_even_one() {
 fn the_longest_sums_do_not_overflow() {
     let most = usize::try_from(i32::MAX / (127 * 127)).expect("a positive number");
     for mut cpu in every_isa() {
-        let x = vec![127.0; most];
-        let w = [vec![127.0; most], vec![-127.0; most]].concat();
+        let (x, factor) = rotated_back(&vec![127; most], most, 1.0);
+        let w = [x.clone(), x.iter().map(|x| -x).collect()].concat();
         let got = run(&mut cpu, WeightDtype::Int8, (1, most, 2), &x, &w, None);
-        let sum = (most * 127 * 127) as f32;
+        let sum = (most * 127 * 127) as f32 * factor;
         assert_eq!(got, [sum, -sum]);
         let longer = tensor(&vec![1.0; most + 1], &[1, most + 1]);
         match cpu.matrix(&[longer], WeightDtype::Int8) {
@@ -198,6 +219,46 @@ fn a_weight_takes_a_byte_an_element_and_eight_an_output() {
     let cpu = cpu(Isa::detect(), 1);
     let matrix = cpu.matrix(&[tensor(&numbers(13, 32 * 8), &[32, 8])], WeightDtype::Int8);
     assert_eq!(cpu.matrix_bytes(&matrix.expect("packs")), 32 * 8 + 32 * 8);
+}
+
+/// One row that stands out costs the others of its row little: that is what
+/// rotation is for.
+#[test]
+fn an_outlier_does_not_set_the_error_of_its_row() {
+    let (k, n) = (1536, 50);
+    let (mut x, w) = (numbers(15, k), numbers(16, n * k));
+    let error = |cpu: &mut Cpu, x: &[f32]| {
+        let got = run(cpu, WeightDtype::Int8, (1, k, n), x, &w, None);
+        let want = reference::linear(&wide(x), &wide(&w), None);
+        let square = |(got, want): (&f32, &f64)| (f64::from(*got) - want).powi(2);
+        (got.iter().zip(&want).map(square).sum::<f64>() / n as f64).sqrt()
+    };
+    let mut cpu = cpu(Isa::detect(), 1);
+    let even = error(&mut cpu, &x);
+    x[700] = 100.0;
+    let uneven = error(&mut cpu, &x);
+    // Its own rotation over 128 blocks makes 100 about 100 / sqrt(128).
+    assert!(uneven < 8.0 * even, "{even} without an outlier, {uneven} with one");
+}
+
+#[test]
+fn embeddings_are_rows_of_the_table_within_half_a_step() {
+    for hidden in [35, 96] {
+        let table = numbers(17, 83 * hidden);
+        for mut cpu in every_isa() {
+            let matrix =
+                cpu.matrix(&[tensor(&table, &[83, hidden])], WeightDtype::Int8).expect("packs");
+            let mut batch = ForwardBatch::default();
+            batch.push(&[82, 0, 15, 16, 0], 0, &[0]);
+            let mut out = cpu.buffer(5, hidden).expect("memory");
+            cpu.embedding_gather(&batch, &matrix, &mut out).expect("shapes fit");
+            for (row, &token) in batch.token_ids.iter().enumerate() {
+                let want = wide(&table[token as usize * hidden..][..hidden]);
+                let half_a_step = largest(&reference::rotate(&want).0) / 254.0;
+                assert_close("embedding", out.row(row), &want, |_| half_a_step * 1.0001);
+            }
+        }
+    }
 }
 
 /// One table is both embedding and output: a token's row is what the product

@@ -1,13 +1,14 @@
 use candle_core::DType;
 use proptest::prelude::*;
 use sconce_kernels::{
-    Backend, ForwardBatch, KernelError, WeightDtype,
+    Backend, Dtype, ForwardBatch, KernelError, WeightDtype,
     cpu::{Cpu, Isa},
     reference,
 };
 
 use crate::case::{assert_close, bits, buffer, cpu, every_isa, numbers, rounded, tensor, wide};
 
+const FLOATS: [Dtype; 2] = [Dtype::F32, Dtype::Bf16];
 const DTYPES: [WeightDtype; 3] = [WeightDtype::F32, WeightDtype::Bf16, WeightDtype::Int8];
 
 /// `linear` on the given numbers, as a vector.
@@ -27,15 +28,11 @@ pub(crate) fn run(
     out.rows(rows).to_vec()
 }
 
-fn rows_rounded(x: &[f32], k: usize, dtype: WeightDtype) -> Vec<f64> {
-    x.chunks_exact(k).flat_map(|row| wide(&rounded(row, dtype))).collect()
-}
-
-fn check(cpu: &mut Cpu, dtype: WeightDtype, rows: usize, k: usize, n: usize) {
+fn check(cpu: &mut Cpu, dtype: Dtype, rows: usize, k: usize, n: usize) {
     let what = format!("{} {dtype:?} [{rows}, {k}] x [{n}, {k}]", cpu.isa().name());
     let (x, w, bias) = (numbers(1, rows * k), numbers(2, n * k), numbers(3, n));
-    let got = run(cpu, dtype, (rows, k, n), &x, &w, Some(&bias));
-    let (x, w) = (rows_rounded(&x, k, dtype), rows_rounded(&w, k, dtype));
+    let got = run(cpu, dtype.into(), (rows, k, n), &x, &w, Some(&bias));
+    let (x, w) = (wide(&rounded(&x, dtype)), wide(&rounded(&w, dtype)));
     let want: Vec<f64> =
         x.chunks_exact(k).flat_map(|x| reference::linear(x, &w, Some(&wide(&bias)))).collect();
     // Every partial sum is below k, and each of k steps rounds it.
@@ -46,7 +43,7 @@ fn check(cpu: &mut Cpu, dtype: WeightDtype, rows: usize, k: usize, n: usize) {
 #[test]
 fn linear_is_the_product_for_odd_shapes() {
     for mut cpu in every_isa() {
-        for dtype in DTYPES {
+        for dtype in FLOATS {
             for (rows, k, n) in [
                 (1, 1, 1),
                 (1, 576, 960),
@@ -68,9 +65,8 @@ fn linear_is_the_product_for_odd_shapes() {
 #[test]
 fn linear_is_the_product_for_a_whole_vocabulary() {
     for mut cpu in every_isa() {
-        check(&mut cpu, WeightDtype::Bf16, 1, 64, 49_152);
-        check(&mut cpu, WeightDtype::F32, 2, 32, 49_153);
-        check(&mut cpu, WeightDtype::Int8, 2, 62, 49_153);
+        check(&mut cpu, Dtype::Bf16, 1, 64, 49_152);
+        check(&mut cpu, Dtype::F32, 2, 32, 49_153);
     }
 }
 
@@ -82,7 +78,7 @@ proptest! {
         rows in 1_usize..20,
         k in 1_usize..200,
         n in 1_usize..200,
-        dtype in prop::sample::select(DTYPES.to_vec()),
+        dtype in prop::sample::select(FLOATS.to_vec()),
     ) {
         for mut cpu in every_isa() {
             check(&mut cpu, dtype, rows, k, n);
@@ -178,9 +174,9 @@ fn embeddings_are_the_rows_of_the_table() {
     let (vocab_size, hidden) = (83, 35);
     let table = numbers(14, vocab_size * hidden);
     for mut cpu in every_isa() {
-        for dtype in DTYPES {
+        for dtype in FLOATS {
             let matrix =
-                cpu.matrix(&[tensor(&table, &[vocab_size, hidden])], dtype).expect("packs");
+                cpu.matrix(&[tensor(&table, &[vocab_size, hidden])], dtype.into()).expect("packs");
             let mut batch = ForwardBatch::default();
             batch.push(&[82, 0, 15, 16, 0], 0, &[0]);
             let mut out = cpu.buffer(5, hidden).expect("memory");
