@@ -2,13 +2,14 @@
 //! the engine (no HTTP): `cargo bench --bench throughput`.
 //!
 //! Streams of 1, 8 and 32 run in turns, `ROUNDS` times; medians are printed and
-//! the raw figures kept under benches/results/.
+//! the raw figures kept under benches/results/. With `-- int8` the weights are
+//! quantized.
 #![expect(clippy::print_stdout, reason = "what the program is for")]
 
 use std::{fmt::Write as _, path::Path, time::Instant};
 
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
-use sconce::{EngineRequest, Options, RequestEvent, SamplingParams, Sconce};
+use sconce::{EngineRequest, Options, Quantization, RequestEvent, SamplingParams, Sconce};
 
 const ROUNDS: usize = 5;
 const STREAMS: [usize; 3] = [1, 8, 32];
@@ -89,6 +90,8 @@ fn main() {
     let mut options = Options::new("smollm2-135m-instruct");
     options.hub.cache_dir = root.join("target/tmp/models-cache");
     options.hub.use_hub = false;
+    let int8 = std::env::args().any(|arg| arg == "int8");
+    options.quantization = int8.then_some(Quantization::Int8);
     let sconce = Sconce::start(&options, &()).expect("the model starts");
     let summary = sconce.summary();
     let mut log = String::new();
@@ -98,8 +101,8 @@ fn main() {
     };
     say(format!("# {} on {}, {}", summary.model_name, processor(), summary.device));
     say(format!(
-        "# {:?}, {INPUT_LEN} tokens in, {OUTPUT_LEN} out, {ROUNDS} rounds in turns, loaded in {:.2} s",
-        summary.dtype,
+        "# {}, {INPUT_LEN} tokens in, {OUTPUT_LEN} out, {ROUNDS} rounds in turns, loaded in {:.2} s",
+        if int8 { "int8 weights" } else { "bf16" },
         summary.load_time.as_secs_f64()
     ));
     let mut rng = StdRng::seed_from_u64(0);
@@ -135,7 +138,11 @@ fn main() {
         outputs.push(run.output);
     }
     say(format!("# 32 streams give {:.2} times the tokens of 1", outputs[2] / outputs[0]));
-    let path = root.join("benches/results/throughput-cpu.log");
+    let path = root.join("benches/results").join(if int8 {
+        "throughput-cpu-int8.log"
+    } else {
+        "throughput-cpu.log"
+    });
     std::fs::write(&path, log).expect("the log is written");
     println!("# log: {}", path.display());
 }

@@ -3,7 +3,9 @@
 use std::{io::Write as _, net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
-use sconce::{Dtype, EngineLimits, Options, Sconce, ServerConfig, Summary, hub::HubOptions};
+use sconce::{
+    Dtype, EngineLimits, Options, Quantization, Sconce, ServerConfig, Summary, hub::HubOptions,
+};
 
 use crate::progress::Bars;
 
@@ -31,6 +33,9 @@ pub(crate) struct Args {
     /// The dtype of weights and KV cache
     #[arg(long, value_enum, default_value_t = DtypeFlag::Auto)]
     dtype: DtypeFlag,
+    /// Quantize weights while loading; the KV cache stays as --dtype says [default: no]
+    #[arg(long, short, value_enum)]
+    quantization: Option<QuantizationFlag>,
     /// Tokens of prompt and output together [default: the model's limit]
     #[arg(long)]
     max_model_len: Option<usize>,
@@ -82,6 +87,20 @@ impl DtypeFlag {
     }
 }
 
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum QuantizationFlag {
+    /// 8-bit integers: one scale for each output, inputs quantized token by token
+    Int8,
+}
+
+impl QuantizationFlag {
+    fn quantization(self) -> Quantization {
+        match self {
+            Self::Int8 => Quantization::Int8,
+        }
+    }
+}
+
 fn parse_bytes(text: &str) -> Result<u64, String> {
     let bad = || format!("{text:?} is not a size; write bytes, or a number with K, M, G or T");
     let (digits, shift) = match text.trim_end_matches("iB").char_indices().next_back() {
@@ -103,6 +122,7 @@ impl Args {
             hub,
             chat_template: self.chat_template.clone(),
             dtype: self.dtype.dtype(),
+            quantization: self.quantization.map(QuantizationFlag::quantization),
             max_model_len: self.max_model_len,
             max_num_seqs: self.max_num_seqs,
             max_num_batched_tokens: self.max_num_batched_tokens,
@@ -160,6 +180,11 @@ fn banner(sconce: &Sconce, address: SocketAddr) -> String {
         Some(Dtype::F32) => "float32",
         None => "none",
     };
+    let weights = match summary.quantization {
+        Some(Quantization::Int8) => "int8",
+        None => dtype,
+    };
+    let mib = summary.weight_bytes as f64 / f64::from(1 << 20);
     let gib = summary.kv_cache_bytes as f64 / f64::from(1 << 30);
     let Summary { model_name, architecture, device, kv_cache_tokens, .. } = summary;
     let EngineLimits { num_blocks, max_model_len, max_num_seqs, max_queued, .. } = limits;
@@ -168,8 +193,8 @@ fn banner(sconce: &Sconce, address: SocketAddr) -> String {
   model     {model_name} ({architecture})
   from      {dir}
   device    {device}
-  dtype     {dtype}, loaded in {seconds:.2} s
-  KV cache  {kv_cache_tokens} tokens in {num_blocks} blocks, {gib:.2} GiB
+  weights   {weights}, {mib:.0} MiB, loaded in {seconds:.2} s
+  KV cache  {dtype}, {kv_cache_tokens} tokens in {num_blocks} blocks, {gib:.2} GiB
   limits    {max_model_len} tokens of context, {max_num_seqs} sequences at once, {max_queued} more waiting
   serving   http://{address}/v1
 

@@ -84,6 +84,8 @@ pub(crate) fn build(
         architecture: format!("no weights; a step takes {step_time:?}"),
         device: "none".to_owned(),
         dtype: None,
+        quantization: None,
+        weight_bytes: 0,
         kv_cache_bytes: 0,
         load_time: Duration::ZERO,
     };

@@ -6,7 +6,7 @@ use sconce_engine::{
     Built, Engine, EngineHandle, EngineRequest, RequestError, SchedulerConfig, StartError,
     SubmitError,
 };
-use sconce_runner::{Dtype, LoadError, LoadOptions};
+use sconce_runner::{Dtype, LoadError, LoadOptions, Quantization};
 use sconce_text::{TextConfig, TextError, TextModel};
 use sconce_types::{Executor, SamplingParams};
 
@@ -30,6 +30,9 @@ pub struct Options {
     pub chat_template: Option<PathBuf>,
     /// The dtype of weights and KV cache; bf16 if not given.
     pub dtype: Option<Dtype>,
+    /// How weights are quantized; if not given, they are not. The KV cache is
+    /// of `dtype` either way.
+    pub quantization: Option<Quantization>,
     /// Tokens of prompt and output; the model's own limit if not given.
     pub max_model_len: Option<usize>,
     /// Sequences that run at once.
@@ -54,6 +57,7 @@ impl Options {
             hub: HubOptions::default(),
             chat_template: None,
             dtype: None,
+            quantization: None,
             max_model_len: None,
             max_num_seqs: 256,
             max_num_batched_tokens: 512,
@@ -105,8 +109,13 @@ pub struct Summary {
     pub architecture: String,
     /// The device, in words.
     pub device: String,
-    /// The dtype of weights and cache; the null model has neither.
+    /// The dtype of the cache, and of weights that are not quantized; the null
+    /// model has neither.
     pub dtype: Option<Dtype>,
+    /// How weights are quantized, if they are.
+    pub quantization: Option<Quantization>,
+    /// Bytes of the matrices among the weights.
+    pub weight_bytes: usize,
     /// Tokens of prompt and output.
     pub max_model_len: usize,
     /// Tokens that the KV cache holds.
@@ -122,6 +131,8 @@ pub(crate) struct Loaded {
     pub(crate) architecture: String,
     pub(crate) device: String,
     pub(crate) dtype: Option<Dtype>,
+    pub(crate) quantization: Option<Quantization>,
+    pub(crate) weight_bytes: usize,
     pub(crate) kv_cache_bytes: usize,
     pub(crate) load_time: Duration,
 }
@@ -156,6 +167,7 @@ impl Sconce {
         let load_options = LoadOptions {
             dir: found.path.clone(),
             dtype: options.dtype,
+            quantization: options.quantization,
             max_model_len: options.max_model_len,
             max_num_seqs: options.max_num_seqs,
             max_num_batched_tokens: options.max_num_batched_tokens,
@@ -178,6 +190,8 @@ impl Sconce {
                 architecture: loaded.architecture,
                 device: loaded.device,
                 dtype: Some(loaded.dtype),
+                quantization: loaded.quantization,
+                weight_bytes: loaded.weight_bytes,
                 kv_cache_bytes: loaded.kv_cache_bytes,
                 load_time: loaded.load_time,
             };
@@ -200,6 +214,8 @@ impl Sconce {
             architecture: loaded.architecture,
             device: loaded.device,
             dtype: loaded.dtype,
+            quantization: loaded.quantization,
+            weight_bytes: loaded.weight_bytes,
             max_model_len: limits.max_model_len,
             kv_cache_tokens: limits.num_blocks * sconce_types::BLOCK_SIZE,
             kv_cache_bytes: loaded.kv_cache_bytes,

@@ -42,6 +42,7 @@ pub(crate) fn options(dtype: Dtype) -> LoadOptions {
     LoadOptions {
         dir: dir().to_owned(),
         dtype: Some(dtype),
+        quantization: None,
         max_model_len: Some(2048),
         max_num_seqs: 64,
         max_num_batched_tokens: 256,

@@ -24,6 +24,20 @@ fn it_says_what_it_serves_and_answers() {
     for word in ["LlamaForCausalLM", "bfloat16", "CPU", "KV cache", "tokens", "curl -N http://"] {
         assert!(server.banner.contains(word), "no {word:?} in\n{}", server.banner);
     }
+    knows_the_capital_of_france(&server);
+}
+
+#[test]
+fn with_int8_weights_it_says_so_and_answers() {
+    let server = Server::start(&["--quantization", "int8"]);
+    // A byte for each of 134 million weights, and the outputs' scales.
+    for words in ["weights   int8, 130 MiB", "KV cache  bfloat16"] {
+        assert!(server.banner.contains(words), "no {words:?} in\n{}", server.banner);
+    }
+    knows_the_capital_of_france(&server);
+}
+
+fn knows_the_capital_of_france(server: &Server) {
     let body = json!({
         "messages": [{ "role": "user", "content": "What is the capital of France?" }],
         "temperature": 0,

@@ -9,7 +9,7 @@ mod memory;
 mod model_runner;
 mod seat;
 
-pub use load::{LoadError, LoadOptions, LoadedModel, load};
+pub use load::{LoadError, LoadOptions, LoadedModel, Quantization, load};
 pub use model_runner::ModelRunner;
 pub use sconce_kernels::Dtype;
 pub use sconce_models::gguf;

@@ -7,9 +7,18 @@ use sconce_kernels::{
     Backend, Dtype, KernelError, KvLayout, WeightDtype,
     cpu::{Cpu, CpuConfig},
 };
-use sconce_models::{ModelConfig, ModelError, Workspace};
+use sconce_models::{Loaded, ModelConfig, ModelError, Workspace};
 
 use crate::{ModelRunner, memory};
+
+/// What weights become when they are loaded, other than their dtype.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quantization {
+    /// 8-bit integers with one scale for each output, in every matrix, the
+    /// embedding and output included; inputs are quantized token by token
+    /// ([`WeightDtype::Int8`]).
+    Int8,
+}
 
 /// What to load, and the limits that everything is sized for.
 #[derive(Clone, Debug)]
@@ -18,6 +27,9 @@ pub struct LoadOptions {
     pub dir: PathBuf,
     /// The dtype of weights and KV cache; bf16 if not given.
     pub dtype: Option<Dtype>,
+    /// How weights are quantized; if not given, they are not. The KV cache is
+    /// of `dtype` either way.
+    pub quantization: Option<Quantization>,
     /// Tokens of prompt and output; the model's own limit if not given.
     pub max_model_len: Option<usize>,
     /// Sequences that run at once.
@@ -76,8 +88,12 @@ pub struct LoadedModel {
     pub device: String,
     /// The architecture's name.
     pub architecture: String,
-    /// The dtype of weights and cache.
+    /// The dtype of the cache, and of weights that are not quantized.
     pub dtype: Dtype,
+    /// How weights are quantized, if they are.
+    pub quantization: Option<Quantization>,
+    /// Bytes of the matrices among the weights.
+    pub weight_bytes: usize,
     /// Tokens in the vocabulary.
     pub vocab_size: usize,
     /// Tokens of prompt and output.
@@ -118,9 +134,18 @@ pub fn load(
     }
     let dtype = options.dtype.unwrap_or(Dtype::Bf16);
     let backend = Cpu::new(CpuConfig { threads: options.threads, ..CpuConfig::default() });
-    let weights = WeightDtype::from(dtype);
-    let sconce_models::Loaded { model, .. } =
-        sconce_models::load(&options.dir, &config, &backend, weights, max_model_len, progress)?;
+    let weight_dtype = match options.quantization {
+        None => dtype.into(),
+        Some(Quantization::Int8) => WeightDtype::Int8,
+    };
+    let Loaded { model, weight_bytes } = sconce_models::load(
+        &options.dir,
+        &config,
+        &backend,
+        weight_dtype,
+        max_model_len,
+        progress,
+    )?;
     let shape = model.shape();
 
     let mut layout = KvLayout {
@@ -150,6 +175,8 @@ pub fn load(
         device: backend.describe(),
         architecture: config.architecture.clone(),
         dtype,
+        quantization: options.quantization,
+        weight_bytes,
         vocab_size: shape.vocab_size,
         max_model_len,
         num_blocks: layout.num_blocks,
