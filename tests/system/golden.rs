@@ -1,6 +1,7 @@
 //! The model's numbers against those of transformers.
 
-use sconce::{Dtype, TextConfig, TextModel};
+use sconce::{Dtype, Quantization, TextConfig, TextModel};
+use sconce_runner::LoadOptions;
 use sconce_types::SamplingParams;
 use serde_json::Value;
 
@@ -88,31 +89,84 @@ fn bf16_logits_are_as_near_to_f32_as_those_of_transformers() {
     assert!(error > 0.0 && error <= 1.2 * theirs, "relative error {error}, transformers' {theirs}");
 }
 
-/// The perplexity of a fixed text is within 0.5 % of transformers'.
-#[test]
-fn perplexity_is_that_of_transformers() {
+fn int8(dtype: Dtype) -> LoadOptions {
+    LoadOptions { quantization: Some(Quantization::Int8), ..model::options(dtype) }
+}
+
+/// exp of the mean negative log-likelihood of a fixed text.
+fn perplexity(options: &LoadOptions) -> f64 {
     let quality = model::reference_json("quality.json");
     let tokens = ids(&quality["perplexity_tokens"]);
     let window =
         usize::try_from(quality["perplexity_window"].as_u64().expect("a size")).expect("small");
-    for (dtype, name) in [(Dtype::Bf16, "perplexity_bf16"), (Dtype::F32, "perplexity_f32")] {
-        let mut runner = model::load(&model::options(dtype)).runner;
-        let (mut total, mut count) = (0.0, 0);
-        for window in tokens.chunks(window) {
-            let logits = runner.score(window).expect("the model computes");
-            let vocab_size = logits.len() / window.len();
-            for (row, &next) in logits.chunks_exact(vocab_size).zip(&window[1..]) {
-                let max = f64::from(row.iter().copied().fold(f32::MIN, f32::max));
-                let sum: f64 = row.iter().map(|&logit| (f64::from(logit) - max).exp()).sum();
-                total -= f64::from(row[next as usize]) - max - sum.ln();
-                count += 1;
-            }
+    let mut runner = model::load(options).runner;
+    let (mut total, mut count) = (0.0, 0);
+    for window in tokens.chunks(window) {
+        let logits = runner.score(window).expect("the model computes");
+        let vocab_size = logits.len() / window.len();
+        for (row, &next) in logits.chunks_exact(vocab_size).zip(&window[1..]) {
+            let max = f64::from(row.iter().copied().fold(f32::MIN, f32::max));
+            let sum: f64 = row.iter().map(|&logit| (f64::from(logit) - max).exp()).sum();
+            total -= f64::from(row[next as usize]) - max - sum.ln();
+            count += 1;
         }
-        let perplexity = (total / f64::from(count)).exp();
+    }
+    (total / f64::from(count)).exp()
+}
+
+/// The perplexity of a fixed text is within 0.5 % of transformers'.
+#[test]
+fn perplexity_is_that_of_transformers() {
+    let quality = model::reference_json("quality.json");
+    for (dtype, name) in [(Dtype::Bf16, "perplexity_bf16"), (Dtype::F32, "perplexity_f32")] {
+        let perplexity = perplexity(&model::options(dtype));
         let theirs = quality[name].as_f64().expect("a number");
         let ratio = perplexity / theirs;
         assert!((ratio - 1.0).abs() <= 0.005, "{name}: {perplexity}, transformers' {theirs}");
     }
+}
+
+/// With int8 weights, embedding and output included, the perplexity of a fixed
+/// text is within 1 % of that in f32: 0.3 % and, with a bf16 cache, 0.5 % were
+/// measured, and 5 % without rotation.
+#[test]
+fn perplexity_in_int8_is_that_in_f32() {
+    let quality = model::reference_json("quality.json");
+    let theirs = quality["perplexity_f32"].as_f64().expect("a number");
+    for dtype in [Dtype::Bf16, Dtype::F32] {
+        let perplexity = perplexity(&int8(dtype));
+        let ratio = perplexity / theirs;
+        assert!((ratio - 1.0).abs() <= 0.01, "{dtype:?}: {perplexity}, transformers' {theirs}");
+    }
+}
+
+/// With int8 weights the likeliest token after each prefix of the golden texts
+/// is that of transformers in f32 at 95 % of the positions at least, and at all
+/// where it is ahead by 0.75 (97 % and 0.36 were measured).
+#[test]
+fn greedy_tokens_in_int8_are_those_of_transformers_but_for_close_calls() {
+    let golden = model::reference_json("golden.json");
+    let mut runner = model::load(&int8(Dtype::Bf16)).runner;
+    let (mut same, mut count) = (0, 0);
+    for case in golden.as_array().expect("a list of cases") {
+        let (mut context, tokens) = (ids(&case["prompt"]), ids(&case["tokens"]));
+        let first = context.len() - 1;
+        context.extend(&tokens);
+        let logits = runner.score(&context).expect("the model computes");
+        let rows = logits.chunks_exact(logits.len() / context.len()).skip(first);
+        let margins = case["margins"].as_array().expect("a margin a token");
+        for ((row, &token), margin) in rows.zip(&tokens).zip(margins) {
+            count += 1;
+            if row.iter().all(|&logit| logit <= row[token as usize]) {
+                same += 1;
+                continue;
+            }
+            let (label, margin) = (&case["label"], margin.as_f64().expect("a number"));
+            assert!(margin < 0.75, "{label}: {token} is not the likeliest, with {margin}");
+        }
+    }
+    assert_eq!(count, 1280);
+    assert!(same * 100 >= count * 95, "{same} of {count}");
 }
 
 /// Token ids and rendered conversations are transformers'.
