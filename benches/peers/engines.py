@@ -1,0 +1,184 @@
+"""The engines: how each is installed, started and asked.
+
+Every one gets the same weights, the same two facts about the machine (its
+cores, and that nothing else runs), and room for 32 sequences. Flags are those
+that made it fastest when tried; what a flag costs it is not ours to choose.
+"""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Callable
+
+import install
+
+# SmolLM2's <|im_end|>: servers that do not know `ignore_eos` never sample it.
+END = "2"
+CORES = len(os.sched_getaffinity(0))
+# Tokens of KV cache that every engine which takes such a number gets.
+KV_TOKENS = 32_768
+
+
+@dataclass
+class Engine:
+    """An engine under one dtype."""
+
+    key: str
+    name: str
+    version: str
+    dtype: str
+    # From a port to the command that serves there; runs what must be installed.
+    command: Callable[[int], list]
+    env: dict = field(default_factory=dict)
+    # As `sconce bench --backend` has it.
+    backend: str = "openai"
+    # Fields of each request beside the usual ones; null takes one away.
+    extra_body: dict = field(default_factory=dict)
+    # What answers 200 once requests can be served.
+    ready: str = "/health"
+    model: str | None = None
+    # Whether it can be made to give every token asked for.
+    exact: bool = True
+    # The cells it takes part in; None is all of them.
+    cells: tuple | None = None
+
+    @property
+    def title(self):
+        return f"{self.name} {self.version} {self.dtype}"
+
+
+class Peers:
+    """What is installed once and shared by several engines."""
+
+    def __init__(self, log):
+        self.log = log
+        self._done = {}
+
+    def get(self, step, *arguments):
+        key = (step.__name__, *arguments)
+        if key not in self._done:
+            self._done[key] = step(*arguments, self.log)
+        return self._done[key]
+
+    def binary(self):
+        return self.get(install.sconce)
+
+    def model(self):
+        return self.get(install.model, self.binary())
+
+    def sconce(self, *flags):
+        def command(port):
+            base = [self.binary(), "serve", self.model(), "--port", port]
+            return [*base, "--served-model-name", install.MODEL, *flags]
+
+        return command
+
+    def llama(self, kind):
+        def command(port):
+            server, quantize = self.get(install.llama_cpp)
+            weights = self.get(install.gguf, quantize, kind)
+            threads = ["-t", CORES, "-tb", CORES]
+            room = ["-np", 32, "-c", KV_TOKENS, "-cb", "-fa", "on"]
+            return [server, "-m", weights, "--host", "127.0.0.1", "--port", port, *threads, *room]
+
+        return command
+
+    def vllm(self, port):
+        environment = self.get(install.torch)
+        # Preloaded as its documentation advises.
+        self.vllm_env["LD_PRELOAD"] = str(environment / "lib/libiomp5.so")
+        command = [environment / "bin/vllm", "serve", self.model(), "--port", port]
+        room = ["--max-model-len", 8192, "--max-num-seqs", 32, "--dtype", "bfloat16"]
+        return [*command, "--host", "127.0.0.1", "--served-model-name", install.MODEL, *room]
+
+    vllm_env = {
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+    }
+
+    def mistralrs(self, port):
+        binary = self.get(install.mistralrs)
+        command = [binary, "serve", "-m", self.model(), "--cpu", "--dtype", "f32"]
+        # Its prefix cache cuts answers short when many run at once.
+        room = ["--max-seqs", 32, "--prefix-cache-n", 0]
+        return [*command, *room, "--host", "127.0.0.1", "--port", port]
+
+    def transformers(self, port):
+        environment = self.get(install.torch)
+        command = [environment / "bin/transformers", "serve", self.model(), "--port", port]
+        how = ["--device", "cpu", "--dtype", "bfloat16", "--continuous-batching"]
+        return [*command, *how, "--attn-implementation", "sdpa"]
+
+
+def all_engines(log):
+    """Every engine, Sconce's own first."""
+    peers = Peers(log)
+    no_end = {"ignore_eos": True, "logit_bias": {END: -100}}
+    own = {"name": "Sconce", "version": version(), "ready": "/ready"}
+    slow = ("streams-1", "streams-8", "streams-32", "ttft-500")
+    return [
+        Engine(key="sconce", dtype="bf16", command=peers.sconce(), **own),
+        Engine(key="sconce-int8", dtype="int8", command=peers.sconce("--quantization", "int8"), **own),
+        Engine(key="sconce-f32", dtype="f32", command=peers.sconce("--dtype", "float32"), cells=slow, **own),
+        Engine(
+            key="llama.cpp",
+            name="llama.cpp",
+            version=f"(llama-cpp-python {install.LLAMA_CPP_PYTHON})",
+            dtype="bf16",
+            command=peers.llama("BF16"),
+            extra_body=no_end,
+        ),
+        Engine(
+            key="llama.cpp-q8",
+            name="llama.cpp",
+            version=f"(llama-cpp-python {install.LLAMA_CPP_PYTHON})",
+            dtype="Q8_0",
+            command=peers.llama("Q8_0"),
+            extra_body=no_end,
+        ),
+        Engine(
+            key="vllm",
+            name="vLLM CPU",
+            version=install.VLLM,
+            dtype="bf16",
+            command=peers.vllm,
+            env=Peers.vllm_env,
+            extra_body={"ignore_eos": True},
+        ),
+        Engine(
+            key="mistralrs",
+            name="mistral.rs",
+            version=install.MISTRALRS,
+            dtype="f32",
+            command=peers.mistralrs,
+            extra_body={"ignore_eos": None, "stream_options": None, "logit_bias": {END: -100}},
+            cells=slow,
+        ),
+        Engine(
+            key="transformers",
+            name="transformers serve",
+            version=transformers_version(),
+            dtype="bf16",
+            command=peers.transformers,
+            backend="openai-chat",
+            extra_body={"ignore_eos": None, "stream_options": None},
+            exact=False,
+            cells=slow,
+        ),
+    ]
+
+
+def version():
+    for line in (install.ROOT / "Cargo.toml").read_text().splitlines():
+        if line.startswith("version = "):
+            return line.split('"')[1]
+    raise install.Failed("Cargo.toml names no version")
+
+
+def transformers_version():
+    for line in (install.REQUIREMENTS / "torch.txt").read_text().splitlines():
+        if line.startswith("transformers=="):
+            return line.removeprefix("transformers==")
+    raise install.Failed("requirements/torch.txt pins no transformers")

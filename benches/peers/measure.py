@@ -1,0 +1,203 @@
+"""Runs the servers and the load client against them."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+import install
+
+START_SECONDS = 300
+CELL_SECONDS = 900
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One load that every engine is put under."""
+
+    key: str
+    title: str
+    streams: int
+    requests: int
+    input_len: int
+    output_len: int
+    # Prompts of 2,000 tokens that arrive meanwhile, a second.
+    intruders: float = 0.0
+
+
+CELLS = [
+    Cell("streams-1", "1 stream, 128 in, 128 out", 1, 4, 128, 128),
+    Cell("streams-8", "8 streams, 128 in, 128 out", 8, 16, 128, 128),
+    Cell("streams-32", "32 streams, 128 in, 128 out", 32, 64, 128, 128),
+    Cell("ttft-500", "a prompt of 500 tokens alone", 1, 5, 500, 8),
+    Cell("mixed-32", "32 streams while prompts of 2,000 tokens arrive", 32, 96, 128, 128, 0.33),
+]
+
+
+class Server:
+    """A running engine. Between its turns it is stopped (SIGSTOP), so that it
+    takes neither cores nor memory bandwidth from the one whose turn it is."""
+
+    def __init__(self, engine, logs):
+        self.engine = engine
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.log = logs / f"{engine.key}.log"
+        command = [str(part) for part in engine.command(self.port)]
+        with open(self.log, "ab") as out:
+            self.process = subprocess.Popen(
+                command,
+                stdout=out,
+                stderr=out,
+                env=os.environ | engine.env,
+                start_new_session=True,
+            )
+        self.started = time.monotonic()
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.port}"
+
+    def await_ready(self):
+        """Seconds from the start to the first good answer, by a poll of 10 ms."""
+        while True:
+            try:
+                with urllib.request.urlopen(self.url + self.engine.ready, timeout=5) as answer:
+                    if answer.status == 200:
+                        return time.monotonic() - self.started
+            except OSError:
+                pass
+            if self.process.poll() is not None:
+                raise install.Failed(f"{self.engine.title} ended at its start; see {self.log}")
+            if time.monotonic() - self.started > START_SECONDS:
+                raise install.Failed(f"{self.engine.title} was not ready in time; see {self.log}")
+            time.sleep(0.01)
+
+    def signal(self, number):
+        for pid in self.processes():
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                pass
+
+    def __enter__(self):
+        self.signal(signal.SIGCONT)
+        return self
+
+    def __exit__(self, *_):
+        self.signal(signal.SIGSTOP)
+
+    def processes(self):
+        """The session's processes: the server and whatever it started."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
+            try:
+                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+            except OSError:
+                continue
+            if int(fields[3]) == self.process.pid:
+                found.append(int(entry.name))
+        return found
+
+    def peak_memory(self):
+        """Bytes: the largest resident set of each process, added up."""
+        total = 0
+        for pid in self.processes():
+            try:
+                lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+            except OSError:
+                continue
+            peak = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
+            total += sum(int(kib) * 1024 for kib in peak)
+        return total
+
+    def end(self):
+        self.signal(signal.SIGCONT)
+        self.signal(signal.SIGTERM)
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            pass
+        self.signal(signal.SIGKILL)
+        self.process.wait()
+
+
+def bench(binary, server, **flags):
+    """The command line of the load client."""
+    engine = server.engine
+    command = [binary, "bench", "--base-url", server.url, "--backend", engine.backend]
+    command += ["--model", engine.model or install.MODEL, "--disable-tqdm"]
+    command += ["--extra-body", json.dumps(engine.extra_body)]
+    for name, value in flags.items():
+        command += ["--" + name.replace("_", "-"), value]
+    return [str(part) for part in command]
+
+
+def measure(binary, server, cell, seed, log):
+    """The load client's report of one cell."""
+    lengths = {"random_input_len": cell.input_len, "random_output_len": cell.output_len}
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "result.json"
+        command = bench(
+            binary,
+            server,
+            max_concurrency=cell.streams,
+            num_prompts=cell.requests,
+            seed=seed,
+            save_result=result,
+            **lengths,
+        )
+        intruders = None
+        if cell.intruders:
+            prompts = {"random_input_len": 2000, "random_output_len": 16, "num_warmups": 0}
+            arrivals = {"request_rate": cell.intruders, "num_prompts": 1000, "seed": seed + 1}
+            intruders = subprocess.Popen(
+                bench(binary, server, **prompts, **arrivals),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=CELL_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise install.Failed(f"{cell.key} took longer than {CELL_SECONDS} s") from None
+        finally:
+            if intruders:
+                early = intruders.poll()
+                intruders.kill()
+                intruders.wait()
+        log.write(f"\n## {cell.key}, {server.engine.title}, seed {seed}\n{done.stdout}{done.stderr}")
+        log.flush()
+        if done.returncode:
+            raise install.Failed(done.stderr.strip().splitlines()[-1])
+        if cell.intruders and early is not None:
+            raise install.Failed("the prompts that were to arrive meanwhile failed")
+        report = json.loads(result.read_text())
+    if report["errors"]:
+        raise install.Failed(f"some requests failed: {report['errors']}")
+    if server.engine.exact and report["short_answers"]:
+        raise install.Failed(f"{report['short_answers']} answers were shorter than asked for")
+    return report
+
+
+def ceilings(log):
+    """What the machine gives at this moment: bytes and FLOP a second."""
+    command = ["cargo", "bench", "--quiet", "-p", "sconce-kernels", "--", "ceilings"]
+    done = subprocess.run(command, cwd=install.ROOT, capture_output=True, text=True)
+    log.write(f"\n## ceilings\n{done.stdout}")
+    if done.returncode:
+        raise install.Failed(f"the ceilings could not be measured: {done.stderr[-500:]}")
+    found = {}
+    for line in done.stdout.splitlines():
+        for name, unit in [("reading memory", "GB/s"), ("vdpbf16ps", "GFLOP/s")]:
+            if line.strip().startswith(name):
+                found[name] = float(line.split(name)[1].split(unit)[0]) * 1e9
+    return found
