@@ -20,6 +20,18 @@ sim seed="1" steps="10000000":
 bench *args:
     cargo bench --bench throughput -- {{ args }}
 
+# Sconce beside llama.cpp, vLLM, mistral.rs and transformers: just peers --only sconce vllm
+peers *args:
+    benches/peers/run {{ args }}
+
+# What Sconce itself costs a token, by stage.
+overhead:
+    cargo bench --bench overhead
+
+# The load client beside aiperf.
+agreement:
+    benches/serve/agreement
+
 # The CPU kernels beside the machine's measured ceilings.
 bench-kernels:
     cargo bench -p sconce-kernels
