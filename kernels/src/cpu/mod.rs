@@ -28,7 +28,7 @@ use sampling::RowSampler;
 pub(crate) use shared_mut::SharedMut;
 pub use threads::ThreadPool;
 pub(crate) use tile::{
-    ACC_STRIDE, LANES, MAX_PANELS, MAX_ROWS, Prefetch, Tile, TileKernels, prefetch,
+    LANES, MAX_COLUMNS, MAX_PANELS, MAX_ROWS, Prefetch, Tile, TileKernels, prefetch,
 };
 pub(crate) use vector::*;
 

@@ -31,4 +31,13 @@ impl<'a, T> SharedMut<'a, T> {
         // SAFETY: within the slice by the assertion, disjoint by the caller.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(from), len) }
     }
+    /// Where the element at `from` is.
+    ///
+    /// # Panics
+    /// If it does not lie within the slice.
+    pub(crate) fn pointer(&self, from: usize) -> *mut T {
+        assert!(from < self.len, "an element lies within");
+        // SAFETY: within the slice by the assertion.
+        unsafe { self.start.add(from) }
+    }
 }

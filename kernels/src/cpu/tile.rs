@@ -35,9 +35,11 @@ pub(crate) struct Tile {
     pub(crate) panels: [*const u8; MAX_PANELS],
     /// Steps over k: single k in f32, two in bf16, four in int8.
     pub(crate) steps: usize,
-    /// `[MAX_ROWS][MAX_PANELS * 16]`, of which the tile's rows and panels are
-    /// used; with int8 panels the sums are i32.
+    /// Where the sums go, `acc_stride` from one row to the next and 16 a panel;
+    /// with int8 panels they are i32.
     pub(crate) acc: *mut f32,
+    /// Floats from one row of sums to the next.
+    pub(crate) acc_stride: usize,
     /// Start from `acc` instead of zero.
     pub(crate) resume: bool,
     /// What to bring near of the tile's own panels and of later ones.
@@ -74,8 +76,8 @@ pub(crate) fn prefetch(address: *const u8) {
     let _ = address;
 }
 
-/// Floats from one row of a tile's accumulator to the next.
-pub(crate) const ACC_STRIDE: usize = MAX_PANELS * LANES;
+/// Columns of a tile at most.
+pub(crate) const MAX_COLUMNS: usize = MAX_PANELS * LANES;
 
 /// Computes a tile of a fixed number of rows and panels.
 ///
@@ -195,7 +197,7 @@ macro_rules! tile_loop {
                 for p in 0..P {
                     for v in 0..V {
                         $acc[r][p][v] =
-                            $load($tile.acc.add(r * ACC_STRIDE + p * LANES + v * WIDTH));
+                            $load($tile.acc.add(r * $tile.acc_stride + p * LANES + v * WIDTH));
                     }
                 }
             }
@@ -222,7 +224,7 @@ macro_rules! tile_loop {
         for r in 0..R {
             for p in 0..P {
                 for v in 0..V {
-                    $store($tile.acc.add(r * ACC_STRIDE + p * LANES + v * WIDTH), $acc[r][p][v]);
+                    $store($tile.acc.add(r * $tile.acc_stride + p * LANES + v * WIDTH), $acc[r][p][v]);
                 }
             }
         }
@@ -232,7 +234,7 @@ macro_rules! tile_loop {
 mod int8;
 
 mod portable {
-    use super::{ACC_STRIDE, LANES, MAX_PANELS, MAX_ROWS, Tile, TileFn};
+    use super::{LANES, MAX_PANELS, MAX_ROWS, Tile, TileFn};
 
     pub(super) static F32: [[TileFn; MAX_PANELS]; MAX_ROWS] = table!(f32_tile);
     pub(super) static BF16: [[TileFn; MAX_PANELS]; MAX_ROWS] = table!(bf16_tile);
@@ -255,7 +257,7 @@ mod portable {
                             tile.panels[p].cast::<[f32; LANES]>(),
                             tile.steps,
                         ),
-                        &mut *tile.acc.add(r * ACC_STRIDE + p * LANES).cast::<[f32; LANES]>(),
+                        &mut *tile.acc.add(r * tile.acc_stride + p * LANES).cast::<[f32; LANES]>(),
                     )
                 };
                 let mut sum = if tile.resume { *acc } else { [0.0; LANES] };
@@ -283,7 +285,7 @@ mod portable {
                             tile.panels[p].cast::<[[u16; 2]; LANES]>(),
                             tile.steps,
                         ),
-                        &mut *tile.acc.add(r * ACC_STRIDE + p * LANES).cast::<[f32; LANES]>(),
+                        &mut *tile.acc.add(r * tile.acc_stride + p * LANES).cast::<[f32; LANES]>(),
                     )
                 };
                 let mut sum = if tile.resume { *acc } else { [0.0; LANES] };
@@ -304,7 +306,7 @@ mod portable {
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{ACC_STRIDE, LANES, MAX_PANELS, MAX_ROWS, Tile, TileFn, prefetch};
+    use super::{LANES, MAX_PANELS, MAX_ROWS, Tile, TileFn, prefetch};
 
     pub(super) static AVX2_F32: [[TileFn; MAX_PANELS]; MAX_ROWS] = table!(avx2_f32);
     pub(super) static AVX2_BF16: [[TileFn; MAX_PANELS]; MAX_ROWS] = table!(avx2_bf16);

@@ -8,8 +8,8 @@ use super::ensure;
 use crate::{
     KernelError, WeightDtype,
     cpu::{
-        self, ACC_STRIDE, Cpu, CpuBuffer, Isa, LANES, MAX_PANELS, MAX_ROWS, PackedMatrix, Prefetch,
-        SharedMut, Tile, TileKernels,
+        self, Cpu, CpuBuffer, Isa, LANES, MAX_COLUMNS, MAX_PANELS, MAX_ROWS, PackedMatrix,
+        Prefetch, SharedMut, Tile, TileKernels,
     },
 };
 
@@ -180,7 +180,9 @@ unsafe fn multiply(
     let columns = (part.panels * LANES).min(n - column);
     let bias = bias.map(|bias| &bias[column..column + columns]);
     // Words: f32, or i32 where the weight is int8.
-    let mut acc = [0_u32; MAX_ROWS * ACC_STRIDE];
+    let mut acc = [0_u32; MAX_ROWS * MAX_COLUMNS];
+    // Where the sums are the output as they are, they go there at once.
+    let direct = bias.is_none() && !add && w.int8().is_none() && columns == part.panels * LANES;
     let tiles = part.rows.len().div_ceil(part.tile_rows);
     // The first tile brings the panels from memory; the others find them near,
     // and meanwhile bring the next ones.
@@ -195,7 +197,8 @@ unsafe fn multiply(
             a_stride: input.stride,
             panels,
             steps: w.steps(),
-            acc: acc.as_mut_ptr().cast(),
+            acc: if direct { out.pointer(row * n + column) } else { acc.as_mut_ptr().cast() },
+            acc_stride: if direct { n } else { MAX_COLUMNS },
             resume: false,
             prefetch: Prefetch {
                 ahead: if index == 0 { AHEAD } else { 0 },
@@ -204,9 +207,13 @@ unsafe fn multiply(
             },
         };
         // SAFETY: the kernels were selected for this processor; the input's rows
-        // and the weight's panels have `steps` steps; `acc` has every row and panel.
+        // and the weight's panels have `steps` steps; `acc` has every row and
+        // panel, and so has the output, where they are this task's own.
         unsafe { kernels.run(rows, part.panels, &tile) };
-        for (r, sums) in acc.chunks_exact_mut(ACC_STRIDE).take(rows).enumerate() {
+        if direct {
+            continue;
+        }
+        for (r, sums) in acc.chunks_exact_mut(MAX_COLUMNS).take(rows).enumerate() {
             if let Some(int8) = w.int8() {
                 let columns = int8.columns(part.first_panel, part.panels);
                 cpu::dequantize(isa, sums, columns, input.scales[row + r]);

@@ -12,7 +12,7 @@ use super::ensure;
 use crate::{
     AttentionParams, Dtype, ForwardBatch, KernelError,
     cpu::{
-        self, ACC_STRIDE, Cpu, CpuBuffer, CpuKvCache, Half, LANES, MAX_PANELS, MAX_ROWS, Prefetch,
+        self, Cpu, CpuBuffer, CpuKvCache, Half, LANES, MAX_COLUMNS, MAX_PANELS, MAX_ROWS, Prefetch,
         SharedMut, Tile, TileKernels,
     },
 };
@@ -243,7 +243,6 @@ impl Attention<'_> {
         let dtype = self.cache.layout().dtype;
         let steps = head_dim * dtype.size() / 4;
         let row_bytes = head_dim * dtype.size();
-        let mut acc = [0.0_f32; MAX_ROWS * ACC_STRIDE];
         let mut next_groups = next.blocks.chunks(self.kernels.best_panels);
         for (b, group) in blocks.chunks(self.kernels.best_panels).enumerate() {
             let blocks = next_groups.next().unwrap_or(&[]);
@@ -254,24 +253,23 @@ impl Attention<'_> {
             }
             for first in (0..m).step_by(self.kernels.best_rows) {
                 let rows = self.kernels.best_rows.min(m - first);
+                let column = b * self.kernels.best_panels * LANES;
+                let scores = &mut scratch.scores[first * CHUNK + column..];
+                debug_assert!((rows - 1) * CHUNK + group.len() * LANES <= scores.len());
                 let tile = Tile {
                     a: scratch.queries[first * row_bytes / 4..].as_ptr().cast(),
                     a_stride: row_bytes,
                     panels,
                     steps,
-                    acc: acc.as_mut_ptr(),
+                    acc: scores.as_mut_ptr(),
+                    acc_stride: CHUNK,
                     resume: false,
                     prefetch: Prefetch::NONE,
                 };
                 // SAFETY: the kernels were selected for this processor; queries
-                // and K panels have `head_dim` elements; `acc` fits any tile.
+                // and K panels have `head_dim` elements; the scores have a chunk
+                // for each of the m queries.
                 unsafe { self.kernels.run(rows, group.len(), &tile) };
-                let column = b * self.kernels.best_panels * LANES;
-                for (r, sums) in acc.chunks_exact(ACC_STRIDE).take(rows).enumerate() {
-                    let len = group.len() * LANES;
-                    scratch.scores[(first + r) * CHUNK + column..][..len]
-                        .copy_from_slice(&sums[..len]);
-                }
             }
         }
     }
@@ -336,7 +334,7 @@ impl Attention<'_> {
         // Steps of one block, and bytes from one of its panels to the next.
         let steps = LANES * size / 4;
         let panel_bytes = steps * 64;
-        let mut acc = [0.0_f32; MAX_ROWS * ACC_STRIDE];
+        let mut acc = [0.0_f32; MAX_ROWS * MAX_COLUMNS];
         let num_panels = head_dim / LANES;
         for first_panel in (0..num_panels).step_by(self.kernels.best_panels) {
             let group = self.kernels.best_panels.min(num_panels - first_panel);
@@ -360,6 +358,7 @@ impl Attention<'_> {
                         panels,
                         steps,
                         acc: acc.as_mut_ptr(),
+                        acc_stride: MAX_COLUMNS,
                         resume: b > 0,
                         prefetch: Prefetch::NONE,
                     };
@@ -367,7 +366,7 @@ impl Attention<'_> {
                     // block's 16 weights and 16 rows of V are there; `acc` fits any tile.
                     unsafe { self.kernels.run(rows, group, &tile) };
                 }
-                for (r, sums) in acc.chunks_exact(ACC_STRIDE).take(rows).enumerate() {
+                for (r, sums) in acc.chunks_exact(MAX_COLUMNS).take(rows).enumerate() {
                     let len = group * LANES;
                     let out =
                         &mut scratch.output[(first + r) * head_dim + first_panel * LANES..][..len];

@@ -5,7 +5,7 @@
 //! (`vpmaddwd`), even ones and odd ones apart. `vpmaddubsw` is of no use: it
 //! saturates.
 
-use super::{ACC_STRIDE, LANES, MAX_PANELS, MAX_ROWS, Tile, TileFn, TileKernels};
+use super::{LANES, MAX_PANELS, MAX_ROWS, Tile, TileFn, TileKernels};
 use crate::cpu::Isa;
 
 pub(super) fn select(isa: Isa) -> TileKernels {
@@ -42,7 +42,7 @@ unsafe fn portable<const R: usize, const P: usize>(tile: &Tile) {
                         tile.panels[p].cast::<[[i8; 4]; LANES]>(),
                         tile.steps,
                     ),
-                    &mut *tile.acc.add(r * ACC_STRIDE + p * LANES).cast::<[i32; LANES]>(),
+                    &mut *tile.acc.add(r * tile.acc_stride + p * LANES).cast::<[i32; LANES]>(),
                 )
             };
             let mut sum = if tile.resume { *acc } else { [0; LANES] };
@@ -61,7 +61,7 @@ unsafe fn portable<const R: usize, const P: usize>(tile: &Tile) {
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::super::{ACC_STRIDE, LANES, MAX_PANELS, MAX_ROWS, Tile, TileFn, prefetch};
+    use super::super::{LANES, MAX_PANELS, MAX_ROWS, Tile, TileFn, prefetch};
 
     pub(super) static AVX2: [[TileFn; MAX_PANELS]; MAX_ROWS] = table!(avx2);
     pub(super) static AVX_VNNI: [[TileFn; MAX_PANELS]; MAX_ROWS] = table!(avx_vnni);
