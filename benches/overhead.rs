@@ -8,7 +8,7 @@
 //! write; then steps of 1 ms make each token a write of its own.
 #![expect(clippy::print_stdout, reason = "what the program is for")]
 
-use std::{collections::BTreeMap, fmt::Write as _, path::Path, time::Instant};
+use std::{collections::BTreeMap, ffi::OsString, fmt::Write as _, path::Path, time::Instant};
 
 use clap::Parser;
 use sconce::{Options, Sconce, ServerConfig};
@@ -27,18 +27,17 @@ struct Flags {
     bench: BenchArgs,
 }
 
-/// Nanoseconds that the threads of each name have run.
-fn thread_times() -> BTreeMap<String, u64> {
-    let mut times = BTreeMap::new();
+/// Each thread's name, and the nanoseconds that it has run.
+fn thread_times() -> BTreeMap<OsString, (String, u64)> {
     let tasks = std::fs::read_dir("/proc/self/task").expect("Linux lists a process's threads");
-    for task in tasks.flatten() {
-        let read = |file: &str| std::fs::read_to_string(task.path().join(file));
+    let times = tasks.flatten().filter_map(|task| {
         // A thread may end in between.
-        let (Ok(name), Ok(stat)) = (read("comm"), read("schedstat")) else { continue };
-        let ran = stat.split_ascii_whitespace().next().and_then(|ns| ns.parse::<u64>().ok());
-        *times.entry(name.trim().to_owned()).or_default() += ran.expect("schedstat has numbers");
-    }
-    times
+        let read = |file: &str| std::fs::read_to_string(task.path().join(file)).ok();
+        let (name, stat) = (read("comm")?, read("schedstat")?);
+        let ran = stat.split_ascii_whitespace().next().and_then(|ns| ns.parse().ok());
+        Some((task.file_name(), (name.trim().to_owned(), ran.expect("schedstat has numbers"))))
+    });
+    times.collect()
 }
 
 /// Microseconds a token of the scheduler alone: 256 sequences that decode.
@@ -94,7 +93,8 @@ fn load(model: &str, requests: usize) -> (Report, BTreeMap<String, u64>) {
     let listener = server.block_on(sconce::listen("127.0.0.1", 0)).expect("a free port");
     let url = format!("http://{}", listener.local_addr().expect("it listens"));
     let engine = sconce.engine().clone();
-    let config = ServerConfig::default();
+    let served_model_names = vec![model.to_owned()];
+    let config = ServerConfig { served_model_names, ..ServerConfig::default() };
     let router = sconce::router(engine.clone(), sconce.text().clone(), config);
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let shutdown = async move { drop(stopped.await) };
@@ -124,9 +124,11 @@ fn load(model: &str, requests: usize) -> (Report, BTreeMap<String, u64>) {
         (report, thread_times())
     });
     let client = client.expect("a thread");
-    let (report, mut times) = client.join().expect("it does not panic");
-    for (name, time) in &mut times {
-        *time -= before.get(name).copied().unwrap_or(0);
+    let (report, after) = client.join().expect("it does not panic");
+    let mut times = BTreeMap::<String, u64>::new();
+    for (thread, (name, ran)) in after {
+        let earlier = before.get(&thread).map_or(0, |(_, ran)| *ran);
+        *times.entry(name).or_default() += ran - earlier;
     }
     drop(stop);
     server.block_on(serving).expect("it does not panic").expect("it serves");
