@@ -3,7 +3,7 @@
 Each engine is started once and stopped (SIGSTOP) but for its own turns. A round
 puts every engine under a cell before it goes on to the next cell, so that a
 change of the machine meets all of them; ratios are taken within a round, and
-the median over rounds is reported. Prompts differ from round to round, so no
+the median over rounds is reported; after Ctrl-C, that of the rounds so far. Prompts differ from round to round, so no
 engine's cache of earlier prompts helps it.
 """
 
@@ -127,6 +127,8 @@ def main():
                         if number == 0 and cell.key == "streams-32":
                             peak = server.peak_memory()
                             results["engines"][engine.key]["peak_bytes"] = peak
+        except KeyboardInterrupt:
+            console.print("[yellow]stopped; what was measured is reported")
         finally:
             for server in servers.values():
                 server.end()
