@@ -36,7 +36,8 @@ class Engine:
     extra_body: dict = field(default_factory=dict)
     # What answers 200 once requests can be served.
     ready: str = "/health"
-    model: str | None = None
+    # The name requests call the model by, if not `install.MODEL`.
+    model: Callable[[], object] = lambda: install.MODEL
     # Whether it can be made to give every token asked for.
     exact: bool = True
     # The cells it takes part in; None is all of them.
@@ -94,6 +95,8 @@ class Peers:
     vllm_env = {
         "HF_HUB_OFFLINE": "1",
         "VLLM_CPU_KVCACHE_SPACE": "1",
+        # By itself it leaves a core to its HTTP server, which here is half of them.
+        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, sorted(os.sched_getaffinity(0)))),
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
     }
@@ -109,7 +112,8 @@ class Peers:
         environment = self.get(install.torch)
         command = [environment / "bin/transformers", "serve", self.model(), "--port", port]
         how = ["--device", "cpu", "--dtype", "bfloat16", "--continuous-batching"]
-        return [*command, *how, "--attn-implementation", "sdpa"]
+        # Its default takes nine tenths of the memory for the KV cache.
+        return [*command, *how, "--attn-implementation", "sdpa", "--cb-max-memory-percent", 0.1]
 
 
 def all_engines(log):
@@ -153,6 +157,7 @@ def all_engines(log):
             version=install.MISTRALRS,
             dtype="f32",
             command=peers.mistralrs,
+            model=lambda: "default",
             extra_body={"ignore_eos": None, "stream_options": None, "logit_bias": {END: -100}},
             cells=slow,
         ),
@@ -163,6 +168,8 @@ def all_engines(log):
             dtype="bf16",
             command=peers.transformers,
             backend="openai-chat",
+            # It knows the model by its path alone.
+            model=peers.model,
             extra_body={"ignore_eos": None, "stream_options": None},
             exact=False,
             cells=slow,

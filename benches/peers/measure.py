@@ -135,7 +135,7 @@ def bench(binary, server, **flags):
     """The command line of the load client."""
     engine = server.engine
     command = [binary, "bench", "--base-url", server.url, "--backend", engine.backend]
-    command += ["--model", engine.model or install.MODEL, "--disable-tqdm"]
+    command += ["--model", engine.model(), "--disable-tqdm"]
     command += ["--extra-body", json.dumps(engine.extra_body)]
     for name, value in flags.items():
         command += ["--" + name.replace("_", "-"), value]

@@ -99,7 +99,7 @@ pub enum BenchError {
     #[error(transparent)]
     Client(#[from] ClientError),
     /// The first request failed, so all would.
-    #[error("the warm-up request failed: {0}")]
+    #[error("the warm-up request failed")]
     WarmUp(#[source] ClientError),
     /// There is nothing to report.
     #[error("no request succeeded: {0:?}")]
@@ -244,6 +244,8 @@ struct ChunkChoice {
     text: Option<String>,
     #[serde(default)]
     delta: Option<ChunkDelta>,
+    #[serde(default)]
+    finish_reason: Option<serde::de::IgnoredAny>,
 }
 
 #[derive(Deserialize)]
@@ -283,12 +285,21 @@ async fn request(
     let mut sample = Sample { asked_tokens: ask.max_tokens, ..Sample::default() };
     let mut last: Option<Duration> = None;
     let mut chunks = 0;
-    while let Some(data) = events.next().await? {
+    let mut finished = false;
+    loop {
+        let data = match events.next().await {
+            Ok(Some(data)) => data,
+            Ok(None) => break,
+            // Some servers end their streams without [DONE].
+            Err(ClientError::CutOff) if finished => break,
+            Err(error) => return Err(error),
+        };
         let now = started.elapsed();
         let chunk: Chunk = serde_json::from_str(&data)?;
         if let Some(error) = chunk.error {
             return Err(ClientError::Stream(error.message));
         }
+        finished |= chunk.choices.iter().any(|choice| choice.finish_reason.is_some());
         if chunk.has_content() {
             chunks += 1;
             match last.replace(now) {
