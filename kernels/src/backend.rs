@@ -243,6 +243,23 @@ pub trait Backend: Send {
         out: &mut Self::Buffer,
     ) -> Result<(), KernelError>;
 
+    /// SwiGLU (Shazeer, 2020): `out[r] = silu(gate) * up`, where `gate` and `up`
+    /// are the first and the second half of `w · x[r] + bias`.
+    ///
+    /// `x [rows, k]`, `w [2 * intermediate, k]`, `bias [2 * intermediate]`,
+    /// `out [rows, intermediate]`; `intermediate` is a multiple of 16.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    fn linear_silu_mul(
+        &mut self,
+        rows: usize,
+        x: &Self::Buffer,
+        w: &Self::Matrix,
+        bias: Option<&Self::Vector>,
+        out: &mut Self::Buffer,
+    ) -> Result<(), KernelError>;
+
     /// Norms Q and K where a model does (`qk_norm`: weights `[head_dim]` for Q
     /// and K, and epsilon), rotates them (RoPE, Su et al., 2021, in the
     /// half-split form of Hugging Face's `rotate_half`), and writes K and V of
@@ -283,20 +300,6 @@ pub trait Backend: Send {
         layer: usize,
         qkv: &Self::Buffer,
         cache: &Self::KvCache,
-        out: &mut Self::Buffer,
-    ) -> Result<(), KernelError>;
-
-    /// SwiGLU's gate (Shazeer, 2020): `out = silu(gate) * up`.
-    ///
-    /// `gate_up [rows, 2 * intermediate]`: gate, then up;
-    /// `out [rows, intermediate]`.
-    ///
-    /// # Errors
-    /// Shapes that do not fit.
-    fn silu_mul(
-        &mut self,
-        rows: usize,
-        gate_up: &Self::Buffer,
         out: &mut Self::Buffer,
     ) -> Result<(), KernelError>;
 

@@ -74,8 +74,6 @@ pub struct Workspace<B: Backend> {
     pub(crate) qkv: B::Buffer,
     /// `[max_num_tokens, num_heads * head_dim]`
     pub(crate) attended: B::Buffer,
-    /// `[max_num_tokens, 2 * intermediate_size]`
-    pub(crate) gate_up: B::Buffer,
     /// `[max_num_tokens, intermediate_size]`
     pub(crate) activated: B::Buffer,
     /// `[max_logit_rows, hidden_size]`
@@ -107,7 +105,6 @@ impl<B: Backend> Workspace<B> {
             normed: rows(hidden_size)?,
             qkv: rows(qkv)?,
             attended: rows(num_heads * shape.head_dim)?,
-            gate_up: rows(2 * intermediate_size)?,
             activated: rows(intermediate_size)?,
             last_hidden: last(hidden_size)?,
             last_normed: last(hidden_size)?,

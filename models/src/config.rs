@@ -181,6 +181,10 @@ impl ModelConfig {
         if !head_dim.is_multiple_of(16) {
             return Err(refuse("head_dim", &head_dim, "a multiple of 16".to_owned()));
         }
+        if !raw.intermediate_size.is_multiple_of(16) {
+            let accepted = "a multiple of 16".to_owned();
+            return Err(refuse("intermediate_size", &raw.intermediate_size, accepted));
+        }
         let act = raw.hidden_act.as_deref().unwrap_or("silu");
         if act != "silu" {
             return Err(refuse("hidden_act", &act, "\"silu\"".to_owned()));

@@ -147,7 +147,7 @@ impl<B: Backend> CausalLm<B> for Llama<B::Matrix, B::Vector> {
         workspace: &mut Workspace<B>,
     ) -> Result<(), KernelError> {
         let rows = batch.num_tokens();
-        let Workspace { hidden, normed, qkv, attended, gate_up, activated, .. } = workspace;
+        let Workspace { hidden, normed, qkv, attended, activated, .. } = workspace;
         backend.embedding_gather(batch, &self.embed_tokens, hidden)?;
         for (index, layer) in self.layers.iter().enumerate() {
             let eps = self.rms_norm_eps;
@@ -161,8 +161,7 @@ impl<B: Backend> CausalLm<B> for Llama<B::Matrix, B::Vector> {
             backend.linear_add(rows, attended, weight, bias.as_ref(), hidden)?;
             backend.rms_norm(rows, hidden, &layer.post_attention_layernorm, eps, normed)?;
             let Linear { weight, bias } = &layer.gate_up_proj;
-            backend.linear(rows, normed, weight, bias.as_ref(), gate_up)?;
-            backend.silu_mul(rows, gate_up, activated)?;
+            backend.linear_silu_mul(rows, normed, weight, bias.as_ref(), activated)?;
             let Linear { weight, bias } = &layer.down_proj;
             backend.linear_add(rows, activated, weight, bias.as_ref(), hidden)?;
         }

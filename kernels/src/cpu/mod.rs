@@ -37,7 +37,6 @@ use crate::{
     ops::{
         self, embedding, linear, paged_attention, rms_norm, rope_and_cache,
         sampling::{Logprobs, SampleRequest, Sampled},
-        silu_mul,
     },
 };
 
@@ -258,6 +257,17 @@ impl Backend for Cpu {
         linear::linear(self, rows, x, w, bias.map(Vec::as_slice), true, out)
     }
 
+    fn linear_silu_mul(
+        &mut self,
+        rows: usize,
+        x: &CpuBuffer,
+        w: &PackedMatrix,
+        bias: Option<&Vec<f32>>,
+        out: &mut CpuBuffer,
+    ) -> Result<(), KernelError> {
+        linear::linear_silu_mul(self, rows, x, w, bias.map(Vec::as_slice), out)
+    }
+
     fn rope_and_cache(
         &mut self,
         batch: &ForwardBatch,
@@ -282,15 +292,6 @@ impl Backend for Cpu {
         out: &mut CpuBuffer,
     ) -> Result<(), KernelError> {
         paged_attention::paged_attention(self, batch, params, layer, qkv, cache, out)
-    }
-
-    fn silu_mul(
-        &mut self,
-        rows: usize,
-        gate_up: &CpuBuffer,
-        out: &mut CpuBuffer,
-    ) -> Result<(), KernelError> {
-        silu_mul::silu_mul(self, rows, gate_up, out)
     }
 
     fn sample(

@@ -4,6 +4,8 @@
 //! all rows; no sum is ever split between threads.
 #![expect(unsafe_code, reason = "tiles read through pointers; tasks write disjoint columns")]
 
+use std::ops::Range;
+
 use super::ensure;
 use crate::{
     KernelError, WeightDtype,
@@ -21,6 +23,17 @@ const MEMORY_BOUND_ROWS: usize = 8;
 /// How many steps before its use a panel's line is asked for: a few microseconds.
 const AHEAD: usize = 32;
 
+/// What becomes of a row's sums.
+#[derive(Clone, Copy)]
+enum Finish {
+    /// They are the output.
+    Store,
+    /// They are added to it.
+    Add,
+    /// They are gates, then as many inputs: SwiGLU of them is the output.
+    SiluMul,
+}
+
 pub(crate) fn linear(
     cpu: &mut Cpu,
     rows: usize,
@@ -30,13 +43,46 @@ pub(crate) fn linear(
     add: bool,
     out: &mut CpuBuffer,
 ) -> Result<(), KernelError> {
-    const OP: &str = "linear";
+    let finish = if add { Finish::Add } else { Finish::Store };
+    product("linear", cpu, rows, x, w, bias, finish, out)
+}
+
+/// The gates' panels and those of what they gate are taken together, so that a
+/// task has both at hand when it is done.
+pub(crate) fn linear_silu_mul(
+    cpu: &mut Cpu,
+    rows: usize,
+    x: &CpuBuffer,
+    w: &PackedMatrix,
+    bias: Option<&[f32]>,
+    out: &mut CpuBuffer,
+) -> Result<(), KernelError> {
+    const OP: &str = "linear_silu_mul";
+    // Halves of whole panels; every model's are.
+    let fits = w.n().is_multiple_of(2 * LANES);
+    ensure(fits, OP, "rows of w", || w.n().to_string(), || format!("a multiple of {}", 2 * LANES))?;
+    product(OP, cpu, rows, x, w, bias, Finish::SiluMul, out)
+}
+
+#[expect(clippy::too_many_arguments, reason = "a product's operands, and what becomes of it")]
+fn product(
+    op: &'static str,
+    cpu: &mut Cpu,
+    rows: usize,
+    x: &CpuBuffer,
+    w: &PackedMatrix,
+    bias: Option<&[f32]>,
+    finish: Finish,
+    out: &mut CpuBuffer,
+) -> Result<(), KernelError> {
     let (n, k) = (w.n(), w.k());
-    x.check(OP, "x", rows, k)?;
-    out.check(OP, "out", rows, n)?;
+    // Panels are shared out in pairs where sums are finished in pairs.
+    let halves = if matches!(finish, Finish::SiluMul) { 2 } else { 1 };
+    x.check(op, "x", rows, k)?;
+    out.check(op, "out", rows, n / halves)?;
     if let Some(bias) = bias {
         let got = || format!("[{}]", bias.len());
-        ensure(bias.len() == n, OP, "bias", got, || format!("[{n}]"))?;
+        ensure(bias.len() == n, op, "bias", got, || format!("[{n}]"))?;
     }
     let address = match w.dtype() {
         WeightDtype::F32 => x.rows(rows).as_ptr().cast(),
@@ -45,27 +91,40 @@ pub(crate) fn linear(
     };
     let input = Input { address, stride: w.steps() * 4, scales: &cpu.row_scales };
     let kernels = TileKernels::select(cpu.isa, w.dtype());
-    let isa = cpu.isa;
     let threads = cpu.pool.num_threads();
     let (tile_rows, best) = kernels.shape(rows);
-    let group = group_size(rows, w.num_panels(), best, threads);
-    let groups = w.num_panels().div_ceil(group);
+    let num_panels = w.num_panels() / halves;
+    let group = group_size(rows, num_panels, (best / halves).max(1), threads);
+    let groups = num_panels.div_ceil(group);
     let chunks = rows.div_ceil(TASK_ROWS);
-    let out = SharedMut::new(out.rows_mut(rows));
+    let product = Product {
+        isa: cpu.isa,
+        kernels,
+        input,
+        w,
+        bias,
+        finish,
+        tile_rows,
+        num_panels,
+        halves,
+        out_cols: out.cols(),
+        out: SharedMut::new(out.rows_mut(rows)),
+    };
     cpu.pool.run(groups * chunks, &|_, task| {
-        let first_panel = task / chunks * group;
         let first_row = task % chunks * TASK_ROWS;
+        let panels = |group_index: usize| {
+            let first = (group_index * group).min(num_panels);
+            first..(first + group).min(num_panels)
+        };
         let part = Part {
             rows: first_row..(first_row + TASK_ROWS).min(rows),
-            tile_rows,
-            first_panel,
-            panels: group.min(w.num_panels() - first_panel),
+            panels: panels(task / chunks),
             // What this thread will most likely take next.
-            next_panel: (task + threads) / chunks * group,
+            next: panels((task + threads) / chunks),
         };
         // SAFETY: `input` has `rows` rows of the weight's k, and each task has
         // its own rows of its own panels, which are its own columns of `out`.
-        unsafe { multiply(isa, &kernels, &part, &input, w, bias, add, &out) };
+        unsafe { product.compute(&part) };
     });
     Ok(())
 }
@@ -82,13 +141,11 @@ fn group_size(rows: usize, num_panels: usize, best: usize, threads: usize) -> us
 
 /// The part of the product that a task computes.
 struct Part {
-    rows: std::ops::Range<usize>,
-    /// Rows of its tiles.
-    tile_rows: usize,
-    first_panel: usize,
-    panels: usize,
-    /// The first panel of a later part, to be brought near.
-    next_panel: usize,
+    rows: Range<usize>,
+    /// Panels; where sums are finished in pairs, those of the first half.
+    panels: Range<usize>,
+    /// The panels of a later part, to be brought near.
+    next: Range<usize>,
 }
 
 /// Input rows in the weight's dtype.
@@ -155,84 +212,132 @@ fn quantize_rows(cpu: &mut Cpu, rows: usize, x: &CpuBuffer) -> *const u8 {
     cpu.rounded.as_ptr().cast()
 }
 
-/// Multiplies some rows with some panels.
-///
-/// # Safety
-/// `input` has the part's rows of the weight's steps; no other task writes the
-/// part's columns of these rows of `out`.
-#[expect(clippy::too_many_arguments, reason = "a product's operands, and how it is computed")]
-unsafe fn multiply(
+/// A product that tasks compute parts of.
+struct Product<'a> {
     isa: Isa,
-    kernels: &TileKernels,
-    part: &Part,
-    input: &Input<'_>,
-    w: &PackedMatrix,
-    bias: Option<&[f32]>,
-    add: bool,
-    out: &SharedMut<'_, f32>,
-) {
-    let n = w.n();
-    let mut panels = [std::ptr::null(); MAX_PANELS];
-    for (p, panel) in panels[..part.panels].iter_mut().enumerate() {
-        *panel = w.panel(part.first_panel + p);
-    }
-    let column = part.first_panel * LANES;
-    let columns = (part.panels * LANES).min(n - column);
-    let bias = bias.map(|bias| &bias[column..column + columns]);
-    // Words: f32, or i32 where the weight is int8.
-    let mut acc = [0_u32; MAX_ROWS * MAX_COLUMNS];
-    // Where the sums are the output as they are, they go there at once.
-    let direct = bias.is_none() && !add && w.int8().is_none() && columns == part.panels * LANES;
-    let tiles = part.rows.len().div_ceil(part.tile_rows);
-    // The first tile brings the panels from memory; the others find them near,
-    // and meanwhile bring the next ones.
-    let next_lines = if tiles > 1 { part.panels.div_ceil(tiles) } else { 0 };
-    for (index, row) in part.rows.clone().step_by(part.tile_rows).enumerate() {
-        let rows = part.tile_rows.min(part.rows.end - row);
-        let next_panel = part.next_panel + index * next_lines;
-        let has_next = index * next_lines < part.panels && next_panel < w.num_panels();
-        let tile = Tile {
-            // SAFETY: the row is one of the input's.
-            a: unsafe { input.address.add(row * input.stride) },
-            a_stride: input.stride,
-            panels,
-            steps: w.steps(),
-            acc: if direct { out.pointer(row * n + column) } else { acc.as_mut_ptr().cast() },
-            acc_stride: if direct { n } else { MAX_COLUMNS },
-            resume: false,
-            prefetch: Prefetch {
-                ahead: if index == 0 { AHEAD } else { 0 },
-                next: if has_next { w.panel(next_panel) } else { std::ptr::null() },
-                next_lines: if has_next { next_lines } else { 0 },
-            },
-        };
-        // SAFETY: the kernels were selected for this processor; the input's rows
-        // and the weight's panels have `steps` steps; `acc` has every row and
-        // panel, and so has the output, where they are this task's own.
-        unsafe { kernels.run(rows, part.panels, &tile) };
-        if direct {
-            continue;
-        }
-        for (r, sums) in acc.chunks_exact_mut(MAX_COLUMNS).take(rows).enumerate() {
-            if let Some(int8) = w.int8() {
-                let columns = int8.columns(part.first_panel, part.panels);
-                cpu::dequantize(isa, sums, columns, input.scales[row + r]);
-            }
-            let sums = bytemuck::cast_slice(&sums[..columns]);
-            // SAFETY: this task's columns of one of its rows.
-            let out = unsafe { out.slice((row + r) * n + column, columns) };
-            store(sums, bias, add, out);
-        }
-    }
+    kernels: TileKernels,
+    input: Input<'a>,
+    w: &'a PackedMatrix,
+    bias: Option<&'a [f32]>,
+    finish: Finish,
+    /// Rows of a tile.
+    tile_rows: usize,
+    /// Panels to share out: the weight's, or half of them.
+    num_panels: usize,
+    halves: usize,
+    /// Floats from one row of the output to the next.
+    out_cols: usize,
+    out: SharedMut<'a, f32>,
 }
 
-fn store(sums: &[f32], bias: Option<&[f32]>, add: bool, out: &mut [f32]) {
-    match (bias, add) {
-        (None, false) => out.copy_from_slice(sums),
-        (None, true) => out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum),
-        (Some(bias), _) => {
-            for ((out, &sum), &bias) in out.iter_mut().zip(sums).zip(bias) {
-                *out = if add { *out + (sum + bias) } else { sum + bias };
+impl Product<'_> {
+    /// Multiplies some rows with some panels.
+    ///
+    /// # Safety
+    /// `input` has the part's rows of the weight's steps; no other task writes
+    /// the part's columns of these rows of `out`.
+    unsafe fn compute(&self, part: &Part) {
+        let Self { w, halves, .. } = *self;
+        let mut panels = [std::ptr::null(); MAX_PANELS];
+        let of_half = part.panels.len();
+        for half in 0..halves {
+            let first = half * self.num_panels + part.panels.start;
+            for (p, panel) in panels[half * of_half..][..of_half].iter_mut().enumerate() {
+                *panel = w.panel(first + p);
+            }
+        }
+        let num_panels = halves * of_half;
+        let column = part.panels.start * LANES;
+        // Where the sums are the output as they are, they go there at once.
+        let direct = matches!(self.finish, Finish::Store)
+            && self.bias.is_none()
+            && w.int8().is_none()
+            && column + of_half * LANES <= self.out_cols;
+        // Words: f32, or i32 where the weight is int8.
+        let mut acc = [0_u32; MAX_ROWS * MAX_COLUMNS];
+        let tiles = part.rows.len().div_ceil(self.tile_rows);
+        // The first tile brings the panels from memory; the others find them near,
+        // and meanwhile bring the next ones.
+        let next_lines = if tiles > 1 { num_panels.div_ceil(tiles) } else { 0 };
+        for (index, row) in part.rows.clone().step_by(self.tile_rows).enumerate() {
+            let rows = self.tile_rows.min(part.rows.end - row);
+            let (acc, acc_stride): (*mut f32, _) = if direct {
+                (self.out.pointer(row * self.out_cols + column), self.out_cols)
+            } else {
+                (acc.as_mut_ptr().cast(), MAX_COLUMNS)
+            };
+            let next = self.next_panel(part, index * next_lines);
+            let tile = Tile {
+                // SAFETY: the row is one of the input's.
+                a: unsafe { self.input.address.add(row * self.input.stride) },
+                a_stride: self.input.stride,
+                panels,
+                steps: w.steps(),
+                acc,
+                acc_stride,
+                resume: false,
+                prefetch: Prefetch {
+                    ahead: if index == 0 { AHEAD } else { 0 },
+                    next: next.map_or(std::ptr::null(), |panel| w.panel(panel)),
+                    next_lines: if next.is_some() { next_lines } else { 0 },
+                },
+            };
+            // SAFETY: the kernels were selected for this processor; the input's rows
+            // and the weight's panels have `steps` steps; `acc` has every row and
+            // panel, and so has the output, where they are this task's own.
+            unsafe { self.kernels.run(rows, num_panels, &tile) };
+            if direct {
+                continue;
+            }
+            // SAFETY: the tile's sums are written, and nothing else refers to them.
+            let acc = unsafe { std::slice::from_raw_parts_mut(acc.cast(), rows * acc_stride) };
+            for (r, sums) in acc.chunks_exact_mut(acc_stride).enumerate() {
+                // SAFETY: passed on to the caller.
+                unsafe { self.finish(part, row + r, sums) };
+            }
+        }
+    }
+
+    /// The `index`-th of the panels that the next part will read.
+    fn next_panel(&self, part: &Part, index: usize) -> Option<usize> {
+        let of_half = part.next.len().max(1);
+        let (half, at) = (index / of_half, index % of_half);
+        (half < self.halves && at < part.next.len())
+            .then(|| half * self.num_panels + part.next.start + at)
+    }
+
+    /// Turns one row's sums into output.
+    ///
+    /// # Safety
+    /// No other task writes the part's columns of this row of `out`.
+    unsafe fn finish(&self, part: &Part, row: usize, sums: &mut [u32]) {
+        let column = part.panels.start * LANES;
+        let columns = (part.panels.len() * LANES).min(self.out_cols - column);
+        let of_half = part.panels.len();
+        if let Some(int8) = self.w.int8() {
+            for half in 0..self.halves {
+                let first = half * self.num_panels + part.panels.start;
+                let sums = &mut sums[half * of_half * LANES..][..of_half * LANES];
+                let scale = self.input.scales[row];
+                cpu::dequantize(self.isa, sums, int8.columns(first, of_half), scale);
+            }
+        }
+        let sums: &mut [f32] = bytemuck::cast_slice_mut(sums);
+        if let Some(bias) = self.bias {
+            for half in 0..self.halves {
+                let bias = &bias[half * self.num_panels * LANES + column..][..columns];
+                let sums = &mut sums[half * of_half * LANES..];
+                sums.iter_mut().zip(bias).for_each(|(sum, bias)| *sum += bias);
+            }
+        }
+        // SAFETY: passed on to the caller.
+        let out = unsafe { self.out.slice(row * self.out_cols + column, columns) };
+        match self.finish {
+            Finish::Store => out.copy_from_slice(&sums[..columns]),
+            Finish::Add => out.iter_mut().zip(&*sums).for_each(|(out, sum)| *out += sum),
+            Finish::SiluMul => {
+                let (gate, up) = sums.split_at(of_half * LANES);
+                cpu::silu_mul(self.isa, &gate[..columns], &up[..columns], out);
             }
         }
     }

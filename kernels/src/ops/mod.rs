@@ -7,7 +7,6 @@ pub(crate) mod paged_attention;
 pub(crate) mod rms_norm;
 pub(crate) mod rope_and_cache;
 pub mod sampling;
-pub(crate) mod silu_mul;
 
 use crate::KernelError;
 

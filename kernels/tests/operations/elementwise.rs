@@ -20,26 +20,6 @@ fn rms_norm_is_its_formula() {
 }
 
 #[test]
-fn silu_mul_is_its_formula_from_end_to_end_of_its_range() {
-    for mut cpu in every_isa() {
-        for (rows, n) in [(1, 1), (1, 1536), (5, 33)] {
-            let mut x: Vec<f32> = numbers(3, rows * 2 * n).iter().map(|x| x * 20.0).collect();
-            for (x, extreme) in x.iter_mut().step_by(7).zip([0.0, 87.5, -87.5, 200.0, -200.0]) {
-                *x = extreme;
-            }
-            let input = buffer(&cpu, &x, 2 * n);
-            let mut out = cpu.buffer(rows, n).expect("memory");
-            cpu.silu_mul(rows, &input, &mut out).expect("shapes fit");
-            for (row, x) in x.chunks_exact(2 * n).enumerate() {
-                let want = reference::silu_mul(&wide(&x[..n]), &wide(&x[n..]));
-                let what = format!("{} silu_mul of {n}", cpu.isa().name());
-                assert_close(&what, out.row(row), &want, |i| want[i].abs() * 1e-6 + 1e-30);
-            }
-        }
-    }
-}
-
-#[test]
 fn rows_have_the_same_bits_on_any_number_of_threads() {
     let (rows, n) = (9, 100);
     let (x, weight) = (numbers(4, rows * n), numbers(5, n));
@@ -49,14 +29,12 @@ fn rows_have_the_same_bits_on_any_number_of_threads() {
             let rows = rows - from;
             let input = buffer(&cpu, &x[from * n..], n);
             let mut normed = cpu.buffer(rows, n).expect("memory");
-            let mut gated = cpu.buffer(rows, n / 2).expect("memory");
             cpu.rms_norm(rows, &input, &weight, 1e-6, &mut normed).expect("shapes fit");
-            cpu.silu_mul(rows, &input, &mut gated).expect("shapes fit");
-            (bits(normed.rows(rows)), bits(gated.rows(rows)))
+            bits(normed.rows(rows))
         };
-        let (normed, gated) = run(1, 0);
+        let normed = run(1, 0);
         for from in [0, 1, 8] {
-            assert_eq!(run(2, from), (normed[from * n..].to_vec(), gated[from * n / 2..].to_vec()));
+            assert_eq!(run(2, from), normed[from * n..]);
         }
     }
 }

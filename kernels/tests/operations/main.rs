@@ -4,6 +4,7 @@
 mod attention;
 mod case;
 mod elementwise;
+mod gated;
 mod int8;
 mod linear;
 mod sampling;

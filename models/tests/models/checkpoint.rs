@@ -54,7 +54,7 @@ fn everything_wrong_is_named_at_once() {
         format!("{swapped} is [64, 48], but must be [48, 64]"),
         format!("{denied} has no place in the model"),
         format!("{integers} has dtype u8, but must be f32, bf16 or f16"),
-        "model.layers.1.mlp.up_proj.weight [88, 48] is missing".to_owned(),
+        "model.layers.1.mlp.up_proj.weight [80, 48] is missing".to_owned(),
         "model.norm.weight [48] is missing".to_owned(),
     ];
     assert_eq!(problems, expected);

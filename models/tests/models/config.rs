@@ -40,6 +40,7 @@ fn what_cannot_be_served_is_refused_by_name() {
         ("num_key_value_heads", json!(3), "num_key_value_heads"),
         ("num_key_value_heads", json!(0), "num_key_value_heads"),
         ("head_dim", json!(12), "head_dim"),
+        ("intermediate_size", json!(88), "intermediate_size"),
         ("head_dim", huge.clone(), "head_dim"),
         ("max_position_embeddings", huge, "max_position_embeddings"),
         ("rms_norm_eps", json!(0.0), "rms_norm_eps"),

@@ -26,7 +26,7 @@ impl Default for Tiny {
         Self {
             vocab: 80,
             hidden: 48,
-            intermediate: 88,
+            intermediate: 80,
             layers: 2,
             heads: 4,
             kv_heads: 2,
