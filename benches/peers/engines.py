@@ -1,7 +1,7 @@
 """The engines: how each is installed, started and asked.
 
 Every one gets the same weights, the same two facts about the machine (its
-cores, and that nothing else runs), and room for 32 sequences. Flags are those
+cores, and that nothing else runs), and room for every sequence. Flags are those
 that made it fastest when tried; what a flag costs it is not ours to choose.
 """
 
@@ -15,8 +15,8 @@ import install
 # SmolLM2's <|im_end|>: servers that do not know `ignore_eos` never sample it.
 END = "2"
 CORES = len(os.sched_getaffinity(0))
-# Tokens of KV cache that every engine which takes such a number gets.
-KV_TOKENS = 32_768
+# Sequences at once: 32 streams, and prompts that arrive meanwhile.
+SEQUENCES = 40
 
 
 @dataclass
@@ -74,12 +74,12 @@ class Peers:
 
         return command
 
-    def llama(self, kind):
+    def llama(self, kind, slots=32, slot_tokens=1024):
         def command(port):
             server, quantize = self.get(install.llama_cpp)
             weights = self.get(install.gguf, quantize, kind)
             threads = ["-t", CORES, "-tb", CORES]
-            room = ["-np", 32, "-c", KV_TOKENS, "-cb", "-fa", "on"]
+            room = ["-np", slots, "-c", slots * slot_tokens, "-cb", "-fa", "on"]
             return [server, "-m", weights, "--host", "127.0.0.1", "--port", port, *threads, *room]
 
         return command
@@ -89,7 +89,7 @@ class Peers:
         # Preloaded as its documentation advises.
         self.vllm_env["LD_PRELOAD"] = str(environment / "lib/libiomp5.so")
         command = [environment / "bin/vllm", "serve", self.model(), "--port", port]
-        room = ["--max-model-len", 8192, "--max-num-seqs", 32, "--dtype", "bfloat16"]
+        room = ["--max-model-len", 8192, "--max-num-seqs", SEQUENCES, "--dtype", "bfloat16"]
         return [*command, "--host", "127.0.0.1", "--served-model-name", install.MODEL, *room]
 
     vllm_env = {
@@ -105,7 +105,7 @@ class Peers:
         binary = self.get(install.mistralrs)
         command = [binary, "serve", "-m", self.model(), "--cpu", "--dtype", "f32"]
         # Its prefix cache cuts answers short when many run at once.
-        room = ["--max-seqs", 32, "--prefix-cache-n", 0]
+        room = ["--max-seqs", SEQUENCES, "--prefix-cache-n", 0]
         return [*command, *room, "--host", "127.0.0.1", "--port", port]
 
     def transformers(self, port):
@@ -120,28 +120,24 @@ def all_engines(log):
     """Every engine, Sconce's own first."""
     peers = Peers(log)
     no_end = {"ignore_eos": True, "logit_bias": {END: -100}}
+    packaged = f"(llama-cpp-python {install.LLAMA_CPP_PYTHON})"
+    llama = {"name": "llama.cpp", "version": packaged, "extra_body": no_end}
     own = {"name": "Sconce", "version": version(), "ready": "/ready"}
-    slow = ("streams-1", "streams-8", "streams-32", "ttft-500")
+    plain = ("streams-1", "streams-8", "streams-32", "ttft-500")
     return [
         Engine(key="sconce", dtype="bf16", command=peers.sconce(), **own),
         Engine(key="sconce-int8", dtype="int8", command=peers.sconce("--quantization", "int8"), **own),
-        Engine(key="sconce-f32", dtype="f32", command=peers.sconce("--dtype", "float32"), cells=slow, **own),
+        Engine(key="sconce-f32", dtype="f32", command=peers.sconce("--dtype", "float32"), cells=plain, **own),
+        Engine(key="llama.cpp", dtype="bf16", command=peers.llama("BF16"), cells=plain, **llama),
+        # Its slots share out the context evenly, and longer prompts need larger ones.
         Engine(
-            key="llama.cpp",
-            name="llama.cpp",
-            version=f"(llama-cpp-python {install.LLAMA_CPP_PYTHON})",
-            dtype="bf16",
-            command=peers.llama("BF16"),
-            extra_body=no_end,
+            key="llama.cpp-long",
+            dtype="bf16, larger slots",
+            command=peers.llama("BF16", SEQUENCES, 2304),
+            cells=("mixed-32",),
+            **llama,
         ),
-        Engine(
-            key="llama.cpp-q8",
-            name="llama.cpp",
-            version=f"(llama-cpp-python {install.LLAMA_CPP_PYTHON})",
-            dtype="Q8_0",
-            command=peers.llama("Q8_0"),
-            extra_body=no_end,
-        ),
+        Engine(key="llama.cpp-q8", dtype="Q8_0", command=peers.llama("Q8_0"), cells=plain, **llama),
         Engine(
             key="vllm",
             name="vLLM CPU",
@@ -159,7 +155,7 @@ def all_engines(log):
             command=peers.mistralrs,
             model=lambda: "default",
             extra_body={"ignore_eos": None, "stream_options": None, "logit_bias": {END: -100}},
-            cells=slow,
+            cells=plain,
         ),
         Engine(
             key="transformers",
@@ -172,7 +168,7 @@ def all_engines(log):
             model=peers.model,
             extra_body={"ignore_eos": None, "stream_options": None},
             exact=False,
-            cells=slow,
+            cells=plain,
         ),
     ]
 

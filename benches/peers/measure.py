@@ -144,46 +144,61 @@ def bench(binary, server, **flags):
 
 def measure(binary, server, cell, seed, log):
     """The load client's report of one cell."""
-    lengths = {"random_input_len": cell.input_len, "random_output_len": cell.output_len}
     with tempfile.TemporaryDirectory() as folder:
-        result = Path(folder) / "result.json"
+        result, meanwhile = Path(folder) / "result.json", Path(folder) / "meanwhile.json"
         command = bench(
             binary,
             server,
             max_concurrency=cell.streams,
             num_prompts=cell.requests,
+            random_input_len=cell.input_len,
+            random_output_len=cell.output_len,
             seed=seed,
             save_result=result,
-            **lengths,
         )
         intruders = None
         if cell.intruders:
-            prompts = {"random_input_len": 2000, "random_output_len": 16, "num_warmups": 0}
-            arrivals = {"request_rate": cell.intruders, "num_prompts": 1000, "seed": seed + 1}
-            intruders = subprocess.Popen(
-                bench(binary, server, **prompts, **arrivals),
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
+            intruding = bench(
+                binary,
+                server,
+                request_rate=cell.intruders,
+                num_prompts=1000,
+                random_input_len=2000,
+                random_output_len=16,
+                num_warmups=0,
+                seed=seed + 1,
+                save_result=meanwhile,
             )
+            intruders = subprocess.Popen(intruding, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=CELL_SECONDS)
         except subprocess.TimeoutExpired:
             raise install.Failed(f"{cell.key} took longer than {CELL_SECONDS} s") from None
         finally:
             if intruders:
-                early = intruders.poll()
-                intruders.kill()
-                intruders.wait()
+                # It reports what was answered until now.
+                intruders.send_signal(signal.SIGINT)
+                said, _ = intruders.communicate()
         log.write(f"\n## {cell.key}, {server.engine.title}, seed {seed}\n{done.stdout}{done.stderr}")
+        if intruders:
+            log.write(f"the prompts of 2,000 tokens meanwhile:\n{said.decode()}")
         log.flush()
         if done.returncode:
             raise install.Failed(done.stderr.strip().splitlines()[-1])
-        if cell.intruders and early is not None:
-            raise install.Failed("the prompts that were to arrive meanwhile failed")
-        report = json.loads(result.read_text())
+        report = checked(server.engine, result)
+        if intruders:
+            if intruders.returncode:
+                raise install.Failed("of the prompts that arrived meanwhile none was answered")
+            report["meanwhile"] = checked(server.engine, meanwhile)
+    return report
+
+
+def checked(engine, path):
+    """A report whose requests all got what they asked for."""
+    report = json.loads(path.read_text())
     if report["errors"]:
         raise install.Failed(f"some requests failed: {report['errors']}")
-    if server.engine.exact and report["short_answers"]:
+    if engine.exact and report["short_answers"]:
         raise install.Failed(f"{report['short_answers']} answers were shorter than asked for")
     return report
 

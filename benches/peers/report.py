@@ -32,7 +32,7 @@ TARGETS = [
     ("streams-32", "sconce", "transformers", ">", 5.0),
     ("ttft-500", "sconce", "vllm", "<", 1.0),
     ("mixed-32", "sconce", "vllm", "<", 0.7),
-    ("mixed-32", "sconce", "llama.cpp", "<", 0.7),
+    ("mixed-32", "sconce", "llama.cpp-long", "<", 0.7),
 ]
 
 

@@ -101,6 +101,9 @@ pub enum BenchError {
     /// The first request failed, so all would.
     #[error("the warm-up request failed")]
     WarmUp(#[source] ClientError),
+    /// An interrupt cannot be listened for.
+    #[error("cannot listen for an interrupt")]
+    Signal(#[source] std::io::Error),
     /// There is nothing to report.
     #[error("no request succeeded: {0:?}")]
     AllFailed(BTreeMap<String, usize>),
@@ -152,7 +155,8 @@ impl BenchArgs {
     }
 }
 
-/// Loads the server as the flags say and reports what came of it.
+/// Loads the server as the flags say and reports what came of it; an interrupt
+/// (Ctrl-C) ends the load early, and what was answered until then is reported.
 ///
 /// # Errors
 /// Flags that make no sense, a server that does not answer, no success at all.
@@ -188,31 +192,46 @@ pub async fn bench(args: &BenchArgs) -> Result<Report, BenchError> {
     let seats = args.max_concurrency.unwrap_or(unbounded).min(Semaphore::MAX_PERMITS);
     let seats = Arc::new(Semaphore::new(seats));
     let mut running = JoinSet::new();
+    let mut outcomes = Vec::new();
     let started = Instant::now();
-    for ((body, ask), arrival) in requests {
-        // Each request waits for its seat by itself: were arrivals to wait for
-        // it, a slow server would be sent fewer of them.
-        if !arrival.is_zero() {
-            tokio::time::sleep_until((started + arrival).into()).await;
+    let load = async {
+        for ((body, ask), arrival) in requests {
+            // Each request waits for its seat by itself: were arrivals to wait for
+            // it, a slow server would be sent fewer of them.
+            if !arrival.is_zero() {
+                tokio::time::sleep_until((started + arrival).into()).await;
+            }
+            let (server, bar, seats) = (server.clone(), bar.clone(), Arc::clone(&seats));
+            let path = args.path();
+            running.spawn(async move {
+                let _seat = seats.acquire().await.expect("the seats are never closed");
+                let outcome = request(&server, path, body, &ask).await;
+                bar.inc(1);
+                outcome.map_err(|error| error.to_string())
+            });
         }
-        let (server, bar, seats) = (server.clone(), bar.clone(), Arc::clone(&seats));
-        let path = args.path();
-        running.spawn(async move {
-            let _seat = seats.acquire().await.expect("the seats are never closed");
-            let outcome = request(&server, path, body, &ask).await;
-            bar.inc(1);
-            outcome.map_err(|error| error.to_string())
-        });
+        while let Some(outcome) = running.join_next().await {
+            outcomes.push(outcome);
+        }
+    };
+    tokio::select! {
+        () = load => {}
+        // What was answered until then is reported.
+        interrupt = tokio::signal::ctrl_c() => interrupt.map_err(BenchError::Signal)?,
     }
-    let outcomes = running.join_all().await;
     let elapsed = started.elapsed();
+    while let Some(outcome) = running.try_join_next() {
+        outcomes.push(outcome);
+    }
+    running.abort_all();
     bar.finish_and_clear();
     let mut errors = BTreeMap::<String, usize>::new();
     let mut samples = Vec::new();
     for outcome in outcomes {
         match outcome {
-            Ok(sample) => samples.push(sample),
-            Err(error) => *errors.entry(error).or_default() += 1,
+            Ok(Ok(sample)) => samples.push(sample),
+            Ok(Err(error)) => *errors.entry(error).or_default() += 1,
+            Err(panic) => *errors.entry(panic.to_string()).or_default() += 1,
         }
     }
     if samples.is_empty() {

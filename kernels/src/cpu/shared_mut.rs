@@ -31,6 +31,7 @@ impl<'a, T> SharedMut<'a, T> {
         // SAFETY: within the slice by the assertion, disjoint by the caller.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(from), len) }
     }
+
     /// Where the element at `from` is.
     ///
     /// # Panics
