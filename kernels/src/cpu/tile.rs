@@ -50,18 +50,14 @@ pub(crate) struct Tile {
 /// prefetchers do not keep memory busy by themselves once there is arithmetic
 /// between the loads.
 #[derive(Clone, Copy)]
-pub(crate) struct Prefetch {
-    /// Each step asks for what the tile's own panels hold so many steps later; 0: nothing.
-    pub(crate) ahead: usize,
-    /// Panels that a later tile will read; any address, for it is not read.
-    pub(crate) next: *const u8,
-    /// Steps of `next` to ask for with each step.
-    pub(crate) next_lines: usize,
-}
-
-impl Prefetch {
+pub(crate) enum Prefetch {
     /// Nothing: the panels are near already.
-    pub(crate) const NONE: Self = Self { ahead: 0, next: std::ptr::null(), next_lines: 0 };
+    None,
+    /// A line of each of two panels with each step; any address, for it is not
+    /// read, and one that is near already costs nothing.
+    Two([*const u8; 2]),
+    /// A line of a panel for each of the tile's own, and of two more.
+    Each([*const u8; MAX_PANELS], [*const u8; 2]),
 }
 
 /// Asks for a cache line, from any address.
@@ -91,12 +87,10 @@ pub(crate) type TileFn = unsafe fn(&Tile);
 #[derive(Clone, Copy)]
 pub(crate) struct TileKernels {
     fns: &'static [[TileFn; MAX_PANELS]; MAX_ROWS],
-    /// The number of rows and panels that the registers hold.
-    pub(crate) best_rows: usize,
-    pub(crate) best_panels: usize,
-    /// The same for rows that are a few more, so that they still read the
-    /// weights once.
-    tall: (usize, usize),
+    /// Rows and panels that the registers hold, where rows are few.
+    pub(crate) few: (usize, usize),
+    /// The same where they are more.
+    many: (usize, usize),
 }
 
 impl TileKernels {
@@ -104,46 +98,40 @@ impl TileKernels {
         use WeightDtype::{Bf16, F32, Int8};
         match (isa, dtype) {
             (_, Int8) => int8::select(isa),
-            (Isa::Portable, F32) => Self::new(&portable::F32, 2, 2),
-            (Isa::Portable, Bf16) => Self::new(&portable::BF16, 2, 2),
+            (Isa::Portable, F32) => Self::new(&portable::F32, (2, 2), (2, 2)),
+            (Isa::Portable, Bf16) => Self::new(&portable::BF16, (2, 2), (2, 2)),
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx2 | Isa::AvxVnni, F32) => Self::new(&x86::AVX2_F32, 3, 2),
+            (Isa::Avx2 | Isa::AvxVnni, F32) => Self::new(&x86::AVX2_F32, (3, 2), (6, 1)),
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx2 | Isa::AvxVnni, Bf16) => Self::new(&x86::AVX2_BF16, 3, 2),
+            (Isa::Avx2 | Isa::AvxVnni, Bf16) => Self::new(&x86::AVX2_BF16, (3, 2), (3, 2)),
             #[cfg(target_arch = "x86_64")]
             (Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16, F32) => {
-                Self::new(&x86::AVX512_F32, 6, 4).with_tall(8, 3)
+                Self::new(&x86::AVX512_F32, (6, 4), (8, 3))
             }
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512 | Isa::Avx512Vnni, Bf16) => {
-                Self::new(&x86::AVX512_BF16, 6, 4).with_tall(8, 3)
-            }
+            (Isa::Avx512 | Isa::Avx512Vnni, Bf16) => Self::new(&x86::AVX512_BF16, (6, 4), (6, 4)),
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512Bf16, Bf16) => Self::new(&x86::DPBF16, 6, 4).with_tall(8, 3),
+            (Isa::Avx512Bf16, Bf16) => Self::new(&x86::DPBF16, (6, 4), (8, 3)),
             #[cfg(not(target_arch = "x86_64"))]
-            (_, F32) => Self::new(&portable::F32, 2, 2),
+            (_, F32) => Self::new(&portable::F32, (2, 2), (2, 2)),
             #[cfg(not(target_arch = "x86_64"))]
-            (_, Bf16) => Self::new(&portable::BF16, 2, 2),
+            (_, Bf16) => Self::new(&portable::BF16, (2, 2), (2, 2)),
         }
     }
 
     const fn new(
         fns: &'static [[TileFn; MAX_PANELS]; MAX_ROWS],
-        best_rows: usize,
-        best_panels: usize,
+        few: (usize, usize),
+        many: (usize, usize),
     ) -> Self {
-        Self { fns, best_rows, best_panels, tall: (best_rows, best_panels) }
-    }
-
-    /// With another shape for a few more rows.
-    const fn with_tall(self, rows: usize, panels: usize) -> Self {
-        Self { tall: (rows, panels), ..self }
+        Self { fns, few, many }
     }
 
     /// Rows and panels of the tiles that suit so many input rows best.
     pub(crate) fn shape(&self, rows: usize) -> (usize, usize) {
-        let best = (self.best_rows, self.best_panels);
-        if rows > self.best_rows && rows <= self.tall.0 { self.tall } else { best }
+        let (most, panels) = if rows <= self.few.0 { self.few } else { self.many };
+        // Tiles of like height: one of few rows takes nearly as long as a full one.
+        (rows.div_ceil(rows.div_ceil(most).max(1)), panels)
     }
 
     /// Computes a tile of `rows` and `panels`.
@@ -202,23 +190,28 @@ macro_rules! tile_loop {
                 }
             }
         }
-        let (ahead, next) = ($tile.prefetch.ahead, $tile.prefetch.next);
-        let next_lines = $tile.prefetch.next_lines;
-        if ahead == 0 && next_lines == 0 {
-            for step in 0..$tile.steps {
-                tile_loop!(@step $tile, step, |$a, $w, $acc| $step);
+        match $tile.prefetch {
+            Prefetch::None => {
+                for step in 0..$tile.steps {
+                    tile_loop!(@step $tile, step, |$a, $w, $acc| $step);
+                }
             }
-        } else {
-            for step in 0..$tile.steps {
-                if ahead > 0 {
+            Prefetch::Two(next) => {
+                for step in 0..$tile.steps {
+                    prefetch(next[0].wrapping_add(step * 64));
+                    prefetch(next[1].wrapping_add(step * 64));
+                    tile_loop!(@step $tile, step, |$a, $w, $acc| $step);
+                }
+            }
+            Prefetch::Each(panels, next) => {
+                for step in 0..$tile.steps {
                     for p in 0..P {
-                        prefetch($tile.panels[p].wrapping_add((step + ahead) * 64));
+                        prefetch(panels[p].wrapping_add(step * 64));
                     }
+                    prefetch(next[0].wrapping_add(step * 64));
+                    prefetch(next[1].wrapping_add(step * 64));
+                    tile_loop!(@step $tile, step, |$a, $w, $acc| $step);
                 }
-                for line in step * next_lines..(step + 1) * next_lines {
-                    prefetch(next.wrapping_add(line * 64));
-                }
-                tile_loop!(@step $tile, step, |$a, $w, $acc| $step);
             }
         }
         for r in 0..R {
@@ -229,6 +222,51 @@ macro_rules! tile_loop {
             }
         }
     }};
+}
+
+/// A row's part of a step: its broadcast, and a multiply-add for each vector of
+/// weights. In one piece, for the compiler, left to itself, loads every row's
+/// broadcast first, is then short of registers and keeps sums in memory, which
+/// takes a third of the speed.
+#[cfg(target_arch = "x86_64")]
+macro_rules! row_step {
+    ($class:ident $vector:ty, $broadcast:literal, $madd:literal, $from:expr,
+     $($c:ident $n:ident: $acc:expr, $w:expr);+) => {{
+        let _broadcast: $vector;
+        std::arch::asm!(
+            concat!($broadcast, " {a}, dword ptr [{from}]"),
+            $(concat!($madd, " {", stringify!($c), "}, {a}, {", stringify!($n), "}"),)+
+            a = out($class) _broadcast,
+            from = in(reg) $from,
+            $($c = inout($class) $acc,)+
+            $($n = in($class) $w,)+
+            options(pure, readonly, nostack, preserves_flags),
+        );
+    }};
+}
+
+/// A row's part of a step over `P` panels of one vector each.
+#[cfg(target_arch = "x86_64")]
+macro_rules! zmm_row {
+    ($madd:literal, $from:expr, $acc:expr, $w:expr) => {
+        match P {
+            1 => row_step!(zmm_reg __m512, "vpbroadcastd", $madd, $from, c0 w0: $acc[0][0], $w[0]),
+            2 => row_step!(zmm_reg __m512, "vpbroadcastd", $madd, $from, c0 w0: $acc[0][0], $w[0];
+                c1 w1: $acc[1][0], $w[1]),
+            3 => row_step!(zmm_reg __m512, "vpbroadcastd", $madd, $from, c0 w0: $acc[0][0], $w[0];
+                c1 w1: $acc[1][0], $w[1]; c2 w2: $acc[2][0], $w[2]),
+            _ => row_step!(zmm_reg __m512, "vpbroadcastd", $madd, $from, c0 w0: $acc[0][0], $w[0];
+                c1 w1: $acc[1][0], $w[1]; c2 w2: $acc[2][0], $w[2]; c3 w3: $acc[3][0], $w[3]),
+        }
+    };
+}
+
+/// A row's part of a step over a panel of two vectors.
+#[cfg(target_arch = "x86_64")]
+macro_rules! ymm_row {
+    ($madd:literal, $from:expr, $acc:expr, $w:expr) => {
+        row_step!(ymm_reg __m256, "vbroadcastss", $madd, $from, c0 w0: $acc[0], $w[0]; c1 w1: $acc[1], $w[1])
+    };
 }
 
 mod int8;
@@ -306,7 +344,7 @@ mod portable {
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{LANES, MAX_PANELS, MAX_ROWS, Tile, TileFn, prefetch};
+    use super::{LANES, MAX_PANELS, MAX_ROWS, Prefetch, Tile, TileFn, prefetch};
 
     pub(super) static AVX2_F32: [[TileFn; MAX_PANELS]; MAX_ROWS] = table!(avx2_f32);
     pub(super) static AVX2_BF16: [[TileFn; MAX_PANELS]; MAX_ROWS] = table!(avx2_bf16);
@@ -329,10 +367,7 @@ mod x86 {
                     for p in 0..P {
                         let w = [_mm256_loadu_ps(w[p]), _mm256_loadu_ps(w[p].add(8))];
                         for r in 0..R {
-                            let a = _mm256_broadcast_ss(&*a[r]);
-                            for v in 0..2 {
-                                acc[r][p][v] = _mm256_fmadd_ps(a, w[v], acc[r][p][v]);
-                            }
+                            ymm_row!("vfmadd231ps", a[r], acc[r][p], w);
                         }
                     }
                 }
@@ -392,10 +427,7 @@ mod x86 {
                         ws[p] = _mm512_loadu_ps(w[p]);
                     }
                     for r in 0..R {
-                        let a = _mm512_set1_ps(*a[r]);
-                        for p in 0..P {
-                            acc[r][p][0] = _mm512_fmadd_ps(a, ws[p], acc[r][p][0]);
-                        }
+                        zmm_row!("vfmadd231ps", a[r], acc[r], ws);
                     }
                 }
             );
@@ -434,8 +466,7 @@ mod x86 {
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     unsafe fn dpbf16<const R: usize, const P: usize>(tile: &Tile) {
-        // SAFETY: the caller vouches for all rows, panels and the accumulator;
-        // a vector of 16 i32 and one of 32 bf16 are the same 64 bytes.
+        // SAFETY: the caller vouches for all rows, panels and the accumulator.
         unsafe {
             tile_loop!(
                 tile,
@@ -450,12 +481,7 @@ mod x86 {
                         ws[p] = _mm512_loadu_si512(w[p].cast());
                     }
                     for r in 0..R {
-                        let a: __m512bh =
-                            std::mem::transmute(_mm512_set1_epi32(a[r].cast::<i32>().read()));
-                        for p in 0..P {
-                            let w: __m512bh = std::mem::transmute(ws[p]);
-                            acc[r][p][0] = _mm512_dpbf16_ps(acc[r][p][0], a, w);
-                        }
+                        zmm_row!("vdpbf16ps", a[r], acc[r], ws);
                     }
                 }
             );

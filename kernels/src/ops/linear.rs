@@ -92,11 +92,12 @@ fn product(
     let input = Input { address, stride: w.steps() * 4, scales: &cpu.row_scales };
     let kernels = TileKernels::select(cpu.isa, w.dtype());
     let threads = cpu.pool.num_threads();
-    let (tile_rows, best) = kernels.shape(rows);
     let num_panels = w.num_panels() / halves;
+    let chunks = rows.div_ceil(TASK_ROWS);
+    let chunk_rows = rows.div_ceil(chunks.max(1));
+    let (tile_rows, best) = kernels.shape(chunk_rows);
     let group = group_size(rows, num_panels, (best / halves).max(1), threads);
     let groups = num_panels.div_ceil(group);
-    let chunks = rows.div_ceil(TASK_ROWS);
     let product = Product {
         isa: cpu.isa,
         kernels,
@@ -111,13 +112,13 @@ fn product(
         out: SharedMut::new(out.rows_mut(rows)),
     };
     cpu.pool.run(groups * chunks, &|_, task| {
-        let first_row = task % chunks * TASK_ROWS;
+        let first_row = (task % chunks * chunk_rows).min(rows);
         let panels = |group_index: usize| {
             let first = (group_index * group).min(num_panels);
             first..(first + group).min(num_panels)
         };
         let part = Part {
-            rows: first_row..(first_row + TASK_ROWS).min(rows),
+            rows: first_row..(first_row + chunk_rows).min(rows),
             panels: panels(task / chunks),
             // What this thread will most likely take next.
             next: panels((task + threads) / chunks),
@@ -256,9 +257,10 @@ impl Product<'_> {
         // Words: f32, or i32 where the weight is int8.
         let mut acc = [0_u32; MAX_ROWS * MAX_COLUMNS];
         let tiles = part.rows.len().div_ceil(self.tile_rows);
-        // The first tile brings the panels from memory; the others find them near,
-        // and meanwhile bring the next ones.
-        let next_lines = if tiles > 1 { num_panels.div_ceil(tiles) } else { 0 };
+        // A tile alone brings its panels from memory as it goes. Of several, each
+        // brings some of the next ones; two of them suffice for four.
+        let share = num_panels.div_ceil(tiles.max(1));
+        let ahead = panels.map(|panel| panel.wrapping_add(AHEAD * 64));
         for (index, row) in part.rows.clone().step_by(self.tile_rows).enumerate() {
             let rows = self.tile_rows.min(part.rows.end - row);
             let (acc, acc_stride): (*mut f32, _) = if direct {
@@ -266,7 +268,11 @@ impl Product<'_> {
             } else {
                 (acc.as_mut_ptr().cast(), MAX_COLUMNS)
             };
-            let next = self.next_panel(part, index * next_lines);
+            let next = [0, 1].map(|i| {
+                let panel = (i < share).then(|| self.next_panel(part, index * share + i)).flatten();
+                // What is near already costs nothing.
+                panel.map_or(panels[0], |panel| w.panel(panel))
+            });
             let tile = Tile {
                 // SAFETY: the row is one of the input's.
                 a: unsafe { self.input.address.add(row * self.input.stride) },
@@ -276,10 +282,10 @@ impl Product<'_> {
                 acc,
                 acc_stride,
                 resume: false,
-                prefetch: Prefetch {
-                    ahead: if index == 0 { AHEAD } else { 0 },
-                    next: next.map_or(std::ptr::null(), |panel| w.panel(panel)),
-                    next_lines: if next.is_some() { next_lines } else { 0 },
+                prefetch: match (tiles, index) {
+                    (1, _) => Prefetch::Each(ahead, [panels[0]; 2]),
+                    (_, 0) => Prefetch::Each(ahead, next),
+                    _ => Prefetch::Two(next),
                 },
             };
             // SAFETY: the kernels were selected for this processor; the input's rows

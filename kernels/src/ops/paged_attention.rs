@@ -200,8 +200,8 @@ impl Attention<'_> {
     }
 
     /// Asks for K or V. Blocks are scattered over the pool, in runs too short
-    /// for the processor to foresee. A few at a time, between tiles, for what it
-    /// cannot take at once it waits for.
+    /// for the processor to foresee. Where there is work to do meanwhile, the
+    /// tiles ask instead, for what cannot be taken at once is waited for.
     fn prefetch(&self, chunk: Chunk<'_>, half: Half) {
         let layout = self.cache.layout();
         let bytes = LANES * layout.head_dim * layout.dtype.size();
@@ -243,17 +243,23 @@ impl Attention<'_> {
         let dtype = self.cache.layout().dtype;
         let steps = head_dim * dtype.size() / 4;
         let row_bytes = head_dim * dtype.size();
-        let mut next_groups = next.blocks.chunks(self.kernels.best_panels);
-        for (b, group) in blocks.chunks(self.kernels.best_panels).enumerate() {
-            let blocks = next_groups.next().unwrap_or(&[]);
-            self.prefetch(Chunk { blocks, ..next }, Half::K);
+        let panels_of = |group: &[u32], kv_head| {
             let mut panels = [std::ptr::null(); MAX_PANELS];
             for (panel, &block) in panels.iter_mut().zip(group) {
                 *panel = self.cache.panels(self.layer, block as usize, Half::K, kv_head);
             }
-            for first in (0..m).step_by(self.kernels.best_rows) {
-                let rows = self.kernels.best_rows.min(m - first);
-                let column = b * self.kernels.best_panels * LANES;
+            panels
+        };
+        let mut next_groups = next.blocks.chunks(self.kernels.few.1);
+        for (b, group) in blocks.chunks(self.kernels.few.1).enumerate() {
+            let panels = panels_of(group, kv_head);
+            let next_group = next_groups.next().unwrap_or(&[]);
+            let (asked, rest) = next_group.split_at(group.len().min(next_group.len()));
+            let asked = panels_of(asked, next.kv_head);
+            self.prefetch(Chunk { blocks: rest, ..next }, Half::K);
+            for first in (0..m).step_by(self.kernels.few.0) {
+                let rows = self.kernels.few.0.min(m - first);
+                let column = b * self.kernels.few.1 * LANES;
                 let scores = &mut scratch.scores[first * CHUNK + column..];
                 debug_assert!((rows - 1) * CHUNK + group.len() * LANES <= scores.len());
                 let tile = Tile {
@@ -264,7 +270,11 @@ impl Attention<'_> {
                     acc: scores.as_mut_ptr(),
                     acc_stride: CHUNK,
                     resume: false,
-                    prefetch: Prefetch::NONE,
+                    prefetch: if first == 0 {
+                        Prefetch::Each(asked, [panels[0]; 2])
+                    } else {
+                        Prefetch::None
+                    },
                 };
                 // SAFETY: the kernels were selected for this processor; queries
                 // and K panels have `head_dim` elements; the scores have a chunk
@@ -272,6 +282,7 @@ impl Attention<'_> {
                 unsafe { self.kernels.run(rows, group.len(), &tile) };
             }
         }
+        next_groups.for_each(|blocks| self.prefetch(Chunk { blocks, ..next }, Half::K));
     }
 
     /// One query's part of the online softmax: turns its scores of the chunk
@@ -336,20 +347,22 @@ impl Attention<'_> {
         let panel_bytes = steps * 64;
         let mut acc = [0.0_f32; MAX_ROWS * MAX_COLUMNS];
         let num_panels = head_dim / LANES;
-        for first_panel in (0..num_panels).step_by(self.kernels.best_panels) {
-            let group = self.kernels.best_panels.min(num_panels - first_panel);
-            for first in (0..m).step_by(self.kernels.best_rows) {
-                let rows = self.kernels.best_rows.min(m - first);
+        let v =
+            |block: u32, kv_head| self.cache.panels(self.layer, block as usize, Half::V, kv_head);
+        for first_panel in (0..num_panels).step_by(self.kernels.few.1) {
+            let group = self.kernels.few.1.min(num_panels - first_panel);
+            for first in (0..m).step_by(self.kernels.few.0) {
+                let rows = self.kernels.few.0.min(m - first);
                 for (b, &block) in blocks.iter().enumerate() {
-                    if first_panel == 0 && first == 0 {
-                        let blocks = next.blocks.get(b..=b).unwrap_or(&[]);
-                        self.prefetch(Chunk { blocks, ..next }, Half::V);
-                    }
-                    let v = self.cache.panels(self.layer, block as usize, Half::V, kv_head);
-                    let mut panels = [std::ptr::null(); MAX_PANELS];
-                    for (p, panel) in panels[..group].iter_mut().enumerate() {
-                        *panel = v.wrapping_add((first_panel + p) * panel_bytes);
-                    }
+                    let panels_of = |start: *const u8| {
+                        let mut panels = [std::ptr::null(); MAX_PANELS];
+                        for (p, panel) in panels[..group].iter_mut().enumerate() {
+                            *panel = start.wrapping_add((first_panel + p) * panel_bytes);
+                        }
+                        panels
+                    };
+                    let panels = panels_of(v(block, kv_head));
+                    let asked = next.blocks.get(b).filter(|_| first == 0);
                     let tile = Tile {
                         a: scratch.probabilities[(first * row_bytes + b * LANES * size) / 4..]
                             .as_ptr()
@@ -360,7 +373,9 @@ impl Attention<'_> {
                         acc: acc.as_mut_ptr(),
                         acc_stride: MAX_COLUMNS,
                         resume: b > 0,
-                        prefetch: Prefetch::NONE,
+                        prefetch: asked.map_or(Prefetch::None, |&block| {
+                            Prefetch::Each(panels_of(v(block, next.kv_head)), [panels[0]; 2])
+                        }),
                     };
                     // SAFETY: the kernels were selected for this processor; the
                     // block's 16 weights and 16 rows of V are there; `acc` fits any tile.
@@ -374,6 +389,8 @@ impl Attention<'_> {
                 }
             }
         }
+        let rest = next.blocks.get(blocks.len()..).unwrap_or(&[]);
+        self.prefetch(Chunk { blocks: rest, ..next }, Half::V);
     }
 
     fn store(&self, scratch: &Scratch, task: Task, group: usize) {

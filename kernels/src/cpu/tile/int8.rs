@@ -10,19 +10,17 @@ use crate::cpu::Isa;
 
 pub(super) fn select(isa: Isa) -> TileKernels {
     match isa {
-        Isa::Portable => TileKernels::new(&PORTABLE, 2, 2),
+        Isa::Portable => TileKernels::new(&PORTABLE, (2, 2), (2, 2)),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => TileKernels::new(&x86::AVX2, 3, 2),
+        Isa::Avx2 => TileKernels::new(&x86::AVX2, (3, 2), (3, 2)),
         #[cfg(target_arch = "x86_64")]
-        Isa::AvxVnni => TileKernels::new(&x86::AVX_VNNI, 3, 2),
+        Isa::AvxVnni => TileKernels::new(&x86::AVX_VNNI, (3, 2), (6, 1)),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => TileKernels::new(&x86::AVX512, 6, 4).with_tall(8, 3),
+        Isa::Avx512 => TileKernels::new(&x86::AVX512, (6, 4), (6, 4)),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Vnni | Isa::Avx512Bf16 => {
-            TileKernels::new(&x86::AVX512_VNNI, 6, 4).with_tall(8, 3)
-        }
+        Isa::Avx512Vnni | Isa::Avx512Bf16 => TileKernels::new(&x86::AVX512_VNNI, (6, 4), (8, 3)),
         #[cfg(not(target_arch = "x86_64"))]
-        _ => TileKernels::new(&PORTABLE, 2, 2),
+        _ => TileKernels::new(&PORTABLE, (2, 2), (2, 2)),
     }
 }
 
@@ -61,7 +59,7 @@ unsafe fn portable<const R: usize, const P: usize>(tile: &Tile) {
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::super::{LANES, MAX_PANELS, MAX_ROWS, Tile, TileFn, prefetch};
+    use super::super::{LANES, MAX_PANELS, MAX_ROWS, Prefetch, Tile, TileFn, prefetch};
 
     pub(super) static AVX2: [[TileFn; MAX_PANELS]; MAX_ROWS] = table!(avx2);
     pub(super) static AVX_VNNI: [[TileFn; MAX_PANELS]; MAX_ROWS] = table!(avx_vnni);
@@ -131,10 +129,7 @@ mod x86 {
                 for p in 0..P {
                     let w = [load256(w[p]), load256(w[p].add(8))];
                     for r in 0..R {
-                        let a = _mm256_castps_si256(_mm256_broadcast_ss(&*a[r]));
-                        for v in 0..2 {
-                            acc[r][p][v] = _mm256_dpbusd_avx_epi32(acc[r][p][v], a, w[v]);
-                        }
+                        ymm_row!("{{vex}} vpdpbusd", a[r], acc[r][p], w);
                     }
                 }
             });
@@ -173,10 +168,7 @@ mod x86 {
                     ws[p] = load512(w[p]);
                 }
                 for r in 0..R {
-                    let a = _mm512_set1_epi32(a[r].cast::<i32>().read());
-                    for p in 0..P {
-                        acc[r][p][0] = _mm512_dpbusd_epi32(acc[r][p][0], a, ws[p]);
-                    }
+                    zmm_row!("vpdpbusd", a[r], acc[r], ws);
                 }
             });
         }
