@@ -239,14 +239,8 @@ impl Product<'_> {
     /// the part's columns of these rows of `out`.
     unsafe fn compute(&self, part: &Part) {
         let Self { w, halves, .. } = *self;
-        let mut panels = [std::ptr::null(); MAX_PANELS];
+        let panels = self.panels(&part.panels);
         let of_half = part.panels.len();
-        for half in 0..halves {
-            let first = half * self.num_panels + part.panels.start;
-            for (p, panel) in panels[half * of_half..][..of_half].iter_mut().enumerate() {
-                *panel = w.panel(first + p);
-            }
-        }
         let num_panels = halves * of_half;
         let column = part.panels.start * LANES;
         // Where the sums are the output as they are, they go there at once.
@@ -257,10 +251,13 @@ impl Product<'_> {
         // Words: f32, or i32 where the weight is int8.
         let mut acc = [0_u32; MAX_ROWS * MAX_COLUMNS];
         let tiles = part.rows.len().div_ceil(self.tile_rows);
-        // A tile alone brings its panels from memory as it goes. Of several, each
-        // brings some of the next ones; two of them suffice for four.
+        let next = self.panels(&part.next);
+        // What is near already is asked for at no cost.
+        let or_near =
+            |panel: Option<*const u8>| panel.filter(|panel| !panel.is_null()).unwrap_or(panels[0]);
+        // Of several tiles, each brings some of the next panels; two suffice for four.
         let share = num_panels.div_ceil(tiles.max(1));
-        let ahead = panels.map(|panel| panel.wrapping_add(AHEAD * 64));
+        let last = AHEAD.min(w.steps());
         for (index, row) in part.rows.clone().step_by(self.tile_rows).enumerate() {
             let rows = self.tile_rows.min(part.rows.end - row);
             let (acc, acc_stride): (*mut f32, _) = if direct {
@@ -268,11 +265,8 @@ impl Product<'_> {
             } else {
                 (acc.as_mut_ptr().cast(), MAX_COLUMNS)
             };
-            let next = [0, 1].map(|i| {
-                let panel = (i < share).then(|| self.next_panel(part, index * share + i)).flatten();
-                // What is near already costs nothing.
-                panel.map_or(panels[0], |panel| w.panel(panel))
-            });
+            let asked =
+                [0, 1].map(|i| or_near(next.get(index * share + i).copied().filter(|_| i < share)));
             let tile = Tile {
                 // SAFETY: the row is one of the input's.
                 a: unsafe { self.input.address.add(row * self.input.stride) },
@@ -282,16 +276,32 @@ impl Product<'_> {
                 acc,
                 acc_stride,
                 resume: false,
-                prefetch: match (tiles, index) {
-                    (1, _) => Prefetch::Each(ahead, [panels[0]; 2]),
-                    (_, 0) => Prefetch::Each(ahead, next),
-                    _ => Prefetch::Two(next),
-                },
+                prefetch: Prefetch::Two(asked),
             };
-            // SAFETY: the kernels were selected for this processor; the input's rows
-            // and the weight's panels have `steps` steps; `acc` has every row and
-            // panel, and so has the output, where they are this task's own.
-            unsafe { self.kernels.run(rows, num_panels, &tile) };
+            let run = |tile: &Tile| {
+                // SAFETY: the kernels were selected for this processor; the input's rows
+                // and the weight's panels have `steps` steps; `acc` has every row and
+                // panel, and so has the output, where they are this task's own.
+                unsafe { self.kernels.run(rows, num_panels, tile) };
+            };
+            if tiles > 1 {
+                run(&tile);
+            } else {
+                // A tile alone brings its panels as it goes, and in the end the
+                // beginning of the next ones.
+                let near = [panels[0]; 2];
+                let steps = w.steps() - last;
+                let ahead = panels.map(|panel| panel.wrapping_add(last * 64));
+                run(&Tile { steps, prefetch: Prefetch::Each(ahead, near), ..tile });
+                run(&Tile {
+                    a: tile.a.wrapping_add(steps * 4),
+                    panels: panels.map(|panel| panel.wrapping_add(steps * 64)),
+                    steps: last,
+                    resume: true,
+                    prefetch: Prefetch::Each(next.map(|panel| or_near(Some(panel))), near),
+                    ..tile
+                });
+            }
             if direct {
                 continue;
             }
@@ -304,12 +314,16 @@ impl Product<'_> {
         }
     }
 
-    /// The `index`-th of the panels that the next part will read.
-    fn next_panel(&self, part: &Part, index: usize) -> Option<usize> {
-        let of_half = part.next.len().max(1);
-        let (half, at) = (index / of_half, index % of_half);
-        (half < self.halves && at < part.next.len())
-            .then(|| half * self.num_panels + part.next.start + at)
+    /// A part's panels, those of each half in turn; null beyond them.
+    fn panels(&self, part: &Range<usize>) -> [*const u8; MAX_PANELS] {
+        let mut panels = [std::ptr::null(); MAX_PANELS];
+        for half in 0..self.halves {
+            let of_half = panels[half * part.len()..].iter_mut().take(part.len());
+            for (out, panel) in of_half.zip(part.clone()) {
+                *out = self.w.panel(half * self.num_panels + panel);
+            }
+        }
+        panels
     }
 
     /// Turns one row's sums into output.
