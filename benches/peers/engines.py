@@ -47,6 +47,11 @@ class Engine:
     def title(self):
         return f"{self.name} {self.version} {self.dtype}"
 
+    @property
+    def label(self):
+        """For a plot, which names the versions nowhere."""
+        return f"{self.name} {self.dtype}"
+
 
 class Peers:
     """What is installed once and shared by several engines."""

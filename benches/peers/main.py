@@ -63,7 +63,7 @@ def main():
         "machine": machine(),
         "date": time.strftime("%Y-%m-%d"),
         "rounds": args.rounds,
-        "engines": {e.key: {"title": e.title, "exact": e.exact} for e in chosen},
+        "engines": {e.key: {"title": e.title, "label": e.label, "exact": e.exact} for e in chosen},
         "ceilings": [],
         "runs": [],
         "failures": [],

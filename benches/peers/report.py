@@ -130,15 +130,20 @@ def ceilings(results):
 
 def plot(results, cells, path):
     """A panel a cell, a bar an engine."""
-    figure, axes = pyplot.subplots(1, len(cells), figsize=(3.6 * len(cells), 4.2), squeeze=False)
-    for cell, axis in zip(cells, axes[0]):
+    columns = min(len(cells), 3)
+    rows = -(-len(cells) // columns)
+    size = (4.8 * columns, 3.2 * rows)
+    figure, axes = pyplot.subplots(rows, columns, figsize=size, squeeze=False)
+    for axis in axes.flat[len(cells):]:
+        axis.set_visible(False)
+    for cell, axis in zip(cells, axes.flat):
         name, _ = FIGURES[cell.key]
-        rows = []
+        bars = []
         for key, engine in results["engines"].items():
             found = figures(results, cell.key, key)
             if found:
-                rows.append((engine["title"], sorted(found.values()), key.startswith("sconce")))
-        for place, (title, found, ours) in enumerate(reversed(rows)):
+                bars.append((engine["label"], sorted(found.values()), key.startswith("sconce")))
+        for place, (_, found, ours) in enumerate(reversed(bars)):
             middle = median(found)
             spread = [[middle - found[0]], [found[-1] - middle]]
             axis.barh(place, middle, xerr=spread, color="#d9822b" if ours else "#8a9ba8", capsize=3)
@@ -146,7 +151,7 @@ def plot(results, cells, path):
                 f" {middle:.0f}", (found[-1], place), va="center", xytext=(4, 0),
                 textcoords="offset points",
             )
-        axis.set_yticks(range(len(rows)), [title for title, *_ in reversed(rows)], fontsize=7)
+        axis.set_yticks(range(len(bars)), [label for label, *_ in reversed(bars)], fontsize=8)
         better = "less is better" if "ms" in name else "more is better"
         axis.set_title(f"{cell.title}\n{name} ({better})", fontsize=8)
         axis.margins(x=0.18)

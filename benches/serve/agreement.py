@@ -90,7 +90,7 @@ def main():
     # A prompt is one step, however many bytes it has.
     limits = ["--max-num-batched-tokens", "65536"]
     server = subprocess.Popen(
-        [binary, "serve", "--model", "null:25ms", "--port", str(port), *limits],
+        [binary, "serve", "--model", "null:100ms", "--port", str(port), *limits],
         stdout=subprocess.DEVNULL,
         env=os.environ | {"RUST_LOG": "warn"},
     )
@@ -110,7 +110,7 @@ def main():
         server.terminate()
         server.wait()
     version = subprocess.run([tool, "--version"], capture_output=True, text=True).stdout.strip()
-    lines = [f"# --model null:25ms, {OUTPUT_LEN} tokens; "]
+    lines = [f"# --model null:100ms, {OUTPUT_LEN} tokens; "]
     lines[0] += f"medians of {ROUNDS} rounds in turns; aiperf {version}"
     lines.append(f"{'streams':<26}{'sconce bench':>14}{'aiperf':>14}{'difference':>12}")
     worst = 0.0

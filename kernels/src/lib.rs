@@ -10,6 +10,7 @@
 pub mod backend;
 pub mod batch;
 pub mod cpu;
+pub mod cuda;
 pub mod error;
 pub mod mapped;
 pub mod ops;

@@ -1,0 +1,154 @@
+// What the kernels need beyond plain C++: element types, warp collectives, tensor
+// core and asynchronous copy instructions. Under nvcc they are the device's own;
+// without it `shim.hpp` runs the same kernels on a CPU (see kernels/shim).
+//
+// Every kernel takes one parameter struct by value, so that a launch is the same
+// few lines for all of them, here and in the shim.
+#pragma once
+
+#include <cstdint>
+
+#ifdef __CUDACC__
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_fp8.h>
+
+using bf16 = __nv_bfloat16;
+using f16 = __half;
+using e4m3 = __nv_fp8_e4m3;
+
+#define KERNEL(name, Params, threads)                                              \
+    extern "C" __global__ void __launch_bounds__(threads)                          \
+        name(const __grid_constant__ Params p)
+
+// A block's static shared memory: `name`, an array.
+#define SHARED(type, name, count) __shared__ type name[count]
+
+// The launch's dynamic shared memory, aligned for 16-byte copies.
+#define DYNAMIC_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
+
+__device__ __forceinline__ float to_float(bf16 x) { return __bfloat162float(x); }
+__device__ __forceinline__ float to_float(f16 x) { return __half2float(x); }
+__device__ __forceinline__ float to_float(e4m3 x) { return static_cast<float>(x); }
+__device__ __forceinline__ float to_float(float x) { return x; }
+
+template <typename T> __device__ __forceinline__ T from_float(float x);
+template <> __device__ __forceinline__ bf16 from_float(float x) { return __float2bfloat16_rn(x); }
+template <> __device__ __forceinline__ f16 from_float(float x) { return __float2half_rn(x); }
+// Saturates: what is beyond +-448 becomes +-448.
+template <> __device__ __forceinline__ e4m3 from_float(float x) { return e4m3(x); }
+template <> __device__ __forceinline__ float from_float(float x) { return x; }
+
+// D = A * B + C for one 16x8x16 tile of a warp (PTX ISA, "mma.m16n8k16").
+template <typename T>
+__device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
+
+template <>
+__device__ __forceinline__ void mma<bf16>(float (&d)[4], const uint32_t (&a)[4],
+                                          const uint32_t (&b)[2]) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+                 "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+template <>
+__device__ __forceinline__ void mma<f16>(float (&d)[4], const uint32_t (&a)[4],
+                                         const uint32_t (&b)[2]) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+                 "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// Four 8x8 matrices of 16-bit elements; each lane gives the address of one row.
+__device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
+    const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];\n"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(address));
+}
+
+// The same, each matrix transposed.
+__device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) {
+    const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];\n"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(address));
+}
+
+// Copies 16 bytes to shared memory in the background; writes zeros, and reads
+// nothing, where `valid` is false.
+__device__ __forceinline__ void copy_async(void* shared, const void* global, bool valid) {
+    const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+    const int bytes = valid ? 16 : 0;
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n"
+                 :
+                 : "r"(address), "l"(global), "r"(bytes)
+                 : "memory");
+}
+
+__device__ __forceinline__ void copy_async_commit() {
+    asm volatile("cp.async.commit_group;\n" ::: "memory");
+}
+
+// Waits until at most N of this thread's groups are still under way.
+template <int N> __device__ __forceinline__ void copy_async_wait() {
+    asm volatile("cp.async.wait_group %0;\n" : : "n"(N) : "memory");
+}
+
+#else
+#include "shim.hpp"
+#endif
+
+constexpr uint32_t ALL_LANES = 0xffffffffu;
+constexpr int WARP = 32;
+// Tokens of a KV block.
+constexpr int BLOCK_TOKENS = 16;
+
+__device__ __forceinline__ int lane_id() { return threadIdx.x % WARP; }
+__device__ __forceinline__ int warp_id() { return threadIdx.x / WARP; }
+
+// The sum over a warp, the same bits in every lane: lanes are paired by XOR, and
+// addition is commutative.
+__device__ __forceinline__ float warp_sum(float x) {
+#pragma unroll
+    for (int offset = WARP / 2; offset > 0; offset /= 2) {
+        x += __shfl_xor_sync(ALL_LANES, x, offset);
+    }
+    return x;
+}
+
+// The sum over a block of WARPS warps, the same bits in every thread.
+template <int WARPS> __device__ __forceinline__ float block_sum(float x) {
+    SHARED(float, partial, WARPS);
+    x = warp_sum(x);
+    if (lane_id() == 0) {
+        partial[warp_id()] = x;
+    }
+    __syncthreads();
+    float sum = 0.0f;
+#pragma unroll
+    for (int warp = 0; warp < WARPS; ++warp) {
+        sum += partial[warp];
+    }
+    // The next sum may overwrite what others still read.
+    __syncthreads();
+    return sum;
+}
+
+// Two elements in one word, the first one low.
+template <typename T> __device__ __forceinline__ uint32_t pack(float low, float high) {
+    static_assert(sizeof(T) == 2, "two elements a word");
+    const T pair[2] = {from_float<T>(low), from_float<T>(high)};
+    uint32_t word;
+    memcpy(&word, pair, sizeof(word));
+    return word;
+}
+
+// 16 bytes of elements, moved together.
+template <typename T> struct alignas(16) Vector {
+    static constexpr int LEN = 16 / sizeof(T);
+    T x[LEN];
+};

@@ -1,0 +1,32 @@
+//! Compiles the kernels as C++ together with the shim, under AddressSanitizer,
+//! into a program of its own: what is wrong in a kernel ends that program, with a
+//! message, and not the tests.
+
+#[expect(unreachable_pub, reason = "the library exports it")]
+#[path = "src/compile.rs"]
+mod compile;
+
+use std::{env, error::Error, fs, path::PathBuf};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let here = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
+    let cuda = here.join("../cuda");
+    let program = PathBuf::from(env::var("OUT_DIR")?).join("shim");
+    let mut kernels = Vec::new();
+    for entry in fs::read_dir(&cuda)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "cu") {
+            kernels.push(path);
+        }
+    }
+    kernels.sort();
+    let compiler = cc::Build::new().cpp(true).get_compiler();
+    compile::compile(compiler.path(), &here, &cuda, &kernels, &program)?;
+    println!("cargo::rustc-env=SCONCE_SHIM={}", program.display());
+    println!("cargo::rustc-env=SCONCE_SHIM_CXX={}", compiler.path().display());
+    for name in ["build.rs", "src/compile.rs", "shim.cpp", "shim.hpp", "main.cpp", "launch.hpp"] {
+        println!("cargo::rerun-if-changed={}", here.join(name).display());
+    }
+    println!("cargo::rerun-if-changed={}", cuda.display());
+    Ok(())
+}

@@ -1,0 +1,319 @@
+// Runs a grid: see shim.hpp.
+#include "shim.hpp"
+
+#include <map>
+#include <memory>
+#include <random>
+
+#include <sys/mman.h>
+#include <ucontext.h>
+
+#include "launch.hpp"
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+namespace shim {
+
+Dim3 thread_index, block_index, block_dim, grid_dim;
+unsigned char* dynamic_shared;
+
+namespace {
+
+constexpr size_t STACK_BYTES = 256 * 1024;
+
+enum class State { Ready, AtBlock, AtWarp, Done };
+
+struct Copy {
+    void* to;
+    const void* from;
+    bool valid;
+};
+
+struct Fiber {
+    ucontext_t context;
+    unsigned char* stack;
+    unsigned thread;
+    State state;
+    uint32_t mask;
+    unsigned meetings;
+    void* fake_stack;
+    // Groups of copies that have not landed, oldest first; the last is still open.
+    std::vector<std::vector<Copy>> copies;
+};
+
+struct Warp {
+    unsigned char slots[32 * 64];
+    unsigned char met[2][32 * 64];
+};
+
+std::map<std::string, Kernel>& kernels() {
+    static std::map<std::string, Kernel> all;
+    return all;
+}
+
+std::vector<std::unique_ptr<Fiber>> fibers;
+std::vector<Warp> warps;
+std::vector<unsigned> ready;
+unsigned num_threads, waiting, done;
+Fiber* current;
+ucontext_t scheduler;
+std::map<const void*, std::unique_ptr<unsigned char[]>> static_shared;
+std::mt19937_64 shuffle;
+const Kernel* running;
+const void* running_params;
+std::string running_name;
+
+#if defined(__SANITIZE_ADDRESS__)
+const void* scheduler_stack;
+size_t scheduler_stack_bytes;
+void* scheduler_fake_stack;
+#endif
+
+void to_fiber(Fiber& fiber) {
+    current = &fiber;
+    thread_index = {fiber.thread, 0, 0};
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_start_switch_fiber(&scheduler_fake_stack, fiber.stack, STACK_BYTES);
+#endif
+    swapcontext(&scheduler, &fiber.context);
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_finish_switch_fiber(scheduler_fake_stack, nullptr, nullptr);
+#endif
+}
+
+void to_scheduler(bool for_good) {
+    Fiber& fiber = *current;
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_start_switch_fiber(for_good ? nullptr : &fiber.fake_stack, scheduler_stack,
+                                   scheduler_stack_bytes);
+#endif
+    swapcontext(&fiber.context, &scheduler);
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_finish_switch_fiber(fiber.fake_stack, &scheduler_stack, &scheduler_stack_bytes);
+#endif
+    (void)for_good;
+}
+
+void release(Fiber& fiber) {
+    fiber.state = State::Ready;
+    ready.push_back(fiber.thread);
+}
+
+void release_block_if_all_wait() {
+    if (waiting == 0 || waiting + done < num_threads) {
+        return;
+    }
+    waiting = 0;
+    for (unsigned i = 0; i < num_threads; ++i) {
+        if (fibers[i]->state == State::AtBlock) {
+            release(*fibers[i]);
+        }
+    }
+}
+
+void fiber_main() {
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_stack_bytes);
+#endif
+    running->body(running_params);
+    for (const auto& group : current->copies) {
+        if (!group.empty()) {
+            fail("a thread ended before its asynchronous copies were waited for");
+        }
+    }
+    current->state = State::Done;
+    ++done;
+    release_block_if_all_wait();
+    to_scheduler(true);
+}
+
+void land(std::vector<Copy>& group) {
+    for (const Copy& copy : group) {
+        if (copy.valid) {
+            memcpy(copy.to, copy.from, 16);
+        } else {
+            memset(copy.to, 0, 16);
+        }
+    }
+    group.clear();
+}
+
+void run_block() {
+    waiting = done = 0;
+    ready.clear();
+    static_shared.clear();
+    for (unsigned i = 0; i < num_threads; ++i) {
+        Fiber& fiber = *fibers[i];
+        fiber.thread = i;
+        fiber.meetings = 0;
+        fiber.copies.assign(1, {});
+        getcontext(&fiber.context);
+        fiber.context.uc_stack.ss_sp = fiber.stack;
+        fiber.context.uc_stack.ss_size = STACK_BYTES;
+        fiber.context.uc_link = nullptr;
+        makecontext(&fiber.context, fiber_main, 0);
+        release(fiber);
+    }
+    while (!ready.empty()) {
+        std::swap(ready[shuffle() % ready.size()], ready.back());
+        Fiber& fiber = *fibers[ready.back()];
+        ready.pop_back();
+        to_fiber(fiber);
+    }
+    if (done < num_threads) {
+        unsigned at_warp = 0;
+        for (unsigned i = 0; i < num_threads; ++i) {
+            at_warp += fibers[i]->state == State::AtWarp;
+        }
+        fail(std::to_string(waiting) + " threads wait for their block, " + std::to_string(at_warp) +
+             " for their warp, and " + std::to_string(done) + " have ended: nobody can go on");
+    }
+}
+
+}  // namespace
+
+void fail(const std::string& message) {
+    fprintf(stderr, "%s, block (%u, %u, %u), thread %u: %s\n", running_name.c_str(), block_index.x,
+            block_index.y, block_index.z, current ? current->thread : 0, message.c_str());
+    exit(3);
+}
+
+bool register_kernel(const char* name, Kernel kernel) {
+    return kernels().emplace(name, kernel).second;
+}
+
+void* shared_at(const void* place, size_t bytes) {
+    auto& memory = static_shared[place];
+    if (memory == nullptr) {
+        memory.reset(new unsigned char[bytes]);
+        memset(memory.get(), 0xff, bytes);
+    }
+    return memory.get();
+}
+
+unsigned lane() { return current->thread % 32; }
+
+unsigned char* warp_slot(unsigned lane) {
+    return warps[current->thread / 32].slots + lane % 32 * 64;
+}
+
+void sync_block() {
+    current->state = State::AtBlock;
+    ++waiting;
+    release_block_if_all_wait();
+    to_scheduler(false);
+}
+
+void sync_warp(uint32_t mask) {
+    Fiber& own = *current;
+    own.state = State::AtWarp;
+    own.mask = mask;
+    const unsigned first = own.thread / 32 * 32;
+    bool all = true;
+    for (unsigned lane = 0; lane < 32; ++lane) {
+        if (!(mask >> lane & 1)) {
+            continue;
+        }
+        const unsigned thread = first + lane;
+        if (thread >= num_threads || fibers[thread]->state == State::Done) {
+            fail("a warp instruction waits for a lane that has ended or is not there");
+        }
+        const Fiber& other = *fibers[thread];
+        if (other.state == State::AtWarp && other.mask != mask) {
+            fail("lanes of a warp reached its instruction with different masks");
+        }
+        all = all && other.state == State::AtWarp;
+    }
+    if (!all) {
+        to_scheduler(false);
+        return;
+    }
+    for (unsigned lane = 0; lane < 32; ++lane) {
+        if (mask >> lane & 1 && first + lane != own.thread) {
+            release(*fibers[first + lane]);
+        }
+    }
+    own.state = State::Ready;
+}
+
+const unsigned char* meet(const void* value, size_t bytes) {
+    // A lane comes to its next meeting but one only when all have left this one.
+    unsigned char* met = warps[current->thread / 32].met[current->meetings++ % 2];
+    memcpy(met + lane() * 64, value, bytes);
+    sync_warp(0xffffffffu);
+    return met;
+}
+
+void copy_async(void* shared, const void* global, bool valid) {
+    if (reinterpret_cast<uintptr_t>(shared) % 16 != 0 ||
+        (valid && reinterpret_cast<uintptr_t>(global) % 16 != 0)) {
+        fail("an asynchronous copy to or from an address that is no multiple of 16");
+    }
+    current->copies.back().push_back({shared, global, valid});
+}
+
+void copy_async_commit() { current->copies.emplace_back(); }
+
+void copy_async_wait(int still_under_way) {
+    auto& groups = current->copies;
+    const size_t committed = groups.size() - 1;
+    const size_t landing = committed - min(committed, size_t(still_under_way));
+    for (size_t i = 0; i < landing; ++i) {
+        land(groups[i]);
+    }
+    groups.erase(groups.begin(), groups.begin() + landing);
+}
+
+void launch(const Launch& launch, const void* params, size_t params_bytes) {
+    running_name = launch.kernel;
+    current = nullptr;
+    const auto found = kernels().find(launch.kernel);
+    if (found == kernels().end()) {
+        fail("no such kernel");
+    }
+    running = &found->second;
+    running_params = params;
+    if (params_bytes != running->params_bytes) {
+        fail("its parameters have " + std::to_string(running->params_bytes) + " bytes, not " +
+             std::to_string(params_bytes));
+    }
+    num_threads = launch.threads;
+    if (num_threads > running->max_threads) {
+        fail("it was compiled for fewer threads a block");
+    }
+    shuffle.seed(launch.seed);
+    block_dim = {num_threads, 1, 1};
+    grid_dim = {launch.grid[0], launch.grid[1], launch.grid[2]};
+    while (fibers.size() < num_threads) {
+        fibers.push_back(std::make_unique<Fiber>());
+        fibers.back()->stack = static_cast<unsigned char*>(
+            mmap(nullptr, STACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    }
+    warps.resize((num_threads + 31) / 32);
+    std::vector<Dim3> blocks;
+    for (unsigned z = 0; z < grid_dim.z; ++z) {
+        for (unsigned y = 0; y < grid_dim.y; ++y) {
+            for (unsigned x = 0; x < grid_dim.x; ++x) {
+                blocks.push_back({x, y, z});
+            }
+        }
+    }
+    std::shuffle(blocks.begin(), blocks.end(), shuffle);
+    for (const Dim3& block : blocks) {
+        block_index = block;
+        void* shared = nullptr;
+        if (launch.shared_bytes > 0 && posix_memalign(&shared, 128, launch.shared_bytes) != 0) {
+            fail("no memory");
+        }
+        dynamic_shared = static_cast<unsigned char*>(shared);
+        if (shared != nullptr) {
+            memset(shared, 0xff, launch.shared_bytes);
+        }
+        run_block();
+        free(shared);
+    }
+}
+
+}  // namespace shim

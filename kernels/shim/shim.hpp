@@ -1,0 +1,312 @@
+// CUDA's execution model on a CPU, for tests: a grid's blocks run one after another,
+// a block's threads as fibers that switch at barriers, in an order shuffled by a
+// seed. What a thread has not been promised it does not see: shared memory starts as
+// NaN, and asynchronous copies land only when they are waited for. A barrier that
+// can never be reached, a warp instruction that lanes reach with different masks and
+// a thread that leaves its warp behind end the process with a message; memory errors
+// are AddressSanitizer's.
+//
+// Results of tensor core instructions are sums in float, in order of k; a device may
+// round otherwise, so results are compared within tolerances.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <string>
+#include <vector>
+
+#define __device__
+#define __host__
+#define __global__
+#define __forceinline__ inline
+#define __restrict__ __restrict
+
+using std::max;
+using std::min;
+
+struct Dim3 {
+    unsigned x = 1, y = 1, z = 1;
+};
+
+namespace shim {
+
+// Of the thread that runs.
+extern Dim3 thread_index;
+extern Dim3 block_index;
+extern Dim3 block_dim;
+extern Dim3 grid_dim;
+extern unsigned char* dynamic_shared;
+
+// The block's memory of a place, poisoned at the block's start.
+void* shared_at(const void* place, size_t bytes);
+
+// Ends the process.
+[[noreturn]] void fail(const std::string& message);
+
+void sync_block();
+// Waits for the warp's lanes of `mask`.
+void sync_warp(uint32_t mask);
+// This lane's 64 bytes that other lanes may read between two warp barriers.
+unsigned char* warp_slot(unsigned lane);
+unsigned lane();
+// Leaves up to 64 bytes for the whole warp and returns all lanes', 64 bytes apart;
+// they stay until this lane's next meeting but one.
+const unsigned char* meet(const void* value, size_t bytes);
+void copy_async(void* shared, const void* global, bool valid);
+void copy_async_commit();
+void copy_async_wait(int still_under_way);
+
+using Body = void (*)(const void* params);
+struct Kernel {
+    Body body;
+    size_t params_bytes;
+    unsigned max_threads;
+};
+bool register_kernel(const char* name, Kernel kernel);
+
+// Every lane of `mask` gives a value and gets that of lane `from(lane)`.
+template <typename T, typename From> T exchange(uint32_t mask, const T& value, From from) {
+    static_assert(sizeof(T) <= 64);
+    if (!(mask >> lane() & 1)) {
+        fail("a lane takes part in a warp instruction whose mask leaves it out");
+    }
+    memcpy(warp_slot(lane()), &value, sizeof(T));
+    sync_warp(mask);
+    T result;
+    const unsigned source = from(lane()) % 32;
+    if (!(mask >> source & 1)) {
+        fail("a lane reads from one that the mask leaves out");
+    }
+    memcpy(&result, warp_slot(source), sizeof(T));
+    sync_warp(mask);
+    return result;
+}
+
+// Every lane gives a value and sees all of them: `see(of)`, where `of(lane)` is one.
+template <typename T, typename See> auto together(const T& value, See see) {
+    static_assert(sizeof(T) <= 64);
+    const unsigned char* slots = meet(&value, sizeof(T));
+    return see([slots](unsigned lane) {
+        T other;
+        memcpy(&other, slots + lane * 64, sizeof(T));
+        return other;
+    });
+}
+
+}  // namespace shim
+
+#define threadIdx shim::thread_index
+#define blockIdx shim::block_index
+#define blockDim shim::block_dim
+#define gridDim shim::grid_dim
+
+#define KERNEL(name, Params, threads)                                                        \
+    static void name(const Params& p);                                                       \
+    static const bool name##_is_registered = shim::register_kernel(                          \
+        #name, {[](const void* params) { name(*static_cast<const Params*>(params)); },       \
+                sizeof(Params), threads});                                                   \
+    static void name(const Params& p)
+
+// Each place in the source (and each instance of a template) has its own memory.
+#define SHARED(type, name, count)                                                            \
+    static const char name##_place = 0;                                                      \
+    type* name = static_cast<type*>(shim::shared_at(&name##_place, sizeof(type) * (count)))
+
+#define DYNAMIC_SHARED(name) unsigned char* name = shim::dynamic_shared
+
+inline void __syncthreads() { shim::sync_block(); }
+inline void __syncwarp(uint32_t mask = 0xffffffffu) { shim::sync_warp(mask); }
+inline void __threadfence() {}
+
+template <typename T> T __shfl_sync(uint32_t mask, T value, int from) {
+    return shim::exchange(mask, value, [=](unsigned) { return unsigned(from); });
+}
+template <typename T> T __shfl_xor_sync(uint32_t mask, T value, int with) {
+    return shim::exchange(mask, value, [=](unsigned lane) { return lane ^ unsigned(with); });
+}
+inline uint32_t __ballot_sync(uint32_t mask, bool vote) {
+    if (mask != 0xffffffffu) {
+        shim::fail("votes of part of a warp are not emulated");
+    }
+    return shim::together(uint32_t(vote), [](auto of) {
+        uint32_t votes = 0;
+        for (unsigned lane = 0; lane < 32; ++lane) {
+            votes |= of(lane) << lane;
+        }
+        return votes;
+    });
+}
+inline bool __any_sync(uint32_t mask, bool vote) { return __ballot_sync(mask, vote) != 0; }
+inline bool __all_sync(uint32_t mask, bool vote) { return __ballot_sync(mask, vote) == mask; }
+
+template <typename T> T atomicAdd(T* at, T value) {
+    const T old = *at;
+    *at = old + value;
+    return old;
+}
+template <typename T> T atomicMax(T* at, T value) {
+    const T old = *at;
+    *at = max(old, value);
+    return old;
+}
+
+inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
+inline int __popc(uint32_t x) { return __builtin_popcount(x); }
+inline uint32_t __float_as_uint(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof(bits));
+    return bits;
+}
+inline float __uint_as_float(uint32_t bits) {
+    float x;
+    memcpy(&x, &bits, sizeof(x));
+    return x;
+}
+inline uint32_t __umulhi(uint32_t a, uint32_t b) { return uint32_t(uint64_t(a) * b >> 32); }
+
+// Element types: bits, and conversions to nearest, ties to even.
+struct bf16 {
+    uint16_t bits;
+};
+struct f16 {
+    uint16_t bits;
+};
+struct e4m3 {
+    uint8_t bits;
+};
+
+inline float to_float(float x) { return x; }
+inline float to_float(bf16 x) { return __uint_as_float(uint32_t(x.bits) << 16); }
+inline float to_float(f16 x) {
+    _Float16 half;
+    memcpy(&half, &x.bits, sizeof(half));
+    return float(half);
+}
+inline float to_float(e4m3 x) {
+    const int exponent = x.bits >> 3 & 15;
+    const int mantissa = x.bits & 7;
+    float value = exponent == 0 ? std::ldexp(float(mantissa), -9)
+                                : std::ldexp(float(8 + mantissa), exponent - 10);
+    if ((x.bits & 0x7f) == 0x7f) {
+        value = std::nanf("");
+    }
+    return x.bits & 0x80 ? -value : value;
+}
+
+template <typename T> T from_float(float x);
+template <> inline float from_float(float x) { return x; }
+template <> inline bf16 from_float(float x) {
+    uint32_t bits = __float_as_uint(x);
+    if (std::isnan(x)) {
+        return {0x7fff};
+    }
+    bits += 0x7fff + (bits >> 16 & 1);
+    return {uint16_t(bits >> 16)};
+}
+template <> inline f16 from_float(float x) {
+    const _Float16 half = _Float16(x);
+    f16 result;
+    memcpy(&result.bits, &half, sizeof(half));
+    return result;
+}
+template <> inline e4m3 from_float(float x) {
+    const uint8_t sign = std::signbit(x) ? 0x80 : 0;
+    if (std::isnan(x)) {
+        return {uint8_t(sign | 0x7f)};
+    }
+    const float magnitude = std::min(std::fabs(x), 448.0f);
+    // Units of the last place: 2^-9 for subnormals, else 2^(exponent - 3).
+    int exponent;
+    std::frexp(magnitude, &exponent);
+    const int unit = std::max(exponent - 4, -9);
+    const int steps = int(std::nearbyint(std::ldexp(magnitude, -unit)));
+    // Steps count on over the binades: 8 a binade after the first 8.
+    const int code = unit == -9 ? steps : (unit + 9) * 8 + steps;
+    return {uint8_t(sign | std::min(code, 0x7e))};
+}
+
+// One 16x8x16 product; fragments as the PTX ISA lays them out.
+template <typename T>
+void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    struct Fragments {
+        uint32_t a[4];
+        uint32_t b[2];
+    } own;
+    memcpy(own.a, a, sizeof(own.a));
+    memcpy(own.b, b, sizeof(own.b));
+    struct Result {
+        float x[4];
+    };
+    auto element = [](uint32_t word, int i) {
+        T x;
+        memcpy(&x, reinterpret_cast<const char*>(&word) + i * sizeof(T), sizeof(T));
+        return to_float(x);
+    };
+    const Result result = shim::together(own, [&](auto of) {
+        Fragments all[32];
+        for (unsigned lane = 0; lane < 32; ++lane) {
+            all[lane] = of(lane);
+        }
+        Result result;
+        const unsigned lane = shim::lane();
+        for (int i = 0; i < 4; ++i) {
+            const unsigned row = lane / 4 + 8 * (i / 2);
+            const unsigned column = lane % 4 * 2 + i % 2;
+            float sum = d[i];
+            for (unsigned k = 0; k < 16; ++k) {
+                const uint32_t left = all[row % 8 * 4 + k % 8 / 2].a[k / 8 * 2 + row / 8];
+                const uint32_t right = all[column * 4 + k % 8 / 2].b[k / 8];
+                sum += element(left, k % 2) * element(right, k % 2);
+            }
+            result.x[i] = sum;
+        }
+        return result;
+    });
+    memcpy(d, result.x, sizeof(d));
+}
+
+namespace shim {
+struct FourWords {
+    uint32_t r[4];
+};
+inline FourWords load_matrices(const void* row, bool transposed) {
+    return together(row, [&](auto of) {
+        FourWords words;
+        const unsigned own = lane();
+        for (unsigned matrix = 0; matrix < 4; ++matrix) {
+            uint16_t pair[2];
+            for (unsigned e = 0; e < 2; ++e) {
+                const unsigned row = transposed ? own % 4 * 2 + e : own / 4;
+                const unsigned column = transposed ? own / 4 : own % 4 * 2 + e;
+                const void* from = of(matrix * 8 + row);
+                if (reinterpret_cast<uintptr_t>(from) % 16 != 0) {
+                    fail("ldmatrix from an address that is no multiple of 16");
+                }
+                memcpy(&pair[e], static_cast<const uint16_t*>(from) + column, sizeof(pair[e]));
+            }
+            memcpy(&words.r[matrix], pair, sizeof(pair));
+        }
+        return words;
+    });
+}
+}  // namespace shim
+
+inline void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
+    const auto words = shim::load_matrices(row, false);
+    memcpy(r, words.r, sizeof(r));
+}
+inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) {
+    const auto words = shim::load_matrices(row, true);
+    memcpy(r, words.r, sizeof(r));
+}
+
+inline void copy_async(void* shared, const void* global, bool valid) {
+    shim::copy_async(shared, global, valid);
+}
+inline void copy_async_commit() { shim::copy_async_commit(); }
+template <int N> void copy_async_wait() { shim::copy_async_wait(N); }

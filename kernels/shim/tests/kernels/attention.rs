@@ -1,0 +1,277 @@
+//! Paged attention on ragged batches.
+
+use sconce_cuda_shim::{Launch, Memory, Shim};
+use sconce_kernels::{
+    AttentionParams, ForwardBatch,
+    cuda::{AttentionPlan, PagedAttention},
+    reference,
+};
+
+use crate::element::{Element, assert_close, numbers};
+
+const POOL: usize = 160;
+
+/// A batch: for each sequence its context's length and how many of its last tokens
+/// ask; and what attention is to do.
+pub(crate) struct Case {
+    pub(crate) element: Element,
+    pub(crate) cache_element: Element,
+    pub(crate) params: AttentionParams,
+    pub(crate) sequences: Vec<(usize, usize)>,
+}
+
+/// How a launch is carried out, which must change no bit.
+#[derive(Clone, Copy)]
+pub(crate) struct How {
+    pub(crate) seed: u64,
+    pub(crate) chunks_per_block: usize,
+}
+
+impl Case {
+    pub(crate) fn new(
+        element: Element,
+        (num_kv_heads, group, head_dim): (usize, usize, usize),
+        sequences: &[(usize, usize)],
+    ) -> Self {
+        let params = AttentionParams {
+            num_heads: num_kv_heads * group,
+            num_kv_heads,
+            head_dim,
+            // Scores of a few units, so that softmax prefers some tokens clearly.
+            scale: 6.0 / (head_dim as f32).sqrt(),
+            sliding_window: None,
+            soft_cap: None,
+        };
+        Self { element, cache_element: element, params, sequences: sequences.to_vec() }
+    }
+
+    fn scales(&self) -> (f32, f32) {
+        if self.cache_element == Element::E4m3 { (0.004, 0.008) } else { (1.0, 1.0) }
+    }
+
+    /// K or V of a sequence: `[context_len, num_kv_heads, head_dim]`; sequences of
+    /// equal length have equal ones.
+    fn stored(&self, sequence: usize, half: u64) -> Vec<f32> {
+        let (len, _) = self.sequences[sequence];
+        let scale = [self.scales().0, self.scales().1][half as usize];
+        let cols = self.params.num_kv_heads * self.params.head_dim;
+        numbers(100 + half + len as u64 * 2, len * cols).iter().map(|x| x / scale).collect()
+    }
+
+    /// Q of a sequence's whole context, `[context_len, num_heads, head_dim]`.
+    fn queries(&self, sequence: usize) -> Vec<f32> {
+        let (len, _) = self.sequences[sequence];
+        numbers(99 + len as u64 * 2, len * self.params.num_heads * self.params.head_dim)
+    }
+
+    fn batch(&self) -> ForwardBatch {
+        let mut batch = ForwardBatch::default();
+        let mut used = 0;
+        for &(len, queries) in &self.sequences {
+            // 7 is prime to the pool's size, so this is a permutation.
+            let blocks: Vec<u32> =
+                (used..used + len.div_ceil(16)).map(|i| (i * 7 % POOL) as u32).collect();
+            used += blocks.len();
+            batch.push(&vec![0; queries], len - queries, &blocks);
+        }
+        assert!(used < POOL, "the pool is too small for the case");
+        batch
+    }
+
+    /// Runs the kernel: `[tokens, num_heads * head_dim]` in the activations' dtype.
+    pub(crate) fn run(&self, shim: &mut Shim, how: How) -> Result<Vec<u8>, String> {
+        let AttentionParams { num_heads, num_kv_heads, head_dim, .. } = self.params;
+        let batch = self.batch();
+        let block_len = num_kv_heads * 16 * head_dim;
+        let size = self.cache_element.size();
+        let mut cache = self.cache_element.poison(POOL * 2 * block_len);
+        for (s, &(len, _)) in self.sequences.iter().enumerate() {
+            for half in 0..2 {
+                let rows = self.cache_element.encode(&self.stored(s, half));
+                for (i, row) in rows.chunks_exact(head_dim * size).enumerate().take(len * num_kv_heads) {
+                    let (token, head) = (i / num_kv_heads, i % num_kv_heads);
+                    let block = batch.blocks(s)[token / 16] as usize * 2 + half as usize;
+                    let at = (block * num_kv_heads + head) * 16 + token % 16;
+                    cache[at * head_dim * size..][..head_dim * size].copy_from_slice(row);
+                }
+            }
+        }
+        // Q, K and V end to end; K and V are not read here.
+        let q_stride = (num_heads + 2 * num_kv_heads) * head_dim;
+        let mut q = self.element.poison(batch.num_tokens() * q_stride);
+        for s in 0..batch.num_seqs() {
+            let own = self.element.encode(&self.queries(s));
+            let bytes = num_heads * head_dim * self.element.size();
+            let first = self.sequences[s].0 - batch.rows(s).len();
+            for (row, from) in batch.rows(s).zip(own.chunks_exact(bytes).skip(first)) {
+                q[row * q_stride * self.element.size()..][..bytes].copy_from_slice(from);
+            }
+        }
+        let mut plan = AttentionPlan::default();
+        plan.plan(&batch, &self.params, how.chunks_per_block);
+        let (k_scale, v_scale) = self.scales();
+        let mut memory = Memory::default();
+        let partials = plan.num_partials * 16 * (head_dim + 2);
+        let params = PagedAttention {
+            work: memory.buffer(&plan.work),
+            q: memory.buffer(&q),
+            cache: memory.buffer(&cache),
+            out: memory.buffer(&self.element.poison(batch.num_tokens() * num_heads * head_dim)),
+            cu_seqlens_q: memory.buffer(&batch.cu_seqlens_q),
+            context_lens: memory.buffer(&batch.context_lens),
+            block_tables: memory.buffer(&batch.block_tables),
+            cu_blocks: memory.buffer(&batch.cu_blocks),
+            partials: memory.buffer(&vec![f32::NAN; partials]),
+            tickets: memory.buffer(&vec![0_u32; plan.num_tickets]),
+            q_stride: q_stride as u32,
+            num_kv_heads: num_kv_heads as u32,
+            group: (num_heads / num_kv_heads) as u32,
+            window: self.params.sliding_window.unwrap_or(0) as u32,
+            scale: self.params.scale * k_scale,
+            soft_cap: self.params.soft_cap.unwrap_or(0.0),
+            v_scale,
+            padding: 0,
+        };
+        let mut kernel = format!("paged_attention_{}", self.element.name());
+        if self.cache_element != self.element {
+            kernel = format!("{kernel}_{}", self.cache_element.name());
+        }
+        let kernel = format!("{kernel}_d{head_dim}");
+        let launch = Launch {
+            kernel: &kernel,
+            grid: [plan.work.len() as u32, num_kv_heads as u32, 1],
+            threads: 256,
+            shared_bytes: AttentionPlan::shared_bytes(head_dim, size) as u64,
+            seed: how.seed,
+        };
+        shim.launch(&launch, &params, &mut memory)?;
+        let tickets = memory.read::<u32>(params.tickets);
+        if tickets.iter().any(|&ticket| ticket != 0) {
+            return Err("the tickets were not handed back".to_owned());
+        }
+        Ok(memory.read(params.out))
+    }
+
+    /// What the kernel should give.
+    fn want(&self) -> Vec<f64> {
+        let AttentionParams { num_heads, num_kv_heads, head_dim, .. } = self.params;
+        let (k_scale, v_scale) = self.scales();
+        let mut out = Vec::new();
+        for (s, &(len, queries)) in self.sequences.iter().enumerate() {
+            let of_head = |half: u64, head: usize| -> Vec<Vec<f64>> {
+                let scale = f64::from(if half == 0 { k_scale } else { v_scale });
+                let all = self.cache_element.rounded(&self.stored(s, half));
+                let rows = all.chunks_exact(head_dim).skip(head).step_by(num_kv_heads);
+                rows.map(|row| row.iter().map(|x| x * scale).collect()).collect()
+            };
+            let q = self.element.rounded(&self.queries(s));
+            let caches: Vec<_> = (0..num_kv_heads).map(|h| (of_head(0, h), of_head(1, h))).collect();
+            for position in len - queries..len {
+                for head in 0..num_heads {
+                    let q = &q[(position * num_heads + head) * head_dim..][..head_dim];
+                    let (k, v) = &caches[head / (num_heads / num_kv_heads)];
+                    out.extend(reference::attention(&self.params, position, q, k, v));
+                }
+            }
+        }
+        out
+    }
+
+    pub(crate) fn check(&self, shim: &mut Shim, how: How) -> Result<(), String> {
+        let got = self.element.decode(&self.run(shim, how)?);
+        // Probabilities are rounded once, and so is the result; values are below 1.
+        let tolerance = self.element.epsilon() * 2.5;
+        let want = self.want();
+        let far = got.iter().zip(&want).position(|(got, want)| {
+            // Not a NaN either.
+            !((got - want).abs() <= tolerance)
+        });
+        match far {
+            None => Ok(()),
+            Some(i) => Err(format!("[{i}] is {}, not {}", got[i], want[i])),
+        }
+    }
+}
+
+const PLAINLY: How = How { seed: 1, chunks_per_block: 8 };
+
+/// One token, page borders, tile borders, chunk borders; decodes and prompts mixed.
+const RAGGED: &[(usize, usize)] = &[(1, 1), (16, 1), (17, 17), (33, 3), (257, 1), (40, 24)];
+
+#[test]
+fn every_dtype_and_head_dim_matches_the_reference() {
+    let mut shim = Shim::new();
+    for element in Element::ACTIVATIONS {
+        for cache_element in [element, Element::E4m3] {
+            for head_dim in [64, 80, 96, 128, 256] {
+                let case = Case {
+                    cache_element,
+                    ..Case::new(element, (2, 3, head_dim), RAGGED)
+                };
+                let what = format!("{element:?} over {cache_element:?}, {head_dim}");
+                case.check(&mut shim, PLAINLY).unwrap_or_else(|error| panic!("{what}: {error}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn every_group_matches_the_reference() {
+    let mut shim = Shim::new();
+    for group in 1..=16 {
+        let case = Case::new(Element::F16, (1, group, 64), &[(19, 1), (37, 2), (21, 20)]);
+        case.check(&mut shim, PLAINLY).unwrap_or_else(|error| panic!("group {group}: {error}"));
+    }
+}
+
+#[test]
+fn windows_and_caps_match_the_reference() {
+    let mut shim = Shim::new();
+    for window in [1, 5, 16, 256, 300] {
+        let mut case = Case::new(Element::F16, (1, 2, 64), &[(9, 9), (530, 1), (300, 20)]);
+        case.params.sliding_window = Some(window);
+        case.params.soft_cap = Some(4.0);
+        for chunks_per_block in [1, 8] {
+            case.check(&mut shim, How { seed: 3, chunks_per_block })
+                .unwrap_or_else(|error| panic!("window {window}: {error}"));
+        }
+    }
+}
+
+/// Bits depend neither on how work is shared out, nor on the order of threads, nor
+/// on neighbours, nor on whether a row was computed as a decode or within a prompt.
+#[test]
+fn a_rows_bits_depend_on_its_own_context_only() {
+    let mut shim = Shim::new();
+    let (group, head_dim) = (4, 64);
+    let len = 600;
+    let alone = Case::new(Element::Bf16, (1, group, head_dim), &[(len, 1)]);
+    let mut run = |case: &Case, how| case.run(&mut shim, how).unwrap();
+    let want = run(&alone, PLAINLY);
+    for (seed, chunks_per_block) in [(2, 1), (3, 2), (4, 3)] {
+        assert_eq!(run(&alone, How { seed, chunks_per_block }), want, "{chunks_per_block} chunks");
+    }
+    let mixed = Case::new(Element::Bf16, (1, group, head_dim), &[(40, 30), (len, 1), (3, 3)]);
+    let row = group * head_dim * 2;
+    assert_eq!(&run(&mixed, PLAINLY)[30 * row..][..row], &want[..], "beside others");
+    // As the last of five and of forty rows.
+    for queries in [5, 40] {
+        let prompt = Case::new(Element::Bf16, (1, group, head_dim), &[(len, queries)]);
+        let rows = run(&prompt, PLAINLY);
+        assert_eq!(&rows[rows.len() - row..], &want[..], "as the last of {queries} rows");
+    }
+}
+
+#[test]
+fn nothing_to_do_is_done() {
+    let mut plan = AttentionPlan::default();
+    let case = Case::new(Element::Bf16, (1, 1, 64), &[]);
+    plan.plan(&ForwardBatch::default(), &case.params, 8);
+    assert!(plan.work.is_empty() && plan.num_partials == 0 && plan.num_tickets == 0);
+}
+
+#[test]
+fn assert_close_can_fail() {
+    let result = std::panic::catch_unwind(|| assert_close("x", &[f64::NAN], &[0.0], |_| 1.0));
+    assert!(result.is_err(), "NaN is never close");
+}

@@ -1,0 +1,256 @@
+//! Gather, norm, gated activations, RoPE with the cache's write, block copies.
+
+use sconce_cuda_shim::{Launch, Memory, Shim};
+use sconce_kernels::{
+    cuda::{CopyBlocks, DevicePointer, EmbeddingGather, Gated, RmsNorm, RopeAndCache},
+    reference,
+};
+
+use crate::element::{Element, assert_close, numbers};
+
+fn launch(kernel: &str, grid: [u32; 3], threads: u32) -> Launch<'_> {
+    Launch { kernel, grid, threads, shared_bytes: 0, seed: 7 }
+}
+
+#[test]
+fn embedding_gather_copies_the_tokens_rows() {
+    let (vocab, hidden) = (11_usize, 24_usize);
+    let table: Vec<u16> = (0..vocab * hidden).map(|i| i as u16).collect();
+    let tokens = [10_u32, 0, 3, 3, 9];
+    let mut memory = Memory::default();
+    let params = EmbeddingGather {
+        token_ids: memory.buffer(&tokens),
+        table: memory.buffer(&table),
+        out: memory.buffer(&vec![u16::MAX; tokens.len() * hidden]),
+        pieces: (hidden * 2 / 16) as u32,
+        padding: 0,
+    };
+    let grid = [tokens.len() as u32, 1, 1];
+    Shim::new().launch(&launch("embedding_gather", grid, 256), &params, &mut memory).unwrap();
+    let want: Vec<u16> = tokens
+        .iter()
+        .flat_map(|&token| table[token as usize * hidden..][..hidden].to_vec())
+        .collect();
+    assert_eq!(memory.read::<u16>(params.out), want);
+}
+
+#[test]
+fn rms_norm_norms_each_row_and_adds_the_residual_first() {
+    let mut shim = Shim::new();
+    for element in Element::ACTIVATIONS {
+        for (rows, hidden) in [(1, 8), (3, 576), (2, 4096), (1, 16384)] {
+            for with_residual in [false, true] {
+                let x = numbers(1, rows * hidden);
+                let residual = numbers(2, rows * hidden);
+                let weight = numbers(3, hidden);
+                let mut memory = Memory::default();
+                let params = RmsNorm {
+                    x: memory.buffer(&element.encode(&x)),
+                    residual: if with_residual {
+                        memory.buffer(&element.encode(&residual))
+                    } else {
+                        DevicePointer::NULL
+                    },
+                    weight: memory.buffer(&weight),
+                    out: memory.buffer(&element.poison(rows * hidden)),
+                    hidden: hidden as u32,
+                    eps: 1e-5,
+                };
+                let kernel = format!("rms_norm_{}", element.name());
+                let grid = [rows as u32, 1, 1];
+                shim.launch(&launch(&kernel, grid, 256), &params, &mut memory).unwrap();
+                let mut sums = element.rounded(&x);
+                if with_residual {
+                    let old = element.rounded(&residual);
+                    let added: Vec<f32> =
+                        sums.iter().zip(&old).map(|(x, old)| (x + old) as f32).collect();
+                    sums = element.rounded(&added);
+                    let got = element.decode(&memory.read(params.residual));
+                    assert_close(&kernel, &got, &sums, |_| 0.0);
+                }
+                let weight: Vec<f64> = weight.into_iter().map(f64::from).collect();
+                let want: Vec<f64> = sums
+                    .chunks_exact(hidden)
+                    .flat_map(|row| reference::rms_norm(row, &weight, 1e-5))
+                    .collect();
+                let got = element.decode(&memory.read(params.out));
+                assert_close(&kernel, &got, &want, |want| {
+                    want.abs() * element.epsilon() * 1.01 + 1e-6
+                });
+            }
+        }
+    }
+}
+
+#[test]
+fn gates_are_silu_or_gelu() {
+    let mut shim = Shim::new();
+    let gelu = |x: f64| 0.5 * x * (1.0 + (0.797_884_560_802_865_4 * (x + 0.044715 * x.powi(3))).tanh());
+    let silu = |x: f64| x / (1.0 + (-x).exp());
+    for element in Element::ACTIVATIONS {
+        for (act, of) in [("silu", &silu as &dyn Fn(f64) -> f64), ("gelu", &gelu)] {
+            let (rows, intermediate) = (5, 40);
+            let x: Vec<f32> = numbers(4, rows * 2 * intermediate).iter().map(|x| x * 9.0).collect();
+            let mut memory = Memory::default();
+            let params = Gated {
+                x: memory.buffer(&element.encode(&x)),
+                out: memory.buffer(&element.poison(rows * intermediate)),
+                pieces: (intermediate / 8) as u32,
+                rows: rows as u32,
+            };
+            let kernel = format!("{act}_mul_{}", element.name());
+            // Fewer threads than pieces in all, so that some take two.
+            shim.launch(&launch(&kernel, [1, 1, 1], 16), &params, &mut memory).unwrap();
+            let x = element.rounded(&x);
+            let want: Vec<f64> = x
+                .chunks_exact(2 * intermediate)
+                .flat_map(|row| {
+                    let (gate, up) = row.split_at(intermediate);
+                    gate.iter().zip(up).map(|(&gate, up)| of(gate) * up).collect::<Vec<_>>()
+                })
+                .collect();
+            let got = element.decode(&memory.read(params.out));
+            assert_close(&kernel, &got, &want, |want| {
+                want.abs() * element.epsilon() * 1.01 + 1e-5
+            });
+        }
+    }
+}
+
+#[test]
+fn copy_blocks_moves_whole_blocks_of_every_layer() {
+    let (layers, blocks, words) = (3, 5, 12);
+    let from: Vec<u32> = (0..layers * blocks * words).collect();
+    let pairs = [0_u32, 4, 3, 1];
+    let mut memory = Memory::default();
+    let params = CopyBlocks {
+        pairs: memory.buffer(&pairs),
+        from: memory.buffer(&from),
+        to: memory.buffer(&vec![u32::MAX; from.len()]),
+        from_layer_bytes: u64::from(blocks * words * 4),
+        to_layer_bytes: u64::from(blocks * words * 4),
+        block_bytes: words * 4,
+        padding: 0,
+    };
+    Shim::new().launch(&launch("copy_blocks", [2, layers, 1], 256), &params, &mut memory).unwrap();
+    let to = memory.read::<u32>(params.to);
+    for layer in 0..layers {
+        for block in 0..blocks {
+            let source = pairs.chunks_exact(2).find(|pair| pair[1] == block).map(|pair| pair[0]);
+            for word in 0..words {
+                let at = |block| ((layer * blocks + block) * words + word) as usize;
+                let want = source.map_or(u32::MAX, |source| from[at(source)]);
+                assert_eq!(to[at(block)], want, "layer {layer}, block {block}, word {word}");
+            }
+        }
+    }
+}
+
+/// RoPE with and without norms into every cache, for every head_dim.
+#[test]
+fn rope_rotates_queries_and_writes_keys_and_values_to_their_slots() {
+    let mut shim = Shim::new();
+    for element in Element::ACTIVATIONS {
+        for cache_element in [element, Element::E4m3] {
+            for head_dim in [64, 80, 96, 128, 256] {
+                for with_norm in [false, true] {
+                    rope_case(&mut shim, element, cache_element, head_dim, with_norm);
+                }
+            }
+        }
+    }
+}
+
+fn rope_case(
+    shim: &mut Shim,
+    element: Element,
+    cache_element: Element,
+    head_dim: usize,
+    with_norm: bool,
+) {
+    let (num_heads, num_kv_heads, num_blocks) = (3, 2, 4);
+    let positions = [0_u32, 17, 5];
+    let slots = [3 * 16 + 15_u32, 16, 0];
+    let heads = num_heads + 2 * num_kv_heads;
+    let qkv = numbers(5, positions.len() * heads * head_dim);
+    let half = head_dim / 2;
+    let table: Vec<f32> = (0..18)
+        .flat_map(|position| {
+            let angle = move |i: usize| {
+                f64::from(position) * 10_000_f64.powf(-2.0 * i as f64 / head_dim as f64)
+            };
+            let cos = (0..half).map(move |i| angle(i).cos() as f32);
+            cos.chain((0..half).map(move |i| angle(i).sin() as f32)).collect::<Vec<_>>()
+        })
+        .collect();
+    let (q_norm, k_norm) = (numbers(6, head_dim), numbers(7, head_dim));
+    let (k_scale, v_scale) = if cache_element == Element::E4m3 { (0.01, 0.02) } else { (1.0, 1.0) };
+    let mut memory = Memory::default();
+    let cache_len = num_blocks * 2 * num_kv_heads * 16 * head_dim;
+    let mut norm = |weights: &[f32]| {
+        if with_norm { memory.buffer(weights) } else { DevicePointer::NULL }
+    };
+    let (q_weights, k_weights) = (norm(&q_norm), norm(&k_norm));
+    let params = RopeAndCache {
+        qkv: memory.buffer(&element.encode(&qkv)),
+        rope: memory.buffer(&table),
+        positions: memory.buffer(&positions),
+        slot_mapping: memory.buffer(&slots),
+        q_norm: q_weights,
+        k_norm: k_weights,
+        cache: memory.buffer(&cache_element.poison(cache_len)),
+        num_heads: num_heads as u32,
+        num_kv_heads: num_kv_heads as u32,
+        head_dim: head_dim as u32,
+        eps: 1e-6,
+        k_scale,
+        v_scale,
+    };
+    let suffix = if cache_element == element {
+        element.name().to_owned()
+    } else {
+        format!("{}_{}", element.name(), cache_element.name())
+    };
+    let kernel = format!("rope_and_cache_{suffix}");
+    let grid = [positions.len() as u32, heads.div_ceil(4) as u32, 1];
+    shim.launch(&launch(&kernel, grid, 128), &params, &mut memory).unwrap();
+    let got = element.decode(&memory.read(params.qkv));
+    let cache = cache_element.decode(&memory.read(params.cache));
+    let x = element.rounded(&qkv);
+    let wide = |x: &[f32]| x.iter().copied().map(f64::from).collect::<Vec<_>>();
+    let mut written = vec![false; cache_len];
+    for (token, (&position, &slot)) in positions.iter().zip(&slots).enumerate() {
+        let (cos, sin) = table[position as usize * head_dim..][..head_dim].split_at(half);
+        for head in 0..heads {
+            let mut row = x[(token * heads + head) * head_dim..][..head_dim].to_vec();
+            let is_value = head >= num_heads + num_kv_heads;
+            if !is_value {
+                if with_norm {
+                    let weights = if head < num_heads { &q_norm } else { &k_norm };
+                    row = reference::rms_norm(&row, &wide(weights), 1e-6);
+                }
+                row = reference::rope(&row, &wide(cos), &wide(sin));
+            }
+            if head < num_heads {
+                let got = &got[(token * heads + head) * head_dim..][..head_dim];
+                assert_close(&kernel, got, &row, |want| want.abs() * element.epsilon() * 1.01 + 1e-5);
+                continue;
+            }
+            let scale = f64::from(if is_value { v_scale } else { k_scale });
+            let kv_head = (head - num_heads) % num_kv_heads;
+            let (block, offset) = (slot as usize / 16, slot as usize % 16);
+            let start = (((block * 2 + usize::from(is_value)) * num_kv_heads + kv_head) * 16 + offset)
+                * head_dim;
+            written[start..start + head_dim].fill(true);
+            let got: Vec<f64> = cache[start..start + head_dim].iter().map(|x| x * scale).collect();
+            // A subnormal e4m3 has a fixed step.
+            let step = if cache_element == Element::E4m3 { scale * 2_f64.powi(-10) } else { 0.0 };
+            assert_close(&kernel, &got, &row, |want| {
+                want.abs() * cache_element.epsilon() * 1.01 + step + 1e-5
+            });
+        }
+    }
+    for (i, (value, written)) in cache.iter().zip(written).enumerate() {
+        assert_eq!(value.is_nan(), !written, "{kernel}: cache [{i}]");
+    }
+}

@@ -1,0 +1,7 @@
+//! Every CUDA kernel, run by the shim, against the f64 references.
+
+mod attention;
+mod element;
+mod elementwise;
+mod mutations;
+mod sampling;

@@ -1,0 +1,94 @@
+//! Faults planted in the kernels' sources, each of which must be found: a test that
+//! cannot fail proves nothing.
+
+use std::{fs, path::Path, process};
+
+use sconce_cuda_shim::{Shim, compile, compiler};
+
+use crate::{
+    attention::{Case, How},
+    element::Element,
+};
+
+/// Replaces one piece of a kernel's source, builds the shim with it, and hands it to
+/// a check, which must not pass with it, but must without.
+fn must_be_found(
+    name: &str,
+    (from, to): (&str, &str),
+    check: impl Fn(&mut Shim) -> Result<(), String>,
+) {
+    check(&mut Shim::new()).unwrap_or_else(|error| panic!("{name}: without the fault: {error}"));
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", process::id()));
+    fs::create_dir_all(&folder).expect("the target folder takes files");
+    let mut changed = 0;
+    for entry in fs::read_dir(here.join("../cuda")).expect("the kernels' folder") {
+        let path = entry.expect("an entry").path();
+        let text = fs::read_to_string(&path).expect("a source");
+        changed += text.matches(from).count();
+        let file = folder.join(path.file_name().expect("a file's name"));
+        fs::write(file, text.replace(from, to)).expect("the target folder takes files");
+    }
+    assert_eq!(changed, 1, "{name}: {from:?} stands in the sources once");
+    let program = folder.join("shim");
+    let kernels = [folder.join("paged_attention.cu")];
+    compile(compiler(), here, &folder, &kernels, &program).expect("the fault compiles");
+    let outcome = check(&mut Shim::of(&program));
+    fs::remove_dir_all(&folder).expect("the target folder is ours");
+    let found = outcome.expect_err("the fault must be found");
+    eprintln!("{name}: found: {found}");
+}
+
+fn decode_and_prompt() -> Case {
+    Case::new(Element::F16, (1, 4, 64), &[(601, 1), (75, 70)])
+}
+
+fn of_any_order(case: &Case, shim: &mut Shim) -> Result<(), String> {
+    (0..3).try_for_each(|seed| case.check(shim, How { seed, chunks_per_block: 1 }))
+}
+
+#[test]
+fn a_dropped_barrier_is_found() {
+    let fault = (
+        "void operator()() const { __syncthreads(); }",
+        "void operator()() const { __syncwarp(); }",
+    );
+    must_be_found("barrier", fault, |shim| of_any_order(&decode_and_prompt(), shim));
+}
+
+#[test]
+fn a_page_off_by_one_is_found() {
+    let fault = ("context.blocks[token / BLOCK_TOKENS]", "context.blocks[(token + 1) / BLOCK_TOKENS]");
+    must_be_found("page", fault, |shim| of_any_order(&decode_and_prompt(), shim));
+}
+
+/// The numbers come out right, but not the bits.
+#[test]
+fn chunks_merged_in_the_wrong_order_are_found() {
+    let fault = (
+        "const float* from = p.partials + (size_t(slot + c) *",
+        "const float* from = p.partials + (size_t(slot + (chunks - 1 - c)) *",
+    );
+    must_be_found("order", fault, |shim| {
+        let how = How { seed: 1, chunks_per_block: 8 };
+        let case = |queries| Case::new(Element::F16, (1, 4, 64), &[(601, queries)]);
+        let decoded = case(1).run(shim, how)?;
+        let prefilled = case(5).run(shim, how)?;
+        if prefilled.ends_with(&decoded) { Ok(()) } else { Err("other bits".to_owned()) }
+    });
+}
+
+#[test]
+fn an_unmasked_tail_is_found() {
+    let fault = ("token <= rows.position[r] && token >= rows.first[r]", "token >= rows.first[r]");
+    must_be_found("tail", fault, |shim| of_any_order(&decode_and_prompt(), shim));
+}
+
+#[test]
+fn a_stale_scale_is_found() {
+    let fault = ("const float factor = p.v_scale / partial.sum[r];", "const float factor = 1.0f / partial.sum[r];");
+    must_be_found("scale", fault, |shim| {
+        let case = Case { cache_element: Element::E4m3, ..decode_and_prompt() };
+        of_any_order(&case, shim)
+    });
+}

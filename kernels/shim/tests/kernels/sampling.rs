@@ -1,0 +1,227 @@
+//! Sampling against the reference's distribution and the request's own number.
+
+use sconce_cuda_shim::{Launch, Memory, Shim};
+use sconce_kernels::{
+    cuda::{MAX_TOP, SampleRow, SampledRow, Sampling},
+    ops::sampling::{SampleRequest, SeenToken, uniform},
+    reference,
+};
+
+use crate::element::numbers;
+
+/// What the kernel gave for a row.
+#[derive(Debug, PartialEq)]
+struct Row {
+    token: u32,
+    logprob: f32,
+    top: Vec<(u32, f32)>,
+}
+
+/// Samples rows of equal length.
+fn sample(shim: &mut Shim, logits: &[f32], requests: &[SampleRequest<'_>], seed: u64) -> Vec<Row> {
+    let (mut biases, mut banned, mut seen) = (Vec::new(), Vec::new(), Vec::new());
+    let mut rows = Vec::new();
+    for request in requests {
+        let border = |list: &Vec<u32>, words: usize| (list.len() / words) as u32;
+        let (bias, ban, see) = (border(&biases, 2), border(&banned, 1), border(&seen, 2));
+        biases.extend(request.logit_bias.iter().flat_map(|&(token, bias)| [token, bias.to_bits()]));
+        banned.extend(request.banned);
+        seen.extend(request.seen.iter().flat_map(|seen| [seen.token, seen.output_count]));
+        rows.push(SampleRow {
+            temperature: request.temperature,
+            top_p: request.top_p,
+            min_p: request.min_p,
+            repetition_penalty: request.repetition_penalty,
+            presence_penalty: request.presence_penalty,
+            frequency_penalty: request.frequency_penalty,
+            top_k: request.top_k,
+            seed: [request.seed as u32, (request.seed >> 32) as u32],
+            index: request.index,
+            num_logprobs: request.num_logprobs.map_or(-1, |num| num as i32),
+            bias: [bias, border(&biases, 2)],
+            banned: [ban, border(&banned, 1)],
+            seen: [see, border(&seen, 2)],
+        });
+    }
+    let mut memory = Memory::default();
+    let mut room = |list: &[u32], words: usize| memory.buffer(&vec![0.0_f32; list.len() / words]);
+    let raw = [room(&biases, 2), room(&banned, 1), room(&seen, 2)];
+    let params = Sampling {
+        logits: memory.buffer(logits),
+        requests: memory.buffer(&rows),
+        biases: memory.buffer(&biases),
+        banned: memory.buffer(&banned),
+        seen: memory.buffer(&seen),
+        bias_raw: raw[0],
+        banned_raw: raw[1],
+        seen_raw: raw[2],
+        out: memory.buffer(&vec![0_u32; rows.len() * 3]),
+        top: memory.buffer(&vec![0_u32; rows.len() * MAX_TOP * 2]),
+        vocab_size: (logits.len() / rows.len()) as u32,
+        padding: 0,
+    };
+    let launch = Launch {
+        kernel: "sampling",
+        grid: [rows.len() as u32, 1, 1],
+        threads: 512,
+        shared_bytes: 0,
+        seed,
+    };
+    shim.launch(&launch, &params, &mut memory).unwrap();
+    let top = memory.read::<u32>(params.top);
+    let out = memory.read::<SampledRow>(params.out);
+    out.iter()
+        .zip(top.chunks_exact(MAX_TOP * 2))
+        .map(|(row, top)| Row {
+            token: row.token,
+            logprob: row.logprob,
+            top: top
+                .chunks_exact(2)
+                .take(row.num_top as usize)
+                .map(|top| (top[0], f32::from_bits(top[1])))
+                .collect(),
+        })
+        .collect()
+}
+
+/// Logits of a few units, with equals among them.
+fn logits(seed: u64, len: usize) -> Vec<f32> {
+    numbers(seed, len).iter().map(|x| (x * 40.0).round() / 4.0).collect()
+}
+
+fn requests() -> Vec<SampleRequest<'static>> {
+    const SEEN: &[SeenToken] = &[
+        SeenToken { token: 3, output_count: 2 },
+        SeenToken { token: 17, output_count: 0 },
+        SeenToken { token: 90_000, output_count: 1 },
+    ];
+    let base = SampleRequest { temperature: 0.8, ..SampleRequest::default() };
+    let filtered = SampleRequest { top_k: 40, top_p: 0.9, min_p: 0.01, ..base };
+    let penalized = SampleRequest {
+        repetition_penalty: 1.3,
+        presence_penalty: 0.5,
+        frequency_penalty: 0.2,
+        seen: SEEN,
+        logit_bias: &[(5, 30.0), (6, -100.0), (80_000, 1.0)],
+        banned: &[7, 70_000],
+        ..base
+    };
+    let mut all = vec![
+        SampleRequest::default(),
+        base,
+        SampleRequest { temperature: 1e-6, ..base },
+        SampleRequest { temperature: f32::INFINITY, ..base },
+        SampleRequest { top_k: 1, ..base },
+        SampleRequest { top_k: 7, ..base },
+        SampleRequest { top_p: 0.5, ..base },
+        SampleRequest { top_p: 0.0, ..base },
+        SampleRequest { min_p: 0.3, ..base },
+        filtered,
+        penalized,
+        SampleRequest { top_p: 0.7, temperature: 0.5, ..penalized },
+    ];
+    for (index, request) in (0..).zip(&mut all) {
+        request.seed = 0x1234_5678_9abc_def0 + index;
+        request.index = index as u32;
+    }
+    all
+}
+
+#[test]
+fn the_drawn_token_is_the_references() {
+    let mut shim = Shim::new();
+    for vocab_size in [100, 512, 3001] {
+        let requests = requests();
+        let rows: Vec<f32> =
+            (0..requests.len() as u64).flat_map(|row| logits(row, vocab_size)).collect();
+        let got = sample(&mut shim, &rows, &requests, 1);
+        for (i, (request, row)) in requests.iter().zip(rows.chunks_exact(vocab_size)).enumerate() {
+            let wide: Vec<f64> = row.iter().copied().map(f64::from).collect();
+            let inside = |token: u32| (token as usize) < vocab_size;
+            let seen: Vec<_> = request.seen.iter().copied().filter(|s| inside(s.token)).collect();
+            let bias: Vec<_> =
+                request.logit_bias.iter().copied().filter(|&(token, _)| inside(token)).collect();
+            let banned: Vec<_> =
+                request.banned.iter().copied().filter(|&token| inside(token)).collect();
+            let request =
+                SampleRequest { seen: &seen, logit_bias: &bias, banned: &banned, ..*request };
+            let token = got[i].token as usize;
+            if request.temperature < 1e-5 {
+                let adjusted = reference::adjusted_logits(&wide, &request);
+                let best = adjusted.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let first = adjusted.iter().position(|&logit| logit == best);
+                assert_eq!(Some(token), first, "row {i} of {vocab_size}");
+                continue;
+            }
+            let temperature = request.temperature.min(1e9);
+            let request = SampleRequest { temperature, ..request };
+            let distribution = reference::distribution(&wide, &request);
+            let number = uniform(request.seed, request.index);
+            // Rounding may move a border past a number that lies at it.
+            let near = [number - 1e-5, number, number + 1e-5]
+                .map(|number| reference::draw(&distribution, number.clamp(0.0, 1.0)));
+            assert!(near.contains(&token), "row {i} of {vocab_size}: {token}, not {near:?}");
+        }
+    }
+}
+
+#[test]
+fn log_probabilities_are_of_the_raw_logits() {
+    let vocab_size = 1000;
+    let requests: Vec<_> = requests()
+        .into_iter()
+        .map(|request| SampleRequest { num_logprobs: Some(20), ..request })
+        .collect();
+    let rows: Vec<f32> = (0..requests.len() as u64).flat_map(|row| logits(row, vocab_size)).collect();
+    let got = sample(&mut Shim::new(), &rows, &requests, 2);
+    for (row, got) in rows.chunks_exact(vocab_size).zip(&got) {
+        let wide: Vec<f64> = row.iter().copied().map(f64::from).collect();
+        let want = reference::log_softmax(&wide);
+        assert!((f64::from(got.logprob) - want[got.token as usize]).abs() < 1e-4);
+        let mut order: Vec<usize> = (0..vocab_size).collect();
+        order.sort_by(|&a, &b| wide[b].total_cmp(&wide[a]));
+        let tokens: Vec<usize> = got.top.iter().map(|&(token, _)| token as usize).collect();
+        assert_eq!(tokens, order[..20]);
+        for &(token, logprob) in &got.top {
+            assert!((f64::from(logprob) - want[token as usize]).abs() < 1e-4);
+        }
+    }
+}
+
+#[test]
+fn the_order_of_threads_and_the_neighbours_change_nothing() {
+    let mut shim = Shim::new();
+    let requests: Vec<_> = requests()
+        .into_iter()
+        .map(|request| SampleRequest { num_logprobs: Some(3), ..request })
+        .collect();
+    let rows: Vec<f32> = (0..requests.len() as u64).flat_map(|row| logits(row, 700)).collect();
+    let together = sample(&mut shim, &rows, &requests, 3);
+    assert_eq!(sample(&mut shim, &rows, &requests, 4), together);
+    for (i, row) in rows.chunks_exact(700).enumerate() {
+        let alone = sample(&mut shim, row, &requests[i..=i], 5);
+        assert_eq!(alone[0], together[i], "row {i}");
+    }
+}
+
+#[test]
+fn rows_that_cannot_be_drawn_from_say_so() {
+    let len = 600;
+    let mut rows = Vec::new();
+    let mut wrong = logits(1, len);
+    wrong[599] = f32::NAN;
+    rows.extend(&wrong);
+    wrong[599] = f32::INFINITY;
+    rows.extend(&wrong);
+    rows.extend(vec![f32::NEG_INFINITY; len]);
+    // Of this one something is left.
+    let mut few = vec![f32::NEG_INFINITY; len];
+    few[77] = -3.0;
+    rows.extend(&few);
+    let request = SampleRequest { temperature: 1.0, num_logprobs: Some(2), ..Default::default() };
+    let got = sample(&mut Shim::new(), &rows, &[request; 4], 6);
+    for row in &got[..3] {
+        assert_eq!(row.token, SampledRow::NON_FINITE);
+    }
+    assert_eq!((got[3].token, got[3].top.len()), (77, 1));
+}

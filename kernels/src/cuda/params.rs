@@ -1,0 +1,142 @@
+//! The kernels' parameter structs, field by field those of the `.cu` files, which
+//! say what each is.
+
+use std::mem::offset_of;
+
+use bytemuck::{NoUninit, Pod, Zeroable};
+
+/// An address on the device; 0 is null.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(transparent)]
+pub struct DevicePointer(pub u64);
+
+impl DevicePointer {
+    /// Nothing.
+    pub const NULL: Self = Self(0);
+}
+
+/// A kernel's one parameter.
+pub trait KernelParams: NoUninit {
+    /// Where the pointers are, in bytes from the start.
+    const POINTERS: &'static [usize];
+}
+
+/// A parameter struct and where its pointers are.
+macro_rules! params {
+    ($(#[$doc:meta])* $name:ident { $($pointer:ident),* ; $($field:ident: $type:ty),* $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, NoUninit)]
+        #[repr(C)]
+        #[expect(missing_docs, reason = "the .cu file says what each field is")]
+        pub struct $name {
+            $(pub $pointer: DevicePointer,)*
+            $(pub $field: $type,)*
+        }
+
+        impl KernelParams for $name {
+            const POINTERS: &'static [usize] = &[$(offset_of!($name, $pointer)),*];
+        }
+    };
+}
+
+params! {
+    /// `embedding_gather.cu`; grid `[rows]`, 256 threads.
+    EmbeddingGather { token_ids, table, out; pieces: u32, padding: u32 }
+}
+
+params! {
+    /// `rms_norm.cu`; grid `[rows]`, 256 threads.
+    RmsNorm { x, residual, weight, out; hidden: u32, eps: f32 }
+}
+
+params! {
+    /// `gated.cu`; any grid, 256 threads.
+    Gated { x, out; pieces: u32, rows: u32 }
+}
+
+params! {
+    /// `rope_and_cache.cu`; grid `[tokens, heads of Q, K and V by 4]`, 128 threads.
+    RopeAndCache {
+        qkv, rope, positions, slot_mapping, q_norm, k_norm, cache;
+        num_heads: u32,
+        num_kv_heads: u32,
+        head_dim: u32,
+        eps: f32,
+        k_scale: f32,
+        v_scale: f32,
+    }
+}
+
+params! {
+    /// `blocks.cu`; grid `[pairs, layers]`, 256 threads.
+    CopyBlocks {
+        pairs, from, to;
+        from_layer_bytes: u64,
+        to_layer_bytes: u64,
+        block_bytes: u32,
+        padding: u32,
+    }
+}
+
+params! {
+    /// `paged_attention.cu`; grid `[work, KV heads]`, 256 threads, shared memory as
+    /// [`super::AttentionPlan::shared_bytes`] has it.
+    PagedAttention {
+        work, q, cache, out, cu_seqlens_q, context_lens, block_tables, cu_blocks, partials, tickets;
+        q_stride: u32,
+        num_kv_heads: u32,
+        group: u32,
+        window: u32,
+        scale: f32,
+        soft_cap: f32,
+        v_scale: f32,
+        padding: u32,
+    }
+}
+
+params! {
+    /// `sampling.cu`; grid `[rows]`, 512 threads.
+    Sampling {
+        logits, requests, biases, banned, seen, bias_raw, banned_raw, seen_raw, out, top;
+        vocab_size: u32,
+        padding: u32,
+    }
+}
+
+/// Likeliest tokens that a row of [`Sampling`] reports at most.
+pub const MAX_TOP: usize = 32;
+
+/// What one row of [`Sampling`] asks; lists are given by their borders.
+#[derive(Clone, Copy, Debug, NoUninit)]
+#[repr(C)]
+#[expect(missing_docs, reason = "the .cu file says what each field is")]
+pub struct SampleRow {
+    pub temperature: f32,
+    pub top_p: f32,
+    pub min_p: f32,
+    pub repetition_penalty: f32,
+    pub presence_penalty: f32,
+    pub frequency_penalty: f32,
+    pub top_k: u32,
+    pub seed: [u32; 2],
+    pub index: u32,
+    pub num_logprobs: i32,
+    pub bias: [u32; 2],
+    pub banned: [u32; 2],
+    pub seen: [u32; 2],
+}
+
+/// What one row of [`Sampling`] gives.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+#[expect(missing_docs, reason = "the .cu file says what each field is")]
+pub struct SampledRow {
+    pub token: u32,
+    pub logprob: f32,
+    pub num_top: u32,
+}
+
+impl SampledRow {
+    /// The token of a row that cannot be drawn from.
+    pub const NON_FINITE: u32 = u32::MAX;
+}
