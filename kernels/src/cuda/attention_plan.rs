@@ -55,7 +55,12 @@ impl AttentionPlan {
     ///
     /// # Panics
     /// If `chunks_per_block` is out of range.
-    pub fn plan(&mut self, batch: &ForwardBatch, params: &AttentionParams, chunks_per_block: usize) {
+    pub fn plan(
+        &mut self,
+        batch: &ForwardBatch,
+        params: &AttentionParams,
+        chunks_per_block: usize,
+    ) {
         assert!((1..=WARPS).contains(&chunks_per_block), "a warp has one chunk at most");
         self.work.clear();
         (self.num_partials, self.num_tickets) = (0, 0);

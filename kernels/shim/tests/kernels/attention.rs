@@ -18,6 +18,9 @@ pub(crate) struct Case {
     pub(crate) cache_element: Element,
     pub(crate) params: AttentionParams,
     pub(crate) sequences: Vec<(usize, usize)>,
+    /// All tokens weigh the same, and the second chunk's values take the first's
+    /// away and leave what is 4,096 times smaller: how they are added up shows.
+    pub(crate) cancelling: bool,
 }
 
 /// How a launch is carried out, which must change no bit.
@@ -42,7 +45,8 @@ impl Case {
             sliding_window: None,
             soft_cap: None,
         };
-        Self { element, cache_element: element, params, sequences: sequences.to_vec() }
+        let sequences = sequences.to_vec();
+        Self { element, cache_element: element, params, sequences, cancelling: false }
     }
 
     fn scales(&self) -> (f32, f32) {
@@ -55,13 +59,22 @@ impl Case {
         let (len, _) = self.sequences[sequence];
         let scale = [self.scales().0, self.scales().1][half as usize];
         let cols = self.params.num_kv_heads * self.params.head_dim;
-        numbers(100 + half + len as u64 * 2, len * cols).iter().map(|x| x / scale).collect()
+        let mut stored: Vec<f32> =
+            numbers(100 + half + len as u64 * 2, len * cols).iter().map(|x| x / scale).collect();
+        if self.cancelling && half == 1 {
+            let chunk = 256 * cols;
+            for i in chunk..stored.len() {
+                stored[i] = if i < 2 * chunk { -stored[i - chunk] } else { stored[i] / 4096.0 };
+            }
+        }
+        stored
     }
 
     /// Q of a sequence's whole context, `[context_len, num_heads, head_dim]`.
     fn queries(&self, sequence: usize) -> Vec<f32> {
         let (len, _) = self.sequences[sequence];
-        numbers(99 + len as u64 * 2, len * self.params.num_heads * self.params.head_dim)
+        let all = len * self.params.num_heads * self.params.head_dim;
+        if self.cancelling { vec![0.0; all] } else { numbers(99 + len as u64 * 2, all) }
     }
 
     fn batch(&self) -> ForwardBatch {
@@ -88,7 +101,9 @@ impl Case {
         for (s, &(len, _)) in self.sequences.iter().enumerate() {
             for half in 0..2 {
                 let rows = self.cache_element.encode(&self.stored(s, half));
-                for (i, row) in rows.chunks_exact(head_dim * size).enumerate().take(len * num_kv_heads) {
+                for (i, row) in
+                    rows.chunks_exact(head_dim * size).enumerate().take(len * num_kv_heads)
+                {
                     let (token, head) = (i / num_kv_heads, i % num_kv_heads);
                     let block = batch.blocks(s)[token / 16] as usize * 2 + half as usize;
                     let at = (block * num_kv_heads + head) * 16 + token % 16;
@@ -165,7 +180,8 @@ impl Case {
                 rows.map(|row| row.iter().map(|x| x * scale).collect()).collect()
             };
             let q = self.element.rounded(&self.queries(s));
-            let caches: Vec<_> = (0..num_kv_heads).map(|h| (of_head(0, h), of_head(1, h))).collect();
+            let caches: Vec<_> =
+                (0..num_kv_heads).map(|h| (of_head(0, h), of_head(1, h))).collect();
             for position in len - queries..len {
                 for head in 0..num_heads {
                     let q = &q[(position * num_heads + head) * head_dim..][..head_dim];
@@ -180,7 +196,7 @@ impl Case {
     pub(crate) fn check(&self, shim: &mut Shim, how: How) -> Result<(), String> {
         let got = self.element.decode(&self.run(shim, how)?);
         // Probabilities are rounded once, and so is the result; values are below 1.
-        let tolerance = self.element.epsilon() * 2.5;
+        let tolerance = self.element.epsilon() * 1.25;
         let want = self.want();
         let far = got.iter().zip(&want).position(|(got, want)| {
             // Not a NaN either.
@@ -204,10 +220,7 @@ fn every_dtype_and_head_dim_matches_the_reference() {
     for element in Element::ACTIVATIONS {
         for cache_element in [element, Element::E4m3] {
             for head_dim in [64, 80, 96, 128, 256] {
-                let case = Case {
-                    cache_element,
-                    ..Case::new(element, (2, 3, head_dim), RAGGED)
-                };
+                let case = Case { cache_element, ..Case::new(element, (2, 3, head_dim), RAGGED) };
                 let what = format!("{element:?} over {cache_element:?}, {head_dim}");
                 case.check(&mut shim, PLAINLY).unwrap_or_else(|error| panic!("{what}: {error}"));
             }

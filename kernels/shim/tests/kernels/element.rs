@@ -27,11 +27,11 @@ impl Element {
         if self == Self::E4m3 { 1 } else { 2 }
     }
 
-    /// Half a unit in the last place of 1: the error of rounding, relative.
+    /// Half a unit in the last place of 1, which bounds the relative error of rounding.
     pub(crate) fn epsilon(self) -> f64 {
         match self {
-            Self::Bf16 => 2_f64.powi(-9),
-            Self::F16 => 2_f64.powi(-12),
+            Self::Bf16 => 2_f64.powi(-8),
+            Self::F16 => 2_f64.powi(-11),
             Self::E4m3 => 2_f64.powi(-4),
         }
     }

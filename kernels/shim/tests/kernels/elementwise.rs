@@ -85,7 +85,8 @@ fn rms_norm_norms_each_row_and_adds_the_residual_first() {
 #[test]
 fn gates_are_silu_or_gelu() {
     let mut shim = Shim::new();
-    let gelu = |x: f64| 0.5 * x * (1.0 + (0.797_884_560_802_865_4 * (x + 0.044715 * x.powi(3))).tanh());
+    let gelu =
+        |x: f64| 0.5 * x * (1.0 + (0.797_884_560_802_865_4 * (x + 0.044715 * x.powi(3))).tanh());
     let silu = |x: f64| x / (1.0 + (-x).exp());
     for element in Element::ACTIVATIONS {
         for (act, of) in [("silu", &silu as &dyn Fn(f64) -> f64), ("gelu", &gelu)] {
@@ -110,9 +111,7 @@ fn gates_are_silu_or_gelu() {
                 })
                 .collect();
             let got = element.decode(&memory.read(params.out));
-            assert_close(&kernel, &got, &want, |want| {
-                want.abs() * element.epsilon() * 1.01 + 1e-5
-            });
+            assert_close(&kernel, &got, &want, |want| want.abs() * element.epsilon() * 1.01 + 1e-5);
         }
     }
 }
@@ -233,13 +232,16 @@ fn rope_case(
             }
             if head < num_heads {
                 let got = &got[(token * heads + head) * head_dim..][..head_dim];
-                assert_close(&kernel, got, &row, |want| want.abs() * element.epsilon() * 1.01 + 1e-5);
+                assert_close(&kernel, got, &row, |want| {
+                    want.abs() * element.epsilon() * 1.01 + 1e-5
+                });
                 continue;
             }
             let scale = f64::from(if is_value { v_scale } else { k_scale });
             let kv_head = (head - num_heads) % num_kv_heads;
             let (block, offset) = (slot as usize / 16, slot as usize % 16);
-            let start = (((block * 2 + usize::from(is_value)) * num_kv_heads + kv_head) * 16 + offset)
+            let start = (((block * 2 + usize::from(is_value)) * num_kv_heads + kv_head) * 16
+                + offset)
                 * head_dim;
             written[start..start + head_dim].fill(true);
             let got: Vec<f64> = cache[start..start + head_dim].iter().map(|x| x * scale).collect();

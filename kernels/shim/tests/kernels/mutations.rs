@@ -58,11 +58,12 @@ fn a_dropped_barrier_is_found() {
 
 #[test]
 fn a_page_off_by_one_is_found() {
-    let fault = ("context.blocks[token / BLOCK_TOKENS]", "context.blocks[(token + 1) / BLOCK_TOKENS]");
+    let fault =
+        ("context.blocks[token / BLOCK_TOKENS]", "context.blocks[(token + 1) / BLOCK_TOKENS]");
     must_be_found("page", fault, |shim| of_any_order(&decode_and_prompt(), shim));
 }
 
-/// The numbers come out right, but not the bits.
+/// The numbers come out right, nearly, but not the bits.
 #[test]
 fn chunks_merged_in_the_wrong_order_are_found() {
     let fault = (
@@ -71,7 +72,10 @@ fn chunks_merged_in_the_wrong_order_are_found() {
     );
     must_be_found("order", fault, |shim| {
         let how = How { seed: 1, chunks_per_block: 8 };
-        let case = |queries| Case::new(Element::F16, (1, 4, 64), &[(601, queries)]);
+        let case = |queries| Case {
+            cancelling: true,
+            ..Case::new(Element::Bf16, (1, 4, 64), &[(601, queries)])
+        };
         let decoded = case(1).run(shim, how)?;
         let prefilled = case(5).run(shim, how)?;
         if prefilled.ends_with(&decoded) { Ok(()) } else { Err("other bits".to_owned()) }
@@ -86,7 +90,10 @@ fn an_unmasked_tail_is_found() {
 
 #[test]
 fn a_stale_scale_is_found() {
-    let fault = ("const float factor = p.v_scale / partial.sum[r];", "const float factor = 1.0f / partial.sum[r];");
+    let fault = (
+        "const float factor = p.v_scale / partial.sum[r];",
+        "const float factor = 1.0f / partial.sum[r];",
+    );
     must_be_found("scale", fault, |shim| {
         let case = Case { cache_element: Element::E4m3, ..decode_and_prompt() };
         of_any_order(&case, shim)

@@ -172,7 +172,8 @@ fn log_probabilities_are_of_the_raw_logits() {
         .into_iter()
         .map(|request| SampleRequest { num_logprobs: Some(20), ..request })
         .collect();
-    let rows: Vec<f32> = (0..requests.len() as u64).flat_map(|row| logits(row, vocab_size)).collect();
+    let rows: Vec<f32> =
+        (0..requests.len() as u64).flat_map(|row| logits(row, vocab_size)).collect();
     let got = sample(&mut Shim::new(), &rows, &requests, 2);
     for (row, got) in rows.chunks_exact(vocab_size).zip(&got) {
         let wide: Vec<f64> = row.iter().copied().map(f64::from).collect();
