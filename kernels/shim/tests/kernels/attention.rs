@@ -199,8 +199,8 @@ impl Case {
         let tolerance = self.element.epsilon() * 1.25;
         let want = self.want();
         let far = got.iter().zip(&want).position(|(got, want)| {
-            // Not a NaN either.
-            !((got - want).abs() <= tolerance)
+            let off = (got - want).abs();
+            off.is_nan() || off > tolerance
         });
         match far {
             None => Ok(()),

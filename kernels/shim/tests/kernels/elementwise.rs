@@ -26,7 +26,9 @@ fn embedding_gather_copies_the_tokens_rows() {
         padding: 0,
     };
     let grid = [tokens.len() as u32, 1, 1];
-    Shim::new().launch(&launch("embedding_gather", grid, 256), &params, &mut memory).unwrap();
+    Shim::new()
+        .launch(&launch("embedding_gather", grid, 256), &params, &mut memory)
+        .expect("the kernel runs");
     let want: Vec<u16> = tokens
         .iter()
         .flat_map(|&token| table[token as usize * hidden..][..hidden].to_vec())
@@ -58,7 +60,8 @@ fn rms_norm_norms_each_row_and_adds_the_residual_first() {
                 };
                 let kernel = format!("rms_norm_{}", element.name());
                 let grid = [rows as u32, 1, 1];
-                shim.launch(&launch(&kernel, grid, 256), &params, &mut memory).unwrap();
+                shim.launch(&launch(&kernel, grid, 256), &params, &mut memory)
+                    .expect("the kernel runs");
                 let mut sums = element.rounded(&x);
                 if with_residual {
                     let old = element.rounded(&residual);
@@ -101,7 +104,8 @@ fn gates_are_silu_or_gelu() {
             };
             let kernel = format!("{act}_mul_{}", element.name());
             // Fewer threads than pieces in all, so that some take two.
-            shim.launch(&launch(&kernel, [1, 1, 1], 16), &params, &mut memory).unwrap();
+            shim.launch(&launch(&kernel, [1, 1, 1], 16), &params, &mut memory)
+                .expect("the kernel runs");
             let x = element.rounded(&x);
             let want: Vec<f64> = x
                 .chunks_exact(2 * intermediate)
@@ -131,7 +135,9 @@ fn copy_blocks_moves_whole_blocks_of_every_layer() {
         block_bytes: words * 4,
         padding: 0,
     };
-    Shim::new().launch(&launch("copy_blocks", [2, layers, 1], 256), &params, &mut memory).unwrap();
+    Shim::new()
+        .launch(&launch("copy_blocks", [2, layers, 1], 256), &params, &mut memory)
+        .expect("the kernel runs");
     let to = memory.read::<u32>(params.to);
     for layer in 0..layers {
         for block in 0..blocks {
@@ -212,7 +218,7 @@ fn rope_case(
     };
     let kernel = format!("rope_and_cache_{suffix}");
     let grid = [positions.len() as u32, heads.div_ceil(4) as u32, 1];
-    shim.launch(&launch(&kernel, grid, 128), &params, &mut memory).unwrap();
+    shim.launch(&launch(&kernel, grid, 128), &params, &mut memory).expect("the kernel runs");
     let got = element.decode(&memory.read(params.qkv));
     let cache = cache_element.decode(&memory.read(params.cache));
     let x = element.rounded(&qkv);

@@ -67,7 +67,7 @@ fn sample(shim: &mut Shim, logits: &[f32], requests: &[SampleRequest<'_>], seed:
         shared_bytes: 0,
         seed,
     };
-    shim.launch(&launch, &params, &mut memory).unwrap();
+    shim.launch(&launch, &params, &mut memory).expect("the kernel runs");
     let top = memory.read::<u32>(params.top);
     let out = memory.read::<SampledRow>(params.out);
     out.iter()
