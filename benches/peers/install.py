@@ -46,6 +46,7 @@ def once(path, make):
     if half.is_dir():
         shutil.rmtree(half)
     half.unlink(missing_ok=True)
+    half.parent.mkdir(parents=True, exist_ok=True)
     make(half)
     half.rename(path)
     return path
