@@ -482,3 +482,34 @@ KERNEL(sampling, Sampling, SAMPLE_THREADS) {
         p.out[blockIdx.x] = result;
     }
 }
+
+struct TokenLogprobs {
+    // [rows, vocab_size]
+    const float* logits;
+    // [rows]
+    const uint32_t* tokens;
+    // [rows]: likeliest tokens to report, at most MAX_TOP
+    const uint32_t* num_top;
+    // [rows]
+    SampledRow* out;
+    // [rows, MAX_TOP], most likely first
+    TopToken* top;
+    uint32_t vocab_size;
+};
+
+// Log-probabilities of given tokens, for prompts and scoring; NaN where the row has no
+// distribution. Grid: [rows].
+KERNEL(token_logprobs, TokenLogprobs, SAMPLE_THREADS) {
+    const uint32_t token = p.tokens[blockIdx.x];
+    Row row{const_cast<float*>(p.logits) + size_t(blockIdx.x) * p.vocab_size, p.vocab_size, 0.0f, 1.0f};
+    SampledRow result{token, NAN, 0};
+    row.largest = largest_logit(row);
+    if (is_finite(row.largest) && is_drawable(row)) {
+        const float log_sum = log_sum_exp(row);
+        result.num_top = report_top(row, p.num_top[blockIdx.x], log_sum, p.top + size_t(blockIdx.x) * MAX_TOP);
+        result.logprob = row.logits[token] - log_sum;
+    }
+    if (threadIdx.x == 0) {
+        p.out[blockIdx.x] = result;
+    }
+}

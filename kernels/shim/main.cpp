@@ -56,8 +56,9 @@ int main() {
         read_bytes(params.data(), params.size());
         for (uint32_t left = expect<uint32_t>(); left > 0; --left) {
             const uint32_t offset = expect<uint32_t>();
-            const uint32_t buffer = expect<uint32_t>();
-            memcpy(params.data() + offset, &buffers.at(buffer).data, sizeof(void*));
+            const Buffer& buffer = buffers.at(expect<uint32_t>());
+            const char* address = static_cast<char*>(buffer.data) + expect<uint64_t>();
+            memcpy(params.data() + offset, &address, sizeof(address));
         }
         shim::launch(launch, params.data(), params.size());
         for (Buffer& buffer : buffers) {

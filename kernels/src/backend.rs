@@ -16,14 +16,18 @@ use crate::{
     ops::sampling::{SampleRequest, Sampled},
 };
 
-/// The dtype of the KV cache, and of weights that are not quantized. Sums are
-/// always in f32.
+/// The dtype a model computes in: of weights that are not quantized, and of the KV
+/// cache unless that has one of its own. Sums are always in f32. On a CPU,
+/// activations are f32 and an operation's input is rounded (to nearest, ties to
+/// even) where it meets weights of fewer bits; on CUDA, activations between
+/// operations are of this dtype.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dtype {
-    /// 32-bit floats; activations are not rounded.
+    /// 32-bit floats.
     F32,
-    /// bfloat16; an operation's input is rounded to bf16 (to nearest, ties to
-    /// even) where it meets bf16 weights, and K and V where they are cached.
+    /// IEEE half precision.
+    F16,
+    /// bfloat16.
     Bf16,
 }
 
@@ -33,7 +37,43 @@ impl Dtype {
     pub const fn size(self) -> usize {
         match self {
             Self::F32 => 4,
-            Self::Bf16 => 2,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+}
+
+/// What K and V are stored as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CacheDtype {
+    /// As [`Dtype::F32`].
+    F32,
+    /// As [`Dtype::F16`].
+    F16,
+    /// As [`Dtype::Bf16`].
+    Bf16,
+    /// 8-bit floats with four bits of exponent (Micikevicius et al., 2022), saturated
+    /// at ±448.
+    Fp8E4m3,
+}
+
+impl CacheDtype {
+    /// Bytes of one element.
+    #[must_use]
+    pub const fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+            Self::Fp8E4m3 => 1,
+        }
+    }
+}
+
+impl From<Dtype> for CacheDtype {
+    fn from(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::F32 => Self::F32,
+            Dtype::F16 => Self::F16,
+            Dtype::Bf16 => Self::Bf16,
         }
     }
 }
@@ -43,6 +83,8 @@ impl Dtype {
 pub enum WeightDtype {
     /// As [`Dtype::F32`].
     F32,
+    /// As [`Dtype::F16`].
+    F16,
     /// As [`Dtype::Bf16`].
     Bf16,
     /// 8-bit integers with one scale for each output (row of `[n, k]`),
@@ -65,7 +107,7 @@ impl WeightDtype {
     pub const fn size(self) -> usize {
         match self {
             Self::F32 => 4,
-            Self::Bf16 => 2,
+            Self::F16 | Self::Bf16 => 2,
             Self::Int8 => 1,
         }
     }
@@ -75,6 +117,7 @@ impl From<Dtype> for WeightDtype {
     fn from(dtype: Dtype) -> Self {
         match dtype {
             Dtype::F32 => Self::F32,
+            Dtype::F16 => Self::F16,
             Dtype::Bf16 => Self::Bf16,
         }
     }
@@ -93,14 +136,20 @@ pub struct KvLayout {
     /// Elements of one head.
     pub head_dim: usize,
     /// Element type.
-    pub dtype: Dtype,
+    pub dtype: CacheDtype,
 }
 
 impl KvLayout {
     /// Bytes that one block takes over all layers.
     #[must_use]
     pub const fn block_bytes(&self) -> usize {
-        self.num_layers * 2 * self.num_kv_heads * 16 * self.head_dim * self.dtype.size()
+        self.num_layers * self.layer_block_bytes()
+    }
+
+    /// Bytes that one block takes in one layer.
+    #[must_use]
+    pub const fn layer_block_bytes(&self) -> usize {
+        2 * self.num_kv_heads * 16 * self.head_dim * self.dtype.size()
     }
 }
 
@@ -123,7 +172,8 @@ pub struct AttentionParams {
 
 /// A device that computes the operations. One thread owns it.
 pub trait Backend: Send {
-    /// Activations `[capacity, cols]`, f32.
+    /// Activations `[capacity, cols]`, in the dtype the backend computes in, or logits
+    /// in f32.
     type Buffer: Send;
     /// A weight `[n, k]`, in the backend's own layout.
     type Matrix: Send + Sync;
@@ -140,6 +190,16 @@ pub trait Backend: Send {
     /// # Errors
     /// No memory.
     fn buffer(&self, capacity: usize, cols: usize) -> Result<Self::Buffer, KernelError>;
+
+    /// Allocates logits of `capacity` rows, f32 on every backend.
+    ///
+    /// # Errors
+    /// No memory.
+    fn logits_buffer(
+        &self,
+        capacity: usize,
+        vocab_size: usize,
+    ) -> Result<Self::Buffer, KernelError>;
 
     /// Packs weights stored as `[n_i, k]` (a checkpoint's `weight`) into one
     /// matrix of `n = Σ n_i` rows, converting to `dtype`.
@@ -170,6 +230,13 @@ pub trait Backend: Send {
     /// # Errors
     /// The device failed.
     fn read(&mut self, buffer: &Self::Buffer, rows: usize) -> Result<Vec<f32>, KernelError>;
+
+    /// Starts a step: operations that are given a batch are given this one until the
+    /// next call, so that a device has to be told of it once.
+    ///
+    /// # Errors
+    /// The device failed, or the batch exceeds what it has room for.
+    fn begin(&mut self, batch: &ForwardBatch) -> Result<(), KernelError>;
 
     /// `out[r] = table[batch.token_ids[r]]` for every row of the batch.
     ///

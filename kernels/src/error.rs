@@ -23,6 +23,26 @@ pub enum KernelError {
         /// The dtype given.
         got: candle_core::DType,
     },
+    /// Something that this device does not do.
+    #[error("{what} is not supported on {device}; {accepted}")]
+    Unsupported {
+        /// What was asked for.
+        what: String,
+        /// The kind of device.
+        device: &'static str,
+        /// What would be accepted.
+        accepted: &'static str,
+    },
+    /// The device failed.
+    #[error("{op}: the device failed: {reason}")]
+    Device {
+        /// What was asked of it.
+        op: String,
+        /// The driver's reason.
+        reason: String,
+        /// Whether nothing can be computed any more in this process.
+        sticky: bool,
+    },
     /// The device has no room.
     #[error("out of memory: {bytes} bytes for {what}")]
     OutOfMemory {

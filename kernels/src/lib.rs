@@ -16,6 +16,6 @@ pub mod mapped;
 pub mod ops;
 pub mod reference;
 
-pub use backend::{AttentionParams, Backend, Dtype, KvLayout, WeightDtype};
+pub use backend::{AttentionParams, Backend, CacheDtype, Dtype, KvLayout, WeightDtype};
 pub use batch::ForwardBatch;
 pub use error::KernelError;

@@ -108,7 +108,7 @@ impl<B: Backend> Workspace<B> {
             activated: rows(intermediate_size)?,
             last_hidden: last(hidden_size)?,
             last_normed: last(hidden_size)?,
-            logits: last(shape.vocab_size)?,
+            logits: backend.logits_buffer(max_logit_rows, shape.vocab_size)?,
         })
     }
 }

@@ -148,6 +148,7 @@ impl<B: Backend> CausalLm<B> for Llama<B::Matrix, B::Vector> {
     ) -> Result<(), KernelError> {
         let rows = batch.num_tokens();
         let Workspace { hidden, normed, qkv, attended, activated, .. } = workspace;
+        backend.begin(batch)?;
         backend.embedding_gather(batch, &self.embed_tokens, hidden)?;
         for (index, layer) in self.layers.iter().enumerate() {
             let eps = self.rms_norm_eps;

@@ -7,6 +7,7 @@
 //! may, and AddressSanitizer watches every buffer's borders.
 
 use std::{
+    collections::BTreeSet,
     io::{Read as _, Write as _},
     path::Path,
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
@@ -15,8 +16,10 @@ use std::{
 use sconce_kernels::cuda::{DevicePointer, KernelParams};
 
 mod compile;
+mod driver;
 
 pub use compile::compile;
+pub use driver::ShimDriver;
 
 /// The compiler that built the shim.
 #[must_use]
@@ -35,7 +38,7 @@ impl Memory {
     pub fn buffer<T: bytemuck::NoUninit>(&mut self, data: &[T]) -> DevicePointer {
         self.buffers.push(bytemuck::cast_slice(data).to_vec());
         // 0 is null.
-        DevicePointer(self.buffers.len() as u64)
+        DevicePointer((self.buffers.len() as u64) << OFFSET_BITS)
     }
 
     /// What a buffer holds.
@@ -44,9 +47,29 @@ impl Memory {
     /// If the pointer is not this memory's, or its bytes are no whole elements.
     #[must_use]
     pub fn read<T: bytemuck::Pod>(&self, pointer: DevicePointer) -> Vec<T> {
-        let buffer = &self.buffers[usize::try_from(pointer.0 - 1).expect("a buffer's number")];
-        bytemuck::pod_collect_to_vec(buffer)
+        let (buffer, offset) = place(pointer);
+        bytemuck::pod_collect_to_vec(&self.buffers[buffer][offset..])
     }
+
+    /// A buffer's bytes from the pointer on.
+    ///
+    /// # Panics
+    /// If the pointer is not this memory's.
+    pub fn bytes_mut(&mut self, pointer: DevicePointer) -> &mut [u8] {
+        let (buffer, offset) = place(pointer);
+        &mut self.buffers[buffer][offset..]
+    }
+}
+
+/// Bits of a pointer that are the offset in its buffer.
+const OFFSET_BITS: u32 = 40;
+
+/// The buffer's index and the offset in it.
+fn place(pointer: DevicePointer) -> (usize, usize) {
+    let buffer = (pointer.0 >> OFFSET_BITS).checked_sub(1).expect("the pointer is not null");
+    let offset = pointer.0 & ((1 << OFFSET_BITS) - 1);
+    let size = |n: u64| usize::try_from(n).expect("a buffer fits the memory");
+    (size(buffer), size(offset))
 }
 
 /// How a kernel is launched.
@@ -111,9 +134,18 @@ impl Shim {
         params: &P,
         memory: &mut Memory,
     ) -> Result<(), String> {
-        let sent = self.send(launch, params, memory);
+        let bytes = bytemuck::bytes_of(params);
+        let pointers: Vec<(usize, DevicePointer)> = P::POINTERS
+            .iter()
+            .map(|&at| (at, bytemuck::pod_read_unaligned(&bytes[at..at + 8])))
+            .filter(|&(_, pointer)| pointer != DevicePointer::NULL)
+            .collect();
+        // Each buffer that they point into goes once.
+        let used: BTreeSet<usize> = pointers.iter().map(|&(_, pointer)| place(pointer).0).collect();
+        let used = Vec::from_iter(used);
+        let sent = self.send(launch, bytes, &pointers, &used, memory);
         let received = sent.and_then(|()| {
-            memory.buffers.iter_mut().try_for_each(|buffer| self.output.read_exact(buffer))
+            used.iter().try_for_each(|&buffer| self.output.read_exact(&mut memory.buffers[buffer]))
         });
         received.map_err(|error| {
             self.input = None;
@@ -124,10 +156,12 @@ impl Shim {
         })
     }
 
-    fn send<P: KernelParams>(
+    fn send(
         &mut self,
         launch: &Launch<'_>,
-        params: &P,
+        params: &[u8],
+        pointers: &[(usize, DevicePointer)],
+        used: &[usize],
         memory: &Memory,
     ) -> std::io::Result<()> {
         let mut message = Vec::new();
@@ -138,25 +172,21 @@ impl Shim {
         launch.grid.iter().for_each(|n| message.extend(n.to_le_bytes()));
         message.extend(launch.threads.to_le_bytes());
         message.extend(launch.shared_bytes.to_le_bytes());
-        message.extend(count(memory.buffers.len()));
-        for buffer in &memory.buffers {
+        message.extend(count(used.len()));
+        for &buffer in used {
+            let buffer = &memory.buffers[buffer];
             message.extend((buffer.len() as u64).to_le_bytes());
             message.extend(buffer);
         }
-        let params = bytemuck::bytes_of(params);
         message.extend(count(params.len()));
         message.extend(params);
-        let pointers: Vec<(usize, u64)> = P::POINTERS
-            .iter()
-            .map(|&at| (at, u64::from_ne_bytes(params[at..at + 8].try_into().expect("8 bytes"))))
-            .filter(|&(_, pointer)| pointer != 0)
-            .collect();
         message.extend(count(pointers.len()));
-        for (at, pointer) in pointers {
-            let buffer = usize::try_from(pointer - 1).expect("a buffer's number");
-            assert!(buffer < memory.buffers.len(), "a pointer into other memory");
+        for &(at, pointer) in pointers {
+            let (buffer, offset) = place(pointer);
+            let sent = used.binary_search(&buffer).expect("every buffer pointed into is used");
             message.extend(count(at));
-            message.extend(count(buffer));
+            message.extend(count(sent));
+            message.extend((offset as u64).to_le_bytes());
         }
         let input = self.input.as_mut().expect("the shim has not ended");
         input.write_all(&message)?;

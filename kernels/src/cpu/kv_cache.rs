@@ -14,8 +14,10 @@
 //! with steps of k interleaved in pairs in bf16, as everywhere.
 #![expect(unsafe_code, reason = "tasks write the blocks of disjoint rows and heads")]
 
-use super::{aligned::AlignedVec, shared_mut::SharedMut, tile::LANES, vector::bf16_bits};
-use crate::{Dtype, KernelError, KvLayout};
+use super::{
+    PanelDtype, aligned::AlignedVec, shared_mut::SharedMut, tile::LANES, vector::bf16_bits,
+};
+use crate::{CacheDtype, KernelError, KvLayout};
 
 /// The keys and values of every layer.
 pub struct CpuKvCache {
@@ -51,8 +53,15 @@ impl CpuKvCache {
             .checked_mul(layout.block_bytes() / layout.dtype.size())
             .ok_or_else(|| KernelError::OutOfMemory { what: what.clone(), bytes: usize::MAX })?;
         let data = match layout.dtype {
-            Dtype::F32 => Data::F32(AlignedVec::zeroed(elements, &what)?),
-            Dtype::Bf16 => Data::Bf16(AlignedVec::zeroed(elements, &what)?),
+            CacheDtype::F32 => Data::F32(AlignedVec::zeroed(elements, &what)?),
+            CacheDtype::Bf16 => Data::Bf16(AlignedVec::zeroed(elements, &what)?),
+            CacheDtype::F16 | CacheDtype::Fp8E4m3 => {
+                return Err(KernelError::Unsupported {
+                    what: format!("a KV cache of {:?}", layout.dtype),
+                    device: "a CPU",
+                    accepted: "bfloat16 and float32 are",
+                });
+            }
         };
         Ok(Self { layout, data })
     }
@@ -61,6 +70,14 @@ impl CpuKvCache {
     #[must_use]
     pub fn layout(&self) -> &KvLayout {
         &self.layout
+    }
+
+    /// What its panels hold.
+    pub(crate) fn panel_dtype(&self) -> PanelDtype {
+        match self.data {
+            Data::F32(_) => PanelDtype::F32,
+            Data::Bf16(_) => PanelDtype::Bf16,
+        }
     }
 
     /// Elements of one head's K, or V, in one block.

@@ -24,6 +24,7 @@ pub use isa::Isa;
 pub use kv_cache::CpuKvCache;
 pub(crate) use kv_cache::Half;
 pub use packed::PackedMatrix;
+pub(crate) use packed::PanelDtype;
 use sampling::RowSampler;
 pub(crate) use shared_mut::SharedMut;
 pub use threads::ThreadPool;
@@ -185,6 +186,10 @@ impl Backend for Cpu {
         Ok(CpuBuffer { data: AlignedVec::zeroed(len, &what)?, capacity, cols })
     }
 
+    fn logits_buffer(&self, capacity: usize, vocab_size: usize) -> Result<CpuBuffer, KernelError> {
+        self.buffer(capacity, vocab_size)
+    }
+
     fn matrix(&self, parts: &[Tensor], dtype: WeightDtype) -> Result<PackedMatrix, KernelError> {
         PackedMatrix::pack(&self.pool, self.isa, parts, dtype)
     }
@@ -204,6 +209,10 @@ impl Backend for Cpu {
     fn read(&mut self, buffer: &CpuBuffer, rows: usize) -> Result<Vec<f32>, KernelError> {
         buffer.check("read", "the buffer", rows, buffer.cols)?;
         Ok(buffer.rows(rows).to_vec())
+    }
+
+    fn begin(&mut self, _batch: &ForwardBatch) -> Result<(), KernelError> {
+        Ok(())
     }
 
     fn embedding_gather(

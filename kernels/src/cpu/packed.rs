@@ -29,6 +29,29 @@ enum Panels {
     Int8(Int8Panels),
 }
 
+/// What panels hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PanelDtype {
+    F32,
+    Bf16,
+    Int8,
+}
+
+impl PanelDtype {
+    fn of(dtype: WeightDtype) -> Result<Self, KernelError> {
+        match dtype {
+            WeightDtype::F32 => Ok(Self::F32),
+            WeightDtype::Bf16 => Ok(Self::Bf16),
+            WeightDtype::Int8 => Ok(Self::Int8),
+            WeightDtype::F16 => Err(KernelError::Unsupported {
+                what: "dtype float16".to_owned(),
+                device: "a CPU",
+                accepted: "bfloat16 and float32 are",
+            }),
+        }
+    }
+}
+
 impl PackedMatrix {
     /// Packs the parts, `[n_i, k]` each, on top of each other.
     pub(crate) fn pack(
@@ -38,6 +61,7 @@ impl PackedMatrix {
         dtype: WeightDtype,
     ) -> Result<Self, KernelError> {
         let op = "matrix";
+        let dtype = PanelDtype::of(dtype)?;
         let mut n = 0;
         let mut k = None;
         for part in parts {
@@ -58,7 +82,7 @@ impl PackedMatrix {
             got: format!("{} parts of {n} rows", parts.len()),
             expected: "at least one row and one column".to_owned(),
         })?;
-        if dtype == WeightDtype::Int8 && k > MAX_K {
+        if dtype == PanelDtype::Int8 && k > MAX_K {
             return Err(KernelError::Shape {
                 op,
                 what: "columns of an int8 weight",
@@ -77,15 +101,15 @@ impl PackedMatrix {
         Ok(packed)
     }
 
-    fn zeroed(n: usize, k: usize, dtype: WeightDtype) -> Result<Self, KernelError> {
+    fn zeroed(n: usize, k: usize, dtype: PanelDtype) -> Result<Self, KernelError> {
         let what = format!("a weight [{n}, {k}]");
         let columns = n.div_ceil(LANES) * LANES;
         let data = match dtype {
-            WeightDtype::F32 => Panels::F32(AlignedVec::zeroed(columns * k, &what)?),
-            WeightDtype::Bf16 => {
+            PanelDtype::F32 => Panels::F32(AlignedVec::zeroed(columns * k, &what)?),
+            PanelDtype::Bf16 => {
                 Panels::Bf16(AlignedVec::zeroed(columns * k.next_multiple_of(2), &what)?)
             }
-            WeightDtype::Int8 => Panels::Int8(Int8Panels::zeroed(columns, k, &what)?),
+            PanelDtype::Int8 => Panels::Int8(Int8Panels::zeroed(columns, k, &what)?),
         };
         Ok(Self { n, k, data })
     }
@@ -184,12 +208,11 @@ impl PackedMatrix {
     }
 
     /// The element type.
-    #[must_use]
-    pub fn dtype(&self) -> WeightDtype {
+    pub(crate) fn dtype(&self) -> PanelDtype {
         match self.data {
-            Panels::F32(_) => WeightDtype::F32,
-            Panels::Bf16(_) => WeightDtype::Bf16,
-            Panels::Int8(_) => WeightDtype::Int8,
+            Panels::F32(_) => PanelDtype::F32,
+            Panels::Bf16(_) => PanelDtype::Bf16,
+            Panels::Int8(_) => PanelDtype::Int8,
         }
     }
 
@@ -206,9 +229,9 @@ impl PackedMatrix {
     /// Steps of a tile over k.
     pub(crate) fn steps(&self) -> usize {
         match self.dtype() {
-            WeightDtype::F32 => self.k,
-            WeightDtype::Bf16 => self.k.div_ceil(2),
-            WeightDtype::Int8 => self.k.div_ceil(4),
+            PanelDtype::F32 => self.k,
+            PanelDtype::Bf16 => self.k.div_ceil(2),
+            PanelDtype::Int8 => self.k.div_ceil(4),
         }
     }
 

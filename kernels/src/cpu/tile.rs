@@ -14,8 +14,7 @@
 //! accumulator holds, so no sum depends on how many rows or panels the tile has.
 #![expect(unsafe_code, reason = "vector loads through pointers whose bounds the caller checks")]
 
-use super::Isa;
-use crate::WeightDtype;
+use super::{Isa, packed::PanelDtype};
 
 /// Columns of a panel.
 pub(crate) const LANES: usize = 16;
@@ -94,8 +93,8 @@ pub(crate) struct TileKernels {
 }
 
 impl TileKernels {
-    pub(crate) fn select(isa: Isa, dtype: WeightDtype) -> Self {
-        use WeightDtype::{Bf16, F32, Int8};
+    pub(crate) fn select(isa: Isa, dtype: PanelDtype) -> Self {
+        use PanelDtype::{Bf16, F32, Int8};
         match (isa, dtype) {
             (_, Int8) => int8::select(isa),
             (Isa::Portable, F32) => Self::new(&portable::F32, (2, 2), (2, 2)),

@@ -6,6 +6,7 @@
 
 use bytemuck::NoUninit;
 
+use super::word;
 use crate::{AttentionParams, ForwardBatch};
 
 /// Context tokens of a chunk.
@@ -50,27 +51,38 @@ pub struct AttentionPlan {
 }
 
 impl AttentionPlan {
-    /// Shares a batch's attention out; `chunks_per_block` of a decode's context (1
-    /// to 8) go to one block.
-    ///
-    /// # Panics
-    /// If `chunks_per_block` is out of range.
+    /// Shares a batch's attention out. Of a decode's context a block gets as many
+    /// chunks as leave `enough_blocks` for the device, 1 to 8. Where partial results
+    /// would be more than `max_partials`, the sequences that are left are not split.
     pub fn plan(
         &mut self,
         batch: &ForwardBatch,
         params: &AttentionParams,
-        chunks_per_block: usize,
+        enough_blocks: usize,
+        max_partials: usize,
     ) {
-        assert!((1..=WARPS).contains(&chunks_per_block), "a warp has one chunk at most");
         self.work.clear();
         (self.num_partials, self.num_tickets) = (0, 0);
         let group = params.num_heads / params.num_kv_heads;
-        for sequence in 0..batch.num_seqs() {
-            let queries = batch.rows(sequence).len();
-            let rows = queries * group;
+        let splits = |sequence| (1..=ROWS_OF_WARP).contains(&(batch.rows(sequence).len() * group));
+        let seen_chunks = |sequence: usize| {
             let context_len = batch.context_lens[sequence] as usize;
+            let first_position = context_len - batch.rows(sequence).len();
+            let begin = params
+                .sliding_window
+                .map_or(0, |window| (first_position + 1).saturating_sub(window) / CHUNK);
+            context_len.div_ceil(CHUNK) - begin
+        };
+        let sequences = 0..batch.num_seqs();
+        let all_chunks: usize = sequences.clone().filter(|&s| splits(s)).map(seen_chunks).sum();
+        let chunks_per_block =
+            (all_chunks * params.num_kv_heads / enough_blocks.max(1)).clamp(1, WARPS);
+        for sequence in sequences {
+            let rows = batch.rows(sequence).len() * group;
             let work = Work { sequence: word(sequence), ..Work::default() };
-            if rows > ROWS_OF_WARP {
+            let chunks = seen_chunks(sequence);
+            let partials = if chunks > 1 { chunks * params.num_kv_heads } else { 0 };
+            if !splits(sequence) || self.num_partials + partials > max_partials {
                 let firsts = (0..rows).step_by(WARPS * ROWS_OF_WARP);
                 self.work.extend(firsts.map(|first_row| Work {
                     kind: Work::ROWS,
@@ -79,14 +91,6 @@ impl AttentionPlan {
                 }));
                 continue;
             }
-            if rows == 0 {
-                continue;
-            }
-            let first_position = context_len - queries;
-            let begin = params
-                .sliding_window
-                .map_or(0, |window| (first_position + 1).saturating_sub(window) / CHUNK);
-            let chunks = context_len.div_ceil(CHUNK) - begin;
             let num_blocks = chunks.div_ceil(chunks_per_block);
             self.work.extend((0..num_blocks).map(|block| Work {
                 kind: Work::SPLIT,
@@ -98,10 +102,28 @@ impl AttentionPlan {
                 ..work
             }));
             if chunks > 1 {
-                self.num_partials += chunks * params.num_kv_heads;
+                self.num_partials += partials;
                 self.num_tickets += params.num_kv_heads;
             }
         }
+    }
+
+    /// The most pieces of work of a batch of so many tokens and sequences.
+    #[must_use]
+    pub const fn most_work(
+        params: &AttentionParams,
+        num_tokens: usize,
+        num_seqs: usize,
+        max_partials: usize,
+    ) -> usize {
+        let rows = num_tokens * params.num_heads / params.num_kv_heads;
+        rows.div_ceil(WARPS * ROWS_OF_WARP) + num_seqs + max_partials
+    }
+
+    /// Bytes of `num` partial results.
+    #[must_use]
+    pub const fn partial_bytes(head_dim: usize, num: usize) -> usize {
+        num * ROWS_OF_WARP * (head_dim + 2) * size_of::<f32>()
     }
 
     /// Dynamic shared memory of a launch, for activations of two bytes and a cache of
@@ -113,8 +135,4 @@ impl AttentionPlan {
         let widened = if cache_bytes == 2 { 0 } else { slot(2) };
         WARPS * (RING * slot(cache_bytes) + widened)
     }
-}
-
-fn word(n: usize) -> u32 {
-    u32::try_from(n).expect("a batch is below 2^32 entries")
 }

@@ -1,12 +1,30 @@
-//! What the CUDA kernels of `kernels/cuda` are given: their parameters, as the
-//! `.cu` files declare them, and the plan of an attention launch. Plain data, so
-//! that the same launches run on a device and in the shim that tests them.
+//! The CUDA form of every operation.
+//!
+//! [`Cuda`] decides which kernel of `kernels/cuda` runs on what; a [`Driver`] runs
+//! it. What kernels are given ([`KernelParams`]) is plain data, field by field what
+//! the `.cu` files declare, so that the same launches run on a device and in the shim
+//! that tests them without one.
 
 mod attention_plan;
+mod backend;
+mod driver;
+mod memory;
+mod names;
 mod params;
+mod sampler;
+mod staging;
+mod step;
 
 pub use attention_plan::{AttentionPlan, Work};
+pub use backend::{Cuda, CudaLimits};
+pub use driver::{Driver, Launch, Matmul};
+pub use memory::{CudaBuffer, CudaKvCache, CudaMatrix, CudaVector};
 pub use params::{
-    CopyBlocks, DevicePointer, EmbeddingGather, Gated, KernelParams, MAX_TOP, PagedAttention,
-    RmsNorm, RopeAndCache, SampleRow, SampledRow, Sampling,
+    AddBias, CopyBlocks, DevicePointer, EmbeddingGather, Gated, KernelParams, MAX_TOP,
+    PagedAttention, RmsNorm, RopeAndCache, SampleRow, SampledRow, Sampling, TokenLogprobs,
 };
+
+/// A size as kernels have it.
+fn word(n: usize) -> u32 {
+    u32::try_from(n).expect("sizes are below 2^32")
+}

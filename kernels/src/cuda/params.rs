@@ -50,6 +50,11 @@ params! {
 }
 
 params! {
+    /// `add_bias.cu`; any grid, 256 threads.
+    AddBias { bias, x; pieces: u32, rows: u32 }
+}
+
+params! {
     /// `gated.cu`; any grid, 256 threads.
     Gated { x, out; pieces: u32, rows: u32 }
 }
@@ -101,6 +106,11 @@ params! {
         vocab_size: u32,
         padding: u32,
     }
+}
+
+params! {
+    /// `token_logprobs` of `sampling.cu`; grid `[rows]`, 512 threads.
+    TokenLogprobs { logits, tokens, num_top, out, top; vocab_size: u32, padding: u32 }
 }
 
 /// Likeliest tokens that a row of [`Sampling`] reports at most.

@@ -8,10 +8,10 @@ use std::ops::Range;
 
 use super::ensure;
 use crate::{
-    KernelError, WeightDtype,
+    KernelError,
     cpu::{
         self, Cpu, CpuBuffer, Isa, LANES, MAX_COLUMNS, MAX_PANELS, MAX_ROWS, PackedMatrix,
-        Prefetch, SharedMut, Tile, TileKernels,
+        PanelDtype, Prefetch, SharedMut, Tile, TileKernels,
     },
 };
 
@@ -85,9 +85,9 @@ fn product(
         ensure(bias.len() == n, op, "bias", got, || format!("[{n}]"))?;
     }
     let address = match w.dtype() {
-        WeightDtype::F32 => x.rows(rows).as_ptr().cast(),
-        WeightDtype::Bf16 => round_rows(cpu, rows, x),
-        WeightDtype::Int8 => quantize_rows(cpu, rows, x),
+        PanelDtype::F32 => x.rows(rows).as_ptr().cast(),
+        PanelDtype::Bf16 => round_rows(cpu, rows, x),
+        PanelDtype::Int8 => quantize_rows(cpu, rows, x),
     };
     let input = Input { address, stride: w.steps() * 4, scales: &cpu.row_scales };
     let kernels = TileKernels::select(cpu.isa, w.dtype());

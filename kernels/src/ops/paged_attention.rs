@@ -10,10 +10,10 @@
 
 use super::ensure;
 use crate::{
-    AttentionParams, Dtype, ForwardBatch, KernelError,
+    AttentionParams, ForwardBatch, KernelError,
     cpu::{
-        self, Cpu, CpuBuffer, CpuKvCache, Half, LANES, MAX_COLUMNS, MAX_PANELS, MAX_ROWS, Prefetch,
-        SharedMut, Tile, TileKernels,
+        self, Cpu, CpuBuffer, CpuKvCache, Half, LANES, MAX_COLUMNS, MAX_PANELS, MAX_ROWS,
+        PanelDtype, Prefetch, SharedMut, Tile, TileKernels,
     },
 };
 
@@ -120,7 +120,7 @@ pub(crate) fn paged_attention(
         layer,
         qkv,
         cache,
-        kernels: TileKernels::select(cpu.isa, cache.layout().dtype.into()),
+        kernels: TileKernels::select(cpu.isa, cache.panel_dtype()),
         out: SharedMut::new(out.rows_mut(rows)),
     };
     cpu.pool.run(tasks.len(), &|thread, index| {
@@ -229,9 +229,10 @@ impl Attention<'_> {
 
     /// Writes floats in the cache's dtype.
     fn convert(&self, x: &[f32], out: &mut [u8]) {
-        match self.cache.layout().dtype {
-            Dtype::F32 => out.copy_from_slice(bytemuck::cast_slice(x)),
-            Dtype::Bf16 => cpu::round_to_bf16(self.cpu.isa, x, bytemuck::cast_slice_mut(out)),
+        if self.cache.panel_dtype() == PanelDtype::F32 {
+            out.copy_from_slice(bytemuck::cast_slice(x));
+        } else {
+            cpu::round_to_bf16(self.cpu.isa, x, bytemuck::cast_slice_mut(out));
         }
     }
 

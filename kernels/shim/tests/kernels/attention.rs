@@ -27,7 +27,21 @@ pub(crate) struct Case {
 #[derive(Clone, Copy)]
 pub(crate) struct How {
     pub(crate) seed: u64,
-    pub(crate) chunks_per_block: usize,
+    /// With more of them, fewer chunks of a context go to one block.
+    pub(crate) enough_blocks: usize,
+    pub(crate) max_partials: usize,
+}
+
+impl How {
+    /// As many chunks to a block as it takes.
+    pub(crate) const fn packed(seed: u64) -> Self {
+        Self { seed, enough_blocks: 1, max_partials: usize::MAX }
+    }
+
+    /// A block for each chunk.
+    pub(crate) const fn spread(seed: u64) -> Self {
+        Self { enough_blocks: usize::MAX, ..Self::packed(seed) }
+    }
 }
 
 impl Case {
@@ -123,7 +137,7 @@ impl Case {
             }
         }
         let mut plan = AttentionPlan::default();
-        plan.plan(&batch, &self.params, how.chunks_per_block);
+        plan.plan(&batch, &self.params, how.enough_blocks, how.max_partials);
         let (k_scale, v_scale) = self.scales();
         let mut memory = Memory::default();
         let partials = plan.num_partials * 16 * (head_dim + 2);
@@ -209,7 +223,7 @@ impl Case {
     }
 }
 
-const PLAINLY: How = How { seed: 1, chunks_per_block: 8 };
+const PLAINLY: How = How::packed(1);
 
 /// One token, page borders, tile borders, chunk borders; decodes and prompts mixed.
 const RAGGED: &[(usize, usize)] = &[(1, 1), (16, 1), (17, 17), (33, 3), (257, 1), (40, 24)];
@@ -244,9 +258,8 @@ fn windows_and_caps_match_the_reference() {
         let mut case = Case::new(Element::F16, (1, 2, 64), &[(9, 9), (530, 1), (300, 20)]);
         case.params.sliding_window = Some(window);
         case.params.soft_cap = Some(4.0);
-        for chunks_per_block in [1, 8] {
-            case.check(&mut shim, How { seed: 3, chunks_per_block })
-                .unwrap_or_else(|error| panic!("window {window}: {error}"));
+        for how in [How::packed(3), How::spread(3)] {
+            case.check(&mut shim, how).unwrap_or_else(|error| panic!("window {window}: {error}"));
         }
     }
 }
@@ -261,9 +274,14 @@ fn a_rows_bits_depend_on_its_own_context_only() {
     let alone = Case::new(Element::Bf16, (1, group, head_dim), &[(len, 1)]);
     let mut run = |case: &Case, how| case.run(&mut shim, how).unwrap();
     let want = run(&alone, PLAINLY);
-    for (seed, chunks_per_block) in [(2, 1), (3, 2), (4, 3)] {
-        assert_eq!(run(&alone, How { seed, chunks_per_block }), want, "{chunks_per_block} chunks");
+    // In three blocks, in two, and by a single warp.
+    let unsplit = How { max_partials: 0, ..How::packed(4) };
+    let two = Case::new(Element::Bf16, (1, group, head_dim), &[(len, 1), (513, 1)]);
+    for (case, how) in [(&alone, How::spread(2)), (&alone, unsplit)] {
+        assert_eq!(run(case, how), want, "shared out otherwise");
     }
+    let two = run(&two, How { enough_blocks: 3, ..How::packed(3) });
+    assert_eq!(two[..want.len()], want[..], "two chunks to a block");
     let mixed = Case::new(Element::Bf16, (1, group, head_dim), &[(40, 30), (len, 1), (3, 3)]);
     let row = group * head_dim * 2;
     assert_eq!(&run(&mixed, PLAINLY)[30 * row..][..row], &want[..], "beside others");
@@ -279,7 +297,7 @@ fn a_rows_bits_depend_on_its_own_context_only() {
 fn nothing_to_do_is_done() {
     let mut plan = AttentionPlan::default();
     let case = Case::new(Element::Bf16, (1, 1, 64), &[]);
-    plan.plan(&ForwardBatch::default(), &case.params, 8);
+    plan.plan(&ForwardBatch::default(), &case.params, 1, 8);
     assert!(plan.work.is_empty() && plan.num_partials == 0 && plan.num_tickets == 0);
 }
 

@@ -43,7 +43,7 @@ fn decode_and_prompt() -> Case {
 }
 
 fn of_any_order(case: &Case, shim: &mut Shim) -> Result<(), String> {
-    (0..3).try_for_each(|seed| case.check(shim, How { seed, chunks_per_block: 1 }))
+    (0..3).try_for_each(|seed| case.check(shim, How::spread(seed)))
 }
 
 #[test]
@@ -70,7 +70,7 @@ fn chunks_merged_in_the_wrong_order_are_found() {
         "const float* from = p.partials + (size_t(slot + (chunks - 1 - c)) *",
     );
     must_be_found("order", fault, |shim| {
-        let how = How { seed: 1, chunks_per_block: 8 };
+        let how = How::packed(1);
         let case = |queries| Case {
             cancelling: true,
             ..Case::new(Element::Bf16, (1, 4, 64), &[(601, queries)])

@@ -1,0 +1,135 @@
+//! The shim as a device of the CUDA backend.
+
+use std::sync::{Mutex, PoisonError};
+
+use half::{bf16, f16};
+use sconce_kernels::{
+    Dtype, KernelError,
+    cuda::{DevicePointer, Driver, KernelParams, Launch, Matmul},
+};
+
+use crate::{Memory, Shim};
+
+/// A device that is the shim, so that the CUDA backend runs whole on a CPU, with its
+/// own kernels; products are plain loops in f32. What is freed stays.
+#[derive(Default)]
+pub struct ShimDriver {
+    memory: Mutex<Memory>,
+    shim: Shim,
+    /// Launches so far: each is shuffled by another seed.
+    launches: u64,
+}
+
+/// A piece of the shim's memory.
+pub struct ShimMemory {
+    address: DevicePointer,
+    bytes: usize,
+}
+
+impl ShimDriver {
+    fn with_memory<T>(&self, with: impl FnOnce(&mut Memory) -> T) -> T {
+        with(&mut self.memory.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Driver for ShimDriver {
+    type Memory = ShimMemory;
+
+    fn describe(&self) -> String {
+        "the CUDA kernels on a CPU".to_owned()
+    }
+
+    fn multiprocessors(&self) -> usize {
+        2
+    }
+
+    fn allocate(&self, bytes: usize, _what: &str) -> Result<ShimMemory, KernelError> {
+        let address = self.with_memory(|memory| memory.buffer(&vec![0_u8; bytes]));
+        Ok(ShimMemory { address, bytes })
+    }
+
+    fn address(&self, memory: &ShimMemory) -> DevicePointer {
+        memory.address
+    }
+
+    fn upload(&self, to: &mut ShimMemory, at: usize, bytes: &[u8]) -> Result<(), KernelError> {
+        self.with_memory(|memory| {
+            memory.bytes_mut(to.address)[at..at + bytes.len()].copy_from_slice(bytes);
+        });
+        Ok(())
+    }
+
+    fn download(&self, from: &ShimMemory, bytes: &mut [u8]) -> Result<(), KernelError> {
+        assert!(bytes.len() <= from.bytes, "more is read than there is");
+        self.with_memory(|memory| {
+            bytes.copy_from_slice(&memory.bytes_mut(from.address)[..bytes.len()]);
+        });
+        Ok(())
+    }
+
+    fn launch<P: KernelParams>(&mut self, launch: &Launch, params: &P) -> Result<(), KernelError> {
+        self.launches += 1;
+        let [x, y] = launch.grid;
+        let launch = crate::Launch {
+            kernel: launch.kernel,
+            grid: [x, y, 1],
+            threads: launch.threads,
+            shared_bytes: launch.shared_bytes as u64,
+            seed: self.launches,
+        };
+        let memory = self.memory.get_mut().unwrap_or_else(PoisonError::into_inner);
+        self.shim.launch(&launch, params, memory).map_err(|reason| KernelError::Device {
+            op: launch.kernel.to_owned(),
+            reason,
+            sticky: true,
+        })
+    }
+
+    fn matmul(&mut self, product: &Matmul) -> Result<(), KernelError> {
+        let Matmul { rows, n, k, dtype, out_dtype, accumulate, .. } = *product;
+        let memory = self.memory.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let mut floats = |at: DevicePointer, len: usize, dtype: Dtype| {
+            let bytes = &memory.bytes_mut(at)[..len * dtype.size()];
+            let pairs = || bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
+            match dtype {
+                Dtype::F32 => bytemuck::pod_collect_to_vec(bytes),
+                Dtype::F16 => pairs().map(|bits| f16::from_bits(bits).to_f32()).collect(),
+                Dtype::Bf16 => pairs().map(|bits| bf16::from_bits(bits).to_f32()).collect(),
+            }
+        };
+        let x = floats(product.x, rows * k, dtype);
+        let w = floats(product.w, n * k, dtype);
+        let old = floats(product.out, if accumulate { rows * n } else { 0 }, out_dtype);
+        let mut out = Vec::with_capacity(rows * n * out_dtype.size());
+        for (r, x) in x.chunks_exact(k).enumerate() {
+            for (c, w) in w.chunks_exact(k).enumerate() {
+                let sum = dot(x, w) + old.get(r * n + c).copied().unwrap_or(0.0);
+                match out_dtype {
+                    Dtype::F32 => out.extend(sum.to_le_bytes()),
+                    Dtype::F16 => out.extend(f16::from_f32(sum).to_le_bytes()),
+                    Dtype::Bf16 => out.extend(bf16::from_f32(sum).to_le_bytes()),
+                }
+            }
+        }
+        memory.bytes_mut(product.out)[..out.len()].copy_from_slice(&out);
+        Ok(())
+    }
+
+    fn memory_info(&self) -> Result<(usize, usize), KernelError> {
+        Ok((1 << 30, 1 << 30))
+    }
+}
+
+/// Sums side by side, so that the compiler makes vectors of them.
+fn dot(x: &[f32], w: &[f32]) -> f32 {
+    const LANES: usize = 16;
+    let mut sums = [0.0; LANES];
+    let (x_parts, w_parts) = (x.chunks_exact(LANES), w.chunks_exact(LANES));
+    let rest: f32 = x_parts.remainder().iter().zip(w_parts.remainder()).map(|(x, w)| x * w).sum();
+    for (x, w) in x_parts.zip(w_parts) {
+        for (sum, (x, w)) in sums.iter_mut().zip(x.iter().zip(w)) {
+            *sum += x * w;
+        }
+    }
+    sums.iter().sum::<f32>() + rest
+}

@@ -1,0 +1,270 @@
+//! The CUDA backend, whole, beside the CPU's: the same operations on the same batches,
+//! with the kernels in the shim.
+
+use candle_core::{Device, Tensor};
+use half::bf16;
+use sconce_cuda_shim::ShimDriver;
+use sconce_kernels::{
+    AttentionParams, Backend, CacheDtype, Dtype, ForwardBatch, KernelError, KvLayout,
+    cpu::{Cpu, CpuConfig},
+    cuda::{Cuda, CudaLimits},
+    ops::sampling::{Logprobs, SampleRequest, Sampled},
+    reference,
+};
+
+use crate::element::numbers;
+
+const HIDDEN: usize = 128;
+const INTERMEDIATE: usize = 96;
+const VOCAB: usize = 300;
+const PARAMS: AttentionParams = AttentionParams {
+    num_heads: 6,
+    num_kv_heads: 2,
+    head_dim: 64,
+    scale: 0.3,
+    sliding_window: None,
+    soft_cap: None,
+};
+const LIMITS: CudaLimits =
+    CudaLimits { max_num_batched_tokens: 64, max_num_seqs: 4, max_model_len: 320 };
+
+/// A random weight that bf16 and f16 hold without loss.
+fn tensor(seed: u64, shape: &[usize]) -> Tensor {
+    let exact = |x: &f32| bf16::from_f32((x * 64.0).round() / 64.0).to_f32();
+    let x: Vec<f32> = numbers(seed, shape.iter().product()).iter().map(exact).collect();
+    Tensor::from_vec(x, shape, &Device::Cpu).expect("the shape fits")
+}
+
+/// What one step left: activations by name, and what was drawn.
+struct Seen {
+    activations: Vec<(&'static str, Vec<f32>)>,
+    logits: Vec<f32>,
+    sampled: Vec<Sampled>,
+    logprobs: Vec<Logprobs>,
+}
+
+/// A layer of a model over batches, each operation once at least.
+struct Layer<B: Backend> {
+    backend: B,
+    cache: B::KvCache,
+    table: B::Matrix,
+    norm: B::Vector,
+    qkv: (B::Matrix, B::Vector),
+    rope: B::Vector,
+    head_norms: (B::Vector, B::Vector),
+    o: (B::Matrix, B::Vector),
+    gate_up: (B::Matrix, B::Vector),
+    down: B::Matrix,
+}
+
+impl<B: Backend> Layer<B> {
+    fn new(backend: B, dtype: Dtype, cache: CacheDtype) -> Result<Self, KernelError> {
+        let AttentionParams { num_heads, num_kv_heads, head_dim, .. } = PARAMS;
+        let matrix = |seed, n, k| {
+            let parts = [tensor(seed, &[n / 2, k]), tensor(seed + 50, &[n - n / 2, k])];
+            backend.matrix(&parts, dtype.into())
+        };
+        let vector = |seed, n| backend.vector(&[tensor(seed, &[n])]);
+        let heads = (num_heads + 2 * num_kv_heads) * head_dim;
+        let angles = (0..LIMITS.max_model_len).flat_map(|position| {
+            let angle = move |i: usize| position as f32 * 0.9_f32.powi(i as i32);
+            let half = head_dim / 2;
+            let cosines = (0..half).map(move |i| angle(i).cos());
+            cosines.chain((0..half).map(move |i| angle(i).sin()))
+        });
+        let layout =
+            KvLayout { num_layers: 2, num_blocks: 40, num_kv_heads, head_dim, dtype: cache };
+        Ok(Self {
+            cache: backend.kv_cache(layout)?,
+            table: matrix(1, VOCAB, HIDDEN)?,
+            norm: vector(2, HIDDEN)?,
+            qkv: (matrix(3, heads, HIDDEN)?, vector(4, heads)?),
+            rope: backend.vector(&[Tensor::from_iter(angles, &Device::Cpu)?])?,
+            head_norms: (vector(5, head_dim)?, vector(6, head_dim)?),
+            o: (matrix(7, HIDDEN, num_heads * head_dim)?, vector(8, HIDDEN)?),
+            gate_up: (matrix(9, 2 * INTERMEDIATE, HIDDEN)?, vector(10, 2 * INTERMEDIATE)?),
+            down: matrix(11, HIDDEN, INTERMEDIATE)?,
+            backend,
+        })
+    }
+
+    fn step(
+        &mut self,
+        batch: &ForwardBatch,
+        requests: &[SampleRequest<'_>],
+    ) -> Result<Seen, KernelError> {
+        const LAYER: usize = 1;
+        let AttentionParams { num_heads, num_kv_heads, head_dim, .. } = PARAMS;
+        let backend = &mut self.backend;
+        let rows = batch.num_tokens();
+        let capacity = LIMITS.max_num_batched_tokens;
+        let heads = (num_heads + 2 * num_kv_heads) * head_dim;
+        let mut hidden = backend.buffer(capacity, HIDDEN)?;
+        let mut normed = backend.buffer(capacity, HIDDEN)?;
+        let mut qkv = backend.buffer(capacity, heads)?;
+        let mut attended = backend.buffer(capacity, num_heads * head_dim)?;
+        let mut gated = backend.buffer(capacity, INTERMEDIATE)?;
+        let mut last = backend.buffer(4, HIDDEN)?;
+        let mut logits = backend.logits_buffer(4, VOCAB)?;
+        let mut activations = Vec::new();
+        backend.begin(batch)?;
+        backend.embedding_gather(batch, &self.table, &mut hidden)?;
+        activations.push(("embedding_gather", backend.read(&hidden, rows)?));
+        backend.rms_norm(rows, &hidden, &self.norm, 1e-5, &mut normed)?;
+        activations.push(("rms_norm", backend.read(&normed, rows)?));
+        backend.linear(rows, &normed, &self.qkv.0, Some(&self.qkv.1), &mut qkv)?;
+        activations.push(("linear", backend.read(&qkv, rows)?));
+        let norms = Some((&self.head_norms.0, &self.head_norms.1, 1e-6));
+        let rope = &self.rope;
+        backend.rope_and_cache(batch, &PARAMS, rope, norms, LAYER, &mut qkv, &mut self.cache)?;
+        backend.paged_attention(batch, &PARAMS, LAYER, &qkv, &self.cache, &mut attended)?;
+        activations.push(("paged_attention", backend.read(&attended, rows)?));
+        backend.linear_add(rows, &attended, &self.o.0, Some(&self.o.1), &mut hidden)?;
+        activations.push(("linear_add", backend.read(&hidden, rows)?));
+        backend.rms_norm(rows, &hidden, &self.norm, 1e-5, &mut normed)?;
+        let (weight, bias) = &self.gate_up;
+        backend.linear_silu_mul(rows, &normed, weight, Some(bias), &mut gated)?;
+        activations.push(("linear_silu_mul", backend.read(&gated, rows)?));
+        backend.linear_add(rows, &gated, &self.down, None, &mut hidden)?;
+        let lasts: Vec<u32> = batch.cu_seqlens_q[1..].iter().map(|end| end - 1).collect();
+        backend.gather_rows(&lasts, &hidden, &mut last)?;
+        activations.push(("gather_rows", backend.read(&last, lasts.len())?));
+        backend.linear(lasts.len(), &last, &self.table, None, &mut logits)?;
+        let read = backend.read(&logits, lasts.len())?;
+        let mut logprobs = Vec::new();
+        let tokens: Vec<u32> = (0..).take(lasts.len()).map(|i| i * 70).collect();
+        let num_top: Vec<u32> = (0..).take(lasts.len()).collect();
+        backend.logprobs(&logits, &tokens, &num_top, &mut logprobs)?;
+        let mut sampled = Vec::new();
+        backend.sample(&mut logits, requests, &mut sampled)?;
+        Ok(Seen { activations, logits: read, sampled, logprobs })
+    }
+}
+
+/// A prompt beside one in its second chunk and a decode; then decodes of all.
+fn batches() -> Vec<ForwardBatch> {
+    let tables: [&[u32]; 3] = [&[7, 2, 30], &[39, 0, 11, 12], &[5]];
+    let tokens = |seed: u32, len: u32| (0..len).map(|i| (seed + i * 37) % 300).collect::<Vec<_>>();
+    let mut steps = Vec::new();
+    for pieces in [
+        [(33, 0), (40, 0), (0, 0)].as_slice(),
+        &[(1, 33), (20, 40), (16, 0)],
+        &[(1, 34), (1, 60), (0, 16)],
+    ] {
+        let mut batch = ForwardBatch::default();
+        for ((len, computed), table) in pieces.iter().zip(tables) {
+            if *len > 0 {
+                batch.push(&tokens(*computed as u32 + len, *len), *computed, table);
+            }
+        }
+        steps.push(batch);
+    }
+    // The first holds more than the limits' 64 rows.
+    let mut first = ForwardBatch::default();
+    first.push(&tokens(3, 33), 0, tables[0]);
+    let mut second = ForwardBatch::default();
+    second.push(&tokens(4, 40), 0, tables[1]);
+    steps.splice(0..1, [first, second]);
+    steps
+}
+
+/// The distance of two vectors beside the second's length.
+fn distance(got: &[f32], want: &[f32]) -> f64 {
+    assert_eq!(got.len(), want.len());
+    let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
+    let wide = |x: &[f32]| x.iter().copied().map(f64::from).collect::<Vec<_>>();
+    let (got, want) = (wide(got), wide(want));
+    norm(&mut got.iter().zip(&want).map(|(got, want)| got - want)) / norm(&mut want.into_iter())
+}
+
+#[test]
+fn a_layer_over_ragged_batches_is_the_cpus() {
+    for (dtype, cache, tolerance) in [
+        (Dtype::Bf16, CacheDtype::Bf16, 2e-2),
+        (Dtype::F16, CacheDtype::F16, 3e-3),
+        // Three bits of mantissa.
+        (Dtype::Bf16, CacheDtype::Fp8E4m3, 8e-2),
+    ] {
+        let cpu = Cpu::new(CpuConfig::default());
+        let mut want = Layer::new(cpu, Dtype::F32, CacheDtype::F32).expect("the CPU's layer");
+        let cuda = Cuda::new(ShimDriver::default(), dtype, LIMITS).expect("the backend");
+        let mut got = Layer::new(cuda, dtype, cache).expect("the device's layer");
+        for (index, batch) in batches().iter().enumerate() {
+            let request = SampleRequest { num_logprobs: Some(2), ..SampleRequest::default() };
+            let requests = vec![request; batch.num_seqs()];
+            let want = want.step(batch, &requests).expect("the CPU's step");
+            let got = got.step(batch, &requests).expect("the device's step");
+            for ((op, got), (_, want)) in got.activations.iter().zip(&want.activations) {
+                let far = distance(got, want);
+                assert!(far <= tolerance, "{dtype:?}, {cache:?}, step {index}, {op}: {far}");
+            }
+            check_samples(&got);
+        }
+    }
+}
+
+/// What was drawn and scored fits the logits it came from.
+fn check_samples(seen: &Seen) {
+    let rows = seen.logits.chunks_exact(VOCAB);
+    for (i, (row, (sampled, scored))) in
+        rows.zip(seen.sampled.iter().zip(&seen.logprobs)).enumerate()
+    {
+        let wide: Vec<f64> = row.iter().copied().map(f64::from).collect();
+        let want = reference::log_softmax(&wide);
+        let near = |token: u32, logprob: f32| {
+            let want = want[token as usize];
+            assert!((f64::from(logprob) - want).abs() < 1e-3, "{logprob}, not {want}");
+        };
+        let best = (0..VOCAB).max_by(|&a, &b| wide[a].total_cmp(&wide[b]).then(b.cmp(&a)));
+        let Sampled::Token { token, logprobs: Some(logprobs) } = sampled else {
+            panic!("row {i} gave {sampled:?}");
+        };
+        assert_eq!(Some(*token as usize), best);
+        near(*token, logprobs.logprob);
+        assert_eq!(logprobs.top[0], (*token, logprobs.logprob));
+        assert_eq!((scored.token as usize, scored.top.len()), (i * 70, i));
+        near(scored.token, scored.logprob);
+        for &(token, logprob) in &scored.top {
+            near(token, logprob);
+        }
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused_by_name() {
+    let new = |dtype| Cuda::new(ShimDriver::default(), dtype, LIMITS);
+    let refused = new(Dtype::F32).err().expect("no tensor core multiplies f32");
+    assert!(refused.to_string().contains("float32"), "{refused}");
+    let mut cuda = new(Dtype::Bf16).expect("the backend");
+    let layout = |head_dim, dtype| KvLayout {
+        num_layers: 1,
+        num_blocks: 1,
+        num_kv_heads: 1,
+        head_dim,
+        dtype,
+    };
+    for (layout, word) in [
+        (layout(64, CacheDtype::F16), "F16"),
+        (layout(64, CacheDtype::F32), "F32"),
+        (layout(48, CacheDtype::Bf16), "head_dim 48"),
+    ] {
+        let refused = cuda.kv_cache(layout).err().expect(word);
+        assert!(refused.to_string().contains(word), "{refused}");
+    }
+    let odd = cuda.matrix(&[tensor(1, &[4, 12])], Dtype::Bf16.into());
+    assert!(odd.err().expect("12 columns").to_string().contains("multiple of 8"));
+    // More rows than the limits.
+    let mut batch = ForwardBatch::default();
+    for _ in 0..8 {
+        batch.push(&[1; 320], 0, &[0; 20]);
+    }
+    assert!(matches!(cuda.begin(&batch), Err(KernelError::Shape { .. })));
+    // A token outside the table, a position beyond RoPE's.
+    let table = cuda.matrix(&[tensor(1, &[4, 16])], Dtype::Bf16.into()).expect("packs");
+    let mut out = cuda.buffer(4, 16).expect("room");
+    let mut batch = ForwardBatch::default();
+    batch.push(&[3, 4], 0, &[0]);
+    cuda.begin(&batch).expect("it fits");
+    let refused = cuda.embedding_gather(&batch, &table, &mut out).expect_err("there is no row 4");
+    assert!(refused.to_string().contains("a token id is 4"), "{refused}");
+}

@@ -1,0 +1,99 @@
+//! What the CUDA backend needs of a device: memory, copies, launches, products.
+//!
+//! There are two: a GPU through cudarc, and the shim of `kernels/shim`, which runs
+//! the same kernels on a CPU for tests. So all that decides which kernel runs on what
+//! is tested without a GPU.
+
+use super::{DevicePointer, KernelParams};
+use crate::{Dtype, KernelError};
+
+/// A device with one stream: what is asked of it happens in order, later than the
+/// call returns unless it reads something back.
+pub trait Driver: Send {
+    /// Device memory; freed when dropped.
+    type Memory: Send + Sync;
+
+    /// What a person should know of the device.
+    fn describe(&self) -> String;
+
+    /// Multiprocessors, which run blocks side by side.
+    fn multiprocessors(&self) -> usize;
+
+    /// Memory of `bytes`, zeroed, for `what`.
+    ///
+    /// # Errors
+    /// No memory.
+    fn allocate(&self, bytes: usize, what: &str) -> Result<Self::Memory, KernelError>;
+
+    /// Where the memory starts; aligned to 256 bytes.
+    fn address(&self, memory: &Self::Memory) -> DevicePointer;
+
+    /// Copies bytes to the memory, from byte `at` on.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn upload(&self, memory: &mut Self::Memory, at: usize, bytes: &[u8])
+    -> Result<(), KernelError>;
+
+    /// Waits for all that was asked for, then copies the memory's first bytes.
+    ///
+    /// # Errors
+    /// The device failed, now or at something asked for earlier.
+    fn download(&self, memory: &Self::Memory, bytes: &mut [u8]) -> Result<(), KernelError>;
+
+    /// Launches a kernel.
+    ///
+    /// # Errors
+    /// The device refused it.
+    fn launch<P: KernelParams>(&mut self, launch: &Launch, params: &P) -> Result<(), KernelError>;
+
+    /// Multiplies matrices.
+    ///
+    /// # Errors
+    /// The device refused it.
+    fn matmul(&mut self, product: &Matmul) -> Result<(), KernelError>;
+
+    /// Free and total bytes of the device's memory.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn memory_info(&self) -> Result<(usize, usize), KernelError>;
+}
+
+/// How a kernel is launched.
+#[derive(Clone, Copy, Debug)]
+pub struct Launch {
+    /// The `.cu` file's stem.
+    pub file: &'static str,
+    /// The kernel's name in it.
+    pub kernel: &'static str,
+    /// Blocks.
+    pub grid: [u32; 2],
+    /// Threads of a block.
+    pub threads: u32,
+    /// Bytes of dynamic shared memory.
+    pub shared_bytes: usize,
+}
+
+/// `out[r] = w · x[r]`, or `out[r] += w · x[r]`: row-major, summed in f32.
+#[derive(Clone, Copy, Debug)]
+pub struct Matmul {
+    /// `[rows, k]`
+    pub x: DevicePointer,
+    /// `[n, k]`
+    pub w: DevicePointer,
+    /// `[rows, n]`
+    pub out: DevicePointer,
+    /// Rows of `x`.
+    pub rows: usize,
+    /// Outputs.
+    pub n: usize,
+    /// Inputs.
+    pub k: usize,
+    /// Of `x` and `w`: f16 or bf16.
+    pub dtype: Dtype,
+    /// Of `out`: as `dtype`, or f32.
+    pub out_dtype: Dtype,
+    /// Whether `out` is added to.
+    pub accumulate: bool,
+}

@@ -1,0 +1,212 @@
+//! What lies in a device's memory: activations, weights, the KV cache.
+
+use candle_core::{CpuStorage, Storage, Tensor};
+use half::{bf16, f16};
+
+use super::{DevicePointer, Driver};
+use crate::{AttentionParams, Dtype, KernelError, KvLayout};
+
+/// Activations or logits `[capacity, cols]`.
+pub struct CudaBuffer<M> {
+    pub(super) memory: M,
+    pub(super) address: DevicePointer,
+    pub(super) capacity: usize,
+    pub(super) cols: usize,
+    pub(super) dtype: Dtype,
+}
+
+impl<M> CudaBuffer<M> {
+    pub(super) fn new<D: Driver<Memory = M>>(
+        driver: &D,
+        capacity: usize,
+        cols: usize,
+        dtype: Dtype,
+    ) -> Result<Self, KernelError> {
+        let what = format!("activations [{capacity}, {cols}]");
+        let bytes = capacity.checked_mul(cols).and_then(|len| len.checked_mul(dtype.size()));
+        let bytes = bytes
+            .ok_or_else(|| KernelError::OutOfMemory { what: what.clone(), bytes: usize::MAX })?;
+        let memory = driver.allocate(bytes, &what)?;
+        Ok(Self { address: driver.address(&memory), memory, capacity, cols, dtype })
+    }
+
+    /// Elements of a row.
+    #[must_use]
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Checks that there are `rows` rows of `cols`, in `dtype`.
+    pub(super) fn check(
+        &self,
+        op: &'static str,
+        what: &'static str,
+        (rows, cols): (usize, usize),
+        dtype: Dtype,
+    ) -> Result<(), KernelError> {
+        if self.cols == cols && rows <= self.capacity && self.dtype == dtype {
+            return Ok(());
+        }
+        Err(KernelError::Shape {
+            op,
+            what,
+            got: format!("[{}, {}] of {:?}", self.capacity, self.cols, self.dtype),
+            expected: format!("[at least {rows}, {cols}] of {dtype:?}"),
+        })
+    }
+}
+
+/// A weight `[n, k]`, row-major, in f16 or bf16.
+pub struct CudaMatrix<M> {
+    pub(super) address: DevicePointer,
+    pub(super) n: usize,
+    pub(super) k: usize,
+    pub(super) bytes: usize,
+    /// Keeps the weight where it is.
+    _memory: M,
+}
+
+impl<M> CudaMatrix<M> {
+    /// Puts the parts, `[n_i, k]` each, on top of each other.
+    pub(super) fn new<D: Driver<Memory = M>>(
+        driver: &D,
+        parts: &[Tensor],
+        dtype: Dtype,
+    ) -> Result<Self, KernelError> {
+        let shapes: Vec<_> = parts.iter().map(Tensor::dims2).collect::<Result<_, _>>()?;
+        let n = shapes.iter().map(|(rows, _)| rows).sum();
+        let k = shapes.first().map_or(0, |&(_, k)| k);
+        if n == 0 || k == 0 || !k.is_multiple_of(8) || shapes.iter().any(|&(_, cols)| cols != k) {
+            return Err(KernelError::Shape {
+                op: "matrix",
+                what: "the weight",
+                got: format!("parts of {shapes:?}"),
+                expected: "parts of as many columns, a multiple of 8".to_owned(),
+            });
+        }
+        let bytes = n * k * dtype.size();
+        let mut memory = driver.allocate(bytes, &format!("a weight [{n}, {k}]"))?;
+        let mut at = 0;
+        for part in parts {
+            let encoded = encode(part, dtype)?;
+            driver.upload(&mut memory, at, &encoded)?;
+            at += encoded.len();
+        }
+        Ok(Self { address: driver.address(&memory), n, k, bytes, _memory: memory })
+    }
+}
+
+/// A weight `[n]`, f32.
+pub struct CudaVector<M> {
+    pub(super) address: DevicePointer,
+    pub(super) len: usize,
+    /// Keeps the weight where it is.
+    _memory: M,
+}
+
+impl<M> CudaVector<M> {
+    pub(super) fn new<D: Driver<Memory = M>>(
+        driver: &D,
+        parts: &[Tensor],
+    ) -> Result<Self, KernelError> {
+        let mut bytes = Vec::new();
+        for part in parts {
+            part.dims1()?;
+            bytes.extend(encode(part, Dtype::F32)?);
+        }
+        let mut memory = driver.allocate(bytes.len(), "a vector")?;
+        driver.upload(&mut memory, 0, &bytes)?;
+        Ok(Self { address: driver.address(&memory), len: bytes.len() / 4, _memory: memory })
+    }
+}
+
+/// The keys and values of every layer: each layer is `[num_blocks, 2, num_kv_heads,
+/// 16, head_dim]`.
+pub struct CudaKvCache<M> {
+    address: DevicePointer,
+    pub(super) layout: KvLayout,
+    /// What a stored key, and a stored value, is multiplied with.
+    pub(super) scales: (f32, f32),
+    /// Keeps the cache where it is.
+    _memory: M,
+}
+
+impl<M> CudaKvCache<M> {
+    pub(super) fn new<D: Driver<Memory = M>>(
+        driver: &D,
+        layout: KvLayout,
+    ) -> Result<Self, KernelError> {
+        let what = format!("a KV cache of {} blocks", layout.num_blocks);
+        let bytes = layout
+            .num_blocks
+            .checked_mul(layout.block_bytes())
+            .ok_or_else(|| KernelError::OutOfMemory { what: what.clone(), bytes: usize::MAX })?;
+        let memory = driver.allocate(bytes, &what)?;
+        Ok(Self { address: driver.address(&memory), layout, scales: (1.0, 1.0), _memory: memory })
+    }
+
+    /// Sets the factors on stored keys and values; they are 1 at first. Only a cache
+    /// of [`crate::CacheDtype::Fp8E4m3`] has use for them.
+    pub fn set_scales(&mut self, keys: f32, values: f32) {
+        self.scales = (keys, values);
+    }
+
+    /// Where a layer starts.
+    pub(super) fn layer(
+        &self,
+        op: &'static str,
+        layer: usize,
+        params: &AttentionParams,
+    ) -> Result<DevicePointer, KernelError> {
+        let KvLayout { num_layers, num_kv_heads, head_dim, .. } = self.layout;
+        let fits = layer < num_layers
+            && (num_kv_heads, head_dim) == (params.num_kv_heads, params.head_dim);
+        if !fits {
+            return Err(KernelError::Shape {
+                op,
+                what: "the layer",
+                got: format!("{layer}, of {} heads of {}", params.num_kv_heads, params.head_dim),
+                expected: format!("below {num_layers}, of {num_kv_heads} heads of {head_dim}"),
+            });
+        }
+        let layer_bytes = self.layout.num_blocks * self.layout.layer_block_bytes();
+        Ok(DevicePointer(self.address.0 + (layer * layer_bytes) as u64))
+    }
+}
+
+/// A CPU tensor's elements in another dtype, in the order of its rows.
+fn encode(tensor: &Tensor, dtype: Dtype) -> Result<Vec<u8>, KernelError> {
+    let tensor = tensor.contiguous()?;
+    let (storage, layout) = tensor.storage_and_layout();
+    let Storage::Cpu(storage) = &*storage else {
+        return Err(candle_core::Error::Msg("weights come from CPU tensors".into()).into());
+    };
+    let range = layout.start_offset()..layout.start_offset() + tensor.elem_count();
+    Ok(match (storage, dtype) {
+        (CpuStorage::BF16(x), Dtype::Bf16) => bytemuck::cast_slice(&x[range]).to_vec(),
+        (CpuStorage::F16(x), Dtype::F16) => bytemuck::cast_slice(&x[range]).to_vec(),
+        (CpuStorage::F32(x), _) => convert(&x[range], dtype, |x| x),
+        (CpuStorage::BF16(x), _) => convert(&x[range], dtype, bf16::to_f32),
+        (CpuStorage::F16(x), _) => convert(&x[range], dtype, f16::to_f32),
+        _ => return Err(KernelError::Dtype { op: "weights", got: tensor.dtype() }),
+    })
+}
+
+fn convert<T: Copy>(x: &[T], dtype: Dtype, to_f32: impl Fn(T) -> f32) -> Vec<u8> {
+    let x = x.iter().map(|&x| to_f32(x));
+    match dtype {
+        Dtype::F32 => x.flat_map(f32::to_le_bytes).collect(),
+        Dtype::F16 => x.flat_map(|x| f16::from_f32(x).to_le_bytes()).collect(),
+        Dtype::Bf16 => x.flat_map(|x| bf16::from_f32(x).to_le_bytes()).collect(),
+    }
+}
+
+/// Floats out of bytes that hold a dtype.
+pub(super) fn decode(bytes: &[u8], dtype: Dtype) -> Vec<f32> {
+    let pairs = || bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
+    match dtype {
+        Dtype::F32 => bytemuck::pod_collect_to_vec(bytes),
+        Dtype::F16 => pairs().map(|bits| f16::from_bits(bits).to_f32()).collect(),
+        Dtype::Bf16 => pairs().map(|bits| bf16::from_bits(bits).to_f32()).collect(),
+    }
+}

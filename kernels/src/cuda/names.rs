@@ -1,0 +1,44 @@
+//! The kernels' names, put together when this is compiled.
+
+use crate::{CacheDtype, Dtype};
+
+/// A kernel of activations in a dtype.
+macro_rules! of_dtype {
+    ($stem:literal, $dtype:expr) => {
+        if $dtype == $crate::Dtype::F16 { concat!($stem, "_f16") } else { concat!($stem, "_bf16") }
+    };
+}
+pub(super) use of_dtype;
+
+/// A kernel of activations and a cache, if there is one for both.
+macro_rules! of_cache {
+    ($stem:literal, $end:literal, $dtypes:expr) => {
+        match $dtypes {
+            (Dtype::Bf16, CacheDtype::Bf16) => Some(concat!($stem, "_bf16", $end)),
+            (Dtype::F16, CacheDtype::F16) => Some(concat!($stem, "_f16", $end)),
+            (Dtype::Bf16, CacheDtype::Fp8E4m3) => Some(concat!($stem, "_bf16_e4m3", $end)),
+            (Dtype::F16, CacheDtype::Fp8E4m3) => Some(concat!($stem, "_f16_e4m3", $end)),
+            _ => None,
+        }
+    };
+}
+
+/// `rope_and_cache.cu`'s for activations and a cache.
+pub(super) fn rope_and_cache(dtypes: (Dtype, CacheDtype)) -> Option<&'static str> {
+    of_cache!("rope_and_cache", "", dtypes)
+}
+
+/// `paged_attention.cu`'s for activations, a cache and a head_dim.
+pub(super) fn paged_attention(
+    dtypes: (Dtype, CacheDtype),
+    head_dim: usize,
+) -> Option<&'static str> {
+    match head_dim {
+        64 => of_cache!("paged_attention", "_d64", dtypes),
+        80 => of_cache!("paged_attention", "_d80", dtypes),
+        96 => of_cache!("paged_attention", "_d96", dtypes),
+        128 => of_cache!("paged_attention", "_d128", dtypes),
+        256 => of_cache!("paged_attention", "_d256", dtypes),
+        _ => None,
+    }
+}
