@@ -48,12 +48,13 @@ fn scheduler() -> f64 {
         max_model_len: 2048,
         num_blocks: STREAMS * 128,
         max_queued: STREAMS,
+        prefix_cache: None,
     };
     let mut scheduler = Scheduler::new(config).expect("the limits agree");
     for id in 0..STREAMS as u64 {
         let params = SamplingParams { max_tokens: OUTPUT_LEN, ..SamplingParams::default() };
         let prompt = vec![1; 16];
-        let request = Request { id: RequestId(id), prompt, params: params.into() };
+        let request = Request { id: RequestId(id), prompt, params: params.into(), cache_salt: 0 };
         scheduler.add(request).expect("there is room");
     }
     let (mut batch, mut sampled) = (ScheduledBatch::default(), SampledTokens::default());

@@ -103,7 +103,7 @@ fn main() {
     say(format!(
         "# {}, {INPUT_LEN} tokens in, {OUTPUT_LEN} out, {ROUNDS} rounds in turns, loaded in {:.2} s",
         if int8 { "int8 weights" } else { "bf16" },
-        summary.load_time.as_secs_f64()
+        summary.load_times.total().as_secs_f64()
     ));
     let mut rng = StdRng::seed_from_u64(0);
     measure(&sconce, 1, &mut rng);

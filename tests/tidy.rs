@@ -31,6 +31,16 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("sconce-models", &["sconce-kernels"]),
     ("sconce-kernels", &[]),
     ("sconce-cuda-shim", &["sconce-kernels"]),
+    (
+        "sconce-gpu",
+        &[
+            "sconce-cuda-shim",
+            "sconce-runner",
+            "sconce-kernels",
+            "sconce-scheduler",
+            "sconce-types",
+        ],
+    ),
     ("sconce-types", &[]),
     ("sconce-bench", &[]),
     (

@@ -1,16 +1,22 @@
 //! The `sconce` binary: parses flags, calls the library, prints, exits.
 //!
-//! Exit codes: 0 success, 1 failure, 2 wrong usage.
+//! Exit codes: 0 success, 1 failure, 2 wrong usage, 3 the device is lost, so that a
+//! supervisor can start another process.
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use sconce::ServeError;
 
 mod bench;
 mod chat;
+mod flags;
 mod progress;
 mod pull;
 mod serve;
+
+/// The exit code of a process whose device answers no more.
+const DEVICE_LOST: u8 = 3;
 
 /// A GPU inference-serving runtime shared fairly between tenants.
 #[derive(Debug, Parser)]
@@ -42,7 +48,10 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
-            ExitCode::FAILURE
+            match error.downcast_ref() {
+                Some(ServeError::DeviceLost) => ExitCode::from(DEVICE_LOST),
+                Some(ServeError::Io(_)) | None => ExitCode::FAILURE,
+            }
         }
     }
 }

@@ -3,11 +3,15 @@
 use std::{io::Write as _, net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
-use sconce::{
-    Dtype, EngineLimits, Options, Quantization, Sconce, ServerConfig, Summary, hub::HubOptions,
-};
+use sconce::{EngineLimits, Options, Quantization, Sconce, ServerConfig, Summary, hub::HubOptions};
 
-use crate::progress::Bars;
+use crate::{
+    flags::{
+        CacheDtypeFlag, DeviceFlag, DtypeFlag, QuantizationFlag, cache_dtype_name, parse_bytes,
+        parse_share,
+    },
+    progress::Bars,
+};
 
 /// Flags of `sconce serve`, named as in `vllm serve`.
 #[derive(Debug, clap::Args)]
@@ -30,27 +34,42 @@ pub(crate) struct Args {
     /// Requests need one of these keys
     #[arg(long, env = "SCONCE_API_KEY", hide_env_values = true, value_delimiter = ',')]
     api_key: Vec<String>,
-    /// The dtype of weights and KV cache
+    /// Where the model runs
+    #[arg(long, value_enum, default_value_t = DeviceFlag::Auto)]
+    device: DeviceFlag,
+    /// The dtype the model computes in
     #[arg(long, value_enum, default_value_t = DtypeFlag::Auto)]
     dtype: DtypeFlag,
-    /// Quantize weights while loading; the KV cache stays as --dtype says [default: no]
+    /// Quantize weights while loading [default: no]
     #[arg(long, short, value_enum)]
     quantization: Option<QuantizationFlag>,
+    /// The dtype of the KV cache
+    #[arg(long, value_enum, default_value_t = CacheDtypeFlag::Auto)]
+    kv_cache_dtype: CacheDtypeFlag,
     /// Tokens of prompt and output together [default: the model's limit]
     #[arg(long)]
     max_model_len: Option<usize>,
+    /// Prompts that begin like earlier ones share what those computed (the default)
+    #[arg(long, overrides_with = "no_enable_prefix_caching")]
+    enable_prefix_caching: bool,
+    /// Every prompt is computed whole
+    #[arg(long, overrides_with = "enable_prefix_caching")]
+    no_enable_prefix_caching: bool,
     /// Sequences that run at once
     #[arg(long, default_value_t = 256)]
     max_num_seqs: usize,
-    /// Tokens computed in one step
-    #[arg(long, default_value_t = 512)]
-    max_num_batched_tokens: usize,
+    /// Tokens computed in one step [default: 512 on a CPU, 2048 on a GPU]
+    #[arg(long)]
+    max_num_batched_tokens: Option<usize>,
     /// Requests that may wait beside those that run
     #[arg(long, default_value_t = 2048)]
     max_num_queued_reqs: usize,
     /// KV-cache memory, in bytes or with a suffix such as 512M or 4G [default: for this machine]
     #[arg(long, value_parser = parse_bytes)]
     kv_cache_memory_bytes: Option<u64>,
+    /// The share of a GPU's memory that weights, KV cache and everything else may take
+    #[arg(long, value_parser = parse_share, default_value_t = 0.9)]
+    gpu_memory_utilization: f64,
     /// Seed of the sampling of requests that bring none [default: random]
     #[arg(long)]
     seed: Option<u64>,
@@ -70,50 +89,6 @@ pub(crate) struct Args {
     cache: crate::pull::CacheArgs,
 }
 
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
-enum DtypeFlag {
-    Auto,
-    Bfloat16,
-    Float32,
-}
-
-impl DtypeFlag {
-    fn dtype(self) -> Option<Dtype> {
-        match self {
-            Self::Auto => None,
-            Self::Bfloat16 => Some(Dtype::Bf16),
-            Self::Float32 => Some(Dtype::F32),
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
-enum QuantizationFlag {
-    /// 8-bit integers: one scale for each output, inputs quantized token by token
-    Int8,
-}
-
-impl QuantizationFlag {
-    fn quantization(self) -> Quantization {
-        match self {
-            Self::Int8 => Quantization::Int8,
-        }
-    }
-}
-
-fn parse_bytes(text: &str) -> Result<u64, String> {
-    let bad = || format!("{text:?} is not a size; write bytes, or a number with K, M, G or T");
-    let (digits, shift) = match text.trim_end_matches("iB").char_indices().next_back() {
-        Some((at, 'K' | 'k')) => (&text[..at], 10),
-        Some((at, 'M' | 'm')) => (&text[..at], 20),
-        Some((at, 'G' | 'g')) => (&text[..at], 30),
-        Some((at, 'T' | 't')) => (&text[..at], 40),
-        _ => (text, 0),
-    };
-    let number: u64 = digits.trim().parse().map_err(|_| bad())?;
-    number.checked_mul(1 << shift).ok_or_else(bad)
-}
-
 impl Args {
     fn options(&self, hub: HubOptions) -> Options {
         let model = self.model_positional.as_ref().unwrap_or(&self.model);
@@ -121,13 +96,17 @@ impl Args {
             served_model_name: self.served_model_name.first().cloned(),
             hub,
             chat_template: self.chat_template.clone(),
+            device: self.device.choice(),
             dtype: self.dtype.dtype(),
             quantization: self.quantization.map(QuantizationFlag::quantization),
+            kv_cache_dtype: self.kv_cache_dtype.dtype(),
             max_model_len: self.max_model_len,
+            enable_prefix_caching: self.enable_prefix_caching || !self.no_enable_prefix_caching,
             max_num_seqs: self.max_num_seqs,
             max_num_batched_tokens: self.max_num_batched_tokens,
             max_num_queued_reqs: self.max_num_queued_reqs,
             kv_cache_memory_bytes: self.kv_cache_memory_bytes,
+            gpu_memory_utilization: self.gpu_memory_utilization,
             threads: self.threads,
             ..Options::new(model.clone())
         }
@@ -175,15 +154,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 fn banner(sconce: &Sconce, address: SocketAddr) -> String {
     let summary = sconce.summary();
     let limits = sconce.engine().limits();
-    let dtype = match summary.dtype {
-        Some(Dtype::Bf16) => "bfloat16",
-        Some(Dtype::F32) => "float32",
-        None => "none",
-    };
     let weights = match summary.quantization {
         Some(Quantization::Int8) => "int8",
-        None => dtype,
+        None => cache_dtype_name(summary.dtype.map(Into::into)),
     };
+    let cache = cache_dtype_name(summary.kv_cache_dtype);
     let mib = summary.weight_bytes as f64 / f64::from(1 << 20);
     let gib = summary.kv_cache_bytes as f64 / f64::from(1 << 30);
     let Summary { model_name, architecture, device, kv_cache_tokens, .. } = summary;
@@ -193,8 +168,9 @@ fn banner(sconce: &Sconce, address: SocketAddr) -> String {
   model     {model_name} ({architecture})
   from      {dir}
   device    {device}
-  weights   {weights}, {mib:.0} MiB, loaded in {seconds:.2} s
-  KV cache  {dtype}, {kv_cache_tokens} tokens in {num_blocks} blocks, {gib:.2} GiB
+  weights   {weights}, {mib:.0} MiB
+  loaded    in {total:.2} s: device {device_time:.2}, weights {weights_time:.2}, KV cache {cache_time:.2}
+  KV cache  {cache}, {kv_cache_tokens} tokens in {num_blocks} blocks, {gib:.2} GiB
   limits    {max_model_len} tokens of context, {max_num_seqs} sequences at once, {max_queued} more waiting
   serving   http://{address}/v1
 
@@ -204,7 +180,10 @@ Try:
 "#,
         version = env!("CARGO_PKG_VERSION"),
         dir = summary.model_dir.display(),
-        seconds = summary.load_time.as_secs_f64(),
+        total = summary.load_times.total().as_secs_f64(),
+        device_time = summary.load_times.device.as_secs_f64(),
+        weights_time = summary.load_times.weights.as_secs_f64(),
+        cache_time = summary.load_times.cache.as_secs_f64(),
     )
 }
 
@@ -229,20 +208,5 @@ async fn stop_signal() {
     tokio::select! {
         () = ctrl_c => {}
         () = terminate => {}
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::parse_bytes;
-
-    #[test]
-    fn sizes_have_suffixes_and_bounds() {
-        assert_eq!(parse_bytes("123"), Ok(123));
-        assert_eq!(parse_bytes("4G"), Ok(4 << 30));
-        assert_eq!(parse_bytes("512MiB"), Ok(512 << 20));
-        assert!(parse_bytes("four").is_err());
-        assert!(parse_bytes("99999999999999G").is_err());
-        assert!(parse_bytes("").is_err());
     }
 }

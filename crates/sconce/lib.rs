@@ -27,8 +27,10 @@ pub use sconce_engine::{
     EngineHandle, EngineLimits, EngineRequest, FinishReason, Health, Metrics, RequestError,
     RequestEvent, RequestStream, SubmitError, TokenEvent,
 };
-pub use sconce_runner::{Dtype, LoadError, Quantization, gguf};
-pub use sconce_server::{ServerConfig, listen, router, serve};
+pub use sconce_runner::{
+    CacheDtype, DeviceChoice, Dtype, LoadError, LoadTimes, Quantization, gguf,
+};
+pub use sconce_server::{ServeError, ServerConfig, listen, router, serve};
 pub use sconce_text::{TextConfig, TextError, TextModel};
 pub use sconce_types::{SamplingParams, TokenId, TokenLogprobs};
 pub use start::{Error, Options, Progress, Sconce, Summary};

@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use sconce_engine::{Built, SchedulerConfig};
+use sconce_runner::LoadTimes;
 use sconce_types::{
     BLOCK_SIZE, Executor, ExecutorError, Sample, SampleOutcome, SampledRow, SampledTokens,
     ScheduledBatch, TokenId,
@@ -75,19 +76,21 @@ pub(crate) fn build(
     let max_model_len = options.max_model_len.unwrap_or(MAX_MODEL_LEN);
     let config = SchedulerConfig {
         max_num_seqs: options.max_num_seqs,
-        max_num_batched_tokens: options.max_num_batched_tokens,
+        max_num_batched_tokens: options.max_num_batched_tokens.unwrap_or(512),
         max_model_len,
         num_blocks: CACHE_TOKENS.max(max_model_len).div_ceil(BLOCK_SIZE),
         max_queued: options.max_num_queued_reqs,
+        prefix_cache: None,
     };
     let info = Loaded {
         architecture: format!("no weights; a step takes {step_time:?}"),
         device: "none".to_owned(),
         dtype: None,
         quantization: None,
+        kv_cache_dtype: None,
         weight_bytes: 0,
         kv_cache_bytes: 0,
-        load_time: Duration::ZERO,
+        load_times: LoadTimes::default(),
     };
     let executor = NullExecutor { result: SampledTokens::default(), step_time };
     Built { executor, config, vocab_size: VOCAB_SIZE, info }

@@ -1,12 +1,14 @@
 //! Starting an engine: the one place where both halves are wired together.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc};
 
 use sconce_engine::{
-    Built, Engine, EngineHandle, EngineRequest, RequestError, SchedulerConfig, StartError,
-    SubmitError,
+    Built, Engine, EngineHandle, EngineRequest, PrefixKey, RequestError, SchedulerConfig,
+    StartError, SubmitError,
 };
-use sconce_runner::{Dtype, LoadError, LoadOptions, Quantization};
+use sconce_runner::{
+    CacheDtype, DeviceChoice, Dtype, LoadError, LoadOptions, LoadTimes, Quantization,
+};
 use sconce_text::{TextConfig, TextError, TextModel};
 use sconce_types::{Executor, SamplingParams};
 
@@ -28,21 +30,28 @@ pub struct Options {
     pub hub: HubOptions,
     /// The chat template's file, if not the model's own.
     pub chat_template: Option<PathBuf>,
-    /// The dtype of weights and KV cache; bf16 if not given.
+    /// Where the model runs.
+    pub device: DeviceChoice,
+    /// The dtype it computes in; bf16 if not given.
     pub dtype: Option<Dtype>,
-    /// How weights are quantized; if not given, they are not. The KV cache is
-    /// of `dtype` either way.
+    /// How weights are quantized; if not given, they are not.
     pub quantization: Option<Quantization>,
+    /// The dtype of the KV cache; `dtype` if not given.
+    pub kv_cache_dtype: Option<CacheDtype>,
     /// Tokens of prompt and output; the model's own limit if not given.
     pub max_model_len: Option<usize>,
+    /// Whether prompts that begin like earlier ones share what those computed.
+    pub enable_prefix_caching: bool,
     /// Sequences that run at once.
     pub max_num_seqs: usize,
-    /// Tokens computed in one step.
-    pub max_num_batched_tokens: usize,
+    /// Tokens computed in one step; a default for the device if not given.
+    pub max_num_batched_tokens: Option<usize>,
     /// Requests that may wait beside those that run.
     pub max_num_queued_reqs: usize,
     /// KV-cache memory in bytes; a default for the machine if not given.
     pub kv_cache_memory_bytes: Option<u64>,
+    /// The share of a GPU's memory that everything together may take.
+    pub gpu_memory_utilization: f64,
     /// Threads that compute; one a core if not given.
     pub threads: Option<usize>,
 }
@@ -56,13 +65,17 @@ impl Options {
             served_model_name: None,
             hub: HubOptions::default(),
             chat_template: None,
+            device: DeviceChoice::Auto,
             dtype: None,
             quantization: None,
+            kv_cache_dtype: None,
             max_model_len: None,
+            enable_prefix_caching: true,
             max_num_seqs: 256,
-            max_num_batched_tokens: 512,
+            max_num_batched_tokens: None,
             max_num_queued_reqs: 2048,
             kv_cache_memory_bytes: None,
+            gpu_memory_utilization: 0.9,
             threads: None,
         }
     }
@@ -109,11 +122,12 @@ pub struct Summary {
     pub architecture: String,
     /// The device, in words.
     pub device: String,
-    /// The dtype of the cache, and of weights that are not quantized; the null
-    /// model has neither.
+    /// The dtype the model computes in; the null model computes nothing.
     pub dtype: Option<Dtype>,
     /// How weights are quantized, if they are.
     pub quantization: Option<Quantization>,
+    /// The dtype of the KV cache; the null model has none.
+    pub kv_cache_dtype: Option<CacheDtype>,
     /// Bytes of the matrices among the weights.
     pub weight_bytes: usize,
     /// Tokens of prompt and output.
@@ -122,8 +136,8 @@ pub struct Summary {
     pub kv_cache_tokens: usize,
     /// Bytes of the KV cache.
     pub kv_cache_bytes: usize,
-    /// How long loading took.
-    pub load_time: Duration,
+    /// How long each phase of loading took.
+    pub load_times: LoadTimes,
 }
 
 /// What whoever built the executor tells of it.
@@ -132,9 +146,10 @@ pub(crate) struct Loaded {
     pub(crate) device: String,
     pub(crate) dtype: Option<Dtype>,
     pub(crate) quantization: Option<Quantization>,
+    pub(crate) kv_cache_dtype: Option<CacheDtype>,
     pub(crate) weight_bytes: usize,
     pub(crate) kv_cache_bytes: usize,
-    pub(crate) load_time: Duration,
+    pub(crate) load_times: LoadTimes,
 }
 
 /// A running engine with its tokenizer. Dropping it, once every
@@ -164,36 +179,44 @@ impl Sconce {
         let text_config = TextConfig { chat_template: options.chat_template.clone() };
         let text = TextModel::load(&found.path, &text_config)?;
         let model_name = options.served_model_name.clone().unwrap_or_else(|| found.name.clone());
-        let load_options = LoadOptions {
+        let mut load_options = LoadOptions {
             dir: found.path.clone(),
+            device: options.device,
             dtype: options.dtype,
             quantization: options.quantization,
+            kv_cache_dtype: options.kv_cache_dtype,
             max_model_len: options.max_model_len,
             max_num_seqs: options.max_num_seqs,
             max_num_batched_tokens: options.max_num_batched_tokens,
             kv_cache_memory_bytes: options.kv_cache_memory_bytes,
+            gpu_memory_utilization: options.gpu_memory_utilization,
             threads: options.threads,
         };
         let max_queued = options.max_num_queued_reqs;
+        let prefix_cache = options.enable_prefix_caching.then(|| PrefixKey(rand::random()));
         let progress = progress.clone();
         Self::start_engine(model_name, found.path, text, move || {
             let loaded =
                 sconce_runner::load(&load_options, &mut |done, all| progress.tensors(done, all))?;
+            // If it has to be loaded again, then with a cache of the same size.
+            load_options.kv_cache_memory_bytes = Some(loaded.kv_cache_bytes as u64);
             let config = SchedulerConfig {
                 max_num_seqs: load_options.max_num_seqs,
-                max_num_batched_tokens: load_options.max_num_batched_tokens,
+                max_num_batched_tokens: loaded.max_num_batched_tokens,
                 max_model_len: loaded.max_model_len,
                 num_blocks: loaded.num_blocks,
                 max_queued,
+                prefix_cache,
             };
             let info = Loaded {
                 architecture: loaded.architecture,
                 device: loaded.device,
                 dtype: Some(loaded.dtype),
                 quantization: loaded.quantization,
+                kv_cache_dtype: Some(loaded.kv_cache_dtype),
                 weight_bytes: loaded.weight_bytes,
                 kv_cache_bytes: loaded.kv_cache_bytes,
-                load_time: loaded.load_time,
+                load_times: loaded.load_times,
             };
             Ok(Built { executor: loaded.runner, config, vocab_size: loaded.vocab_size, info })
         })
@@ -203,7 +226,7 @@ impl Sconce {
         model_name: String,
         model_dir: PathBuf,
         text: TextModel,
-        build: impl FnOnce() -> Result<Built<E, Loaded>, LoadError> + Send + 'static,
+        build: impl FnMut() -> Result<Built<E, Loaded>, LoadError> + Send + 'static,
     ) -> Result<Self, Error> {
         let (_, handle, loaded) = Engine::start(&model_name, build)?;
         let limits = *handle.limits();
@@ -215,11 +238,12 @@ impl Sconce {
             device: loaded.device,
             dtype: loaded.dtype,
             quantization: loaded.quantization,
+            kv_cache_dtype: loaded.kv_cache_dtype,
             weight_bytes: loaded.weight_bytes,
             max_model_len: limits.max_model_len,
             kv_cache_tokens: limits.num_blocks * sconce_types::BLOCK_SIZE,
             kv_cache_bytes: loaded.kv_cache_bytes,
-            load_time: loaded.load_time,
+            load_times: loaded.load_times,
         };
         Ok(Self { handle, text: Arc::new(text), summary })
     }

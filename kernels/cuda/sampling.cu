@@ -131,6 +131,18 @@ __device__ __forceinline__ T block_reduce(T x, Combine combine) {
     return x;
 }
 
+// This thread's share of a row's tokens, in order of ids.
+struct Span {
+    uint32_t from;
+    uint32_t to;
+};
+
+__device__ __forceinline__ Span own_span(const Row& row) {
+    const uint32_t length = (row.vocab_size + SAMPLE_THREADS - 1) / SAMPLE_THREADS;
+    const uint32_t from = min(threadIdx.x * length, row.vocab_size);
+    return {from, min(from + length, row.vocab_size)};
+}
+
 // The last candidate, in order, that is needed for the amounts of it and of those
 // before it to reach `target`. `amount(logit, token)` is 0 for what is out already; at
 // least one is not.
@@ -184,9 +196,7 @@ __device__ __forceinline__ Border find_border(const Row& row, uint64_t target, A
     // Of equal logits the lowest ids stay: all have the same amount.
     SHARED(uint32_t, counts, SAMPLE_THREADS);
     SHARED(uint32_t, last_token, 1);
-    const uint32_t span = (row.vocab_size + SAMPLE_THREADS - 1) / SAMPLE_THREADS;
-    const uint32_t from = min(threadIdx.x * span, row.vocab_size);
-    const uint32_t to = min(from + span, row.vocab_size);
+    const auto [from, to] = own_span(row);
     uint32_t count = 0;
     uint64_t each = 0;
     for (uint32_t i = from; i < to; ++i) {
@@ -248,9 +258,7 @@ template <typename Weight>
 __device__ __forceinline__ uint32_t draw(const Row& row, uint64_t uniform, Weight weight) {
     SHARED(uint64_t, sums, SAMPLE_THREADS);
     SHARED(uint32_t, drawn, 1);
-    const uint32_t span = (row.vocab_size + SAMPLE_THREADS - 1) / SAMPLE_THREADS;
-    const uint32_t from = min(threadIdx.x * span, row.vocab_size);
-    const uint32_t to = min(from + span, row.vocab_size);
+    const auto [from, to] = own_span(row);
     uint64_t own = 0;
     for (uint32_t i = from; i < to; ++i) {
         own += weight(row.logits[i], i);
@@ -283,22 +291,28 @@ __device__ __forceinline__ uint32_t draw(const Row& row, uint64_t uniform, Weigh
     return token;
 }
 
-__device__ __forceinline__ float largest_logit(const Row& row) {
-    float largest = -__builtin_inff();
-    for (uint32_t i = threadIdx.x; i < row.vocab_size; i += SAMPLE_THREADS) {
-        largest = fmaxf(largest, row.logits[i]);
-    }
-    return block_reduce(largest, [](float a, float b) { return fmaxf(a, b); });
-}
+// What one look at a row tells.
+struct Scan {
+    float largest;
+    // The lowest id of the largest logit.
+    uint32_t token;
+    // NaN and +infinity cannot be drawn from, nor can nothing; -infinity may be there.
+    bool drawable;
+};
 
-// Whether the row can be drawn from: NaN and +infinity cannot be, -infinity may.
-__device__ __forceinline__ bool is_drawable(const Row& row) {
-    bool bad = false;
+__device__ __forceinline__ Scan scan(const Row& row) {
+    uint64_t best = 0;
+    uint32_t bad = 0;
     for (uint32_t i = threadIdx.x; i < row.vocab_size; i += SAMPLE_THREADS) {
         const float logit = row.logits[i];
-        bad = bad || !(is_finite(logit) || logit < 0.0f);
+        bad |= !(is_finite(logit) || logit < 0.0f);
+        best = max(best, uint64_t(key_of(logit)) << 32 | (0xffffffffu - i));
     }
-    return block_reduce(uint32_t(bad), [](uint32_t a, uint32_t b) { return a | b; }) == 0;
+    best = block_reduce(best, [](uint64_t a, uint64_t b) { return max(a, b); });
+    bad = block_reduce(bad, [](uint32_t a, uint32_t b) { return a | b; });
+    const uint32_t token = 0xffffffffu - uint32_t(best);
+    const float largest = row.logits[token];
+    return {largest, token, bad == 0 && is_finite(largest)};
 }
 
 // ln of the sum of exp(logit), the same bits whatever threads do: each thread sums
@@ -355,8 +369,13 @@ __device__ __forceinline__ uint32_t report_top(const Row& row, uint32_t num, flo
     return reported;
 }
 
-// Bias, bans and penalties; each list has a token once. Raw logits are kept aside.
-__device__ __forceinline__ void adjust(const Sampling& p, const SampleRow& request, const Row& row) {
+// Bias, bans and penalties; each list has a token once. Raw logits are kept aside. Says
+// whether there was anything to do.
+__device__ __forceinline__ bool adjust(const Sampling& p, const SampleRow& request, const Row& row) {
+    if (request.bias[0] == request.bias[1] && request.banned[0] == request.banned[1] &&
+        request.seen[0] == request.seen[1]) {
+        return false;
+    }
     const auto raw = [&](uint32_t token) { return token < row.vocab_size ? row.logits[token] : 0.0f; };
     for (uint32_t i = request.bias[0] + threadIdx.x; i < request.bias[1]; i += SAMPLE_THREADS) {
         p.bias_raw[i] = raw(p.biases[i].token);
@@ -395,6 +414,7 @@ __device__ __forceinline__ void adjust(const Sampling& p, const SampleRow& reque
         row.logits[seen.token] = logit;
     }
     __syncthreads();
+    return true;
 }
 
 // A token's logit before it was adjusted.
@@ -425,10 +445,9 @@ __device__ __forceinline__ float raw_logit(const Sampling& p, const SampleRow& r
     return raw[0];
 }
 
-__device__ __forceinline__ uint32_t choose(const SampleRow& request, const Row& row) {
-    const auto counted = [](float logit, uint32_t) { return uint64_t(is_finite(logit)); };
+__device__ __forceinline__ uint32_t choose(const SampleRow& request, const Row& row, uint32_t likeliest) {
     if (!(request.temperature >= GREEDY_BELOW)) {
-        return find_border(row, 1, counted).token;
+        return likeliest;
     }
     Border border{0, NON_FINITE};
     const auto kept = [&](float logit, uint32_t token) {
@@ -462,19 +481,22 @@ KERNEL(sampling, Sampling, SAMPLE_THREADS) {
     const SampleRow request = p.requests[blockIdx.x];
     Row row{p.logits + size_t(blockIdx.x) * p.vocab_size, p.vocab_size, 0.0f, 1.0f};
     SampledRow result{NON_FINITE, 0.0f, 0};
-    row.largest = largest_logit(row);
-    if (is_finite(row.largest) && is_drawable(row)) {
+    Scan seen = scan(row);
+    if (seen.drawable) {
+        row.largest = seen.largest;
         float log_sum = 0.0f;
         if (request.num_logprobs >= 0) {
             log_sum = log_sum_exp(row);
             result.num_top = report_top(row, uint32_t(request.num_logprobs), log_sum,
                                         p.top + size_t(blockIdx.x) * MAX_TOP);
         }
-        adjust(p, request, row);
-        row.largest = largest_logit(row);
-        if (is_finite(row.largest) && is_drawable(row)) {
+        if (adjust(p, request, row)) {
+            seen = scan(row);
+            row.largest = seen.largest;
+        }
+        if (seen.drawable) {
             row.scale = 1.0f / fminf(request.temperature, EVEN_ABOVE);
-            result.token = choose(request, row);
+            result.token = choose(request, row, seen.token);
             result.logprob = raw_logit(p, request, row, result.token) - log_sum;
         }
     }
@@ -503,8 +525,9 @@ KERNEL(token_logprobs, TokenLogprobs, SAMPLE_THREADS) {
     const uint32_t token = p.tokens[blockIdx.x];
     Row row{const_cast<float*>(p.logits) + size_t(blockIdx.x) * p.vocab_size, p.vocab_size, 0.0f, 1.0f};
     SampledRow result{token, NAN, 0};
-    row.largest = largest_logit(row);
-    if (is_finite(row.largest) && is_drawable(row)) {
+    const Scan seen = scan(row);
+    if (seen.drawable) {
+        row.largest = seen.largest;
         const float log_sum = log_sum_exp(row);
         result.num_top = report_top(row, p.num_top[blockIdx.x], log_sum, p.top + size_t(blockIdx.x) * MAX_TOP);
         result.logprob = row.logits[token] - log_sum;

@@ -185,6 +185,12 @@ pub trait Backend: Send {
     /// What a person should know of the device: its name, instruction set, threads.
     fn describe(&self) -> String;
 
+    /// Free and total bytes of the device's memory; `None` where it is the machine's.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn memory_info(&self) -> Result<Option<(usize, usize)>, KernelError>;
+
     /// Allocates activations of `capacity` rows, zeroed.
     ///
     /// # Errors

@@ -139,8 +139,8 @@ pub fn load<B: Backend + 'static>(
     let files = weights::open(dir)?;
     let mut checker = Checker::new(&files);
     Llama::build(config, max_positions, &mut checker)?;
-    let num_tensors = checker.finish()?;
-    let mut packer = Packer::new(files, backend, dtype, num_tensors, progress);
+    let order = checker.finish()?;
+    let mut packer = Packer::new(files, order, backend, dtype, progress);
     let model = Llama::build(config, max_positions, &mut packer)?;
     Ok(Loaded { model: Box::new(model), weight_bytes: packer.bytes() })
 }

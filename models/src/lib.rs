@@ -10,6 +10,7 @@ mod error;
 pub mod gguf;
 mod json;
 mod llama;
+mod read_ahead;
 mod rope;
 mod weights;
 

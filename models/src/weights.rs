@@ -15,7 +15,7 @@ use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
 use sconce_kernels::{Backend, WeightDtype, mapped::MappedSafetensors};
 use serde::Deserialize;
 
-use crate::{ModelError, json};
+use crate::{ModelError, json, read_ahead::ReadAhead};
 
 /// Where a model's constructor gets its weights from.
 pub(crate) trait Source {
@@ -80,22 +80,23 @@ pub(crate) struct Checker<'a> {
     files: &'a MappedSafetensors,
     problems: Vec<String>,
     known: BTreeSet<String>,
+    order: Vec<String>,
 }
 
 impl<'a> Checker<'a> {
     pub(crate) fn new(files: &'a MappedSafetensors) -> Self {
-        Self { files, problems: Vec::new(), known: BTreeSet::new() }
+        Self { files, problems: Vec::new(), known: BTreeSet::new(), order: Vec::new() }
     }
 
-    /// The number of tensors named.
+    /// The names of all tensors, in the order in which they were asked for.
     ///
     /// A layer's tensor that nobody asked for (a bias that config.json denies,
     /// say) would make a model that runs and answers wrongly, so it is a problem.
     ///
     /// # Errors
     /// All problems together.
-    pub(crate) fn finish(self) -> Result<usize, ModelError> {
-        let Self { files, mut problems, known } = self;
+    pub(crate) fn finish(self) -> Result<Vec<String>, ModelError> {
+        let Self { files, mut problems, known, order } = self;
         let mut unknown: Vec<String> = files
             .names()
             .into_iter()
@@ -106,11 +107,12 @@ impl<'a> Checker<'a> {
             .collect();
         unknown.sort();
         problems.append(&mut unknown);
-        if problems.is_empty() { Ok(known.len()) } else { Err(ModelError::Tensors { problems }) }
+        if problems.is_empty() { Ok(order) } else { Err(ModelError::Tensors { problems }) }
     }
 
     fn check(&mut self, name: &str, shape: &[usize]) {
         self.known.insert(name.to_owned());
+        self.order.push(name.to_owned());
         let problem = match self.files.describe(name) {
             None => format!("{name} {shape:?} is missing"),
             Some((_, got)) if got != shape => format!("{name} is {got:?}, but must be {shape:?}"),
@@ -158,12 +160,13 @@ pub(crate) struct Packer<'a, B> {
 impl<'a, B: Backend> Packer<'a, B> {
     pub(crate) fn new(
         files: Arc<MappedSafetensors>,
+        order: Vec<String>,
         backend: &'a B,
         dtype: WeightDtype,
-        total: usize,
         progress: &'a mut dyn FnMut(usize, usize),
     ) -> Self {
-        let source = Box::new(AsStored(files));
+        let total = order.len();
+        let source = Box::new(AsStored { ahead: ReadAhead::new(Arc::clone(&files), order), files });
         let weights = VarBuilder::from_backend(source, DType::F32, Device::Cpu);
         Self { weights, backend, dtype, loaded: 0, total, progress, bytes: 0 }
     }
@@ -210,7 +213,10 @@ impl<B: Backend> Source for Packer<'_, B> {
 
 /// The mapped files as a `VarBuilder`'s backend; tensors keep their dtype,
 /// since a backend's packing converts them.
-struct AsStored(Arc<MappedSafetensors>);
+struct AsStored {
+    ahead: ReadAhead,
+    files: Arc<MappedSafetensors>,
+}
 
 impl SimpleBackend for AsStored {
     fn get(
@@ -233,10 +239,10 @@ impl SimpleBackend for AsStored {
     }
 
     fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> candle_core::Result<Tensor> {
-        self.0.load(name).map_err(|error| candle_core::Error::Msg(error.to_string()))
+        self.ahead.take(name).map_err(|error| candle_core::Error::Msg(error.to_string()))
     }
 
     fn contains_tensor(&self, name: &str) -> bool {
-        self.0.describe(name).is_some()
+        self.files.describe(name).is_some()
     }
 }

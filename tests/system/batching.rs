@@ -3,7 +3,7 @@
 
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use sconce::Dtype;
-use sconce_engine::EngineHandle;
+use sconce_engine::{EngineHandle, PrefixKey};
 use sconce_runner::LoadOptions;
 use sconce_types::SamplingParams;
 
@@ -34,7 +34,7 @@ fn requests() -> Vec<(Vec<u32>, SamplingParams)> {
 
 fn options(max_num_batched_tokens: usize) -> LoadOptions {
     LoadOptions {
-        max_num_batched_tokens,
+        max_num_batched_tokens: Some(max_num_batched_tokens),
         max_model_len: Some(512),
         kv_cache_memory_bytes: Some(256 << 20),
         ..model::options(Dtype::Bf16)
@@ -72,6 +72,18 @@ fn tokens_and_logprobs_do_not_depend_on_the_batch() {
     assert_eq!(together(&engine), expected, "with preemption");
     let preempted = engine.metrics().num_preemptions.get();
     assert!(preempted > 0, "so little cache must force a preemption");
+}
+
+#[test]
+fn tokens_and_logprobs_do_not_depend_on_the_prefix_cache() {
+    let expected = alone(&model::engine(options(64), None));
+    let cache = Some(PrefixKey([1, 2]));
+    for num_blocks in [None, Some(20)] {
+        let engine = model::engine_with(options(64), num_blocks, cache);
+        assert_eq!(together(&engine), expected, "some find what others computed");
+        assert_eq!(together(&engine), expected, "all find what was computed before");
+        assert!(engine.metrics().prefix_cache_hits.get() > 0, "something is found");
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::model;
 
-fn ids(value: &Value) -> Vec<u32> {
+pub(crate) fn ids(value: &Value) -> Vec<u32> {
     let ids = value.as_array().expect("a list of token ids");
     ids.iter().map(|id| u32::try_from(id.as_u64().expect("an id")).expect("32 bits")).collect()
 }
@@ -59,22 +59,34 @@ fn greedy_tokens_in_f32_are_those_of_transformers() {
 /// from f32 as those of transformers' own bf16.
 #[test]
 fn bf16_logits_are_as_near_to_f32_as_those_of_transformers() {
+    let mut runner = model::load(&model::options(Dtype::Bf16)).runner;
+    let score = |tokens: &[u32]| runner.score(tokens).expect("the model computes");
+    let error = relative_error(&["story", "essay", "code", "facts"], usize::MAX, score);
+    let theirs = &model::reference_json("quality.json")["bf16_logits_relative_error"]["all"];
+    let theirs = theirs.as_f64().expect("a number");
+    assert!(error > 0.0 && error <= 1.2 * theirs, "relative error {error}, transformers' {theirs}");
+}
+
+/// How far logits after each of a text's first tokens, `[tokens, vocab_size]`, are from
+/// those of transformers in f32, over several texts.
+pub(crate) fn relative_error(
+    texts: &[&str],
+    max_tokens: usize,
+    mut score: impl FnMut(&[u32]) -> Vec<f32>,
+) -> f64 {
     let bytes = std::fs::read(model::reference("logits.safetensors")).expect("it is committed");
     let data = safetensors::SafeTensors::deserialize(&bytes).expect("it is whole");
     let ints = |name: &str| -> Vec<i32> {
         bytemuck::pod_collect_to_vec(data.tensor(name).expect("it is there").data())
     };
     let columns = ints("columns");
-    let mut runner = model::load(&model::options(Dtype::Bf16)).runner;
-    let quality = model::reference_json("quality.json");
-    let errors = &quality["bf16_logits_relative_error"];
     let (mut difference, mut norm) = (0.0, 0.0);
-    for name in ["story", "essay", "code", "facts"] {
-        let tokens: Vec<u32> =
-            ints(&format!("{name}.tokens")).into_iter().map(i32::cast_unsigned).collect();
+    for name in texts {
+        let tokens = ints(&format!("{name}.tokens")).into_iter().take(max_tokens);
+        let tokens: Vec<u32> = tokens.map(i32::cast_unsigned).collect();
         let want = data.tensor(&format!("{name}.logits")).expect("it is there");
         let want: Vec<f32> = bytemuck::pod_collect_to_vec(want.data());
-        let logits = runner.score(&tokens).expect("the model computes");
+        let logits = score(&tokens);
         let vocab_size = logits.len() / tokens.len();
         for (row, want) in logits.chunks_exact(vocab_size).zip(want.chunks_exact(columns.len())) {
             for (&column, &want) in columns.iter().zip(want) {
@@ -84,9 +96,7 @@ fn bf16_logits_are_as_near_to_f32_as_those_of_transformers() {
             }
         }
     }
-    let error = (difference / norm).sqrt();
-    let theirs = errors["all"].as_f64().expect("a number");
-    assert!(error > 0.0 && error <= 1.2 * theirs, "relative error {error}, transformers' {theirs}");
+    f64::sqrt(difference / norm)
 }
 
 fn int8(dtype: Dtype) -> LoadOptions {

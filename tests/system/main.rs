@@ -2,6 +2,7 @@
 //! transformers, what it serves against the real clients.
 
 mod batching;
+mod cuda;
 mod golden;
 mod model;
 mod openai;

@@ -9,8 +9,11 @@ use sconce::{
     Dtype,
     hub::{self, HubOptions},
 };
-use sconce_engine::{Built, Engine, EngineHandle, EngineRequest, RequestEvent, SchedulerConfig};
-use sconce_runner::{LoadOptions, LoadedModel};
+use sconce_engine::{
+    Built, Engine, EngineHandle, EngineRequest, PrefixKey, RequestEvent, SchedulerConfig,
+};
+use sconce_kernels::cpu::Cpu;
+use sconce_runner::{LoadOptions, LoadedModel, ModelRunner};
 use sconce_types::{SamplingParams, TokenId, TokenLogprobs};
 
 pub(crate) fn cache_dir() -> PathBuf {
@@ -40,32 +43,40 @@ pub(crate) fn reference_json(name: &str) -> serde_json::Value {
 
 pub(crate) fn options(dtype: Dtype) -> LoadOptions {
     LoadOptions {
-        dir: dir().to_owned(),
         dtype: Some(dtype),
-        quantization: None,
         max_model_len: Some(2048),
         max_num_seqs: 64,
-        max_num_batched_tokens: 256,
+        max_num_batched_tokens: Some(256),
         kv_cache_memory_bytes: Some(512 << 20),
-        threads: None,
+        ..LoadOptions::new(dir())
     }
 }
 
-pub(crate) fn load(options: &LoadOptions) -> LoadedModel {
-    sconce_runner::load(options, &mut |_, _| {}).expect("the test model loads")
+pub(crate) fn load(options: &LoadOptions) -> LoadedModel<ModelRunner<Cpu>> {
+    sconce_runner::load_on_cpu(options, &mut |_, _| {}).expect("the test model loads")
 }
 
 /// An engine on the model. `num_blocks` takes some of the cache away again, to
 /// force preemption.
 pub(crate) fn engine(options: LoadOptions, num_blocks: Option<usize>) -> EngineHandle {
+    engine_with(options, num_blocks, None)
+}
+
+/// The same, with a prefix cache.
+pub(crate) fn engine_with(
+    options: LoadOptions,
+    num_blocks: Option<usize>,
+    prefix_cache: Option<PrefixKey>,
+) -> EngineHandle {
     let build = move || -> Result<_, std::convert::Infallible> {
         let loaded = load(&options);
         let config = SchedulerConfig {
             max_num_seqs: options.max_num_seqs,
-            max_num_batched_tokens: options.max_num_batched_tokens,
+            max_num_batched_tokens: loaded.max_num_batched_tokens,
             max_model_len: loaded.max_model_len,
             num_blocks: num_blocks.unwrap_or(loaded.num_blocks),
             max_queued: 1000,
+            prefix_cache,
         };
         let vocab_size = loaded.vocab_size;
         Ok(Built { executor: loaded.runner, config, vocab_size, info: () })

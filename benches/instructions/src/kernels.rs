@@ -9,7 +9,7 @@ use std::hint::black_box;
 
 use candle_core::{Device, Tensor};
 use sconce_kernels::{
-    AttentionParams, Backend as _, Dtype, ForwardBatch, KvLayout, WeightDtype,
+    AttentionParams, Backend as _, CacheDtype, ForwardBatch, KvLayout, WeightDtype,
     cpu::{Cpu, CpuBuffer, CpuConfig, Isa},
     ops::sampling::SampleRequest,
 };
@@ -73,7 +73,7 @@ pub(crate) fn paged_attention(isa: Isa, copy: bool) {
         num_blocks: (SEQS * BLOCKS) as usize,
         num_kv_heads: HEADS.num_kv_heads,
         head_dim: HEADS.head_dim,
-        dtype: Dtype::Bf16,
+        dtype: CacheDtype::Bf16,
     };
     let mut cache = cpu.kv_cache(layout).expect("memory");
     let rope = numbers(CONTEXT * HEADS.head_dim);

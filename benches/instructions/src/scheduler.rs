@@ -35,6 +35,7 @@ fn steps(ending: usize) {
         max_model_len: 512,
         num_blocks: RUNNING * 16,
         max_queued: RUNNING + QUEUED as usize,
+        prefix_cache: None,
     })
     .expect("the limits agree");
     let params = Arc::new(SamplingParams {
@@ -44,7 +45,8 @@ fn steps(ending: usize) {
     });
     for id in 0..RUNNING as u64 + QUEUED {
         let prompt = vec![TOKEN; PROMPT_LEN];
-        let request = Request { id: RequestId(id), prompt, params: Arc::clone(&params) };
+        let request =
+            Request { id: RequestId(id), prompt, params: Arc::clone(&params), cache_salt: 0 };
         scheduler.add(request).expect("it is taken");
     }
     let mut steps = Steps {

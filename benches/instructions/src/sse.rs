@@ -43,9 +43,11 @@ pub(crate) fn frames(tokens: usize, copy: bool) {
         max_model_len: 512,
         num_blocks: 512,
         max_queued: STREAMS,
+        prefix_cache: None,
     };
+    let mut executor = Some(Lockstep { token, launch, permits, rows: 0, step: 0 });
     let build = move || -> Result<_, Infallible> {
-        let executor = Lockstep { token, launch, permits, rows: 0, step: 0 };
+        let executor = executor.take().expect("it is built once");
         Ok(Built { executor, config, vocab_size, info: () })
     };
     let (_, engine, ()) = Engine::start("lockstep", build).expect("the engine starts");

@@ -3,6 +3,7 @@
 use std::{
     any::Any,
     collections::HashMap,
+    fmt::Display,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
@@ -13,7 +14,7 @@ use std::{
     time::Instant,
 };
 
-use sconce_scheduler::{Finish, Output, Request, Scheduler, SchedulerConfig};
+use sconce_scheduler::{Finish, Output, Request, Scheduler, SchedulerConfig, SchedulerStats};
 use sconce_types::{Executor, ExecutorError, RequestId, SampledTokens, ScheduledBatch};
 use tokio::sync::mpsc;
 
@@ -59,19 +60,22 @@ pub struct Engine {
 
 impl Engine {
     /// Starts an engine. `build` runs on the engine's own thread, which then
-    /// owns the executor for good: it loads the model, sizes the cache, and
-    /// says what limits follow. Returns once it has.
+    /// owns the executor: it loads the model, sizes the cache, and says what
+    /// limits follow. Returns once it has.
+    ///
+    /// An executor that is lost ([`ExecutorError::Fatal`]) is built anew, once,
+    /// under the same limits: what ran has failed, what waited goes on waiting.
     ///
     /// # Errors
     /// `build`'s error, or limits that contradict each other.
     pub fn start<E, T, B>(
         model_name: &str,
-        build: impl FnOnce() -> Result<Built<E, T>, B> + Send + 'static,
+        mut build: impl FnMut() -> Result<Built<E, T>, B> + Send + 'static,
     ) -> Result<(Self, EngineHandle, T), StartError<B>>
     where
         E: Executor,
         T: Send + 'static,
-        B: Send + 'static,
+        B: Display + Send + 'static,
     {
         let model_name = model_name.to_owned();
         let (report, started) = channel();
@@ -92,7 +96,10 @@ impl Engine {
                             EngineLoop::new(&model_name, vocab_size, executor, scheduler, config);
                         // Whoever asked may have gone; the loop then ends by itself.
                         let _ = report.send(Ok((handle, info)));
-                        engine.run();
+                        engine.run(config, || match build() {
+                            Ok(built) => Ok((built.executor, built.config)),
+                            Err(error) => Err(error.to_string()),
+                        });
                     }
                     Err(error) => {
                         let _ = report.send(Err(error));
@@ -132,7 +139,8 @@ struct LiveRequest {
 
 struct EngineLoop<E> {
     scheduler: Scheduler,
-    executor: E,
+    /// None only while another is built.
+    executor: Option<E>,
     inbox: Receiver<Submission>,
     cancels: Receiver<RequestId>,
     requests: HashMap<RequestId, LiveRequest>,
@@ -140,7 +148,8 @@ struct EngineLoop<E> {
     sampled: SampledTokens,
     outputs: Vec<Output>,
     failed: Vec<RequestId>,
-    preemptions_seen: u64,
+    /// What was published last.
+    seen: SchedulerStats,
     shared: Arc<Shared>,
     metrics: Arc<Metrics>,
 }
@@ -148,6 +157,8 @@ struct EngineLoop<E> {
 /// Whether the loop goes on.
 enum Turn {
     Continue,
+    /// With another executor.
+    Rebuild,
     Stop,
 }
 
@@ -180,7 +191,7 @@ impl<E: Executor> EngineLoop<E> {
         );
         let engine = Self {
             scheduler,
-            executor,
+            executor: Some(executor),
             inbox,
             cancels,
             requests: HashMap::new(),
@@ -188,22 +199,65 @@ impl<E: Executor> EngineLoop<E> {
             sampled: SampledTokens::default(),
             outputs: Vec::new(),
             failed: Vec::new(),
-            preemptions_seen: 0,
+            seen: SchedulerStats::default(),
             shared,
             metrics,
         };
         (handle, engine)
     }
 
-    /// Runs until every handle is gone, the executor is lost, or a bug panics.
-    fn run(mut self) {
-        let outcome =
-            catch_unwind(AssertUnwindSafe(|| while matches!(self.turn(), Turn::Continue) {}));
-        self.shared.lost.store(true, Ordering::Release);
+    /// Runs until every handle is gone, the executor is lost for good, or a bug
+    /// panics. `build` gives another executor, for the same limits.
+    fn run(
+        mut self,
+        config: SchedulerConfig,
+        mut build: impl FnMut() -> Result<(E, SchedulerConfig), String>,
+    ) {
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            let mut rebuilt = false;
+            loop {
+                match self.turn() {
+                    Turn::Continue => {}
+                    Turn::Rebuild if !rebuilt => {
+                        rebuilt = true;
+                        if let Err(reason) = self.rebuild(config, &mut build) {
+                            tracing::error!("the engine did not start again: {reason}");
+                            break;
+                        }
+                    }
+                    Turn::Rebuild => {
+                        tracing::error!("the executor is lost for the second time");
+                        break;
+                    }
+                    Turn::Stop => break,
+                }
+            }
+        }));
+        self.shared.end();
         if let Err(cause) = outcome {
             tracing::error!("the engine's loop panicked: {}", panic_message(cause.as_ref()));
         }
         // Dropping the requests closes their channels: their readers see EngineLost.
+    }
+
+    fn rebuild(
+        &mut self,
+        config: SchedulerConfig,
+        build: &mut impl FnMut() -> Result<(E, SchedulerConfig), String>,
+    ) -> Result<(), String> {
+        self.shared.restarting.store(true, Ordering::Release);
+        // What it holds is needed for the next.
+        self.executor = None;
+        let (executor, rebuilt_config) = build()?;
+        if rebuilt_config != config {
+            return Err(format!("it would have other limits: {rebuilt_config:?}, not {config:?}"));
+        }
+        self.executor = Some(executor);
+        self.metrics.engine_restarts.inc();
+        self.shared.beat(true);
+        self.shared.restarting.store(false, Ordering::Release);
+        tracing::info!("the engine has started again");
+        Ok(())
     }
 
     fn turn(&mut self) -> Turn {
@@ -211,6 +265,9 @@ impl<E: Executor> EngineLoop<E> {
         self.take_cancels();
         if matches!(self.take_submissions(), Turn::Stop) {
             return Turn::Stop;
+        }
+        if self.shared.reset_prefix_cache.swap(false, Ordering::AcqRel) {
+            self.scheduler.reset_prefix_cache();
         }
         self.scheduler.schedule(&mut self.batch);
         self.publish_gauges();
@@ -220,8 +277,8 @@ impl<E: Executor> EngineLoop<E> {
         self.shared.beat(false);
         self.note_admissions(turn_started);
         let step_started = Instant::now();
-        let outcome =
-            self.executor.launch(&self.batch).and_then(|()| self.executor.wait(&mut self.sampled));
+        let executor = self.executor.as_mut().expect("a turn is taken with an executor");
+        let outcome = executor.launch(&self.batch).and_then(|()| executor.wait(&mut self.sampled));
         let step_ended = Instant::now();
         self.metrics.step_time.observe((step_ended - step_started).as_secs_f64());
         self.metrics.iteration_tokens.observe(self.batch.num_tokens as f64);
@@ -280,7 +337,8 @@ impl<E: Executor> EngineLoop<E> {
             generated: 0,
             _permit: permit,
         };
-        let request = Request { id, prompt: request.prompt, params: Arc::new(request.params) };
+        let request =
+            Request { id, prompt: request.prompt, params: Arc::new(request.params), cache_salt: 0 };
         match self.scheduler.add(request) {
             Ok(()) => {
                 self.requests.insert(id, live);
@@ -332,7 +390,12 @@ impl<E: Executor> EngineLoop<E> {
             if let Some(token) = output.token {
                 live.note_token(&self.metrics, now);
                 let finish = output.finish.as_ref().and_then(finish_reason);
-                let event = TokenEvent { token, logprobs: output.logprobs, finish };
+                let event = TokenEvent {
+                    token,
+                    logprobs: output.logprobs,
+                    num_cached_tokens: output.num_cached_tokens,
+                    finish,
+                };
                 let _ = live.events.try_send(RequestEvent::Token(event));
             }
             match output.finish {
@@ -352,11 +415,22 @@ impl<E: Executor> EngineLoop<E> {
 
     fn end_failed_step(&mut self, error: &ExecutorError) -> Turn {
         tracing::error!("{error}");
-        if matches!(error, ExecutorError::Fatal(_)) {
-            self.failed.extend(self.requests.keys());
-        } else {
-            self.scheduler.fail_batch(&self.batch, &mut self.failed);
-        }
+        let turn = match error {
+            ExecutorError::Step(_) => {
+                self.scheduler.fail_batch(&self.batch, &mut self.failed);
+                Turn::Continue
+            }
+            // Whatever is in the cache is lost with it.
+            ExecutorError::Fatal(_) => {
+                self.scheduler.fail_running(&mut self.failed);
+                Turn::Rebuild
+            }
+            ExecutorError::DeviceLost(_) => {
+                self.failed.extend(self.requests.keys());
+                self.shared.device_lost.store(true, Ordering::Release);
+                Turn::Stop
+            }
+        };
         for id in self.failed.drain(..) {
             if let Some(live) = self.requests.remove(&id) {
                 let event = RequestEvent::Failed(RequestError::StepFailed(error.to_string()));
@@ -364,10 +438,7 @@ impl<E: Executor> EngineLoop<E> {
                 self.metrics.request_success.with_label_values(&["error"]).inc();
             }
         }
-        match error {
-            ExecutorError::Step(_) => Turn::Continue,
-            ExecutorError::Fatal(_) => Turn::Stop,
-        }
+        turn
     }
 
     fn publish_gauges(&mut self) {
@@ -377,8 +448,12 @@ impl<E: Executor> EngineLoop<E> {
         self.metrics.num_requests_waiting.set(gauge(stats.waiting));
         self.metrics.kv_blocks_used.set(gauge(stats.used_blocks));
         self.metrics.kv_cache_usage_perc.set(stats.used_blocks as f64 / stats.num_blocks as f64);
-        self.metrics.num_preemptions.inc_by(stats.preemptions - self.preemptions_seen);
-        self.preemptions_seen = stats.preemptions;
+        let Self { metrics, seen, .. } = self;
+        metrics.num_preemptions.inc_by(stats.preemptions - seen.preemptions);
+        let queries = stats.prefix_cache_queries - seen.prefix_cache_queries;
+        metrics.prefix_cache_queries.inc_by(queries);
+        metrics.prefix_cache_hits.inc_by(stats.prefix_cache_hits - seen.prefix_cache_hits);
+        *seen = stats;
     }
 }
 

@@ -102,8 +102,13 @@ pub enum Health {
     Alive,
     /// A step has been running for so long.
     Stalled(Duration),
+    /// Its executor was lost, and another is being built.
+    Restarting,
     /// Its thread ended.
     Lost,
+    /// Its thread ended because the device answers no more: the process should end
+    /// too, since nothing else in it can use the device.
+    DeviceLost,
 }
 
 /// A request on its way to the engine's thread.
@@ -121,7 +126,13 @@ pub(crate) struct Shared {
     /// Milliseconds from `started` to the loop's last turn.
     pub(crate) last_turn_ms: AtomicU64,
     pub(crate) idle: AtomicBool,
-    pub(crate) lost: AtomicBool,
+    pub(crate) restarting: AtomicBool,
+    /// Set before `lost` is.
+    pub(crate) device_lost: AtomicBool,
+    lost: AtomicBool,
+    ended: Notify,
+    /// Asked for, and not done yet.
+    pub(crate) reset_prefix_cache: AtomicBool,
     draining: AtomicBool,
     unfinished: AtomicUsize,
     drained: Notify,
@@ -134,7 +145,11 @@ impl Shared {
             started: Instant::now(),
             last_turn_ms: AtomicU64::new(0),
             idle: AtomicBool::new(true),
+            restarting: AtomicBool::new(false),
+            device_lost: AtomicBool::new(false),
             lost: AtomicBool::new(false),
+            ended: Notify::new(),
+            reset_prefix_cache: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             unfinished: AtomicUsize::new(0),
             drained: Notify::new(),
@@ -146,6 +161,12 @@ impl Shared {
         let now_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.last_turn_ms.store(now_ms, Ordering::Relaxed);
         self.idle.store(idle, Ordering::Relaxed);
+    }
+
+    /// Tells everyone that the loop is over.
+    pub(crate) fn end(&self) {
+        self.lost.store(true, Ordering::Release);
+        self.ended.notify_waiters();
     }
 }
 
@@ -271,7 +292,11 @@ impl EngineHandle {
     #[must_use]
     pub fn health(&self, patience: Duration) -> Health {
         if self.shared.lost.load(Ordering::Acquire) {
-            return Health::Lost;
+            let device_lost = self.shared.device_lost.load(Ordering::Acquire);
+            return if device_lost { Health::DeviceLost } else { Health::Lost };
+        }
+        if self.shared.restarting.load(Ordering::Acquire) {
+            return Health::Restarting;
         }
         let last_turn = Duration::from_millis(self.shared.last_turn_ms.load(Ordering::Relaxed));
         let since = self.shared.started.elapsed().saturating_sub(last_turn);
@@ -279,6 +304,21 @@ impl EngineHandle {
             return Health::Stalled(since);
         }
         Health::Alive
+    }
+
+    /// Forgets what the prefix cache holds, before the next step is scheduled.
+    pub fn reset_prefix_cache(&self) {
+        self.shared.reset_prefix_cache.store(true, Ordering::Release);
+    }
+
+    /// Waits until the engine's thread has ended.
+    pub async fn ended(&self) {
+        let ended = self.shared.ended.notified();
+        tokio::pin!(ended);
+        ended.as_mut().enable();
+        if !self.shared.lost.load(Ordering::Acquire) {
+            ended.await;
+        }
     }
 
     /// Whether [`EngineHandle::drain`] was called.

@@ -46,6 +46,10 @@ pub struct Metrics {
     pub kv_blocks_used: IntGauge,
     /// Sequences preempted.
     pub num_preemptions: IntCounter,
+    /// Prompt tokens looked for in the prefix cache.
+    pub prefix_cache_queries: IntCounter,
+    /// Prompt tokens found there.
+    pub prefix_cache_hits: IntCounter,
     /// Prompt tokens of requests that reached their first token.
     pub prompt_tokens: IntCounter,
     /// Generated tokens.
@@ -54,6 +58,8 @@ pub struct Metrics {
     pub request_success: IntCounterVec,
     /// Requests whose logits were not finite.
     pub corrupted_requests: IntCounter,
+    /// Executors that were lost and built anew.
+    pub engine_restarts: IntCounter,
     /// Tokens computed in a step.
     pub iteration_tokens: Histogram,
     /// Seconds from submission to the first token.
@@ -107,6 +113,14 @@ impl Metrics {
             kv_blocks_used: r.int_gauge("sconce:kv_blocks_used", "KV-cache blocks in use."),
             num_preemptions: r
                 .counter("vllm:num_preemptions_total", "Preemptions of running requests."),
+            prefix_cache_queries: r.counter(
+                "vllm:prefix_cache_queries_total",
+                "Prefix cache queries, in terms of number of queried tokens.",
+            ),
+            prefix_cache_hits: r.counter(
+                "vllm:prefix_cache_hits_total",
+                "Prefix cache hits, in terms of number of cached tokens.",
+            ),
             prompt_tokens: r.counter("vllm:prompt_tokens_total", "Prompt tokens processed."),
             generation_tokens: r
                 .counter("vllm:generation_tokens_total", "Generation tokens processed."),
@@ -118,6 +132,10 @@ impl Metrics {
             corrupted_requests: r.counter(
                 "vllm:corrupted_requests_total",
                 "Requests ended because their logits were not finite.",
+            ),
+            engine_restarts: r.counter(
+                "sconce:engine_restarts_total",
+                "Executors that were lost and built anew.",
             ),
             iteration_tokens: r.histogram(
                 "vllm:iteration_tokens_total",

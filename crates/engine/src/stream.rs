@@ -33,6 +33,8 @@ pub struct TokenEvent {
     pub token: TokenId,
     /// Its log-probabilities, where asked for.
     pub logprobs: Option<TokenLogprobs>,
+    /// Prompt tokens that were found in the prefix cache.
+    pub num_cached_tokens: usize,
     /// Set on the last token.
     pub finish: Option<FinishReason>,
 }

@@ -23,12 +23,14 @@ const CONFIG: SchedulerConfig = SchedulerConfig {
     max_model_len: 64,
     num_blocks: 12,
     max_queued: 8,
+    prefix_cache: None,
 };
 
 fn start(faults: &[Fault]) -> (Engine, EngineHandle) {
-    let mut executor = FakeExecutor::new(VOCAB_SIZE, CONFIG.num_blocks, CONFIG.max_num_seqs);
-    faults.iter().for_each(|fault| executor.inject(fault.clone()));
+    let faults = faults.to_vec();
     let build = move || -> Result<_, Infallible> {
+        let mut executor = FakeExecutor::new(VOCAB_SIZE, CONFIG.num_blocks, CONFIG.max_num_seqs);
+        faults.iter().for_each(|fault| executor.inject(fault.clone()));
         Ok(Built { executor, config: CONFIG, vocab_size: VOCAB_SIZE as usize, info: () })
     };
     let (engine, handle, ()) = Engine::start("fake", build).expect("the engine starts");
@@ -142,8 +144,10 @@ impl Executor for Gated {
 fn a_request_dropped_before_the_engine_reads_it_never_runs() {
     let (begun, has_begun) = channel();
     let (open, gate) = channel();
+    let mut ends = Some((begun, gate));
     let build = move || -> Result<_, Infallible> {
         let fake = FakeExecutor::new(VOCAB_SIZE, CONFIG.num_blocks, CONFIG.max_num_seqs);
+        let (begun, gate) = ends.take().expect("it is built once");
         let executor = Gated { fake, begun, gate };
         Ok(Built { executor, config: CONFIG, vocab_size: VOCAB_SIZE as usize, info: () })
     };
@@ -185,8 +189,56 @@ fn logits_that_are_not_finite_end_their_request_alone() {
 }
 
 #[test]
-fn a_lost_executor_ends_everything_and_says_so() {
-    let (engine, handle) = start(&[Fault::LoseExecutor(2)]);
+fn a_lost_executor_is_built_anew_and_what_waited_goes_on() {
+    let (_, handle) = start(&[Fault::LoseExecutor(3)]);
+    let first = handle.submit(request(4, 10)).expect("taken");
+    let (tokens, end) = read(first);
+    assert_eq!(tokens.len(), 2);
+    assert!(matches!(end, Err(RequestError::StepFailed(_))), "{end:?}");
+    let requests: Vec<_> = (1..=8).map(|i| request(i * 3, 20)).collect();
+    let streams: Vec<_> =
+        requests.iter().map(|request| handle.submit(request.clone()).expect("taken")).collect();
+    for (request, stream) in requests.iter().zip(streams) {
+        let expected = FakeExecutor::expected_tokens(&request.prompt, &request.params, VOCAB_SIZE);
+        assert_eq!(read(stream), (expected, Ok(FinishReason::Length)));
+    }
+    assert_eq!(handle.metrics().engine_restarts.get(), 1);
+    assert_eq!(handle.metrics().kv_blocks_used.get(), 0);
+    assert_eq!(handle.health(Duration::from_secs(60)), Health::Alive);
+}
+
+#[test]
+fn an_executor_that_does_not_come_back_ends_everything() {
+    let mut times = 0;
+    let build = move || -> Result<_, &'static str> {
+        times += 1;
+        let mut executor = FakeExecutor::new(VOCAB_SIZE, CONFIG.num_blocks, CONFIG.max_num_seqs);
+        executor.inject(Fault::LoseExecutor(1));
+        let built = Built { executor, config: CONFIG, vocab_size: VOCAB_SIZE as usize, info: () };
+        if times == 1 { Ok(built) } else { Err("no memory") }
+    };
+    let (engine, handle, ()) = Engine::start("fake", build).expect("the engine starts");
+    assert!(read(handle.submit(request(4, 10)).expect("taken")).1.is_err());
+    engine.join();
+    assert_eq!(handle.health(Duration::from_secs(60)), Health::Lost);
+}
+
+#[test]
+fn a_lost_device_says_that_the_process_should_end() {
+    let (engine, handle) = start(&[Fault::LoseDevice(2)]);
+    let (_, end) = read(handle.submit(request(4, 10)).expect("taken"));
+    assert!(matches!(end, Err(RequestError::StepFailed(_))), "{end:?}");
+    engine.join();
+    assert_eq!(handle.health(Duration::from_secs(60)), Health::DeviceLost);
+    assert_eq!(handle.metrics().engine_restarts.get(), 0);
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    runtime.block_on(handle.ended());
+}
+
+#[test]
+fn an_executor_lost_twice_ends_everything_and_says_so() {
+    let (engine, handle) = start(&[Fault::LoseExecutor(2), Fault::LoseExecutor(4)]);
+    assert!(read(handle.submit(request(4, 10)).expect("taken")).1.is_err());
     let first = handle.submit(request(4, 10)).expect("taken");
     let others: Vec<_> = (0..5).map(|_| handle.submit(request(4, 10))).collect();
     assert!(read(first).1.is_err());

@@ -7,9 +7,11 @@
 mod load;
 mod memory;
 mod model_runner;
+mod options;
 mod seat;
 
-pub use load::{LoadError, LoadOptions, LoadedModel, Quantization, load};
+pub use load::{LoadTimes, LoadedModel, load, load_on, load_on_cpu};
 pub use model_runner::ModelRunner;
-pub use sconce_kernels::Dtype;
+pub use options::{DeviceChoice, LoadError, LoadOptions, Quantization};
+pub use sconce_kernels::{CacheDtype, Dtype};
 pub use sconce_models::gguf;

@@ -1,131 +1,171 @@
 //! From a model directory to a ready runner.
 
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use sconce_kernels::{
-    Backend, Dtype, KernelError, KvLayout, WeightDtype,
+    Backend, CacheDtype, Dtype, KvLayout, WeightDtype,
     cpu::{Cpu, CpuConfig},
+    cuda::CudaLimits,
 };
-use sconce_models::{Loaded, ModelConfig, ModelError, Workspace};
+use sconce_models::{Loaded, ModelConfig, Workspace};
+use sconce_types::Executor;
 
-use crate::{ModelRunner, memory};
-
-/// What weights become when they are loaded, other than their dtype.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Quantization {
-    /// 8-bit integers with one scale for each output, in every matrix, the
-    /// embedding and output included; inputs are quantized token by token
-    /// ([`WeightDtype::Int8`]).
-    Int8,
-}
-
-/// What to load, and the limits that everything is sized for.
-#[derive(Clone, Debug)]
-pub struct LoadOptions {
-    /// A directory in Hugging Face's form.
-    pub dir: PathBuf,
-    /// The dtype of weights and KV cache; bf16 if not given.
-    pub dtype: Option<Dtype>,
-    /// How weights are quantized; if not given, they are not. The KV cache is
-    /// of `dtype` either way.
-    pub quantization: Option<Quantization>,
-    /// Tokens of prompt and output; the model's own limit if not given.
-    pub max_model_len: Option<usize>,
-    /// Sequences that run at once.
-    pub max_num_seqs: usize,
-    /// Tokens computed in one step.
-    pub max_num_batched_tokens: usize,
-    /// KV-cache memory in bytes; a default for the machine if not given.
-    pub kv_cache_memory_bytes: Option<u64>,
-    /// Threads that compute; one a core if not given.
-    pub threads: Option<usize>,
-}
-
-/// Why a model did not load.
-#[derive(Debug, thiserror::Error)]
-pub enum LoadError {
-    /// The checkpoint cannot be used.
-    #[error(transparent)]
-    Model(#[from] ModelError),
-    /// The backend refused, usually for memory.
-    #[error(transparent)]
-    Kernel(#[from] KernelError),
-    /// More context asked for than the model has.
-    #[error("max_model_len is {asked}, but the model's context holds {limit} tokens")]
-    MaxModelLen {
-        /// What was asked for.
-        asked: usize,
-        /// `max_position_embeddings`.
-        limit: usize,
-    },
-    /// The cache would not hold a single sequence.
-    #[error(
-        "the KV cache has room for {tokens} tokens, but max_model_len is {max_model_len}; give it \
-         at least {needed_bytes} bytes (--kv-cache-memory-bytes) or lower --max-model-len"
-    )]
-    NoRoom {
-        /// Tokens it would hold.
-        tokens: usize,
-        /// The context's size.
-        max_model_len: usize,
-        /// Bytes that one full context takes.
-        needed_bytes: usize,
-    },
-    /// A limit that nothing could run under.
-    #[error("{name} is 0, but must be at least 1")]
-    ZeroLimit {
-        /// The limit.
-        name: &'static str,
-    },
-}
+use crate::{DeviceChoice, LoadError, LoadOptions, ModelRunner, Quantization, memory};
 
 /// A model that is ready to run, and what a person should know of it.
-pub struct LoadedModel {
+pub struct LoadedModel<E = Box<dyn Executor>> {
     /// The executor.
-    pub runner: ModelRunner<Cpu>,
+    pub runner: E,
     /// The device, in words.
     pub device: String,
     /// The architecture's name.
     pub architecture: String,
-    /// The dtype of the cache, and of weights that are not quantized.
+    /// The dtype it computes in.
     pub dtype: Dtype,
     /// How weights are quantized, if they are.
     pub quantization: Option<Quantization>,
+    /// The dtype of the KV cache.
+    pub kv_cache_dtype: CacheDtype,
     /// Bytes of the matrices among the weights.
     pub weight_bytes: usize,
     /// Tokens in the vocabulary.
     pub vocab_size: usize,
     /// Tokens of prompt and output.
     pub max_model_len: usize,
+    /// Tokens computed in one step.
+    pub max_num_batched_tokens: usize,
     /// Blocks in the KV cache.
     pub num_blocks: usize,
     /// Bytes of the KV cache.
     pub kv_cache_bytes: usize,
-    /// How long loading took.
-    pub load_time: Duration,
+    /// How long each phase of loading took.
+    pub load_times: LoadTimes,
 }
 
-/// Loads a model onto the CPU and allocates all it will ever need.
+/// Where the time of loading went.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LoadTimes {
+    /// Starting the device.
+    pub device: Duration,
+    /// Reading the weights, packing or uploading them.
+    pub weights: Duration,
+    /// Finding out what a step takes, and allocating the KV cache.
+    pub cache: Duration,
+}
+
+impl LoadTimes {
+    /// All of it.
+    #[must_use]
+    pub fn total(&self) -> Duration {
+        self.device + self.weights + self.cache
+    }
+}
+
+impl<B: Backend + 'static> LoadedModel<ModelRunner<B>> {
+    fn boxed(self) -> LoadedModel {
+        LoadedModel {
+            runner: Box::new(self.runner),
+            device: self.device,
+            architecture: self.architecture,
+            dtype: self.dtype,
+            quantization: self.quantization,
+            kv_cache_dtype: self.kv_cache_dtype,
+            weight_bytes: self.weight_bytes,
+            vocab_size: self.vocab_size,
+            max_model_len: self.max_model_len,
+            max_num_batched_tokens: self.max_num_batched_tokens,
+            num_blocks: self.num_blocks,
+            kv_cache_bytes: self.kv_cache_bytes,
+            load_times: self.load_times,
+        }
+    }
+}
+
+/// Loads a model onto the device that the options choose and allocates all it will
+/// ever need.
 ///
 /// `progress` is told the tensors loaded and their number.
 ///
 /// # Errors
-/// A checkpoint that cannot be used, limits that do not fit it, no memory.
+/// A checkpoint that cannot be used, limits that do not fit it, no device, no memory.
 pub fn load(
     options: &LoadOptions,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<LoadedModel, LoadError> {
-    let started = Instant::now();
-    for (name, limit) in [
-        ("max_model_len", options.max_model_len.unwrap_or(1)),
-        ("max_num_seqs", options.max_num_seqs),
-        ("max_num_batched_tokens", options.max_num_batched_tokens),
-    ] {
-        if limit == 0 {
-            return Err(LoadError::ZeroLimit { name });
-        }
+    match options.device {
+        DeviceChoice::Cpu => load_on_cpu(options, progress).map(LoadedModel::boxed),
+        DeviceChoice::Cuda => cuda::load(options, progress),
+        DeviceChoice::Auto => match cuda::load(options, progress) {
+            Err(LoadError::NoDevice { reason }) => {
+                tracing::info!("running on the CPU: {reason}");
+                load_on_cpu(options, progress).map(LoadedModel::boxed)
+            }
+            other => other,
+        },
     }
+}
+
+/// Loads a model onto the CPU.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_on_cpu(
+    options: &LoadOptions,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<LoadedModel<ModelRunner<Cpu>>, LoadError> {
+    let threads = options.threads;
+    let make =
+        |_: Dtype, _: CudaLimits| Ok(Cpu::new(CpuConfig { threads, ..CpuConfig::default() }));
+    load_on(options, 512, make, progress)
+}
+
+#[cfg(feature = "cuda")]
+mod cuda {
+    use sconce_kernels::cuda::{Cuda, CudaDriver};
+
+    use super::{LoadError, LoadOptions, LoadedModel, load_on};
+
+    pub(super) fn load(
+        options: &LoadOptions,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<LoadedModel, LoadError> {
+        let make = |dtype, limits| {
+            let driver = CudaDriver::new(0).map_err(|error| LoadError::NoDevice {
+                // A backtrace may follow.
+                reason: error.to_string().lines().next().unwrap_or_default().to_owned(),
+            })?;
+            Ok(Cuda::new(driver, dtype, limits)?)
+        };
+        load_on(options, 2048, make, progress).map(LoadedModel::boxed)
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+mod cuda {
+    use super::{LoadError, LoadOptions, LoadedModel};
+
+    pub(super) fn load(
+        _: &LoadOptions,
+        _: &mut dyn FnMut(usize, usize),
+    ) -> Result<LoadedModel, LoadError> {
+        let reason = "this build has no CUDA in it (cargo build --features cuda)".to_owned();
+        Err(LoadError::NoDevice { reason })
+    }
+}
+
+/// Loads a model onto the backend that `make` gives for a dtype and limits, with steps
+/// of `max_num_batched_tokens` unless the options say otherwise.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_on<B: Backend + 'static>(
+    options: &LoadOptions,
+    max_num_batched_tokens: usize,
+    make: impl FnOnce(Dtype, CudaLimits) -> Result<B, LoadError>,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<LoadedModel<ModelRunner<B>>, LoadError> {
+    options.check()?;
+    let max_num_batched_tokens = options.max_num_batched_tokens.unwrap_or(max_num_batched_tokens);
     let config = ModelConfig::read(&options.dir)?;
     let limit = config.max_position_embeddings;
     let max_model_len = options.max_model_len.unwrap_or(limit);
@@ -133,7 +173,16 @@ pub fn load(
         return Err(LoadError::MaxModelLen { asked: max_model_len, limit });
     }
     let dtype = options.dtype.unwrap_or(Dtype::Bf16);
-    let backend = Cpu::new(CpuConfig { threads: options.threads, ..CpuConfig::default() });
+    let max_num_seqs = options.max_num_seqs;
+    let mut times = LoadTimes::default();
+    let mut phase_started = Instant::now();
+    let mut end_phase = |phase: &mut Duration| {
+        *phase = phase_started.elapsed();
+        phase_started = Instant::now();
+    };
+    let limits = CudaLimits { max_num_batched_tokens, max_num_seqs, max_model_len };
+    let mut backend = make(dtype, limits)?;
+    end_phase(&mut times.device);
     let weight_dtype = match options.quantization {
         None => dtype.into(),
         Some(Quantization::Int8) => WeightDtype::Int8,
@@ -146,20 +195,28 @@ pub fn load(
         max_model_len,
         progress,
     )?;
-    let shape = model.shape();
-
+    end_phase(&mut times.weights);
+    let shape = *model.shape();
     let mut layout = KvLayout {
         num_layers: shape.num_layers,
         num_blocks: 0,
         num_kv_heads: shape.num_kv_heads,
         head_dim: shape.head_dim,
-        dtype,
+        dtype: options.kv_cache_dtype.unwrap_or(dtype.into()),
     };
+    let mut workspace = Workspace::new(&backend, &shape, max_num_batched_tokens, max_num_seqs)?;
+    let measured = memory::left_for_cache(
+        &mut backend,
+        &*model,
+        &mut workspace,
+        (layout, limits),
+        options.gpu_memory_utilization,
+    )?;
     let blocks_per_seq = max_model_len.div_ceil(16);
     layout.num_blocks = memory::num_blocks(
-        options.kv_cache_memory_bytes,
+        options.kv_cache_memory_bytes.or(measured),
         layout.block_bytes(),
-        blocks_per_seq.saturating_mul(options.max_num_seqs),
+        blocks_per_seq.saturating_mul(max_num_seqs),
     );
     if layout.num_blocks < blocks_per_seq {
         return Err(LoadError::NoRoom {
@@ -169,19 +226,20 @@ pub fn load(
         });
     }
     let cache = backend.kv_cache(layout)?;
-    let workspace =
-        Workspace::new(&backend, shape, options.max_num_batched_tokens, options.max_num_seqs)?;
+    end_phase(&mut times.cache);
     Ok(LoadedModel {
         device: backend.describe(),
         architecture: config.architecture.clone(),
         dtype,
         quantization: options.quantization,
+        kv_cache_dtype: layout.dtype,
         weight_bytes,
         vocab_size: shape.vocab_size,
         max_model_len,
+        max_num_batched_tokens,
         num_blocks: layout.num_blocks,
         kv_cache_bytes: layout.num_blocks * layout.block_bytes(),
-        runner: ModelRunner::new(backend, model, cache, workspace, options.max_num_seqs),
-        load_time: started.elapsed(),
+        load_times: times,
+        runner: ModelRunner::new(backend, model, cache, workspace, max_num_seqs),
     })
 }

@@ -201,9 +201,18 @@ impl<B: Backend> ModelRunner<B> {
 }
 
 impl<B: Backend> Executor for ModelRunner<B> {
-    /// Computes the step; there is nothing left to wait for on a CPU.
+    /// Computes the step; what was sampled has been read back when it returns.
     fn launch(&mut self, batch: &ScheduledBatch) -> Result<(), ExecutorError> {
-        let result = self.compute(batch).map_err(|error| ExecutorError::Step(error.to_string()))?;
+        let result = self.compute(batch).map_err(|error| {
+            let message = error.to_string();
+            match error {
+                KernelError::Device { sticky: true, .. } => ExecutorError::DeviceLost(message),
+                KernelError::Device { .. } | KernelError::OutOfMemory { .. } => {
+                    ExecutorError::Fatal(message)
+                }
+                _ => ExecutorError::Step(message),
+            }
+        })?;
         self.finished.push_back(result);
         Ok(())
     }

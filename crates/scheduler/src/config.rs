@@ -2,6 +2,8 @@
 
 use sconce_types::BLOCK_SIZE;
 
+use crate::PrefixKey;
+
 /// What a scheduler may use. Everything in it is bounded by these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SchedulerConfig {
@@ -15,6 +17,8 @@ pub struct SchedulerConfig {
     pub num_blocks: usize,
     /// Requests that may wait.
     pub max_queued: usize,
+    /// Full blocks are found again by names under this key; `None` turns that off.
+    pub prefix_cache: Option<PrefixKey>,
 }
 
 /// Limits that contradict each other.
@@ -35,8 +39,14 @@ impl SchedulerConfig {
     /// # Errors
     /// The first limit that nothing could run under.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        let Self { max_num_seqs, max_num_batched_tokens, max_model_len, num_blocks, max_queued } =
-            *self;
+        let Self {
+            max_num_seqs,
+            max_num_batched_tokens,
+            max_model_len,
+            num_blocks,
+            max_queued,
+            prefix_cache: _,
+        } = *self;
         for (field, value) in [
             ("max_num_seqs", max_num_seqs),
             ("max_num_batched_tokens", max_num_batched_tokens),

@@ -16,6 +16,8 @@ pub enum Fault {
     FailStep(u64),
     /// The executor is lost at the step with this number.
     LoseExecutor(u64),
+    /// The device is lost at the step of this number.
+    LoseDevice(u64),
     /// This request's logits are not finite.
     NonFinite(RequestId),
 }
@@ -145,6 +147,9 @@ impl FakeSeat {
 
 impl Executor for FakeExecutor {
     fn launch(&mut self, batch: &ScheduledBatch) -> Result<(), ExecutorError> {
+        if self.faults.contains(&Fault::LoseDevice(batch.step)) {
+            return Err(ExecutorError::DeviceLost(format!("injected at step {}", batch.step)));
+        }
         if self.faults.contains(&Fault::LoseExecutor(batch.step)) {
             return Err(ExecutorError::Fatal(format!("injected at step {}", batch.step)));
         }

@@ -8,6 +8,7 @@
 mod block_pool;
 mod config;
 mod fake_executor;
+mod prefix;
 mod queue;
 mod scheduler;
 mod sequence;
@@ -15,4 +16,5 @@ mod sequence;
 pub use block_pool::BlockPool;
 pub use config::{ConfigError, SchedulerConfig};
 pub use fake_executor::{FakeExecutor, Fault};
+pub use prefix::{BlockHash, PrefixKey};
 pub use scheduler::{Finish, Output, Refusal, Request, Scheduler, SchedulerStats};

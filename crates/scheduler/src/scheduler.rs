@@ -26,6 +26,8 @@ pub struct Request {
     pub prompt: Vec<TokenId>,
     /// How to go on from it; already validated.
     pub params: Arc<SamplingParams>,
+    /// Only requests of one salt share cached blocks.
+    pub cache_salt: u64,
 }
 
 /// Why a request was not taken.
@@ -91,6 +93,8 @@ pub struct Output {
     pub token: Option<TokenId>,
     /// Its log-probabilities, where asked for.
     pub logprobs: Option<TokenLogprobs>,
+    /// Prompt tokens that were found in the cache and not computed.
+    pub num_cached_tokens: usize,
     /// Log-probabilities of prompt tokens, each reported once.
     pub prompt_logprobs: Vec<TokenLogprobs>,
     /// The position of the first of them.
@@ -112,6 +116,10 @@ pub struct SchedulerStats {
     pub num_blocks: usize,
     /// Preemptions since the start.
     pub preemptions: u64,
+    /// Tokens that were looked for in the prefix cache, since the start.
+    pub prefix_cache_queries: u64,
+    /// Tokens of them that were found.
+    pub prefix_cache_hits: u64,
 }
 
 /// Decides what each step computes.
@@ -133,6 +141,8 @@ pub struct Scheduler {
     step: u64,
     arrivals: u64,
     preemptions: u64,
+    prefix_cache_queries: u64,
+    prefix_cache_hits: u64,
 }
 
 impl Scheduler {
@@ -153,6 +163,8 @@ impl Scheduler {
             step: 0,
             arrivals: 0,
             preemptions: 0,
+            prefix_cache_queries: 0,
+            prefix_cache_hits: 0,
         })
     }
 
@@ -161,7 +173,7 @@ impl Scheduler {
     /// # Errors
     /// What could never finish, or a full queue.
     pub fn add(&mut self, request: Request) -> Result<(), Refusal> {
-        let Request { id, prompt, params } = request;
+        let Request { id, prompt, params, cache_salt } = request;
         let (prompt_len, max_tokens) = (prompt.len(), params.max_tokens as usize);
         let SchedulerConfig { max_model_len, num_blocks, max_queued, .. } = self.config;
         if prompt_len == 0 {
@@ -184,7 +196,7 @@ impl Scheduler {
             return Err(Refusal::DuplicateId(id.0));
         }
         self.arrivals += 1;
-        let sequence = Sequence::new(id, self.arrivals, prompt, params);
+        let sequence = Sequence::new(id, self.arrivals, prompt, params, cache_salt);
         self.waiting.push_back(sequence.waiter());
         self.sequences.insert(id, sequence);
         Ok(())
@@ -260,10 +272,19 @@ impl Scheduler {
             let sequences = &self.sequences;
             let next = self.waiting.front(|waiter| is_waiting(sequences, waiter));
             let Some(id) = next else { return };
-            let num_tokens = self.sequences[&id].num_pending().min(budget);
-            if !self.grow_table(id, num_tokens) {
+            self.share_prefix(id);
+            // Room for all it has, not for its first chunk alone: a prefill that must
+            // give way midway is computed again from its start.
+            let sequence = &self.sequences[&id];
+            let (num_pending, held) = (sequence.num_pending(), sequence.block_table.len());
+            if SchedulerConfig::blocks_for(sequence.len()) - held > self.pool.num_free() {
+                self.unshare_prefix(id);
                 return;
             }
+            self.note_prefix(id);
+            let num_tokens = num_pending.min(budget);
+            let has_room = self.grow_table(id, num_tokens);
+            assert!(has_room, "there is room for more than this");
             self.waiting.pop_front();
             let Reverse(slot) = self.free_slots.pop().expect("a free seat was seen above");
             let sequence = self.sequences.get_mut(&id).expect("the queue's front is waiting");
@@ -277,6 +298,45 @@ impl Scheduler {
                 prompt_len: sequence.prompt_len,
             });
             self.push_scheduled(id, num_tokens, batch);
+        }
+    }
+
+    /// Gives a sequence the longest beginning of it that is cached, in whole blocks. Its
+    /// last token is always computed: what follows is sampled from it.
+    fn share_prefix(&mut self, id: RequestId) {
+        let Some(key) = self.config.prefix_cache else { return };
+        let sequence = self.sequences.get_mut(&id).expect("only live sequences are admitted");
+        // The log-probabilities of a prompt are those of tokens that are computed.
+        if sequence.params.prompt_logprobs.is_some() {
+            return;
+        }
+        for index in 0..(sequence.len() - 1) / BLOCK_SIZE {
+            let Some(block) = self.pool.find(sequence.block_hash(key, index)) else { break };
+            self.pool.share(block);
+            sequence.block_table.push(block);
+        }
+        sequence.num_named = sequence.block_table.len();
+        sequence.num_computed_tokens = sequence.num_named * BLOCK_SIZE;
+    }
+
+    /// Takes it away again from one that is not admitted after all.
+    fn unshare_prefix(&mut self, id: RequestId) {
+        let sequence = self.sequences.get_mut(&id).expect("only live sequences are admitted");
+        self.pool.free(sequence.block_table.drain(..));
+        sequence.num_named = 0;
+        sequence.num_computed_tokens = 0;
+    }
+
+    /// Counts what an admitted sequence found.
+    fn note_prefix(&mut self, id: RequestId) {
+        if self.config.prefix_cache.is_none() {
+            return;
+        }
+        let sequence = self.sequences.get_mut(&id).expect("only live sequences are admitted");
+        if sequence.num_cached_tokens.is_none() {
+            sequence.num_cached_tokens = Some(sequence.num_computed_tokens);
+            self.prefix_cache_queries += sequence.prompt_len as u64;
+            self.prefix_cache_hits += sequence.num_computed_tokens as u64;
         }
     }
 
@@ -367,6 +427,7 @@ impl Scheduler {
                 request: id,
                 token: None,
                 logprobs: None,
+                num_cached_tokens: sequence.num_cached_tokens.unwrap_or(0),
                 prompt_logprobs: row.prompt_logprobs[fresh..].to_vec(),
                 prompt_logprobs_start: first + fresh,
                 finish: None,
@@ -385,6 +446,17 @@ impl Scheduler {
                     output.finish = Some(Finish::NonFiniteLogits);
                 }
                 (asked, got) => panic!("asked for {asked:?}, the executor answered {got:?}"),
+            }
+            if let Some(key) = self.config.prefix_cache
+                && row.outcome != SampleOutcome::NonFiniteLogits
+            {
+                // What is computed now may be shared.
+                let num_computed = scheduled.num_computed_tokens + scheduled.input.len();
+                for index in sequence.num_named..num_computed / BLOCK_SIZE {
+                    let name = sequence.block_hash(key, index);
+                    self.pool.name(sequence.block_table[index], name);
+                    sequence.num_named += 1;
+                }
             }
             if output.finish.is_some() {
                 any_finished = true;
@@ -411,6 +483,21 @@ impl Scheduler {
         self.forget_removed();
     }
 
+    /// Ends every sequence that holds blocks, whose contents are lost, and names them
+    /// in `ended`. Those that wait go on waiting.
+    pub fn fail_running(&mut self, ended: &mut Vec<RequestId>) {
+        for id in std::mem::take(&mut self.running) {
+            self.remove(id);
+            ended.push(id);
+        }
+        self.reset_prefix_cache();
+    }
+
+    /// Forgets what the cache holds: nothing computed until now is found again.
+    pub fn reset_prefix_cache(&mut self) {
+        self.pool.forget_names();
+    }
+
     /// Drops a sequence and what it holds; `running` is the caller's to mend.
     fn remove(&mut self, id: RequestId) {
         let Some(sequence) = self.sequences.remove(&id) else { return };
@@ -434,6 +521,8 @@ impl Scheduler {
             used_blocks: self.pool.num_blocks() - self.pool.num_free(),
             num_blocks: self.pool.num_blocks(),
             preemptions: self.preemptions,
+            prefix_cache_queries: self.prefix_cache_queries,
+            prefix_cache_hits: self.prefix_cache_hits,
         }
     }
 

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use sconce_types::{BlockId, RequestId, SamplingParams, Slot, TokenId};
+use sconce_types::{BLOCK_SIZE, BlockId, RequestId, SamplingParams, Slot, TokenId};
 
-use crate::queue::Waiter;
+use crate::{BlockHash, PrefixKey, queue::Waiter};
 
 /// A request between its arrival and its end.
 #[derive(Clone, Debug)]
@@ -24,6 +24,14 @@ pub(crate) struct Sequence {
     pub(crate) num_in_flight: usize,
     /// Append-only while it runs.
     pub(crate) block_table: Vec<BlockId>,
+    /// Names of its first full blocks, as far as they were needed.
+    pub(crate) block_hashes: Vec<BlockHash>,
+    /// Blocks whose names the pool knows.
+    pub(crate) num_named: usize,
+    /// Whose cached blocks it may share.
+    pub(crate) cache_salt: u64,
+    /// Prompt tokens found in the cache when it was first admitted.
+    pub(crate) num_cached_tokens: Option<usize>,
     /// Its seat; `None` while it waits.
     pub(crate) slot: Option<Slot>,
     /// Prompt log-probabilities up to this position were reported.
@@ -39,6 +47,7 @@ impl Sequence {
         arrival: u64,
         prompt: Vec<TokenId>,
         params: Arc<SamplingParams>,
+        cache_salt: u64,
     ) -> Self {
         Self {
             id,
@@ -49,6 +58,10 @@ impl Sequence {
             num_computed_tokens: 0,
             num_in_flight: 0,
             block_table: Vec::new(),
+            block_hashes: Vec::new(),
+            num_named: 0,
+            cache_salt,
+            num_cached_tokens: None,
             slot: None,
             prompt_logprobs_reported: 1,
             sampled_in_seat: false,
@@ -75,9 +88,21 @@ impl Sequence {
         self.len() - self.prompt_len
     }
 
+    /// The name of its `index`-th block, whose tokens must be known.
+    pub(crate) fn block_hash(&mut self, key: PrefixKey, index: usize) -> BlockHash {
+        for i in self.block_hashes.len()..=index {
+            let parent = self.block_hashes.last().copied();
+            let parent = parent.unwrap_or_else(|| key.root(self.cache_salt));
+            let tokens = &self.tokens[i * BLOCK_SIZE..(i + 1) * BLOCK_SIZE];
+            self.block_hashes.push(key.child(parent, tokens));
+        }
+        self.block_hashes[index]
+    }
+
     /// Back to the start, keeping what was generated.
     pub(crate) fn reset(&mut self) -> Option<Slot> {
         self.num_computed_tokens = 0;
+        self.num_named = 0;
         self.num_in_flight = 0;
         self.sampled_in_seat = false;
         self.slot.take()

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use sconce_scheduler::{
-    FakeExecutor, Fault, Finish, Output, Refusal, Request, Scheduler, SchedulerConfig,
+    FakeExecutor, Fault, Finish, Output, PrefixKey, Refusal, Request, Scheduler, SchedulerConfig,
 };
 use sconce_types::{
     Executor as _, Input, RequestId, Sample, SampleOutcome, SampledRow, SampledTokens,
@@ -18,6 +18,7 @@ const LIMITS: SchedulerConfig = SchedulerConfig {
     max_model_len: 128,
     num_blocks: 64,
     max_queued: 8,
+    prefix_cache: None,
 };
 
 struct World {
@@ -88,7 +89,7 @@ impl World {
 
 fn request(id: u64, prompt_len: u32, params: SamplingParams) -> Request {
     let prompt = (0..prompt_len).map(|i| (i * 7 + prompt_len) % VOCAB_SIZE).collect();
-    Request { id: RequestId(id), prompt, params: Arc::new(params) }
+    Request { id: RequestId(id), prompt, params: Arc::new(params), cache_salt: 0 }
 }
 
 fn solo(prompt_len: u32, max_tokens: u32) -> Vec<TokenId> {
@@ -126,6 +127,19 @@ fn who_comes_first_is_admitted_first_even_if_another_would_fit() {
     assert_eq!(world.step(), [(1, 1)]);
     world.run();
     assert_eq!(world.ended(), [1, 2, 3]);
+}
+
+#[test]
+fn a_prefill_begins_once_there_is_room_for_all_of_it() {
+    let limits = SchedulerConfig { max_num_batched_tokens: 32, num_blocks: 4, ..LIMITS };
+    let mut world = World::new(limits);
+    world.add(1, 17, 8);
+    world.add(2, 48, 1);
+    // Two blocks are left: enough for the second's first chunk of 15, not for its 48 tokens.
+    assert_eq!(world.step(), [(1, 17)]);
+    world.run();
+    assert_eq!(world.ended(), [1, 2]);
+    assert_eq!(world.scheduler.stats().preemptions, 0);
 }
 
 #[test]
@@ -203,7 +217,7 @@ fn prompt_logprobs_are_reported_once_though_the_prompt_is_computed_twice() {
     world.add(1, 15, 20);
     let params =
         SamplingParams { max_tokens: 1, prompt_logprobs: Some(0), ..SamplingParams::default() };
-    let scored = request(2, 60, params);
+    let scored = request(2, 48, params);
     world.scheduler.add(scored.clone()).expect("it is taken");
     world.run();
     assert!(world.scheduler.stats().preemptions > 0, "the second had to give way");
@@ -312,4 +326,88 @@ fn limits_that_nothing_could_run_under_are_named() {
     ] {
         assert_eq!(Scheduler::new(limits).expect_err("it is refused").field, field);
     }
+}
+
+const CACHING: SchedulerConfig =
+    SchedulerConfig { prefix_cache: Some(PrefixKey([1, 2])), max_num_batched_tokens: 64, ..LIMITS };
+
+fn salted(id: u64, prompt_len: u32, cache_salt: u64) -> Request {
+    let params = SamplingParams { max_tokens: 20, ..SamplingParams::default() };
+    // Every prompt begins like a longer one.
+    let prompt = (0..prompt_len).map(|i| i * 7 % VOCAB_SIZE).collect();
+    Request { id: RequestId(id), prompt, params: Arc::new(params), cache_salt }
+}
+
+#[test]
+fn a_prompt_that_begins_like_another_computes_what_is_new() {
+    let mut world = World::new(CACHING);
+    let expected = |len| {
+        let Request { prompt, params, .. } = salted(0, len, 0);
+        FakeExecutor::expected_tokens(&prompt, &params, VOCAB_SIZE)
+    };
+    world.scheduler.add(salted(1, 40, 0)).expect("taken");
+    assert_eq!(world.step(), [(1, 40)]);
+    // While the first runs: two full blocks of its prompt are known.
+    world.scheduler.add(salted(2, 48, 0)).expect("taken");
+    assert_eq!(world.step(), [(1, 1), (2, 16)]);
+    world.run();
+    // After both have ended; a block that would leave nothing to compute is not shared.
+    world.scheduler.add(salted(3, 48, 0)).expect("taken");
+    assert_eq!(world.step(), [(3, 16)]);
+    world.run();
+    for (id, len, cached) in [(1, 40, 0), (2, 48, 32), (3, 48, 32)] {
+        assert_eq!(world.tokens(id), expected(len), "request {id}");
+        let outputs = world.outputs.iter().filter(|output| output.request.0 == id);
+        assert!(outputs.into_iter().all(|output| output.num_cached_tokens == cached));
+    }
+    let stats = world.scheduler.stats();
+    assert_eq!((stats.prefix_cache_queries, stats.prefix_cache_hits), (136, 64));
+    assert_eq!(stats.used_blocks, 0, "what is only cached is free");
+}
+
+#[test]
+fn another_salt_a_reset_and_scored_prompts_share_nothing() {
+    let mut world = World::new(CACHING);
+    world.scheduler.add(salted(1, 40, 0)).expect("taken");
+    world.run();
+    world.scheduler.add(salted(2, 40, 9)).expect("taken");
+    assert_eq!(world.step(), [(2, 40)], "another salt");
+    world.run();
+    let mut scored = salted(3, 40, 0);
+    Arc::make_mut(&mut scored.params).prompt_logprobs = Some(0);
+    world.scheduler.add(scored).expect("taken");
+    assert_eq!(world.step(), [(3, 40)], "every position is to be scored");
+    world.run();
+    world.scheduler.reset_prefix_cache();
+    world.scheduler.add(salted(4, 40, 0)).expect("taken");
+    assert_eq!(world.step(), [(4, 40)], "nothing is left");
+}
+
+#[test]
+fn cached_blocks_give_way_to_what_runs() {
+    let mut world = World::new(SchedulerConfig { num_blocks: 4, ..CACHING });
+    world.scheduler.add(salted(1, 33, 0)).expect("taken");
+    world.run();
+    // Needs all the blocks there are.
+    world.add(2, 60, 4);
+    world.run();
+    world.scheduler.add(salted(3, 33, 0)).expect("taken");
+    assert_eq!(world.step(), [(3, 33)]);
+    world.run();
+    assert_eq!(world.ended(), [1, 2, 3]);
+}
+
+#[test]
+fn a_lost_cache_is_not_read() {
+    let mut world = World::new(CACHING);
+    world.scheduler.add(salted(1, 40, 0)).expect("taken");
+    world.step();
+    world.schedule();
+    let mut ended = Vec::new();
+    world.scheduler.fail_running(&mut ended);
+    assert_eq!(ended, [RequestId(1)]);
+    world.scheduler.check_invariants();
+    world.executor = FakeExecutor::new(VOCAB_SIZE, CACHING.num_blocks, CACHING.max_num_seqs);
+    world.scheduler.add(salted(2, 40, 0)).expect("taken");
+    assert_eq!(world.step(), [(2, 40)]);
 }

@@ -9,7 +9,9 @@ use std::{collections::HashMap, sync::Arc};
 
 use proptest::prelude::*;
 use rand::{SeedableRng as _, rngs::StdRng, seq::IteratorRandom as _};
-use sconce_scheduler::{FakeExecutor, Fault, Finish, Output, Request, Scheduler, SchedulerConfig};
+use sconce_scheduler::{
+    FakeExecutor, Fault, Finish, Output, PrefixKey, Request, Scheduler, SchedulerConfig,
+};
 use sconce_types::{
     BLOCK_SIZE, Executor as _, RequestId, SampledTokens, SamplingParams, ScheduledBatch, TokenId,
 };
@@ -48,6 +50,8 @@ struct Simulation {
     scheduler: Scheduler,
     executor: FakeExecutor,
     live: HashMap<RequestId, Expected>,
+    /// Prompts that others may begin like, each with its salt.
+    seen: Vec<(u64, Vec<TokenId>)>,
     next_id: u64,
     sabotage: Sabotage,
     batch: ScheduledBatch,
@@ -66,6 +70,7 @@ impl Simulation {
             max_model_len: rng.random_range(2..=120),
             num_blocks: rng.random_range(1..=24),
             max_queued: rng.random_range(1..=20),
+            prefix_cache: rng.random_bool(0.7).then(|| PrefixKey(rng.random())),
         };
         let extra = usize::from(sabotage == Sabotage::ExceedTheBudget);
         let config = SchedulerConfig {
@@ -78,6 +83,7 @@ impl Simulation {
             rng,
             limits,
             live: HashMap::new(),
+            seen: Vec::new(),
             next_id: 0,
             sabotage,
             batch: ScheduledBatch::default(),
@@ -93,7 +99,19 @@ impl Simulation {
         let id = RequestId(self.next_id);
         self.next_id += 1;
         let prompt_len = rng.random_range(0..=self.limits.max_model_len);
-        let prompt: Vec<_> = (0..prompt_len).map(|_| rng.random_range(0..VOCAB_SIZE)).collect();
+        let mut cache_salt = rng.random_range(0..2);
+        let mut prompt = Vec::new();
+        if let Some((salt, seen)) = self.seen.iter().choose(rng).filter(|_| rng.random_bool(0.7)) {
+            let len = rng.random_range(0..=seen.len()).min(prompt_len);
+            prompt.extend(&seen[..len]);
+            cache_salt = if rng.random_bool(0.9) { *salt } else { cache_salt };
+        }
+        prompt.resize_with(prompt_len, || rng.random_range(0..VOCAB_SIZE));
+        if self.seen.len() < 8 {
+            self.seen.push((cache_salt, prompt.clone()));
+        } else {
+            self.seen[rng.random_range(0..8)] = (cache_salt, prompt.clone());
+        }
         let max_tokens = rng.random_range(0..=40);
         let params = Arc::new(SamplingParams {
             max_tokens,
@@ -119,7 +137,7 @@ impl Simulation {
             && prompt_len + max_tokens as usize <= self.limits.max_model_len
             && blocks <= self.limits.num_blocks
             && self.scheduler.stats().waiting < self.limits.max_queued;
-        let taken = self.scheduler.add(Request { id, prompt, params });
+        let taken = self.scheduler.add(Request { id, prompt, params, cache_salt });
         assert_eq!(taken.is_ok(), can_finish, "what can finish is taken: {taken:?}");
         if can_finish {
             if non_finite {
@@ -185,10 +203,15 @@ impl Simulation {
             self.limits.max_num_batched_tokens
         );
         assert!(batch.sequences.len() <= self.limits.max_num_seqs, "seats are bounded");
-        let mut held: Vec<_> = batch.block_tables.clone();
-        held.sort_unstable();
-        held.dedup();
-        assert_eq!(held.len(), batch.block_tables.len(), "a block is in two tables");
+        // A block that is written to is in one table only.
+        let mut times = HashMap::new();
+        batch.block_tables.iter().for_each(|block| *times.entry(block).or_insert(0) += 1);
+        for sequence in &batch.sequences {
+            let table = &batch.block_tables[sequence.block_table.clone()];
+            for block in &table[sequence.num_computed_tokens / BLOCK_SIZE..] {
+                assert_eq!(times[block], 1, "a block that is written to is shared");
+            }
+        }
     }
 
     fn tamper_with_the_batch(&mut self) {
@@ -274,7 +297,7 @@ fn a_million_random_steps_break_nothing() {
     let seed = number("SCONCE_SIM_SEED", 1);
     let steps = number("SCONCE_SIM_STEPS", 1_000_000);
     const EPISODE: u64 = 1_000;
-    let mut preemptions = 0;
+    let (mut preemptions, mut hits) = (0, 0);
     for episode in 0..steps.div_ceil(EPISODE) {
         let seed = seed.wrapping_mul(1_000_003).wrapping_add(episode);
         let mut simulation = Simulation::new(seed, Sabotage::None);
@@ -284,7 +307,9 @@ fn a_million_random_steps_break_nothing() {
         }));
         assert!(outcome.is_ok(), "episode with seed {seed} and {limits:?} failed, see above");
         preemptions += simulation.scheduler.stats().preemptions;
+        hits += simulation.scheduler.stats().prefix_cache_hits;
     }
+    assert!(hits > steps / 50, "prefixes were hardly shared: {hits} tokens");
     assert!(preemptions > steps / 1_000, "preemption was hardly tried: {preemptions} times");
 }
 

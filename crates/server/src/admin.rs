@@ -19,7 +19,9 @@ pub(crate) async fn health(State(state): State<AppState>) -> Result<Response, Ap
             "a step has been running for {:.0} s",
             since.as_secs_f64()
         ))),
+        Health::Restarting => Err(ApiError::unavailable("the engine is starting again")),
         Health::Lost => Err(ApiError::unavailable("the engine has stopped")),
+        Health::DeviceLost => Err(ApiError::unavailable("the device is lost")),
     }
 }
 
@@ -29,6 +31,12 @@ pub(crate) async fn ready(state: State<AppState>) -> Result<Response, ApiError> 
         return Err(ApiError::unavailable("the server is shutting down"));
     }
     health(state).await
+}
+
+/// Empties the prefix cache.
+pub(crate) async fn reset_prefix_cache(State(state): State<AppState>) -> Response {
+    state.engine.reset_prefix_cache();
+    Json(json!({ "status": "ok" })).into_response()
 }
 
 pub(crate) async fn version() -> Response {

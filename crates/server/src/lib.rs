@@ -14,5 +14,5 @@ mod serve;
 mod state;
 mod tokenize;
 
-pub use serve::{listen, router, serve};
+pub use serve::{ServeError, listen, router, serve};
 pub use state::ServerConfig;

@@ -11,7 +11,7 @@ use axum::{
     serve::ListenerExt as _,
 };
 use futures::FutureExt as _;
-use sconce_engine::EngineHandle;
+use sconce_engine::{EngineHandle, Health};
 use sconce_text::TextModel;
 use tokio::net::{TcpListener, TcpSocket, lookup_host};
 
@@ -34,6 +34,7 @@ pub fn router(engine: EngineHandle, text: Arc<TextModel>, config: ServerConfig) 
         .route("/v1/models/{*id}", get(models::retrieve))
         .route("/tokenize", post(tokenize::tokenize))
         .route("/detokenize", post(tokenize::detokenize))
+        .route("/reset_prefix_cache", post(admin::reset_prefix_cache))
         .route_layer(from_fn_with_state(state.clone(), middleware::authorize));
     Router::new()
         .route("/health", get(admin::health))
@@ -101,21 +102,36 @@ pub async fn listen(host: &str, port: u16) -> io::Result<TcpListener> {
     Err(refused.unwrap_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no such host")))
 }
 
-/// Serves until `shutdown` is ready; then takes no more requests, lets those
-/// that run finish for at most `drain_timeout`, and returns.
+/// Why serving ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The listener failed.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// The device answers no more; a new process may find it well.
+    #[error("the device is lost; its last error is in the log")]
+    DeviceLost,
+}
+
+/// Serves until `shutdown` is ready, or the device is lost; then takes no more
+/// requests, lets those that run finish for at most `drain_timeout`, and returns.
 ///
 /// # Errors
-/// The listener failed.
+/// The listener failed, or the device is lost.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
     engine: EngineHandle,
     shutdown: impl Future<Output = ()> + Send + 'static,
     drain_timeout: Duration,
-) -> io::Result<()> {
+) -> Result<(), ServeError> {
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let watched = engine.clone();
     let graceful = async move {
-        shutdown.await;
+        tokio::select! {
+            () = shutdown => {}
+            () = device_lost(&engine) => {}
+        }
         let running = engine.unfinished();
         tracing::info!("shutting down: {running} requests may finish");
         let _ = stop.send(());
@@ -135,11 +151,22 @@ pub async fn serve(
         }
     };
     tokio::select! {
-        served = server.into_future() => served,
+        served = server.into_future() => served?,
         () = give_up => {
             tracing::warn!("some requests did not finish in {drain_timeout:?}; they are cut off");
-            Ok(())
         }
+    }
+    if watched.health(Duration::MAX) == Health::DeviceLost {
+        return Err(ServeError::DeviceLost);
+    }
+    Ok(())
+}
+
+/// Waits until nothing in this process can use the device any more.
+async fn device_lost(engine: &EngineHandle) {
+    engine.ended().await;
+    if engine.health(Duration::MAX) != Health::DeviceLost {
+        std::future::pending().await
     }
 }
 

@@ -10,7 +10,7 @@ use axum::{
 };
 use http_body_util::BodyExt as _;
 use proptest::prelude::*;
-use sconce_engine::{Built, Engine, EngineHandle, FakeExecutor, SchedulerConfig};
+use sconce_engine::{Built, Engine, EngineHandle, FakeExecutor, PrefixKey, SchedulerConfig};
 use sconce_server::{ServerConfig, router};
 use sconce_text::{TextConfig, TextModel};
 use serde_json::{Map, Value, json};
@@ -66,9 +66,10 @@ impl App {
             max_model_len: 128,
             num_blocks: 32,
             max_queued: 64,
+            prefix_cache: Some(PrefixKey([1, 2])),
         };
-        let executor = FakeExecutor::new(VOCAB_SIZE, limits.num_blocks, limits.max_num_seqs);
         let build = move || -> Result<_, Infallible> {
+            let executor = FakeExecutor::new(VOCAB_SIZE, limits.num_blocks, limits.max_num_seqs);
             let vocab_size = VOCAB_SIZE as usize;
             Ok(Built { executor, config: limits, vocab_size, info: () })
         };
@@ -174,6 +175,23 @@ fn a_stream_is_the_whole_in_pieces() {
             assert_eq!(choice["finish_reason"], reasons[index], "{extra}");
         }
     }
+}
+
+#[test]
+fn usage_counts_prompt_tokens_that_were_cached_until_the_cache_is_reset() {
+    let app = App::new(ServerConfig::default());
+    let body = |n: u64| json!({ "prompt": vec![7; 40], "max_tokens": 2, "n": n });
+    let cached = |n| {
+        let usage = app.post_ok(COMPLETIONS, &body(n))["usage"].take();
+        assert_eq!(usage["prompt_tokens"], 40);
+        usage["prompt_tokens_details"]["cached_tokens"].as_u64().expect("a count")
+    };
+    assert_eq!(cached(1), 0);
+    assert_eq!(cached(1), 32);
+    assert_eq!(cached(2), 32, "a prompt of two choices is counted once");
+    let (status, _) = app.post("/reset_prefix_cache", "");
+    assert_eq!(status, StatusCode::OK);
+    assert_eq!(cached(1), 0);
 }
 
 #[test]

@@ -28,7 +28,20 @@ pub enum ExecutorError {
     /// The sequences of this step are lost; later steps may succeed.
     #[error("the step failed: {0}")]
     Step(String),
-    /// The executor cannot go on.
+    /// The executor cannot go on; another may be built in its place.
     #[error("the executor is lost: {0}")]
     Fatal(String),
+    /// Nor can any other in this process: its device answers no more.
+    #[error("the device is lost: {0}")]
+    DeviceLost(String),
+}
+
+impl<E: Executor + ?Sized> Executor for Box<E> {
+    fn launch(&mut self, batch: &ScheduledBatch) -> Result<(), ExecutorError> {
+        (**self).launch(batch)
+    }
+
+    fn wait(&mut self, sampled: &mut SampledTokens) -> Result<(), ExecutorError> {
+        (**self).wait(sampled)
+    }
 }

@@ -152,7 +152,7 @@ fn attention(cpu: &mut Cpu) -> Result<(), Box<dyn std::error::Error>> {
                 num_blocks: seqs * blocks_each,
                 num_kv_heads: HEADS.num_kv_heads,
                 head_dim: HEADS.head_dim,
-                dtype,
+                dtype: dtype.into(),
             })?;
             cache.poison(0.5);
             let mut batch = ForwardBatch::default();

@@ -1,6 +1,9 @@
 //! The shim as a device of the CUDA backend.
 
-use std::sync::{Mutex, PoisonError};
+use std::{
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use half::{bf16, f16};
 use sconce_kernels::{
@@ -11,10 +14,9 @@ use sconce_kernels::{
 use crate::{Memory, Shim};
 
 /// A device that is the shim, so that the CUDA backend runs whole on a CPU, with its
-/// own kernels; products are plain loops in f32. What is freed stays.
-#[derive(Default)]
+/// own kernels; products are plain loops in f32.
 pub struct ShimDriver {
-    memory: Mutex<Memory>,
+    memory: Arc<Mutex<Memory>>,
     shim: Shim,
     /// Launches so far: each is shuffled by another seed.
     launches: u64,
@@ -22,13 +24,35 @@ pub struct ShimDriver {
 
 /// A piece of the shim's memory.
 pub struct ShimMemory {
+    all: Arc<Mutex<Memory>>,
     address: DevicePointer,
     bytes: usize,
 }
 
+impl Drop for ShimMemory {
+    fn drop(&mut self) {
+        lock(&self.all).free(self.address);
+    }
+}
+
+fn lock(memory: &Mutex<Memory>) -> MutexGuard<'_, Memory> {
+    memory.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl ShimDriver {
-    fn with_memory<T>(&self, with: impl FnOnce(&mut Memory) -> T) -> T {
-        with(&mut self.memory.lock().unwrap_or_else(PoisonError::into_inner))
+    /// Starts another build of the shim.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    #[must_use]
+    pub fn of(program: &Path) -> Self {
+        Self { memory: Arc::default(), shim: Shim::of(program), launches: 0 }
+    }
+}
+
+impl Default for ShimDriver {
+    fn default() -> Self {
+        Self::of(Path::new(env!("SCONCE_SHIM")))
     }
 }
 
@@ -44,8 +68,8 @@ impl Driver for ShimDriver {
     }
 
     fn allocate(&self, bytes: usize, _what: &str) -> Result<ShimMemory, KernelError> {
-        let address = self.with_memory(|memory| memory.buffer(&vec![0_u8; bytes]));
-        Ok(ShimMemory { address, bytes })
+        let address = lock(&self.memory).allocate(bytes);
+        Ok(ShimMemory { all: Arc::clone(&self.memory), address, bytes })
     }
 
     fn address(&self, memory: &ShimMemory) -> DevicePointer {
@@ -53,32 +77,25 @@ impl Driver for ShimDriver {
     }
 
     fn upload(&self, to: &mut ShimMemory, at: usize, bytes: &[u8]) -> Result<(), KernelError> {
-        self.with_memory(|memory| {
-            memory.bytes_mut(to.address)[at..at + bytes.len()].copy_from_slice(bytes);
-        });
+        lock(&self.memory).bytes_mut(to.address)[at..at + bytes.len()].copy_from_slice(bytes);
         Ok(())
     }
 
     fn download(&self, from: &ShimMemory, bytes: &mut [u8]) -> Result<(), KernelError> {
         assert!(bytes.len() <= from.bytes, "more is read than there is");
-        self.with_memory(|memory| {
-            bytes.copy_from_slice(&memory.bytes_mut(from.address)[..bytes.len()]);
-        });
+        bytes.copy_from_slice(&lock(&self.memory).bytes_mut(from.address)[..bytes.len()]);
         Ok(())
     }
 
-    fn launch<P: KernelParams>(&mut self, launch: &Launch, params: &P) -> Result<(), KernelError> {
+    fn launch<P: KernelParams>(
+        &mut self,
+        launch: &Launch<'_>,
+        params: &P,
+    ) -> Result<(), KernelError> {
         self.launches += 1;
-        let [x, y] = launch.grid;
-        let launch = crate::Launch {
-            kernel: launch.kernel,
-            grid: [x, y, 1],
-            threads: launch.threads,
-            shared_bytes: launch.shared_bytes as u64,
-            seed: self.launches,
-        };
-        let memory = self.memory.get_mut().unwrap_or_else(PoisonError::into_inner);
-        self.shim.launch(&launch, params, memory).map_err(|reason| KernelError::Device {
+        let mut memory = lock(&self.memory);
+        let launched = self.shim.launch(launch, self.launches, params, &mut memory);
+        launched.map_err(|reason| KernelError::Device {
             op: launch.kernel.to_owned(),
             reason,
             sticky: true,
@@ -87,7 +104,7 @@ impl Driver for ShimDriver {
 
     fn matmul(&mut self, product: &Matmul) -> Result<(), KernelError> {
         let Matmul { rows, n, k, dtype, out_dtype, accumulate, .. } = *product;
-        let memory = self.memory.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let mut memory = lock(&self.memory);
         let mut floats = |at: DevicePointer, len: usize, dtype: Dtype| {
             let bytes = &memory.bytes_mut(at)[..len * dtype.size()];
             let pairs = || bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));

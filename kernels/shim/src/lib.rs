@@ -1,4 +1,5 @@
-//! Runs the CUDA kernels of `kernels/cuda` on a CPU, for tests.
+//! The tests of the CUDA kernels of `kernels/cuda`: what each must compute ([`cases`]),
+//! on any device; and a device to run them on without a GPU ([`ShimDriver`]).
 //!
 //! The same `.cu` files that nvcc compiles for devices are compiled as C++ against
 //! a shim of CUDA's execution model (`shim.hpp`) into a program that this crate
@@ -13,11 +14,14 @@ use std::{
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
 };
 
-use sconce_kernels::cuda::{DevicePointer, KernelParams};
+use sconce_kernels::cuda::{DevicePointer, KernelParams, Launch};
 
+mod bench;
+pub mod cases;
 mod compile;
 mod driver;
 
+pub use bench::Bench;
 pub use compile::compile;
 pub use driver::ShimDriver;
 
@@ -27,35 +31,27 @@ pub fn compiler() -> &'static Path {
     Path::new(env!("SCONCE_SHIM_CXX"))
 }
 
-/// A launch's buffers: what its parameters point to.
+/// What launches' parameters point to.
 #[derive(Default)]
-pub struct Memory {
+struct Memory {
     buffers: Vec<Vec<u8>>,
 }
 
 impl Memory {
-    /// A buffer of these elements.
-    pub fn buffer<T: bytemuck::NoUninit>(&mut self, data: &[T]) -> DevicePointer {
-        self.buffers.push(bytemuck::cast_slice(data).to_vec());
+    /// A buffer of so many zeros.
+    fn allocate(&mut self, bytes: usize) -> DevicePointer {
+        self.buffers.push(vec![0; bytes]);
         // 0 is null.
         DevicePointer((self.buffers.len() as u64) << OFFSET_BITS)
     }
 
-    /// What a buffer holds.
-    ///
-    /// # Panics
-    /// If the pointer is not this memory's, or its bytes are no whole elements.
-    #[must_use]
-    pub fn read<T: bytemuck::Pod>(&self, pointer: DevicePointer) -> Vec<T> {
-        let (buffer, offset) = place(pointer);
-        bytemuck::pod_collect_to_vec(&self.buffers[buffer][offset..])
+    /// Leaves a buffer empty; its number is not used again.
+    fn free(&mut self, pointer: DevicePointer) {
+        self.buffers[place(pointer).0] = Vec::new();
     }
 
     /// A buffer's bytes from the pointer on.
-    ///
-    /// # Panics
-    /// If the pointer is not this memory's.
-    pub fn bytes_mut(&mut self, pointer: DevicePointer) -> &mut [u8] {
+    fn bytes_mut(&mut self, pointer: DevicePointer) -> &mut [u8] {
         let (buffer, offset) = place(pointer);
         &mut self.buffers[buffer][offset..]
     }
@@ -72,44 +68,16 @@ fn place(pointer: DevicePointer) -> (usize, usize) {
     (size(buffer), size(offset))
 }
 
-/// How a kernel is launched.
-#[derive(Clone, Copy, Debug)]
-pub struct Launch<'a> {
-    /// The kernel's name.
-    pub kernel: &'a str,
-    /// Blocks.
-    pub grid: [u32; 3],
-    /// Threads of a block.
-    pub threads: u32,
-    /// Bytes of dynamic shared memory.
-    pub shared_bytes: u64,
-    /// Shuffles blocks and threads.
-    pub seed: u64,
-}
-
 /// The program that runs the kernels.
-pub struct Shim {
+struct Shim {
     program: Child,
     input: Option<ChildStdin>,
     output: ChildStdout,
 }
 
 impl Shim {
-    /// Starts the program.
-    ///
-    /// # Panics
-    /// If it cannot be started.
-    #[must_use]
-    pub fn new() -> Self {
-        Self::of(Path::new(env!("SCONCE_SHIM")))
-    }
-
-    /// Starts another build of the program.
-    ///
-    /// # Panics
-    /// If it cannot be started.
-    #[must_use]
-    pub fn of(program: &Path) -> Self {
+    /// Starts a build of the program.
+    fn of(program: &Path) -> Self {
         let mut program = Command::new(program)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -120,17 +88,13 @@ impl Shim {
         Self { program, input, output }
     }
 
-    /// Runs a kernel; the memory holds what it left there.
-    ///
-    /// # Errors
-    /// What the shim or a sanitizer found is on standard error; here is how the
-    /// program ended. It cannot be used any more then.
-    ///
-    /// # Panics
-    /// If the parameters point to what the memory has not.
-    pub fn launch<P: KernelParams>(
+    /// Runs a kernel, with threads in the order of a seed; the memory holds what it left
+    /// there. What the shim or a sanitizer finds is on standard error; the error says
+    /// how the program ended. It cannot be used any more then.
+    fn launch<P: KernelParams>(
         &mut self,
         launch: &Launch<'_>,
+        seed: u64,
         params: &P,
         memory: &mut Memory,
     ) -> Result<(), String> {
@@ -143,7 +107,7 @@ impl Shim {
         // Each buffer that they point into goes once.
         let used: BTreeSet<usize> = pointers.iter().map(|&(_, pointer)| place(pointer).0).collect();
         let used = Vec::from_iter(used);
-        let sent = self.send(launch, bytes, &pointers, &used, memory);
+        let sent = self.send((launch, seed), bytes, &pointers, &used, memory);
         let received = sent.and_then(|()| {
             used.iter().try_for_each(|&buffer| self.output.read_exact(&mut memory.buffers[buffer]))
         });
@@ -158,7 +122,7 @@ impl Shim {
 
     fn send(
         &mut self,
-        launch: &Launch<'_>,
+        (launch, seed): (&Launch<'_>, u64),
         params: &[u8],
         pointers: &[(usize, DevicePointer)],
         used: &[usize],
@@ -168,10 +132,11 @@ impl Shim {
         let count = |n: usize| u32::try_from(n).expect("a launch is small").to_le_bytes();
         message.extend(count(launch.kernel.len()));
         message.extend(launch.kernel.as_bytes());
-        message.extend(launch.seed.to_le_bytes());
-        launch.grid.iter().for_each(|n| message.extend(n.to_le_bytes()));
+        message.extend(seed.to_le_bytes());
+        let [x, y] = launch.grid;
+        [x, y, 1].iter().for_each(|n| message.extend(n.to_le_bytes()));
         message.extend(launch.threads.to_le_bytes());
-        message.extend(launch.shared_bytes.to_le_bytes());
+        message.extend((launch.shared_bytes as u64).to_le_bytes());
         message.extend(count(used.len()));
         for &buffer in used {
             let buffer = &memory.buffers[buffer];
@@ -191,12 +156,6 @@ impl Shim {
         let input = self.input.as_mut().expect("the shim has not ended");
         input.write_all(&message)?;
         input.flush()
-    }
-}
-
-impl Default for Shim {
-    fn default() -> Self {
-        Self::new()
     }
 }
 

@@ -178,6 +178,10 @@ impl Backend for Cpu {
         format!("CPU, {} threads, {}", self.pool.num_threads(), self.isa.name())
     }
 
+    fn memory_info(&self) -> Result<Option<(usize, usize)>, KernelError> {
+        Ok(None)
+    }
+
     fn buffer(&self, capacity: usize, cols: usize) -> Result<CpuBuffer, KernelError> {
         let what = format!("activations [{capacity}, {cols}]");
         let len = capacity.checked_mul(cols);

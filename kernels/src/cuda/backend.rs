@@ -92,7 +92,11 @@ impl<D: Driver> Cuda<D> {
     }
 
     /// Launches a kernel, unless there is nothing for it to do.
-    fn launch<P: KernelParams>(&mut self, launch: &Launch, params: &P) -> Result<(), KernelError> {
+    fn launch<P: KernelParams>(
+        &mut self,
+        launch: &Launch<'_>,
+        params: &P,
+    ) -> Result<(), KernelError> {
         if launch.grid.contains(&0) {
             return Ok(());
         }
@@ -100,7 +104,12 @@ impl<D: Driver> Cuda<D> {
     }
 
     /// An elementwise kernel over pieces of 16 bytes.
-    fn elementwise(&self, file: &'static str, kernel: &'static str, pieces: usize) -> Launch {
+    fn elementwise(
+        &self,
+        file: &'static str,
+        kernel: &'static str,
+        pieces: usize,
+    ) -> Launch<'static> {
         const THREADS: usize = 256;
         let most = 8 * self.driver.multiprocessors();
         let blocks = pieces.div_ceil(THREADS).clamp(1, most.max(1));
@@ -186,6 +195,10 @@ impl<D: Driver> Backend for Cuda<D> {
 
     fn describe(&self) -> String {
         self.driver.describe()
+    }
+
+    fn memory_info(&self) -> Result<Option<(usize, usize)>, KernelError> {
+        self.driver.memory_info().map(Some)
     }
 
     fn buffer(&self, capacity: usize, cols: usize) -> Result<Self::Buffer, KernelError> {
@@ -516,7 +529,7 @@ impl<D: Driver> Backend for Cuda<D> {
 }
 
 /// A launch of a block for each row.
-fn row_launch(file: &'static str, kernel: &'static str, rows: usize) -> Launch {
+fn row_launch(file: &'static str, kernel: &'static str, rows: usize) -> Launch<'static> {
     Launch { file, kernel, grid: [word(rows), 1], threads: 256, shared_bytes: 0 }
 }
 

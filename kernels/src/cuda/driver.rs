@@ -45,7 +45,11 @@ pub trait Driver: Send {
     ///
     /// # Errors
     /// The device refused it.
-    fn launch<P: KernelParams>(&mut self, launch: &Launch, params: &P) -> Result<(), KernelError>;
+    fn launch<P: KernelParams>(
+        &mut self,
+        launch: &Launch<'_>,
+        params: &P,
+    ) -> Result<(), KernelError>;
 
     /// Multiplies matrices.
     ///
@@ -62,11 +66,11 @@ pub trait Driver: Send {
 
 /// How a kernel is launched.
 #[derive(Clone, Copy, Debug)]
-pub struct Launch {
+pub struct Launch<'a> {
     /// The `.cu` file's stem.
-    pub file: &'static str,
+    pub file: &'a str,
     /// The kernel's name in it.
-    pub kernel: &'static str,
+    pub kernel: &'a str,
     /// Blocks.
     pub grid: [u32; 2],
     /// Threads of a block.

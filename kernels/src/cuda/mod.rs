@@ -7,6 +7,8 @@
 
 mod attention_plan;
 mod backend;
+#[cfg(feature = "cuda")]
+mod device;
 mod driver;
 mod memory;
 mod names;
@@ -17,6 +19,8 @@ mod step;
 
 pub use attention_plan::{AttentionPlan, Work};
 pub use backend::{Cuda, CudaLimits};
+#[cfg(feature = "cuda")]
+pub use device::{CudaDriver, CudaMemory};
 pub use driver::{Driver, Launch, Matmul};
 pub use memory::{CudaBuffer, CudaKvCache, CudaMatrix, CudaVector};
 pub use params::{

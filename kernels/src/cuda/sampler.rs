@@ -260,7 +260,7 @@ impl<M> Sampler<M> {
     }
 }
 
-fn launch(kernel: &'static str, rows: usize) -> Launch {
+fn launch(kernel: &'static str, rows: usize) -> Launch<'static> {
     Launch { file: "sampling", kernel, grid: [word(rows), 1], threads: THREADS, shared_bytes: 0 }
 }
 

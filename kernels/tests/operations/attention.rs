@@ -83,7 +83,7 @@ impl Case {
             num_blocks: self.num_blocks() + 1,
             num_kv_heads,
             head_dim,
-            dtype: self.dtype,
+            dtype: self.dtype.into(),
         };
         let mut cache = cpu.kv_cache(layout).expect("memory");
         cache.poison(f32::NAN);
@@ -140,7 +140,7 @@ impl Case {
         // way here, and of the weights. |v| is at most 1.
         let tolerance = match self.dtype {
             Dtype::F32 => 2e-5,
-            Dtype::Bf16 => 1e-2,
+            Dtype::F16 | Dtype::Bf16 => 1e-2,
         };
         for (sequence, got) in got.iter().enumerate() {
             let want = self.reference(sequence);
@@ -308,7 +308,7 @@ fn q_is_rotated_in_place_and_v_stays() {
             num_blocks: 2,
             num_kv_heads: 1,
             head_dim: 32,
-            dtype: Dtype::F32,
+            dtype: Dtype::F32.into(),
         };
         let mut cache = cpu.kv_cache(layout).expect("memory");
         let mut batch = ForwardBatch::default();
@@ -336,7 +336,7 @@ fn operands_that_do_not_fit_are_refused() {
         num_blocks: 2,
         num_kv_heads: 1,
         head_dim: 32,
-        dtype: Dtype::F32,
+        dtype: Dtype::F32.into(),
     };
     let mut cache = cpu.kv_cache(layout).expect("memory");
     let mut qkv = buffer(&cpu, &case.qkv[0], case.cols());

@@ -1,7 +1,7 @@
 //! The backends under test, and their inputs.
 
 use candle_core::{Device, Tensor};
-use half::bf16;
+use half::{bf16, f16};
 use sconce_kernels::{
     Backend, Dtype,
     cpu::{Cpu, CpuBuffer, CpuConfig, Isa},
@@ -30,6 +30,7 @@ pub(crate) fn wide(x: &[f32]) -> Vec<f64> {
 pub(crate) fn rounded(x: &[f32], dtype: Dtype) -> Vec<f32> {
     match dtype {
         Dtype::F32 => x.to_vec(),
+        Dtype::F16 => x.iter().map(|&x| f16::from_f32(x).to_f32()).collect(),
         Dtype::Bf16 => x.iter().map(|&x| bf16::from_f32(x).to_f32()).collect(),
     }
 }

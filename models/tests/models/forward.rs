@@ -38,7 +38,7 @@ impl Runner {
             num_blocks: 12,
             num_kv_heads: shape.num_kv_heads,
             head_dim: shape.head_dim,
-            dtype,
+            dtype: dtype.into(),
         };
         let cache = cpu.kv_cache(layout).unwrap();
         let workspace = Workspace::new(&cpu, &shape, MAX_TOKENS, MAX_TOKENS).unwrap();

@@ -16,7 +16,7 @@ use super::{
     offload,
     params::{Shared, UNSUPPORTED},
     stream::{self, Chunks, Events},
-    usage::Usage,
+    usage::{Counts, Usage},
 };
 use crate::{
     error::ApiError,
@@ -176,15 +176,16 @@ pub(crate) async fn create(
         created: unix_seconds(),
         model: body.model.unwrap_or_else(|| state.model_name().to_owned()),
     };
+    let counts = Counts::new(prompt.len(), settings.n, choices.len());
     let Some(options) = settings.stream else {
         let whole = try_join_all(choices.into_iter().map(Choice::collect)).await?;
-        return Ok(Json(respond(&state.text, &head, prompt.len(), whole)).into_response());
+        let usage = counts.of_all(&whole).usage();
+        return Ok(Json(respond(&state.text, &head, usage, whole)).into_response());
     };
     let chunks = ChatChunks {
         head,
         text: state.text.clone(),
-        prompt_tokens: prompt.len(),
-        completion_tokens: vec![0; choices.len()],
+        counts,
         logprobs: num_logprobs.is_some(),
         include_usage: options.include_usage.unwrap_or(false),
         continuous: options.continuous_usage_stats.unwrap_or(false),
@@ -248,8 +249,7 @@ struct Head {
     model: String,
 }
 
-fn respond(text: &TextModel, head: &Head, prompt_tokens: usize, choices: Vec<Delta>) -> Value {
-    let completion_tokens = choices.iter().map(|choice| choice.num_tokens).sum();
+fn respond(text: &TextModel, head: &Head, usage: Usage, choices: Vec<Delta>) -> Value {
     let choices: Vec<Value> = choices
         .into_iter()
         .enumerate()
@@ -270,7 +270,7 @@ fn respond(text: &TextModel, head: &Head, prompt_tokens: usize, choices: Vec<Del
         "created": head.created,
         "model": head.model,
         "choices": choices,
-        "usage": Usage::new(prompt_tokens, completion_tokens),
+        "usage": usage,
     })
 }
 
@@ -301,9 +301,7 @@ fn logprobs(text: &TextModel, logprobs: &[TokenLogprobs]) -> Option<Value> {
 struct ChatChunks {
     head: Head,
     text: std::sync::Arc<TextModel>,
-    prompt_tokens: usize,
-    /// By choice.
-    completion_tokens: Vec<usize>,
+    counts: Counts,
     logprobs: bool,
     include_usage: bool,
     continuous: bool,
@@ -340,10 +338,6 @@ struct ChunkDelta<'a> {
 }
 
 impl ChatChunks {
-    fn usage(&self) -> Usage {
-        Usage::new(self.prompt_tokens, self.completion_tokens.iter().sum())
-    }
-
     fn push(&self, choices: &[ChunkChoice<'_>], usage: Option<Option<Usage>>, out: &mut Events) {
         let Head { id, created, model } = &self.head;
         let object = "chat.completion.chunk";
@@ -351,13 +345,14 @@ impl ChatChunks {
     }
 
     fn running_usage(&self) -> Option<Option<Usage>> {
-        (self.include_usage || self.continuous).then(|| self.continuous.then(|| self.usage()))
+        (self.include_usage || self.continuous)
+            .then(|| self.continuous.then(|| self.counts.usage()))
     }
 }
 
 impl Chunks for ChatChunks {
     fn open(&mut self, out: &mut Events) {
-        for index in 0..self.completion_tokens.len() {
+        for index in 0..self.counts.num_choices() {
             let delta = ChunkDelta { role: Some("assistant"), content: Some("") };
             let choice = ChunkChoice {
                 index,
@@ -371,7 +366,7 @@ impl Chunks for ChatChunks {
     }
 
     fn delta(&mut self, index: usize, delta: Delta, out: &mut Events) {
-        self.completion_tokens[index] = delta.num_tokens;
+        self.counts.note(index, &delta);
         let logprobs = if self.logprobs { logprobs(&self.text, &delta.logprobs) } else { None };
         if delta.text.is_empty() && logprobs.is_none() && delta.finish.is_none() {
             return;
@@ -386,7 +381,7 @@ impl Chunks for ChatChunks {
 
     fn close(&mut self, out: &mut Events) {
         if self.include_usage {
-            self.push(&[], Some(Some(self.usage())), out);
+            self.push(&[], Some(Some(self.counts.usage())), out);
         }
     }
 }

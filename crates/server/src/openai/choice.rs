@@ -17,6 +17,7 @@ pub(super) struct Choice {
     detokenizer: Detokenizer,
     stops: StopStrings,
     num_tokens: usize,
+    num_cached_tokens: usize,
     /// Generated tokens are not shown, only the prompt's log-probabilities are.
     hide_output: bool,
     ready: VecDeque<RequestEvent>,
@@ -30,6 +31,8 @@ pub(super) struct Delta {
     pub(super) prompt_logprobs: Vec<TokenLogprobs>,
     /// Tokens generated so far, in all.
     pub(super) num_tokens: usize,
+    /// Prompt tokens found in the prefix cache.
+    pub(super) num_cached_tokens: usize,
     pub(super) finish: Option<Finish>,
 }
 
@@ -63,6 +66,7 @@ impl Choice {
             detokenizer: state.text.detokenizer(prompt, settings.skip_special_tokens),
             stops: settings.stops.clone(),
             num_tokens: 0,
+            num_cached_tokens: 0,
             hide_output,
             ready: VecDeque::new(),
         })
@@ -88,6 +92,7 @@ impl Choice {
             }
         }
         delta.num_tokens = self.num_tokens;
+        delta.num_cached_tokens = self.num_cached_tokens;
         Some(Ok(delta))
     }
 
@@ -100,6 +105,7 @@ impl Choice {
             }
             RequestEvent::Token(event) => event,
         };
+        self.num_cached_tokens = event.num_cached_tokens;
         if self.hide_output {
             delta.finish = event.finish.map(|_| Finish { reason: "length", stop_reason: None });
             return Ok(());
@@ -137,6 +143,7 @@ impl Choice {
             whole.logprobs.extend(delta.logprobs);
             whole.prompt_logprobs.extend(delta.prompt_logprobs);
             whole.num_tokens = delta.num_tokens;
+            whole.num_cached_tokens = delta.num_cached_tokens;
             whole.finish = delta.finish.or(whole.finish);
         }
         Ok(whole)

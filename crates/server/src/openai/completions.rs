@@ -20,7 +20,7 @@ use super::{
     offload,
     params::{Shared, UNSUPPORTED},
     stream::{self, Chunks, Events},
-    usage::Usage,
+    usage::{Counts, Usage},
 };
 use crate::{
     error::ApiError,
@@ -125,15 +125,17 @@ pub(crate) async fn create(
         created: unix_seconds(),
         model: body.model.unwrap_or_else(|| state.model_name().to_owned()),
         text: state.text.clone(),
-        prompt_tokens: prompts.iter().map(Vec::len).sum(),
         wants_logprobs: body.logprobs.is_some(),
     };
+    let prompt_tokens = prompts.iter().map(Vec::len).sum();
+    let counts = Counts::new(prompt_tokens, settings.n, choices.len());
     let Some(options) = settings.stream else {
         let whole = try_join_all(choices.into_iter().map(Choice::collect)).await?;
-        return Ok(Json(respond(&shape, echoes, whole)).into_response());
+        let usage = counts.of_all(&whole).usage();
+        return Ok(Json(respond(&shape, echoes, usage, whole)).into_response());
     };
     let chunks = CompletionChunks {
-        completion_tokens: vec![0; choices.len()],
+        counts,
         offsets: vec![0; choices.len()],
         echoes,
         shape,
@@ -178,7 +180,6 @@ struct Shape {
     created: u64,
     model: String,
     text: Arc<TextModel>,
-    prompt_tokens: usize,
     wants_logprobs: bool,
 }
 
@@ -233,8 +234,7 @@ impl Shape {
     }
 }
 
-fn respond(shape: &Shape, echoes: Vec<Option<Echo>>, choices: Vec<Delta>) -> Value {
-    let completion_tokens = choices.iter().map(|choice| choice.num_tokens).sum();
+fn respond(shape: &Shape, echoes: Vec<Option<Echo>>, usage: Usage, choices: Vec<Delta>) -> Value {
     let choices: Vec<Value> = choices
         .into_iter()
         .zip(echoes)
@@ -257,7 +257,7 @@ fn respond(shape: &Shape, echoes: Vec<Option<Echo>>, choices: Vec<Delta>) -> Val
         "created": shape.created,
         "model": shape.model,
         "choices": choices,
-        "usage": Usage::new(shape.prompt_tokens, completion_tokens),
+        "usage": usage,
     })
 }
 
@@ -266,8 +266,7 @@ struct CompletionChunks {
     shape: Shape,
     /// By choice; taken by its first chunk.
     echoes: Vec<Option<Echo>>,
-    /// By choice.
-    completion_tokens: Vec<usize>,
+    counts: Counts,
     /// By choice: characters so far, for `text_offset`.
     offsets: Vec<usize>,
     include_usage: bool,
@@ -296,10 +295,6 @@ struct ChunkChoice {
 }
 
 impl CompletionChunks {
-    fn usage(&self) -> Usage {
-        Usage::new(self.shape.prompt_tokens, self.completion_tokens.iter().sum())
-    }
-
     fn push(&self, choices: &[ChunkChoice], usage: Option<Option<Usage>>, out: &mut Events) {
         let Shape { id, created, model, .. } = &self.shape;
         let object = "text_completion";
@@ -311,7 +306,7 @@ impl Chunks for CompletionChunks {
     fn open(&mut self, _: &mut Events) {}
 
     fn delta(&mut self, index: usize, delta: Delta, out: &mut Events) {
-        self.completion_tokens[index] = delta.num_tokens;
+        self.counts.note(index, &delta);
         let echo = self.echoes[index].take();
         let mut logprobs = self.shape.logprobs(echo.as_ref(), &delta, &mut self.offsets[index]);
         logprobs = logprobs.filter(|logprobs| !logprobs.tokens.is_empty());
@@ -322,14 +317,14 @@ impl Chunks for CompletionChunks {
         let (finish_reason, stop_reason) =
             delta.finish.map_or((None, None), |finish| (Some(finish.reason), finish.stop_reason));
         let choice = ChunkChoice { index, text, logprobs, finish_reason, stop_reason };
-        let usage =
-            (self.include_usage || self.continuous).then(|| self.continuous.then(|| self.usage()));
+        let usage = (self.include_usage || self.continuous)
+            .then(|| self.continuous.then(|| self.counts.usage()));
         self.push(&[choice], usage, out);
     }
 
     fn close(&mut self, out: &mut Events) {
         if self.include_usage {
-            self.push(&[], Some(Some(self.usage())), out);
+            self.push(&[], Some(Some(self.counts.usage())), out);
         }
     }
 }

@@ -1,8 +1,53 @@
 //! Every CUDA kernel, run by the shim, against the f64 references.
 
-mod attention;
-mod backend;
-mod element;
-mod elementwise;
 mod mutations;
-mod sampling;
+
+use sconce_cuda_shim::{Bench, ShimDriver, cases};
+
+/// Each case is a test, so that they run side by side.
+macro_rules! tests {
+    ($($case:ident)*) => {
+        $(#[test]
+        fn $case() {
+            let (_, run) = cases::all()
+                .into_iter()
+                .find(|(name, _)| *name == stringify!($case))
+                .expect("a case of that name");
+            run(&mut Bench::new(ShimDriver::default()));
+        })*
+
+        #[test]
+        fn every_case_is_a_test() {
+            let names = [$(stringify!($case)),*];
+            let all: Vec<_> = cases::all::<ShimDriver>().into_iter().map(|(name, _)| name).collect();
+            assert_eq!(names[..], all[..]);
+        }
+    };
+}
+
+tests! {
+    embedding_gather_copies_the_tokens_rows
+    rms_norm_norms_each_row_and_adds_the_residual_first
+    gates_are_silu_or_gelu
+    add_bias_adds_to_every_row
+    copy_blocks_moves_whole_blocks_of_every_layer
+    rope_rotates_queries_and_writes_keys_and_values_to_their_slots
+    every_dtype_and_head_dim_matches_the_reference
+    every_group_matches_the_reference
+    windows_and_caps_match_the_reference
+    a_rows_bits_depend_on_its_own_context_only
+    the_drawn_token_is_the_references
+    log_probabilities_are_of_the_raw_logits
+    the_order_of_threads_and_the_neighbours_change_nothing
+    rows_that_cannot_be_drawn_from_say_so
+}
+
+#[test]
+fn a_layer_over_ragged_batches_is_the_cpus() {
+    cases::backend::a_layer_over_ragged_batches_is_the_cpus(ShimDriver::default);
+}
+
+#[test]
+fn what_does_not_fit_is_refused_by_name() {
+    cases::backend::what_does_not_fit_is_refused_by_name(ShimDriver::default);
+}

@@ -3,11 +3,13 @@
 
 use std::{fs, path::Path, process};
 
-use sconce_cuda_shim::{Shim, compile, compiler};
-
-use crate::{
-    attention::{Case, How},
-    element::Element,
+use sconce_cuda_shim::{
+    Bench, ShimDriver,
+    cases::{
+        attention::{Case, How},
+        element::Element,
+    },
+    compile, compiler,
 };
 
 /// Replaces one piece of a kernel's source, builds the shim with it, and hands it to
@@ -15,9 +17,10 @@ use crate::{
 fn must_be_found(
     name: &str,
     (from, to): (&str, &str),
-    check: impl Fn(&mut Shim) -> Result<(), String>,
+    check: impl Fn(&mut Bench<ShimDriver>) -> Result<(), String>,
 ) {
-    check(&mut Shim::new()).unwrap_or_else(|error| panic!("{name}: without the fault: {error}"));
+    check(&mut Bench::new(ShimDriver::default()))
+        .unwrap_or_else(|error| panic!("{name}: without the fault: {error}"));
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", process::id()));
     fs::create_dir_all(&folder).expect("the target folder takes files");
@@ -33,7 +36,7 @@ fn must_be_found(
     let program = folder.join("shim");
     let kernels = [folder.join("paged_attention.cu")];
     compile(compiler(), here, &folder, &kernels, &program).expect("the fault compiles");
-    let outcome = check(&mut Shim::of(&program));
+    let outcome = check(&mut Bench::new(ShimDriver::of(&program)));
     fs::remove_dir_all(&folder).expect("the target folder is ours");
     outcome.expect_err("the fault must be found");
 }
@@ -42,8 +45,9 @@ fn decode_and_prompt() -> Case {
     Case::new(Element::F16, (1, 4, 64), &[(601, 1), (75, 70)])
 }
 
-fn of_any_order(case: &Case, shim: &mut Shim) -> Result<(), String> {
-    (0..3).try_for_each(|seed| case.check(shim, How::spread(seed)))
+fn of_any_order(case: &Case, bench: &mut Bench<ShimDriver>) -> Result<(), String> {
+    // Each launch has another order.
+    (0..3).try_for_each(|_| case.check(bench, How::spread()))
 }
 
 #[test]
@@ -52,14 +56,14 @@ fn a_dropped_barrier_is_found() {
         "void operator()() const { __syncthreads(); }",
         "void operator()() const { __syncwarp(); }",
     );
-    must_be_found("barrier", fault, |shim| of_any_order(&decode_and_prompt(), shim));
+    must_be_found("barrier", fault, |bench| of_any_order(&decode_and_prompt(), bench));
 }
 
 #[test]
 fn a_page_off_by_one_is_found() {
     let fault =
         ("context.blocks[token / BLOCK_TOKENS]", "context.blocks[(token + 1) / BLOCK_TOKENS]");
-    must_be_found("page", fault, |shim| of_any_order(&decode_and_prompt(), shim));
+    must_be_found("page", fault, |bench| of_any_order(&decode_and_prompt(), bench));
 }
 
 /// The numbers come out right, nearly, but not the bits.
@@ -69,14 +73,14 @@ fn chunks_merged_in_the_wrong_order_are_found() {
         "const float* from = p.partials + (size_t(slot + c) *",
         "const float* from = p.partials + (size_t(slot + (chunks - 1 - c)) *",
     );
-    must_be_found("order", fault, |shim| {
-        let how = How::packed(1);
+    must_be_found("order", fault, |bench| {
+        let how = How::packed();
         let case = |queries| Case {
             cancelling: true,
             ..Case::new(Element::Bf16, (1, 4, 64), &[(601, queries)])
         };
-        let decoded = case(1).run(shim, how)?;
-        let prefilled = case(5).run(shim, how)?;
+        let decoded = case(1).run(bench, how)?;
+        let prefilled = case(5).run(bench, how)?;
         if prefilled.ends_with(&decoded) { Ok(()) } else { Err("other bits".to_owned()) }
     });
 }
@@ -84,7 +88,7 @@ fn chunks_merged_in_the_wrong_order_are_found() {
 #[test]
 fn an_unmasked_tail_is_found() {
     let fault = ("token <= rows.position[r] && token >= rows.first[r]", "token >= rows.first[r]");
-    must_be_found("tail", fault, |shim| of_any_order(&decode_and_prompt(), shim));
+    must_be_found("tail", fault, |bench| of_any_order(&decode_and_prompt(), bench));
 }
 
 #[test]
@@ -93,8 +97,8 @@ fn a_stale_scale_is_found() {
         "const float factor = p.v_scale / partial.sum[r];",
         "const float factor = 1.0f / partial.sum[r];",
     );
-    must_be_found("scale", fault, |shim| {
+    must_be_found("scale", fault, |bench| {
         let case = Case { cache_element: Element::E4m3, ..decode_and_prompt() };
-        of_any_order(&case, shim)
+        of_any_order(&case, bench)
     });
 }

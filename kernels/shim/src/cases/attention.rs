@@ -1,51 +1,59 @@
 //! Paged attention on ragged batches.
 
-use sconce_cuda_shim::{Launch, Memory, Shim};
 use sconce_kernels::{
     AttentionParams, ForwardBatch,
-    cuda::{AttentionPlan, PagedAttention},
+    cuda::{AttentionPlan, Driver, Launch, PagedAttention},
     reference,
 };
 
-use crate::element::{Element, assert_close, numbers};
+use super::element::{Element, numbers};
+use crate::Bench;
 
 const POOL: usize = 160;
 
 /// A batch: for each sequence its context's length and how many of its last tokens
 /// ask; and what attention is to do.
-pub(crate) struct Case {
-    pub(crate) element: Element,
-    pub(crate) cache_element: Element,
-    pub(crate) params: AttentionParams,
-    pub(crate) sequences: Vec<(usize, usize)>,
+pub struct Case {
+    /// The dtype of activations.
+    pub element: Element,
+    /// The dtype of the cache.
+    pub cache_element: Element,
+    /// Heads, scale, window.
+    pub params: AttentionParams,
+    /// Each sequence's tokens of context, and how many of the last ask.
+    pub sequences: Vec<(usize, usize)>,
     /// All tokens weigh the same, and the second chunk's values take the first's
     /// away and leave what is 4,096 times smaller: how they are added up shows.
-    pub(crate) cancelling: bool,
+    pub cancelling: bool,
 }
 
 /// How a launch is carried out, which must change no bit.
 #[derive(Clone, Copy)]
-pub(crate) struct How {
-    pub(crate) seed: u64,
+pub struct How {
     /// With more of them, fewer chunks of a context go to one block.
-    pub(crate) enough_blocks: usize,
-    pub(crate) max_partials: usize,
+    pub enough_blocks: usize,
+    /// Partial results that there is room for.
+    pub max_partials: usize,
 }
 
 impl How {
     /// As many chunks to a block as it takes.
-    pub(crate) const fn packed(seed: u64) -> Self {
-        Self { seed, enough_blocks: 1, max_partials: usize::MAX }
+    #[must_use]
+    pub const fn packed() -> Self {
+        Self { enough_blocks: 1, max_partials: usize::MAX }
     }
 
     /// A block for each chunk.
-    pub(crate) const fn spread(seed: u64) -> Self {
-        Self { enough_blocks: usize::MAX, ..Self::packed(seed) }
+    #[must_use]
+    pub const fn spread() -> Self {
+        Self { enough_blocks: usize::MAX, ..Self::packed() }
     }
 }
 
 impl Case {
-    pub(crate) fn new(
+    /// Random numbers in these shapes: KV heads, Q heads of each, head_dim.
+    #[must_use]
+    pub fn new(
         element: Element,
         (num_kv_heads, group, head_dim): (usize, usize, usize),
         sequences: &[(usize, usize)],
@@ -106,7 +114,10 @@ impl Case {
     }
 
     /// Runs the kernel: `[tokens, num_heads * head_dim]` in the activations' dtype.
-    pub(crate) fn run(&self, shim: &mut Shim, how: How) -> Result<Vec<u8>, String> {
+    ///
+    /// # Errors
+    /// Why it did not run, or tickets that it kept.
+    pub fn run<D: Driver>(&self, bench: &mut Bench<D>, how: How) -> Result<Vec<u8>, String> {
         let AttentionParams { num_heads, num_kv_heads, head_dim, .. } = self.params;
         let batch = self.batch();
         let block_len = num_kv_heads * 16 * head_dim;
@@ -139,19 +150,19 @@ impl Case {
         let mut plan = AttentionPlan::default();
         plan.plan(&batch, &self.params, how.enough_blocks, how.max_partials);
         let (k_scale, v_scale) = self.scales();
-        let mut memory = Memory::default();
+        bench.clear();
         let partials = plan.num_partials * 16 * (head_dim + 2);
         let params = PagedAttention {
-            work: memory.buffer(&plan.work),
-            q: memory.buffer(&q),
-            cache: memory.buffer(&cache),
-            out: memory.buffer(&self.element.poison(batch.num_tokens() * num_heads * head_dim)),
-            cu_seqlens_q: memory.buffer(&batch.cu_seqlens_q),
-            context_lens: memory.buffer(&batch.context_lens),
-            block_tables: memory.buffer(&batch.block_tables),
-            cu_blocks: memory.buffer(&batch.cu_blocks),
-            partials: memory.buffer(&vec![f32::NAN; partials]),
-            tickets: memory.buffer(&vec![0_u32; plan.num_tickets]),
+            work: bench.buffer(&plan.work),
+            q: bench.buffer(&q),
+            cache: bench.buffer(&cache),
+            out: bench.buffer(&self.element.poison(batch.num_tokens() * num_heads * head_dim)),
+            cu_seqlens_q: bench.buffer(&batch.cu_seqlens_q),
+            context_lens: bench.buffer(&batch.context_lens),
+            block_tables: bench.buffer(&batch.block_tables),
+            cu_blocks: bench.buffer(&batch.cu_blocks),
+            partials: bench.buffer(&vec![f32::NAN; partials]),
+            tickets: bench.buffer(&vec![0_u32; plan.num_tickets]),
             q_stride: q_stride as u32,
             num_kv_heads: num_kv_heads as u32,
             group: (num_heads / num_kv_heads) as u32,
@@ -167,18 +178,18 @@ impl Case {
         }
         let kernel = format!("{kernel}_d{head_dim}");
         let launch = Launch {
+            file: "paged_attention",
             kernel: &kernel,
-            grid: [plan.work.len() as u32, num_kv_heads as u32, 1],
+            grid: [plan.work.len() as u32, num_kv_heads as u32],
             threads: 256,
-            shared_bytes: AttentionPlan::shared_bytes(head_dim, size) as u64,
-            seed: how.seed,
+            shared_bytes: AttentionPlan::shared_bytes(head_dim, size),
         };
-        shim.launch(&launch, &params, &mut memory)?;
-        let tickets = memory.read::<u32>(params.tickets);
+        bench.launch(&launch, &params).map_err(|error| error.to_string())?;
+        let tickets = bench.read::<u32>(params.tickets);
         if tickets.iter().any(|&ticket| ticket != 0) {
             return Err("the tickets were not handed back".to_owned());
         }
-        Ok(memory.read(params.out))
+        Ok(bench.read(params.out))
     }
 
     /// What the kernel should give.
@@ -207,8 +218,12 @@ impl Case {
         out
     }
 
-    pub(crate) fn check(&self, shim: &mut Shim, how: How) -> Result<(), String> {
-        let got = self.element.decode(&self.run(shim, how)?);
+    /// Compares what the kernel gives with the reference.
+    ///
+    /// # Errors
+    /// Where they differ, or why the kernel did not run.
+    pub fn check<D: Driver>(&self, bench: &mut Bench<D>, how: How) -> Result<(), String> {
+        let got = self.element.decode(&self.run(bench, how)?);
         // Probabilities are rounded once, and so is the result; values are below 1.
         let tolerance = self.element.epsilon() * 1.25;
         let want = self.want();
@@ -223,64 +238,56 @@ impl Case {
     }
 }
 
-const PLAINLY: How = How::packed(1);
+const PLAINLY: How = How::packed();
 
 /// One token, page borders, tile borders, chunk borders; decodes and prompts mixed.
 const RAGGED: &[(usize, usize)] = &[(1, 1), (16, 1), (17, 17), (33, 3), (257, 1), (40, 24)];
 
-#[test]
-fn every_dtype_and_head_dim_matches_the_reference() {
-    let mut shim = Shim::new();
+pub(super) fn every_dtype_and_head_dim_matches_the_reference<D: Driver>(bench: &mut Bench<D>) {
     for element in Element::ACTIVATIONS {
         for cache_element in [element, Element::E4m3] {
             for head_dim in [64, 80, 96, 128, 256] {
                 let case = Case { cache_element, ..Case::new(element, (2, 3, head_dim), RAGGED) };
                 let what = format!("{element:?} over {cache_element:?}, {head_dim}");
-                case.check(&mut shim, PLAINLY).unwrap_or_else(|error| panic!("{what}: {error}"));
+                case.check(bench, PLAINLY).unwrap_or_else(|error| panic!("{what}: {error}"));
             }
         }
     }
 }
 
-#[test]
-fn every_group_matches_the_reference() {
-    let mut shim = Shim::new();
+pub(super) fn every_group_matches_the_reference<D: Driver>(bench: &mut Bench<D>) {
     for group in 1..=16 {
         let case = Case::new(Element::F16, (1, group, 64), &[(19, 1), (37, 2), (21, 20)]);
-        case.check(&mut shim, PLAINLY).unwrap_or_else(|error| panic!("group {group}: {error}"));
+        case.check(bench, PLAINLY).unwrap_or_else(|error| panic!("group {group}: {error}"));
     }
 }
 
-#[test]
-fn windows_and_caps_match_the_reference() {
-    let mut shim = Shim::new();
+pub(super) fn windows_and_caps_match_the_reference<D: Driver>(bench: &mut Bench<D>) {
     for window in [1, 5, 16, 256, 300] {
         let mut case = Case::new(Element::F16, (1, 2, 64), &[(9, 9), (530, 1), (300, 20)]);
         case.params.sliding_window = Some(window);
         case.params.soft_cap = Some(4.0);
-        for how in [How::packed(3), How::spread(3)] {
-            case.check(&mut shim, how).unwrap_or_else(|error| panic!("window {window}: {error}"));
+        for how in [How::packed(), How::spread()] {
+            case.check(bench, how).unwrap_or_else(|error| panic!("window {window}: {error}"));
         }
     }
 }
 
 /// Bits depend neither on how work is shared out, nor on the order of threads, nor
 /// on neighbours, nor on whether a row was computed as a decode or within a prompt.
-#[test]
-fn a_rows_bits_depend_on_its_own_context_only() {
-    let mut shim = Shim::new();
+pub(super) fn a_rows_bits_depend_on_its_own_context_only<D: Driver>(bench: &mut Bench<D>) {
     let (group, head_dim) = (4, 64);
     let len = 600;
     let alone = Case::new(Element::Bf16, (1, group, head_dim), &[(len, 1)]);
-    let mut run = |case: &Case, how| case.run(&mut shim, how).unwrap();
+    let mut run = |case: &Case, how| case.run(bench, how).expect("the kernel runs");
     let want = run(&alone, PLAINLY);
     // In three blocks, in two, and by a single warp.
-    let unsplit = How { max_partials: 0, ..How::packed(4) };
+    let unsplit = How { max_partials: 0, ..How::packed() };
     let two = Case::new(Element::Bf16, (1, group, head_dim), &[(len, 1), (513, 1)]);
-    for (case, how) in [(&alone, How::spread(2)), (&alone, unsplit)] {
+    for (case, how) in [(&alone, How::spread()), (&alone, unsplit)] {
         assert_eq!(run(case, how), want, "shared out otherwise");
     }
-    let two = run(&two, How { enough_blocks: 3, ..How::packed(3) });
+    let two = run(&two, How { enough_blocks: 3, ..How::packed() });
     assert_eq!(two[..want.len()], want[..], "two chunks to a block");
     let mixed = Case::new(Element::Bf16, (1, group, head_dim), &[(40, 30), (len, 1), (3, 3)]);
     let row = group * head_dim * 2;
@@ -293,16 +300,21 @@ fn a_rows_bits_depend_on_its_own_context_only() {
     }
 }
 
-#[test]
-fn nothing_to_do_is_done() {
-    let mut plan = AttentionPlan::default();
-    let case = Case::new(Element::Bf16, (1, 1, 64), &[]);
-    plan.plan(&ForwardBatch::default(), &case.params, 1, 8);
-    assert!(plan.work.is_empty() && plan.num_partials == 0 && plan.num_tickets == 0);
-}
+#[cfg(test)]
+mod tests {
+    use super::{super::element::assert_close, *};
 
-#[test]
-fn assert_close_can_fail() {
-    let result = std::panic::catch_unwind(|| assert_close("x", &[f64::NAN], &[0.0], |_| 1.0));
-    assert!(result.is_err(), "NaN is never close");
+    #[test]
+    fn nothing_to_do_is_done() {
+        let mut plan = AttentionPlan::default();
+        let case = Case::new(Element::Bf16, (1, 1, 64), &[]);
+        plan.plan(&ForwardBatch::default(), &case.params, 1, 8);
+        assert!(plan.work.is_empty() && plan.num_partials == 0 && plan.num_tickets == 0);
+    }
+
+    #[test]
+    fn assert_close_can_fail() {
+        let result = std::panic::catch_unwind(|| assert_close("x", &[f64::NAN], &[0.0], |_| 1.0));
+        assert!(result.is_err(), "NaN is never close");
+    }
 }

@@ -1,13 +1,13 @@
 //! Sampling against the reference's distribution and the request's own number.
 
-use sconce_cuda_shim::{Launch, Memory, Shim};
 use sconce_kernels::{
-    cuda::{MAX_TOP, SampleRow, SampledRow, Sampling},
+    cuda::{Driver, Launch, MAX_TOP, SampleRow, SampledRow, Sampling},
     ops::sampling::{SampleRequest, SeenToken, uniform},
     reference,
 };
 
-use crate::element::numbers;
+use super::element::numbers;
+use crate::Bench;
 
 /// What the kernel gave for a row.
 #[derive(Debug, PartialEq)]
@@ -18,7 +18,11 @@ struct Row {
 }
 
 /// Samples rows of equal length.
-fn sample(shim: &mut Shim, logits: &[f32], requests: &[SampleRequest<'_>], seed: u64) -> Vec<Row> {
+fn sample<D: Driver>(
+    bench: &mut Bench<D>,
+    logits: &[f32],
+    requests: &[SampleRequest<'_>],
+) -> Vec<Row> {
     let (mut biases, mut banned, mut seen) = (Vec::new(), Vec::new(), Vec::new());
     let mut rows = Vec::new();
     for request in requests {
@@ -43,33 +47,33 @@ fn sample(shim: &mut Shim, logits: &[f32], requests: &[SampleRequest<'_>], seed:
             seen: [see, border(&seen, 2)],
         });
     }
-    let mut memory = Memory::default();
-    let mut room = |list: &[u32], words: usize| memory.buffer(&vec![0.0_f32; list.len() / words]);
+    bench.clear();
+    let mut room = |list: &[u32], words: usize| bench.buffer(&vec![0.0_f32; list.len() / words]);
     let raw = [room(&biases, 2), room(&banned, 1), room(&seen, 2)];
     let params = Sampling {
-        logits: memory.buffer(logits),
-        requests: memory.buffer(&rows),
-        biases: memory.buffer(&biases),
-        banned: memory.buffer(&banned),
-        seen: memory.buffer(&seen),
+        logits: bench.buffer(logits),
+        requests: bench.buffer(&rows),
+        biases: bench.buffer(&biases),
+        banned: bench.buffer(&banned),
+        seen: bench.buffer(&seen),
         bias_raw: raw[0],
         banned_raw: raw[1],
         seen_raw: raw[2],
-        out: memory.buffer(&vec![0_u32; rows.len() * 3]),
-        top: memory.buffer(&vec![0_u32; rows.len() * MAX_TOP * 2]),
+        out: bench.buffer(&vec![0_u32; rows.len() * 3]),
+        top: bench.buffer(&vec![0_u32; rows.len() * MAX_TOP * 2]),
         vocab_size: (logits.len() / rows.len()) as u32,
         padding: 0,
     };
     let launch = Launch {
+        file: "sampling",
         kernel: "sampling",
-        grid: [rows.len() as u32, 1, 1],
+        grid: [rows.len() as u32, 1],
         threads: 512,
         shared_bytes: 0,
-        seed,
     };
-    shim.launch(&launch, &params, &mut memory).expect("the kernel runs");
-    let top = memory.read::<u32>(params.top);
-    let out = memory.read::<SampledRow>(params.out);
+    bench.launch(&launch, &params).expect("the kernel runs");
+    let top = bench.read::<u32>(params.top);
+    let out = bench.read::<SampledRow>(params.out);
     out.iter()
         .zip(top.chunks_exact(MAX_TOP * 2))
         .map(|(row, top)| Row {
@@ -127,14 +131,12 @@ fn requests() -> Vec<SampleRequest<'static>> {
     all
 }
 
-#[test]
-fn the_drawn_token_is_the_references() {
-    let mut shim = Shim::new();
+pub(super) fn the_drawn_token_is_the_references<D: Driver>(bench: &mut Bench<D>) {
     for vocab_size in [100, 512, 3001] {
         let requests = requests();
         let rows: Vec<f32> =
             (0..requests.len() as u64).flat_map(|row| logits(row, vocab_size)).collect();
-        let got = sample(&mut shim, &rows, &requests, 1);
+        let got = sample(bench, &rows, &requests);
         for (i, (request, row)) in requests.iter().zip(rows.chunks_exact(vocab_size)).enumerate() {
             let wide: Vec<f64> = row.iter().copied().map(f64::from).collect();
             let inside = |token: u32| (token as usize) < vocab_size;
@@ -165,8 +167,7 @@ fn the_drawn_token_is_the_references() {
     }
 }
 
-#[test]
-fn log_probabilities_are_of_the_raw_logits() {
+pub(super) fn log_probabilities_are_of_the_raw_logits<D: Driver>(bench: &mut Bench<D>) {
     let vocab_size = 1000;
     let requests: Vec<_> = requests()
         .into_iter()
@@ -174,7 +175,7 @@ fn log_probabilities_are_of_the_raw_logits() {
         .collect();
     let rows: Vec<f32> =
         (0..requests.len() as u64).flat_map(|row| logits(row, vocab_size)).collect();
-    let got = sample(&mut Shim::new(), &rows, &requests, 2);
+    let got = sample(bench, &rows, &requests);
     for (row, got) in rows.chunks_exact(vocab_size).zip(&got) {
         let wide: Vec<f64> = row.iter().copied().map(f64::from).collect();
         let want = reference::log_softmax(&wide);
@@ -189,24 +190,23 @@ fn log_probabilities_are_of_the_raw_logits() {
     }
 }
 
-#[test]
-fn the_order_of_threads_and_the_neighbours_change_nothing() {
-    let mut shim = Shim::new();
+pub(super) fn the_order_of_threads_and_the_neighbours_change_nothing<D: Driver>(
+    bench: &mut Bench<D>,
+) {
     let requests: Vec<_> = requests()
         .into_iter()
         .map(|request| SampleRequest { num_logprobs: Some(3), ..request })
         .collect();
     let rows: Vec<f32> = (0..requests.len() as u64).flat_map(|row| logits(row, 700)).collect();
-    let together = sample(&mut shim, &rows, &requests, 3);
-    assert_eq!(sample(&mut shim, &rows, &requests, 4), together);
+    let together = sample(bench, &rows, &requests);
+    assert_eq!(sample(bench, &rows, &requests), together);
     for (i, row) in rows.chunks_exact(700).enumerate() {
-        let alone = sample(&mut shim, row, &requests[i..=i], 5);
+        let alone = sample(bench, row, &requests[i..=i]);
         assert_eq!(alone[0], together[i], "row {i}");
     }
 }
 
-#[test]
-fn rows_that_cannot_be_drawn_from_say_so() {
+pub(super) fn rows_that_cannot_be_drawn_from_say_so<D: Driver>(bench: &mut Bench<D>) {
     let len = 600;
     let mut rows = Vec::new();
     let mut wrong = logits(1, len);
@@ -220,7 +220,7 @@ fn rows_that_cannot_be_drawn_from_say_so() {
     few[77] = -3.0;
     rows.extend(&few);
     let request = SampleRequest { temperature: 1.0, num_logprobs: Some(2), ..Default::default() };
-    let got = sample(&mut Shim::new(), &rows, &[request; 4], 6);
+    let got = sample(bench, &rows, &[request; 4]);
     for row in &got[..3] {
         assert_eq!(row.token, SampledRow::NON_FINITE);
     }

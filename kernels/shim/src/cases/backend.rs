@@ -3,16 +3,15 @@
 
 use candle_core::{Device, Tensor};
 use half::bf16;
-use sconce_cuda_shim::ShimDriver;
 use sconce_kernels::{
     AttentionParams, Backend, CacheDtype, Dtype, ForwardBatch, KernelError, KvLayout,
     cpu::{Cpu, CpuConfig},
-    cuda::{Cuda, CudaLimits},
+    cuda::{Cuda, CudaLimits, Driver},
     ops::sampling::{Logprobs, SampleRequest, Sampled},
     reference,
 };
 
-use crate::element::numbers;
+use super::element::numbers;
 
 const HIDDEN: usize = 128;
 const INTERMEDIATE: usize = 96;
@@ -177,8 +176,12 @@ fn distance(got: &[f32], want: &[f32]) -> f64 {
     norm(&mut got.iter().zip(&want).map(|(got, want)| got - want)) / norm(&mut want.into_iter())
 }
 
-#[test]
-fn a_layer_over_ragged_batches_is_the_cpus() {
+/// Every operation of a layer, on several batches, gives what it gives on the CPU;
+/// `device` starts a device.
+///
+/// # Panics
+/// If it does not.
+pub fn a_layer_over_ragged_batches_is_the_cpus<D: Driver>(device: impl Fn() -> D) {
     for (dtype, cache, tolerance) in [
         (Dtype::Bf16, CacheDtype::Bf16, 2e-2),
         (Dtype::F16, CacheDtype::F16, 3e-3),
@@ -187,7 +190,7 @@ fn a_layer_over_ragged_batches_is_the_cpus() {
     ] {
         let cpu = Cpu::new(CpuConfig::default());
         let mut want = Layer::new(cpu, Dtype::F32, CacheDtype::F32).expect("the CPU's layer");
-        let cuda = Cuda::new(ShimDriver::default(), dtype, LIMITS).expect("the backend");
+        let cuda = Cuda::new(device(), dtype, LIMITS).expect("the backend");
         let mut got = Layer::new(cuda, dtype, cache).expect("the device's layer");
         for (index, batch) in batches().iter().enumerate() {
             let request = SampleRequest { num_logprobs: Some(2), ..SampleRequest::default() };
@@ -230,9 +233,12 @@ fn check_samples(seen: &Seen) {
     }
 }
 
-#[test]
-fn what_does_not_fit_is_refused_by_name() {
-    let new = |dtype| Cuda::new(ShimDriver::default(), dtype, LIMITS);
+/// What a backend cannot do it says.
+///
+/// # Panics
+/// If it does not.
+pub fn what_does_not_fit_is_refused_by_name<D: Driver>(device: impl Fn() -> D) {
+    let new = |dtype| Cuda::new(device(), dtype, LIMITS);
     let refused = new(Dtype::F32).err().expect("no tensor core multiplies f32");
     assert!(refused.to_string().contains("float32"), "{refused}");
     let mut cuda = new(Dtype::Bf16).expect("the backend");

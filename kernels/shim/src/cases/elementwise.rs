@@ -1,66 +1,66 @@
 //! Gather, norm, gated activations, RoPE with the cache's write, block copies.
 
-use sconce_cuda_shim::{Launch, Memory, Shim};
 use sconce_kernels::{
-    cuda::{CopyBlocks, DevicePointer, EmbeddingGather, Gated, RmsNorm, RopeAndCache},
+    cuda::{
+        AddBias, CopyBlocks, DevicePointer, Driver, EmbeddingGather, Gated, Launch, RmsNorm,
+        RopeAndCache,
+    },
     reference,
 };
 
-use crate::element::{Element, assert_close, numbers};
+use super::element::{Element, assert_close, numbers};
+use crate::Bench;
 
-fn launch(kernel: &str, grid: [u32; 3], threads: u32) -> Launch<'_> {
-    Launch { kernel, grid, threads, shared_bytes: 0, seed: 7 }
+fn launch<'a>(file: &'a str, kernel: &'a str, grid: [u32; 2], threads: u32) -> Launch<'a> {
+    Launch { file, kernel, grid, threads, shared_bytes: 0 }
 }
 
-#[test]
-fn embedding_gather_copies_the_tokens_rows() {
+pub(super) fn embedding_gather_copies_the_tokens_rows<D: Driver>(bench: &mut Bench<D>) {
     let (vocab, hidden) = (11_usize, 24_usize);
     let table: Vec<u16> = (0..vocab * hidden).map(|i| i as u16).collect();
     let tokens = [10_u32, 0, 3, 3, 9];
-    let mut memory = Memory::default();
+    bench.clear();
     let params = EmbeddingGather {
-        token_ids: memory.buffer(&tokens),
-        table: memory.buffer(&table),
-        out: memory.buffer(&vec![u16::MAX; tokens.len() * hidden]),
+        token_ids: bench.buffer(&tokens),
+        table: bench.buffer(&table),
+        out: bench.buffer(&vec![u16::MAX; tokens.len() * hidden]),
         pieces: (hidden * 2 / 16) as u32,
         padding: 0,
     };
-    let grid = [tokens.len() as u32, 1, 1];
-    Shim::new()
-        .launch(&launch("embedding_gather", grid, 256), &params, &mut memory)
-        .expect("the kernel runs");
+    let grid = [tokens.len() as u32, 1];
+    let launch = launch("embedding_gather", "embedding_gather", grid, 256);
+    bench.launch(&launch, &params).expect("the kernel runs");
     let want: Vec<u16> = tokens
         .iter()
         .flat_map(|&token| table[token as usize * hidden..][..hidden].to_vec())
         .collect();
-    assert_eq!(memory.read::<u16>(params.out), want);
+    assert_eq!(bench.read::<u16>(params.out), want);
 }
 
-#[test]
-fn rms_norm_norms_each_row_and_adds_the_residual_first() {
-    let mut shim = Shim::new();
+pub(super) fn rms_norm_norms_each_row_and_adds_the_residual_first<D: Driver>(bench: &mut Bench<D>) {
     for element in Element::ACTIVATIONS {
         for (rows, hidden) in [(1, 8), (3, 576), (2, 4096), (1, 16384)] {
             for with_residual in [false, true] {
                 let x = numbers(1, rows * hidden);
                 let residual = numbers(2, rows * hidden);
                 let weight = numbers(3, hidden);
-                let mut memory = Memory::default();
+                bench.clear();
                 let params = RmsNorm {
-                    x: memory.buffer(&element.encode(&x)),
+                    x: bench.buffer(&element.encode(&x)),
                     residual: if with_residual {
-                        memory.buffer(&element.encode(&residual))
+                        bench.buffer(&element.encode(&residual))
                     } else {
                         DevicePointer::NULL
                     },
-                    weight: memory.buffer(&weight),
-                    out: memory.buffer(&element.poison(rows * hidden)),
+                    weight: bench.buffer(&weight),
+                    out: bench.buffer(&element.poison(rows * hidden)),
                     hidden: hidden as u32,
                     eps: 1e-5,
                 };
                 let kernel = format!("rms_norm_{}", element.name());
-                let grid = [rows as u32, 1, 1];
-                shim.launch(&launch(&kernel, grid, 256), &params, &mut memory)
+                let grid = [rows as u32, 1];
+                bench
+                    .launch(&launch("rms_norm", &kernel, grid, 256), &params)
                     .expect("the kernel runs");
                 let mut sums = element.rounded(&x);
                 if with_residual {
@@ -68,7 +68,7 @@ fn rms_norm_norms_each_row_and_adds_the_residual_first() {
                     let added: Vec<f32> =
                         sums.iter().zip(&old).map(|(x, old)| (x + old) as f32).collect();
                     sums = element.rounded(&added);
-                    let got = element.decode(&memory.read(params.residual));
+                    let got = element.decode(&bench.read(params.residual));
                     assert_close(&kernel, &got, &sums, |_| 0.0);
                 }
                 let weight: Vec<f64> = weight.into_iter().map(f64::from).collect();
@@ -76,7 +76,7 @@ fn rms_norm_norms_each_row_and_adds_the_residual_first() {
                     .chunks_exact(hidden)
                     .flat_map(|row| reference::rms_norm(row, &weight, 1e-5))
                     .collect();
-                let got = element.decode(&memory.read(params.out));
+                let got = element.decode(&bench.read(params.out));
                 assert_close(&kernel, &got, &want, |want| {
                     want.abs() * element.epsilon() * 1.01 + 1e-6
                 });
@@ -85,9 +85,7 @@ fn rms_norm_norms_each_row_and_adds_the_residual_first() {
     }
 }
 
-#[test]
-fn gates_are_silu_or_gelu() {
-    let mut shim = Shim::new();
+pub(super) fn gates_are_silu_or_gelu<D: Driver>(bench: &mut Bench<D>) {
     let gelu =
         |x: f64| 0.5 * x * (1.0 + (0.797_884_560_802_865_4 * (x + 0.044715 * x.powi(3))).tanh());
     let silu = |x: f64| x / (1.0 + (-x).exp());
@@ -95,17 +93,16 @@ fn gates_are_silu_or_gelu() {
         for (act, of) in [("silu", &silu as &dyn Fn(f64) -> f64), ("gelu", &gelu)] {
             let (rows, intermediate) = (5, 40);
             let x: Vec<f32> = numbers(4, rows * 2 * intermediate).iter().map(|x| x * 9.0).collect();
-            let mut memory = Memory::default();
+            bench.clear();
             let params = Gated {
-                x: memory.buffer(&element.encode(&x)),
-                out: memory.buffer(&element.poison(rows * intermediate)),
+                x: bench.buffer(&element.encode(&x)),
+                out: bench.buffer(&element.poison(rows * intermediate)),
                 pieces: (intermediate / 8) as u32,
                 rows: rows as u32,
             };
             let kernel = format!("{act}_mul_{}", element.name());
             // Fewer threads than pieces in all, so that some take two.
-            shim.launch(&launch(&kernel, [1, 1, 1], 16), &params, &mut memory)
-                .expect("the kernel runs");
+            bench.launch(&launch("gated", &kernel, [1, 1], 16), &params).expect("the kernel runs");
             let x = element.rounded(&x);
             let want: Vec<f64> = x
                 .chunks_exact(2 * intermediate)
@@ -114,31 +111,54 @@ fn gates_are_silu_or_gelu() {
                     gate.iter().zip(up).map(|(&gate, up)| of(gate) * up).collect::<Vec<_>>()
                 })
                 .collect();
-            let got = element.decode(&memory.read(params.out));
+            let got = element.decode(&bench.read(params.out));
             assert_close(&kernel, &got, &want, |want| want.abs() * element.epsilon() * 1.01 + 1e-5);
         }
     }
 }
 
-#[test]
-fn copy_blocks_moves_whole_blocks_of_every_layer() {
+/// Biases are added to every row, by fewer threads than there are pieces.
+pub(super) fn add_bias_adds_to_every_row<D: Driver>(bench: &mut Bench<D>) {
+    for element in Element::ACTIVATIONS {
+        let (rows, cols) = (5, 40);
+        let (x, bias) = (numbers(4, rows * cols), numbers(5, cols));
+        bench.clear();
+        let params = AddBias {
+            bias: bench.buffer(&bias),
+            x: bench.buffer(&element.encode(&x)),
+            pieces: (cols / 8) as u32,
+            rows: rows as u32,
+        };
+        let kernel = format!("add_bias_{}", element.name());
+        bench.launch(&launch("add_bias", &kernel, [1, 1], 16), &params).expect("the kernel runs");
+        let want: Vec<f64> = element
+            .rounded(&x)
+            .chunks_exact(cols)
+            .flat_map(|row| row.iter().zip(&bias).map(|(x, bias)| x + f64::from(*bias)))
+            .collect();
+        let got = element.decode(&bench.read(params.x));
+        assert_close(&kernel, &got, &want, |want| want.abs() * element.epsilon() * 1.01 + 1e-6);
+    }
+}
+
+pub(super) fn copy_blocks_moves_whole_blocks_of_every_layer<D: Driver>(bench: &mut Bench<D>) {
     let (layers, blocks, words) = (3, 5, 12);
     let from: Vec<u32> = (0..layers * blocks * words).collect();
     let pairs = [0_u32, 4, 3, 1];
-    let mut memory = Memory::default();
+    bench.clear();
     let params = CopyBlocks {
-        pairs: memory.buffer(&pairs),
-        from: memory.buffer(&from),
-        to: memory.buffer(&vec![u32::MAX; from.len()]),
+        pairs: bench.buffer(&pairs),
+        from: bench.buffer(&from),
+        to: bench.buffer(&vec![u32::MAX; from.len()]),
         from_layer_bytes: u64::from(blocks * words * 4),
         to_layer_bytes: u64::from(blocks * words * 4),
         block_bytes: words * 4,
         padding: 0,
     };
-    Shim::new()
-        .launch(&launch("copy_blocks", [2, layers, 1], 256), &params, &mut memory)
+    bench
+        .launch(&launch("blocks", "copy_blocks", [2, layers], 256), &params)
         .expect("the kernel runs");
-    let to = memory.read::<u32>(params.to);
+    let to = bench.read::<u32>(params.to);
     for layer in 0..layers {
         for block in 0..blocks {
             let source = pairs.chunks_exact(2).find(|pair| pair[1] == block).map(|pair| pair[0]);
@@ -152,22 +172,22 @@ fn copy_blocks_moves_whole_blocks_of_every_layer() {
 }
 
 /// RoPE with and without norms into every cache, for every head_dim.
-#[test]
-fn rope_rotates_queries_and_writes_keys_and_values_to_their_slots() {
-    let mut shim = Shim::new();
+pub(super) fn rope_rotates_queries_and_writes_keys_and_values_to_their_slots<D: Driver>(
+    bench: &mut Bench<D>,
+) {
     for element in Element::ACTIVATIONS {
         for cache_element in [element, Element::E4m3] {
             for head_dim in [64, 80, 96, 128, 256] {
                 for with_norm in [false, true] {
-                    rope_case(&mut shim, element, cache_element, head_dim, with_norm);
+                    rope_case(bench, element, cache_element, head_dim, with_norm);
                 }
             }
         }
     }
 }
 
-fn rope_case(
-    shim: &mut Shim,
+fn rope_case<D: Driver>(
+    bench: &mut Bench<D>,
     element: Element,
     cache_element: Element,
     head_dim: usize,
@@ -190,20 +210,20 @@ fn rope_case(
         .collect();
     let (q_norm, k_norm) = (numbers(6, head_dim), numbers(7, head_dim));
     let (k_scale, v_scale) = if cache_element == Element::E4m3 { (0.01, 0.02) } else { (1.0, 1.0) };
-    let mut memory = Memory::default();
+    bench.clear();
     let cache_len = num_blocks * 2 * num_kv_heads * 16 * head_dim;
     let mut norm = |weights: &[f32]| {
-        if with_norm { memory.buffer(weights) } else { DevicePointer::NULL }
+        if with_norm { bench.buffer(weights) } else { DevicePointer::NULL }
     };
     let (q_weights, k_weights) = (norm(&q_norm), norm(&k_norm));
     let params = RopeAndCache {
-        qkv: memory.buffer(&element.encode(&qkv)),
-        rope: memory.buffer(&table),
-        positions: memory.buffer(&positions),
-        slot_mapping: memory.buffer(&slots),
+        qkv: bench.buffer(&element.encode(&qkv)),
+        rope: bench.buffer(&table),
+        positions: bench.buffer(&positions),
+        slot_mapping: bench.buffer(&slots),
         q_norm: q_weights,
         k_norm: k_weights,
-        cache: memory.buffer(&cache_element.poison(cache_len)),
+        cache: bench.buffer(&cache_element.poison(cache_len)),
         num_heads: num_heads as u32,
         num_kv_heads: num_kv_heads as u32,
         head_dim: head_dim as u32,
@@ -217,10 +237,10 @@ fn rope_case(
         format!("{}_{}", element.name(), cache_element.name())
     };
     let kernel = format!("rope_and_cache_{suffix}");
-    let grid = [positions.len() as u32, heads.div_ceil(4) as u32, 1];
-    shim.launch(&launch(&kernel, grid, 128), &params, &mut memory).expect("the kernel runs");
-    let got = element.decode(&memory.read(params.qkv));
-    let cache = cache_element.decode(&memory.read(params.cache));
+    let grid = [positions.len() as u32, heads.div_ceil(4) as u32];
+    bench.launch(&launch("rope_and_cache", &kernel, grid, 128), &params).expect("the kernel runs");
+    let got = element.decode(&bench.read(params.qkv));
+    let cache = cache_element.decode(&bench.read(params.cache));
     let x = element.rounded(&qkv);
     let wide = |x: &[f32]| x.iter().copied().map(f64::from).collect::<Vec<_>>();
     let mut written = vec![false; cache_len];

@@ -5,17 +5,21 @@ use sconce_kernels::ops::sampling::uniform;
 
 /// A dtype of activations, or of a cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Element {
+pub enum Element {
+    /// bfloat16
     Bf16,
+    /// IEEE half precision
     F16,
+    /// FP8 with four bits of exponent
     E4m3,
 }
 
 impl Element {
-    pub(crate) const ACTIVATIONS: [Self; 2] = [Self::Bf16, Self::F16];
+    /// Those that activations have.
+    pub const ACTIVATIONS: [Self; 2] = [Self::Bf16, Self::F16];
 
     /// As kernels' names have it.
-    pub(crate) fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Self::Bf16 => "bf16",
             Self::F16 => "f16",
@@ -23,12 +27,14 @@ impl Element {
         }
     }
 
-    pub(crate) fn size(self) -> usize {
+    /// Bytes of one.
+    #[must_use]
+    pub fn size(self) -> usize {
         if self == Self::E4m3 { 1 } else { 2 }
     }
 
     /// Half a unit in the last place of 1, which bounds the relative error of rounding.
-    pub(crate) fn epsilon(self) -> f64 {
+    pub fn epsilon(self) -> f64 {
         match self {
             Self::Bf16 => 2_f64.powi(-8),
             Self::F16 => 2_f64.powi(-11),
@@ -36,7 +42,9 @@ impl Element {
         }
     }
 
-    pub(crate) fn encode(self, x: &[f32]) -> Vec<u8> {
+    /// Numbers as they are stored.
+    #[must_use]
+    pub fn encode(self, x: &[f32]) -> Vec<u8> {
         x.iter()
             .flat_map(|&x| match self {
                 Self::Bf16 => bf16::from_f32(x).to_le_bytes().to_vec(),
@@ -46,7 +54,9 @@ impl Element {
             .collect()
     }
 
-    pub(crate) fn decode(self, bytes: &[u8]) -> Vec<f64> {
+    /// What is stored as numbers.
+    #[must_use]
+    pub fn decode(self, bytes: &[u8]) -> Vec<f64> {
         let pairs = || bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
         match self {
             Self::Bf16 => pairs().map(|bits| bf16::from_bits(bits).to_f64()).collect(),
@@ -56,12 +66,12 @@ impl Element {
     }
 
     /// What is left of numbers once they are stored.
-    pub(crate) fn rounded(self, x: &[f32]) -> Vec<f64> {
+    pub fn rounded(self, x: &[f32]) -> Vec<f64> {
         self.decode(&self.encode(x))
     }
 
     /// A NaN, as often as asked.
-    pub(crate) fn poison(self, len: usize) -> Vec<u8> {
+    pub fn poison(self, len: usize) -> Vec<u8> {
         match self {
             Self::Bf16 | Self::F16 => [0xff, 0x7f].repeat(len),
             Self::E4m3 => vec![0x7f; len],
@@ -91,14 +101,14 @@ fn to_e4m3(x: f32) -> u8 {
 }
 
 /// Numbers in [-1, 1), the same for the same seed.
-pub(crate) fn numbers(seed: u64, len: usize) -> Vec<f32> {
+pub(super) fn numbers(seed: u64, len: usize) -> Vec<f32> {
     (0..u32::try_from(len).expect("a test is small"))
         .map(|i| (uniform(seed, i) * 2.0 - 1.0) as f32)
         .collect()
 }
 
 /// Asserts `|got - want| <= tolerance` everywhere, and that nothing is NaN.
-pub(crate) fn assert_close(what: &str, got: &[f64], want: &[f64], tolerance: impl Fn(f64) -> f64) {
+pub(super) fn assert_close(what: &str, got: &[f64], want: &[f64], tolerance: impl Fn(f64) -> f64) {
     assert_eq!(got.len(), want.len(), "{what}: length");
     for (i, (&got, &want)) in got.iter().zip(want).enumerate() {
         let near = (got - want).abs() <= tolerance(want);

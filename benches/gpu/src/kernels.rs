@@ -1,0 +1,322 @@
+//! What the kernels reach, on random data larger than the caches.
+//!
+//! Bytes and operations are the fewest that the task takes: each input read once, each
+//! output written once.
+
+use anyhow::Result;
+use candle_core::{Device, Tensor};
+use sconce_kernels::{
+    AttentionParams, Backend, CacheDtype, Dtype, ForwardBatch, KvLayout,
+    cuda::{Cuda, CudaLimits, Driver},
+    ops::sampling::{SampleRequest, uniform},
+};
+use serde_json::json;
+
+use crate::{report, timing::seconds};
+
+/// Inputs that take turns, so that none is found in a cache.
+const TURNS: usize = 6;
+
+struct Sizes {
+    /// Rows of the elementwise operations.
+    tokens: usize,
+    hidden: usize,
+    intermediate: usize,
+    decode_batches: &'static [usize],
+    decode_context: usize,
+    prefill: usize,
+    sample_rows: usize,
+    vocab_size: usize,
+    gemm_rows: &'static [usize],
+}
+
+const FULL: Sizes = Sizes {
+    tokens: 4096,
+    hidden: 4096,
+    intermediate: 14_336,
+    decode_batches: &[1, 32, 64, 128],
+    decode_context: 4096,
+    prefill: 8192,
+    sample_rows: 256,
+    vocab_size: 128_256,
+    gemm_rows: &[1, 8, 32, 128, 256, 2048, 8192],
+};
+
+const DRY: Sizes = Sizes {
+    tokens: 4,
+    hidden: 256,
+    intermediate: 64,
+    decode_batches: &[2],
+    decode_context: 40,
+    prefill: 24,
+    sample_rows: 2,
+    vocab_size: 512,
+    gemm_rows: &[2],
+};
+
+/// Measures every kernel.
+pub(crate) fn run<D: Driver>(driver: D, dry_run: bool) -> Result<()> {
+    let sizes = if dry_run { DRY } else { FULL };
+    let most = sizes.decode_batches.iter().chain(sizes.gemm_rows).copied().max().unwrap_or(1);
+    let limits = CudaLimits {
+        max_num_batched_tokens: sizes.tokens.max(sizes.prefill).max(most),
+        max_num_seqs: most.max(sizes.sample_rows),
+        max_model_len: sizes.decode_context.max(sizes.prefill),
+    };
+    report(&json!({ "device": driver.describe() }));
+    let mut cuda = Cuda::new(driver, Dtype::Bf16, limits)?;
+    elementwise(&mut cuda, &sizes, dry_run)?;
+    products(&mut cuda, &sizes, dry_run)?;
+    for group in [4, 8] {
+        for &batch in sizes.decode_batches {
+            decode(&mut cuda, group, batch, sizes.decode_context, dry_run)?;
+        }
+    }
+    prefill(&mut cuda, sizes.prefill, dry_run)?;
+    sampling(&mut cuda, &sizes, dry_run)?;
+    Ok(())
+}
+
+/// A result: the figure is bytes or operations a second, or only the time.
+fn result(kernel: &str, seconds: f64, bytes: usize, operations: f64) {
+    let per_second = |n: f64| if n > 0.0 { Some(n / seconds) } else { None };
+    report(&json!({
+        "kernel": kernel,
+        "seconds": seconds,
+        "bytes_per_second": per_second(bytes as f64),
+        "operations_per_second": per_second(operations),
+    }));
+}
+
+/// Random numbers in [-1, 1) of a repeating pattern, which no cache line repeats.
+fn random(seed: u64, rows: usize, cols: usize) -> Result<Tensor> {
+    const PERIOD: u32 = 65_521;
+    let pattern: Vec<f32> = (0..PERIOD).map(|i| (uniform(seed, i) * 2.0 - 1.0) as f32).collect();
+    let numbers: Vec<f32> = pattern.iter().copied().cycle().take(rows * cols).collect();
+    Ok(Tensor::from_vec(numbers, (rows, cols), &Device::Cpu)?)
+}
+
+fn matrix<D: Driver>(
+    cuda: &Cuda<D>,
+    seed: u64,
+    n: usize,
+    k: usize,
+) -> Result<<Cuda<D> as Backend>::Matrix> {
+    Ok(cuda.matrix(&[random(seed, n, k)?], Dtype::Bf16.into())?)
+}
+
+/// Activations of random numbers: rows of a random table.
+fn activations<D: Driver>(
+    cuda: &mut Cuda<D>,
+    seed: u64,
+    rows: usize,
+    cols: usize,
+) -> Result<<Cuda<D> as Backend>::Buffer> {
+    const TABLE: usize = 512;
+    let table = matrix(cuda, seed, TABLE, cols)?;
+    let mut buffer = cuda.buffer(rows, cols)?;
+    let tokens: Vec<u32> = (0..rows).map(|row| (row * 7 % TABLE) as u32).collect();
+    let mut batch = ForwardBatch::default();
+    // The gather takes no notice of where tokens go.
+    for tokens in tokens.chunks(16) {
+        batch.push(tokens, 0, &[0]);
+    }
+    cuda.begin(&batch)?;
+    cuda.embedding_gather(&batch, &table, &mut buffer)?;
+    Ok(buffer)
+}
+
+fn elementwise<D: Driver>(cuda: &mut Cuda<D>, sizes: &Sizes, dry_run: bool) -> Result<()> {
+    let &Sizes { tokens, hidden, intermediate, .. } = sizes;
+    let turns = if dry_run { 1 } else { TURNS };
+    let inputs = (0..turns)
+        .map(|turn| activations(cuda, turn as u64, tokens, hidden))
+        .collect::<Result<Vec<_>>>()?;
+    let mut outputs =
+        (0..turns).map(|_| cuda.buffer(tokens, hidden)).collect::<Result<Vec<_>, _>>()?;
+    let norm = cuda.vector(&[random(9, 1, hidden)?.flatten_all()?])?;
+    let time = seconds(cuda, dry_run, |cuda, call| {
+        let turn = call % turns;
+        cuda.rms_norm(tokens, &inputs[turn], &norm, 1e-5, &mut outputs[turn])
+    })?;
+    result("rms_norm", time, 2 * tokens * hidden * 2, 0.0);
+    drop(outputs);
+
+    // The gates are measured with a product of k = 8 before them, whose time is taken away.
+    let narrow = 8;
+    let x = activations(cuda, 20, tokens, narrow)?;
+    let w = matrix(cuda, 21, 2 * intermediate, narrow)?;
+    let mut gates = cuda.buffer(tokens, intermediate)?;
+    let mut both = cuda.buffer(tokens, 2 * intermediate)?;
+    let with =
+        seconds(cuda, dry_run, |cuda, _| cuda.linear_silu_mul(tokens, &x, &w, None, &mut gates))?;
+    let product = seconds(cuda, dry_run, |cuda, _| cuda.linear(tokens, &x, &w, None, &mut both))?;
+    let time = (with - product).max(with * 1e-3);
+    result("silu_mul", time, 3 * tokens * intermediate * 2, 0.0);
+    drop((gates, both));
+
+    let params = attention_params(4);
+    let heads = params.num_heads + 2 * params.num_kv_heads;
+    let cols = heads * params.head_dim;
+    let mut inputs = (0..turns)
+        .map(|turn| activations(cuda, 30 + turn as u64, tokens, cols))
+        .collect::<Result<Vec<_>>>()?;
+    let rope = cuda.vector(&[random(31, tokens, params.head_dim)?.flatten_all()?])?;
+    let mut cache = cuda.kv_cache(layout(&params, tokens.div_ceil(16)))?;
+    let mut batch = ForwardBatch::default();
+    let blocks: Vec<u32> = (0..).take(tokens.div_ceil(16)).collect();
+    batch.push(&vec![0; tokens], 0, &blocks);
+    cuda.begin(&batch)?;
+    let time = seconds(cuda, dry_run, |cuda, call| {
+        let qkv = &mut inputs[call % turns];
+        cuda.rope_and_cache(&batch, &params, &rope, None, 0, qkv, &mut cache)
+    })?;
+    let written = tokens * cols * 2;
+    let angles = tokens * params.head_dim * 4;
+    result("rope_and_cache", time, tokens * cols * 2 + written + angles, 0.0);
+    Ok(())
+}
+
+fn products<D: Driver>(cuda: &mut Cuda<D>, sizes: &Sizes, dry_run: bool) -> Result<()> {
+    let &Sizes { hidden, intermediate, .. } = sizes;
+    let turns = if dry_run { 1 } else { TURNS };
+    for (name, n, k) in [("gate_up", 2 * intermediate, hidden), ("down", hidden, intermediate)] {
+        let weights = (0..turns)
+            .map(|turn| matrix(cuda, 40 + turn as u64, n, k))
+            .collect::<Result<Vec<_>>>()?;
+        for &rows in sizes.gemm_rows {
+            let x = activations(cuda, 50, rows, k)?;
+            let mut out = cuda.buffer(rows, n)?;
+            let time = seconds(cuda, dry_run, |cuda, call| {
+                cuda.linear(rows, &x, &weights[call % turns], None, &mut out)
+            })?;
+            let operations = 2.0 * rows as f64 * n as f64 * k as f64;
+            result(
+                &format!("linear {name} {rows}"),
+                time,
+                (n * k + rows * (n + k)) * 2,
+                operations,
+            );
+        }
+    }
+    Ok(())
+}
+
+/// 32 heads of 128, of which `group` share one of K and V.
+fn attention_params(group: usize) -> AttentionParams {
+    AttentionParams {
+        num_heads: 32,
+        num_kv_heads: 32 / group,
+        head_dim: 128,
+        scale: 128_f32.sqrt().recip(),
+        sliding_window: None,
+        soft_cap: None,
+    }
+}
+
+fn layout(params: &AttentionParams, num_blocks: usize) -> KvLayout {
+    KvLayout {
+        num_layers: 1,
+        num_blocks,
+        num_kv_heads: params.num_kv_heads,
+        head_dim: params.head_dim,
+        dtype: CacheDtype::Bf16,
+    }
+}
+
+/// A cache of random keys and values, all blocks of it.
+fn filled_cache<D: Driver>(
+    cuda: &mut Cuda<D>,
+    params: &AttentionParams,
+    num_blocks: usize,
+    rows: usize,
+) -> Result<<Cuda<D> as Backend>::KvCache> {
+    let cols = (params.num_heads + 2 * params.num_kv_heads) * params.head_dim;
+    let mut cache = cuda.kv_cache(layout(params, num_blocks))?;
+    let rope = cuda.vector(&[random(61, rows, params.head_dim)?.flatten_all()?])?;
+    let blocks: Vec<u32> = (0..).take(num_blocks).collect();
+    for (turn, blocks) in blocks.chunks(rows / 16).enumerate() {
+        let mut qkv = activations(cuda, 60 + turn as u64 % 5, rows, cols)?;
+        let mut batch = ForwardBatch::default();
+        batch.push(&vec![0; blocks.len() * 16], 0, blocks);
+        cuda.begin(&batch)?;
+        cuda.rope_and_cache(&batch, params, &rope, None, 0, &mut qkv, &mut cache)?;
+    }
+    Ok(cache)
+}
+
+fn decode<D: Driver>(
+    cuda: &mut Cuda<D>,
+    group: usize,
+    num_seqs: usize,
+    context: usize,
+    dry_run: bool,
+) -> Result<()> {
+    let params = attention_params(group);
+    let blocks_per_seq = context.div_ceil(16);
+    let num_blocks = num_seqs * blocks_per_seq;
+    let rows = blocks_per_seq * 16;
+    let cache = filled_cache(cuda, &params, num_blocks, rows)?;
+    let cols = (params.num_heads + 2 * params.num_kv_heads) * params.head_dim;
+    let qkv = activations(cuda, 70, num_seqs, cols)?;
+    let mut out = cuda.buffer(num_seqs, params.num_heads * params.head_dim)?;
+    let mut batch = ForwardBatch::default();
+    for s in 0..num_seqs {
+        // A sequence's blocks lie apart.
+        let blocks: Vec<u32> =
+            (0..blocks_per_seq).map(|block| (block * num_seqs + s) as u32).collect();
+        batch.push(&[0], context - 1, &blocks);
+    }
+    cuda.begin(&batch)?;
+    let time = seconds(cuda, dry_run, |cuda, _| {
+        cuda.paged_attention(&batch, &params, 0, &qkv, &cache, &mut out)
+    })?;
+    let bytes = num_seqs * context * 2 * params.num_kv_heads * params.head_dim * 2;
+    result(&format!("decode attention, {num_seqs} x {context}, GQA {group}"), time, bytes, 0.0);
+    Ok(())
+}
+
+fn prefill<D: Driver>(cuda: &mut Cuda<D>, len: usize, dry_run: bool) -> Result<()> {
+    let params = attention_params(4);
+    let num_blocks = len.div_ceil(16);
+    let cache = filled_cache(cuda, &params, num_blocks, num_blocks * 16)?;
+    let cols = (params.num_heads + 2 * params.num_kv_heads) * params.head_dim;
+    let qkv = activations(cuda, 80, len, cols)?;
+    let mut out = cuda.buffer(len, params.num_heads * params.head_dim)?;
+    let blocks: Vec<u32> = (0..).take(num_blocks).collect();
+    let mut batch = ForwardBatch::default();
+    batch.push(&vec![0; len], 0, &blocks);
+    cuda.begin(&batch)?;
+    let time = seconds(cuda, dry_run, |cuda, _| {
+        cuda.paged_attention(&batch, &params, 0, &qkv, &cache, &mut out)
+    })?;
+    // Two products over the half of the square that is seen.
+    let seen = len as f64 * (len as f64 + 1.0) / 2.0;
+    let operations = 4.0 * seen * (params.num_heads * params.head_dim) as f64;
+    result(&format!("prefill attention, {len}"), time, 0, operations);
+    Ok(())
+}
+
+fn sampling<D: Driver>(cuda: &mut Cuda<D>, sizes: &Sizes, dry_run: bool) -> Result<()> {
+    let &Sizes { sample_rows: rows, vocab_size, .. } = sizes;
+    let k = 64;
+    let x = activations(cuda, 90, rows, k)?;
+    let head = matrix(cuda, 91, vocab_size, k)?;
+    let mut logits = cuda.logits_buffer(rows, vocab_size)?;
+    cuda.linear(rows, &x, &head, None, &mut logits)?;
+    let base = SampleRequest { temperature: 0.8, seed: 7, ..SampleRequest::default() };
+    for (name, request) in [
+        ("greedy", SampleRequest::default()),
+        ("temperature", base),
+        ("top-k, top-p", SampleRequest { top_k: 50, top_p: 0.9, ..base }),
+    ] {
+        let requests = vec![request; rows];
+        let mut sampled = Vec::with_capacity(rows);
+        let time = seconds(cuda, dry_run, |cuda, _| {
+            sampled.clear();
+            cuda.sample(&mut logits, &requests, &mut sampled)
+        })?;
+        result(&format!("sampling {rows} rows, {name}"), time, rows * vocab_size * 4, 0.0);
+    }
+    Ok(())
+}

@@ -1,0 +1,143 @@
+//! What to load and where, and why it may not be done.
+
+use std::path::PathBuf;
+
+use sconce_kernels::{CacheDtype, Dtype, KernelError};
+use sconce_models::ModelError;
+
+/// Where a model runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// The first CUDA device, if this build has CUDA and there is one; else the CPU.
+    #[default]
+    Auto,
+    /// The processor.
+    Cpu,
+    /// The first CUDA device.
+    Cuda,
+}
+
+/// What weights become when they are loaded, other than their dtype.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quantization {
+    /// 8-bit integers with one scale for each output, in every matrix, the
+    /// embedding and output included; inputs are quantized token by token
+    /// ([`sconce_kernels::WeightDtype::Int8`]). On CPUs.
+    Int8,
+}
+
+/// What to load, and the limits that everything is sized for.
+#[derive(Clone, Debug)]
+pub struct LoadOptions {
+    /// A directory in Hugging Face's form.
+    pub dir: PathBuf,
+    /// Where it runs.
+    pub device: DeviceChoice,
+    /// The dtype it computes in; bf16 if not given.
+    pub dtype: Option<Dtype>,
+    /// How weights are quantized; if not given, they are not.
+    pub quantization: Option<Quantization>,
+    /// The dtype of the KV cache; `dtype` if not given.
+    pub kv_cache_dtype: Option<CacheDtype>,
+    /// Tokens of prompt and output; the model's own limit if not given.
+    pub max_model_len: Option<usize>,
+    /// Sequences that run at once.
+    pub max_num_seqs: usize,
+    /// Tokens computed in one step; 512 on a CPU and 2,048 on a GPU if not given.
+    pub max_num_batched_tokens: Option<usize>,
+    /// KV-cache memory in bytes; a default for the machine if not given.
+    pub kv_cache_memory_bytes: Option<u64>,
+    /// The share of a GPU's memory that everything together may take.
+    pub gpu_memory_utilization: f64,
+    /// Threads that compute on a CPU; one a core if not given.
+    pub threads: Option<usize>,
+}
+
+impl LoadOptions {
+    /// The defaults for a model's directory.
+    #[must_use]
+    pub fn new(dir: impl Into<PathBuf>) -> Self {
+        Self {
+            dir: dir.into(),
+            device: DeviceChoice::Auto,
+            dtype: None,
+            quantization: None,
+            kv_cache_dtype: None,
+            max_model_len: None,
+            max_num_seqs: 256,
+            max_num_batched_tokens: None,
+            kv_cache_memory_bytes: None,
+            gpu_memory_utilization: 0.9,
+            threads: None,
+        }
+    }
+
+    /// Refuses limits that nothing could run under.
+    pub(crate) fn check(&self) -> Result<(), LoadError> {
+        for (name, limit) in [
+            ("max_model_len", self.max_model_len.unwrap_or(1)),
+            ("max_num_seqs", self.max_num_seqs),
+            ("max_num_batched_tokens", self.max_num_batched_tokens.unwrap_or(1)),
+        ] {
+            if limit == 0 {
+                return Err(LoadError::ZeroLimit { name });
+            }
+        }
+        let share = self.gpu_memory_utilization;
+        if !(share > 0.0 && share <= 1.0) {
+            return Err(LoadError::MemoryUtilization { asked: share });
+        }
+        Ok(())
+    }
+}
+
+/// Why a model did not load.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The checkpoint cannot be used.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The backend refused, usually for memory.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// There is no such device here.
+    #[error("no CUDA device can be used: {reason}; --device cpu runs without one")]
+    NoDevice {
+        /// What stands in the way.
+        reason: String,
+    },
+    /// More context asked for than the model has.
+    #[error("max_model_len is {asked}, but the model's context holds {limit} tokens")]
+    MaxModelLen {
+        /// What was asked for.
+        asked: usize,
+        /// `max_position_embeddings`.
+        limit: usize,
+    },
+    /// The cache would not hold a single sequence.
+    #[error(
+        "the KV cache has room for {tokens} tokens, but max_model_len is {max_model_len}; give it \
+         at least {needed_bytes} bytes (--kv-cache-memory-bytes, or on a GPU a larger \
+         --gpu-memory-utilization) or lower --max-model-len"
+    )]
+    NoRoom {
+        /// Tokens it would hold.
+        tokens: usize,
+        /// The context's size.
+        max_model_len: usize,
+        /// Bytes that one full context takes.
+        needed_bytes: usize,
+    },
+    /// A limit that nothing could run under.
+    #[error("{name} is 0, but must be at least 1")]
+    ZeroLimit {
+        /// The limit.
+        name: &'static str,
+    },
+    /// No share of memory.
+    #[error("gpu_memory_utilization is {asked}, but must be above 0 and at most 1")]
+    MemoryUtilization {
+        /// What was asked for.
+        asked: f64,
+    },
+}

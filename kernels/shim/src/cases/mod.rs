@@ -1,0 +1,41 @@
+//! What the kernels must compute, whatever runs them: each case panics, naming what is
+//! wrong, unless the kernels give what the f64 references do.
+
+pub mod attention;
+pub mod backend;
+pub mod element;
+mod elementwise;
+mod sampling;
+
+use sconce_kernels::cuda::Driver;
+
+use crate::Bench;
+
+/// A case: its name, and what runs it.
+pub type Case<D> = (&'static str, fn(&mut Bench<D>));
+
+/// Every kernel's cases but for those of [`backend`].
+#[must_use]
+pub fn all<D: Driver>() -> Vec<Case<D>> {
+    macro_rules! cases {
+        ($($module:ident :: $case:ident,)*) => {
+            vec![$((stringify!($case), $module::$case::<D>),)*]
+        };
+    }
+    cases![
+        elementwise::embedding_gather_copies_the_tokens_rows,
+        elementwise::rms_norm_norms_each_row_and_adds_the_residual_first,
+        elementwise::gates_are_silu_or_gelu,
+        elementwise::add_bias_adds_to_every_row,
+        elementwise::copy_blocks_moves_whole_blocks_of_every_layer,
+        elementwise::rope_rotates_queries_and_writes_keys_and_values_to_their_slots,
+        attention::every_dtype_and_head_dim_matches_the_reference,
+        attention::every_group_matches_the_reference,
+        attention::windows_and_caps_match_the_reference,
+        attention::a_rows_bits_depend_on_its_own_context_only,
+        sampling::the_drawn_token_is_the_references,
+        sampling::log_probabilities_are_of_the_raw_logits,
+        sampling::the_order_of_threads_and_the_neighbours_change_nothing,
+        sampling::rows_that_cannot_be_drawn_from_say_so,
+    ]
+}

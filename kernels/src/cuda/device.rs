@@ -1,0 +1,370 @@
+//! A GPU, through candle's device and cudarc.
+//!
+//! One thread owns it, and everything goes to one stream: candle's, so that what candle
+//! puts into the device's memory needs no other order.
+#![expect(unsafe_code, reason = "launches and copies are given addresses")]
+
+use std::{
+    collections::HashMap,
+    ffi::c_void,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use candle_core::CudaDevice;
+use cudarc::{
+    cublas::{self, CudaBlas, result::CublasError},
+    driver::{
+        CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr as _, DriverError,
+        PinnedHostSlice, result as cuda, sys,
+    },
+    nvrtc::Ptx,
+};
+
+use super::{DevicePointer, Driver, KernelParams, Launch, Matmul};
+use crate::{Dtype, KernelError};
+
+/// The kernels: each `.cu` file's stem, and its machine code for every architecture.
+const FATBINS: &[(&str, &[u8])] = &include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
+
+/// Bytes of one pinned buffer; uploads go through them piece by piece.
+const PINNED_BYTES: usize = 8 << 20;
+/// Pinned buffers: while one is copied, the next is filled.
+const NUM_PINNED: usize = 4;
+/// What cuBLAS gets to work in, as NVIDIA advises for Hopper.
+const BLAS_WORKSPACE_BYTES: usize = 32 << 20;
+/// Shared memory that a launch may have without asking.
+const PLAIN_SHARED_BYTES: usize = 48 << 10;
+
+/// A CUDA device.
+pub struct CudaDriver {
+    stream: Arc<CudaStream>,
+    blas: Arc<CudaBlas>,
+    _blas_workspace: CudaSlice<u8>,
+    modules: HashMap<&'static str, Arc<CudaModule>>,
+    functions: HashMap<String, CudaFunction>,
+    pinned: Mutex<Pinned>,
+    description: String,
+    multiprocessors: usize,
+    /// Keeps candle's side of the device.
+    _device: CudaDevice,
+}
+
+/// Memory of a device.
+pub struct CudaMemory(CudaSlice<u8>);
+
+/// Host memory that the device reads by itself, in turns.
+struct Pinned {
+    buffers: Vec<PinnedHostSlice<u8>>,
+    next: usize,
+}
+
+impl CudaDriver {
+    /// Takes a device into use.
+    ///
+    /// # Errors
+    /// There is no such device, or no driver for it.
+    pub fn new(ordinal: usize) -> Result<Self, KernelError> {
+        let device = CudaDevice::new_with_stream(ordinal)?;
+        let stream = device.cuda_stream();
+        let context = stream.context();
+        let failed = |error| device_error("starting the device", error);
+        // SAFETY: this thread gives the device's one stream everything it is to do, so
+        // the order that events would establish is there already.
+        unsafe { device.disable_event_tracking() };
+        keep_freed_memory(context.cu_device()).map_err(failed)?;
+        let attribute = |attribute| context.attribute(attribute).map_err(failed);
+        let multiprocessors =
+            attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+        let (major, minor) = context.compute_capability().map_err(failed)?;
+        if major < 8 {
+            return Err(KernelError::Unsupported {
+                what: format!("compute capability {major}.{minor}"),
+                device: "CUDA",
+                accepted: "8.0 (Ampere) and later are",
+            });
+        }
+        let name = context.name().map_err(failed)?;
+        let gib = context.total_mem().map_err(failed)? as f64 / f64::from(1 << 30);
+        let description = format!("{name}, sm_{major}{minor}, {gib:.0} GiB");
+        let blas = device.cublas_handle();
+        let blas_workspace = stream.alloc_zeros::<u8>(BLAS_WORKSPACE_BYTES).map_err(failed)?;
+        let address = blas_workspace.device_ptr(&stream).0;
+        // SAFETY: the workspace lives as long as the driver, and it alone uses the handle.
+        let set = unsafe {
+            cublas::sys::cublasSetWorkspace_v2(
+                *blas.handle(),
+                address as *mut c_void,
+                BLAS_WORKSPACE_BYTES,
+            )
+        };
+        set.result().map_err(|error| blas_error("cuBLAS's workspace", error))?;
+        let mut modules = HashMap::new();
+        for &(file, fatbin) in FATBINS {
+            let module = context.load_module(Ptx::from_binary(fatbin.to_vec()));
+            modules.insert(file, module.map_err(|error| device_error(file, error))?);
+        }
+        let buffers = (0..NUM_PINNED)
+            // SAFETY: what is in it is written before it is read.
+            .map(|_| unsafe { context.alloc_pinned(PINNED_BYTES) }.map_err(failed))
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
+            blas,
+            _blas_workspace: blas_workspace,
+            modules,
+            functions: HashMap::new(),
+            pinned: Mutex::new(Pinned { buffers, next: 0 }),
+            description,
+            multiprocessors: usize::try_from(multiprocessors).unwrap_or(1),
+            stream,
+            _device: device,
+        })
+    }
+
+    /// A kernel, ready for launches of so much shared memory.
+    fn function(&mut self, launch: &Launch<'_>) -> Result<sys::CUfunction, KernelError> {
+        if let Some(function) = self.functions.get(launch.kernel) {
+            return Ok(function.cu_function());
+        }
+        let failed = |error| device_error(launch.kernel, error);
+        let module = self.modules.get(launch.file).ok_or_else(|| KernelError::Device {
+            op: launch.kernel.to_owned(),
+            reason: format!("{}.cu is not part of this build", launch.file),
+            sticky: false,
+        })?;
+        let function = module.load_function(launch.kernel).map_err(failed)?;
+        if launch.shared_bytes > PLAIN_SHARED_BYTES {
+            use sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as MAX;
+            let bytes = i32::try_from(launch.shared_bytes).unwrap_or(i32::MAX);
+            function.set_attribute(MAX, bytes).map_err(failed)?;
+        }
+        let raw = function.cu_function();
+        self.functions.insert(launch.kernel.to_owned(), function);
+        Ok(raw)
+    }
+
+    /// Waits until all that was asked for is done.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn synchronize(&self) -> Result<(), KernelError> {
+        self.stream.synchronize().map_err(|error| device_error("waiting for the device", error))
+    }
+}
+
+impl Driver for CudaDriver {
+    type Memory = CudaMemory;
+
+    fn describe(&self) -> String {
+        self.description.clone()
+    }
+
+    fn multiprocessors(&self) -> usize {
+        self.multiprocessors
+    }
+
+    fn allocate(&self, bytes: usize, what: &str) -> Result<CudaMemory, KernelError> {
+        self.stream.alloc_zeros(bytes.max(1)).map(CudaMemory).map_err(|error| {
+            if error.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+                KernelError::OutOfMemory { what: what.to_owned(), bytes }
+            } else {
+                device_error(what, error)
+            }
+        })
+    }
+
+    fn address(&self, memory: &CudaMemory) -> DevicePointer {
+        DevicePointer(memory.0.device_ptr(&self.stream).0)
+    }
+
+    fn upload(&self, memory: &mut CudaMemory, at: usize, bytes: &[u8]) -> Result<(), KernelError> {
+        let failed = |error| device_error("an upload", error);
+        let mut pinned = self.pinned.lock().unwrap_or_else(PoisonError::into_inner);
+        for (index, piece) in bytes.chunks(PINNED_BYTES).enumerate() {
+            let next = pinned.next;
+            pinned.next = (next + 1) % NUM_PINNED;
+            let buffer = &mut pinned.buffers[next];
+            // Waits until the device has read what it held.
+            buffer.as_mut_slice().map_err(failed)?[..piece.len()].copy_from_slice(piece);
+            let at = at + index * PINNED_BYTES;
+            let mut to = memory.0.slice_mut(at..at + piece.len());
+            let from = Prefix { buffer, len: piece.len() };
+            self.stream.memcpy_htod(&from, &mut to).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    fn download(&self, memory: &CudaMemory, bytes: &mut [u8]) -> Result<(), KernelError> {
+        let failed = |error| device_error("a download", error);
+        if !bytes.is_empty() {
+            let from = memory.0.slice(..bytes.len());
+            self.stream.memcpy_dtoh(&from, bytes).map_err(failed)?;
+        }
+        self.synchronize()
+    }
+
+    fn launch<P: KernelParams>(
+        &mut self,
+        launch: &Launch<'_>,
+        params: &P,
+    ) -> Result<(), KernelError> {
+        let function = self.function(launch)?;
+        let mut arguments = [std::ptr::from_ref(params).cast_mut().cast::<c_void>()];
+        // SAFETY: a kernel takes one parameter, declared as `P` in its `.cu` file, which
+        // the driver copies before it returns. That its addresses are of memory large
+        // enough is checked by the backend, which keeps that memory.
+        let launched = unsafe {
+            cuda::launch_kernel(
+                function,
+                (launch.grid[0], launch.grid[1], 1),
+                (launch.threads, 1, 1),
+                u32::try_from(launch.shared_bytes).unwrap_or(u32::MAX),
+                self.stream.cu_stream(),
+                &mut arguments,
+            )
+        };
+        launched.map_err(|error| device_error(launch.kernel, error))
+    }
+
+    fn matmul(&mut self, product: &Matmul) -> Result<(), KernelError> {
+        use cublas::sys::{
+            cublasComputeType_t::CUBLAS_COMPUTE_32F, cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
+            cublasOperation_t as Operation, cudaDataType,
+        };
+        const ONE: f32 = 1.0;
+        const OP: &str = "a product";
+        let data_type = |dtype| match dtype {
+            Dtype::F32 => cudaDataType::CUDA_R_32F,
+            Dtype::F16 => cudaDataType::CUDA_R_16F,
+            Dtype::Bf16 => cudaDataType::CUDA_R_16BF,
+        };
+        let size = |n: usize| {
+            i32::try_from(n).map_err(|_| KernelError::Shape {
+                op: "matmul",
+                what: "a dimension",
+                got: n.to_string(),
+                expected: "below 2^31".to_owned(),
+            })
+        };
+        let (rows, n, k) = (size(product.rows)?, size(product.n)?, size(product.k)?);
+        let keep = if product.accumulate { 1.0_f32 } else { 0.0 };
+        let pointer = |pointer: DevicePointer| pointer.0 as *mut c_void;
+        let (dtype, out_dtype) = (data_type(product.dtype), data_type(product.out_dtype));
+        // cuBLAS has columns first: what it sees are the transposes, and
+        // out^T = w x^T, where w is transposed back.
+        // SAFETY: the backend checked that the matrices have these shapes, and keeps
+        // them; alpha and beta are read before the call returns.
+        let done = unsafe {
+            cublas::result::gemm_ex(
+                *self.blas.handle(),
+                Operation::CUBLAS_OP_T,
+                Operation::CUBLAS_OP_N,
+                n,
+                rows,
+                k,
+                std::ptr::from_ref(&ONE).cast(),
+                pointer(product.w),
+                dtype,
+                k,
+                pointer(product.x),
+                dtype,
+                k,
+                std::ptr::from_ref(&keep).cast(),
+                pointer(product.out),
+                out_dtype,
+                n,
+                CUBLAS_COMPUTE_32F,
+                CUBLAS_GEMM_DEFAULT,
+            )
+        };
+        done.map_err(|error| blas_error(OP, error))
+    }
+
+    fn memory_info(&self) -> Result<(usize, usize), KernelError> {
+        let failed = |error| device_error("the device's memory", error);
+        self.synchronize()?;
+        let context = self.stream.context();
+        // SAFETY: the pool is the device's own, and what is in use stays.
+        unsafe {
+            let pool = cuda::device::get_default_mem_pool(context.cu_device()).map_err(failed)?;
+            cuda::mem_pool::trim_to(pool, 0).map_err(failed)?;
+        }
+        context.mem_get_info().map_err(failed)
+    }
+}
+
+/// The first bytes of a pinned buffer.
+struct Prefix<'a> {
+    buffer: &'a PinnedHostSlice<u8>,
+    len: usize,
+}
+
+impl cudarc::driver::HostSlice<u8> for Prefix<'_> {
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    unsafe fn stream_synced_slice<'a>(
+        &'a self,
+        stream: &'a CudaStream,
+    ) -> (&'a [u8], cudarc::driver::SyncOnDrop<'a>) {
+        // SAFETY: as for the whole buffer.
+        let (slice, sync) = unsafe { self.buffer.stream_synced_slice(stream) };
+        (&slice[..self.len], sync)
+    }
+
+    unsafe fn stream_synced_mut_slice<'a>(
+        &'a mut self,
+        _stream: &'a CudaStream,
+    ) -> (&'a mut [u8], cudarc::driver::SyncOnDrop<'a>) {
+        unreachable!("uploads only read")
+    }
+}
+
+/// Memory that is freed stays with the process: the next allocation has it at once.
+fn keep_freed_memory(device: sys::CUdevice) -> Result<(), DriverError> {
+    let mut threshold = u64::MAX;
+    // SAFETY: the pool is the device's own, and the attribute is a u64.
+    unsafe {
+        let pool = cuda::device::get_default_mem_pool(device)?;
+        cuda::mem_pool::set_attribute(
+            pool,
+            sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD,
+            std::ptr::from_mut(&mut threshold).cast(),
+        )
+    }
+}
+
+fn device_error(op: &str, error: DriverError) -> KernelError {
+    KernelError::Device {
+        op: op.to_owned(),
+        reason: format!("{error:?}"),
+        sticky: is_sticky(error.0),
+    }
+}
+
+/// cuBLAS says no more than that a launch failed; a sticky error shows at the next wait.
+fn blas_error(op: &str, error: CublasError) -> KernelError {
+    KernelError::Device { op: op.to_owned(), reason: format!("{error:?}"), sticky: false }
+}
+
+/// Whether an error leaves the process without its context: by the driver's
+/// documentation, it must then be ended.
+fn is_sticky(error: sys::CUresult) -> bool {
+    use sys::CUresult as E;
+    matches!(
+        error,
+        E::CUDA_ERROR_ILLEGAL_ADDRESS
+            | E::CUDA_ERROR_LAUNCH_TIMEOUT
+            | E::CUDA_ERROR_LAUNCH_FAILED
+            | E::CUDA_ERROR_ASSERT
+            | E::CUDA_ERROR_HARDWARE_STACK_ERROR
+            | E::CUDA_ERROR_ILLEGAL_INSTRUCTION
+            | E::CUDA_ERROR_MISALIGNED_ADDRESS
+            | E::CUDA_ERROR_INVALID_ADDRESS_SPACE
+            | E::CUDA_ERROR_INVALID_PC
+            | E::CUDA_ERROR_ECC_UNCORRECTABLE
+            | E::CUDA_ERROR_NVLINK_UNCORRECTABLE
+            | E::CUDA_ERROR_CONTEXT_IS_DESTROYED
+            | E::CUDA_ERROR_EXTERNAL_DEVICE
+    )
+}
