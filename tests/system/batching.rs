@@ -68,7 +68,7 @@ fn tokens_and_logprobs_do_not_depend_on_the_batch() {
         }
     }
     // Room for the longest request and little more.
-    let engine = model::engine(options(64), Some(20));
+    let engine = model::engine(options(64), Some(18));
     assert_eq!(together(&engine), expected, "with preemption");
     let preempted = engine.metrics().num_preemptions.get();
     assert!(preempted > 0, "so little cache must force a preemption");
@@ -78,12 +78,15 @@ fn tokens_and_logprobs_do_not_depend_on_the_batch() {
 fn tokens_and_logprobs_do_not_depend_on_the_prefix_cache() {
     let expected = alone(&model::engine(options(64), None));
     let cache = Some(PrefixKey([1, 2]));
-    for num_blocks in [None, Some(20)] {
-        let engine = model::engine_with(options(64), num_blocks, cache);
-        assert_eq!(together(&engine), expected, "some find what others computed");
-        assert_eq!(together(&engine), expected, "all find what was computed before");
-        assert!(engine.metrics().prefix_cache_hits.get() > 0, "something is found");
-    }
+    let engine = model::engine_with(options(64), None, cache);
+    assert_eq!(together(&engine), expected, "nothing was computed before");
+    assert_eq!(together(&engine), expected, "all find what was computed before");
+    let (hits, queries) =
+        (&engine.metrics().prefix_cache_hits, &engine.metrics().prefix_cache_queries);
+    assert!(hits.get() * 4 > queries.get(), "most is found the second time");
+    // Where what is cached must give way all the time.
+    let engine = model::engine_with(options(64), Some(20), cache);
+    assert_eq!(together(&engine), expected, "with little room");
 }
 
 #[test]
