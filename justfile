@@ -40,6 +40,16 @@ bench-kernels:
 instructions *args:
     cargo run -p sconce-instructions --profile instructions --locked -- {{ args }}
 
+# The CPU kernels' tests on 64-bit Arm, emulated; needs rustup's target, a cross linker and qemu.
+aarch64:
+    CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
+    CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -cpu max -L /usr/aarch64-linux-gnu" \
+    cargo test -p sconce-kernels --target aarch64-unknown-linux-gnu
+
+# Everything that needs a GPU: build here, then run benches/gpu/run.sh on a machine with one.
+gpu-pack:
+    benches/gpu/pack
+
 # Licences, sources and advisories of dependencies.
 deny:
     cargo deny check

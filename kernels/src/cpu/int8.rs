@@ -4,7 +4,10 @@
 //! are held with 128 added, and a weight knows 128 times the sum of each of its
 //! columns, which is taken off again. All sums wrap around, so they are exact
 //! wherever `Σ x w` itself fits an i32.
-#![expect(unsafe_code, reason = "calls into functions compiled for detected instructions")]
+#![cfg_attr(
+    target_arch = "x86_64",
+    expect(unsafe_code, reason = "calls into functions compiled for detected instructions")
+)]
 
 use bytemuck::{Pod, Zeroable, allocation::try_zeroed_vec};
 

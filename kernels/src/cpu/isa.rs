@@ -15,6 +15,10 @@ pub enum Isa {
     Avx512Vnni,
     /// AVX-512 with `vpdpbusd` and `vdpbf16ps`.
     Avx512Bf16,
+    /// NEON, which every 64-bit Arm processor has.
+    Neon,
+    /// NEON with `bfdot` and `usdot` (Armv8.6).
+    NeonBf16,
 }
 
 impl Isa {
@@ -48,6 +52,14 @@ impl Isa {
                 }
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        {
+            use std::arch::is_aarch64_feature_detected as has;
+            levels.push(Self::Neon);
+            if has!("bf16") && has!("i8mm") {
+                levels.push(Self::NeonBf16);
+            }
+        }
         levels
     }
 
@@ -61,6 +73,8 @@ impl Isa {
             Self::Avx512 => "AVX-512",
             Self::Avx512Vnni => "AVX-512 VNNI",
             Self::Avx512Bf16 => "AVX-512 BF16",
+            Self::Neon => "NEON",
+            Self::NeonBf16 => "NEON BF16",
         }
     }
 }

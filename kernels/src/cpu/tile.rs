@@ -67,7 +67,16 @@ pub(crate) fn prefetch(address: *const u8) {
     unsafe {
         std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: a prefetch faults at no address.
+    unsafe {
+        std::arch::asm!(
+            "prfm pldl1keep, [{address}]",
+            address = in(reg) address,
+            options(nostack, preserves_flags, readonly),
+        );
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let _ = address;
 }
 
@@ -97,8 +106,6 @@ impl TileKernels {
         use PanelDtype::{Bf16, F32, Int8};
         match (isa, dtype) {
             (_, Int8) => int8::select(isa),
-            (Isa::Portable, F32) => Self::new(&portable::F32, (2, 2), (2, 2)),
-            (Isa::Portable, Bf16) => Self::new(&portable::BF16, (2, 2), (2, 2)),
             #[cfg(target_arch = "x86_64")]
             (Isa::Avx2 | Isa::AvxVnni, F32) => Self::new(&x86::AVX2_F32, (3, 2), (6, 1)),
             #[cfg(target_arch = "x86_64")]
@@ -111,9 +118,14 @@ impl TileKernels {
             (Isa::Avx512 | Isa::Avx512Vnni, Bf16) => Self::new(&x86::AVX512_BF16, (6, 4), (6, 4)),
             #[cfg(target_arch = "x86_64")]
             (Isa::Avx512Bf16, Bf16) => Self::new(&x86::DPBF16, (6, 4), (8, 3)),
-            #[cfg(not(target_arch = "x86_64"))]
+            #[cfg(target_arch = "aarch64")]
+            (Isa::Neon | Isa::NeonBf16, F32) => Self::new(&neon::F32, (3, 2), (6, 1)),
+            #[cfg(target_arch = "aarch64")]
+            (Isa::Neon, Bf16) => Self::new(&neon::BF16, (2, 2), (4, 1)),
+            #[cfg(target_arch = "aarch64")]
+            (Isa::NeonBf16, Bf16) => Self::new(&neon::BFDOT, (3, 2), (6, 1)),
+            // No other processor detects these.
             (_, F32) => Self::new(&portable::F32, (2, 2), (2, 2)),
-            #[cfg(not(target_arch = "x86_64"))]
             (_, Bf16) => Self::new(&portable::BF16, (2, 2), (2, 2)),
         }
     }
@@ -160,7 +172,7 @@ macro_rules! table {
 }
 
 /// The loop around one step: accumulators in registers, one chain each.
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 macro_rules! tile_loop {
     (@step $tile:ident, $index:ident, |$a:ident, $w:ident, $acc:ident| $step:block) => {{
         // Four bytes a row (one f32, two bf16 or four int8), 64 a panel.
@@ -269,6 +281,8 @@ macro_rules! ymm_row {
 }
 
 mod int8;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 
 mod portable {
     use super::{LANES, MAX_PANELS, MAX_ROWS, Tile, TileFn};

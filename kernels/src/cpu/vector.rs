@@ -3,7 +3,10 @@
 //! Each loop is plain Rust that the compiler turns into vectors. Every sum runs
 //! over [`WIDTH`] chains that are combined in a fixed order, so its bits depend
 //! on the instruction set and on nothing else.
-#![expect(unsafe_code, reason = "calls into functions compiled for detected instructions")]
+#![cfg_attr(
+    target_arch = "x86_64",
+    expect(unsafe_code, reason = "calls into functions compiled for detected instructions")
+)]
 
 use super::Isa;
 
@@ -26,7 +29,7 @@ macro_rules! multiversion {
                     $body::<true>($($arg),*)
                 }
                 match isa {
-                    Isa::Portable => {}
+                    Isa::Portable | Isa::Neon | Isa::NeonBf16 => {}
                     // SAFETY: the level was detected on this processor.
                     Isa::Avx2 | Isa::AvxVnni => return unsafe { avx2($($arg),*) },
                     Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16 => {
@@ -34,6 +37,11 @@ macro_rules! multiversion {
                         return unsafe { avx512($($arg),*) };
                     }
                 }
+            }
+            // NEON with its multiply-add is part of the target.
+            #[cfg(target_arch = "aarch64")]
+            if isa != Isa::Portable {
+                return $body::<true>($($arg),*);
             }
             let _ = isa;
             $body::<false>($($arg),*)

@@ -227,7 +227,7 @@ impl Driver for CudaDriver {
 
     fn matmul(&mut self, product: &Matmul) -> Result<(), KernelError> {
         use cublas::sys::{
-            cublasComputeType_t::CUBLAS_COMPUTE_32F, cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
+            cublasComputeType_t::CUBLAS_COMPUTE_32F, cublasGemmAlgo_t::CUBLAS_GEMM_DFALT,
             cublasOperation_t as Operation, cudaDataType,
         };
         const ONE: f32 = 1.0;
@@ -273,7 +273,7 @@ impl Driver for CudaDriver {
                 out_dtype,
                 n,
                 CUBLAS_COMPUTE_32F,
-                CUBLAS_GEMM_DEFAULT,
+                CUBLAS_GEMM_DFALT,
             )
         };
         done.map_err(|error| blas_error(OP, error))

@@ -10,7 +10,6 @@ use crate::cpu::Isa;
 
 pub(super) fn select(isa: Isa) -> TileKernels {
     match isa {
-        Isa::Portable => TileKernels::new(&PORTABLE, (2, 2), (2, 2)),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => TileKernels::new(&x86::AVX2, (3, 2), (3, 2)),
         #[cfg(target_arch = "x86_64")]
@@ -19,7 +18,11 @@ pub(super) fn select(isa: Isa) -> TileKernels {
         Isa::Avx512 => TileKernels::new(&x86::AVX512, (6, 4), (6, 4)),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512Vnni | Isa::Avx512Bf16 => TileKernels::new(&x86::AVX512_VNNI, (6, 4), (8, 3)),
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => TileKernels::new(&super::neon::INT8, (2, 2), (4, 1)),
+        #[cfg(target_arch = "aarch64")]
+        Isa::NeonBf16 => TileKernels::new(&super::neon::USDOT, (3, 2), (6, 1)),
+        // No other processor detects these.
         _ => TileKernels::new(&PORTABLE, (2, 2), (2, 2)),
     }
 }
