@@ -107,7 +107,12 @@ fn functions(source: &str) -> BTreeSet<&str> {
         .lines()
         .filter_map(|line| line.trim_start().strip_prefix("pub unsafe fn "))
         .filter_map(|line| line.split_once('(').map(|(name, _)| name))
-        .filter(|name| ["cu", "nvrtc"].iter().any(|prefix| name.starts_with(prefix)))
+        // cudarc's own functions have other names.
+        .filter(|name| {
+            let of_driver = |rest: &str| rest.starts_with(|first: char| first.is_ascii_uppercase());
+            ["cublas", "curand", "nvrtc"].iter().any(|prefix| name.starts_with(prefix))
+                || name.strip_prefix("cu").is_some_and(of_driver)
+        })
         .collect()
 }
 

@@ -120,6 +120,12 @@ impl AttentionPlan {
         rows.div_ceil(WARPS * ROWS_OF_WARP) + num_seqs + max_partials
     }
 
+    /// Chunks of a context.
+    #[must_use]
+    pub const fn num_chunks(context_len: usize) -> usize {
+        context_len.div_ceil(CHUNK)
+    }
+
     /// Bytes of `num` partial results.
     #[must_use]
     pub const fn partial_bytes(head_dim: usize, num: usize) -> usize {

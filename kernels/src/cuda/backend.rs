@@ -153,13 +153,17 @@ impl<D: Driver> Cuda<D> {
         self.launch(&self.elementwise("add_bias", kernel, rows * pieces), &params)
     }
 
+    /// Room for the partial results of the largest step, if it is not too much.
     fn partials(
         &mut self,
-        head_dim: usize,
+        params: &AttentionParams,
     ) -> Result<(AttentionRoom, [DevicePointer; 2]), KernelError> {
-        let known = self.partials.as_ref().filter(|partials| partials.head_dim == head_dim);
-        if known.is_none() {
-            let max = PARTIAL_BYTES / AttentionPlan::partial_bytes(head_dim, 1);
+        let AttentionParams { num_kv_heads, head_dim, .. } = *params;
+        let CudaLimits { max_num_seqs, max_model_len, .. } = self.limits;
+        let most = max_num_seqs * AttentionPlan::num_chunks(max_model_len) * num_kv_heads;
+        let max = most.min(PARTIAL_BYTES / AttentionPlan::partial_bytes(head_dim, 1));
+        let fits = |known: &Partials<_>| known.head_dim == head_dim && known.max >= max;
+        if !self.partials.as_ref().is_some_and(fits) {
             let what = "attention's partial results";
             let memory = [
                 self.driver.allocate(AttentionPlan::partial_bytes(head_dim, max), what)?,
@@ -456,7 +460,7 @@ impl<D: Driver> Backend for Cuda<D> {
         qkv.check(OP, "qkv", (rows, q_stride), self.dtype)?;
         out.check(OP, "out", (rows, num_heads * head_dim), self.dtype)?;
         let group = num_heads / num_kv_heads;
-        let (room, [partials, tickets]) = self.partials(head_dim)?;
+        let (room, [partials, tickets]) = self.partials(params)?;
         let (work, num_work) = self.step.work(&self.driver, batch, params, room)?;
         let (k_scale, v_scale) = cache.scales;
         let on_device = self.step.on_device;

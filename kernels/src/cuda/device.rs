@@ -64,6 +64,14 @@ impl CudaDriver {
     /// # Errors
     /// There is no such device, or no driver for it.
     pub fn new(ordinal: usize) -> Result<Self, KernelError> {
+        cuda::init().map_err(|error| match error.0 {
+            sys::CUresult::CUDA_ERROR_STUB_LIBRARY => KernelError::Device {
+                op: "starting CUDA".to_owned(),
+                reason: "there is no NVIDIA driver (libcuda.so.1)".to_owned(),
+                sticky: false,
+            },
+            _ => device_error("starting CUDA", error),
+        })?;
         let device = CudaDevice::new_with_stream(ordinal)?;
         let stream = device.cuda_stream();
         let context = stream.context();
