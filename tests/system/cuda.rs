@@ -20,20 +20,22 @@ fn load<D: Driver + 'static>(driver: D, max_num_seqs: usize) -> LoadedModel<Mode
     let options = LoadOptions {
         max_model_len: Some(64),
         max_num_seqs,
-        max_num_batched_tokens: Some(32),
+        max_num_batched_tokens: Some(max_num_batched_tokens),
         kv_cache_memory_bytes: Some(8 * BLOCK_BYTES),
         ..model::options(Dtype::Bf16)
     };
     let make = |dtype, limits| Ok::<_, LoadError>(Cuda::new(driver, dtype, limits)?);
-    sconce_runner::load_on(&options, 32, make, &mut |_, _| {}).expect("the model loads")
+    sconce_runner::load_on(&options, max_num_batched_tokens, make, &mut |_, _| {})
+        .expect("the model loads")
 }
 
 /// What an engine is built from.
 fn built<D: Driver + 'static>(
     driver: D,
+    max_num_batched_tokens: usize,
 ) -> Result<Built<ModelRunner<Cuda<D>>, ()>, std::convert::Infallible> {
     const MAX_NUM_SEQS: usize = 2;
-    let loaded = load(driver, MAX_NUM_SEQS);
+    let loaded = load(driver, MAX_NUM_SEQS, max_num_batched_tokens);
     let config = SchedulerConfig {
         max_num_seqs: MAX_NUM_SEQS,
         max_num_batched_tokens: loaded.max_num_batched_tokens,
@@ -48,7 +50,7 @@ fn built<D: Driver + 'static>(
 /// Logits are as near to f32 as those of transformers in bf16.
 #[test]
 fn logits_of_the_cuda_kernels_are_as_near_to_f32_as_those_of_transformers() {
-    let mut runner = load(ShimDriver::default(), 32).runner;
+    let mut runner = load(ShimDriver::default(), 32, 32).runner;
     let score = |tokens: &[u32]| runner.score(tokens).expect("the model computes");
     let error = golden::relative_error(&["story"], 64, score);
     let theirs = &model::reference_json("quality.json")["bf16_logits_relative_error"]["story"];
@@ -63,7 +65,7 @@ fn greedy_tokens_of_the_cuda_kernels_are_those_of_transformers() {
     const MARGIN: f64 = 0.3;
     const NUM_TOKENS: u32 = 4;
     let (_, engine, ()) =
-        Engine::start("cuda", || built(ShimDriver::default())).expect("the engine starts");
+        Engine::start("cuda", || built(ShimDriver::default(), 32)).expect("the engine starts");
     let golden = model::reference_json("golden.json");
     let cases = golden.as_array().expect("a list of cases");
     let chosen = ["capital", "story-17"];
@@ -170,7 +172,7 @@ fn a_device_that_fails_is_started_again_unless_it_is_lost() {
             times += 1;
             let launches_left =
                 if times == 1 { LAUNCHES_OF_A_STEP + LAUNCHES_OF_A_STEP / 2 } else { usize::MAX };
-            built(Failing { shim: ShimDriver::default(), launches_left, sticky })
+            built(Failing { shim: ShimDriver::default(), launches_left, sticky }, 4)
         };
         let (thread, engine, ()) = Engine::start("cuda", build).expect("the engine starts");
         let ask = || {

@@ -58,10 +58,11 @@ const DRY: Sizes = Sizes {
 pub(crate) fn run<D: Driver>(driver: D, dry_run: bool) -> Result<()> {
     let sizes = if dry_run { DRY } else { FULL };
     let most = sizes.decode_batches.iter().chain(sizes.gemm_rows).copied().max().unwrap_or(1);
+    let longest = sizes.decode_context.max(sizes.prefill).next_multiple_of(16);
     let limits = CudaLimits {
-        max_num_batched_tokens: sizes.tokens.max(sizes.prefill).max(most),
+        max_num_batched_tokens: sizes.tokens.max(longest).max(most),
         max_num_seqs: most.max(sizes.sample_rows),
-        max_model_len: sizes.decode_context.max(sizes.prefill),
+        max_model_len: longest,
     };
     report(&json!({ "device": driver.describe() }));
     let mut cuda = Cuda::new(driver, Dtype::Bf16, limits)?;
@@ -118,9 +119,7 @@ fn activations<D: Driver>(
     let tokens: Vec<u32> = (0..rows).map(|row| (row * 7 % TABLE) as u32).collect();
     let mut batch = ForwardBatch::default();
     // The gather takes no notice of where tokens go.
-    for tokens in tokens.chunks(16) {
-        batch.push(tokens, 0, &[0]);
-    }
+    batch.push(&tokens, 0, &vec![0; rows.div_ceil(16)]);
     cuda.begin(&batch)?;
     cuda.embedding_gather(&batch, &table, &mut buffer)?;
     Ok(buffer)

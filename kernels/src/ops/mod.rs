@@ -1,5 +1,5 @@
-//! One file an operation: its operands' checks, its CPU form, and (with the
-//! feature `cuda`) the launch of the `.cu` file of the same stem.
+//! One file an operation: its operands' checks and its CPU form; the CUDA form is the
+//! `.cu` file of the same stem.
 
 pub(crate) mod embedding;
 pub(crate) mod linear;
