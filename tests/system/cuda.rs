@@ -15,7 +15,11 @@ use sconce_types::SamplingParams;
 use crate::{golden, model};
 
 /// On a device with a cache of 8 blocks: the shim is handed all of it at every launch.
-fn load<D: Driver + 'static>(driver: D, max_num_seqs: usize) -> LoadedModel<ModelRunner<Cuda<D>>> {
+fn load<D: Driver + 'static>(
+    driver: D,
+    max_num_seqs: usize,
+    max_num_batched_tokens: usize,
+) -> LoadedModel<ModelRunner<Cuda<D>>> {
     const BLOCK_BYTES: u64 = 30 * 2 * 3 * 16 * 64 * 2;
     let options = LoadOptions {
         max_model_len: Some(64),
