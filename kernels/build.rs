@@ -116,26 +116,42 @@ fn functions(source: &str) -> BTreeSet<&str> {
         .collect()
 }
 
-/// Where the cudarc that is locked lies.
+/// Where the cudarc that is locked lies: in cargo's registry, or wherever cargo says.
 fn cudarc_sources() -> Result<PathBuf> {
-    let options = ["metadata", "--format-version", "1", "--locked", "--offline"];
-    let metadata = run(Command::new(env::var("CARGO")?).args(options).args([
-        "--filter-platform",
-        &env::var("TARGET")?,
-        "--features",
-        "cuda",
-    ]))?;
-    // A path's end in JSON; no path of a registry has a quote in it.
-    let end = metadata
-        .match_indices("/Cargo.toml\"")
-        .find(|&(at, _)| {
-            let folder = metadata[..at].rsplit('/').next();
-            folder.is_some_and(|folder| folder.starts_with("cudarc-"))
-        })
-        .ok_or("cargo metadata knows no cudarc")?
+    let lock =
+        fs::read_to_string(Path::new(&env::var("CARGO_MANIFEST_DIR")?).join("../Cargo.lock"))?;
+    let version = lock
+        .split_once("name = \"cudarc\"\nversion = \"")
+        .and_then(|(_, rest)| rest.split_once('"'))
+        .ok_or("Cargo.lock names no cudarc")?
         .0;
-    let start = metadata[..end].rfind('"').ok_or("a path begins with a quote")? + 1;
-    Ok(Path::new(&metadata[start..end]).join("src"))
+    let home = env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = home.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo")));
+    let registries = home.and_then(|home| fs::read_dir(home.join("registry/src")).ok());
+    let found = registries
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.path().join(format!("cudarc-{version}/src"))))
+        .find(|path| path.is_dir());
+    match found {
+        Some(path) => Ok(path),
+        None => ask_cargo(version),
+    }
+}
+
+/// The same, for vendored sources and the like.
+fn ask_cargo(version: &str) -> Result<PathBuf> {
+    let metadata = run(Command::new(env::var("CARGO")?)
+        .args(["metadata", "--format-version", "1", "--locked", "--features", "cuda"])
+        .args(["--filter-platform", &env::var("TARGET")?]))?;
+    // A path's end in JSON; no path of a registry has a quote in it.
+    let folders = [format!("/cudarc-{version}/Cargo.toml\""), "/cudarc/Cargo.toml\"".to_owned()];
+    let found = folders.iter().find_map(|folder| {
+        let end = metadata.find(folder.as_str())? + folder.len() - "/Cargo.toml\"".len();
+        let start = metadata[..end].rfind('"')? + 1;
+        Some(PathBuf::from(&metadata[start..end]).join("src"))
+    });
+    Ok(found.ok_or("cargo metadata knows no cudarc")?)
 }
 
 /// Runs a command and gives what it printed.
