@@ -121,15 +121,19 @@ def steps(results):
         yield f"| {batch} | {line['context']} | {time * 1e3:.2f} ms | {roofline} | {ratio} | {target} |"
 
 
+def p50_p99(latencies):
+    """Without any: tokens that are ready together arrive together, with no time between them."""
+    return f"{latencies['p50']:.1f}, {latencies['p99']:.1f} ms" if latencies else "none"
+
+
 def serving(results):
     yield "| engine | streams | in, out | output tok/s | TTFT p50, p99 | ITL p50, p99 |"
     yield "|---|---|---|---|---|---|"
     for line in results.of("serving"):
-        ttft, itl = line["ttft_ms"], line["itl_ms"]
         yield (
             f"| Sconce, HTTP | {line['streams']} | {line['input_len']}, {line['output_len']}"
-            f" | {line['output_throughput']:.0f} | {ttft['p50']:.0f}, {ttft['p99']:.0f} ms"
-            f" | {itl['p50']:.1f}, {itl['p99']:.1f} ms |"
+            f" | {line['output_throughput']:.0f} | {p50_p99(line['ttft_ms'])}"
+            f" | {p50_p99(line['itl_ms'])} |"
         )
     for line in results.of("batching"):
         note = "" if line["complete"] else " (short answers)"
