@@ -10,6 +10,10 @@ pub const BLOCK_SIZE: usize = 16;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RequestId(pub u64);
 
+/// A tenant: an index that is never given to another while a process lives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TenantId(pub u32);
+
 /// A block of the KV cache: an index into the pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BlockId(pub u32);
@@ -21,6 +25,14 @@ pub struct BlockId(pub u32);
 pub struct Slot(pub u32);
 
 impl BlockId {
+    /// The id as an index.
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+impl TenantId {
     /// The id as an index.
     #[must_use]
     pub const fn index(self) -> usize {

@@ -7,14 +7,18 @@
 mod batch;
 mod executor;
 mod ids;
+mod metering;
 mod sampling_params;
+mod tenant;
 
 pub use batch::{
     AdmittedSequence, Input, Sample, SampleOutcome, SampledRow, SampledTokens, ScheduledBatch,
     ScheduledSequence, TokenLogprobs,
 };
 pub use executor::{Executor, ExecutorError};
-pub use ids::{BLOCK_SIZE, BlockId, RequestId, Slot, TokenId};
+pub use ids::{BLOCK_SIZE, BlockId, RequestId, Slot, TenantId, TokenId};
+pub use metering::{EndReason, EnergyMeter, MeterEntry, MeterLabel, MeterSink, Metering};
 pub use sampling_params::{
     InvalidSamplingParams, MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_STOP_TOKEN_IDS, SamplingParams,
 };
+pub use tenant::{Prices, Tenant};

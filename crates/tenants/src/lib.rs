@@ -1,0 +1,1 @@
+//! sconce.toml: who the tenants are, their keys and limits.

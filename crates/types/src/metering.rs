@@ -1,0 +1,85 @@
+//! What requests use, and who is told of it.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::RequestId;
+
+/// What a request has used so far. Times are nanoseconds: they are shared out in whole
+/// ones, so that the requests' sum is what was measured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Metering {
+    /// Tokens of the prompt; 0 until it has been computed.
+    pub prompt_tokens: u32,
+    /// Of those, tokens found in the prefix cache.
+    pub cached_tokens: u32,
+    /// Tokens generated.
+    pub generated_tokens: u32,
+    /// From arrival to the first step.
+    pub queue_ns: u64,
+    /// Its share of the steps that it was part of.
+    pub device_ns: u64,
+    /// Blocks of the KV cache held, times how long: block-nanoseconds.
+    pub block_ns: u64,
+    /// Its share of the energy that the device measured, in microjoules; `None` where
+    /// nothing can be measured.
+    pub energy_uj: Option<u64>,
+}
+
+/// Who a request is, told with its first entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MeterLabel {
+    /// The tenant's name.
+    pub tenant: Arc<str>,
+    /// The request's id as its client knows it (`X-Request-Id`).
+    pub request_id: Arc<str>,
+    /// When it arrived, in milliseconds of Unix time.
+    pub arrived_unix_ms: u64,
+}
+
+/// Why a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EndReason {
+    /// An end token or a stop token.
+    Stop,
+    /// `max_tokens` were generated.
+    Length,
+    /// Its client went away, or found a stop string.
+    Abort,
+    /// Its deadline passed.
+    Deadline,
+    /// A step failed, or its logits were not finite.
+    Error,
+}
+
+/// What a request has used, as of one step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MeterEntry {
+    /// Whose.
+    pub request: RequestId,
+    /// Given with a request's first entry.
+    pub label: Option<MeterLabel>,
+    /// All it has used so far, not what was added: to apply an entry twice changes nothing.
+    pub usage: Metering,
+    /// The price of that, in billionths of the currency; `None` without prices.
+    pub price_nano: Option<u64>,
+    /// Given with the last entry.
+    pub end: Option<EndReason>,
+}
+
+/// Keeps what requests used.
+pub trait MeterSink: Send {
+    /// Takes a step's entries, and leaves `entries` empty. Waits until what was taken
+    /// before is durable, and may return before this is: whatever ends the process, at
+    /// most the last call's entries are lost.
+    fn record(&mut self, entries: &mut Vec<MeterEntry>);
+}
+
+/// Measures what a device uses.
+pub trait EnergyMeter: Send {
+    /// Energy since some moment before the meter was made, in microjoules; it never falls.
+    /// `None` where the device did not answer.
+    fn total_uj(&mut self) -> Option<u64>;
+}
