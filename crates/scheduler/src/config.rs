@@ -4,6 +4,19 @@ use sconce_types::BLOCK_SIZE;
 
 use crate::PrefixKey;
 
+/// Whose request is admitted next.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SchedulingPolicy {
+    /// Whoever came first.
+    Fcfs,
+    /// The lowest priority number, then whoever came first.
+    Priority,
+    /// The tenant that was served least for its weight; within it by priority, then
+    /// whoever came first.
+    #[default]
+    Fair,
+}
+
 /// What a scheduler may use. Everything in it is bounded by these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SchedulerConfig {
@@ -19,6 +32,8 @@ pub struct SchedulerConfig {
     pub max_queued: usize,
     /// Full blocks are found again by names under this key; `None` turns that off.
     pub prefix_cache: Option<PrefixKey>,
+    /// Whose request is admitted next.
+    pub policy: SchedulingPolicy,
 }
 
 /// Limits that contradict each other.
@@ -46,6 +61,7 @@ impl SchedulerConfig {
             num_blocks,
             max_queued,
             prefix_cache: _,
+            policy: _,
         } = *self;
         for (field, value) in [
             ("max_num_seqs", max_num_seqs),

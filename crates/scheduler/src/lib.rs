@@ -5,16 +5,20 @@
 //! here: the same calls give the same answers, so both run in a deterministic
 //! simulation. [`FakeExecutor`] is the other side of that simulation.
 
+mod accounts;
 mod block_pool;
+mod commit;
 mod config;
+mod fairness;
 mod fake_executor;
 mod prefix;
-mod queue;
+mod request;
 mod scheduler;
 mod sequence;
 
 pub use block_pool::BlockPool;
-pub use config::{ConfigError, SchedulerConfig};
+pub use config::{ConfigError, SchedulerConfig, SchedulingPolicy};
 pub use fake_executor::{FakeExecutor, Fault};
 pub use prefix::{BlockHash, PrefixKey};
-pub use scheduler::{Finish, Output, Refusal, Request, Scheduler, SchedulerStats};
+pub use request::{Finish, Output, Refusal, Request, SchedulerStats, TenantStats, TokenCosts};
+pub use scheduler::Scheduler;

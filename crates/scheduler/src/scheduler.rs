@@ -2,125 +2,19 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BinaryHeap, HashMap},
+    collections::{BTreeMap, BinaryHeap, HashMap},
     sync::Arc,
 };
 
 use sconce_types::{
-    AdmittedSequence, BLOCK_SIZE, Input, RequestId, Sample, SampleOutcome, SampledTokens,
-    SamplingParams, ScheduledBatch, ScheduledSequence, Slot, TokenId, TokenLogprobs,
+    AdmittedSequence, BLOCK_SIZE, Input, RequestId, Sample, ScheduledBatch, ScheduledSequence,
+    Slot, Tenant, TenantId,
 };
 
 use crate::{
-    BlockPool, ConfigError, SchedulerConfig,
-    queue::{Waiter, WaitingQueue},
-    sequence::Sequence,
+    BlockPool, ConfigError, Refusal, Request, SchedulerConfig, SchedulerStats, SchedulingPolicy,
+    TenantStats, TokenCosts, accounts::Accounts, sequence::Sequence,
 };
-
-/// A request as the scheduler takes it.
-#[derive(Clone, Debug)]
-pub struct Request {
-    /// Unique among the unfinished.
-    pub id: RequestId,
-    /// At least one token.
-    pub prompt: Vec<TokenId>,
-    /// How to go on from it; already validated.
-    pub params: Arc<SamplingParams>,
-    /// Only requests of one salt share cached blocks.
-    pub cache_salt: u64,
-}
-
-/// Why a request was not taken.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    /// There is nothing to start from.
-    #[error("the prompt is empty")]
-    EmptyPrompt,
-    /// No token was asked for.
-    #[error("max_tokens is 0, but must be at least 1")]
-    NoTokens,
-    /// Prompt and output do not fit the context.
-    #[error(
-        "{prompt_len} prompt tokens and {max_tokens} more exceed the context of {max_model_len}"
-    )]
-    TooLong {
-        /// Tokens of the prompt.
-        prompt_len: usize,
-        /// Tokens asked for.
-        max_tokens: usize,
-        /// The context's size.
-        max_model_len: usize,
-    },
-    /// It could not finish even alone.
-    #[error("the request needs {needed_blocks} KV-cache blocks, but the cache has {num_blocks}")]
-    NeverFits {
-        /// Blocks that the finished request would hold.
-        needed_blocks: usize,
-        /// Blocks in the pool.
-        num_blocks: usize,
-    },
-    /// Too many wait.
-    #[error("{max_queued} requests wait already")]
-    QueueFull {
-        /// The limit.
-        max_queued: usize,
-    },
-    /// The id is in use.
-    #[error("request id {0} is in use")]
-    DuplicateId(u64),
-}
-
-/// How a request finished.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Finish {
-    /// An end token (`None`) or one of the request's `stop_token_ids`.
-    Stop {
-        /// The stop token.
-        token: Option<TokenId>,
-    },
-    /// `max_tokens` were generated.
-    Length,
-    /// Its logits were not finite; no token comes with this.
-    NonFiniteLogits,
-}
-
-/// What a step brought one request.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Output {
-    /// Whose.
-    pub request: RequestId,
-    /// The token sampled, if one was.
-    pub token: Option<TokenId>,
-    /// Its log-probabilities, where asked for.
-    pub logprobs: Option<TokenLogprobs>,
-    /// Prompt tokens that were found in the cache and not computed.
-    pub num_cached_tokens: usize,
-    /// Log-probabilities of prompt tokens, each reported once.
-    pub prompt_logprobs: Vec<TokenLogprobs>,
-    /// The position of the first of them.
-    pub prompt_logprobs_start: usize,
-    /// Set if the request has ended.
-    pub finish: Option<Finish>,
-}
-
-/// The scheduler's state in numbers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SchedulerStats {
-    /// Sequences with a seat.
-    pub running: usize,
-    /// Requests without one.
-    pub waiting: usize,
-    /// Blocks held.
-    pub used_blocks: usize,
-    /// Blocks in all.
-    pub num_blocks: usize,
-    /// Preemptions since the start.
-    pub preemptions: u64,
-    /// Tokens that were looked for in the prefix cache, since the start.
-    pub prefix_cache_queries: u64,
-    /// Tokens of them that were found.
-    pub prefix_cache_hits: u64,
-}
 
 /// Decides what each step computes.
 ///
@@ -129,20 +23,66 @@ pub struct SchedulerStats {
 /// first within one budget, running sequences before waiting ones. Where blocks
 /// run out, the newest running sequence is preempted and later recomputed; the
 /// oldest is never, so every request ends.
+///
+/// Where several tenants compete under [`SchedulingPolicy::Fair`], who was served least
+/// for its weight is admitted first, its prompts before others'; what a tenant has beyond
+/// its share of seats and blocks is borrowed, and gives way to whoever has less than its
+/// own: a borrower's decodes wait where they would take the step's budget from such a
+/// prompt, its newest sequences are preempted where seats or blocks are wanted.
 #[derive(Clone, Debug)]
 pub struct Scheduler {
-    config: SchedulerConfig,
-    pool: BlockPool,
-    sequences: HashMap<RequestId, Sequence>,
-    waiting: WaitingQueue,
+    pub(crate) config: SchedulerConfig,
+    pub(crate) pool: BlockPool,
+    pub(crate) sequences: HashMap<RequestId, Sequence>,
+    pub(crate) accounts: Accounts,
     /// In order of admission.
-    running: Vec<RequestId>,
-    free_slots: BinaryHeap<Reverse<u32>>,
+    pub(crate) running: Vec<Running>,
+    pub(crate) free_slots: BinaryHeap<Reverse<u32>>,
+    pub(crate) costs: TokenCosts,
+    /// The order of a step, kept for its memory.
+    pub(crate) rows: Vec<Row>,
     step: u64,
     arrivals: u64,
-    preemptions: u64,
+    admissions: u64,
+    pub(crate) preemptions: u64,
     prefix_cache_queries: u64,
     prefix_cache_hits: u64,
+}
+
+/// A sequence that has a seat.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Running {
+    pub(crate) id: RequestId,
+    pub(crate) tenant: TenantId,
+}
+
+/// A running sequence's place in a step.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Row {
+    pub(crate) id: RequestId,
+    pub(crate) tenant: TenantId,
+    pub(crate) class: Class,
+    pub(crate) counter: f64,
+}
+
+/// What comes before what in a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Class {
+    /// Decodes; without competition everything, in order of admission.
+    First,
+    /// Prompts, that of whoever was served least first.
+    Prefill,
+    /// Decodes of who has more than its share, while a prompt of who has less waits.
+    Yielding,
+}
+
+/// Why a block table did not grow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lack {
+    /// The pool has too few blocks.
+    Pool,
+    /// Its tenant may not hold more.
+    Tenant,
 }
 
 impl Scheduler {
@@ -157,15 +97,29 @@ impl Scheduler {
             config,
             pool: BlockPool::new(config.num_blocks),
             sequences: HashMap::new(),
-            waiting: WaitingQueue::default(),
+            accounts: Accounts::new(&config),
             running: Vec::with_capacity(config.max_num_seqs),
             free_slots: (0..slots).map(Reverse).collect(),
+            costs: TokenCosts::default(),
+            rows: Vec::with_capacity(config.max_num_seqs),
             step: 0,
             arrivals: 0,
+            admissions: 0,
             preemptions: 0,
             prefix_cache_queries: 0,
             prefix_cache_hits: 0,
         })
+    }
+
+    /// Takes tenants' weights and limits as they are from now on. Tenants that are not
+    /// named keep theirs; one that never was has weight 1 and no limits.
+    pub fn set_tenants(&mut self, tenants: &[Tenant]) {
+        self.accounts.configure(tenants);
+    }
+
+    /// Takes what tokens cost from now on.
+    pub fn set_costs(&mut self, costs: TokenCosts) {
+        self.costs = costs;
     }
 
     /// Queues a request.
@@ -173,7 +127,7 @@ impl Scheduler {
     /// # Errors
     /// What could never finish, or a full queue.
     pub fn add(&mut self, request: Request) -> Result<(), Refusal> {
-        let Request { id, prompt, params, cache_salt } = request;
+        let Request { id, prompt, params, tenant, priority, cache_salt } = request;
         let (prompt_len, max_tokens) = (prompt.len(), params.max_tokens as usize);
         let SchedulerConfig { max_model_len, num_blocks, max_queued, .. } = self.config;
         if prompt_len == 0 {
@@ -189,15 +143,26 @@ impl Scheduler {
         if needed_blocks > num_blocks {
             return Err(Refusal::NeverFits { needed_blocks, num_blocks });
         }
-        if self.waiting.len() >= max_queued {
+        if self.accounts.num_waiting() >= max_queued {
             return Err(Refusal::QueueFull { max_queued });
         }
         if self.sequences.contains_key(&id) {
             return Err(Refusal::DuplicateId(id.0));
         }
+        self.accounts.ensure(tenant);
+        let account = self.accounts.get(tenant);
+        if needed_blocks > account.max_blocks {
+            let max_blocks = account.max_blocks;
+            return Err(Refusal::TenantNeverFits { needed_blocks, max_blocks });
+        }
+        if account.waiting() >= account.max_queued {
+            return Err(Refusal::TenantQueueFull { max_queued: account.max_queued });
+        }
         self.arrivals += 1;
-        let sequence = Sequence::new(id, self.arrivals, prompt, params, cache_salt);
-        self.waiting.push_back(sequence.waiter());
+        let is_fcfs = self.config.policy == SchedulingPolicy::Fcfs;
+        let place = (if is_fcfs { 0 } else { priority }, self.arrivals);
+        let sequence = Sequence::new(id, tenant, place, prompt, params, cache_salt);
+        self.accounts.enqueue(tenant, place, id, prompt_len);
         self.sequences.insert(id, sequence);
         Ok(())
     }
@@ -205,20 +170,12 @@ impl Scheduler {
     /// Ends a request and frees what it holds; says whether there was one.
     /// Not to be called between [`Scheduler::schedule`] and the commit of its batch.
     pub fn cancel(&mut self, id: RequestId) -> bool {
-        match self.sequences.get(&id).map(|sequence| sequence.slot.is_some()) {
-            None => false,
-            Some(true) => {
-                self.running.retain(|&running| running != id);
-                self.remove(id);
-                true
-            }
-            Some(false) => {
-                self.remove(id);
-                let sequences = &self.sequences;
-                self.waiting.note_dead(|waiter| is_waiting(sequences, waiter));
-                true
-            }
+        let Some(sequence) = self.sequences.get(&id) else { return false };
+        if sequence.slot.is_some() {
+            self.running.retain(|running| running.id != id);
         }
+        self.remove(id);
+        true
     }
 
     /// Writes the next step over `batch`; an empty batch means that there is
@@ -226,70 +183,99 @@ impl Scheduler {
     /// the next.
     pub fn schedule(&mut self, batch: &mut ScheduledBatch) {
         batch.clear();
-        let preempted = self.schedule_running(batch);
-        // What preempted somebody has no room to admit anybody.
-        if !preempted {
-            self.admit_waiting(batch);
+        self.accounts.pass_time(self.running.iter().map(|running| running.tenant));
+        if self.accounts.is_contended() {
+            self.give_back();
+            self.order_contended();
+        } else {
+            self.rows.clear();
+            self.rows.extend(self.running.iter().map(|&Running { id, tenant }| Row {
+                id,
+                tenant,
+                class: Class::First,
+                counter: 0.0,
+            }));
         }
+        let rows = std::mem::take(&mut self.rows);
+        self.schedule_rows(&rows, batch);
+        self.rows = rows;
         if !batch.is_empty() {
             self.step += 1;
         }
         batch.step = self.step;
     }
 
-    fn schedule_running(&mut self, batch: &mut ScheduledBatch) -> bool {
+    fn schedule_rows(&mut self, rows: &[Row], batch: &mut ScheduledBatch) {
+        // What preempted somebody has no room to admit anybody.
         let mut preempted = false;
-        let mut index = 0;
-        while index < self.running.len() {
+        'rows: for (index, row) in rows.iter().enumerate() {
+            if row.class != Class::First && !preempted {
+                self.admit_waiting(batch, Some(row));
+            }
             let budget = self.config.max_num_batched_tokens - batch.num_tokens;
             if budget == 0 {
-                break;
+                return;
             }
-            let id = self.running[index];
-            let num_tokens = self.sequences[&id].num_pending().min(budget);
+            let sequence = &self.sequences[&row.id];
+            if sequence.slot.is_none() {
+                continue;
+            }
+            let num_tokens = sequence.num_pending().min(budget);
             assert!(num_tokens > 0, "a running sequence has something to compute");
-            // Everybody after this one is newer and not scheduled yet.
-            while !self.grow_table(id, num_tokens) {
+            while let Err(lack) = self.grow_table(row.id, num_tokens) {
                 preempted = true;
-                let newest = *self.running.last().expect("this sequence is running");
-                self.preempt_newest();
-                if newest == id {
-                    return true;
+                let victim = self.victim(&rows[index..], lack);
+                self.preempt(victim);
+                if victim == row.id {
+                    continue 'rows;
                 }
             }
-            self.push_scheduled(id, num_tokens, batch);
-            index += 1;
+            self.push_scheduled(row.id, num_tokens, batch);
         }
-        preempted
+        if !preempted {
+            self.admit_waiting(batch, None);
+        }
     }
 
-    fn admit_waiting(&mut self, batch: &mut ScheduledBatch) {
+    /// Admits those who wait, as far as there is room; where `before` is given, only
+    /// those who come before it.
+    fn admit_waiting(&mut self, batch: &mut ScheduledBatch, before: Option<&Row>) {
         loop {
             let budget = self.config.max_num_batched_tokens - batch.num_tokens;
             if budget == 0 || self.free_slots.is_empty() {
                 return;
             }
-            let sequences = &self.sequences;
-            let next = self.waiting.front(|waiter| is_waiting(sequences, waiter));
-            let Some(id) = next else { return };
+            let Some((tenant, id)) = self.accounts.next() else { return };
+            if before.is_some_and(|row| !self.comes_before(tenant, row)) {
+                return;
+            }
             self.share_prefix(id);
             // Room for all it has, not for its first chunk alone: a prefill that must
             // give way midway is computed again from its start.
             let sequence = &self.sequences[&id];
             let (num_pending, held) = (sequence.num_pending(), sequence.block_table.len());
-            if SchedulerConfig::blocks_for(sequence.len()) - held > self.pool.num_free() {
+            let missing = SchedulerConfig::blocks_for(sequence.len()) - held;
+            let account = self.accounts.get(tenant);
+            if !account.may_hold(missing, account.running + 1) {
+                self.unshare_prefix(id);
+                self.accounts.stand_aside(tenant);
+                continue;
+            }
+            if missing > self.pool.num_free() {
                 self.unshare_prefix(id);
                 return;
             }
             self.note_prefix(id);
             let num_tokens = num_pending.min(budget);
-            let has_room = self.grow_table(id, num_tokens);
-            assert!(has_room, "there is room for more than this");
-            self.waiting.pop_front();
+            self.grow_table(id, num_tokens).expect("there is room for more than this");
             let Reverse(slot) = self.free_slots.pop().expect("a free seat was seen above");
-            let sequence = self.sequences.get_mut(&id).expect("the queue's front is waiting");
+            self.admissions += 1;
+            let sequence = self.sequences.get_mut(&id).expect("who waits is live");
+            self.accounts.dequeue(tenant, sequence.place, sequence.tokens.len());
+            self.accounts.seat(tenant);
             sequence.slot = Some(Slot(slot));
-            self.running.push(id);
+            sequence.admission = self.admissions;
+            self.running.push(Running { id, tenant });
             batch.admitted.push(AdmittedSequence {
                 request: id,
                 slot: Slot(slot),
@@ -303,7 +289,7 @@ impl Scheduler {
 
     /// Gives a sequence the longest beginning of it that is cached, in whole blocks. Its
     /// last token is always computed: what follows is sampled from it.
-    fn share_prefix(&mut self, id: RequestId) {
+    pub(crate) fn share_prefix(&mut self, id: RequestId) {
         let Some(key) = self.config.prefix_cache else { return };
         let sequence = self.sequences.get_mut(&id).expect("only live sequences are admitted");
         // The log-probabilities of a prompt are those of tokens that are computed.
@@ -317,11 +303,13 @@ impl Scheduler {
         }
         sequence.num_named = sequence.block_table.len();
         sequence.num_computed_tokens = sequence.num_named * BLOCK_SIZE;
+        self.accounts.hold(sequence.tenant, sequence.num_named);
     }
 
     /// Takes it away again from one that is not admitted after all.
-    fn unshare_prefix(&mut self, id: RequestId) {
+    pub(crate) fn unshare_prefix(&mut self, id: RequestId) {
         let sequence = self.sequences.get_mut(&id).expect("only live sequences are admitted");
+        self.accounts.release(sequence.tenant, sequence.block_table.len());
         self.pool.free(sequence.block_table.drain(..));
         sequence.num_named = 0;
         sequence.num_computed_tokens = 0;
@@ -337,33 +325,33 @@ impl Scheduler {
             sequence.num_cached_tokens = Some(sequence.num_computed_tokens);
             self.prefix_cache_queries += sequence.prompt_len as u64;
             self.prefix_cache_hits += sequence.num_computed_tokens as u64;
+            let cost = self.costs.cached * sequence.num_computed_tokens as f64;
+            self.accounts.charge(sequence.tenant, cost);
         }
     }
 
     /// Extends a sequence's block table to cover `num_tokens` more, or leaves
-    /// it as it is where the pool has too few blocks.
-    fn grow_table(&mut self, id: RequestId, num_tokens: usize) -> bool {
+    /// it as it is where there are too few blocks.
+    fn grow_table(&mut self, id: RequestId, num_tokens: usize) -> Result<(), Lack> {
         let sequence = self.sequences.get_mut(&id).expect("only live sequences are scheduled");
         let needed = SchedulerConfig::blocks_for(sequence.num_computed_tokens + num_tokens);
         let missing = needed.saturating_sub(sequence.block_table.len());
+        if missing == 0 {
+            return Ok(());
+        }
+        let account = self.accounts.get(sequence.tenant);
+        if !account.may_hold(missing, account.running) {
+            return Err(Lack::Tenant);
+        }
         if missing > self.pool.num_free() {
-            return false;
+            return Err(Lack::Pool);
         }
         for _ in 0..missing {
             let block = self.pool.allocate().expect("the free blocks were counted above");
             sequence.block_table.push(block);
         }
-        true
-    }
-
-    fn preempt_newest(&mut self) {
-        let id = self.running.pop().expect("somebody is running");
-        let sequence = self.sequences.get_mut(&id).expect("running sequences are live");
-        let slot = sequence.reset().expect("running sequences have a seat");
-        self.pool.free(sequence.block_table.drain(..));
-        self.free_slots.push(Reverse(slot.0));
-        self.waiting.push_front(sequence.waiter());
-        self.preemptions += 1;
+        self.accounts.hold(sequence.tenant, missing);
+        Ok(())
     }
 
     fn push_scheduled(&mut self, id: RequestId, num_tokens: usize, batch: &mut ScheduledBatch) {
@@ -400,116 +388,11 @@ impl Scheduler {
         });
         batch.num_tokens += num_tokens;
         sequence.num_computed_tokens = end;
-    }
-
-    /// Takes a step's result: appends tokens, ends what has finished, and
-    /// appends what each request got to `outputs`.
-    ///
-    /// # Panics
-    /// If `sampled` does not answer `batch`: an executor's bug.
-    pub fn commit(
-        &mut self,
-        batch: &ScheduledBatch,
-        sampled: &SampledTokens,
-        outputs: &mut Vec<Output>,
-    ) {
-        assert_eq!(sampled.step, batch.step, "a result answers its own step");
-        assert_eq!(sampled.rows.len(), batch.sequences.len(), "a result has a row a sequence");
-        let mut any_finished = false;
-        for (scheduled, row) in batch.sequences.iter().zip(&sampled.rows) {
-            let id = scheduled.request;
-            let sequence =
-                self.sequences.get_mut(&id).expect("nothing is cancelled while a step runs");
-            let first = scheduled.num_computed_tokens + 1;
-            let reported = sequence.prompt_logprobs_reported;
-            let fresh = reported.saturating_sub(first).min(row.prompt_logprobs.len());
-            let mut output = Output {
-                request: id,
-                token: None,
-                logprobs: None,
-                num_cached_tokens: sequence.num_cached_tokens.unwrap_or(0),
-                prompt_logprobs: row.prompt_logprobs[fresh..].to_vec(),
-                prompt_logprobs_start: first + fresh,
-                finish: None,
-            };
-            sequence.prompt_logprobs_reported = reported.max(first + row.prompt_logprobs.len());
-            match (scheduled.sample, row.outcome) {
-                (Sample::Nothing, SampleOutcome::Nothing) => {}
-                (Sample::Token { .. }, SampleOutcome::Token(token)) => {
-                    sequence.num_in_flight -= 1;
-                    sequence.tokens.push(token);
-                    output.token = Some(token);
-                    output.logprobs.clone_from(&row.logprobs);
-                    output.finish = finish_of(sequence, token);
-                }
-                (_, SampleOutcome::NonFiniteLogits) => {
-                    output.finish = Some(Finish::NonFiniteLogits);
-                }
-                (asked, got) => panic!("asked for {asked:?}, the executor answered {got:?}"),
-            }
-            if let Some(key) = self.config.prefix_cache
-                && row.outcome != SampleOutcome::NonFiniteLogits
-            {
-                // What is computed now may be shared.
-                let num_computed = scheduled.num_computed_tokens + scheduled.input.len();
-                for index in sequence.num_named..num_computed / BLOCK_SIZE {
-                    let name = sequence.block_hash(key, index);
-                    self.pool.name(sequence.block_table[index], name);
-                    sequence.num_named += 1;
-                }
-            }
-            if output.finish.is_some() {
-                any_finished = true;
-                self.remove(id);
-            }
-            if output.token.is_some()
-                || output.finish.is_some()
-                || !output.prompt_logprobs.is_empty()
-            {
-                outputs.push(output);
-            }
-        }
-        if any_finished {
-            self.forget_removed();
-        }
-    }
-
-    /// Ends every sequence of a step that failed, and names them in `ended`.
-    pub fn fail_batch(&mut self, batch: &ScheduledBatch, ended: &mut Vec<RequestId>) {
-        for scheduled in &batch.sequences {
-            self.remove(scheduled.request);
-            ended.push(scheduled.request);
-        }
-        self.forget_removed();
-    }
-
-    /// Ends every sequence that holds blocks, whose contents are lost, and names them
-    /// in `ended`. Those that wait go on waiting.
-    pub fn fail_running(&mut self, ended: &mut Vec<RequestId>) {
-        for id in std::mem::take(&mut self.running) {
-            self.remove(id);
-            ended.push(id);
-        }
-        self.reset_prefix_cache();
-    }
-
-    /// Forgets what the cache holds: nothing computed until now is found again.
-    pub fn reset_prefix_cache(&mut self) {
-        self.pool.forget_names();
-    }
-
-    /// Drops a sequence and what it holds; `running` is the caller's to mend.
-    fn remove(&mut self, id: RequestId) {
-        let Some(sequence) = self.sequences.remove(&id) else { return };
-        self.pool.free(sequence.block_table.into_iter());
-        if let Some(slot) = sequence.slot {
-            self.free_slots.push(Reverse(slot.0));
-        }
-    }
-
-    fn forget_removed(&mut self) {
-        let Self { running, sequences, .. } = self;
-        running.retain(|id| sequences.contains_key(id));
+        // What is computed again after a preemption was charged before.
+        let fresh = end.saturating_sub(sequence.num_charged.max(start)) as f64;
+        sequence.num_charged = sequence.num_charged.max(end);
+        let cost = if is_decode { self.costs.decode * fresh } else { fresh };
+        self.accounts.charge(sequence.tenant, cost);
     }
 
     /// The state in numbers.
@@ -517,12 +400,29 @@ impl Scheduler {
     pub fn stats(&self) -> SchedulerStats {
         SchedulerStats {
             running: self.running.len(),
-            waiting: self.waiting.len(),
+            waiting: self.accounts.num_waiting(),
             used_blocks: self.pool.num_blocks() - self.pool.num_free(),
             num_blocks: self.pool.num_blocks(),
             preemptions: self.preemptions,
             prefix_cache_queries: self.prefix_cache_queries,
             prefix_cache_hits: self.prefix_cache_hits,
+        }
+    }
+
+    /// What a tenant has here, in numbers.
+    #[must_use]
+    pub fn tenant_stats(&self, id: TenantId) -> TenantStats {
+        if !self.accounts.knows(id) {
+            return TenantStats::default();
+        }
+        let account = self.accounts.get(id);
+        TenantStats {
+            running: account.running,
+            waiting: account.waiting(),
+            waiting_tokens: account.waiting_tokens(),
+            blocks: account.blocks,
+            share: self.accounts.share(id),
+            counter: account.counter(),
         }
     }
 
@@ -533,14 +433,15 @@ impl Scheduler {
     pub fn check_invariants(&self) {
         self.pool.check_invariants(self.sequences.values().map(|s| &s.block_table[..]));
         assert_eq!(
-            self.running.len() + self.waiting.len(),
+            self.running.len() + self.accounts.num_waiting(),
             self.sequences.len(),
             "every request runs or waits"
         );
         assert!(self.running.len() <= self.config.max_num_seqs, "seats are bounded");
         let mut taken: Vec<u32> = self.free_slots.iter().map(|&Reverse(slot)| slot).collect();
-        for id in &self.running {
+        for Running { id, tenant } in &self.running {
             let sequence = &self.sequences[id];
+            assert_eq!(sequence.tenant, *tenant, "a seat is its tenant's");
             taken.push(sequence.slot.expect("a running sequence has a seat").0);
             assert!(
                 sequence.block_table.len() * BLOCK_SIZE >= sequence.num_computed_tokens,
@@ -553,7 +454,12 @@ impl Scheduler {
             taken.iter().copied().eq(0..self.config.max_num_seqs as u32),
             "every seat is free or taken, once"
         );
+        let mut held: BTreeMap<TenantId, (usize, usize, usize)> = BTreeMap::new();
         for sequence in self.sequences.values() {
+            let (running, waiting, blocks) = held.entry(sequence.tenant).or_default();
+            *running += usize::from(sequence.slot.is_some());
+            *waiting += usize::from(sequence.slot.is_none());
+            *blocks += sequence.block_table.len();
             assert!(
                 sequence.tokens.len() < sequence.prompt_len + sequence.params.max_tokens as usize,
                 "request {} goes on only below max_tokens",
@@ -564,24 +470,6 @@ impl Scheduler {
                 assert_eq!(sequence.num_computed_tokens, 0, "a waiting request starts anew");
             }
         }
+        self.accounts.check_invariants(&held);
     }
-}
-
-fn is_waiting(sequences: &HashMap<RequestId, Sequence>, waiter: Waiter) -> bool {
-    let sequence = sequences.get(&waiter.id);
-    sequence.is_some_and(|s| s.slot.is_none() && s.arrival == waiter.arrival)
-}
-
-fn finish_of(sequence: &Sequence, token: TokenId) -> Option<Finish> {
-    let params = &sequence.params;
-    let num_output = sequence.tokens.len() - sequence.prompt_len;
-    if num_output > params.min_tokens as usize {
-        if params.eos_token_ids.contains(&token) {
-            return Some(Finish::Stop { token: None });
-        }
-        if params.stop_token_ids.contains(&token) {
-            return Some(Finish::Stop { token: Some(token) });
-        }
-    }
-    (num_output >= params.max_tokens as usize).then_some(Finish::Length)
 }

@@ -2,16 +2,19 @@
 
 use std::sync::Arc;
 
-use sconce_types::{BLOCK_SIZE, BlockId, RequestId, SamplingParams, Slot, TokenId};
+use sconce_types::{BLOCK_SIZE, BlockId, RequestId, SamplingParams, Slot, TenantId, TokenId};
 
-use crate::{BlockHash, PrefixKey, queue::Waiter};
+use crate::{BlockHash, PrefixKey, accounts::Place};
 
 /// A request between its arrival and its end.
 #[derive(Clone, Debug)]
 pub(crate) struct Sequence {
     pub(crate) id: RequestId,
-    /// Counts the requests taken; an id may come again once it has ended.
-    pub(crate) arrival: u64,
+    pub(crate) tenant: TenantId,
+    /// Where it stands in its tenant's line while it waits.
+    pub(crate) place: Place,
+    /// Counts admissions: of two running sequences the newer has the higher.
+    pub(crate) admission: u64,
     pub(crate) params: Arc<SamplingParams>,
     /// Prompt, then output. The token sampled last may be unknown yet: it is
     /// counted by `num_in_flight`, not held here.
@@ -20,6 +23,8 @@ pub(crate) struct Sequence {
     /// Tokens whose keys and values are in the cache, or will be once the
     /// steps scheduled so far are computed.
     pub(crate) num_computed_tokens: usize,
+    /// Tokens that its tenant was charged for.
+    pub(crate) num_charged: usize,
     /// Tokens being sampled by steps that are not committed yet.
     pub(crate) num_in_flight: usize,
     /// Append-only while it runs.
@@ -44,18 +49,22 @@ pub(crate) struct Sequence {
 impl Sequence {
     pub(crate) fn new(
         id: RequestId,
-        arrival: u64,
+        tenant: TenantId,
+        place: Place,
         prompt: Vec<TokenId>,
         params: Arc<SamplingParams>,
         cache_salt: u64,
     ) -> Self {
         Self {
             id,
-            arrival,
+            tenant,
+            place,
+            admission: 0,
             params,
             prompt_len: prompt.len(),
             tokens: prompt,
             num_computed_tokens: 0,
+            num_charged: 0,
             num_in_flight: 0,
             block_table: Vec::new(),
             block_hashes: Vec::new(),
@@ -68,11 +77,6 @@ impl Sequence {
         }
     }
 
-    /// Its place in the waiting line.
-    pub(crate) fn waiter(&self) -> Waiter {
-        Waiter { id: self.id, arrival: self.arrival }
-    }
-
     /// Tokens known or being sampled.
     pub(crate) fn len(&self) -> usize {
         self.tokens.len() + self.num_in_flight
@@ -81,6 +85,11 @@ impl Sequence {
     /// Tokens still to be computed.
     pub(crate) fn num_pending(&self) -> usize {
         self.len() - self.num_computed_tokens
+    }
+
+    /// Whether all that is left to compute is the token that was sampled last.
+    pub(crate) fn is_decode(&self) -> bool {
+        self.sampled_in_seat && self.num_pending() == 1
     }
 
     /// Generated tokens, those in flight included.

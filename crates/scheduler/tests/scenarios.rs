@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use sconce_scheduler::{
     FakeExecutor, Fault, Finish, Output, PrefixKey, Refusal, Request, Scheduler, SchedulerConfig,
+    SchedulingPolicy,
 };
 use sconce_types::{
     Executor as _, Input, RequestId, Sample, SampleOutcome, SampledRow, SampledTokens,
-    SamplingParams, ScheduledBatch, TokenId,
+    SamplingParams, ScheduledBatch, TenantId, TokenId,
 };
 
 const VOCAB_SIZE: u32 = 50;
@@ -19,6 +20,7 @@ const LIMITS: SchedulerConfig = SchedulerConfig {
     num_blocks: 64,
     max_queued: 8,
     prefix_cache: None,
+    policy: SchedulingPolicy::Fair,
 };
 
 struct World {
@@ -89,7 +91,14 @@ impl World {
 
 fn request(id: u64, prompt_len: u32, params: SamplingParams) -> Request {
     let prompt = (0..prompt_len).map(|i| (i * 7 + prompt_len) % VOCAB_SIZE).collect();
-    Request { id: RequestId(id), prompt, params: Arc::new(params), cache_salt: 0 }
+    Request {
+        id: RequestId(id),
+        prompt,
+        params: Arc::new(params),
+        tenant: TenantId(0),
+        priority: 0,
+        cache_salt: 0,
+    }
 }
 
 fn solo(prompt_len: u32, max_tokens: u32) -> Vec<TokenId> {
@@ -335,7 +344,14 @@ fn salted(id: u64, prompt_len: u32, cache_salt: u64) -> Request {
     let params = SamplingParams { max_tokens: 20, ..SamplingParams::default() };
     // Every prompt begins like a longer one.
     let prompt = (0..prompt_len).map(|i| i * 7 % VOCAB_SIZE).collect();
-    Request { id: RequestId(id), prompt, params: Arc::new(params), cache_salt }
+    Request {
+        id: RequestId(id),
+        prompt,
+        params: Arc::new(params),
+        tenant: TenantId(0),
+        priority: 0,
+        cache_salt,
+    }
 }
 
 #[test]

@@ -11,9 +11,11 @@ use proptest::prelude::*;
 use rand::{SeedableRng as _, rngs::StdRng, seq::IteratorRandom as _};
 use sconce_scheduler::{
     FakeExecutor, Fault, Finish, Output, PrefixKey, Request, Scheduler, SchedulerConfig,
+    SchedulingPolicy,
 };
 use sconce_types::{
-    BLOCK_SIZE, Executor as _, RequestId, SampledTokens, SamplingParams, ScheduledBatch, TokenId,
+    BLOCK_SIZE, Executor as _, RequestId, SampledTokens, SamplingParams, ScheduledBatch, Tenant,
+    TenantId, TokenId,
 };
 
 const VOCAB_SIZE: u32 = 40;
@@ -48,6 +50,7 @@ struct Simulation {
     rng: StdRng,
     limits: SchedulerConfig,
     scheduler: Scheduler,
+    tenants: Vec<Tenant>,
     executor: FakeExecutor,
     live: HashMap<RequestId, Expected>,
     /// Prompts that others may begin like, each with its salt.
@@ -61,6 +64,22 @@ struct Simulation {
     step: u64,
 }
 
+/// Up to four tenants, some with minima and limits.
+fn random_tenants(rng: &mut StdRng, num_blocks: usize) -> Vec<Tenant> {
+    let count = rng.random_range(1..=4);
+    (0..count)
+        .map(|index| Tenant {
+            id: TenantId(index),
+            weight: rng.random_range(1..=4),
+            min_share: if rng.random_bool(0.3) { 1.0 / f64::from(count) } else { 0.0 },
+            max_running: rng.random_bool(0.2).then(|| rng.random_range(1..=4)),
+            max_queued: rng.random_bool(0.2).then(|| rng.random_range(1..=6)),
+            max_kv_blocks: rng.random_bool(0.2).then(|| rng.random_range(1..=num_blocks)),
+            ..Tenant::sole()
+        })
+        .collect()
+}
+
 impl Simulation {
     fn new(seed: u64, sabotage: Sabotage) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
@@ -71,14 +90,20 @@ impl Simulation {
             num_blocks: rng.random_range(1..=24),
             max_queued: rng.random_range(1..=20),
             prefix_cache: rng.random_bool(0.7).then(|| PrefixKey(rng.random())),
+            policy: [SchedulingPolicy::Fcfs, SchedulingPolicy::Priority, SchedulingPolicy::Fair]
+                [rng.random_range(0..3)],
         };
         let extra = usize::from(sabotage == Sabotage::ExceedTheBudget);
         let config = SchedulerConfig {
             max_num_batched_tokens: limits.max_num_batched_tokens + extra,
             ..limits
         };
+        let mut scheduler = Scheduler::new(config).expect("the limits are valid");
+        let tenants = random_tenants(&mut rng, limits.num_blocks);
+        scheduler.set_tenants(&tenants);
         Self {
-            scheduler: Scheduler::new(config).expect("the limits are valid"),
+            scheduler,
+            tenants,
             executor: FakeExecutor::new(VOCAB_SIZE, limits.num_blocks, limits.max_num_seqs),
             rng,
             limits,
@@ -131,13 +156,25 @@ impl Simulation {
             prompt_logprobs: params.prompt_logprobs.map(|_| 0),
             non_finite,
         };
+        let tenant = self.tenants.iter().choose(rng).expect("there is a tenant");
+        let waiting = self.scheduler.tenant_stats(tenant.id).waiting;
         let blocks = (prompt_len + max_tokens as usize).div_ceil(BLOCK_SIZE);
         let can_finish = prompt_len > 0
             && max_tokens > 0
             && prompt_len + max_tokens as usize <= self.limits.max_model_len
             && blocks <= self.limits.num_blocks
-            && self.scheduler.stats().waiting < self.limits.max_queued;
-        let taken = self.scheduler.add(Request { id, prompt, params, cache_salt });
+            && self.scheduler.stats().waiting < self.limits.max_queued
+            && tenant.max_kv_blocks.is_none_or(|most| blocks <= most)
+            && tenant.max_queued.is_none_or(|most| waiting < most);
+        let priority = rng.random_range(-1..=1);
+        let taken = self.scheduler.add(Request {
+            id,
+            prompt,
+            params,
+            tenant: tenant.id,
+            priority,
+            cache_salt,
+        });
         assert_eq!(taken.is_ok(), can_finish, "what can finish is taken: {taken:?}");
         if can_finish {
             if non_finite {
@@ -145,6 +182,12 @@ impl Simulation {
             }
             self.live.insert(id, expected);
         }
+    }
+
+    /// Weights, minima and limits change while requests run.
+    fn change_tenants(&mut self) {
+        self.tenants = random_tenants(&mut self.rng, self.limits.num_blocks);
+        self.scheduler.set_tenants(&self.tenants);
     }
 
     fn cancel_somebody(&mut self) {
@@ -271,6 +314,9 @@ impl Simulation {
             }
             if self.rng.random_bool(departure) {
                 self.cancel_somebody();
+            }
+            if self.rng.random_bool(0.01) {
+                self.change_tenants();
             }
             self.step(true);
         }

@@ -1,0 +1,404 @@
+//! What each tenant waits for, holds, and has been served.
+//!
+//! Fair shares are virtual token counters (Sheng et al., "Fairness in serving large
+//! language models", OSDI 2024): a tenant's counter grows by the cost of each token that
+//! is computed for it, divided by its weight, and whoever waits with the lowest counter
+//! is admitted next. A tenant that comes back is lifted to the others, less a bounded
+//! credit, so that idle time cannot be saved up.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use sconce_types::{RequestId, Tenant, TenantId};
+
+use crate::{SchedulerConfig, SchedulingPolicy};
+
+/// A request's place in its tenant's line: by priority, then by arrival.
+pub(crate) type Place = (i32, u64);
+
+/// A tenant's place among tenants; lower is sooner.
+type Key = (u64, u64);
+
+/// One tenant.
+#[derive(Clone, Debug)]
+pub(crate) struct Account {
+    weight: f64,
+    min_share: f64,
+    max_running: usize,
+    pub(crate) max_blocks: usize,
+    pub(crate) max_queued: usize,
+    /// Its weight, or more where its minimum asks for more.
+    effective: f64,
+    /// Cost served, by effective weight.
+    counter: f64,
+    line: BTreeMap<Place, RequestId>,
+    /// Tokens of those that wait.
+    waiting_tokens: usize,
+    /// Sequences with a seat.
+    pub(crate) running: usize,
+    /// Blocks in its sequences' tables.
+    pub(crate) blocks: usize,
+    /// The key under which it stands among the contenders.
+    key: Option<Key>,
+}
+
+impl Account {
+    fn new() -> Self {
+        let mut account = Self {
+            weight: 1.0,
+            min_share: 0.0,
+            max_running: usize::MAX,
+            max_blocks: usize::MAX,
+            max_queued: usize::MAX,
+            effective: 1.0,
+            counter: 0.0,
+            line: BTreeMap::new(),
+            waiting_tokens: 0,
+            running: 0,
+            blocks: 0,
+            key: None,
+        };
+        account.configure(&Tenant::sole());
+        account
+    }
+
+    fn configure(&mut self, tenant: &Tenant) {
+        self.weight = f64::from(tenant.weight);
+        self.effective = self.weight;
+        self.min_share = tenant.min_share;
+        self.max_running = tenant.max_running.unwrap_or(usize::MAX);
+        self.max_blocks = tenant.max_kv_blocks.unwrap_or(usize::MAX);
+        self.max_queued = tenant.max_queued.unwrap_or(usize::MAX);
+    }
+
+    pub(crate) fn counter(&self) -> f64 {
+        self.counter
+    }
+
+    pub(crate) fn waiting(&self) -> usize {
+        self.line.len()
+    }
+
+    pub(crate) fn waiting_tokens(&self) -> usize {
+        self.waiting_tokens
+    }
+
+    /// Whether it may hold so many blocks more. Its only sequence may hold what it needs:
+    /// the limit may have been lowered since it was taken.
+    pub(crate) fn may_hold(&self, more: usize, running: usize) -> bool {
+        running <= 1 || self.blocks.saturating_add(more) <= self.max_blocks
+    }
+
+    fn is_active(&self) -> bool {
+        self.running > 0 || !self.line.is_empty()
+    }
+
+    fn key(&self, id: TenantId, policy: SchedulingPolicy) -> Option<Key> {
+        let (&(priority, arrival), _) = self.line.first_key_value()?;
+        if self.running >= self.max_running {
+            return None;
+        }
+        Some(match policy {
+            SchedulingPolicy::Fcfs => (arrival, 0),
+            SchedulingPolicy::Priority => {
+                (u64::from(priority.cast_unsigned() ^ (1 << 31)), arrival)
+            }
+            // A counter is not negative, so its bits are in its order.
+            SchedulingPolicy::Fair => (self.counter.to_bits(), u64::from(id.0)),
+        })
+    }
+}
+
+/// All tenants.
+#[derive(Clone, Debug)]
+pub(crate) struct Accounts {
+    policy: SchedulingPolicy,
+    /// Cost that a tenant may have saved up.
+    burst: f64,
+    accounts: Vec<Account>,
+    /// Tenants whose next request may be admitted. A key may be lower than the tenant's
+    /// counter is by now, never higher.
+    contenders: BTreeSet<(Key, TenantId)>,
+    /// Tenants with a minimum share, those whose minima bind first in front.
+    with_minimum: Vec<TenantId>,
+    active: usize,
+    /// Sum of the weights of the active.
+    active_weight: f64,
+    /// Sum of their effective weights.
+    total: f64,
+    is_balanced: bool,
+    virtual_time: f64,
+    waiting: usize,
+}
+
+impl Accounts {
+    pub(crate) fn new(config: &SchedulerConfig) -> Self {
+        Self {
+            policy: config.policy,
+            burst: 4.0 * config.max_num_batched_tokens as f64,
+            accounts: vec![Account::new()],
+            contenders: BTreeSet::new(),
+            with_minimum: Vec::new(),
+            active: 0,
+            active_weight: 0.0,
+            total: 0.0,
+            is_balanced: true,
+            virtual_time: 0.0,
+            waiting: 0,
+        }
+    }
+
+    pub(crate) fn get(&self, id: TenantId) -> &Account {
+        &self.accounts[id.index()]
+    }
+
+    pub(crate) fn knows(&self, id: TenantId) -> bool {
+        id.index() < self.accounts.len()
+    }
+
+    /// Makes room for a tenant that was never heard of.
+    pub(crate) fn ensure(&mut self, id: TenantId) {
+        if self.accounts.len() <= id.index() {
+            self.accounts.resize_with(id.index() + 1, Account::new);
+        }
+    }
+
+    /// Takes new weights and limits; what waits and runs stays.
+    pub(crate) fn configure(&mut self, tenants: &[Tenant]) {
+        for tenant in tenants {
+            self.ensure(tenant.id);
+            self.accounts[tenant.id.index()].configure(tenant);
+        }
+        let minimum = |&id: &TenantId| self.accounts[id.index()].min_share > 0.0;
+        let ids = (0..self.accounts.len()).map(|i| TenantId(i as u32));
+        self.with_minimum = ids.filter(minimum).collect();
+        let Self { with_minimum, accounts, .. } = self;
+        let ratio = |id: &TenantId| accounts[id.index()].weight / accounts[id.index()].min_share;
+        with_minimum.sort_by(|a, b| ratio(a).total_cmp(&ratio(b)));
+        let active = self.accounts.iter().filter(|account| account.is_active());
+        self.active_weight = active.map(|account| account.weight).sum();
+        self.is_balanced = false;
+        for index in 0..self.accounts.len() {
+            self.stand(TenantId(index as u32));
+        }
+    }
+
+    /// Requests that wait.
+    pub(crate) fn num_waiting(&self) -> usize {
+        self.waiting
+    }
+
+    /// Whether tenants compete, so that shares mean something.
+    pub(crate) fn is_contended(&self) -> bool {
+        self.policy == SchedulingPolicy::Fair && self.active > 1
+    }
+
+    /// Puts a request of so many tokens into its tenant's line.
+    pub(crate) fn enqueue(
+        &mut self,
+        id: TenantId,
+        place: Place,
+        request: RequestId,
+        tokens: usize,
+    ) {
+        self.change(id, |account| {
+            account.line.insert(place, request);
+            account.waiting_tokens += tokens;
+        });
+        self.waiting += 1;
+    }
+
+    /// Takes it out again; it gets a seat, or is gone.
+    pub(crate) fn dequeue(&mut self, id: TenantId, place: Place, tokens: usize) {
+        self.change(id, |account| {
+            let removed = account.line.remove(&place);
+            assert!(removed.is_some(), "who leaves a line stood in it");
+            account.waiting_tokens -= tokens;
+        });
+        self.waiting -= 1;
+    }
+
+    /// A sequence took a seat.
+    pub(crate) fn seat(&mut self, id: TenantId) {
+        self.change(id, |account| account.running += 1);
+    }
+
+    /// A sequence left its seat.
+    pub(crate) fn unseat(&mut self, id: TenantId) {
+        self.change(id, |account| account.running -= 1);
+    }
+
+    pub(crate) fn hold(&mut self, id: TenantId, blocks: usize) {
+        self.accounts[id.index()].blocks += blocks;
+    }
+
+    pub(crate) fn release(&mut self, id: TenantId, blocks: usize) {
+        self.accounts[id.index()].blocks -= blocks;
+    }
+
+    /// Adds what was computed for a tenant to its counter.
+    pub(crate) fn charge(&mut self, id: TenantId, cost: f64) {
+        if self.policy == SchedulingPolicy::Fair {
+            let account = &mut self.accounts[id.index()];
+            account.counter += cost / account.effective;
+        }
+    }
+
+    /// Changes an account, and what follows from whether it is active.
+    fn change(&mut self, id: TenantId, change: impl FnOnce(&mut Account)) {
+        let account = &mut self.accounts[id.index()];
+        let was_active = account.is_active();
+        change(account);
+        let (is_active, weight) = (account.is_active(), account.weight);
+        if is_active != was_active {
+            if is_active {
+                self.active += 1;
+                self.active_weight += weight;
+            } else {
+                self.active -= 1;
+                self.active_weight -= weight;
+            }
+            self.is_balanced = false;
+            if is_active {
+                self.lift(id);
+            }
+        }
+        self.stand(id);
+    }
+
+    /// A tenant that comes back has not saved up more than a burst.
+    fn lift(&mut self, id: TenantId) {
+        self.balance();
+        let account = &mut self.accounts[id.index()];
+        let least = self.virtual_time - self.burst / account.effective;
+        account.counter = account.counter.max(least);
+    }
+
+    /// Enters a tenant among the contenders, under its present key, or takes it out.
+    fn stand(&mut self, id: TenantId) {
+        let account = &mut self.accounts[id.index()];
+        let key = account.key(id, self.policy);
+        // A counter that has only grown is looked at when its turn comes.
+        let may_stay = self.policy == SchedulingPolicy::Fair && account.key <= key;
+        if account.key == key || (account.key.is_some() && key.is_some() && may_stay) {
+            return;
+        }
+        if let Some(old) = std::mem::replace(&mut account.key, key) {
+            self.contenders.remove(&(old, id));
+        }
+        if let Some(key) = key {
+            self.contenders.insert((key, id));
+        }
+    }
+
+    /// The tenant whose turn it is, and its next request.
+    pub(crate) fn next(&mut self) -> Option<(TenantId, RequestId)> {
+        while let Some(&(key, id)) = self.contenders.first() {
+            let account = &mut self.accounts[id.index()];
+            let actual = account.key(id, self.policy).expect("a contender has a request");
+            if actual == key {
+                let (_, &request) = account.line.first_key_value().expect("it has a request");
+                return Some((id, request));
+            }
+            account.key = Some(actual);
+            self.contenders.remove(&(key, id));
+            self.contenders.insert((actual, id));
+        }
+        None
+    }
+
+    /// A tenant that may hold no more waits for something of its own to end.
+    pub(crate) fn stand_aside(&mut self, id: TenantId) {
+        if let Some(key) = self.accounts[id.index()].key.take() {
+            self.contenders.remove(&(key, id));
+        }
+    }
+
+    /// Moves virtual time on to the lowest counter of anyone active.
+    pub(crate) fn pass_time(&mut self, running: impl Iterator<Item = TenantId>) {
+        let waiting = self.next().map(|(id, _)| id);
+        let counters = running.chain(waiting).map(|id| self.get(id).counter);
+        if let Some(lowest) = counters.min_by(f64::total_cmp) {
+            self.virtual_time = self.virtual_time.max(lowest);
+        }
+        self.balance();
+    }
+
+    /// Gives each active tenant with a minimum the weight that this takes.
+    fn balance(&mut self) {
+        if std::mem::replace(&mut self.is_balanced, true) {
+            return;
+        }
+        let (mut free, mut reserved, mut binding) = (self.active_weight, 0.0, 0);
+        let Self { accounts, with_minimum, .. } = self;
+        let minima = with_minimum.iter().copied().filter(|id| accounts[id.index()].is_active());
+        for (index, id) in minima.enumerate() {
+            let Account { weight, min_share, .. } = accounts[id.index()];
+            // What a smaller minimum binds at, this one binds at too.
+            if (1.0 - reserved) * weight >= min_share * free {
+                break;
+            }
+            reserved += min_share;
+            free -= weight;
+            binding = index + 1;
+        }
+        // Weights are whole numbers: what is left of none is none.
+        let (free, others) = if free < 0.5 { (0.0, reserved) } else { (free, 1.0 - reserved) };
+        // Minima that take everything leave a thousandth to the rest.
+        let scale = if free == 0.0 { 1.0 } else { free / others.max(1e-3) };
+        let mut index = 0;
+        for id in with_minimum.iter() {
+            let account = &mut accounts[id.index()];
+            if account.is_active() {
+                let binds = index < binding;
+                account.effective = if binds { account.min_share * scale } else { account.weight };
+                index += 1;
+            }
+        }
+        self.total = free + reserved * scale;
+    }
+
+    /// A tenant's part of the engine, beside the other active ones: from 0 to 1.
+    pub(crate) fn share(&self, id: TenantId) -> f64 {
+        let account = self.get(id);
+        if account.is_active() { account.effective / self.total } else { 0.0 }
+    }
+
+    /// Work as the time in which all the active together are served it.
+    pub(crate) fn time_of(&self, cost: f64) -> f64 {
+        cost / self.total
+    }
+
+    /// How many times its part of `whole` a tenant has, where that is more than once.
+    /// One sequence is nobody's too much.
+    pub(crate) fn overuse(&self, id: TenantId, used: usize, whole: usize) -> f64 {
+        let part = (self.share(id) * whole as f64).max(1.0);
+        let times = used as f64 / part;
+        if times > 1.0 { times } else { 0.0 }
+    }
+
+    /// Checks what is kept twice against `held`, what each tenant's sequences hold:
+    /// running, waiting, blocks.
+    pub(crate) fn check_invariants(&self, held: &BTreeMap<TenantId, (usize, usize, usize)>) {
+        let (mut waiting, mut active, mut weight) = (0, 0, 0.0);
+        for (index, account) in self.accounts.iter().enumerate() {
+            let id = TenantId(index as u32);
+            let found = (account.running, account.line.len(), account.blocks);
+            let expected = held.get(&id).copied().unwrap_or_default();
+            assert_eq!(found, expected, "tenant {index}: running, waiting, blocks");
+            waiting += account.line.len();
+            if account.is_active() {
+                active += 1;
+                weight += account.weight;
+            }
+            if let Some(key) = account.key {
+                assert!(self.contenders.contains(&(key, id)), "a contender stands by its key");
+                let actual = account.key(id, self.policy).expect("a contender has a request");
+                assert!(key <= actual, "nobody waits longer than its counter says");
+            }
+        }
+        let standing = self.accounts.iter().filter(|account| account.key.is_some()).count();
+        assert_eq!(standing, self.contenders.len(), "each contender stands once");
+        assert_eq!((waiting, active), (self.waiting, self.active), "tenants are counted");
+        assert!((weight - self.active_weight).abs() < 1e-6, "active weights are summed");
+    }
+}

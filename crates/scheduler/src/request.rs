@@ -1,0 +1,164 @@
+//! What goes into a scheduler, and what comes out.
+
+use std::sync::Arc;
+
+use sconce_types::{RequestId, SamplingParams, TenantId, TokenId, TokenLogprobs};
+
+/// A request as the scheduler takes it.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Unique among the unfinished.
+    pub id: RequestId,
+    /// At least one token.
+    pub prompt: Vec<TokenId>,
+    /// How to go on from it; already validated.
+    pub params: Arc<SamplingParams>,
+    /// Whose it is.
+    pub tenant: TenantId,
+    /// Its place among its tenant's requests: lower is sooner.
+    pub priority: i32,
+    /// Only requests of one salt share cached blocks.
+    pub cache_salt: u64,
+}
+
+/// Why a request was not taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// There is nothing to start from.
+    #[error("the prompt is empty")]
+    EmptyPrompt,
+    /// No token was asked for.
+    #[error("max_tokens is 0, but must be at least 1")]
+    NoTokens,
+    /// Prompt and output do not fit the context.
+    #[error(
+        "{prompt_len} prompt tokens and {max_tokens} more exceed the context of {max_model_len}"
+    )]
+    TooLong {
+        /// Tokens of the prompt.
+        prompt_len: usize,
+        /// Tokens asked for.
+        max_tokens: usize,
+        /// The context's size.
+        max_model_len: usize,
+    },
+    /// It could not finish even alone.
+    #[error("the request needs {needed_blocks} KV-cache blocks, but the cache has {num_blocks}")]
+    NeverFits {
+        /// Blocks that the finished request would hold.
+        needed_blocks: usize,
+        /// Blocks in the pool.
+        num_blocks: usize,
+    },
+    /// Too many wait.
+    #[error("{max_queued} requests wait already")]
+    QueueFull {
+        /// The limit.
+        max_queued: usize,
+    },
+    /// Too many of its tenant's wait.
+    #[error("{max_queued} requests of this tenant wait already")]
+    TenantQueueFull {
+        /// The limit.
+        max_queued: usize,
+    },
+    /// It could not finish even with all the blocks that its tenant may hold.
+    #[error(
+        "the request needs {needed_blocks} KV-cache blocks, but its tenant may hold {max_blocks}"
+    )]
+    TenantNeverFits {
+        /// Blocks that the finished request would hold.
+        needed_blocks: usize,
+        /// The tenant's limit.
+        max_blocks: usize,
+    },
+    /// The id is in use.
+    #[error("request id {0} is in use")]
+    DuplicateId(u64),
+}
+
+/// How a request finished.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// An end token (`None`) or one of the request's `stop_token_ids`.
+    Stop {
+        /// The stop token.
+        token: Option<TokenId>,
+    },
+    /// `max_tokens` were generated.
+    Length,
+    /// Its logits were not finite; no token comes with this.
+    NonFiniteLogits,
+}
+
+/// What a step brought one request.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Output {
+    /// Whose.
+    pub request: RequestId,
+    /// The token sampled, if one was.
+    pub token: Option<TokenId>,
+    /// Its log-probabilities, where asked for.
+    pub logprobs: Option<TokenLogprobs>,
+    /// Prompt tokens that were found in the cache and not computed.
+    pub num_cached_tokens: usize,
+    /// Log-probabilities of prompt tokens, each reported once.
+    pub prompt_logprobs: Vec<TokenLogprobs>,
+    /// The position of the first of them.
+    pub prompt_logprobs_start: usize,
+    /// Set if the request has ended.
+    pub finish: Option<Finish>,
+}
+
+/// The scheduler's state in numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SchedulerStats {
+    /// Sequences with a seat.
+    pub running: usize,
+    /// Requests without one.
+    pub waiting: usize,
+    /// Blocks held.
+    pub used_blocks: usize,
+    /// Blocks in all.
+    pub num_blocks: usize,
+    /// Preemptions since the start.
+    pub preemptions: u64,
+    /// Tokens that were looked for in the prefix cache, since the start.
+    pub prefix_cache_queries: u64,
+    /// Tokens of them that were found.
+    pub prefix_cache_hits: u64,
+}
+
+/// What a tenant has in a scheduler, in numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct TenantStats {
+    /// Sequences with a seat.
+    pub running: usize,
+    /// Requests without one.
+    pub waiting: usize,
+    /// Tokens of those.
+    pub waiting_tokens: usize,
+    /// Blocks in its sequences' tables; shared ones count in each.
+    pub blocks: usize,
+    /// Its part of the engine beside the other active tenants, from 0 to 1; 0 while it
+    /// has nothing here.
+    pub share: f64,
+    /// Cost that it was served, by weight: the counter that fair shares go by.
+    pub counter: f64,
+}
+
+/// What tokens cost, in units of a prompt token that is computed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TokenCosts {
+    /// A prompt token that is found in the prefix cache.
+    pub cached: f64,
+    /// A token that is generated.
+    pub decode: f64,
+}
+
+impl Default for TokenCosts {
+    /// Until steps are measured: as in the paper, a generated token costs twice as much.
+    fn default() -> Self {
+        Self { cached: 0.0, decode: 2.0 }
+    }
+}
