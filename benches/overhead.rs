@@ -13,7 +13,7 @@ use std::{collections::BTreeMap, ffi::OsString, fmt::Write as _, path::Path, tim
 use clap::Parser;
 use sconce::{Options, Sconce, ServerConfig};
 use sconce_bench::{BenchArgs, Report};
-use sconce_scheduler::{Output, Request, Scheduler, SchedulerConfig};
+use sconce_scheduler::{Output, Request, Scheduler, SchedulerConfig, SchedulingPolicy};
 use sconce_types::{
     RequestId, Sample, SampleOutcome, SampledRow, SampledTokens, SamplingParams, ScheduledBatch,
 };
@@ -49,12 +49,13 @@ fn scheduler() -> f64 {
         num_blocks: STREAMS * 128,
         max_queued: STREAMS,
         prefix_cache: None,
+        policy: SchedulingPolicy::Fair,
     };
     let mut scheduler = Scheduler::new(config).expect("the limits agree");
     for id in 0..STREAMS as u64 {
         let params = SamplingParams { max_tokens: OUTPUT_LEN, ..SamplingParams::default() };
         let prompt = vec![1; 16];
-        let request = Request { id: RequestId(id), prompt, params: params.into(), cache_salt: 0 };
+        let request = Request::new(RequestId(id), prompt, params.into());
         scheduler.add(request).expect("there is room");
     }
     let (mut batch, mut sampled) = (ScheduledBatch::default(), SampledTokens::default());

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use sconce_engine::{Built, SchedulerConfig};
+use sconce_engine::{Built, SchedulerConfig, SchedulingPolicy};
 use sconce_runner::LoadTimes;
 use sconce_types::{
     BLOCK_SIZE, Executor, ExecutorError, Sample, SampleOutcome, SampledRow, SampledTokens,
@@ -81,6 +81,7 @@ pub(crate) fn build(
         num_blocks: CACHE_TOKENS.max(max_model_len).div_ceil(BLOCK_SIZE),
         max_queued: options.max_num_queued_reqs,
         prefix_cache: None,
+        policy: SchedulingPolicy::Fair,
     };
     let info = Loaded {
         architecture: format!("no weights; a step takes {step_time:?}"),

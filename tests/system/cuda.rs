@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use sconce::Dtype;
 use sconce_cuda_shim::ShimDriver;
-use sconce_engine::{Built, Engine, EngineRequest, Health, RequestEvent, SchedulerConfig};
+use sconce_engine::{
+    Built, Engine, EngineRequest, Health, RequestEvent, SchedulerConfig, SchedulingPolicy,
+};
 use sconce_kernels::{
     KernelError,
     cuda::{Cuda, DevicePointer, Driver, KernelParams, Launch, Matmul},
@@ -47,6 +49,7 @@ fn built<D: Driver + 'static>(
         num_blocks: loaded.num_blocks,
         max_queued: 4,
         prefix_cache: None,
+        policy: SchedulingPolicy::Fair,
     };
     Ok(Built { executor: loaded.runner, config, vocab_size: loaded.vocab_size, info: () })
 }

@@ -10,7 +10,7 @@ use sconce::{
     hub::{self, HubOptions},
 };
 use sconce_engine::{
-    Built, Engine, EngineHandle, EngineRequest, PrefixKey, RequestEvent, SchedulerConfig,
+    Built, Engine, EngineHandle, EngineRequest, PrefixKey, RequestEvent, SchedulerConfig, SchedulingPolicy,
 };
 use sconce_kernels::cpu::Cpu;
 use sconce_runner::{LoadOptions, LoadedModel, ModelRunner};
@@ -77,6 +77,7 @@ pub(crate) fn engine_with(
             num_blocks: num_blocks.unwrap_or(loaded.num_blocks),
             max_queued: 1000,
             prefix_cache,
+            policy: SchedulingPolicy::Fair,
         };
         let vocab_size = loaded.vocab_size;
         Ok(Built { executor: loaded.runner, config, vocab_size, info: () })

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use sconce_kernels::cuda::Driver;
-use sconce_scheduler::SchedulerConfig;
+use sconce_scheduler::{SchedulerConfig, SchedulingPolicy};
 use serde_json::json;
 
 use crate::{model, report, tokens};
@@ -53,6 +53,7 @@ pub(crate) fn run<D: Driver + 'static>(driver: D, args: &Args) -> Result<()> {
             num_blocks: loaded.num_blocks,
             max_queued: num_seqs,
             prefix_cache: None,
+            policy: SchedulingPolicy::Fair,
         };
         let vocab_size = loaded.vocab_size;
         let token = |s: usize, i: usize| ((s * 7_919 + i * 104_729) % vocab_size) as u32;

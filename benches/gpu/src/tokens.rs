@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc, time::Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use sconce_kernels::cuda::Driver;
-use sconce_scheduler::{Request, Scheduler, SchedulerConfig};
+use sconce_scheduler::{Request, Scheduler, SchedulerConfig, SchedulingPolicy};
 use sconce_types::{Executor, RequestId, SampledTokens, SamplingParams, ScheduledBatch, TokenId};
 use serde_json::json;
 
@@ -50,6 +50,7 @@ pub(crate) fn run<D: Driver + 'static>(driver: D, args: &Args) -> Result<()> {
         num_blocks: loaded.num_blocks,
         max_queued: prompts.len(),
         prefix_cache: None,
+        policy: SchedulingPolicy::Fair,
     };
     let run = requests(&mut loaded.runner, config, prompts, args.max_tokens)?;
     for (index, tokens) in run.tokens.iter().enumerate() {
@@ -71,7 +72,7 @@ pub(crate) fn requests(
     let mut run = Run { tokens: vec![Vec::new(); prompts.len()], steps: Vec::new() };
     for (id, prompt) in (0..).zip(prompts) {
         let params = Arc::clone(&params);
-        scheduler.add(Request { id: RequestId(id), prompt, params, cache_salt: 0 })?;
+        scheduler.add(Request::new(RequestId(id), prompt, params))?;
     }
     let (mut batch, mut sampled) = (ScheduledBatch::default(), SampledTokens::default());
     let mut outputs = Vec::new();

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use sconce_scheduler::{Output, Request, Scheduler, SchedulerConfig};
+use sconce_scheduler::{Output, Request, Scheduler, SchedulerConfig, SchedulingPolicy};
 use sconce_types::{
     RequestId, Sample, SampleOutcome, SampledRow, SampledTokens, SamplingParams, ScheduledBatch,
     TokenId,
@@ -36,6 +36,7 @@ fn steps(ending: usize) {
         num_blocks: RUNNING * 16,
         max_queued: RUNNING + QUEUED as usize,
         prefix_cache: None,
+        policy: SchedulingPolicy::Fair,
     })
     .expect("the limits agree");
     let params = Arc::new(SamplingParams {
@@ -45,8 +46,7 @@ fn steps(ending: usize) {
     });
     for id in 0..RUNNING as u64 + QUEUED {
         let prompt = vec![TOKEN; PROMPT_LEN];
-        let request =
-            Request { id: RequestId(id), prompt, params: Arc::clone(&params), cache_salt: 0 };
+        let request = Request::new(RequestId(id), prompt, Arc::clone(&params));
         scheduler.add(request).expect("it is taken");
     }
     let mut steps = Steps {

@@ -16,7 +16,7 @@ use axum::{
 };
 use futures::FutureExt as _;
 use http_body_util::BodyExt as _;
-use sconce_engine::{Built, Engine, SchedulerConfig};
+use sconce_engine::{Built, Engine, SchedulerConfig, SchedulingPolicy};
 use sconce_server::{ServerConfig, router};
 use sconce_types::{
     Executor, ExecutorError, Sample, SampleOutcome, SampledRow, SampledTokens, ScheduledBatch,
@@ -44,6 +44,7 @@ pub(crate) fn frames(tokens: usize, copy: bool) {
         num_blocks: 512,
         max_queued: STREAMS,
         prefix_cache: None,
+        policy: SchedulingPolicy::Fair,
     };
     let mut executor = Some(Lockstep { token, launch, permits, rows: 0, step: 0 });
     let build = move || -> Result<_, Infallible> {

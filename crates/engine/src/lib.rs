@@ -14,5 +14,5 @@ mod stream;
 pub use engine_loop::{Built, Engine, StartError};
 pub use handle::{EngineHandle, EngineLimits, EngineRequest, Health, SubmitError};
 pub use metrics::{HTTP_METHOD_LABELS, Metrics};
-pub use sconce_scheduler::{FakeExecutor, PrefixKey, SchedulerConfig};
+pub use sconce_scheduler::{FakeExecutor, PrefixKey, SchedulerConfig, SchedulingPolicy};
 pub use stream::{FinishReason, RequestError, RequestEvent, RequestStream, TokenEvent};

@@ -9,7 +9,7 @@ use std::{
 
 use sconce_engine::{
     Built, Engine, EngineHandle, EngineRequest, FakeExecutor, FinishReason, Health, RequestError,
-    RequestEvent, RequestStream, SchedulerConfig, StartError, SubmitError,
+    RequestEvent, RequestStream, SchedulerConfig, SchedulingPolicy, StartError, SubmitError,
 };
 use sconce_scheduler::Fault;
 use sconce_types::{
@@ -24,6 +24,7 @@ const CONFIG: SchedulerConfig = SchedulerConfig {
     num_blocks: 12,
     max_queued: 8,
     prefix_cache: None,
+    policy: SchedulingPolicy::Fair,
 };
 
 fn start(faults: &[Fault]) -> (Engine, EngineHandle) {

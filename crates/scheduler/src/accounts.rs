@@ -12,6 +12,10 @@ use sconce_types::{RequestId, Tenant, TenantId};
 
 use crate::{SchedulerConfig, SchedulingPolicy};
 
+/// Steps of the whole budget that a tenant may have saved up: what it needs at once when it
+/// was served less than its share until now.
+const BURST_STEPS: f64 = 16.0;
+
 /// A request's place in its tenant's line: by priority, then by arrival.
 pub(crate) type Place = (i32, u64);
 
@@ -134,7 +138,7 @@ impl Accounts {
     pub(crate) fn new(config: &SchedulerConfig) -> Self {
         Self {
             policy: config.policy,
-            burst: 4.0 * config.max_num_batched_tokens as f64,
+            burst: BURST_STEPS * config.max_num_batched_tokens as f64,
             accounts: vec![Account::new()],
             contenders: BTreeSet::new(),
             with_minimum: Vec::new(),

@@ -10,7 +10,8 @@ use crate::{
 };
 
 /// What a waiting request lacks to be admitted.
-enum Want {
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Want {
     Seat,
     Blocks,
 }
@@ -75,59 +76,46 @@ impl Scheduler {
         self.rows = rows;
     }
 
-    /// Takes back what is borrowed, if who was served least needs it to run what its own
-    /// share has room for.
-    pub(crate) fn give_back(&mut self) {
-        while let Some((tenant, id)) = self.accounts.next() {
-            let Some(want) = self.wanted(tenant, id) else { return };
-            let Some(victim) = self.borrowed(tenant, &want) else { return };
-            self.preempt(victim);
+    /// Takes back what is borrowed, if who was served least lacks it to run what its own
+    /// share has room for; says whether it did.
+    pub(crate) fn take_back(&mut self, tenant: TenantId, id: RequestId, want: Want) -> bool {
+        if !self.accounts.is_contended() {
+            return false;
         }
-    }
-
-    /// What a waiting request lacks, where its tenant has a right to it.
-    fn wanted(&mut self, tenant: TenantId, id: RequestId) -> Option<Want> {
-        let len = self.sequences[&id].len();
-        let needed = SchedulerConfig::blocks_for(len);
         let account = self.accounts.get(tenant);
+        let needed = SchedulerConfig::blocks_for(self.sequences[&id].len());
         let (running, blocks) = (account.running + 1, account.blocks + needed);
         let SchedulerConfig { max_num_seqs, num_blocks, .. } = self.config;
         if self.accounts.overuse(tenant, running, max_num_seqs) > 0.0
             || self.accounts.overuse(tenant, blocks, num_blocks) > 0.0
-            || !account.may_hold(needed, running)
         {
-            return None;
+            return false;
         }
-        if self.free_slots.is_empty() {
-            return Some(Want::Seat);
-        }
-        self.share_prefix(id);
-        let missing = needed - self.sequences[&id].block_table.len();
-        let lacks = missing > self.pool.num_free();
-        self.unshare_prefix(id);
-        lacks.then_some(Want::Blocks)
+        let Some(victim) = self.borrowed(tenant, want) else { return false };
+        self.preempt(victim);
+        true
     }
 
     /// The newest sequence of whoever has borrowed most of what is wanted, if it was served
     /// so much more that computing the sequence again is worth it.
-    fn borrowed(&self, claimant: TenantId, want: &Want) -> Option<RequestId> {
+    fn borrowed(&self, claimant: TenantId, want: Want) -> Option<RequestId> {
         let overuse = |tenant: TenantId| {
             let account = self.accounts.get(tenant);
-            match want {
-                Want::Seat => {
-                    self.accounts.overuse(tenant, account.running, self.config.max_num_seqs)
-                }
-                Want::Blocks => {
-                    self.accounts.overuse(tenant, account.blocks, self.config.num_blocks)
-                }
-            }
+            let (used, whole) = match want {
+                Want::Seat => (account.running, self.config.max_num_seqs),
+                Want::Blocks => (account.blocks, self.config.num_blocks),
+            };
+            self.accounts.overuse(tenant, used, whole)
         };
         let others = self.running.iter().map(|running| running.tenant).filter(|&t| t != claimant);
         let most = others.max_by(|&a, &b| overuse(a).total_cmp(&overuse(b)).then(b.cmp(&a)))?;
         if overuse(most) == 0.0 {
             return None;
         }
-        let newest = self.running.iter().rev().find(|running| running.tenant == most)?.id;
+        // What this step computes already stays.
+        let may_go = |id: &RequestId| self.sequences[id].last_step != self.step;
+        let of_most = self.running.iter().rev().filter(|running| running.tenant == most);
+        let newest = of_most.map(|running| running.id).find(may_go)?;
         let waste = self.accounts.time_of(self.sequences[&newest].num_computed_tokens as f64);
         let lead = self.accounts.get(most).counter() - self.accounts.get(claimant).counter();
         (lead > waste).then_some(newest)

@@ -21,6 +21,14 @@ pub struct Request {
     pub cache_salt: u64,
 }
 
+impl Request {
+    /// A request of an engine's only tenant.
+    #[must_use]
+    pub fn new(id: RequestId, prompt: Vec<TokenId>, params: Arc<SamplingParams>) -> Self {
+        Self { id, prompt, params, tenant: TenantId(0), priority: 0, cache_salt: 0 }
+    }
+}
+
 /// Why a request was not taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {

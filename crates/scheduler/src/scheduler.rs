@@ -13,7 +13,7 @@ use sconce_types::{
 
 use crate::{
     BlockPool, ConfigError, Refusal, Request, SchedulerConfig, SchedulerStats, SchedulingPolicy,
-    TenantStats, TokenCosts, accounts::Accounts, sequence::Sequence,
+    TenantStats, TokenCosts, accounts::Accounts, fairness::Want, sequence::Sequence,
 };
 
 /// Decides what each step computes.
@@ -41,7 +41,7 @@ pub struct Scheduler {
     pub(crate) costs: TokenCosts,
     /// The order of a step, kept for its memory.
     pub(crate) rows: Vec<Row>,
-    step: u64,
+    pub(crate) step: u64,
     arrivals: u64,
     admissions: u64,
     pub(crate) preemptions: u64,
@@ -183,9 +183,9 @@ impl Scheduler {
     /// the next.
     pub fn schedule(&mut self, batch: &mut ScheduledBatch) {
         batch.clear();
+        self.step += 1;
         self.accounts.pass_time(self.running.iter().map(|running| running.tenant));
         if self.accounts.is_contended() {
-            self.give_back();
             self.order_contended();
         } else {
             self.rows.clear();
@@ -199,8 +199,8 @@ impl Scheduler {
         let rows = std::mem::take(&mut self.rows);
         self.schedule_rows(&rows, batch);
         self.rows = rows;
-        if !batch.is_empty() {
-            self.step += 1;
+        if batch.is_empty() {
+            self.step -= 1;
         }
         batch.step = self.step;
     }
@@ -217,7 +217,8 @@ impl Scheduler {
                 return;
             }
             let sequence = &self.sequences[&row.id];
-            if sequence.slot.is_none() {
+            // It gave way to another, and may even be back.
+            if sequence.slot.is_none() || sequence.last_step == self.step {
                 continue;
             }
             let num_tokens = sequence.num_pending().min(budget);
@@ -242,11 +243,17 @@ impl Scheduler {
     fn admit_waiting(&mut self, batch: &mut ScheduledBatch, before: Option<&Row>) {
         loop {
             let budget = self.config.max_num_batched_tokens - batch.num_tokens;
-            if budget == 0 || self.free_slots.is_empty() {
+            if budget == 0 {
                 return;
             }
             let Some((tenant, id)) = self.accounts.next() else { return };
             if before.is_some_and(|row| !self.comes_before(tenant, row)) {
+                return;
+            }
+            if self.free_slots.is_empty() {
+                if self.take_back(tenant, id, Want::Seat) {
+                    continue;
+                }
                 return;
             }
             self.share_prefix(id);
@@ -263,6 +270,9 @@ impl Scheduler {
             }
             if missing > self.pool.num_free() {
                 self.unshare_prefix(id);
+                if self.take_back(tenant, id, Want::Blocks) {
+                    continue;
+                }
                 return;
             }
             self.note_prefix(id);
@@ -289,7 +299,7 @@ impl Scheduler {
 
     /// Gives a sequence the longest beginning of it that is cached, in whole blocks. Its
     /// last token is always computed: what follows is sampled from it.
-    pub(crate) fn share_prefix(&mut self, id: RequestId) {
+    fn share_prefix(&mut self, id: RequestId) {
         let Some(key) = self.config.prefix_cache else { return };
         let sequence = self.sequences.get_mut(&id).expect("only live sequences are admitted");
         // The log-probabilities of a prompt are those of tokens that are computed.
@@ -307,7 +317,7 @@ impl Scheduler {
     }
 
     /// Takes it away again from one that is not admitted after all.
-    pub(crate) fn unshare_prefix(&mut self, id: RequestId) {
+    fn unshare_prefix(&mut self, id: RequestId) {
         let sequence = self.sequences.get_mut(&id).expect("only live sequences are admitted");
         self.accounts.release(sequence.tenant, sequence.block_table.len());
         self.pool.free(sequence.block_table.drain(..));
@@ -388,6 +398,7 @@ impl Scheduler {
         });
         batch.num_tokens += num_tokens;
         sequence.num_computed_tokens = end;
+        sequence.last_step = self.step;
         // What is computed again after a preemption was charged before.
         let fresh = end.saturating_sub(sequence.num_charged.max(start)) as f64;
         sequence.num_charged = sequence.num_charged.max(end);

@@ -23,6 +23,8 @@ pub(crate) struct Sequence {
     /// Tokens whose keys and values are in the cache, or will be once the
     /// steps scheduled so far are computed.
     pub(crate) num_computed_tokens: usize,
+    /// The step that it was scheduled in last.
+    pub(crate) last_step: u64,
     /// Tokens that its tenant was charged for.
     pub(crate) num_charged: usize,
     /// Tokens being sampled by steps that are not committed yet.
@@ -64,6 +66,7 @@ impl Sequence {
             prompt_len: prompt.len(),
             tokens: prompt,
             num_computed_tokens: 0,
+            last_step: 0,
             num_charged: 0,
             num_in_flight: 0,
             block_table: Vec::new(),

@@ -9,7 +9,7 @@ use sconce_scheduler::{
 };
 use sconce_types::{
     Executor as _, Input, RequestId, Sample, SampleOutcome, SampledRow, SampledTokens,
-    SamplingParams, ScheduledBatch, TenantId, TokenId,
+    SamplingParams, ScheduledBatch, TokenId,
 };
 
 const VOCAB_SIZE: u32 = 50;
@@ -91,14 +91,7 @@ impl World {
 
 fn request(id: u64, prompt_len: u32, params: SamplingParams) -> Request {
     let prompt = (0..prompt_len).map(|i| (i * 7 + prompt_len) % VOCAB_SIZE).collect();
-    Request {
-        id: RequestId(id),
-        prompt,
-        params: Arc::new(params),
-        tenant: TenantId(0),
-        priority: 0,
-        cache_salt: 0,
-    }
+    Request::new(RequestId(id), prompt, Arc::new(params))
 }
 
 fn solo(prompt_len: u32, max_tokens: u32) -> Vec<TokenId> {
@@ -344,14 +337,7 @@ fn salted(id: u64, prompt_len: u32, cache_salt: u64) -> Request {
     let params = SamplingParams { max_tokens: 20, ..SamplingParams::default() };
     // Every prompt begins like a longer one.
     let prompt = (0..prompt_len).map(|i| i * 7 % VOCAB_SIZE).collect();
-    Request {
-        id: RequestId(id),
-        prompt,
-        params: Arc::new(params),
-        tenant: TenantId(0),
-        priority: 0,
-        cache_salt,
-    }
+    Request { cache_salt, ..Request::new(RequestId(id), prompt, Arc::new(params)) }
 }
 
 #[test]

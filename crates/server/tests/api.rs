@@ -10,7 +10,7 @@ use axum::{
 };
 use http_body_util::BodyExt as _;
 use proptest::prelude::*;
-use sconce_engine::{Built, Engine, EngineHandle, FakeExecutor, PrefixKey, SchedulerConfig};
+use sconce_engine::{Built, Engine, EngineHandle, FakeExecutor, PrefixKey, SchedulerConfig, SchedulingPolicy};
 use sconce_server::{ServerConfig, router};
 use sconce_text::{TextConfig, TextModel};
 use serde_json::{Map, Value, json};
@@ -67,6 +67,7 @@ impl App {
             num_blocks: 32,
             max_queued: 64,
             prefix_cache: Some(PrefixKey([1, 2])),
+            policy: SchedulingPolicy::Fair,
         };
         let build = move || -> Result<_, Infallible> {
             let executor = FakeExecutor::new(VOCAB_SIZE, limits.num_blocks, limits.max_num_seqs);

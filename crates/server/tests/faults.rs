@@ -8,7 +8,7 @@ use axum::{
     http::{Request, StatusCode},
 };
 use http_body_util::BodyExt as _;
-use sconce_engine::{Built, Engine, EngineHandle, FakeExecutor, SchedulerConfig};
+use sconce_engine::{Built, Engine, EngineHandle, FakeExecutor, SchedulerConfig, SchedulingPolicy};
 use sconce_scheduler::Fault;
 use sconce_server::{ServeError, ServerConfig, listen, router, serve};
 use sconce_text::TextModel;
@@ -22,6 +22,7 @@ const LIMITS: SchedulerConfig = SchedulerConfig {
     num_blocks: 32,
     max_queued: 16,
     prefix_cache: None,
+    policy: SchedulingPolicy::Fair,
 };
 const ASK: &str = r#"{"model": "fake", "prompt": [1, 2, 3], "max_tokens": 8, "ignore_eos": true}"#;
 

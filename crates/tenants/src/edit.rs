@@ -187,14 +187,20 @@ fn list_key(table: &mut dyn TableLike, field: &str, key: &ApiKey, keep_old: bool
 /// Adds to a list. One of a line for each value stays so, and the comment behind the last
 /// value stays behind it.
 fn push(list: &mut Array, digest: String) {
-    let tail = list.trailing().as_str().unwrap_or_default();
+    let mut tail = String::new();
+    if let Some(last) = list.iter_mut().last() {
+        let decor = last.decor_mut();
+        tail.push_str(decor.suffix().and_then(|suffix| suffix.as_str()).unwrap_or_default());
+        decor.set_suffix("");
+    }
+    tail.push_str(list.trailing().as_str().unwrap_or_default());
     if !tail.contains('\n') {
         list.push(digest);
         return;
     }
     let first = list.get(0).and_then(|value| value.decor().prefix()?.as_str());
-    let indent =
-        first.and_then(|prefix| prefix.rsplit_once('\n')).map_or("    ", |(_, indent)| indent);
+    let indent = first.and_then(|prefix| prefix.rsplit_once('\n'));
+    let indent = indent.map_or("    ", |(_, indent)| indent);
     let mut value = Value::from(digest);
     value.decor_mut().set_prefix(format!("{}\n{indent}", tail.trim_end()));
     list.push_formatted(value);

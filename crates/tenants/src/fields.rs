@@ -1,9 +1,12 @@
 //! The values that fields of the file accept. What is refused here is reported with its
 //! path, line and column.
 
-use std::{collections::BTreeMap, ops::RangeInclusive, time::Duration};
+use std::{collections::BTreeMap, fmt, marker::PhantomData, ops::RangeInclusive, time::Duration};
 
-use serde::{Deserialize, Deserializer, de::Error};
+use serde::{
+    Deserialize, Deserializer,
+    de::{Error, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer},
+};
 
 use crate::{
     file::{MAX_KEYS, MAX_TENANTS, TenantFields},
@@ -38,18 +41,76 @@ impl<'de> Deserialize<'de> for TenantName {
     }
 }
 
+/// Fields by name. As serde derives them, structs are also read from lists.
+struct Named<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Named<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(NamedFields(PhantomData)).map(Self)
+    }
+}
+
+struct NamedFields<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for NamedFields<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a table")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+        T::deserialize(MapAccessDeserializer::new(map))
+    }
+}
+
+pub(crate) fn table<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    Named::deserialize(deserializer).map(|Named(fields)| fields)
+}
+
+pub(crate) fn optional_table<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    table(deserializer).map(Some)
+}
+
 pub(crate) fn tenants<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<BTreeMap<TenantName, TenantFields>, D::Error> {
-    let tenants = BTreeMap::deserialize(deserializer)?;
+    let tenants: BTreeMap<TenantName, Named<TenantFields>> = table(deserializer)?;
     at_most(tenants.len(), MAX_TENANTS, "tenants")?;
-    Ok(tenants)
+    Ok(tenants.into_iter().map(|(name, Named(fields))| (name, fields)).collect())
 }
 
 pub(crate) fn keys<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<KeyDigest>, D::Error> {
-    let keys = Vec::deserialize(deserializer)?;
+    let keys = deserializer.deserialize_seq(KeyList)?;
     at_most(keys.len(), MAX_KEYS, "keys")?;
     Ok(keys)
+}
+
+/// As for a `Vec`, but what is no list is not repeated: it may be the key itself.
+struct KeyList;
+
+impl<'de> Visitor<'de> for KeyList {
+    type Value = Vec<KeyDigest>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of keys' digests")
+    }
+
+    fn visit_str<E: Error>(self, _: &str) -> Result<Self::Value, E> {
+        Err(E::custom("not a list of keys' digests, as in [\"sha256:…\"]"))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+        let mut keys = Vec::new();
+        while let Some(key) = list.next_element()? {
+            keys.push(key);
+        }
+        Ok(keys)
+    }
 }
 
 fn at_most<E: Error>(len: usize, max: usize, what: &str) -> Result<(), E> {

@@ -52,12 +52,13 @@ pub(crate) struct TenantFields {
     #[serde(default, deserialize_with = "fields::keys")]
     pub(crate) keys: Vec<KeyDigest>,
     pub(crate) models: Option<Vec<String>>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "fields::table")]
     pub(crate) limits: Limits,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "fields::table")]
     pub(crate) priorities: BTreeMap<String, i32>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "fields::table")]
     pub(crate) slo: SloFields,
+    #[serde(default, deserialize_with = "fields::optional_table")]
     pub(crate) prices: Option<PriceFields>,
 }
 
