@@ -10,7 +10,8 @@ use sconce::{
     hub::{self, HubOptions},
 };
 use sconce_engine::{
-    Built, Engine, EngineHandle, EngineRequest, PrefixKey, RequestEvent, SchedulerConfig, SchedulingPolicy,
+    Built, Engine, EngineHandle, EngineRequest, PrefixKey, RequestEvent, SchedulerConfig,
+    SchedulingPolicy,
 };
 use sconce_kernels::cpu::Cpu;
 use sconce_runner::{LoadOptions, LoadedModel, ModelRunner};

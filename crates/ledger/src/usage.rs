@@ -161,7 +161,7 @@ impl Reader {
     }
 
     fn rows(&self, query: &Query) -> rusqlite::Result<Vec<UsageRow>> {
-        let mut statement = self.connection.prepare(&sql(&query.by))?;
+        let mut statement = self.connection.prepare(&sql(query))?;
         let since = query.since_unix_ms.unwrap_or(i64::MIN);
         let until = query.until_unix_ms.unwrap_or(i64::MAX);
         let rows = statement
@@ -171,13 +171,17 @@ impl Reader {
 }
 
 /// The statement; only what [`By`] says goes into its text.
-fn sql(by: &[By]) -> String {
-    let keys: String = by.iter().map(|by| format!("{}, ", by.shown())).collect();
-    // Tenants are the outer loop, so that the index of tenants' arrivals is of use.
+fn sql(query: &Query) -> String {
+    let keys: String = query.by.iter().map(|by| format!("{}, ", by.shown())).collect();
+    // The outer loop: tenants where the index of their arrivals is of use; otherwise
+    // requests as they lie in the file.
+    let limited =
+        query.since_unix_ms.is_some() || query.until_unix_ms.is_some() || query.tenant.is_some();
+    let (outer, inner) = if limited { ("tenants", "requests") } else { ("requests", "tenants") };
     let mut sql = format!(
         "SELECT {keys}count(*), sum(prompt_tokens), sum(cached_tokens), sum(generated_tokens),
             {}, {}, {}, {}, {}
-         FROM tenants CROSS JOIN requests USING (tenant) JOIN runs USING (run)
+         FROM {outer} CROSS JOIN {inner} USING (tenant) JOIN runs USING (run)
          WHERE arrived_unix_ms >= ?1 AND arrived_unix_ms < ?2
             AND (?3 IS NULL OR tenants.name = ?3)",
         halves("queue_ns"),
@@ -186,8 +190,8 @@ fn sql(by: &[By]) -> String {
         halves("energy_uj"),
         halves("price_nano"),
     );
-    if !by.is_empty() {
-        let groups: Vec<_> = by.iter().map(|by| by.grouped()).collect();
+    if !query.by.is_empty() {
+        let groups: Vec<_> = query.by.iter().map(|by| by.grouped()).collect();
         let groups = groups.join(", ");
         sql += &format!(" GROUP BY {groups} ORDER BY {groups}");
     }

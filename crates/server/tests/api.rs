@@ -10,7 +10,9 @@ use axum::{
 };
 use http_body_util::BodyExt as _;
 use proptest::prelude::*;
-use sconce_engine::{Built, Engine, EngineHandle, FakeExecutor, PrefixKey, SchedulerConfig, SchedulingPolicy};
+use sconce_engine::{
+    Built, Engine, EngineHandle, FakeExecutor, PrefixKey, SchedulerConfig, SchedulingPolicy,
+};
 use sconce_server::{ServerConfig, router};
 use sconce_text::{TextConfig, TextModel};
 use serde_json::{Map, Value, json};

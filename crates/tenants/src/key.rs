@@ -14,7 +14,7 @@ const DIGEST_PREFIX: &str = "sha256:";
 pub struct ApiKey(String);
 
 impl ApiKey {
-    /// A key of 32 random bytes from the operating system's seeded generator.
+    /// A key of 32 random bytes from the thread's cryptographic generator.
     #[must_use]
     pub fn generate() -> Self {
         let mut bytes = [0; 32];

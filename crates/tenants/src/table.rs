@@ -16,8 +16,8 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct Tenants {
     entries: BTreeMap<TenantId, TenantEntry>,
-    /// Looked up by the digest of what a caller sent. How long that takes says how near
-    /// the digest is to another at most, which says nothing about a key.
+    /// By digest: how long a look-up takes may tell something of the digest of what a
+    /// caller sent, and so nothing of how near that was to a key.
     callers: HashMap<KeyDigest, Caller>,
     /// Every name that was ever there, so that no id is given to another.
     ids: HashMap<Arc<str>, TenantId>,

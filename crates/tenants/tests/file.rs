@@ -87,12 +87,18 @@ fn every_field_reaches_the_engine() {
 }
 
 #[test]
-fn the_largest_prices_are_exact() {
-    let text = "[tenants.a.prices]\nprompt = 1e9\ndevice_seconds = 1e4";
-    let tenants = Tenants::resolve(&TenantsFile::parse(text).expect("they are accepted"), None);
-    let prices = tenants.iter().next().and_then(|entry| entry.tenant.prices);
-    let (prompt, device_seconds) = (10_u64.pow(18), 10_u64.pow(19));
-    assert_eq!(prices, Some(Prices { prompt, device_seconds, ..Prices::default() }));
+fn prices_are_exact() {
+    let prices = |text: &str| {
+        let file = TenantsFile::parse(&format!("[tenants.a.prices]\n{text}"));
+        let tenants = Tenants::resolve(&file.expect("they are accepted"), None);
+        tenants.iter().next().and_then(|entry| entry.tenant.prices).expect("there are prices")
+    };
+    let expected = |prompt, device_seconds| Prices { prompt, device_seconds, ..Prices::default() };
+    let largest = expected(10_u64.pow(18), 10_u64.pow(19));
+    assert_eq!(prices("prompt = 1e9\ndevice_seconds = 1e4"), largest);
+    // Floating-point products of these are a little less.
+    let rounded = expected(2_010_000_000, 2_100_000_000_000);
+    assert_eq!(prices("prompt = 2.01\ndevice_seconds = 0.0021"), rounded);
 }
 
 #[test]
@@ -192,7 +198,7 @@ fn shares_add_up_to_one_at_most() {
     };
     TenantsFile::parse(&shares("0.1", 10)).expect("ten tenths are one");
     // 1.0000000000000002 in floating point.
-    TenantsFile::parse("tenants = {a.min_share = 0.7, b.min_share = 0.2, c.min_share = 0.1}")
+    TenantsFile::parse("tenants = {a.min_share = 0.33, b.min_share = 0.56, c.min_share = 0.11}")
         .expect("three fractions are one");
     assert!(refusal(&shares("0.6", 2)).contains("min_share of all tenants add up to 1.2"));
 }

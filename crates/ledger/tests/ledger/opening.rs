@@ -123,7 +123,7 @@ fn a_reader_sees_whole_batches_while_a_server_writes() {
         while !server.is_finished() {
             let usage = reader.usage(&query).expect("a server that writes is in nobody's way");
             let Some(row) = usage.rows.first() else { continue };
-            assert_eq!(row.requests, REQUESTS.into());
+            assert_eq!(row.requests, u64::from(REQUESTS));
             assert_eq!(row.generated_tokens % u64::from(REQUESTS), 0, "a part of a batch");
             assert!(row.generated_tokens >= seen, "what was seen once stays");
             assert_eq!(row.device_ns, u128::from(row.generated_tokens) * 1_000_000);

@@ -177,5 +177,6 @@ fn texts_say_what_the_rows_hold_whatever_names_hold() {
             .chain(["1", "7", "3", "3003", "0.000", "3.003", "15.015", "0.060", "0.000033033"])
             .collect::<Vec<_>>()
     );
-    assert!(lines[1].ends_with("-            -") || lines[1].trim_end().ends_with('-'), "{table}");
+    let cells: Vec<_> = lines[1].split_whitespace().rev().take(3).collect();
+    assert_eq!(cells, ["-", "-", "0.000"]);
 }

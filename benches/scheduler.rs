@@ -1,0 +1,141 @@
+//! What a step of the scheduler costs, with many tenants that all compete: everyone is
+//! running all the while, eight sequences end in each step and eight others arrive.
+//!
+//! `cargo bench -p sconce-scheduler`; its results are in `benches/results/scheduler.log`.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use sconce_scheduler::{Output, Request, Scheduler, SchedulerConfig, SchedulingPolicy};
+use sconce_types::{
+    RequestId, Sample, SampleOutcome, SampledRow, SampledTokens, SamplingParams, ScheduledBatch,
+    Tenant, TenantId, TokenId,
+};
+
+const PROMPT_LEN: usize = 32;
+const ENDING: usize = 8;
+const TOKEN: TokenId = 7;
+const EOS: TokenId = 1;
+
+/// An engine's load.
+struct World {
+    scheduler: Scheduler,
+    params: Arc<SamplingParams>,
+    tenants: u32,
+    next_id: u64,
+    batch: ScheduledBatch,
+    sampled: SampledTokens,
+    outputs: Vec<Output>,
+}
+
+impl World {
+    fn new(running: usize, queued: usize, tenants: u32) -> Self {
+        let mut scheduler = Scheduler::new(SchedulerConfig {
+            max_num_seqs: running,
+            max_num_batched_tokens: running + ENDING * PROMPT_LEN,
+            max_model_len: 512,
+            num_blocks: running * 16,
+            max_queued: 2 * queued,
+            prefix_cache: None,
+            policy: SchedulingPolicy::Fair,
+        })
+        .expect("the limits agree");
+        let weight = |index: u32| 1 + index % 4;
+        let ids =
+            (0..tenants).map(|i| Tenant { id: TenantId(i), weight: weight(i), ..Tenant::sole() });
+        scheduler.set_tenants(&ids.collect::<Vec<_>>());
+        let params = SamplingParams {
+            max_tokens: 256,
+            eos_token_ids: Arc::from([EOS]),
+            ..SamplingParams::default()
+        };
+        let mut world = Self {
+            scheduler,
+            params: Arc::new(params),
+            tenants,
+            next_id: 0,
+            batch: ScheduledBatch::default(),
+            sampled: SampledTokens::default(),
+            outputs: Vec::new(),
+        };
+        for _ in 0..running + queued {
+            world.arrive();
+        }
+        // Until all seats are taken, and long enough that who came together has parted.
+        for _ in 0..1_000 {
+            world.step();
+        }
+        assert_eq!(world.scheduler.stats().running, running - ENDING);
+        world
+    }
+
+    fn arrive(&mut self) {
+        let id = RequestId(self.next_id);
+        let tenant = TenantId(self.next_id.wrapping_mul(2_654_435_761) as u32 % self.tenants);
+        self.next_id += 1;
+        let request = Request::new(id, vec![TOKEN; PROMPT_LEN], Arc::clone(&self.params));
+        self.scheduler.add(Request { tenant, ..request }).expect("it is taken");
+    }
+
+    fn schedule(&mut self) {
+        self.scheduler.schedule(&mut self.batch);
+        self.sampled.step = self.batch.step;
+    }
+
+    /// Takes a result in which the first `ending` sequences that sample end.
+    fn commit(&mut self, ending: usize) {
+        let mut left = ending;
+        self.sampled.rows.clear();
+        self.sampled.rows.extend(self.batch.sequences.iter().map(|sequence| SampledRow {
+            outcome: match sequence.sample {
+                Sample::Nothing => SampleOutcome::Nothing,
+                Sample::Token { .. } if left > 0 => {
+                    left -= 1;
+                    SampleOutcome::Token(EOS)
+                }
+                Sample::Token { .. } => SampleOutcome::Token(TOKEN),
+            },
+            logprobs: None,
+            prompt_logprobs: Vec::new(),
+        }));
+        self.outputs.clear();
+        self.scheduler.commit(&self.batch, &self.sampled, &mut self.outputs);
+    }
+
+    /// One step, and as many arrivals as there were ends; the scheduler's time for the step.
+    fn step(&mut self) -> Duration {
+        let started = Instant::now();
+        self.schedule();
+        let scheduled = started.elapsed();
+        // What the executor does is not the scheduler's time.
+        let started = Instant::now();
+        self.commit(ENDING);
+        let committed = started.elapsed();
+        let ended = self.outputs.iter().filter(|output| output.finish.is_some()).count();
+        (0..ended).for_each(|_| self.arrive());
+        scheduled + committed
+    }
+}
+
+fn steps(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("step");
+    for running in [64, 128, 256, 512, 1024] {
+        let (queued, tenants) = (running * 10_000 / 256, running * 1_000 / 256);
+        let name = format!("{running} running, {queued} queued, {tenants} tenants");
+        let mut world = World::new(running, queued, tenants as u32);
+        let before = (world.scheduler.stats().preemptions, world.batch.step);
+        group.bench_function(BenchmarkId::from_parameter(name), |bencher| {
+            bencher.iter_custom(|count| (0..count).map(|_| world.step()).sum());
+        });
+        let stats = world.scheduler.stats();
+        assert_eq!(stats.running, running - ENDING, "the seats stay taken");
+        println!("PRE {} steps {}", stats.preemptions - before.0, world.batch.step - before.1);
+    }
+    group.finish();
+}
+
+criterion_group!(benches, steps);
+criterion_main!(benches);
