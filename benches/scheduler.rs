@@ -68,8 +68,14 @@ impl World {
         for _ in 0..1_000 {
             world.step();
         }
-        assert_eq!(world.scheduler.stats().running, running - ENDING);
+        world.check_seats(running);
         world
+    }
+
+    /// All seats are taken, but for those that ended just now or gave way.
+    fn check_seats(&self, seats: usize) {
+        let running = self.scheduler.stats().running;
+        assert!(running + 2 * ENDING >= seats, "{running} of {seats} seats are taken");
     }
 
     fn arrive(&mut self) {
@@ -126,13 +132,10 @@ fn steps(criterion: &mut Criterion) {
         let (queued, tenants) = (running * 10_000 / 256, running * 1_000 / 256);
         let name = format!("{running} running, {queued} queued, {tenants} tenants");
         let mut world = World::new(running, queued, tenants as u32);
-        let before = (world.scheduler.stats().preemptions, world.batch.step);
         group.bench_function(BenchmarkId::from_parameter(name), |bencher| {
             bencher.iter_custom(|count| (0..count).map(|_| world.step()).sum());
         });
-        let stats = world.scheduler.stats();
-        assert_eq!(stats.running, running - ENDING, "the seats stay taken");
-        println!("PRE {} steps {}", stats.preemptions - before.0, world.batch.step - before.1);
+        world.check_seats(running);
     }
     group.finish();
 }

@@ -51,6 +51,15 @@ pub enum LedgerError {
         /// The journal mode that SQLite has taken instead.
         mode: String,
     },
+    /// SQLite may not make the files that it reads the ledger with.
+    #[error(
+        "{} can be read while a server has it open, or by a user who may write in its folder",
+        path.display()
+    )]
+    ReadOnlyFolder {
+        /// The ledger.
+        path: PathBuf,
+    },
     /// SQLite failed.
     #[error("{}: {source}", path.display())]
     Sqlite {

@@ -6,7 +6,7 @@ use std::{
     str::FromStr,
 };
 
-use rusqlite::{Connection, OpenFlags, Row, params};
+use rusqlite::{Connection, ErrorCode, OpenFlags, Row, params};
 use thiserror::Error;
 
 use crate::{
@@ -133,7 +133,7 @@ pub struct Reader {
 
 impl crate::Ledger {
     /// Opens a ledger to read it, which changes nothing in it. While no server has it
-    /// open, SQLite makes two short-lived files beside it, and must be allowed to.
+    /// open, SQLite makes two files beside it (`-wal` and `-shm`), and must be allowed to.
     ///
     /// # Errors
     /// If it is not there, is no ledger, is a later version's, or cannot be read.
@@ -143,10 +143,23 @@ impl crate::Ledger {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(&path, flags).map_err(sqlite_at(&path))?;
         connection.busy_timeout(BUSY_TIMEOUT).map_err(sqlite_at(&path))?;
-        match check(&connection, &path)? {
+        match check(&connection, &path).map_err(named_if_read_only)? {
             Contents::Ledger => Ok(Reader { path, connection }),
             Contents::Nothing => Err(LedgerError::Foreign { path }),
         }
+    }
+}
+
+/// SQLite's own words for a folder that it may not write are "attempt to write a readonly
+/// database", to somebody who only reads.
+fn named_if_read_only(error: LedgerError) -> LedgerError {
+    match error {
+        LedgerError::Sqlite { path, source }
+            if source.sqlite_error_code() == Some(ErrorCode::ReadOnly) =>
+        {
+            LedgerError::ReadOnlyFolder { path }
+        }
+        other => other,
     }
 }
 

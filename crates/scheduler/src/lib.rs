@@ -11,6 +11,7 @@ mod commit;
 mod config;
 mod fairness;
 mod fake_executor;
+mod id_hash;
 mod prefix;
 mod request;
 mod scheduler;

@@ -2,7 +2,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, BinaryHeap, HashMap},
+    collections::{BTreeMap, BinaryHeap},
     sync::Arc,
 };
 
@@ -13,7 +13,8 @@ use sconce_types::{
 
 use crate::{
     BlockPool, ConfigError, Refusal, Request, SchedulerConfig, SchedulerStats, SchedulingPolicy,
-    TenantStats, TokenCosts, accounts::Accounts, fairness::Want, sequence::Sequence,
+    TenantStats, TokenCosts, accounts::Accounts, fairness::Want, id_hash::ByRequest,
+    sequence::Sequence,
 };
 
 /// Decides what each step computes.
@@ -33,7 +34,7 @@ use crate::{
 pub struct Scheduler {
     pub(crate) config: SchedulerConfig,
     pub(crate) pool: BlockPool,
-    pub(crate) sequences: HashMap<RequestId, Sequence>,
+    pub(crate) sequences: ByRequest<Sequence>,
     pub(crate) accounts: Accounts,
     /// In order of admission.
     pub(crate) running: Vec<Running>,
@@ -96,7 +97,7 @@ impl Scheduler {
         Ok(Self {
             config,
             pool: BlockPool::new(config.num_blocks),
-            sequences: HashMap::new(),
+            sequences: ByRequest::default(),
             accounts: Accounts::new(&config),
             running: Vec::with_capacity(config.max_num_seqs),
             free_slots: (0..slots).map(Reverse).collect(),
@@ -206,11 +207,10 @@ impl Scheduler {
     }
 
     fn schedule_rows(&mut self, rows: &[Row], batch: &mut ScheduledBatch) {
-        // What preempted somebody has no room to admit anybody.
-        let mut preempted = false;
+        let mut has_room = true;
         'rows: for (index, row) in rows.iter().enumerate() {
-            if row.class != Class::First && !preempted {
-                self.admit_waiting(batch, Some(row));
+            if row.class != Class::First && has_room {
+                has_room = self.admit_waiting(batch, Some(row));
             }
             let budget = self.config.max_num_batched_tokens - batch.num_tokens;
             if budget == 0 {
@@ -224,7 +224,8 @@ impl Scheduler {
             let num_tokens = sequence.num_pending().min(budget);
             assert!(num_tokens > 0, "a running sequence has something to compute");
             while let Err(lack) = self.grow_table(row.id, num_tokens) {
-                preempted = true;
+                // What preempts somebody leaves no room to admit anybody.
+                has_room = false;
                 let victim = self.victim(&rows[index..], lack);
                 self.preempt(victim);
                 if victim == row.id {
@@ -233,28 +234,28 @@ impl Scheduler {
             }
             self.push_scheduled(row.id, num_tokens, batch);
         }
-        if !preempted {
+        if has_room {
             self.admit_waiting(batch, None);
         }
     }
 
     /// Admits those who wait, as far as there is room; where `before` is given, only
-    /// those who come before it.
-    fn admit_waiting(&mut self, batch: &mut ScheduledBatch, before: Option<&Row>) {
+    /// those who come before it. Says whether there is room for more.
+    fn admit_waiting(&mut self, batch: &mut ScheduledBatch, before: Option<&Row>) -> bool {
         loop {
             let budget = self.config.max_num_batched_tokens - batch.num_tokens;
             if budget == 0 {
-                return;
+                return false;
             }
-            let Some((tenant, id)) = self.accounts.next() else { return };
+            let Some((tenant, id)) = self.accounts.next() else { return false };
             if before.is_some_and(|row| !self.comes_before(tenant, row)) {
-                return;
+                return true;
             }
             if self.free_slots.is_empty() {
                 if self.take_back(tenant, id, Want::Seat) {
                     continue;
                 }
-                return;
+                return false;
             }
             self.share_prefix(id);
             // Room for all it has, not for its first chunk alone: a prefill that must
@@ -273,7 +274,7 @@ impl Scheduler {
                 if self.take_back(tenant, id, Want::Blocks) {
                     continue;
                 }
-                return;
+                return false;
             }
             self.note_prefix(id);
             let num_tokens = num_pending.min(budget);

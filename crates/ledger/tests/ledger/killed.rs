@@ -6,6 +6,8 @@ use std::{
     io::{BufRead as _, BufReader, Write as _},
     path::Path,
     process::{Command, Stdio},
+    thread,
+    time::Duration,
 };
 
 use sconce_ledger::{By, UsageRow};
@@ -17,8 +19,9 @@ use super::{ended, ends, entry, label, sink, usage};
 const LEDGER: &str = "SCONCE_TEST_LEDGER";
 const ROUND: &str = "SCONCE_TEST_ROUND";
 
-/// Requests that run at once: each batch begins one, and ends the oldest.
-const RUNNING: u64 = 40;
+/// Requests that run at once: each batch begins one, and ends the oldest. So many that the
+/// ledger writes nearly all the time, and is killed while it does.
+const RUNNING: u64 = 400;
 
 /// The entries of batch `n`: request `n` begins, the others get a token each.
 fn batch(round: u32, n: u64) -> impl Iterator<Item = MeterEntry> {
@@ -75,6 +78,8 @@ fn kill_after(path: &Path, round: u32, until: u64) -> u64 {
         let Some((_, n)) = line.split_once("recorded ") else { continue };
         let n: u64 = n.parse().expect("batches have numbers");
         if n == until {
+            // Waits for nothing: each round's kill falls at another point of a batch.
+            thread::sleep(Duration::from_micros(u64::from(round) * 37));
             child.kill().expect("it runs");
         }
         last = Some(n);
@@ -97,7 +102,7 @@ fn a_killed_server_loses_at_most_its_last_batch() {
     let mut before = Vec::new();
     for round in 0..20 {
         // From the first batches to beyond several checkpoints.
-        let recorded = kill_after(&path, round, u64::from(round * round * 7));
+        let recorded = kill_after(&path, round, u64::from(round * round * 4));
         let found: Vec<_> = usage(&path, &[By::Request])
             .rows
             .into_iter()
