@@ -132,6 +132,7 @@ pub(crate) struct Accounts {
     is_balanced: bool,
     virtual_time: f64,
     waiting: usize,
+    waiting_tokens: usize,
 }
 
 impl Accounts {
@@ -148,6 +149,7 @@ impl Accounts {
             is_balanced: true,
             virtual_time: 0.0,
             waiting: 0,
+            waiting_tokens: 0,
         }
     }
 
@@ -209,6 +211,7 @@ impl Accounts {
             account.waiting_tokens += tokens;
         });
         self.waiting += 1;
+        self.waiting_tokens += tokens;
     }
 
     /// Takes it out again; it gets a seat, or is gone.
@@ -219,6 +222,7 @@ impl Accounts {
             account.waiting_tokens -= tokens;
         });
         self.waiting -= 1;
+        self.waiting_tokens -= tokens;
     }
 
     /// A sequence took a seat.
@@ -365,6 +369,33 @@ impl Accounts {
     pub(crate) fn share(&self, id: TenantId) -> f64 {
         let account = self.get(id);
         if account.is_active() { account.effective / self.total } else { 0.0 }
+    }
+
+    /// The part that it would have if it came now.
+    pub(crate) fn share_if_active(&self, id: TenantId) -> f64 {
+        if !self.knows(id) {
+            return 1.0 / (self.total + 1.0);
+        }
+        let account = self.get(id);
+        if account.is_active() {
+            return self.share(id);
+        }
+        (account.weight / (self.total + account.weight)).max(account.min_share)
+    }
+
+    /// Cost that it would be served before anybody who has saved up nothing.
+    pub(crate) fn credit(&self, id: TenantId) -> f64 {
+        if !self.knows(id) {
+            return self.burst;
+        }
+        let account = self.get(id);
+        let saved = (self.virtual_time - account.counter) * account.effective;
+        saved.clamp(0.0, self.burst)
+    }
+
+    /// Tokens of all that wait.
+    pub(crate) fn waiting_tokens(&self) -> usize {
+        self.waiting_tokens
     }
 
     /// Work as the time in which all the active together are served it.

@@ -67,6 +67,8 @@ impl Scheduler {
             }
             if output.finish.is_some() {
                 any_finished = true;
+                let generated = (sequence.tokens.len() - sequence.prompt_len) as f64;
+                self.mean_output += (generated - self.mean_output) / 32.0;
                 self.remove(id);
             }
             if output.token.is_some()

@@ -6,6 +6,7 @@
 //! simulation. [`FakeExecutor`] is the other side of that simulation.
 
 mod accounts;
+mod admission;
 mod block_pool;
 mod commit;
 mod config;
@@ -16,10 +17,13 @@ mod prefix;
 mod request;
 mod scheduler;
 mod sequence;
+mod step_model;
 
+pub use admission::Prediction;
 pub use block_pool::BlockPool;
 pub use config::{ConfigError, SchedulerConfig, SchedulingPolicy};
 pub use fake_executor::{FakeExecutor, Fault};
 pub use prefix::{BlockHash, PrefixKey};
 pub use request::{Finish, Output, Refusal, Request, SchedulerStats, TenantStats, TokenCosts};
 pub use scheduler::Scheduler;
+pub use step_model::{StepModel, StepWork};

@@ -43,6 +43,8 @@ pub struct Scheduler {
     /// The order of a step, kept for its memory.
     pub(crate) rows: Vec<Row>,
     pub(crate) step: u64,
+    /// Tokens of an output, of late.
+    pub(crate) mean_output: f64,
     arrivals: u64,
     admissions: u64,
     pub(crate) preemptions: u64,
@@ -104,6 +106,7 @@ impl Scheduler {
             costs: TokenCosts::default(),
             rows: Vec::with_capacity(config.max_num_seqs),
             step: 0,
+            mean_output: 64.0,
             arrivals: 0,
             admissions: 0,
             preemptions: 0,

@@ -1,0 +1,88 @@
+//! What a request may expect if it came now.
+
+use sconce_types::TenantId;
+
+use crate::{Scheduler, SchedulerConfig, SchedulingPolicy, StepModel, StepWork};
+
+/// What a request may expect, in seconds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Prediction {
+    /// To its first token.
+    pub ttft: f64,
+    /// From each token to the next.
+    pub tpot: f64,
+}
+
+impl Scheduler {
+    /// What a request of a tenant with a prompt of so many tokens may expect if it came
+    /// now, with steps that take what `model` says.
+    ///
+    /// Prompts wait for the step's budget and for seats. Who is served first come, first
+    /// served waits for all who came before; who has a fair share waits for its own queue
+    /// at its share's pace, or for all if that is sooner. Outputs are taken to be as long
+    /// as they were of late.
+    #[must_use]
+    pub fn predict(&self, model: &StepModel, tenant: TenantId, prompt_len: usize) -> Prediction {
+        let SchedulerConfig { max_num_seqs, max_num_batched_tokens, policy, .. } = self.config;
+        let sequences = self.running.iter().map(|running| &self.sequences[&running.id]);
+        let (mut decodes, mut prefilling, mut context) = (0.0, 0.0, 0.0);
+        for sequence in sequences {
+            context += sequence.num_computed_tokens as f64;
+            if sequence.is_decode() {
+                decodes += 1.0;
+            } else {
+                prefilling += sequence.num_pending() as f64;
+            }
+        }
+        let seats = max_num_seqs as f64;
+        let running = self.running.len() as f64;
+        let waiting = self.accounts.num_waiting() as f64;
+        // As the step is while others' prompts and this one are computed.
+        let rows = (running + waiting + 1.0).min(seats);
+        let mean_context = if running > 0.0 { context / running } else { 0.0 };
+        let decoding = StepWork { prefill: 0.0, decode: rows, attended: rows * mean_context };
+        let budget = max_num_batched_tokens as f64;
+        let room = (budget - decodes).max(1.0);
+        let full = StepWork {
+            prefill: room,
+            decode: decodes,
+            attended: decodes * mean_context + room * (prompt_len as f64) / 2.0,
+        };
+        let full_step = model.predict(full);
+        let pace = room / full_step;
+        let prompt = prompt_len as f64;
+        let mut all = self.accounts.waiting_tokens() as f64 + prefilling;
+        let mut own = if self.accounts.knows(tenant) {
+            self.accounts.get(tenant).waiting_tokens() as f64
+        } else {
+            0.0
+        };
+        let own_waiting = self.tenant_stats(tenant).waiting as f64;
+        (all, own) = (all + prompt, own + prompt);
+        let is_fair = policy == SchedulingPolicy::Fair;
+        let share = if is_fair { self.accounts.share_if_active(tenant) } else { 1.0 };
+        let for_prompts = if is_fair {
+            // What it has saved up is served before anybody else's.
+            let saved = self.accounts.credit(tenant).min(own);
+            ((saved + (own - saved) / share) / pace).min(all / pace)
+        } else {
+            all / pace
+        };
+        // Whoever has to wait for a seat waits for others to end.
+        let own_seats = self.tenant_stats(tenant).running as f64 + own_waiting + 1.0;
+        let has_right = is_fair && own_seats <= (share * seats).max(1.0);
+        let for_seat = if running + waiting < seats || has_right {
+            0.0
+        } else {
+            let ends = rows / (self.mean_output.max(1.0) * model.predict(decoding));
+            let behind_all = (running + waiting + 1.0 - seats) / ends;
+            let behind_own = (own_waiting + 1.0) / (ends * share);
+            if is_fair { behind_all.min(behind_own) } else { behind_all }
+        };
+        // The step that runs now ends first; the last of its own may be less than full.
+        let ahead = if running > 0.0 { 0.5 * full_step } else { 0.0 };
+        let least = model.predict(StepWork { prefill: prompt.min(room), ..StepWork::default() });
+        let ttft = ahead + for_prompts.max(for_seat).max(least);
+        Prediction { ttft, tpot: model.predict(decoding) }
+    }
+}
