@@ -47,9 +47,9 @@ fn main() {
 fn first_token(sconce: &Sconce, prompt: Vec<u32>) -> (Duration, usize) {
     let params = SamplingParams { max_tokens: 1, temperature: 0.0, ..SamplingParams::default() };
     let started = Instant::now();
-    let stream = sconce.engine().submit(EngineRequest { prompt, params });
+    let stream = sconce.engine().submit(EngineRequest::new(prompt, params));
     match stream.expect("it is taken").blocking_next() {
-        Some(RequestEvent::Token(token)) => (started.elapsed(), token.num_cached_tokens),
+        Some(RequestEvent::Token(token)) => (started.elapsed(), token.usage.cached_tokens as usize),
         other => panic!("no token but {other:?}"),
     }
 }

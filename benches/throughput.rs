@@ -44,7 +44,7 @@ fn measure(sconce: &Sconce, streams: usize, rng: &mut StdRng) -> Run {
                         temperature: 0.0,
                         ..SamplingParams::default()
                     };
-                    let request = EngineRequest { prompt, params };
+                    let request = EngineRequest::new(prompt, params);
                     let mut stream = sconce.engine().submit(request).expect("it is taken");
                     let (mut first, mut tokens) = (None, 0);
                     while let Some(event) = stream.blocking_next() {

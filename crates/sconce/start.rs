@@ -300,7 +300,7 @@ impl Sconce {
             params.eos_token_ids = self.text.eos_token_ids();
         }
         let detokenizer = self.text.detokenizer(&prompt, true);
-        let stream = self.handle.submit(EngineRequest { prompt, params })?;
+        let stream = self.handle.submit(EngineRequest::new(prompt, params))?;
         Ok(Completion::new(stream, detokenizer))
     }
 }

@@ -87,7 +87,7 @@ fn greedy_tokens_of_the_cuda_kernels_are_those_of_transformers() {
         .iter()
         .map(|case| {
             let prompt = golden::ids(&case["prompt"]);
-            engine.submit(EngineRequest { prompt, params: params.clone() }).expect("taken")
+            engine.submit(EngineRequest::new(prompt, params.clone())).expect("taken")
         })
         .collect();
     for (case, mut stream) in cases.into_iter().zip(streams) {
@@ -184,7 +184,7 @@ fn a_device_that_fails_is_started_again_unless_it_is_lost() {
         let (thread, engine, ()) = Engine::start("cuda", build).expect("the engine starts");
         let ask = || {
             let params = SamplingParams { max_tokens: 1, ..SamplingParams::default() };
-            let request = EngineRequest { prompt: vec![1, 2, 3], params };
+            let request = EngineRequest::new(vec![1, 2, 3], params);
             engine.submit(request).expect("taken").blocking_next().expect("an event")
         };
         let RequestEvent::Failed(error) = ask() else { panic!("the device failed") };

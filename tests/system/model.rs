@@ -96,7 +96,7 @@ pub(crate) struct Answer {
 
 /// Runs a request to its end.
 pub(crate) fn run(engine: &EngineHandle, prompt: &[TokenId], params: &SamplingParams) -> Answer {
-    let request = EngineRequest { prompt: prompt.to_vec(), params: params.clone() };
+    let request = EngineRequest::new(prompt.to_vec(), params.clone());
     let mut stream = engine.submit(request).expect("the engine takes the request");
     let mut answer = Answer { tokens: Vec::new(), logprobs: Vec::new() };
     while let Some(event) = stream.blocking_next() {

@@ -2,7 +2,6 @@
 
 use std::{
     any::Any,
-    collections::HashMap,
     fmt::Display,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
@@ -11,17 +10,33 @@ use std::{
         mpsc::{Receiver, TryRecvError, channel, sync_channel},
     },
     thread::JoinHandle,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use sconce_scheduler::{Finish, Output, Request, Scheduler, SchedulerConfig, SchedulerStats};
-use sconce_types::{Executor, ExecutorError, RequestId, SampledTokens, ScheduledBatch};
-use tokio::sync::mpsc;
+use sconce_scheduler::{
+    ByRequest, Finish, Output, Refusal, Request, Scheduler, SchedulerConfig, SchedulerStats,
+    StepModel, StepWork,
+};
+use sconce_types::{
+    EndReason, Executor, ExecutorError, MeterEntry, MeterSink, RequestId, SampledTokens,
+    ScheduledBatch, Tenant,
+};
 
 use crate::{
-    EngineHandle, EngineLimits, FinishReason, Metrics, RequestError, RequestEvent, TokenEvent,
-    handle::{Permit, Shared, Submission},
+    EngineHandle, EngineLimits, EngineOptions, FinishReason, Metrics, Overload, RecordSink,
+    RequestError, RequestEvent, TokenEvent,
+    admission::{self, Deadline, Deadlines},
+    gates::Gates,
+    handle::{CONTROL_MESSAGES, Message, Shared, Submission},
+    live::LiveRequest,
+    metering::Meter,
+    tenants::TenantTable,
 };
+
+/// Steps between two looks at what tokens cost.
+const COSTS_EVERY: u64 = 64;
+/// Least time between two looks at tenants' sums, unless a request ends.
+const PUBLISH_EVERY: Duration = Duration::from_millis(100);
 
 /// Why an engine did not start.
 #[derive(Debug, thiserror::Error)]
@@ -69,7 +84,7 @@ impl Engine {
     /// # Errors
     /// `build`'s error, or limits that contradict each other.
     pub fn start<E, T, B>(
-        model_name: &str,
+        options: impl Into<EngineOptions>,
         mut build: impl FnMut() -> Result<Built<E, T>, B> + Send + 'static,
     ) -> Result<(Self, EngineHandle, T), StartError<B>>
     where
@@ -77,7 +92,7 @@ impl Engine {
         T: Send + 'static,
         B: Display + Send + 'static,
     {
-        let model_name = model_name.to_owned();
+        let options = options.into();
         let (report, started) = channel();
         let thread = std::thread::Builder::new()
             .name("sconce-engine".to_owned())
@@ -93,7 +108,7 @@ impl Engine {
                 match built {
                     Ok((Built { executor, config, vocab_size, info }, scheduler)) => {
                         let (handle, engine) =
-                            EngineLoop::new(&model_name, vocab_size, executor, scheduler, config);
+                            EngineLoop::new(options, vocab_size, executor, scheduler, config);
                         // Whoever asked may have gone; the loop then ends by itself.
                         let _ = report.send(Ok((handle, info)));
                         engine.run(config, || match build() {
@@ -124,26 +139,23 @@ impl Engine {
     }
 }
 
-/// What the loop keeps of a request beside its scheduler state.
-struct LiveRequest {
-    events: mpsc::Sender<RequestEvent>,
-    arrived: Instant,
-    first_scheduled: Option<Instant>,
-    first_token: Option<Instant>,
-    last_token: Instant,
-    prompt_len: usize,
-    max_tokens: u32,
-    generated: u32,
-    _permit: Permit,
-}
-
 struct EngineLoop<E> {
     scheduler: Scheduler,
     /// None only while another is built.
     executor: Option<E>,
-    inbox: Receiver<Submission>,
+    inbox: Receiver<Message>,
     cancels: Receiver<RequestId>,
-    requests: HashMap<RequestId, LiveRequest>,
+    requests: ByRequest<LiveRequest>,
+    tenants: TenantTable,
+    deadlines: Deadlines,
+    model: StepModel,
+    meter: Meter,
+    sink: Option<Box<dyn MeterSink>>,
+    recorder: Option<Box<dyn RecordSink>>,
+    /// What the ledger is to be told.
+    entries: Vec<MeterEntry>,
+    /// When tenants' metrics were brought up to date.
+    published: Instant,
     batch: ScheduledBatch,
     sampled: SampledTokens,
     outputs: Vec<Output>,
@@ -164,10 +176,10 @@ enum Turn {
 
 impl<E: Executor> EngineLoop<E> {
     fn new(
-        model_name: &str,
+        options: EngineOptions,
         vocab_size: usize,
         executor: E,
-        scheduler: Scheduler,
+        mut scheduler: Scheduler,
         config: SchedulerConfig,
     ) -> (EngineHandle, Self) {
         let limits = EngineLimits {
@@ -177,11 +189,16 @@ impl<E: Executor> EngineLoop<E> {
             max_num_seqs: config.max_num_seqs,
             max_queued: config.max_queued,
         };
-        let (inbox_sender, inbox) = sync_channel(config.max_num_seqs + config.max_queued);
+        let places = config.max_num_seqs + config.max_queued;
+        let (inbox_sender, inbox) = sync_channel(places + CONTROL_MESSAGES);
         // Bounded by the number of unfinished requests: each is cancelled once at most.
         let (cancel_sender, cancels) = channel();
-        let shared = Arc::new(Shared::new());
-        let metrics = Arc::new(Metrics::new(model_name, config.num_blocks));
+        let EngineOptions { model_name, tenants: named, sink, energy, recorder } = options;
+        let shared = Arc::new(Shared::new(Gates::new(&named, places)));
+        let metrics = Arc::new(Metrics::new(&model_name, config.num_blocks));
+        let mut tenants = TenantTable::new();
+        tenants.update(&named, &metrics, Instant::now());
+        scheduler.set_tenants(&named);
         let handle = EngineHandle::new(
             inbox_sender,
             cancel_sender,
@@ -194,7 +211,15 @@ impl<E: Executor> EngineLoop<E> {
             executor: Some(executor),
             inbox,
             cancels,
-            requests: HashMap::new(),
+            requests: ByRequest::default(),
+            tenants,
+            deadlines: Deadlines::default(),
+            model: StepModel::default(),
+            meter: Meter::new(energy),
+            sink,
+            recorder,
+            entries: Vec::new(),
+            published: Instant::now(),
             batch: ScheduledBatch::default(),
             sampled: SampledTokens::default(),
             outputs: Vec::new(),
@@ -263,9 +288,10 @@ impl<E: Executor> EngineLoop<E> {
     fn turn(&mut self) -> Turn {
         let turn_started = Instant::now();
         self.take_cancels();
-        if matches!(self.take_submissions(), Turn::Stop) {
+        if matches!(self.take_messages(), Turn::Stop) {
             return Turn::Stop;
         }
+        self.end_overdue(turn_started);
         if self.shared.reset_prefix_cache.swap(false, Ordering::AcqRel) {
             self.scheduler.reset_prefix_cache();
         }
@@ -275,19 +301,29 @@ impl<E: Executor> EngineLoop<E> {
             return self.wait_for_work();
         }
         self.shared.beat(false);
-        self.note_admissions(turn_started);
+        for admitted in &self.batch.admitted {
+            if let Some(live) = self.requests.get_mut(&admitted.request) {
+                live.note_admission(&self.metrics, turn_started);
+            }
+        }
         let step_started = Instant::now();
         let executor = self.executor.as_mut().expect("a turn is taken with an executor");
         let outcome = executor.launch(&self.batch).and_then(|()| executor.wait(&mut self.sampled));
         let step_ended = Instant::now();
-        self.metrics.step_time.observe((step_ended - step_started).as_secs_f64());
+        let step_time = step_ended - step_started;
+        self.metrics.step_time.observe(step_time.as_secs_f64());
         self.metrics.iteration_tokens.observe(self.batch.num_tokens as f64);
+        self.share_step(step_time, step_ended);
         if let Err(error) = outcome {
             return self.end_failed_step(&error);
         }
+        self.learn(step_time);
         self.scheduler.commit(&self.batch, &self.sampled, &mut self.outputs);
+        self.note_tokens();
+        self.tell_ledger();
         // Who reads its last token finds the metrics as they are after it.
         self.publish_gauges();
+        self.publish_tenants(step_ended);
         self.deliver(step_ended);
         let overhead = (step_started - turn_started) + step_ended.elapsed();
         self.metrics.step_overhead.observe(overhead.as_secs_f64());
@@ -298,17 +334,17 @@ impl<E: Executor> EngineLoop<E> {
     fn take_cancels(&mut self) {
         while let Ok(id) = self.cancels.try_recv() {
             // A request may finish before its cancellation is read.
-            if self.requests.remove(&id).is_some() {
+            if self.requests.contains_key(&id) {
                 self.scheduler.cancel(id);
-                self.metrics.request_success.with_label_values(&["abort"]).inc();
+                self.end(id, EndReason::Abort, None);
             }
         }
     }
 
-    fn take_submissions(&mut self) -> Turn {
+    fn take_messages(&mut self) -> Turn {
         loop {
             match self.inbox.try_recv() {
-                Ok(submission) => self.accept(submission),
+                Ok(message) => self.take(message),
                 Err(TryRecvError::Empty) => return Turn::Continue,
                 // What runs still has readers: finish it.
                 Err(TryRecvError::Disconnected) if !self.requests.is_empty() => {
@@ -319,6 +355,26 @@ impl<E: Executor> EngineLoop<E> {
         }
     }
 
+    fn take(&mut self, message: Message) {
+        let Self { scheduler, model, tenants, .. } = self;
+        match message {
+            Message::Submit(submission) => self.accept(*submission),
+            Message::Tenants(named) => self.set_tenants(&named),
+            Message::Capacity(tenant, prompt_len, reply) => {
+                let now = Instant::now();
+                let capacity =
+                    admission::capacity(tenant, prompt_len, scheduler, model, tenants, now);
+                // Whoever asked may have gone.
+                let _ = reply.send(capacity);
+            }
+        }
+    }
+
+    fn set_tenants(&mut self, named: &[Tenant]) {
+        self.tenants.update(named, &self.metrics, Instant::now());
+        self.scheduler.set_tenants(named);
+    }
+
     fn accept(&mut self, submission: Submission) {
         let Submission { id, request, arrived, events, permit } = submission;
         // Dropped before it got here: its cancellation, read or not, finds no request to end.
@@ -326,27 +382,106 @@ impl<E: Executor> EngineLoop<E> {
             self.metrics.request_success.with_label_values(&["abort"]).inc();
             return;
         }
-        let live = LiveRequest {
-            events,
-            arrived,
-            first_scheduled: None,
-            first_token: None,
-            last_token: arrived,
-            prompt_len: request.prompt.len(),
-            max_tokens: request.params.max_tokens,
-            generated: 0,
-            _permit: permit,
-        };
-        let request =
-            Request { id, prompt: request.prompt, params: Arc::new(request.params), cache_salt: 0 };
-        match self.scheduler.add(request) {
+        let Self { scheduler, model, tenants, .. } = self;
+        let refused = admission::check(&request, scheduler, model, tenants, Instant::now()).err();
+        let tenant = request.tenant;
+        let known = self.tenants.get(tenant);
+        let (prices, target) =
+            known.map_or((None, None), |known| (known.tenant.prices, known.tenant.ttft_target));
+        let is_recorded = self.recorder.is_some();
+        let live = LiveRequest::new(&request, arrived, events, permit, prices, is_recorded);
+        let timeout = request.timeout;
+        let outcome = refused.map_or_else(
+            || {
+                let request = Request {
+                    id,
+                    prompt: request.prompt,
+                    params: Arc::new(request.params),
+                    tenant,
+                    priority: request.priority,
+                    // No tenant finds what another computed, nor learns from its own
+                    // times what that was.
+                    cache_salt: u64::from(tenant.0),
+                };
+                let added = self.scheduler.add(request);
+                added.map_err(|refusal| self.explain(tenant, &refusal))
+            },
+            Err,
+        );
+        match outcome {
             Ok(()) => {
+                let at = |time, deadline| Some((arrived.checked_add(time?)?, deadline));
+                let deadlines = [at(target, Deadline::FirstToken), at(timeout, Deadline::End)];
+                for (at, deadline) in deadlines.into_iter().flatten() {
+                    self.deadlines.add(at, id, deadline);
+                }
                 self.requests.insert(id, live);
             }
-            Err(refusal) => {
-                let error = RequestError::Refused(refusal.to_string());
-                let _ = live.events.try_send(RequestEvent::Failed(error));
+            Err(error) => {
+                if let Some(known) = self.tenants.get(tenant) {
+                    known.metrics.refused.inc();
+                }
+                live.fail(error);
             }
+        }
+    }
+
+    /// What the scheduler refuses, in the client's terms.
+    fn explain(&self, tenant: sconce_types::TenantId, refusal: &Refusal) -> RequestError {
+        match *refusal {
+            Refusal::TenantQueueFull { max_queued } => {
+                let one = self.scheduler.predict(&self.model, tenant, 1).ttft;
+                let place = one / (max_queued + 1) as f64;
+                admission::overloaded(Overload::QueueFull { max_queued }, place)
+            }
+            ref refusal => RequestError::Refused(refusal.to_string()),
+        }
+    }
+
+    /// Ends what can no longer matter.
+    fn end_overdue(&mut self, now: Instant) {
+        while let Some((id, deadline)) = self.deadlines.pop(now) {
+            let Some(live) = self.requests.get(&id) else { continue };
+            let error = match deadline {
+                Deadline::FirstToken if live.first_token.is_some() => continue,
+                Deadline::FirstToken => {
+                    let known = self.tenants.get(live.tenant);
+                    let limit = known.and_then(|known| known.tenant.ttft_target);
+                    let limit = limit.unwrap_or(now - live.arrived);
+                    let wait = self.scheduler.predict(&self.model, live.tenant, 1).ttft;
+                    if let Some(known) = known {
+                        known.metrics.refused.inc();
+                    }
+                    admission::overloaded(Overload::Late { limit }, wait)
+                }
+                Deadline::End => {
+                    RequestError::TimedOut { timeout: live.timeout.unwrap_or_default() }
+                }
+            };
+            self.scheduler.cancel(id);
+            self.end(id, EndReason::Deadline, Some(error));
+        }
+        let requests = &self.requests;
+        self.deadlines.tidy(requests.len(), |id| requests.contains_key(&id));
+    }
+
+    /// Ends a request that the scheduler has forgotten and that has not finished.
+    fn end(&mut self, id: RequestId, reason: EndReason, error: Option<RequestError>) {
+        self.share_energy(true);
+        let Some(mut live) = self.requests.remove(&id) else { return };
+        live.settle(self.tenants.get_mut(live.tenant));
+        if self.sink.is_some() {
+            let tenant = self.tenants.get(live.tenant);
+            self.entries.push(live.labelled_entry(id, tenant, Some(reason)));
+        }
+        let label = match reason {
+            EndReason::Error => "error",
+            EndReason::Deadline => "deadline",
+            _ => "abort",
+        };
+        self.metrics.request_success.with_label_values(&[label]).inc();
+        if let Some(error) = error {
+            live.fail(error);
         }
     }
 
@@ -356,23 +491,89 @@ impl<E: Executor> EngineLoop<E> {
             "a scheduler with {} unfinished requests must schedule something",
             self.requests.len()
         );
+        self.tell_ledger();
+        self.publish_tenants(Instant::now());
         self.shared.beat(true);
         match self.inbox.recv() {
-            Ok(submission) => {
-                self.accept(submission);
+            Ok(message) => {
+                self.meter.begin_work();
+                self.take(message);
                 Turn::Continue
             }
             Err(_) => Turn::Stop,
         }
     }
 
-    fn note_admissions(&mut self, now: Instant) {
-        for admitted in &self.batch.admitted {
-            let Some(live) = self.requests.get_mut(&admitted.request) else { continue };
-            if live.first_scheduled.is_none() {
-                live.first_scheduled = Some(now);
-                self.metrics.queue_time.observe((now - live.arrived).as_secs_f64());
+    /// Shares a step's time out among those that it computed, and notes the blocks that they
+    /// held until its end.
+    fn share_step(&mut self, step_time: Duration, ended: Instant) {
+        let step_ns = u64::try_from(step_time.as_nanos()).unwrap_or(u64::MAX);
+        let parts = self.meter.share_time(&self.model, &self.batch, step_ns);
+        for (sequence, &part) in self.batch.sequences.iter().zip(parts) {
+            if let Some(live) = self.requests.get_mut(&sequence.request) {
+                live.note_step(part, sequence.block_table.len(), ended);
             }
+        }
+    }
+
+    /// Shares out what energy was used, if it is time to read it, or `now`.
+    fn share_energy(&mut self, now: bool) {
+        let requests = &mut self.requests;
+        self.meter.share_energy(now, |id, uj| {
+            if let Some(live) = requests.get_mut(&id) {
+                live.note_energy(uj);
+            }
+        });
+    }
+
+    /// Learns what steps take, and from that what tokens cost.
+    fn learn(&mut self, step_time: Duration) {
+        self.model.observe(StepWork::of(&self.batch), step_time.as_secs_f64());
+        if self.batch.step % COSTS_EVERY == 0 {
+            self.scheduler.set_costs(self.model.costs());
+            let gap = self.scheduler.seconds_per_end(&self.model).min(1e6);
+            self.shared.next_end_ms.store((gap * 1e3) as u64, Ordering::Relaxed);
+        }
+    }
+
+    /// Counts the tokens of a step before anybody is told of them.
+    fn note_tokens(&mut self) {
+        for output in &self.outputs {
+            let live = self.requests.get_mut(&output.request);
+            if let (Some(live), Some(token)) = (live, output.token) {
+                live.note_token(token, output.num_cached_tokens);
+            }
+        }
+        let ends = self.outputs.iter().any(|output| output.finish.is_some());
+        self.share_energy(ends);
+        for sequence in &self.batch.sequences {
+            if let Some(live) = self.requests.get_mut(&sequence.request) {
+                live.settle(self.tenants.get_mut(live.tenant));
+            }
+        }
+    }
+
+    /// Tells the ledger what this step changed, and waits until it has kept what the last
+    /// one did: so at most one step's tokens can be lost with the process.
+    fn tell_ledger(&mut self) {
+        let Self { sink, entries, requests, tenants, outputs, batch, .. } = self;
+        let Some(sink) = sink else { return };
+        let mut outputs = outputs.iter().peekable();
+        for sequence in &batch.sequences {
+            let id = sequence.request;
+            // Outputs come in the batch's order.
+            let output = outputs.next_if(|output| output.request == id);
+            let end = output.and_then(|output| output.finish.as_ref()).map(|finish| match finish {
+                Finish::Stop { .. } => EndReason::Stop,
+                Finish::Length => EndReason::Length,
+                Finish::NonFiniteLogits => EndReason::Error,
+            });
+            if let Some(live) = requests.get_mut(&id) {
+                entries.push(live.labelled_entry(id, tenants.get(live.tenant), end));
+            }
+        }
+        if !entries.is_empty() {
+            sink.record(entries);
         }
     }
 
@@ -388,12 +589,13 @@ impl<E: Executor> EngineLoop<E> {
                 });
             }
             if let Some(token) = output.token {
-                live.note_token(&self.metrics, now);
+                live.observe_token(&self.metrics, self.tenants.get_mut(live.tenant), now);
                 let finish = output.finish.as_ref().and_then(finish_reason);
                 let event = TokenEvent {
                     token,
                     logprobs: output.logprobs,
-                    num_cached_tokens: output.num_cached_tokens,
+                    usage: live.usage,
+                    price_nano: live.price_nano(),
                     finish,
                 };
                 let _ = live.events.try_send(RequestEvent::Token(event));
@@ -402,43 +604,65 @@ impl<E: Executor> EngineLoop<E> {
                 None => continue,
                 Some(Finish::NonFiniteLogits) => {
                     self.metrics.corrupted_requests.inc();
-                    let error = RequestError::NonFiniteLogits;
-                    let _ = live.events.try_send(RequestEvent::Failed(error));
+                    live.fail(RequestError::NonFiniteLogits);
                     self.metrics.request_success.with_label_values(&["error"]).inc();
                 }
-                Some(Finish::Stop { .. }) => live.note_finish(&self.metrics, "stop", now),
-                Some(Finish::Length) => live.note_finish(&self.metrics, "length", now),
+                Some(Finish::Stop { .. }) => live.observe_finish(&self.metrics, "stop", now),
+                Some(Finish::Length) => live.observe_finish(&self.metrics, "length", now),
             }
-            self.requests.remove(&output.request);
+            let finished = self.requests.remove(&output.request);
+            let recorded = finished.and_then(|mut live| live.recorded(output.request));
+            if let (Some(recorder), Some(recorded)) = (&mut self.recorder, recorded) {
+                recorder.record(recorded);
+            }
         }
     }
 
     fn end_failed_step(&mut self, error: &ExecutorError) -> Turn {
         tracing::error!("{error}");
+        let mut failed = std::mem::take(&mut self.failed);
         let turn = match error {
             ExecutorError::Step(_) => {
-                self.scheduler.fail_batch(&self.batch, &mut self.failed);
+                self.scheduler.fail_batch(&self.batch, &mut failed);
                 Turn::Continue
             }
             // Whatever is in the cache is lost with it.
             ExecutorError::Fatal(_) => {
-                self.scheduler.fail_running(&mut self.failed);
+                self.scheduler.fail_running(&mut failed);
                 Turn::Rebuild
             }
             ExecutorError::DeviceLost(_) => {
-                self.failed.extend(self.requests.keys());
+                failed.extend(self.requests.keys());
                 self.shared.device_lost.store(true, Ordering::Release);
                 Turn::Stop
             }
         };
-        for id in self.failed.drain(..) {
-            if let Some(live) = self.requests.remove(&id) {
-                let event = RequestEvent::Failed(RequestError::StepFailed(error.to_string()));
-                let _ = live.events.try_send(event);
-                self.metrics.request_success.with_label_values(&["error"]).inc();
-            }
+        for id in failed.drain(..) {
+            let event = RequestError::StepFailed(error.to_string());
+            self.end(id, EndReason::Error, Some(event));
         }
+        self.failed = failed;
+        self.batch.clear();
+        self.tell_ledger();
         turn
+    }
+
+    /// Brings tenants' metrics up to date when one of their requests ends, else now and then.
+    fn publish_tenants(&mut self, now: Instant) {
+        let ends = self.outputs.iter().any(|output| output.finish.is_some());
+        if !ends && !self.requests.is_empty() && now - self.published < PUBLISH_EVERY {
+            return;
+        }
+        self.published = now;
+        let Self { tenants, scheduler, metrics, meter, .. } = self;
+        let gauge = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        for known in tenants.iter_mut() {
+            let stats = scheduler.tenant_stats(known.tenant.id);
+            known.metrics.running.set(gauge(stats.running));
+            known.metrics.waiting.set(gauge(stats.waiting));
+            known.publish();
+        }
+        metrics.idle_energy_joules.inc_by(std::mem::take(&mut meter.idle_uj) as f64 * 1e-6);
     }
 
     fn publish_gauges(&mut self) {
@@ -454,39 +678,6 @@ impl<E: Executor> EngineLoop<E> {
         metrics.prefix_cache_queries.inc_by(queries);
         metrics.prefix_cache_hits.inc_by(stats.prefix_cache_hits - seen.prefix_cache_hits);
         *seen = stats;
-    }
-}
-
-impl LiveRequest {
-    fn note_token(&mut self, metrics: &Metrics, now: Instant) {
-        self.generated += 1;
-        metrics.generation_tokens.inc();
-        if self.first_token.is_none() {
-            self.first_token = Some(now);
-            metrics.prompt_tokens.inc_by(self.prompt_len as u64);
-            metrics.time_to_first_token.observe((now - self.arrived).as_secs_f64());
-            if let Some(scheduled) = self.first_scheduled {
-                metrics.prefill_time.observe((now - scheduled).as_secs_f64());
-            }
-        } else {
-            metrics.inter_token_latency.observe((now - self.last_token).as_secs_f64());
-        }
-        self.last_token = now;
-    }
-
-    fn note_finish(&self, metrics: &Metrics, reason: &str, now: Instant) {
-        metrics.request_success.with_label_values(&[reason]).inc();
-        metrics.e2e_latency.observe((now - self.arrived).as_secs_f64());
-        metrics.request_prompt_tokens.observe(self.prompt_len as f64);
-        metrics.request_generation_tokens.observe(f64::from(self.generated));
-        metrics.request_max_tokens.observe(f64::from(self.max_tokens));
-        if let Some(first) = self.first_token {
-            let decode = (now - first).as_secs_f64();
-            metrics.decode_time.observe(decode);
-            if self.generated > 1 {
-                metrics.time_per_output_token.observe(decode / f64::from(self.generated - 1));
-            }
-        }
     }
 }
 

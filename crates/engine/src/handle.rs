@@ -2,17 +2,22 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
         mpsc::{Sender, SyncSender, TrySendError},
     },
     time::{Duration, Instant},
 };
 
-use sconce_types::{BLOCK_SIZE, InvalidSamplingParams, RequestId, SamplingParams, TokenId};
-use tokio::sync::{Notify, mpsc};
+use sconce_types::{
+    BLOCK_SIZE, InvalidSamplingParams, RequestId, SamplingParams, Tenant, TenantId, TokenId,
+};
+use tokio::sync::{Notify, mpsc, oneshot};
 
-use crate::{Metrics, RequestEvent, RequestStream};
+use crate::{
+    Capacity, Metrics, RequestEvent, RequestStream,
+    gates::{Gates, Place},
+};
 
 /// A request as the engine takes it: token ids only.
 #[derive(Clone, Debug)]
@@ -21,6 +26,24 @@ pub struct EngineRequest {
     pub prompt: Vec<TokenId>,
     /// How to go on from it.
     pub params: SamplingParams,
+    /// Whose it is.
+    pub tenant: TenantId,
+    /// Its place among its tenant's requests: lower is sooner.
+    pub priority: i32,
+    /// Its id as its client knows it, for the ledger.
+    pub request_id: Arc<str>,
+    /// The time that it may take in all; it is refused if that is not enough, and ends
+    /// when it has passed.
+    pub timeout: Option<Duration>,
+}
+
+impl EngineRequest {
+    /// A request of an engine's only tenant.
+    #[must_use]
+    pub fn new(prompt: Vec<TokenId>, params: SamplingParams) -> Self {
+        let (tenant, request_id) = (TenantId(0), Arc::from(""));
+        Self { prompt, params, tenant, priority: 0, request_id, timeout: None }
+    }
 }
 
 /// What an engine accepts, fixed at its start.
@@ -86,6 +109,8 @@ pub enum SubmitError {
         unfinished: usize,
         /// How many there may be.
         limit: usize,
+        /// When one of them should have ended, in whole seconds.
+        retry_after: Duration,
     },
     /// The engine takes no more requests.
     #[error("the engine is shutting down")]
@@ -111,6 +136,18 @@ pub enum Health {
     DeviceLost,
 }
 
+/// What is told to the engine's thread.
+pub(crate) enum Message {
+    Submit(Box<Submission>),
+    /// Tenants as they are from now on.
+    Tenants(Vec<Tenant>),
+    /// What a prompt of so many tokens may expect.
+    Capacity(TenantId, usize, oneshot::Sender<Capacity>),
+}
+
+/// Messages beside submissions that may wait to be read.
+pub(crate) const CONTROL_MESSAGES: usize = 64;
+
 /// A request on its way to the engine's thread.
 pub(crate) struct Submission {
     pub(crate) id: RequestId,
@@ -133,6 +170,9 @@ pub(crate) struct Shared {
     ended: Notify,
     /// Asked for, and not done yet.
     pub(crate) reset_prefix_cache: AtomicBool,
+    /// Milliseconds until a request should end, for those who find no place.
+    pub(crate) next_end_ms: AtomicU64,
+    gates: RwLock<Arc<Gates>>,
     draining: AtomicBool,
     unfinished: AtomicUsize,
     drained: Notify,
@@ -140,8 +180,10 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(gates: Gates) -> Self {
         Self {
+            next_end_ms: AtomicU64::new(0),
+            gates: RwLock::new(Arc::new(gates)),
             started: Instant::now(),
             last_turn_ms: AtomicU64::new(0),
             idle: AtomicBool::new(true),
@@ -171,12 +213,15 @@ impl Shared {
 }
 
 /// Counts one unfinished request until it is dropped.
-pub(crate) struct Permit(Arc<Shared>);
+pub(crate) struct Permit {
+    shared: Arc<Shared>,
+    _place: Place,
+}
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        if self.0.unfinished.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.0.drained.notify_waiters();
+        if self.shared.unfinished.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.shared.drained.notify_waiters();
         }
     }
 }
@@ -185,7 +230,7 @@ impl Drop for Permit {
 /// last handle is dropped.
 #[derive(Clone)]
 pub struct EngineHandle {
-    inbox: SyncSender<Submission>,
+    inbox: SyncSender<Message>,
     cancels: Sender<RequestId>,
     shared: Arc<Shared>,
     metrics: Arc<Metrics>,
@@ -194,7 +239,7 @@ pub struct EngineHandle {
 
 impl EngineHandle {
     pub(crate) fn new(
-        inbox: SyncSender<Submission>,
+        inbox: SyncSender<Message>,
         cancels: Sender<RequestId>,
         shared: Arc<Shared>,
         metrics: Arc<Metrics>,
@@ -254,38 +299,69 @@ impl EngineHandle {
         if self.shared.draining.load(Ordering::Acquire) {
             return Err(SubmitError::Draining);
         }
-        let permit = self.permit()?;
+        let permit = self.permit(request.tenant)?;
         let id = RequestId(self.shared.next_id.fetch_add(1, Ordering::Relaxed));
         let prompt_events =
             if request.params.prompt_logprobs.is_some() { request.prompt.len() } else { 0 };
         let capacity = request.params.max_tokens as usize + prompt_events + 1;
         let (events, receiver) = mpsc::channel(capacity);
         let submission = Submission { id, request, arrived: Instant::now(), events, permit };
-        match self.inbox.try_send(submission) {
+        match self.inbox.try_send(Message::Submit(Box::new(submission))) {
             Ok(()) => Ok(RequestStream::new(id, receiver, self.cancels.clone())),
             Err(TrySendError::Full(_)) => Err(self.queue_full()),
             Err(TrySendError::Disconnected(_)) => Err(SubmitError::EngineLost),
         }
     }
 
-    fn permit(&self) -> Result<Permit, SubmitError> {
-        let limit = self.limit();
-        let taken = self
-            .shared
-            .unfinished
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| (n < limit).then_some(n + 1));
-        match taken {
-            Ok(_) => Ok(Permit(Arc::clone(&self.shared))),
-            Err(_) => Err(self.queue_full()),
-        }
-    }
-
-    fn limit(&self) -> usize {
-        self.limits.max_num_seqs + self.limits.max_queued
+    fn permit(&self, tenant: TenantId) -> Result<Permit, SubmitError> {
+        // Only ever replaced whole, so a panic elsewhere leaves nothing half done.
+        let gates = self.shared.gates.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let place = gates.enter(tenant).ok_or_else(|| self.queue_full())?;
+        self.shared.unfinished.fetch_add(1, Ordering::AcqRel);
+        Ok(Permit { shared: Arc::clone(&self.shared), _place: place })
     }
 
     fn queue_full(&self) -> SubmitError {
-        SubmitError::QueueFull { unfinished: self.unfinished(), limit: self.limit() }
+        let limit = self.limits.max_num_seqs + self.limits.max_queued;
+        let next_end = Duration::from_millis(self.shared.next_end_ms.load(Ordering::Relaxed));
+        let retry_after = Duration::from_secs(next_end.as_secs_f64().ceil().max(1.0) as u64);
+        SubmitError::QueueFull { unfinished: self.unfinished(), limit, retry_after }
+    }
+
+    /// Takes tenants as they are from now on: weights, limits, targets, prices. Requests of
+    /// a tenant that is not named any more run to their end.
+    ///
+    /// # Errors
+    /// The engine is too busy to listen, or has stopped.
+    pub fn set_tenants(&self, tenants: &[Tenant]) -> Result<(), SubmitError> {
+        let sent = self.inbox.try_send(Message::Tenants(tenants.to_vec()));
+        sent.map_err(|error| self.unheard(&error))?;
+        let limit = self.limits.max_num_seqs + self.limits.max_queued;
+        let gates = Arc::new(Gates::new(tenants, limit));
+        *self.shared.gates.write().unwrap_or_else(PoisonError::into_inner) = gates;
+        Ok(())
+    }
+
+    /// What a request of a tenant with a prompt of so many tokens may expect now.
+    ///
+    /// # Errors
+    /// The engine is too busy to answer, or has stopped.
+    pub async fn capacity(
+        &self,
+        tenant: TenantId,
+        prompt_len: usize,
+    ) -> Result<Capacity, SubmitError> {
+        let (reply, answer) = oneshot::channel();
+        let sent = self.inbox.try_send(Message::Capacity(tenant, prompt_len, reply));
+        sent.map_err(|error| self.unheard(&error))?;
+        answer.await.map_err(|_| SubmitError::EngineLost)
+    }
+
+    fn unheard(&self, error: &TrySendError<Message>) -> SubmitError {
+        match error {
+            TrySendError::Full(_) => self.queue_full(),
+            TrySendError::Disconnected(_) => SubmitError::EngineLost,
+        }
     }
 
     /// How the engine's loop is; a step longer than `patience` counts as a stall.

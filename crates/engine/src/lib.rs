@@ -6,13 +6,22 @@
 //! no lock around the scheduler or the executor, since nobody else can reach
 //! them. Everything here is token ids; text is known only above.
 
+mod admission;
 mod engine_loop;
+mod gates;
 mod handle;
+mod live;
+mod metering;
 mod metrics;
+mod options;
 mod stream;
+mod tenant_metrics;
+mod tenants;
 
+pub use admission::Capacity;
 pub use engine_loop::{Built, Engine, StartError};
 pub use handle::{EngineHandle, EngineLimits, EngineRequest, Health, SubmitError};
 pub use metrics::{HTTP_METHOD_LABELS, Metrics};
+pub use options::{EngineOptions, RecordSink, RecordedRequest};
 pub use sconce_scheduler::{FakeExecutor, PrefixKey, SchedulerConfig, SchedulingPolicy};
-pub use stream::{FinishReason, RequestError, RequestEvent, RequestStream, TokenEvent};
+pub use stream::{FinishReason, Overload, RequestError, RequestEvent, RequestStream, TokenEvent};

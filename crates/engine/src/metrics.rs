@@ -2,14 +2,17 @@
 //! meaning is the same, so that dashboards carry over.
 
 use prometheus::{
-    Encoder as _, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
-    IntGauge, Opts, Registry, TextEncoder, core::Collector,
+    Counter, Encoder as _, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter,
+    IntCounterVec, IntGauge, Opts, Registry, TextEncoder, core::Collector,
 };
+
+use crate::tenant_metrics::TenantFamilies;
+pub(crate) use crate::tenant_metrics::TenantMetrics;
 
 /// Labels of `http_requests_total`.
 pub const HTTP_METHOD_LABELS: [&str; 3] = ["handler", "method", "status"];
 
-const TTFT_BUCKETS: &[f64] = &[
+pub(crate) const TTFT_BUCKETS: &[f64] = &[
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
     20.0, 40.0, 80.0, 160.0, 640.0, 2560.0,
 ];
@@ -36,6 +39,7 @@ const STEP_BUCKETS: &[f64] =
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
+    tenants: TenantFamilies,
     /// Sequences in the running batch.
     pub num_requests_running: IntGauge,
     /// Requests that wait for a seat or for blocks.
@@ -60,6 +64,8 @@ pub struct Metrics {
     pub corrupted_requests: IntCounter,
     /// Executors that were lost and built anew.
     pub engine_restarts: IntCounter,
+    /// Joules that the device used while no step ran.
+    pub idle_energy_joules: Counter,
     /// Tokens computed in a step.
     pub iteration_tokens: Histogram,
     /// Seconds from submission to the first token.
@@ -100,6 +106,7 @@ impl Metrics {
         let r = Registrar { registry: &registry, model_name };
         r.info_gauge(num_blocks);
         Self {
+            tenants: TenantFamilies::new(&r),
             num_requests_running: r.int_gauge(
                 "vllm:num_requests_running",
                 "Number of requests in model execution batches.",
@@ -137,6 +144,10 @@ impl Metrics {
                 "sconce:engine_restarts_total",
                 "Executors that were lost and built anew.",
             ),
+            idle_energy_joules: r.register(Counter::with_opts(r.opts(
+                "sconce:idle_energy_joules_total",
+                "Energy of the device while no step ran; nobody's.",
+            ))),
             iteration_tokens: r.histogram(
                 "vllm:iteration_tokens_total",
                 "Tokens computed in an engine step.",
@@ -217,6 +228,11 @@ impl Metrics {
         }
     }
 
+    /// A tenant's metrics.
+    pub(crate) fn of_tenant(&self, name: &str) -> TenantMetrics {
+        self.tenants.of(name)
+    }
+
     /// All metrics in Prometheus' text format.
     #[must_use]
     pub fn render(&self) -> String {
@@ -228,17 +244,20 @@ impl Metrics {
     }
 }
 
-struct Registrar<'a> {
+pub(crate) struct Registrar<'a> {
     registry: &'a Registry,
     model_name: &'a str,
 }
 
 impl Registrar<'_> {
-    fn opts(&self, name: &str, help: &str) -> Opts {
+    pub(crate) fn opts(&self, name: &str, help: &str) -> Opts {
         Opts::new(name, help).const_label("model_name", self.model_name).const_label("engine", "0")
     }
 
-    fn register<C: Collector + Clone + 'static>(&self, metric: prometheus::Result<C>) -> C {
+    pub(crate) fn register<C: Collector + Clone + 'static>(
+        &self,
+        metric: prometheus::Result<C>,
+    ) -> C {
         let metric = metric.expect("metric names, labels and buckets are literals of this file");
         self.registry
             .register(Box::new(metric.clone()))
@@ -267,7 +286,7 @@ impl Registrar<'_> {
         self.register(Histogram::with_opts(opts))
     }
 
-    fn histogram_vec(
+    pub(crate) fn histogram_vec(
         &self,
         name: &str,
         help: &str,

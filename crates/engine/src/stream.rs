@@ -4,9 +4,10 @@ use std::{
     pin::Pin,
     sync::mpsc::Sender,
     task::{Context, Poll},
+    time::Duration,
 };
 
-use sconce_types::{RequestId, TokenId, TokenLogprobs};
+use sconce_types::{Metering, RequestId, TokenId, TokenLogprobs};
 use tokio::sync::mpsc::Receiver;
 
 /// What happens to a request, in order.
@@ -33,8 +34,10 @@ pub struct TokenEvent {
     pub token: TokenId,
     /// Its log-probabilities, where asked for.
     pub logprobs: Option<TokenLogprobs>,
-    /// Prompt tokens that were found in the prefix cache.
-    pub num_cached_tokens: usize,
+    /// What the request has used, this token and its step included.
+    pub usage: Metering,
+    /// The price of that, in billionths of the currency; `None` without prices.
+    pub price_nano: Option<u64>,
     /// Set on the last token.
     pub finish: Option<FinishReason>,
 }
@@ -63,9 +66,68 @@ pub enum RequestError {
     /// The scheduler refused it.
     #[error("{0}")]
     Refused(String),
+    /// It cannot be served in time, or not now.
+    #[error("{reason}; try again in {} s", retry_after.as_secs())]
+    Overloaded {
+        /// What stands in the way.
+        reason: Overload,
+        /// When it no longer should, in whole seconds.
+        retry_after: Duration,
+    },
+    /// The time that its client gave it has passed.
+    #[error("the request's timeout of {} s has passed", timeout.as_secs_f64())]
+    TimedOut {
+        /// That time.
+        timeout: Duration,
+    },
     /// The engine's thread ended.
     #[error("the engine has stopped")]
     EngineLost,
+}
+
+/// Why a request is not taken now.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Overload {
+    /// The tenant's own queue is full.
+    #[error("{max_queued} requests of this tenant wait already, which is its limit")]
+    QueueFull {
+        /// The tenant's limit.
+        max_queued: usize,
+    },
+    /// The tenant has used its tokens of the last minute.
+    #[error("this tenant's limit of {tokens_per_minute} tokens a minute is reached")]
+    TokensPerMinute {
+        /// The tenant's limit.
+        tokens_per_minute: u64,
+    },
+    /// The first token would come too late.
+    #[error(
+        "the first token is to be expected after {} ms, later than the {} ms that it may take",
+        expected.as_millis(), limit.as_millis()
+    )]
+    TooLate {
+        /// When the first token is to be expected.
+        expected: Duration,
+        /// The tenant's target, or the client's timeout.
+        limit: Duration,
+    },
+    /// Tokens would come too slowly.
+    #[error(
+        "a token is to be expected every {} ms, more than the {} ms that this tenant aims at",
+        expected.as_millis(), target.as_millis()
+    )]
+    TooSlow {
+        /// The time from token to token that is to be expected.
+        expected: Duration,
+        /// The tenant's target.
+        target: Duration,
+    },
+    /// It was taken, and its first token did not come in time after all.
+    #[error("no token came within the {} ms that the first may take", limit.as_millis())]
+    Late {
+        /// The tenant's target.
+        limit: Duration,
+    },
 }
 
 /// The events of one request. Dropping it cancels the request: its blocks are

@@ -40,7 +40,7 @@ fn start(faults: &[Fault]) -> (Engine, EngineHandle) {
 
 fn request(prompt_len: u32, max_tokens: u32) -> EngineRequest {
     let prompt = (0..prompt_len).map(|i| (i * 7 + prompt_len) % VOCAB_SIZE).collect();
-    EngineRequest { prompt, params: SamplingParams { max_tokens, ..SamplingParams::default() } }
+    EngineRequest::new(prompt, SamplingParams { max_tokens, ..SamplingParams::default() })
 }
 
 /// A request's tokens, and how it ended.

@@ -14,6 +14,14 @@ pub struct Prediction {
 }
 
 impl Scheduler {
+    /// Seconds from one request's end to the next, while as many run as do now.
+    #[must_use]
+    pub fn seconds_per_end(&self, model: &StepModel) -> f64 {
+        let rows = self.running.len().max(1) as f64;
+        let step = model.predict(StepWork { decode: rows, ..StepWork::default() });
+        step * self.mean_output / rows
+    }
+
     /// What a request of a tenant with a prompt of so many tokens may expect if it came
     /// now, with steps that take what `model` says.
     ///

@@ -9,11 +9,11 @@ use sconce_types::RequestId;
 
 /// What is kept by request. Ids are counted by the engine, not chosen by clients, so
 /// nobody can make them collide, and a hash of one multiplication is enough.
-pub(crate) type ByRequest<T> = HashMap<RequestId, T, BuildHasherDefault<IdHasher>>;
+pub type ByRequest<T> = HashMap<RequestId, T, BuildHasherDefault<IdHasher>>;
 
 /// Fibonacci hashing: the high bits of a product with 2^64 divided by the golden ratio.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct IdHasher(u64);
+pub struct IdHasher(u64);
 
 impl Hasher for IdHasher {
     fn finish(&self) -> u64 {

@@ -23,6 +23,7 @@ pub use admission::Prediction;
 pub use block_pool::BlockPool;
 pub use config::{ConfigError, SchedulerConfig, SchedulingPolicy};
 pub use fake_executor::{FakeExecutor, Fault};
+pub use id_hash::{ByRequest, IdHasher};
 pub use prefix::{BlockHash, PrefixKey};
 pub use request::{Finish, Output, Refusal, Request, SchedulerStats, TenantStats, TokenCosts};
 pub use scheduler::Scheduler;
