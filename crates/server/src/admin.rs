@@ -1,5 +1,7 @@
 //! Endpoints for those who run the server.
 
+use std::time::Duration;
+
 use axum::{
     Json,
     extract::State,
@@ -7,9 +9,10 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use sconce_engine::Health;
+use sconce_tenants::TenantEntry;
 use serde_json::json;
 
-use crate::{error::ApiError, state::AppState};
+use crate::{caller::AsAdmin, error::ApiError, state::AppState};
 
 /// Whether the engine's loop turns: a heartbeat of it, not of the HTTP server.
 pub(crate) async fn health(State(state): State<AppState>) -> Result<Response, ApiError> {
@@ -33,8 +36,45 @@ pub(crate) async fn ready(state: State<AppState>) -> Result<Response, ApiError> 
     health(state).await
 }
 
+/// Reads the tenants' file again.
+pub(crate) async fn reload(
+    State(state): State<AppState>,
+    _: AsAdmin,
+) -> Result<Response, ApiError> {
+    let count = state.config.tenants.reload(&state.engine);
+    let count = count.map_err(|error| ApiError::unchanged(&error))?;
+    Ok(Json(json!({ "status": "ok", "tenants": count })).into_response())
+}
+
+/// The tenants as they are, without their keys.
+pub(crate) async fn tenants(caller: AsAdmin) -> Response {
+    let describe = |entry: &TenantEntry| {
+        let TenantEntry { tenant, models, priorities } = entry;
+        let seconds = |time: Option<Duration>| time.map(|time| time.as_secs_f64());
+        json!({
+            "name": tenant.name,
+            "weight": tenant.weight,
+            "min_share": tenant.min_share,
+            "models": models,
+            "priorities": priorities,
+            "limits": {
+                "max_running": tenant.max_running,
+                "max_queued": tenant.max_queued,
+                "max_kv_blocks": tenant.max_kv_blocks,
+                "tokens_per_minute": tenant.tokens_per_minute,
+            },
+            "slo": {
+                "ttft_seconds": seconds(tenant.ttft_target),
+                "tpot_seconds": seconds(tenant.tpot_target),
+            },
+        })
+    };
+    let tenants: Vec<_> = caller.tenants.iter().map(describe).collect();
+    Json(json!({ "object": "list", "data": tenants })).into_response()
+}
+
 /// Empties the prefix cache.
-pub(crate) async fn reset_prefix_cache(State(state): State<AppState>) -> Response {
+pub(crate) async fn reset_prefix_cache(State(state): State<AppState>, _: AsAdmin) -> Response {
     state.engine.reset_prefix_cache();
     Json(json!({ "status": "ok" })).into_response()
 }

@@ -2,15 +2,19 @@
 
 use axum::{
     Json,
-    http::{HeaderValue, StatusCode, header::RETRY_AFTER},
+    http::{
+        HeaderValue, StatusCode,
+        header::{RETRY_AFTER, WWW_AUTHENTICATE},
+    },
     response::{IntoResponse, Response},
 };
-use sconce_engine::{RequestError, SubmitError};
+use sconce_engine::{Overload, RequestError, SubmitError};
 use sconce_text::{StopError, TextError};
 use serde_json::{Value, json};
 
-/// Seconds after which a refused client may try again. Short: the queue is
-/// bounded, and a seat may be free a moment later.
+use crate::ReloadError;
+
+/// Seconds after which a refused client may try again where nothing better is known.
 const RETRY_AFTER_SECONDS: u64 = 1;
 
 /// Characters of a message at most: it may quote what the client sent.
@@ -24,11 +28,20 @@ pub(crate) struct ApiError {
     code: Option<&'static str>,
     param: Option<String>,
     message: String,
+    /// In whole seconds.
+    retry_after: u64,
 }
 
 impl ApiError {
     fn new(status: StatusCode, kind: &'static str, message: impl Into<String>) -> Self {
-        Self { status, kind, code: None, param: None, message: shortened(message.into()) }
+        Self {
+            status,
+            kind,
+            code: None,
+            param: None,
+            message: shortened(message.into()),
+            retry_after: RETRY_AFTER_SECONDS,
+        }
     }
 
     /// The request is wrong; `param` is the field at fault.
@@ -70,6 +83,22 @@ impl ApiError {
         Self { code: Some("invalid_api_key"), ..error }
     }
 
+    pub(crate) fn not_a_tenant() -> Self {
+        let message = "an administrator's key speaks for no tenant; use a tenant's key here";
+        Self::new(StatusCode::FORBIDDEN, "invalid_request_error", message)
+    }
+
+    pub(crate) fn not_an_admin() -> Self {
+        let message = "only an administrator's key may do this";
+        Self::new(StatusCode::FORBIDDEN, "invalid_request_error", message)
+    }
+
+    /// What the server was asked to change stays as it was.
+    pub(crate) fn unchanged(error: &ReloadError) -> Self {
+        let error = error.to_string();
+        Self { code: Some("not_reloaded"), ..Self::invalid(None, error) }
+    }
+
     pub(crate) fn body_too_large(limit: usize) -> Self {
         let message = format!("the request's body is larger than {limit} bytes, the limit here");
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", message)
@@ -104,7 +133,10 @@ impl IntoResponse for ApiError {
         let mut response = (self.status, Json(self.json())).into_response();
         let busy = [StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE];
         if busy.contains(&self.status) {
-            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(RETRY_AFTER_SECONDS));
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(self.retry_after));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response
     }
@@ -122,9 +154,10 @@ impl From<SubmitError> for ApiError {
                 Self { code: Some("context_length_exceeded"), ..Self::invalid(None, message) }
             }
             SubmitError::NeverFits { .. } => Self::invalid(Some("max_tokens"), message),
-            SubmitError::QueueFull { .. } => {
+            SubmitError::QueueFull { retry_after, .. } => {
                 let error = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message);
-                Self { code: Some("rate_limit_exceeded"), ..error }
+                let retry_after = retry_after.as_secs();
+                Self { code: Some("rate_limit_exceeded"), retry_after, ..error }
             }
             SubmitError::Draining | SubmitError::EngineLost => Self::unavailable(message),
         }
@@ -138,6 +171,23 @@ impl From<RequestError> for ApiError {
             RequestError::NonFiniteLogits | RequestError::StepFailed(_) => Self::internal(message),
             RequestError::Refused(_) => Self::invalid(None, message),
             RequestError::EngineLost => Self::unavailable(message),
+            RequestError::TimedOut { .. } => {
+                let error = Self::new(StatusCode::GATEWAY_TIMEOUT, "server_error", message);
+                Self { code: Some("timeout"), ..error }
+            }
+            RequestError::Overloaded { reason, retry_after } => {
+                let error = match reason {
+                    // Its own doing.
+                    Overload::QueueFull { .. } | Overload::TokensPerMinute { .. } => Self {
+                        code: Some("rate_limit_exceeded"),
+                        ..Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message)
+                    },
+                    Overload::TooLate { .. } | Overload::TooSlow { .. } | Overload::Late { .. } => {
+                        Self { code: Some("overloaded"), ..Self::unavailable(message) }
+                    }
+                };
+                Self { retry_after: retry_after.as_secs(), ..error }
+            }
         }
     }
 }

@@ -6,6 +6,9 @@
 //! response, which drops its request.
 
 mod admin;
+mod caller;
+mod capacity;
+mod directory;
 mod error;
 mod json;
 mod middleware;
@@ -14,5 +17,6 @@ mod serve;
 mod state;
 mod tokenize;
 
+pub use directory::{ReloadError, TenantDirectory};
 pub use serve::{ServeError, listen, router, serve};
 pub use state::ServerConfig;

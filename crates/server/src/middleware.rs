@@ -9,7 +9,11 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 
-use crate::{error::ApiError, state::AppState};
+use crate::{
+    caller::{ClientRequestId, Identity},
+    error::ApiError,
+    state::AppState,
+};
 
 static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -26,19 +30,29 @@ pub(crate) async fn explain_body_limit(
     response
 }
 
-/// Refuses requests without a valid key, where keys are configured.
+/// Finds out who a request comes from; refuses it without a valid key, where one is needed.
 pub(crate) async fn authorize(
     State(state): State<AppState>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Response {
     let keys = &state.config.api_keys;
     let given = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
     let given = given.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
+    let tenants = state.config.tenants.current();
+    if tenants.needs_key() {
+        let speaker = tenants.by_key(given);
+        if speaker.is_none() {
+            return ApiError::unauthorized().into_response();
+        }
+        request.extensions_mut().insert(Identity { speaker, tenants });
+        return next.run(request).await;
+    }
     // Every key is compared, so that time tells nothing of which is near. An
     // empty key, such as a trailing comma leaves, opens nothing.
     let known = keys.iter().fold(false, |known, key| known | same(key, given)) && !given.is_empty();
     if keys.is_empty() || known {
+        request.extensions_mut().insert(Identity { speaker: None, tenants });
         next.run(request).await
     } else {
         ApiError::unauthorized().into_response()
@@ -54,7 +68,7 @@ fn same(key: &str, given: &str) -> bool {
 /// Gives back a sane `X-Request-Id`, or a new one.
 pub(crate) async fn request_id(
     State(state): State<AppState>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Response {
     let sane = |value: &&HeaderValue| {
@@ -62,6 +76,9 @@ pub(crate) async fn request_id(
     };
     let given = request.headers().get(&REQUEST_ID).filter(sane).cloned();
     let id = given.or_else(|| HeaderValue::from_str(&state.next_id("req")).ok());
+    if let Some(text) = id.as_ref().and_then(|id| id.to_str().ok()) {
+        request.extensions_mut().insert(ClientRequestId(text.into()));
+    }
     let mut response = next.run(request).await;
     if let Some(id) = id {
         response.headers_mut().insert(REQUEST_ID.clone(), id);

@@ -16,7 +16,7 @@ use sconce_text::TextModel;
 use tokio::net::{TcpListener, TcpSocket, lookup_host};
 
 use crate::{
-    ServerConfig, admin,
+    ServerConfig, admin, capacity,
     error::ApiError,
     middleware,
     openai::{chat, completions, models},
@@ -34,7 +34,10 @@ pub fn router(engine: EngineHandle, text: Arc<TextModel>, config: ServerConfig) 
         .route("/v1/models/{*id}", get(models::retrieve))
         .route("/tokenize", post(tokenize::tokenize))
         .route("/detokenize", post(tokenize::detokenize))
+        .route("/v1/capacity", get(capacity::capacity))
         .route("/reset_prefix_cache", post(admin::reset_prefix_cache))
+        .route("/admin/reload", post(admin::reload))
+        .route("/admin/tenants", get(admin::tenants))
         .route_layer(from_fn_with_state(state.clone(), middleware::authorize));
     Router::new()
         .route("/health", get(admin::health))

@@ -12,13 +12,18 @@ use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use sconce_engine::EngineHandle;
 use sconce_text::TextModel;
 
+use crate::TenantDirectory;
+
 /// How the server behaves.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
     /// The names that requests may use for the model; the first is its own.
     pub served_model_names: Vec<String>,
-    /// Keys of which a request needs one; none needed if empty.
+    /// Keys of which a request needs one; none needed if empty. Only for a server of one
+    /// tenant: where there are more, their own keys are asked for.
     pub api_keys: Vec<String>,
+    /// Who the tenants are.
+    pub tenants: Arc<TenantDirectory>,
     /// Bytes of a request's body at most.
     pub max_body_bytes: usize,
     /// Seed of the sampling of requests that bring none; random if not given.
@@ -32,6 +37,7 @@ impl Default for ServerConfig {
         Self {
             served_model_names: Vec::new(),
             api_keys: Vec::new(),
+            tenants: Arc::new(TenantDirectory::sole()),
             max_body_bytes: 4 << 20,
             seed: None,
             step_patience: Duration::from_secs(60),

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::{
+    caller::AsTenant,
     error::ApiError,
     json::{ApiJson, Body},
     openai::{chat, offload},
@@ -43,9 +44,10 @@ impl Body for DetokenizeBody {
 
 pub(crate) async fn tokenize(
     State(state): State<AppState>,
+    caller: AsTenant,
     ApiJson(body): ApiJson<TokenizeBody>,
 ) -> Result<impl IntoResponse, ApiError> {
-    crate::openai::check_model(&state, body.model.as_deref())?;
+    crate::openai::check_model(&state, &caller, body.model.as_deref())?;
     let text = state.text.clone();
     let tokens = match (body.prompt, body.messages) {
         (Some(prompt), None) => {
@@ -76,9 +78,10 @@ pub(crate) async fn tokenize(
 
 pub(crate) async fn detokenize(
     State(state): State<AppState>,
+    caller: AsTenant,
     ApiJson(body): ApiJson<DetokenizeBody>,
 ) -> Result<impl IntoResponse, ApiError> {
-    crate::openai::check_model(&state, body.model.as_deref())?;
+    crate::openai::check_model(&state, &caller, body.model.as_deref())?;
     let vocab_size = state.engine.limits().vocab_size;
     if let Some(token) = body.tokens.iter().find(|&&token| token as usize >= vocab_size) {
         let message = format!("token {token} is outside the vocabulary of {vocab_size} tokens");

@@ -19,6 +19,7 @@ use super::{
     usage::{Counts, Usage},
 };
 use crate::{
+    caller::AsTenant,
     error::ApiError,
     json::{self, ApiJson, Body},
     state::{AppState, unix_seconds},
@@ -151,14 +152,15 @@ pub(crate) async fn encode(
 
 pub(crate) async fn create(
     State(state): State<AppState>,
+    caller: AsTenant,
     ApiJson(body): ApiJson<ChatBody>,
 ) -> Result<Response, ApiError> {
-    super::check_model(&state, body.model.as_deref())?;
+    super::check_model(&state, &caller, body.model.as_deref())?;
     let max_tokens = max_tokens(&body)?;
     let num_logprobs = num_logprobs(&body)?;
     let shared: Shared = json::deserialize(body.shared, OWN_FIELDS)?;
     let add_special_tokens = shared.add_special_tokens.unwrap_or(false);
-    let mut settings = shared.settings(&state)?;
+    let mut settings = shared.settings(&state, caller)?;
     let options = ChatTemplateOptions {
         add_generation_prompt: body.add_generation_prompt.unwrap_or(true),
         kwargs: body.chat_template_kwargs.unwrap_or_default(),
@@ -176,7 +178,7 @@ pub(crate) async fn create(
         created: unix_seconds(),
         model: body.model.unwrap_or_else(|| state.model_name().to_owned()),
     };
-    let counts = Counts::new(prompt.len(), settings.n, choices.len());
+    let counts = Counts::new(prompt.len(), settings.n, choices.len(), settings.include_metering);
     let Some(options) = settings.stream else {
         let whole = try_join_all(choices.into_iter().map(Choice::collect)).await?;
         let usage = counts.of_all(&whole).usage();

@@ -2,9 +2,9 @@
 
 use std::{collections::VecDeque, mem};
 
-use sconce_engine::{EngineRequest, FinishReason, RequestError, RequestEvent, RequestStream};
+use sconce_engine::{FinishReason, RequestError, RequestEvent, RequestStream};
 use sconce_text::{Detokenizer, StopStrings};
-use sconce_types::{TokenId, TokenLogprobs};
+use sconce_types::{Metering, TokenId, TokenLogprobs};
 use serde::Serialize;
 
 use super::params::Settings;
@@ -17,7 +17,7 @@ pub(super) struct Choice {
     detokenizer: Detokenizer,
     stops: StopStrings,
     num_tokens: usize,
-    num_cached_tokens: usize,
+    used: Used,
     /// Generated tokens are not shown, only the prompt's log-probabilities are.
     hide_output: bool,
     ready: VecDeque<RequestEvent>,
@@ -31,9 +31,16 @@ pub(super) struct Delta {
     pub(super) prompt_logprobs: Vec<TokenLogprobs>,
     /// Tokens generated so far, in all.
     pub(super) num_tokens: usize,
-    /// Prompt tokens found in the prefix cache.
-    pub(super) num_cached_tokens: usize,
+    /// What they took.
+    pub(super) used: Used,
     pub(super) finish: Option<Finish>,
+}
+
+/// What a choice has used, and the price of that in billionths of the currency.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Used {
+    pub(super) metering: Metering,
+    pub(super) price_nano: Option<u64>,
 }
 
 /// How a choice ended.
@@ -59,14 +66,13 @@ impl Choice {
         index: usize,
         hide_output: bool,
     ) -> Result<Self, ApiError> {
-        let params = settings.params_of(state, index);
-        let request = EngineRequest { prompt: prompt.to_vec(), params };
+        let request = settings.request_of(state, prompt, index);
         Ok(Self {
             stream: Some(state.engine.submit(request)?),
             detokenizer: state.text.detokenizer(prompt, settings.skip_special_tokens),
             stops: settings.stops.clone(),
             num_tokens: 0,
-            num_cached_tokens: 0,
+            used: Used::default(),
             hide_output,
             ready: VecDeque::new(),
         })
@@ -92,7 +98,7 @@ impl Choice {
             }
         }
         delta.num_tokens = self.num_tokens;
-        delta.num_cached_tokens = self.num_cached_tokens;
+        delta.used = self.used;
         Some(Ok(delta))
     }
 
@@ -105,7 +111,7 @@ impl Choice {
             }
             RequestEvent::Token(event) => event,
         };
-        self.num_cached_tokens = event.num_cached_tokens;
+        self.used = Used { metering: event.usage, price_nano: event.price_nano };
         if self.hide_output {
             delta.finish = event.finish.map(|_| Finish { reason: "length", stop_reason: None });
             return Ok(());
@@ -143,7 +149,7 @@ impl Choice {
             whole.logprobs.extend(delta.logprobs);
             whole.prompt_logprobs.extend(delta.prompt_logprobs);
             whole.num_tokens = delta.num_tokens;
-            whole.num_cached_tokens = delta.num_cached_tokens;
+            whole.used = delta.used;
             whole.finish = delta.finish.or(whole.finish);
         }
         Ok(whole)

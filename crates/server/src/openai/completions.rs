@@ -23,6 +23,7 @@ use super::{
     usage::{Counts, Usage},
 };
 use crate::{
+    caller::AsTenant,
     error::ApiError,
     json::{self, ApiJson, Body},
     state::{AppState, unix_seconds},
@@ -93,12 +94,13 @@ impl Prompts {
 
 pub(crate) async fn create(
     State(state): State<AppState>,
+    caller: AsTenant,
     ApiJson(body): ApiJson<CompletionBody>,
 ) -> Result<Response, ApiError> {
-    super::check_model(&state, body.model.as_deref())?;
+    super::check_model(&state, &caller, body.model.as_deref())?;
     let shared: Shared = json::deserialize(body.shared, OWN_FIELDS)?;
     let special = shared.add_special_tokens.unwrap_or(true);
-    let mut settings = shared.settings(&state)?;
+    let mut settings = shared.settings(&state, caller)?;
     check_choices(body.prompt.len(), settings.n, body.best_of)?;
     let echo = body.echo.unwrap_or(false);
     // A client that only scores its prompt asks for no token; the engine always
@@ -128,7 +130,7 @@ pub(crate) async fn create(
         wants_logprobs: body.logprobs.is_some(),
     };
     let prompt_tokens = prompts.iter().map(Vec::len).sum();
-    let counts = Counts::new(prompt_tokens, settings.n, choices.len());
+    let counts = Counts::new(prompt_tokens, settings.n, choices.len(), settings.include_metering);
     let Some(options) = settings.stream else {
         let whole = try_join_all(choices.into_iter().map(Choice::collect)).await?;
         let usage = counts.of_all(&whole).usage();

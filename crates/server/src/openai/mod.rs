@@ -8,22 +8,31 @@ mod params;
 mod stream;
 mod usage;
 
-use crate::{error::ApiError, state::AppState};
+use crate::{caller::AsTenant, error::ApiError, state::AppState};
 
 /// Choices that one request may ask for in all.
 const MAX_CHOICES: usize = 128;
 /// Text longer than this is worked on off the async threads.
 const OFFLOAD_BYTES: usize = 4096;
 
-/// Refuses a model that is not served; none means the one that is.
-pub(crate) fn check_model(state: &AppState, model: Option<&str>) -> Result<(), ApiError> {
-    let served = &state.config.served_model_names;
-    match model {
-        Some(model) if !served.iter().any(|name| name == model) => {
-            Err(ApiError::model_not_found(model, served))
-        }
-        _ => Ok(()),
+/// The served names that a caller may use.
+pub(crate) fn models_of(state: &AppState, caller: &AsTenant) -> Vec<String> {
+    let served = state.config.served_model_names.iter();
+    served.filter(|name| caller.may_use(name)).cloned().collect()
+}
+
+/// Refuses a model that is not served, or not to this caller; none means the one that is.
+pub(crate) fn check_model(
+    state: &AppState,
+    caller: &AsTenant,
+    model: Option<&str>,
+) -> Result<(), ApiError> {
+    let model = model.unwrap_or_else(|| state.model_name());
+    let is_served = state.config.served_model_names.iter().any(|name| name == model);
+    if (is_served || model.is_empty()) && caller.may_use(model) {
+        return Ok(());
     }
+    Err(ApiError::model_not_found(model, &models_of(state, caller)))
 }
 
 /// Runs what takes time in proportion to `bytes` of text, elsewhere if that is long.

@@ -7,19 +7,20 @@ use axum::{
 };
 use serde_json::{Value, json};
 
-use crate::{error::ApiError, state::AppState};
+use crate::{caller::AsTenant, error::ApiError, state::AppState};
 
-pub(crate) async fn list(State(state): State<AppState>) -> impl IntoResponse {
-    let models: Vec<_> =
-        state.config.served_model_names.iter().map(|name| describe(&state, name)).collect();
+pub(crate) async fn list(State(state): State<AppState>, caller: AsTenant) -> impl IntoResponse {
+    let names = super::models_of(&state, &caller);
+    let models: Vec<_> = names.iter().map(|name| describe(&state, name)).collect();
     Json(json!({ "object": "list", "data": models }))
 }
 
 pub(crate) async fn retrieve(
     State(state): State<AppState>,
+    caller: AsTenant,
     Path(id): Path<String>,
 ) -> Result<impl IntoResponse, ApiError> {
-    super::check_model(&state, Some(&id))?;
+    super::check_model(&state, &caller, Some(&id))?;
     Ok(Json(describe(&state, &id)))
 }
 

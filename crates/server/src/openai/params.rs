@@ -1,14 +1,15 @@
 //! The fields that both completion endpoints share.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
+use sconce_engine::EngineRequest;
 use sconce_text::StopStrings;
 use sconce_types::{SamplingParams, TokenId};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::MAX_CHOICES;
-use crate::{error::ApiError, state::AppState};
+use crate::{caller::AsTenant, error::ApiError, state::AppState};
 
 /// Fields that neither endpoint supports, with a value that asks for nothing.
 pub(super) const UNSUPPORTED: &[(&str, Option<&str>)] = &[
@@ -22,7 +23,6 @@ pub(super) const UNSUPPORTED: &[(&str, Option<&str>)] = &[
     ("kv_transfer_params", None),
     ("length_penalty", Some("1.0")),
     ("mm_processor_kwargs", None),
-    ("priority", Some("0")),
     ("prompt_logprobs", None),
     ("response_format", Some(r#"{"type":"text"}"#)),
     ("return_token_ids", None),
@@ -35,6 +35,9 @@ pub(super) const UNSUPPORTED: &[(&str, Option<&str>)] = &[
     ("use_beam_search", None),
     ("vllm_xargs", None),
 ];
+
+/// A day.
+const MAX_TIMEOUT_SECONDS: f64 = 86_400.0;
 
 /// Shared fields. `user`, `safety_identifier` and `metadata` are the client's
 /// own notes: they go into the request's log line and nowhere else.
@@ -60,9 +63,21 @@ pub(super) struct Shared {
     pub(super) add_special_tokens: Option<bool>,
     pub(super) stream: Option<bool>,
     pub(super) stream_options: Option<StreamOptions>,
+    pub(super) priority: Option<Priority>,
+    /// Seconds that the request may take in all.
+    pub(super) timeout: Option<f64>,
+    pub(super) include_metering: Option<bool>,
     pub(super) user: Option<String>,
     pub(super) safety_identifier: Option<String>,
     pub(super) metadata: Option<Map<String, Value>>,
+}
+
+/// A number, lower being sooner, or a name that the tenant's file has for one.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "a whole number or the name of a priority")]
+pub(super) enum Priority {
+    Number(i32),
+    Name(String),
 }
 
 /// A string, or a list of them.
@@ -79,6 +94,8 @@ pub(super) enum OneOrMany {
 pub(super) struct StreamOptions {
     pub(super) include_usage: Option<bool>,
     pub(super) continuous_usage_stats: Option<bool>,
+    /// What the request used beside tokens, in `usage`.
+    pub(super) include_metering: Option<bool>,
 }
 
 /// The shared fields, checked.
@@ -88,13 +105,17 @@ pub(super) struct Settings {
     pub(super) stops: StopStrings,
     pub(super) skip_special_tokens: bool,
     pub(super) stream: Option<StreamOptions>,
+    pub(super) include_metering: bool,
     has_seed: bool,
+    caller: AsTenant,
+    priority: i32,
+    timeout: Option<Duration>,
 }
 
 impl Shared {
     /// Everything but `max_tokens` and log-probabilities, which the endpoints
     /// name differently.
-    pub(super) fn settings(self, state: &AppState) -> Result<Settings, ApiError> {
+    pub(super) fn settings(self, state: &AppState, caller: AsTenant) -> Result<Settings, ApiError> {
         let defaults = SamplingParams::default();
         // The model's makers come before the API's own defaults.
         let model = state.text.sampling_defaults();
@@ -124,6 +145,8 @@ impl Shared {
             Some(OneOrMany::One(stop)) => vec![stop],
             Some(OneOrMany::Many(stops)) => stops,
         };
+        let metered = self.stream_options.and_then(|options| options.include_metering);
+        let include_metering = self.include_metering.or(metered).unwrap_or(false);
         let ignore_eos = self.ignore_eos.unwrap_or(false);
         let params = SamplingParams {
             temperature: self.temperature.or(model.temperature).unwrap_or(defaults.temperature),
@@ -149,15 +172,36 @@ impl Shared {
             stops: StopStrings::new(stops, self.include_stop_str_in_output.unwrap_or(false))?,
             skip_special_tokens: self.skip_special_tokens.unwrap_or(true),
             stream: stream.then(|| self.stream_options.unwrap_or_default()),
+            include_metering,
             has_seed: self.seed.is_some(),
+            priority: priority(self.priority, &caller)?,
+            timeout: timeout(self.timeout)?,
+            caller,
         })
     }
 }
 
 impl Settings {
+    /// The engine's request of one choice.
+    pub(super) fn request_of(
+        &self,
+        state: &AppState,
+        prompt: &[TokenId],
+        choice: usize,
+    ) -> EngineRequest {
+        EngineRequest {
+            prompt: prompt.to_vec(),
+            params: self.params_of(state, choice),
+            tenant: self.caller.id,
+            priority: self.priority,
+            request_id: self.caller.request_id.clone(),
+            timeout: self.timeout,
+        }
+    }
+
     /// The parameters of one choice. Choices of one request differ by their
     /// seeds: the request's own plus the choice's index, or random ones.
-    pub(super) fn params_of(&self, state: &AppState, choice: usize) -> SamplingParams {
+    fn params_of(&self, state: &AppState, choice: usize) -> SamplingParams {
         let seed = if self.has_seed {
             self.params.seed.wrapping_add(choice as u64)
         } else {
@@ -165,6 +209,37 @@ impl Settings {
         };
         SamplingParams { seed, ..self.params.clone() }
     }
+}
+
+fn priority(given: Option<Priority>, caller: &AsTenant) -> Result<i32, ApiError> {
+    let name = match given {
+        None => return Ok(0),
+        Some(Priority::Number(number)) => return Ok(number),
+        Some(Priority::Name(name)) => name,
+    };
+    let known = caller.entry().map(|entry| &entry.priorities);
+    if let Some(&number) = known.and_then(|known| known.get(&name)) {
+        return Ok(number);
+    }
+    let names: Vec<_> = known.into_iter().flatten().map(|(name, _)| name.as_str()).collect();
+    let message = if names.is_empty() {
+        format!(
+            "priority is {name:?}, but must be a whole number: this tenant has no names for them"
+        )
+    } else {
+        format!("priority is {name:?}, but must be a whole number or one of {}", names.join(", "))
+    };
+    Err(ApiError::invalid(Some("priority"), message))
+}
+
+fn timeout(seconds: Option<f64>) -> Result<Option<Duration>, ApiError> {
+    let Some(seconds) = seconds else { return Ok(None) };
+    if !(seconds > 0.0 && seconds <= MAX_TIMEOUT_SECONDS) {
+        let message =
+            format!("timeout is {seconds}, but must be above 0 and at most 86400 seconds");
+        return Err(ApiError::invalid(Some("timeout"), message));
+    }
+    Ok(Some(Duration::from_secs_f64(seconds)))
 }
 
 fn logit_bias(bias: Option<BTreeMap<String, f32>>) -> Result<Vec<(TokenId, f32)>, ApiError> {

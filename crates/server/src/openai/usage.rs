@@ -1,8 +1,9 @@
-//! What a response says of its tokens.
+//! What a response says of its tokens, and of what they took.
 
+use sconce_types::Metering;
 use serde::Serialize;
 
-use super::choice::Delta;
+use super::choice::{Delta, Used};
 
 /// OpenAI's `usage`.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -11,12 +12,29 @@ pub(super) struct Usage {
     total_tokens: usize,
     completion_tokens: usize,
     prompt_tokens_details: PromptTokensDetails,
+    /// Only where it was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    metering: Option<Metered>,
 }
 
 #[derive(Clone, Copy, Debug, Serialize)]
 struct PromptTokensDetails {
     /// Prompt tokens found in the prefix cache.
     cached_tokens: usize,
+}
+
+/// What the response's choices used together.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Metered {
+    /// The longest that one of them waited.
+    queue_seconds: f64,
+    /// Their part of the steps that they took part in.
+    device_seconds: f64,
+    kv_block_seconds: f64,
+    /// Null where the device's energy cannot be measured.
+    joules: Option<f64>,
+    /// Null for a tenant without prices.
+    price: Option<f64>,
 }
 
 /// The tokens of a response's choices.
@@ -27,13 +45,19 @@ pub(super) struct Counts {
     /// By choice.
     completion_tokens: Vec<usize>,
     /// By choice.
-    cached_tokens: Vec<usize>,
+    used: Vec<Used>,
+    include_metering: bool,
 }
 
 impl Counts {
-    pub(super) fn new(prompt_tokens: usize, n: usize, num_choices: usize) -> Self {
-        let none = vec![0; num_choices];
-        Self { prompt_tokens, n, completion_tokens: none.clone(), cached_tokens: none }
+    pub(super) fn new(
+        prompt_tokens: usize,
+        n: usize,
+        num_choices: usize,
+        include_metering: bool,
+    ) -> Self {
+        let (completion_tokens, used) = (vec![0; num_choices], vec![Used::default(); num_choices]);
+        Self { prompt_tokens, n, completion_tokens, used, include_metering }
     }
 
     pub(super) fn num_choices(&self) -> usize {
@@ -43,7 +67,7 @@ impl Counts {
     /// Takes the counts of a choice as they are now.
     pub(super) fn note(&mut self, choice: usize, delta: &Delta) {
         self.completion_tokens[choice] = delta.num_tokens;
-        self.cached_tokens[choice] = delta.num_cached_tokens;
+        self.used[choice] = delta.used;
     }
 
     /// The same with each choice's last counts.
@@ -53,14 +77,32 @@ impl Counts {
     }
 
     pub(super) fn usage(&self) -> Usage {
-        let Self { prompt_tokens, n, completion_tokens, cached_tokens } = self;
-        let completion_tokens = completion_tokens.iter().sum();
-        let cached_tokens = cached_tokens.iter().step_by(*n).sum();
+        let completion_tokens = self.completion_tokens.iter().sum();
+        let firsts = self.used.iter().step_by(self.n);
+        let cached_tokens = firsts.map(|used| used.metering.cached_tokens as usize).sum();
         Usage {
-            prompt_tokens: *prompt_tokens,
-            total_tokens: prompt_tokens + completion_tokens,
+            prompt_tokens: self.prompt_tokens,
+            total_tokens: self.prompt_tokens + completion_tokens,
             completion_tokens,
             prompt_tokens_details: PromptTokensDetails { cached_tokens },
+            metering: self.include_metering.then(|| self.metered()),
+        }
+    }
+
+    fn metered(&self) -> Metered {
+        let sum = |of: fn(&Metering) -> u64| -> f64 {
+            self.used.iter().map(|used| of(&used.metering) as f64 * 1e-9).sum()
+        };
+        let queued = self.used.iter().map(|used| used.metering.queue_ns).max().unwrap_or(0);
+        // A choice of which nothing is known yet has used nothing.
+        let joules = self.used.iter().filter_map(|used| used.metering.energy_uj);
+        let prices = self.used.iter().filter_map(|used| used.price_nano);
+        Metered {
+            queue_seconds: queued as f64 * 1e-9,
+            device_seconds: sum(|metering| metering.device_ns),
+            kv_block_seconds: sum(|metering| metering.block_ns),
+            joules: joules.reduce(|a, b| a + b).map(|uj| uj as f64 * 1e-6),
+            price: prices.reduce(|a, b| a + b).map(|nano| nano as f64 * 1e-9),
         }
     }
 }

@@ -1,0 +1,80 @@
+//! Who a request comes from.
+
+use std::sync::Arc;
+
+use axum::{extract::FromRequestParts, http::request::Parts};
+use sconce_tenants::{Caller as Speaker, TenantEntry, Tenants};
+use sconce_types::TenantId;
+
+use crate::error::ApiError;
+
+/// What the middleware found out about a request, kept among its extensions.
+#[derive(Clone)]
+pub(crate) struct Identity {
+    /// Whom its key speaks for; where no key is needed, everybody is the only tenant and
+    /// may do everything.
+    pub(crate) speaker: Option<Speaker>,
+    pub(crate) tenants: Arc<Tenants>,
+}
+
+/// The request's id as its client knows it.
+#[derive(Clone)]
+pub(crate) struct ClientRequestId(pub(crate) Arc<str>);
+
+/// A caller who speaks for a tenant.
+pub(crate) struct AsTenant {
+    pub(crate) id: TenantId,
+    pub(crate) request_id: Arc<str>,
+    tenants: Arc<Tenants>,
+}
+
+impl AsTenant {
+    /// What is known of the tenant; it may be gone since the key was looked up.
+    pub(crate) fn entry(&self) -> Option<&TenantEntry> {
+        self.tenants.get(self.id)
+    }
+
+    /// Whether it may use a model of this name.
+    pub(crate) fn may_use(&self, model: &str) -> bool {
+        let models = self.entry().and_then(|entry| entry.models.as_ref());
+        models.is_none_or(|models| models.iter().any(|name| name == model))
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for AsTenant {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        let Identity { speaker, tenants } = identity(parts)?;
+        let id = match speaker {
+            None => TenantId(0),
+            Some(Speaker::Tenant(id)) => id,
+            Some(Speaker::Admin) => return Err(ApiError::not_a_tenant()),
+        };
+        let request_id = parts.extensions.get::<ClientRequestId>();
+        let request_id = request_id.map_or_else(|| Arc::from(""), |id| Arc::clone(&id.0));
+        Ok(Self { id, request_id, tenants })
+    }
+}
+
+/// A caller who may administrate.
+pub(crate) struct AsAdmin {
+    pub(crate) tenants: Arc<Tenants>,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for AsAdmin {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        let Identity { speaker, tenants } = identity(parts)?;
+        match speaker {
+            None | Some(Speaker::Admin) => Ok(Self { tenants }),
+            Some(Speaker::Tenant(_)) => Err(ApiError::not_an_admin()),
+        }
+    }
+}
+
+fn identity(parts: &Parts) -> Result<Identity, ApiError> {
+    let identity = parts.extensions.get::<Identity>().cloned();
+    identity.ok_or_else(|| ApiError::internal("a route without a key check"))
+}

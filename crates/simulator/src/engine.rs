@@ -1,0 +1,267 @@
+//! One simulated engine: the real scheduler, and a clock that moves by what steps take.
+
+use std::{collections::HashMap, sync::Arc};
+
+use sconce_scheduler::{Output, Request, Scheduler, StepModel, StepWork};
+use sconce_types::{
+    Input, RequestId, Sample, SampleOutcome, SampledRow, SampledTokens, SamplingParams,
+    ScheduledBatch, Tenant, TenantId,
+};
+
+use crate::{
+    ConfigError, Device, Policy, SimulationConfig,
+    admission::{self, Deadlines, Gates, Targets, Verdict},
+    tally::{Outcome, Tally},
+    trace::Arrival,
+};
+
+/// What all engines share: what comes, what is written down, and memory.
+pub(crate) struct Shared<'a> {
+    pub(crate) arrivals: &'a [Arrival],
+    pub(crate) device: &'a Device,
+    pub(crate) targets: Vec<Targets>,
+    pub(crate) decode_cost: f64,
+    pub(crate) admission: bool,
+    pub(crate) tally: Tally,
+    /// One for each length of an output.
+    params: HashMap<u32, Arc<SamplingParams>>,
+    batch: ScheduledBatch,
+    sampled: SampledTokens,
+    outputs: Vec<Output>,
+}
+
+impl<'a> Shared<'a> {
+    pub(crate) fn new(
+        arrivals: &'a [Arrival],
+        config: &'a SimulationConfig,
+        tenants: &[Tenant],
+        policy: Policy,
+    ) -> Self {
+        let targets = tenants.iter().map(|tenant| Targets::new(tenant, config.timeout));
+        Self {
+            arrivals,
+            device: &config.device,
+            targets: targets.collect(),
+            decode_cost: config.costs.decode,
+            admission: policy.admission,
+            tally: Tally::new(arrivals, tenants.len()),
+            params: HashMap::new(),
+            batch: ScheduledBatch::default(),
+            sampled: SampledTokens::default(),
+            outputs: Vec::new(),
+        }
+    }
+
+    fn params(&mut self, max_tokens: u32) -> Arc<SamplingParams> {
+        let params = || SamplingParams { max_tokens, ..SamplingParams::default() };
+        Arc::clone(self.params.entry(max_tokens).or_insert_with(|| Arc::new(params())))
+    }
+}
+
+/// One simulated engine.
+pub(crate) struct Engine {
+    pub(crate) scheduler: Scheduler,
+    /// What it has learnt of its device.
+    learnt: StepModel,
+    gates: Gates,
+    deadlines: Deadlines,
+    /// Requests that came while a step ran.
+    inbox: Vec<u32>,
+    /// Whether a step runs, or is about to.
+    pub(crate) is_busy: bool,
+    /// Prompt tokens that wait and sequences that decode, once the present step has ended.
+    pub(crate) load: u64,
+}
+
+impl Engine {
+    pub(crate) fn new(
+        config: &SimulationConfig,
+        tenants: &[Tenant],
+        policy: Policy,
+    ) -> Result<Self, ConfigError> {
+        let device = &config.device;
+        let scheduler = Scheduler::new(device.limits(policy.scheduling));
+        let mut scheduler = scheduler.map_err(|error| ConfigError::Device(error.to_string()))?;
+        scheduler.set_tenants(tenants);
+        scheduler.set_costs(config.costs);
+        Ok(Self {
+            scheduler,
+            learnt: StepModel::default(),
+            gates: Gates::new(tenants, policy.scheduling, device.places()),
+            deadlines: Deadlines::default(),
+            inbox: Vec::new(),
+            is_busy: false,
+            load: 0,
+        })
+    }
+
+    /// A request is sent here.
+    pub(crate) fn send(&mut self, request: u32, prompt_len: u32) {
+        self.inbox.push(request);
+        self.load += u64::from(prompt_len);
+    }
+
+    /// What an engine does between two steps, at `now`: ends what is overdue, takes what
+    /// came, and is left with what the next step works on.
+    pub(crate) fn take_arrivals(&mut self, now: f64, shared: &mut Shared<'_>) {
+        self.end_overdue(now, shared);
+        let mut inbox = std::mem::take(&mut self.inbox);
+        for request in inbox.drain(..) {
+            self.take(request, now, shared);
+        }
+        self.inbox = inbox;
+        // A step may have been longer than a deadline is away.
+        self.end_overdue(now, shared);
+    }
+
+    fn end_overdue(&mut self, now: f64, shared: &mut Shared<'_>) {
+        while let Some(request) = self.deadlines.pop(now) {
+            let record = shared.tally.records[request as usize];
+            let arrival = shared.arrivals[request as usize];
+            let age = now - arrival.at;
+            let outcome = match (record.outcome, record.ttft >= 0.0) {
+                (Outcome::Pending, false) => Outcome::Late,
+                (Outcome::Pending, true) if age >= shared.targets[arrival.tenant as usize].end => {
+                    Outcome::TimedOut
+                }
+                _ => continue,
+            };
+            self.scheduler.cancel(RequestId(u64::from(request)));
+            self.gates.leave(arrival.tenant);
+            self.load -= if record.ttft < 0.0 { u64::from(arrival.prompt_len) } else { 1 };
+            shared.tally.end(request, outcome, age);
+        }
+    }
+
+    fn take(&mut self, request: u32, now: f64, shared: &mut Shared<'_>) {
+        let arrival = shared.arrivals[request as usize];
+        let refusal = self.try_take(request, arrival, shared);
+        if let Some(outcome) = refusal {
+            self.load -= u64::from(arrival.prompt_len);
+            shared.tally.end(request, outcome, now - arrival.at);
+        } else if shared.admission {
+            let targets = shared.targets[arrival.tenant as usize];
+            self.deadlines.add(arrival.at + targets.ttft, request);
+            if targets.end > targets.ttft {
+                self.deadlines.add(arrival.at + targets.end, request);
+            }
+        }
+    }
+
+    /// Queues a request, or says how it ended instead.
+    fn try_take(
+        &mut self,
+        request: u32,
+        arrival: Arrival,
+        shared: &mut Shared<'_>,
+    ) -> Option<Outcome> {
+        let Arrival { tenant, prompt_len, output_len, .. } = arrival;
+        let (id, prompt_len) = (TenantId(tenant), prompt_len as usize);
+        // Before anything is allocated for it.
+        if prompt_len + output_len as usize > shared.device.max_model_len {
+            return Some(Outcome::NeverFits);
+        }
+        let expected = admission::expected(&self.scheduler, &self.learnt, id, prompt_len);
+        if shared.admission {
+            match admission::check(expected, shared.targets[tenant as usize]) {
+                Verdict::Taken => {}
+                Verdict::TooLate => return Some(Outcome::TooLate),
+                Verdict::TooSlow => return Some(Outcome::TooSlow),
+            }
+        }
+        if !self.gates.enter(tenant) {
+            return Some(Outcome::QueueFull);
+        }
+        let params = shared.params(output_len);
+        let prompt = vec![0; prompt_len];
+        let new = Request {
+            tenant: id,
+            ..Request::new(RequestId(u64::from(request)), prompt, params)
+        };
+        if let Err(refusal) = self.scheduler.add(new) {
+            self.gates.leave(tenant);
+            use sconce_scheduler::Refusal::{QueueFull, TenantQueueFull};
+            let is_full = matches!(refusal, QueueFull { .. } | TenantQueueFull { .. });
+            return Some(if is_full { Outcome::QueueFull } else { Outcome::NeverFits });
+        }
+        if let Some(expected) = expected {
+            shared.tally.records[request as usize].predicted = expected.ttft as f32;
+        }
+        None
+    }
+
+    /// Schedules and computes the next step, and says when it ends; `None` if there is
+    /// nothing to do. Its tokens are there at once for the scheduler, which is not asked
+    /// again before the step's end, and at that end for whoever waits for them.
+    pub(crate) fn step(&mut self, now: f64, shared: &mut Shared<'_>) -> Option<f64> {
+        self.scheduler.schedule(&mut shared.batch);
+        if shared.batch.is_empty() {
+            assert_eq!(self.load, 0, "a scheduler with requests schedules something");
+            return None;
+        }
+        let seconds = shared.device.seconds(&shared.batch);
+        let end = now + seconds;
+        self.learnt.observe(StepWork::of(&shared.batch), seconds);
+        let tally = &mut shared.tally;
+        tally.steps += 1;
+        tally.longest_step = tally.longest_step.max(seconds);
+        shared.sampled.step = shared.batch.step;
+        shared.sampled.rows.clear();
+        let in_window = end <= tally.window;
+        for sequence in &shared.batch.sequences {
+            let request = sequence.request.0 as usize;
+            let record = &mut tally.records[request];
+            let after = (sequence.num_computed_tokens + sequence.input.len()) as u32;
+            let before = record.charged.max(sequence.num_computed_tokens as u32);
+            record.charged = record.charged.max(after);
+            if in_window {
+                let cost =
+                    if sequence.input == Input::LastSampled { shared.decode_cost } else { 1.0 };
+                let tenant = shared.arrivals[request].tenant as usize;
+                tally.served[tenant] += cost * f64::from(after.saturating_sub(before));
+            }
+            let outcome = match sequence.sample {
+                Sample::Nothing => SampleOutcome::Nothing,
+                Sample::Token { .. } => SampleOutcome::Token(0),
+            };
+            shared.sampled.rows.push(SampledRow {
+                outcome,
+                logprobs: None,
+                prompt_logprobs: Vec::new(),
+            });
+        }
+        let mut outputs = std::mem::take(&mut shared.outputs);
+        self.scheduler.commit(&shared.batch, &shared.sampled, &mut outputs);
+        for output in outputs.drain(..) {
+            self.note(&output, end, seconds, shared);
+        }
+        shared.outputs = outputs;
+        Some(end)
+    }
+
+    /// Writes down a token.
+    fn note(&mut self, output: &Output, end: f64, seconds: f64, shared: &mut Shared<'_>) {
+        let request = output.request.0 as u32;
+        let arrival = shared.arrivals[request as usize];
+        let tally = &mut shared.tally;
+        let in_window = end <= tally.window;
+        tally.generated += u64::from(in_window);
+        let record = &mut tally.records[request as usize];
+        let age = end - arrival.at;
+        if record.ttft < 0.0 {
+            record.ttft = age as f32;
+            self.load = self.load + 1 - u64::from(arrival.prompt_len);
+            if shared.admission {
+                let overrun = age - shared.targets[arrival.tenant as usize].ttft;
+                tally.worst_overrun = tally.worst_overrun.max(overrun);
+                assert!(overrun <= seconds, "what is overdue is ended before a step");
+            }
+        }
+        if output.finish.is_some() {
+            self.load -= 1;
+            self.gates.leave(arrival.tenant);
+            tally.finished += u64::from(in_window);
+            tally.end(request, Outcome::Finished, age);
+        }
+    }
+}
