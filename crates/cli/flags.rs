@@ -1,6 +1,26 @@
 //! Values of flags, with the words that `vllm serve` has for them.
 
-use sconce::{CacheDtype, DeviceChoice, Dtype, Quantization};
+use sconce::{CacheDtype, DeviceChoice, Dtype, Quantization, SchedulingPolicy};
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(crate) enum PolicyFlag {
+    /// The tenant that was served least for its weight; within it by priority
+    Fair,
+    /// Whoever came first
+    Fcfs,
+    /// The lowest priority number, then whoever came first
+    Priority,
+}
+
+impl PolicyFlag {
+    pub(crate) fn policy(self) -> SchedulingPolicy {
+        match self {
+            Self::Fair => SchedulingPolicy::Fair,
+            Self::Fcfs => SchedulingPolicy::Fcfs,
+            Self::Priority => SchedulingPolicy::Priority,
+        }
+    }
+}
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 pub(crate) enum DeviceFlag {

@@ -10,10 +10,14 @@ use sconce::ServeError;
 
 mod bench;
 mod chat;
+mod engine_args;
 mod flags;
 mod progress;
 mod pull;
+mod replay;
 mod serve;
+mod tenant;
+mod usage;
 
 /// The exit code of a process whose device answers no more.
 const DEVICE_LOST: u8 = 3;
@@ -36,6 +40,12 @@ enum Command {
     Chat(chat::Args),
     /// Load a running server and report latency and throughput
     Bench(Box<bench::Args>),
+    /// Say who shares a server, and with what limits
+    Tenant(tenant::Args),
+    /// Report what the tenants of a server used
+    Usage(usage::Args),
+    /// Run recorded requests again and compare their tokens
+    Replay(Box<replay::Args>),
 }
 
 #[expect(clippy::print_stderr, reason = "a failure's message belongs on standard error")]
@@ -62,5 +72,8 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Pull(args) => pull::run(&args),
         Command::Chat(args) => chat::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Tenant(args) => tenant::run(&args),
+        Command::Usage(args) => usage::run(&args),
+        Command::Replay(args) => replay::run(&args),
     }
 }

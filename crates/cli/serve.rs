@@ -1,27 +1,33 @@
 //! `sconce serve`: starts the engine and the HTTP server.
 
-use std::{io::Write as _, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    io::Write as _,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Context as _;
-use sconce::{EngineLimits, Options, Quantization, Sconce, ServerConfig, Summary, hub::HubOptions};
+use sconce::{
+    EngineHandle, EngineLimits, Options, Quantization, Sconce, ServerConfig, Summary,
+    TenantDirectory,
+};
 
 use crate::{
-    flags::{
-        CacheDtypeFlag, DeviceFlag, DtypeFlag, QuantizationFlag, cache_dtype_name, parse_bytes,
-        parse_share,
-    },
+    engine_args::EngineArgs,
+    flags::{cache_dtype_name, parse_bytes},
     progress::Bars,
 };
+
+/// The tenants' file where none is named.
+pub(crate) const TENANTS_FILE: &str = "sconce.toml";
 
 /// Flags of `sconce serve`, named as in `vllm serve`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// A model directory, a GGUF file, a hub id, a known name, or null: no model, steps take no time
-    #[arg(value_name = "MODEL", conflicts_with = "model")]
-    model_positional: Option<String>,
-    /// The same, as a flag
-    #[arg(long, default_value = "smollm2-135m-instruct")]
-    model: String,
+    #[command(flatten)]
+    engine: EngineArgs,
     /// The name requests use for the model
     #[arg(long)]
     served_model_name: Vec<String>,
@@ -31,86 +37,27 @@ pub(crate) struct Args {
     /// The port to listen on; 0 picks a free one
     #[arg(long, default_value_t = 8000)]
     port: u16,
-    /// Requests need one of these keys
+    /// Requests need one of these keys; for one tenant only
     #[arg(long, env = "SCONCE_API_KEY", hide_env_values = true, value_delimiter = ',')]
     api_key: Vec<String>,
-    /// Where the model runs
-    #[arg(long, value_enum, default_value_t = DeviceFlag::Auto)]
-    device: DeviceFlag,
-    /// The dtype the model computes in
-    #[arg(long, value_enum, default_value_t = DtypeFlag::Auto)]
-    dtype: DtypeFlag,
-    /// Quantize weights while loading [default: no]
-    #[arg(long, short, value_enum)]
-    quantization: Option<QuantizationFlag>,
-    /// The dtype of the KV cache
-    #[arg(long, value_enum, default_value_t = CacheDtypeFlag::Auto)]
-    kv_cache_dtype: CacheDtypeFlag,
-    /// Tokens of prompt and output together [default: the model's limit]
-    #[arg(long)]
-    max_model_len: Option<usize>,
-    /// Prompts that begin like earlier ones share what those computed (the default)
-    #[arg(long, overrides_with = "no_enable_prefix_caching")]
-    enable_prefix_caching: bool,
-    /// Every prompt is computed whole
-    #[arg(long, overrides_with = "enable_prefix_caching")]
-    no_enable_prefix_caching: bool,
-    /// Sequences that run at once
-    #[arg(long, default_value_t = 256)]
-    max_num_seqs: usize,
-    /// Tokens computed in one step [default: 512 on a CPU, 2048 on a GPU]
-    #[arg(long)]
-    max_num_batched_tokens: Option<usize>,
-    /// Requests that may wait beside those that run
-    #[arg(long, default_value_t = 2048)]
-    max_num_queued_reqs: usize,
-    /// KV-cache memory, in bytes or with a suffix such as 512M or 4G [default: for this machine]
-    #[arg(long, value_parser = parse_bytes)]
-    kv_cache_memory_bytes: Option<u64>,
-    /// The share of a GPU's memory that weights, KV cache and everything else may take
-    #[arg(long, value_parser = parse_share, default_value_t = 0.9)]
-    gpu_memory_utilization: f64,
+    /// Who the tenants are [default: sconce.toml, if it is there]
+    #[arg(long, value_name = "FILE", env = "SCONCE_CONFIG")]
+    config: Option<PathBuf>,
+    /// Where what each request used is kept [default: sconce-usage.db beside the tenants' file]
+    #[arg(long, value_name = "FILE", env = "SCONCE_LEDGER")]
+    ledger: Option<PathBuf>,
+    /// Keep every request's tokens, seed and settings here, for sconce replay
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
     /// Seed of the sampling of requests that bring none [default: random]
     #[arg(long)]
     seed: Option<u64>,
-    /// A chat template's file, instead of the model's own
-    #[arg(long)]
-    chat_template: Option<PathBuf>,
-    /// Threads that compute [default: one a core]
-    #[arg(long)]
-    threads: Option<usize>,
     /// Largest request body
     #[arg(long, value_parser = parse_bytes, default_value = "4M")]
     max_body_bytes: u64,
     /// Seconds that running requests get to finish after SIGTERM
     #[arg(long, default_value_t = 30)]
     shutdown_timeout: u64,
-    #[command(flatten)]
-    cache: crate::pull::CacheArgs,
-}
-
-impl Args {
-    fn options(&self, hub: HubOptions) -> Options {
-        let model = self.model_positional.as_ref().unwrap_or(&self.model);
-        Options {
-            served_model_name: self.served_model_name.first().cloned(),
-            hub,
-            chat_template: self.chat_template.clone(),
-            device: self.device.choice(),
-            dtype: self.dtype.dtype(),
-            quantization: self.quantization.map(QuantizationFlag::quantization),
-            kv_cache_dtype: self.kv_cache_dtype.dtype(),
-            max_model_len: self.max_model_len,
-            enable_prefix_caching: self.enable_prefix_caching || !self.no_enable_prefix_caching,
-            max_num_seqs: self.max_num_seqs,
-            max_num_batched_tokens: self.max_num_batched_tokens,
-            max_num_queued_reqs: self.max_num_queued_reqs,
-            kv_cache_memory_bytes: self.kv_cache_memory_bytes,
-            gpu_memory_utilization: self.gpu_memory_utilization,
-            threads: self.threads,
-            ..Options::new(model.clone())
-        }
-    }
 }
 
 /// Serves until SIGTERM or Ctrl-C, then drains.
@@ -122,7 +69,25 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             format!("cannot listen on {}:{}; choose another --port", args.host, args.port)
         })?;
         let address = listener.local_addr()?;
-        let options = args.options(args.cache.hub_options());
+        let tenants_file = tenants_file(args.config.as_deref());
+        let tenants = match &tenants_file {
+            Some(path) => TenantDirectory::open(path)?,
+            None => TenantDirectory::sole(),
+        };
+        anyhow::ensure!(
+            tenants_file.is_none() || args.api_key.is_empty(),
+            "--api-key is for a server of one tenant, but {} names tenants with their own keys",
+            tenants_file.as_deref().unwrap_or(Path::new("")).display()
+        );
+        let ledger = args.ledger.clone().or_else(|| tenants_file.as_deref().map(default_ledger));
+        let options = Options {
+            served_model_name: args.served_model_name.first().cloned(),
+            tenants: tenants.tenants(),
+            ledger: ledger.clone(),
+            record: args.record.clone(),
+            ..args.engine.options()
+        };
+        let options_tenants = options.tenants.len();
         let bars = Bars::new();
         let sconce = {
             let bars = bars.clone();
@@ -130,7 +95,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         };
         bars.clear();
         // A reader that has gone away is no reason not to serve.
-        let _ = std::io::stdout().write_all(banner(&sconce, address).as_bytes());
+        let about = About { address, tenants: options_tenants, tenants_file, ledger };
+        let _ = std::io::stdout().write_all(banner(&sconce, &about).as_bytes());
+        let tenants = Arc::new(tenants);
+        tokio::spawn(reload_on_hangup(Arc::clone(&tenants), sconce.engine().clone()));
         let config = ServerConfig {
             served_model_names: if args.served_model_name.is_empty() {
                 vec![sconce.summary().model_name.clone()]
@@ -138,21 +106,45 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
                 args.served_model_name.clone()
             },
             api_keys: args.api_key.clone(),
+            tenants,
             max_body_bytes: usize::try_from(args.max_body_bytes)?,
             seed: args.seed,
             ..ServerConfig::default()
         };
         let router = sconce::router(sconce.engine().clone(), sconce.text().clone(), config);
         let drain_timeout = Duration::from_secs(args.shutdown_timeout);
-        sconce::serve(listener, router, sconce.engine().clone(), stop_signal(), drain_timeout)
-            .await?;
-        anyhow::Ok(())
+        let served =
+            sconce::serve(listener, router, sconce.engine().clone(), stop_signal(), drain_timeout);
+        let served = served.await;
+        // An engine that is lost has nothing more to keep.
+        let _ = sconce.engine().settle().await;
+        Ok(served?)
     })
 }
 
+/// What the banner says beside the engine.
+struct About {
+    address: SocketAddr,
+    tenants: usize,
+    tenants_file: Option<PathBuf>,
+    ledger: Option<PathBuf>,
+}
+
 /// The lines that say what was loaded, where, and what to try.
-fn banner(sconce: &Sconce, address: SocketAddr) -> String {
+fn banner(sconce: &Sconce, about: &About) -> String {
     let summary = sconce.summary();
+    let address = about.address;
+    let (key, tenants) = match &about.tenants_file {
+        Some(path) => (
+            " -H \"Authorization: Bearer $KEY\"",
+            format!("{} from {}", about.tenants, path.display()),
+        ),
+        None => ("", "one, without a file".to_owned()),
+    };
+    let ledger = match &about.ledger {
+        Some(path) => format!("{}; sconce usage --ledger reads it", path.display()),
+        None => "none; --ledger FILE keeps what each request used".to_owned(),
+    };
     let limits = sconce.engine().limits();
     let weights = match summary.quantization {
         Some(Quantization::Int8) => "int8",
@@ -172,19 +164,50 @@ fn banner(sconce: &Sconce, address: SocketAddr) -> String {
   loaded    in {total:.2} s: device {device_time:.2}, weights {weights_time:.2}, KV cache {cache_time:.2}
   KV cache  {cache}, {kv_cache_tokens} tokens in {num_blocks} blocks, {gib:.2} GiB
   limits    {max_model_len} tokens of context, {max_num_seqs} sequences at once, {max_queued} more waiting
+  energy    {energy}
+  tenants   {tenants}
+  ledger    {ledger}
   serving   http://{address}/v1
 
 Try:
-  curl -N http://{address}/v1/chat/completions -H 'Content-Type: application/json' \
+  curl -N http://{address}/v1/chat/completions -H 'Content-Type: application/json'{key} \
     -d '{{"model": "{model_name}", "stream": true, "temperature": 0, "messages": [{{"role": "user", "content": "What is the capital of France?"}}]}}'
 "#,
         version = env!("CARGO_PKG_VERSION"),
+        energy = summary.energy,
         dir = summary.model_dir.display(),
         total = summary.load_times.total().as_secs_f64(),
         device_time = summary.load_times.device.as_secs_f64(),
         weights_time = summary.load_times.weights.as_secs_f64(),
         cache_time = summary.load_times.cache.as_secs_f64(),
     )
+}
+
+/// The tenants' file: the one that is named, or the one that is there.
+pub(crate) fn tenants_file(named: Option<&Path>) -> Option<PathBuf> {
+    let default = || Some(PathBuf::from(TENANTS_FILE)).filter(|path| path.is_file());
+    named.map(Path::to_owned).or_else(default)
+}
+
+/// Where the ledger of a tenants' file lies.
+pub(crate) fn default_ledger(tenants_file: &Path) -> PathBuf {
+    tenants_file.with_file_name("sconce-usage.db")
+}
+
+/// Reads the tenants' file again whenever SIGHUP comes.
+async fn reload_on_hangup(tenants: Arc<TenantDirectory>, engine: EngineHandle) {
+    #[cfg(unix)]
+    if let Ok(mut hangups) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup())
+    {
+        while hangups.recv().await.is_some() {
+            match tenants.reload(&engine) {
+                Ok(count) => tracing::info!("tenants are read again: {count}"),
+                Err(error) => tracing::error!("tenants stay as they were: {error}"),
+            }
+        }
+    }
+    #[cfg(not(unix))]
+    drop((tenants, engine));
 }
 
 async fn stop_signal() {

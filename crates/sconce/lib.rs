@@ -20,17 +20,26 @@
 mod completion;
 pub mod hub;
 mod null;
+mod recording;
+mod replay;
 mod start;
 
 pub use completion::Completion;
+pub use recording::{Recorded, RecordingError, RecordingHead, read as read_recording};
+pub use replay::{Difference, Replay, ReplayError, replay};
 pub use sconce_engine::{
-    EngineHandle, EngineLimits, EngineRequest, FinishReason, Health, Metrics, RequestError,
-    RequestEvent, RequestStream, SubmitError, TokenEvent,
+    Capacity, EngineHandle, EngineLimits, EngineRequest, FinishReason, Health, Metrics, Overload,
+    RequestError, RequestEvent, RequestStream, SchedulingPolicy, SubmitError, TokenEvent,
 };
+pub use sconce_ledger as ledger;
 pub use sconce_runner::{
     CacheDtype, DeviceChoice, Dtype, LoadError, LoadTimes, Quantization, gguf,
 };
-pub use sconce_server::{ServeError, ServerConfig, listen, router, serve};
+pub use sconce_server::{
+    ReloadError, ServeError, ServerConfig, TenantDirectory, listen, router, serve,
+};
+pub use sconce_simulator as simulator;
+pub use sconce_tenants as tenants;
 pub use sconce_text::{TextConfig, TextError, TextModel};
-pub use sconce_types::{SamplingParams, TokenId, TokenLogprobs};
+pub use sconce_types::{Metering, SamplingParams, Tenant, TenantId, TokenId, TokenLogprobs};
 pub use start::{Error, Options, Progress, Sconce, Summary};

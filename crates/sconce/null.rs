@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use sconce_engine::{Built, SchedulerConfig, SchedulingPolicy};
+use sconce_engine::{Built, SchedulerConfig};
 use sconce_runner::LoadTimes;
 use sconce_types::{
     BLOCK_SIZE, Executor, ExecutorError, Sample, SampleOutcome, SampledRow, SampledTokens,
@@ -81,7 +81,7 @@ pub(crate) fn build(
         num_blocks: CACHE_TOKENS.max(max_model_len).div_ceil(BLOCK_SIZE),
         max_queued: options.max_num_queued_reqs,
         prefix_cache: None,
-        policy: SchedulingPolicy::Fair,
+        policy: options.scheduling_policy,
     };
     let info = Loaded {
         architecture: format!("no weights; a step takes {step_time:?}"),
@@ -92,6 +92,7 @@ pub(crate) fn build(
         weight_bytes: 0,
         kv_cache_bytes: 0,
         load_times: LoadTimes::default(),
+        energy: "not measured: no device".to_owned(),
     };
     let executor = NullExecutor { result: SampledTokens::default(), step_time };
     Built { executor, config, vocab_size: VOCAB_SIZE, info }

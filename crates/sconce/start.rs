@@ -3,19 +3,21 @@
 use std::{path::PathBuf, sync::Arc};
 
 use sconce_engine::{
-    Built, Engine, EngineHandle, EngineRequest, PrefixKey, RequestError, SchedulerConfig,
-    StartError, SubmitError,
+    Built, Engine, EngineHandle, EngineOptions, EngineRequest, PrefixKey, RecordSink, RequestError,
+    SchedulerConfig, SchedulingPolicy, StartError, SubmitError,
 };
+use sconce_ledger::{Ledger, LedgerError};
 use sconce_runner::{
     CacheDtype, DeviceChoice, Dtype, LoadError, LoadOptions, LoadTimes, Quantization,
 };
 use sconce_text::{TextConfig, TextError, TextModel};
-use sconce_types::{Executor, SamplingParams};
+use sconce_types::{Executor, MeterSink, SamplingParams, Tenant};
 
 use crate::{
-    Completion,
+    Completion, RecordingError, RecordingHead,
     hub::{self, HubError, HubOptions},
     null,
+    recording::{Line, Recorder},
 };
 
 /// What to start. The defaults suit a small model on a CPU.
@@ -54,6 +56,14 @@ pub struct Options {
     pub gpu_memory_utilization: f64,
     /// Threads that compute; one a core if not given.
     pub threads: Option<usize>,
+    /// Whose request is admitted next.
+    pub scheduling_policy: SchedulingPolicy,
+    /// Who shares the engine.
+    pub tenants: Vec<Tenant>,
+    /// Where what each request used is kept, if it is.
+    pub ledger: Option<PathBuf>,
+    /// Where requests are recorded, if they are.
+    pub record: Option<PathBuf>,
 }
 
 impl Options {
@@ -77,6 +87,10 @@ impl Options {
             kv_cache_memory_bytes: None,
             gpu_memory_utilization: 0.9,
             threads: None,
+            scheduling_policy: SchedulingPolicy::Fair,
+            tenants: vec![Tenant::sole()],
+            ledger: None,
+            record: None,
         }
     }
 }
@@ -103,6 +117,12 @@ pub enum Error {
     /// The model could not be loaded, or the limits contradict each other.
     #[error(transparent)]
     Start(#[from] StartError<LoadError>),
+    /// The ledger cannot be kept.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// Requests cannot be recorded.
+    #[error(transparent)]
+    Recording(#[from] RecordingError),
     /// The engine refused a request.
     #[error(transparent)]
     Submit(#[from] SubmitError),
@@ -138,6 +158,18 @@ pub struct Summary {
     pub kv_cache_bytes: usize,
     /// How long each phase of loading took.
     pub load_times: LoadTimes,
+    /// What measures the device's energy, or why nothing does.
+    pub energy: String,
+}
+
+impl Summary {
+    /// What else than a request its tokens follow from.
+    #[must_use]
+    pub fn recording_head(&self) -> RecordingHead {
+        let Self { dtype, quantization, kv_cache_dtype, .. } = self;
+        let computed_in = format!("{dtype:?}, {quantization:?}, {kv_cache_dtype:?}");
+        RecordingHead::new(&self.model_name, computed_in)
+    }
 }
 
 /// What whoever built the executor tells of it.
@@ -150,6 +182,7 @@ pub(crate) struct Loaded {
     pub(crate) weight_bytes: usize,
     pub(crate) kv_cache_bytes: usize,
     pub(crate) load_times: LoadTimes,
+    pub(crate) energy: String,
 }
 
 /// A running engine with its tokenizer. Dropping it, once every
@@ -170,10 +203,10 @@ impl Sconce {
         P: Progress + Clone + Send + 'static,
     {
         if let Some(step_time) = null::step_time(&options.model) {
-            let (text, options) = (TextModel::bytes(), options.clone());
+            let (text, built_from) = (TextModel::bytes(), options.clone());
             let model_name = options.served_model_name.as_deref().unwrap_or(null::NAME).to_owned();
-            let build = move || Ok(null::build(&options, step_time));
-            return Self::start_engine(model_name, PathBuf::new(), text, build);
+            let build = move || Ok(null::build(&built_from, step_time));
+            return Self::start_engine(options, model_name, PathBuf::new(), text, build);
         }
         let found = hub::resolve(&options.model, &options.hub, progress)?;
         let text_config = TextConfig { chat_template: options.chat_template.clone() };
@@ -192,10 +225,10 @@ impl Sconce {
             gpu_memory_utilization: options.gpu_memory_utilization,
             threads: options.threads,
         };
-        let max_queued = options.max_num_queued_reqs;
+        let (max_queued, policy) = (options.max_num_queued_reqs, options.scheduling_policy);
         let prefix_cache = options.enable_prefix_caching.then(|| PrefixKey(rand::random()));
         let progress = progress.clone();
-        Self::start_engine(model_name, found.path, text, move || {
+        Self::start_engine(options, model_name, found.path, text, move || {
             let loaded =
                 sconce_runner::load(&load_options, &mut |done, all| progress.tensors(done, all))?;
             // If it has to be loaded again, then with a cache of the same size.
@@ -207,6 +240,7 @@ impl Sconce {
                 num_blocks: loaded.num_blocks,
                 max_queued,
                 prefix_cache,
+                policy,
             };
             let info = Loaded {
                 architecture: loaded.architecture,
@@ -217,18 +251,30 @@ impl Sconce {
                 weight_bytes: loaded.weight_bytes,
                 kv_cache_bytes: loaded.kv_cache_bytes,
                 load_times: loaded.load_times,
+                energy: loaded.energy,
             };
             Ok(Built { executor: loaded.runner, config, vocab_size: loaded.vocab_size, info })
         })
     }
 
     fn start_engine<E: Executor>(
+        options: &Options,
         model_name: String,
         model_dir: PathBuf,
         text: TextModel,
         build: impl FnMut() -> Result<Built<E, Loaded>, LoadError> + Send + 'static,
     ) -> Result<Self, Error> {
-        let (_, handle, loaded) = Engine::start(&model_name, build)?;
+        let sink = options.ledger.as_deref().map(|path| -> Result<_, LedgerError> {
+            let sink = Ledger::open(path, &model_name)?.sink()?;
+            Ok(Box::new(sink) as Box<dyn MeterSink>)
+        });
+        let recorder = options.record.as_deref().map(Recorder::create).transpose()?;
+        let (recorder, recording) = recorder.unzip();
+        let engine_options = EngineOptions::new(&model_name)
+            .tenants(options.tenants.clone())
+            .sink(sink.transpose()?)
+            .recorder(recorder.map(|recorder| Box::new(recorder) as Box<dyn RecordSink>));
+        let (_, handle, loaded) = Engine::start(engine_options, build)?;
         let limits = *handle.limits();
         text.check_fits(limits.vocab_size)?;
         let summary = Summary {
@@ -244,7 +290,12 @@ impl Sconce {
             kv_cache_tokens: limits.num_blocks * sconce_types::BLOCK_SIZE,
             kv_cache_bytes: loaded.kv_cache_bytes,
             load_times: loaded.load_times,
+            energy: loaded.energy,
         };
+        if let Some(recording) = recording {
+            // A thread that could not write has said so.
+            let _ = recording.send(Line::Head(summary.recording_head()));
+        }
         Ok(Self { handle, text: Arc::new(text), summary })
     }
 

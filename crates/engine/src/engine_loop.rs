@@ -178,7 +178,7 @@ impl<E: Executor> EngineLoop<E> {
     fn new(
         options: EngineOptions,
         vocab_size: usize,
-        executor: E,
+        mut executor: E,
         mut scheduler: Scheduler,
         config: SchedulerConfig,
     ) -> (EngineHandle, Self) {
@@ -193,7 +193,7 @@ impl<E: Executor> EngineLoop<E> {
         let (inbox_sender, inbox) = sync_channel(places + CONTROL_MESSAGES);
         // Bounded by the number of unfinished requests: each is cancelled once at most.
         let (cancel_sender, cancels) = channel();
-        let EngineOptions { model_name, tenants: named, sink, energy, recorder } = options;
+        let EngineOptions { model_name, tenants: named, sink, recorder } = options;
         let shared = Arc::new(Shared::new(Gates::new(&named, places)));
         let metrics = Arc::new(Metrics::new(&model_name, config.num_blocks));
         let mut tenants = TenantTable::new();
@@ -208,6 +208,7 @@ impl<E: Executor> EngineLoop<E> {
         );
         let engine = Self {
             scheduler,
+            meter: Meter::new(executor.energy_meter()),
             executor: Some(executor),
             inbox,
             cancels,
@@ -215,7 +216,6 @@ impl<E: Executor> EngineLoop<E> {
             tenants,
             deadlines: Deadlines::default(),
             model: StepModel::default(),
-            meter: Meter::new(energy),
             sink,
             recorder,
             entries: Vec::new(),
@@ -360,6 +360,14 @@ impl<E: Executor> EngineLoop<E> {
         match message {
             Message::Submit(submission) => self.accept(*submission),
             Message::Tenants(named) => self.set_tenants(&named),
+            Message::Settle(reply) => {
+                self.tell_ledger();
+                if let Some(sink) = &mut self.sink {
+                    // An empty batch waits for the one before it.
+                    sink.record(&mut self.entries);
+                }
+                let _ = reply.send(());
+            }
             Message::Capacity(tenant, prompt_len, reply) => {
                 let now = Instant::now();
                 let capacity =
@@ -483,6 +491,15 @@ impl<E: Executor> EngineLoop<E> {
         if let Some(error) = error {
             live.fail(error);
         }
+        self.keep(id, live, reason);
+    }
+
+    /// Records a request that has ended, if requests are recorded.
+    fn keep(&mut self, id: RequestId, mut live: LiveRequest, end: EndReason) {
+        let Some(recorder) = &mut self.recorder else { return };
+        if let Some(recorded) = live.recorded(id, end) {
+            recorder.record(recorded);
+        }
     }
 
     fn wait_for_work(&mut self) -> Turn {
@@ -529,7 +546,7 @@ impl<E: Executor> EngineLoop<E> {
     /// Learns what steps take, and from that what tokens cost.
     fn learn(&mut self, step_time: Duration) {
         self.model.observe(StepWork::of(&self.batch), step_time.as_secs_f64());
-        if self.batch.step % COSTS_EVERY == 0 {
+        if self.batch.step.is_multiple_of(COSTS_EVERY) {
             self.scheduler.set_costs(self.model.costs());
             let gap = self.scheduler.seconds_per_end(&self.model).min(1e6);
             self.shared.next_end_ms.store((gap * 1e3) as u64, Ordering::Relaxed);
@@ -563,11 +580,7 @@ impl<E: Executor> EngineLoop<E> {
             let id = sequence.request;
             // Outputs come in the batch's order.
             let output = outputs.next_if(|output| output.request == id);
-            let end = output.and_then(|output| output.finish.as_ref()).map(|finish| match finish {
-                Finish::Stop { .. } => EndReason::Stop,
-                Finish::Length => EndReason::Length,
-                Finish::NonFiniteLogits => EndReason::Error,
-            });
+            let end = output.and_then(|output| output.finish.as_ref()).map(end_reason);
             if let Some(live) = requests.get_mut(&id) {
                 entries.push(live.labelled_entry(id, tenants.get(live.tenant), end));
             }
@@ -578,7 +591,8 @@ impl<E: Executor> EngineLoop<E> {
     }
 
     fn deliver(&mut self, now: Instant) {
-        for output in self.outputs.drain(..) {
+        let mut outputs = std::mem::take(&mut self.outputs);
+        for output in outputs.drain(..) {
             let Some(live) = self.requests.get_mut(&output.request) else { continue };
             // The channel has room for every event, so a failed send is a
             // reader that went away; its cancellation is on the way.
@@ -600,22 +614,21 @@ impl<E: Executor> EngineLoop<E> {
                 };
                 let _ = live.events.try_send(RequestEvent::Token(event));
             }
-            match output.finish {
-                None => continue,
-                Some(Finish::NonFiniteLogits) => {
+            let Some(finish) = output.finish else { continue };
+            match finish {
+                Finish::NonFiniteLogits => {
                     self.metrics.corrupted_requests.inc();
                     live.fail(RequestError::NonFiniteLogits);
                     self.metrics.request_success.with_label_values(&["error"]).inc();
                 }
-                Some(Finish::Stop { .. }) => live.observe_finish(&self.metrics, "stop", now),
-                Some(Finish::Length) => live.observe_finish(&self.metrics, "length", now),
+                Finish::Stop { .. } => live.observe_finish(&self.metrics, "stop", now),
+                Finish::Length => live.observe_finish(&self.metrics, "length", now),
             }
-            let finished = self.requests.remove(&output.request);
-            let recorded = finished.and_then(|mut live| live.recorded(output.request));
-            if let (Some(recorder), Some(recorded)) = (&mut self.recorder, recorded) {
-                recorder.record(recorded);
+            if let Some(live) = self.requests.remove(&output.request) {
+                self.keep(output.request, live, end_reason(&finish));
             }
         }
+        self.outputs = outputs;
     }
 
     fn end_failed_step(&mut self, error: &ExecutorError) -> Turn {
@@ -654,7 +667,11 @@ impl<E: Executor> EngineLoop<E> {
             return;
         }
         self.published = now;
-        let Self { tenants, scheduler, metrics, meter, .. } = self;
+        let Self { tenants, scheduler, metrics, meter, sink, .. } = self;
+        if let Some(sink) = sink {
+            metrics.ledger_failing.set(i64::from(sink.is_failing()));
+            metrics.ledger_lost.set(i64::try_from(sink.num_lost()).unwrap_or(i64::MAX));
+        }
         let gauge = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         for known in tenants.iter_mut() {
             let stats = scheduler.tenant_stats(known.tenant.id);
@@ -678,6 +695,14 @@ impl<E: Executor> EngineLoop<E> {
         metrics.prefix_cache_queries.inc_by(queries);
         metrics.prefix_cache_hits.inc_by(stats.prefix_cache_hits - seen.prefix_cache_hits);
         *seen = stats;
+    }
+}
+
+fn end_reason(finish: &Finish) -> EndReason {
+    match finish {
+        Finish::Stop { .. } => EndReason::Stop,
+        Finish::Length => EndReason::Length,
+        Finish::NonFiniteLogits => EndReason::Error,
     }
 }
 

@@ -141,6 +141,8 @@ pub(crate) enum Message {
     Submit(Box<Submission>),
     /// Tenants as they are from now on.
     Tenants(Vec<Tenant>),
+    /// The ledger is to keep all that it was told, and then to say so.
+    Settle(oneshot::Sender<()>),
     /// What a prompt of so many tokens may expect.
     Capacity(TenantId, usize, oneshot::Sender<Capacity>),
 }
@@ -353,6 +355,17 @@ impl EngineHandle {
     ) -> Result<Capacity, SubmitError> {
         let (reply, answer) = oneshot::channel();
         let sent = self.inbox.try_send(Message::Capacity(tenant, prompt_len, reply));
+        sent.map_err(|error| self.unheard(&error))?;
+        answer.await.map_err(|_| SubmitError::EngineLost)
+    }
+
+    /// Waits until the ledger has kept all that was used until now.
+    ///
+    /// # Errors
+    /// The engine is too busy to listen, or has stopped.
+    pub async fn settle(&self) -> Result<(), SubmitError> {
+        let (reply, answer) = oneshot::channel();
+        let sent = self.inbox.try_send(Message::Settle(reply));
         sent.map_err(|error| self.unheard(&error))?;
         answer.await.map_err(|_| SubmitError::EngineLost)
     }

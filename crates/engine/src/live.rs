@@ -203,11 +203,12 @@ impl LiveRequest {
         entry
     }
 
-    /// What is kept of it, if it is recorded and has finished.
-    pub(crate) fn recorded(&mut self, id: RequestId) -> Option<RecordedRequest> {
+    /// What is kept of it, if it is recorded and generated anything.
+    pub(crate) fn recorded(&mut self, id: RequestId, end: EndReason) -> Option<RecordedRequest> {
         let Recording { prompt, params, tokens } = *self.recording.take()?;
         let request_id = Arc::clone(&self.request_id);
-        Some(RecordedRequest { id, request_id, prompt, params, tokens })
+        let recorded = RecordedRequest { id, request_id, prompt, params, tokens, end };
+        (!recorded.tokens.is_empty()).then_some(recorded)
     }
 
     /// Tells its reader that it ends without finishing.

@@ -66,6 +66,10 @@ pub struct Metrics {
     pub engine_restarts: IntCounter,
     /// Joules that the device used while no step ran.
     pub idle_energy_joules: Counter,
+    /// Whether the ledger cannot be written at the moment.
+    pub ledger_failing: IntGauge,
+    /// Entries that the ledger has lost for good.
+    pub ledger_lost: IntGauge,
     /// Tokens computed in a step.
     pub iteration_tokens: Histogram,
     /// Seconds from submission to the first token.
@@ -148,6 +152,12 @@ impl Metrics {
                 "sconce:idle_energy_joules_total",
                 "Energy of the device while no step ran; nobody's.",
             ))),
+            ledger_failing: r.int_gauge(
+                "sconce:ledger_failing",
+                "1 while the ledger cannot be written; what it is told is kept in memory.",
+            ),
+            ledger_lost: r
+                .int_gauge("sconce:ledger_lost_entries", "Entries that the ledger has lost."),
             iteration_tokens: r.histogram(
                 "vllm:iteration_tokens_total",
                 "Tokens computed in an engine step.",

@@ -2,14 +2,13 @@
 
 use std::sync::Arc;
 
-use sconce_types::{EnergyMeter, MeterSink, RequestId, SamplingParams, Tenant, TokenId};
+use sconce_types::{EndReason, MeterSink, RequestId, SamplingParams, Tenant, TokenId};
 
 /// What an engine is started with beside its executor.
 pub struct EngineOptions {
     pub(crate) model_name: String,
     pub(crate) tenants: Vec<Tenant>,
     pub(crate) sink: Option<Box<dyn MeterSink>>,
-    pub(crate) energy: Option<Box<dyn EnergyMeter>>,
     pub(crate) recorder: Option<Box<dyn RecordSink>>,
 }
 
@@ -21,7 +20,6 @@ impl EngineOptions {
             model_name: model_name.into(),
             tenants: vec![Tenant::sole()],
             sink: None,
-            energy: None,
             recorder: None,
         }
     }
@@ -38,13 +36,7 @@ impl EngineOptions {
         Self { sink, ..self }
     }
 
-    /// Measures the device's energy.
-    #[must_use]
-    pub fn energy(self, energy: Option<Box<dyn EnergyMeter>>) -> Self {
-        Self { energy, ..self }
-    }
-
-    /// Keeps every request that finishes, so that it can be run again.
+    /// Keeps every request that generates something, so that it can be run again.
     #[must_use]
     pub fn recorder(self, recorder: Option<Box<dyn RecordSink>>) -> Self {
         Self { recorder, ..self }
@@ -57,7 +49,7 @@ impl From<&str> for EngineOptions {
     }
 }
 
-/// A request that finished, with all that its tokens followed from.
+/// A request that ended, with all that its tokens followed from.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RecordedRequest {
     /// Its number in this engine.
@@ -70,9 +62,11 @@ pub struct RecordedRequest {
     pub params: SamplingParams,
     /// What was generated.
     pub tokens: Vec<TokenId>,
+    /// Why it ended.
+    pub end: EndReason,
 }
 
-/// Keeps requests that finished. Called on the engine's thread: it must not wait.
+/// Keeps requests that ended. Called on the engine's thread: it must not wait.
 pub trait RecordSink: Send {
     /// Takes one.
     fn record(&mut self, request: RecordedRequest);

@@ -107,6 +107,14 @@ fn write_all(
 }
 
 impl MeterSink for LedgerSink {
+    fn is_failing(&self) -> bool {
+        self.health.failing()
+    }
+
+    fn num_lost(&self) -> u64 {
+        self.health.lost()
+    }
+
     fn record(&mut self, entries: &mut Vec<MeterEntry>) {
         let sent = match (self.written.recv(), &self.batches) {
             (Ok(mut batch), Some(batches)) => {

@@ -4,6 +4,7 @@
 //! from its logits, and keeps what a running sequence's sampling needs in its
 //! seat. It knows neither scheduling nor HTTP. The engine's thread owns it.
 
+mod energy;
 mod load;
 mod memory;
 mod model_runner;

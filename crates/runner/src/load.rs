@@ -10,7 +10,9 @@ use sconce_kernels::{
 use sconce_models::{Loaded, ModelConfig, Workspace};
 use sconce_types::Executor;
 
-use crate::{DeviceChoice, LoadError, LoadOptions, ModelRunner, Quantization, memory};
+use crate::{
+    DeviceChoice, LoadError, LoadOptions, ModelRunner, Quantization, energy::Energy, memory,
+};
 
 /// A model that is ready to run, and what a person should know of it.
 pub struct LoadedModel<E = Box<dyn Executor>> {
@@ -40,6 +42,8 @@ pub struct LoadedModel<E = Box<dyn Executor>> {
     pub kv_cache_bytes: usize,
     /// How long each phase of loading took.
     pub load_times: LoadTimes,
+    /// What measures the device's energy, or why nothing does, in words.
+    pub energy: String,
 }
 
 /// Where the time of loading went.
@@ -62,9 +66,10 @@ impl LoadTimes {
 }
 
 impl<B: Backend + 'static> LoadedModel<ModelRunner<B>> {
-    fn boxed(self) -> LoadedModel {
+    fn measured_by(self, energy: Energy) -> LoadedModel {
         LoadedModel {
-            runner: Box::new(self.runner),
+            runner: Box::new(self.runner.measured_by(energy.meter)),
+            energy: energy.description,
             device: self.device,
             architecture: self.architecture,
             dtype: self.dtype,
@@ -93,19 +98,27 @@ pub fn load(
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<LoadedModel, LoadError> {
     match options.device {
-        DeviceChoice::Cpu => load_on_cpu(options, progress).map(LoadedModel::boxed),
+        DeviceChoice::Cpu => on_cpu(options, progress),
         DeviceChoice::Cuda => cuda::load(options, progress),
         DeviceChoice::Auto => match cuda::load(options, progress) {
             Err(LoadError::NoDevice { reason }) => {
                 tracing::info!("running on the CPU: {reason}");
-                load_on_cpu(options, progress).map(LoadedModel::boxed)
+                on_cpu(options, progress)
             }
             other => other,
         },
     }
 }
 
-/// Loads a model onto the CPU.
+fn on_cpu(
+    options: &LoadOptions,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<LoadedModel, LoadError> {
+    let loaded = load_on_cpu(options, progress)?;
+    Ok(loaded.measured_by(Energy::of_cpu()))
+}
+
+/// Loads a model onto the CPU, without what measures its energy.
 ///
 /// # Errors
 /// As [`load`].
@@ -123,20 +136,23 @@ pub fn load_on_cpu(
 mod cuda {
     use sconce_kernels::cuda::{Cuda, CudaDriver};
 
-    use super::{LoadError, LoadOptions, LoadedModel, load_on};
+    use super::{Energy, LoadError, LoadOptions, LoadedModel, load_on};
 
     pub(super) fn load(
         options: &LoadOptions,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<LoadedModel, LoadError> {
+        let mut uuid = None;
         let make = |dtype, limits| {
             let driver = CudaDriver::new(0).map_err(|error| LoadError::NoDevice {
                 // A backtrace may follow.
                 reason: error.to_string().lines().next().unwrap_or_default().to_owned(),
             })?;
+            uuid = driver.uuid();
             Ok(Cuda::new(driver, dtype, limits)?)
         };
-        load_on(options, 2048, make, progress).map(LoadedModel::boxed)
+        let loaded = load_on(options, 2048, make, progress)?;
+        Ok(loaded.measured_by(Energy::of_gpu(uuid.as_deref())))
     }
 }
 
@@ -240,6 +256,7 @@ pub fn load_on<B: Backend + 'static>(
         num_blocks: layout.num_blocks,
         kv_cache_bytes: layout.num_blocks * layout.block_bytes(),
         load_times: times,
+        energy: "not measured".to_owned(),
         runner: ModelRunner::new(backend, model, cache, workspace, max_num_seqs),
     })
 }

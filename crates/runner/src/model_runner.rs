@@ -8,8 +8,8 @@ use sconce_kernels::{
 };
 use sconce_models::{CausalLm, Workspace};
 use sconce_types::{
-    BLOCK_SIZE, Executor, ExecutorError, Input, Sample, SampleOutcome, SampledRow, SampledTokens,
-    ScheduledBatch, ScheduledSequence, TokenId, TokenLogprobs,
+    BLOCK_SIZE, EnergyMeter, Executor, ExecutorError, Input, Sample, SampleOutcome, SampledRow,
+    SampledTokens, ScheduledBatch, ScheduledSequence, TokenId, TokenLogprobs,
 };
 
 use crate::seat::Seat;
@@ -34,6 +34,7 @@ pub struct ModelRunner<B: Backend> {
     finished: VecDeque<SampledTokens>,
     /// Result arrays to use again.
     spare: Vec<SampledTokens>,
+    energy: Option<Box<dyn EnergyMeter>>,
 }
 
 impl<B: Backend> ModelRunner<B> {
@@ -59,7 +60,13 @@ impl<B: Backend> ModelRunner<B> {
             logprobs: Vec::new(),
             finished: VecDeque::new(),
             spare: Vec::new(),
+            energy: None,
         }
+    }
+
+    /// The same, with what measures its device's energy.
+    pub(crate) fn measured_by(self, energy: Option<Box<dyn EnergyMeter>>) -> Self {
+        Self { energy, ..self }
     }
 
     /// Logits after every token of a text, `[tokens.len(), vocab_size]`, for
@@ -201,6 +208,10 @@ impl<B: Backend> ModelRunner<B> {
 }
 
 impl<B: Backend> Executor for ModelRunner<B> {
+    fn energy_meter(&mut self) -> Option<Box<dyn EnergyMeter>> {
+        self.energy.take()
+    }
+
     /// Computes the step; what was sampled has been read back when it returns.
     fn launch(&mut self, batch: &ScheduledBatch) -> Result<(), ExecutorError> {
         let result = self.compute(batch).map_err(|error| {

@@ -100,7 +100,7 @@ impl StepModel {
             self.decodes += (work.decode - self.decodes) / 50.0;
         }
         self.steps += 1;
-        if self.steps % SOLVE_EVERY == 0 || self.steps < SOLVE_EVERY {
+        if self.steps.is_multiple_of(SOLVE_EVERY) || self.steps < SOLVE_EVERY {
             self.solve();
         }
     }

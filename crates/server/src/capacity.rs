@@ -24,9 +24,8 @@ pub(crate) async fn capacity(
     caller: AsTenant,
     query: Result<Query<CapacityQuery>, QueryRejection>,
 ) -> Result<impl IntoResponse, ApiError> {
-    let Query(query) = query.map_err(|error| {
-        ApiError::invalid(Some("prompt_tokens"), format!("{}", error.body_text()))
-    })?;
+    let Query(query) =
+        query.map_err(|error| ApiError::invalid(Some("prompt_tokens"), error.body_text()))?;
     let limits = *state.engine.limits();
     let prompt_tokens = query.prompt_tokens.unwrap_or(DEFAULT_PROMPT_TOKENS);
     if prompt_tokens == 0 || prompt_tokens >= limits.max_model_len {

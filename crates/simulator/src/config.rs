@@ -134,14 +134,19 @@ impl SimulationConfig {
         let num_tenants = trace.tenant_names.len();
         for (field, value, most) in [
             ("engines", self.engines, MAX_ENGINES),
-            ("engines x num_blocks", self.engines.saturating_mul(self.device.num_blocks), MAX_BLOCKS),
+            (
+                "engines x num_blocks",
+                self.engines.saturating_mul(self.device.num_blocks),
+                MAX_BLOCKS,
+            ),
             ("engines x tenants", self.engines.saturating_mul(num_tenants), MAX_ACCOUNTS),
         ] {
             if !(1..=most).contains(&value) {
                 return Err(wrong(field, value, format!("from 1 to {most}")));
             }
         }
-        for (field, cost) in [("costs.cached", self.costs.cached), ("costs.decode", self.costs.decode)]
+        for (field, cost) in
+            [("costs.cached", self.costs.cached), ("costs.decode", self.costs.decode)]
         {
             if !(0.0..=1e6).contains(&cost) {
                 return Err(wrong(field, cost, "from 0 to 1000000".to_owned()));

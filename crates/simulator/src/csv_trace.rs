@@ -65,14 +65,18 @@ pub(crate) fn open(path: &Path, tenancy: Tenancy, seed: u64) -> Result<Trace, Tr
         .quoting(false)
         .trim(csv::Trim::All)
         .from_reader(BoundedLines { inner: file, line: 0 });
-    let malformed =
-        |error: csv::Error| TraceError::Malformed { path: path.to_owned(), reason: error.to_string() };
+    let malformed = |error: csv::Error| TraceError::Malformed {
+        path: path.to_owned(),
+        reason: error.to_string(),
+    };
     let header = reader.headers().map_err(malformed)?.clone();
     let Some(columns) = Columns::find(&header, tenancy) else {
         let found = header.iter().collect::<Vec<_>>().join(",");
         let accepted = match tenancy {
-            Tenancy::ByModel => "Timestamp, Model, Request tokens and Response tokens (BurstGPT), \
-                 where the tenant is the model",
+            Tenancy::ByModel => {
+                "Timestamp, Model, Request tokens and Response tokens (BurstGPT), \
+                 where the tenant is the model"
+            }
             Tenancy::Spread(_) => FORMATS,
         };
         return Err(TraceError::Header { path: path.to_owned(), found: shown(&found), accepted });
@@ -120,9 +124,9 @@ pub(crate) fn open(path: &Path, tenancy: Tenancy, seed: u64) -> Result<Trace, Tr
         }
         let tenant = match columns.tenant {
             None => tenants.draw(),
-            Some(column) => tenants
-                .named(&record[column])
-                .map_err(|accepted| value_error(column, accepted))?,
+            Some(column) => {
+                tenants.named(&record[column]).map_err(|accepted| value_error(column, accepted))?
+            }
         };
         arrivals.push(Arrival { at, tenant, prompt_len, output_len });
     }

@@ -174,10 +174,8 @@ impl Engine {
         }
         let params = shared.params(output_len);
         let prompt = vec![0; prompt_len];
-        let new = Request {
-            tenant: id,
-            ..Request::new(RequestId(u64::from(request)), prompt, params)
-        };
+        let new =
+            Request { tenant: id, ..Request::new(RequestId(u64::from(request)), prompt, params) };
         if let Err(refusal) = self.scheduler.add(new) {
             self.gates.leave(tenant);
             use sconce_scheduler::Refusal::{QueueFull, TenantQueueFull};

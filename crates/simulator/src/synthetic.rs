@@ -2,7 +2,9 @@
 
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
-use crate::trace::{Arrival, MAX_REQUESTS, MAX_TENANTS, MAX_TOKENS, Trace, TraceError, numbered_tenants};
+use crate::trace::{
+    Arrival, MAX_REQUESTS, MAX_TENANTS, MAX_TOKENS, Trace, TraceError, numbered_tenants,
+};
 
 /// What a specification says.
 struct Spec {

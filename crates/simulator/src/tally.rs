@@ -43,7 +43,7 @@ pub(crate) struct Tally {
     /// Tokens generated, and requests finished, while requests came.
     pub(crate) generated: u64,
     pub(crate) finished: u64,
-    /// When the last comes.
+    /// While requests came: until the last did.
     pub(crate) window: f64,
     pub(crate) steps: u64,
     pub(crate) longest_step: f64,
@@ -57,13 +57,14 @@ impl Tally {
     pub(crate) fn new(arrivals: &[Arrival], tenants: usize) -> Self {
         let (outcome, none) = (Outcome::Pending, -1.0);
         let record = Record { ttft: none, end: none, predicted: none, charged: 0, outcome };
+        let last = arrivals.last().map_or(0.0, |last| last.at);
         Self {
             records: vec![record; arrivals.len()],
             served: vec![0.0; tenants],
             generated: 0,
             finished: 0,
-            // One request alone still takes its time.
-            window: arrivals.last().map_or(0.0, |last| last.at),
+            // Where all come at once it is until all is done.
+            window: if last > 0.0 { last } else { f64::INFINITY },
             steps: 0,
             longest_step: 0.0,
             worst_overrun: 0.0,

@@ -1,6 +1,6 @@
 //! Where the serving half and the computing half meet.
 
-use crate::{SampledTokens, ScheduledBatch};
+use crate::{EnergyMeter, SampledTokens, ScheduledBatch};
 
 /// Computes steps. One thread owns it.
 ///
@@ -20,6 +20,12 @@ pub trait Executor {
     /// # Errors
     /// The step failed; see [`ExecutorError`] for what that means.
     fn wait(&mut self, sampled: &mut SampledTokens) -> Result<(), ExecutorError>;
+
+    /// Measures the energy of the device that it computes on; `None` where that cannot be
+    /// measured.
+    fn energy_meter(&mut self) -> Option<Box<dyn EnergyMeter>> {
+        None
+    }
 }
 
 /// Why a step failed.
@@ -43,5 +49,9 @@ impl<E: Executor + ?Sized> Executor for Box<E> {
 
     fn wait(&mut self, sampled: &mut SampledTokens) -> Result<(), ExecutorError> {
         (**self).wait(sampled)
+    }
+
+    fn energy_meter(&mut self) -> Option<Box<dyn EnergyMeter>> {
+        (**self).energy_meter()
     }
 }

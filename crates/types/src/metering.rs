@@ -75,6 +75,16 @@ pub trait MeterSink: Send {
     /// before is durable, and may return before this is: whatever ends the process, at
     /// most the last call's entries are lost.
     fn record(&mut self, entries: &mut Vec<MeterEntry>);
+
+    /// Whether what was taken cannot be kept at the moment.
+    fn is_failing(&self) -> bool {
+        false
+    }
+
+    /// Entries that were lost for good.
+    fn num_lost(&self) -> u64 {
+        0
+    }
 }
 
 /// Measures what a device uses.

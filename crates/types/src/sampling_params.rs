@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::TokenId;
 
 /// Most alternatives that `logprobs` and `prompt_logprobs` may ask for.
@@ -13,7 +15,7 @@ pub const MAX_STOP_TOKEN_IDS: usize = 128;
 
 /// How a request's tokens are chosen and when it ends. The meaning of each
 /// field is that of vLLM's parameter of the same name.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SamplingParams {
     /// Tokens to generate at most; at least 1.
     pub max_tokens: u32,

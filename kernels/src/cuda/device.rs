@@ -150,6 +150,15 @@ impl CudaDriver {
         Ok(raw)
     }
 
+    /// The device's UUID as NVIDIA's tools write it: `GPU-` and five groups of hex digits.
+    #[must_use]
+    pub fn uuid(&self) -> Option<String> {
+        let uuid = self.stream.context().uuid().ok()?;
+        let hex: String = uuid.bytes.iter().map(|&byte| format!("{:02x}", byte as u8)).collect();
+        let groups = [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]];
+        Some(format!("GPU-{}", groups.join("-")))
+    }
+
     /// Waits until all that was asked for is done.
     ///
     /// # Errors

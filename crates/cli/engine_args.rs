@@ -1,0 +1,95 @@
+//! Flags that say what an engine is, named as in `vllm serve`.
+
+use std::path::PathBuf;
+
+use sconce::Options;
+
+use crate::{
+    flags::{
+        CacheDtypeFlag, DeviceFlag, DtypeFlag, PolicyFlag, QuantizationFlag, parse_bytes,
+        parse_share,
+    },
+    pull::CacheArgs,
+};
+
+/// What model runs where, and within what limits.
+#[derive(Debug, clap::Args)]
+pub(crate) struct EngineArgs {
+    /// A model directory, a GGUF file, a hub id, a known name, or null: no model, steps take no time
+    #[arg(value_name = "MODEL", conflicts_with = "model")]
+    model_positional: Option<String>,
+    /// The same, as a flag
+    #[arg(long, default_value = "smollm2-135m-instruct")]
+    model: String,
+    /// Where the model runs
+    #[arg(long, value_enum, default_value_t = DeviceFlag::Auto)]
+    device: DeviceFlag,
+    /// The dtype the model computes in
+    #[arg(long, value_enum, default_value_t = DtypeFlag::Auto)]
+    dtype: DtypeFlag,
+    /// Quantize weights while loading [default: no]
+    #[arg(long, short, value_enum)]
+    quantization: Option<QuantizationFlag>,
+    /// The dtype of the KV cache
+    #[arg(long, value_enum, default_value_t = CacheDtypeFlag::Auto)]
+    kv_cache_dtype: CacheDtypeFlag,
+    /// Tokens of prompt and output together [default: the model's limit]
+    #[arg(long)]
+    max_model_len: Option<usize>,
+    /// Prompts that begin like earlier ones share what those computed (the default)
+    #[arg(long, overrides_with = "no_enable_prefix_caching")]
+    enable_prefix_caching: bool,
+    /// Every prompt is computed whole
+    #[arg(long, overrides_with = "enable_prefix_caching")]
+    no_enable_prefix_caching: bool,
+    /// Sequences that run at once
+    #[arg(long, default_value_t = 256)]
+    max_num_seqs: usize,
+    /// Tokens computed in one step [default: 512 on a CPU, 2048 on a GPU]
+    #[arg(long)]
+    max_num_batched_tokens: Option<usize>,
+    /// Requests that may wait beside those that run
+    #[arg(long, default_value_t = 2048)]
+    max_num_queued_reqs: usize,
+    /// Whose request is admitted next
+    #[arg(long, value_enum, default_value_t = PolicyFlag::Fair)]
+    scheduling_policy: PolicyFlag,
+    /// KV-cache memory, in bytes or with a suffix such as 512M or 4G [default: for this machine]
+    #[arg(long, value_parser = parse_bytes)]
+    kv_cache_memory_bytes: Option<u64>,
+    /// The share of a GPU's memory that weights, KV cache and everything else may take
+    #[arg(long, value_parser = parse_share, default_value_t = 0.9)]
+    gpu_memory_utilization: f64,
+    /// A chat template's file, instead of the model's own
+    #[arg(long)]
+    chat_template: Option<PathBuf>,
+    /// Threads that compute [default: one a core]
+    #[arg(long)]
+    threads: Option<usize>,
+    #[command(flatten)]
+    cache: CacheArgs,
+}
+
+impl EngineArgs {
+    pub(crate) fn options(&self) -> Options {
+        let model = self.model_positional.as_ref().unwrap_or(&self.model);
+        Options {
+            hub: self.cache.hub_options(),
+            chat_template: self.chat_template.clone(),
+            device: self.device.choice(),
+            dtype: self.dtype.dtype(),
+            quantization: self.quantization.map(QuantizationFlag::quantization),
+            kv_cache_dtype: self.kv_cache_dtype.dtype(),
+            max_model_len: self.max_model_len,
+            enable_prefix_caching: self.enable_prefix_caching || !self.no_enable_prefix_caching,
+            max_num_seqs: self.max_num_seqs,
+            max_num_batched_tokens: self.max_num_batched_tokens,
+            max_num_queued_reqs: self.max_num_queued_reqs,
+            kv_cache_memory_bytes: self.kv_cache_memory_bytes,
+            gpu_memory_utilization: self.gpu_memory_utilization,
+            threads: self.threads,
+            scheduling_policy: self.scheduling_policy.policy(),
+            ..Options::new(model.clone())
+        }
+    }
+}
