@@ -107,12 +107,11 @@ pub(crate) struct Recorder {
     lost: u64,
 }
 
-/// A line of the file.
-#[derive(Serialize)]
-#[serde(untagged)]
+/// A line of the file, or the wish that all be there.
 pub(crate) enum Line {
     Head(RecordingHead),
     Request(Recorded),
+    Flush(SyncSender<()>),
 }
 
 impl Recorder {
@@ -147,12 +146,26 @@ impl RecordSink for Recorder {
             }
         }
     }
+
+    fn settle(&mut self) {
+        let (reply, flushed) = sync_channel(1);
+        if self.queue.send(Line::Flush(reply)).is_ok() {
+            // A thread that could not write has said so.
+            let _ = flushed.recv();
+        }
+    }
 }
 
 fn write(mut file: BufWriter<File>, recorded: &Receiver<Line>) -> std::io::Result<()> {
     loop {
         match recorded.recv_timeout(Duration::from_millis(100)) {
-            Ok(line) => write_line(&mut file, &line)?,
+            Ok(Line::Head(head)) => write_line(&mut file, &head)?,
+            Ok(Line::Request(request)) => write_line(&mut file, &request)?,
+            Ok(Line::Flush(reply)) => {
+                file.flush()?;
+                // Whoever asked waits.
+                let _ = reply.send(());
+            }
             // Nothing comes at the moment: what came is put where it is safe.
             Err(RecvTimeoutError::Timeout) => file.flush()?,
             Err(RecvTimeoutError::Disconnected) => return file.flush(),
@@ -198,14 +211,8 @@ mod tests {
                 end: EndReason::Length,
             });
         }
-        drop(recorder);
-        let whole = loop {
-            let text = std::fs::read_to_string(&path).expect("it is there");
-            if text.lines().count() == 4 && text.ends_with('\n') {
-                break text;
-            }
-            std::thread::yield_now();
-        };
+        recorder.settle();
+        let whole = std::fs::read_to_string(&path).expect("it is there");
         let (read_head, recorded) = read(&path).expect("it is valid");
         assert_eq!(read_head, head);
         assert_eq!(recorded.len(), 3);

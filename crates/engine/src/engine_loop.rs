@@ -366,6 +366,9 @@ impl<E: Executor> EngineLoop<E> {
                     // An empty batch waits for the one before it.
                     sink.record(&mut self.entries);
                 }
+                if let Some(recorder) = &mut self.recorder {
+                    recorder.settle();
+                }
                 let _ = reply.send(());
             }
             Message::Capacity(tenant, prompt_len, reply) => {

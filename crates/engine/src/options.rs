@@ -70,4 +70,7 @@ pub struct RecordedRequest {
 pub trait RecordSink: Send {
     /// Takes one.
     fn record(&mut self, request: RecordedRequest);
+
+    /// Waits until what was taken is kept; called when a server ends.
+    fn settle(&mut self);
 }

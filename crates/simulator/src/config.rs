@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, fmt, str::FromStr, time::Duration};
 
-use sconce_scheduler::{SchedulingPolicy, TokenCosts};
+use sconce_scheduler::SchedulingPolicy;
 use sconce_types::{Tenant, TenantId};
 use serde::Serialize;
 
@@ -31,8 +31,6 @@ pub struct SimulationConfig {
     pub others: Tenant,
     /// When each request ends at the latest, from its arrival.
     pub timeout: Option<Duration>,
-    /// What tokens cost: what fair shares go by, and what the report adds up.
-    pub costs: TokenCosts,
     /// Of what the router draws.
     pub seed: u64,
 }
@@ -47,7 +45,6 @@ impl Default for SimulationConfig {
             tenants: Vec::new(),
             others: Tenant::sole(),
             timeout: None,
-            costs: TokenCosts::default(),
             seed: 0,
         }
     }
@@ -143,13 +140,6 @@ impl SimulationConfig {
         ] {
             if !(1..=most).contains(&value) {
                 return Err(wrong(field, value, format!("from 1 to {most}")));
-            }
-        }
-        for (field, cost) in
-            [("costs.cached", self.costs.cached), ("costs.decode", self.costs.decode)]
-        {
-            if !(0.0..=1e6).contains(&cost) {
-                return Err(wrong(field, cost, "from 0 to 1000000".to_owned()));
             }
         }
         for tenant in self.tenants.iter().chain([&self.others]) {

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use sconce_scheduler::{Output, Request, Scheduler, StepModel, StepWork};
+use sconce_scheduler::{Output, Request, Scheduler, StepModel, StepWork, TokenCosts};
 use sconce_types::{
     Input, RequestId, Sample, SampleOutcome, SampledRow, SampledTokens, SamplingParams,
     ScheduledBatch, Tenant, TenantId,
@@ -15,12 +15,14 @@ use crate::{
     trace::Arrival,
 };
 
+/// Steps between two settings of what tokens cost, as in real engines.
+const COSTS_EVERY: u64 = 64;
+
 /// What all engines share: what comes, what is written down, and memory.
 pub(crate) struct Shared<'a> {
     pub(crate) arrivals: &'a [Arrival],
     pub(crate) device: &'a Device,
     pub(crate) targets: Vec<Targets>,
-    pub(crate) decode_cost: f64,
     pub(crate) admission: bool,
     pub(crate) tally: Tally,
     /// One for each length of an output.
@@ -42,7 +44,6 @@ impl<'a> Shared<'a> {
             arrivals,
             device: &config.device,
             targets: targets.collect(),
-            decode_cost: config.costs.decode,
             admission: policy.admission,
             tally: Tally::new(arrivals, tenants.len()),
             params: HashMap::new(),
@@ -63,6 +64,8 @@ pub(crate) struct Engine {
     pub(crate) scheduler: Scheduler,
     /// What it has learnt of its device.
     learnt: StepModel,
+    /// What tokens cost by that, as its scheduler counts them.
+    costs: TokenCosts,
     gates: Gates,
     deadlines: Deadlines,
     /// Requests that came while a step ran.
@@ -83,10 +86,10 @@ impl Engine {
         let scheduler = Scheduler::new(device.limits(policy.scheduling));
         let mut scheduler = scheduler.map_err(|error| ConfigError::Device(error.to_string()))?;
         scheduler.set_tenants(tenants);
-        scheduler.set_costs(config.costs);
         Ok(Self {
             scheduler,
             learnt: StepModel::default(),
+            costs: TokenCosts::default(),
             gates: Gates::new(tenants, policy.scheduling, device.places()),
             deadlines: Deadlines::default(),
             inbox: Vec::new(),
@@ -213,10 +216,15 @@ impl Engine {
             let before = record.charged.max(sequence.num_computed_tokens as u32);
             record.charged = record.charged.max(after);
             if in_window {
-                let cost =
-                    if sequence.input == Input::LastSampled { shared.decode_cost } else { 1.0 };
-                let tenant = shared.arrivals[request].tenant as usize;
-                tally.served[tenant] += cost * f64::from(after.saturating_sub(before));
+                let fresh = f64::from(after.saturating_sub(before));
+                let cost = if sequence.input == Input::LastSampled {
+                    tally.decodes += fresh;
+                    tally.decode_cost += fresh * self.costs.decode;
+                    fresh * self.costs.decode
+                } else {
+                    fresh
+                };
+                tally.served[record.tenant as usize] += cost;
             }
             let outcome = match sequence.sample {
                 Sample::Nothing => SampleOutcome::Nothing,
@@ -234,19 +242,27 @@ impl Engine {
             self.note(&output, end, seconds, shared);
         }
         shared.outputs = outputs;
+        if shared.batch.step.is_multiple_of(COSTS_EVERY) {
+            self.costs = self.learnt.costs();
+            self.scheduler.set_costs(self.costs);
+        }
         Some(end)
     }
 
     /// Writes down a token.
     fn note(&mut self, output: &Output, end: f64, seconds: f64, shared: &mut Shared<'_>) {
         let request = output.request.0 as u32;
-        let arrival = shared.arrivals[request as usize];
         let tally = &mut shared.tally;
         let in_window = end <= tally.window;
         tally.generated += u64::from(in_window);
         let record = &mut tally.records[request as usize];
+        let is_first = record.ttft < 0.0;
+        if !is_first && output.finish.is_none() {
+            return;
+        }
+        let arrival = shared.arrivals[request as usize];
         let age = end - arrival.at;
-        if record.ttft < 0.0 {
+        if is_first {
             record.ttft = age as f32;
             self.load = self.load + 1 - u64::from(arrival.prompt_len);
             if shared.admission {

@@ -1,10 +1,11 @@
 //! What came of a simulation.
 
+use sconce_scheduler::TokenCosts;
 use sconce_types::Tenant;
 use serde::Serialize;
 
 use crate::{
-    SimulationConfig, Trace,
+    Trace,
     engine::Shared,
     fairness::{self, Service},
     tally::{Outcome, Record, Tally},
@@ -15,7 +16,8 @@ const CDF_POINTS: usize = 200;
 
 /// What came of a simulation. Rates are over the time in which requests came, the window:
 /// engines that work off their queues afterwards do not count for more. Costs are in
-/// prompt tokens, by the configuration's [`TokenCosts`](sconce_scheduler::TokenCosts).
+/// prompt tokens, as the engines' schedulers count them, by what they measured; what was
+/// asked for goes by the mean of that.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Report {
     /// The window, in seconds: from the first request's arrival to the last's; to the last
@@ -162,7 +164,6 @@ impl Percentiles {
 pub(crate) fn of(
     trace: &Trace,
     tenants: &[Tenant],
-    config: &SimulationConfig,
     shared: Shared<'_>,
     preemptions: u64,
 ) -> Report {
@@ -172,6 +173,8 @@ pub(crate) fn of(
     let last_end = records.iter().map(|record| f64::from(record.end)).fold(0.0, f64::max);
     let seconds = if window.is_finite() { window } else { last_end.max(f64::MIN_POSITIVE) };
     let all_served = served.iter().sum::<f64>().max(f64::MIN_POSITIVE);
+    let default = TokenCosts::default().decode;
+    let decode_cost = if tally.decodes > 0.0 { tally.decode_cost / tally.decodes } else { default };
     let mut reports: Vec<_> = tenants
         .iter()
         .zip(&served)
@@ -192,7 +195,7 @@ pub(crate) fn of(
     let (mut ttfts, mut tpots) = (Vec::new(), Vec::new());
     for (record, arrival) in records.iter().zip(arrivals) {
         let tenant = &mut reports[arrival.tenant as usize];
-        let cost = config.costs.decode * f64::from(arrival.output_len - 1);
+        let cost = decode_cost * f64::from(arrival.output_len - 1);
         tenant.asked += f64::from(arrival.prompt_len) + cost;
         let tpot = tpot(record, arrival.output_len);
         let target = targets[arrival.tenant as usize];

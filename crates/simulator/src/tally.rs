@@ -26,6 +26,8 @@ pub(crate) enum Outcome {
 /// A request's times, in seconds from its arrival; negative where there is none.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Record {
+    /// Whose it is; here, so that a step need not look up its requests' arrivals.
+    pub(crate) tenant: u32,
     pub(crate) ttft: f32,
     pub(crate) end: f32,
     /// The TTFT that was predicted.
@@ -40,6 +42,9 @@ pub(crate) struct Tally {
     pub(crate) records: Vec<Record>,
     /// Cost that each tenant was served while requests came.
     pub(crate) served: Vec<f64>,
+    /// Tokens of that which were decoded, and what those cost.
+    pub(crate) decodes: f64,
+    pub(crate) decode_cost: f64,
     /// Tokens generated, and requests finished, while requests came.
     pub(crate) generated: u64,
     pub(crate) finished: u64,
@@ -56,11 +61,20 @@ pub(crate) struct Tally {
 impl Tally {
     pub(crate) fn new(arrivals: &[Arrival], tenants: usize) -> Self {
         let (outcome, none) = (Outcome::Pending, -1.0);
-        let record = Record { ttft: none, end: none, predicted: none, charged: 0, outcome };
+        let records = arrivals.iter().map(|&Arrival { tenant, .. }| Record {
+            tenant,
+            ttft: none,
+            end: none,
+            predicted: none,
+            charged: 0,
+            outcome,
+        });
         let last = arrivals.last().map_or(0.0, |last| last.at);
         Self {
-            records: vec![record; arrivals.len()],
+            records: records.collect(),
             served: vec![0.0; tenants],
+            decodes: 0.0,
+            decode_cost: 0.0,
             generated: 0,
             finished: 0,
             // Where all come at once it is until all is done.

@@ -62,7 +62,7 @@ pub fn simulate(
     assert_eq!(shared.tally.ended, arrivals.len(), "every request ends");
     progress(1.0);
     let preemptions = engines.iter().map(|engine| engine.scheduler.stats().preemptions).sum();
-    Ok(report::of(trace, &tenants, config, shared, preemptions))
+    Ok(report::of(trace, &tenants, shared, preemptions))
 }
 
 /// Plays a trace under each policy; `progress` is told the fraction of all of it.

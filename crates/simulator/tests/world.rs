@@ -60,7 +60,7 @@ fn the_same_seed_gives_the_same_report() {
 
 #[test]
 fn a_thousand_engines_share_what_comes() {
-    let trace = trace("poisson:rate=6500,seconds=6,tenants=2000,prompt=200,output=20", 1);
+    let trace = trace("poisson:rate=6500,seconds=4,tenants=200,prompt=200,output=20", 1);
     let p99 = [Router::LeastLoaded, Router::PowerOfTwo, Router::RoundRobin].map(|router| {
         let device = Device { num_blocks: 256, ..Device::cpu_smollm2() };
         let config = SimulationConfig { engines: 1000, device, router, ..Default::default() };
@@ -122,10 +122,6 @@ fn what_cannot_be_is_refused() {
     assert_eq!(
         refusal(|c| c.device.max_num_seqs = 0),
         "the device's max_num_seqs is 0, but must be from 1 to 4294967295"
-    );
-    assert_eq!(
-        refusal(|c| c.costs.decode = -1.0),
-        "costs.decode is -1, but must be from 0 to 1000000"
     );
     assert!("fair+admission".parse() == Ok(FAIR) && FAIR.to_string() == "fair+admission");
     assert!("fairest".parse::<Policy>().is_err() && "random".parse::<Router>().is_err());
