@@ -47,6 +47,7 @@ pub(crate) fn check(
     scheduler: &Scheduler,
     model: &StepModel,
     tenants: &mut TenantTable,
+    arrived: Instant,
     now: Instant,
 ) -> Result<(), RequestError> {
     let prompt_len = request.prompt.len();
@@ -61,7 +62,9 @@ pub(crate) fn check(
     if (limit.is_none() && wants_pace.is_none()) || model.num_steps() < MIN_STEPS {
         return Ok(());
     }
-    let expected = scheduler.predict(model, request.tenant, prompt_len);
+    let mut expected = scheduler.predict(model, request.tenant, prompt_len);
+    // It arrived while a step ran.
+    expected.ttft += now.saturating_duration_since(arrived).as_secs_f64();
     if let Some(limit) = limit
         && expected.ttft > limit.as_secs_f64()
     {

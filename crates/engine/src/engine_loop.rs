@@ -394,7 +394,8 @@ impl<E: Executor> EngineLoop<E> {
             return;
         }
         let Self { scheduler, model, tenants, .. } = self;
-        let refused = admission::check(&request, scheduler, model, tenants, Instant::now()).err();
+        let now = Instant::now();
+        let refused = admission::check(&request, scheduler, model, tenants, arrived, now).err();
         let tenant = request.tenant;
         let known = self.tenants.get(tenant);
         let (prices, target) =

@@ -393,6 +393,14 @@ impl Accounts {
         saved.clamp(0.0, self.burst)
     }
 
+    /// Cost that all the active together are served before it is its turn again.
+    pub(crate) fn debt(&self, id: TenantId) -> f64 {
+        if !self.knows(id) {
+            return 0.0;
+        }
+        (self.get(id).counter - self.virtual_time).max(0.0) * self.total
+    }
+
     /// Tokens of all that wait.
     pub(crate) fn waiting_tokens(&self) -> usize {
         self.waiting_tokens
@@ -406,7 +414,7 @@ impl Accounts {
     /// How many times its part of `whole` a tenant has, where that is more than once.
     /// One sequence is nobody's too much.
     pub(crate) fn overuse(&self, id: TenantId, used: usize, whole: usize) -> f64 {
-        let part = (self.share(id) * whole as f64).max(1.0);
+        let part = (self.share(id) * whole as f64).ceil().max(1.0);
         let times = used as f64 / part;
         if times > 1.0 { times } else { 0.0 }
     }

@@ -69,12 +69,18 @@ impl Scheduler {
         (all, own) = (all + prompt, own + prompt);
         let is_fair = policy == SchedulingPolicy::Fair;
         let share = if is_fair { self.accounts.share_if_active(tenant) } else { 1.0 };
+        // Who was served more than others lately lets them catch up first.
+        let cost_pace = (room + decodes * self.costs.decode) / full_step;
+        let debt = if is_fair { self.accounts.debt(tenant) / cost_pace } else { 0.0 };
+        // Those who come later with less served go before it, the more the busier it is.
+        let overtaken = if is_fair { 1.0 / (1.0 - self.saturation).max(1e-6) } else { 1.0 };
+        let for_all = all / pace * overtaken;
         let for_prompts = if is_fair {
             // What it has saved up is served before anybody else's.
             let saved = self.accounts.credit(tenant).min(own);
-            ((saved + (own - saved) / share) / pace).min(all / pace)
+            (debt + (saved + (own - saved) / share) / pace).min(for_all)
         } else {
-            all / pace
+            for_all
         };
         // Whoever has to wait for a seat waits for others to end.
         let own_seats = self.tenant_stats(tenant).running as f64 + own_waiting + 1.0;
@@ -82,15 +88,23 @@ impl Scheduler {
         let for_seat = if running + waiting < seats || has_right {
             0.0
         } else {
-            let ends = rows / (self.mean_output.max(1.0) * model.predict(decoding));
-            let behind_all = (running + waiting + 1.0 - seats) / ends;
-            let behind_own = (own_waiting + 1.0) / (ends * share);
+            // Each that takes a seat has its prompt computed first, while all others wait.
+            let without = model.predict(StepWork { prefill: 0.0, ..full });
+            let mean_prompt = all / (waiting + 1.0);
+            let prefill = mean_prompt * (full_step - without) / room;
+            let decode = self.mean_output.max(1.0) * model.predict(decoding) / rows;
+            let ends = 1.0 / (decode + prefill);
+            let behind_all = (running + waiting + 1.0 - seats) / ends * overtaken;
+            let behind_own = debt + (own_waiting + 1.0) / (ends * share);
             if is_fair { behind_all.min(behind_own) } else { behind_all }
         };
-        // The step that runs now ends first; the last of its own may be less than full.
-        let ahead = if running > 0.0 { 0.5 * full_step } else { 0.0 };
-        let least = model.predict(StepWork { prefill: prompt.min(room), ..StepWork::default() });
-        let ttft = ahead + for_prompts.max(for_seat).max(least);
+        // Where all prompts fit one step, that step is what it takes; otherwise the last of
+        // its own ends with a step that others fill.
+        let (for_prompts, last) =
+            if all <= room { (0.0, 0.0) } else { (for_prompts, 0.5 * full_step) };
+        let context = decodes * mean_context + prompt * prompt / 2.0;
+        let alone = StepWork { prefill: all.min(room), decode: decodes, attended: context };
+        let ttft = (for_prompts.max(for_seat) + last).max(model.predict(alone));
         Prediction { ttft, tpot: model.predict(decoding) }
     }
 }

@@ -45,6 +45,8 @@ pub struct Scheduler {
     pub(crate) step: u64,
     /// Tokens of an output, of late.
     pub(crate) mean_output: f64,
+    /// The part of the work, of late, in whose steps not all had room: from 0 to 1.
+    pub(crate) saturation: f64,
     arrivals: u64,
     admissions: u64,
     pub(crate) preemptions: u64,
@@ -107,6 +109,7 @@ impl Scheduler {
             rows: Vec::with_capacity(config.max_num_seqs),
             step: 0,
             mean_output: 64.0,
+            saturation: 0.0,
             arrivals: 0,
             admissions: 0,
             preemptions: 0,
@@ -205,6 +208,12 @@ impl Scheduler {
         self.rows = rows;
         if batch.is_empty() {
             self.step -= 1;
+        } else {
+            let budget = self.config.max_num_batched_tokens;
+            let is_full = self.accounts.num_waiting() > 0 || batch.num_tokens == budget;
+            // Half of it goes by the last twenty full steps, or so.
+            let part = batch.num_tokens as f64 / (30.0 * budget as f64);
+            self.saturation += (f64::from(u8::from(is_full)) - self.saturation) * part.min(1.0);
         }
         batch.step = self.step;
     }

@@ -138,7 +138,7 @@ impl Engine {
 
     fn take(&mut self, request: u32, now: f64, shared: &mut Shared<'_>) {
         let arrival = shared.arrivals[request as usize];
-        let refusal = self.try_take(request, arrival, shared);
+        let refusal = self.try_take(request, arrival, now, shared);
         if let Some(outcome) = refusal {
             self.load -= u64::from(arrival.prompt_len);
             shared.tally.end(request, outcome, now - arrival.at);
@@ -156,6 +156,7 @@ impl Engine {
         &mut self,
         request: u32,
         arrival: Arrival,
+        now: f64,
         shared: &mut Shared<'_>,
     ) -> Option<Outcome> {
         let Arrival { tenant, prompt_len, output_len, .. } = arrival;
@@ -164,7 +165,11 @@ impl Engine {
         if prompt_len + output_len as usize > shared.device.max_model_len {
             return Some(Outcome::NeverFits);
         }
-        let expected = admission::expected(&self.scheduler, &self.learnt, id, prompt_len);
+        let mut expected = admission::expected(&self.scheduler, &self.learnt, id, prompt_len);
+        if let Some(expected) = &mut expected {
+            // It arrived while a step ran.
+            expected.ttft += now - arrival.at;
+        }
         if shared.admission {
             match admission::check(expected, shared.targets[tenant as usize]) {
                 Verdict::Taken => {}

@@ -28,6 +28,16 @@ pub enum PlotError {
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type Drawn = Result<(), Box<dyn std::error::Error>>;
 
+/// Told apart also by who does not see all colours (Okabe and Ito).
+const COLORS: [RGBColor; 6] = [
+    RGBColor(0, 114, 178),
+    RGBColor(213, 94, 0),
+    RGBColor(0, 158, 115),
+    RGBColor(204, 121, 167),
+    RGBColor(86, 180, 233),
+    RGBColor(230, 159, 0),
+];
+
 const SIZE: (u32, u32) = (1500, 480);
 /// Points of a line over tenants: more are not seen.
 const TENANT_POINTS: usize = 400;
@@ -41,6 +51,10 @@ pub fn plot(reports: &[(&str, &Report)], path: &Path) -> Result<(), PlotError> {
     let mut svg = String::new();
     draw(reports, &mut svg).map_err(|error| PlotError::Draw(error.to_string()))?;
     fs::write(path, svg).map_err(|source| PlotError::Io { path: path.to_owned(), source })
+}
+
+fn color(index: usize) -> RGBColor {
+    COLORS[index % COLORS.len()]
 }
 
 fn draw(reports: &[(&str, &Report)], svg: &mut String) -> Drawn {
@@ -72,7 +86,7 @@ fn draw_ttft(reports: &[(&str, &Report)], area: &Area<'_>) -> Drawn {
         .light_line_style(WHITE)
         .draw()?;
     for (index, (label, report)) in reports.iter().enumerate() {
-        let color = Palette99::pick(index).stroke_width(2);
+        let color = color(index).stroke_width(2);
         // Requests that are refused or late never have theirs: the line ends below 1.
         let line = report.ttft_cdf.iter().map(|&(time, part)| (time.max(least), part));
         chart
@@ -117,7 +131,7 @@ fn draw_shares(reports: &[(&str, &Report)], area: &Area<'_>) -> Drawn {
         let points = TENANT_POINTS.min(shares.len());
         let ranks = (0..points).map(|point| point * (shares.len() - 1) / (points - 1).max(1));
         let line = ranks.map(|rank| ((rank + 1) as f64, shares[rank]));
-        chart.draw_series(LineSeries::new(line, Palette99::pick(index).stroke_width(2)))?;
+        chart.draw_series(LineSeries::new(line, color(index).stroke_width(2)))?;
     }
     Ok(())
 }
@@ -145,7 +159,7 @@ fn draw_goodput(reports: &[(&str, &Report)], area: &Area<'_>) -> Drawn {
     chart.draw_series(reports.iter().enumerate().map(|(index, (_, report))| {
         let left = index as f64;
         let corners = [(left + 0.2, 0.0), (left + 0.8, report.goodput.requests)];
-        Rectangle::new(corners, Palette99::pick(index).filled())
+        Rectangle::new(corners, color(index).filled())
     }))?;
     Ok(())
 }
