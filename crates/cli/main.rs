@@ -16,6 +16,7 @@ mod progress;
 mod pull;
 mod replay;
 mod serve;
+mod simulate;
 mod tenant;
 mod usage;
 
@@ -46,6 +47,8 @@ enum Command {
     Usage(usage::Args),
     /// Run recorded requests again and compare their tokens
     Replay(Box<replay::Args>),
+    /// Play a trace of requests on simulated engines and compare policies
+    Simulate(Box<simulate::Args>),
 }
 
 #[expect(clippy::print_stderr, reason = "a failure's message belongs on standard error")]
@@ -75,5 +78,6 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Tenant(args) => tenant::run(&args),
         Command::Usage(args) => usage::run(&args),
         Command::Replay(args) => replay::run(&args),
+        Command::Simulate(args) => simulate::run(&args),
     }
 }

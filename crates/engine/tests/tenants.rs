@@ -205,7 +205,7 @@ fn what_cannot_be_in_time_is_refused_or_ended() {
     let hurried = Tenant { ttft_target: Some(Duration::from_secs(1)), ..tenant(1) };
     let Started { engine, kept, .. } = start(vec![tenant(0), hurried], Duration::from_millis(5));
     // So that what steps take is known.
-    last(engine.submit(request(0, 8, 60)).expect("there is room")).expect("it finishes");
+    last(engine.submit(request(0, 190, 60)).expect("there is room")).expect("it finishes");
     last(engine.submit(request(1, 8, 2)).expect("there is room")).expect("it can be in time");
     match last(engine.submit(request(1, 254, 2)).expect("there is room")) {
         Err(RequestError::Overloaded { reason: Overload::TooLate { expected, limit }, .. }) => {

@@ -40,6 +40,8 @@ impl StepWork {
 const N: usize = 4;
 /// A step counts half after so many others.
 const HALF_LIFE: f64 = 500.0;
+/// The weight of what a model was made with, beside that of a step.
+const PRIOR: f64 = 1e-4;
 /// Steps between solutions of the equations.
 const SOLVE_EVERY: u32 = 16;
 
@@ -72,11 +74,12 @@ impl StepModel {
             steps: 0,
             decodes: 1.0,
         };
-        // What it was made with weighs like one step.
+        // What it was made with weighs little beside a single step, and is all there is
+        // for what no step had.
         for (i, prior) in prior.into_iter().enumerate() {
             let weight = 1.0 / prior.max(1e-6).powi(2);
-            model.products[i][i] = 0.1 * weight;
-            model.sums[i] = 0.1 * weight * prior;
+            model.products[i][i] = PRIOR * weight;
+            model.sums[i] = PRIOR * weight * prior;
         }
         model
     }
