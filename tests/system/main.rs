@@ -4,7 +4,9 @@
 mod batching;
 mod cuda;
 mod golden;
+mod ledger;
 mod model;
 mod openai;
 mod process;
+mod replay;
 mod server;

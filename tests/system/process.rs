@@ -4,6 +4,7 @@ use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::TcpStream,
     process::{Child, Command, Stdio},
+    sync::Mutex,
     time::Duration,
 };
 
@@ -17,7 +18,7 @@ pub(crate) fn sconce() -> Command {
 
 /// A server on a free port, killed when dropped.
 pub(crate) struct Server {
-    child: Child,
+    child: Mutex<Child>,
     pub(crate) address: String,
     /// What it printed while it started.
     pub(crate) banner: String,
@@ -27,6 +28,11 @@ impl Server {
     pub(crate) fn start(args: &[&str]) -> Self {
         let mut command = sconce();
         command.arg("serve").arg(model::dir()).args(["--port", "0"]).args(args);
+        Self::spawn(command)
+    }
+
+    /// Starts what `command` is: a server.
+    pub(crate) fn spawn(mut command: Command) -> Self {
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -44,6 +50,7 @@ impl Server {
             banner.push_str(&line);
             banner.push('\n');
         }
+        let child = Mutex::new(child);
         Self { child, address: address.expect("the banner names the address"), banner }
     }
 
@@ -59,40 +66,65 @@ impl Server {
 
     /// Sends a request and leaves its response to be read.
     pub(crate) fn open(&self, method: &str, path: &str, body: &str) -> TcpStream {
-        let mut stream = TcpStream::connect(&self.address).expect("the server listens");
+        self.try_open(method, path, "", body).expect("the server listens")
+    }
+
+    /// The same with more headers, each with its end of line; `None` if the server is gone.
+    pub(crate) fn try_open(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &str,
+        body: &str,
+    ) -> Option<TcpStream> {
+        let mut stream = TcpStream::connect(&self.address).ok()?;
         stream.set_read_timeout(Some(Duration::from_secs(120))).expect("a timeout can be set");
         let len = body.len();
         write!(
             stream,
-            "{method} {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\
+            "{method} {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n{headers}\
              Content-Type: application/json\r\nContent-Length: {len}\r\n\r\n{body}"
         )
-        .expect("the request is sent");
-        stream
+        .ok()?;
+        Some(stream)
     }
 
     /// A metric's value.
     pub(crate) fn metric(&self, name: &str) -> f64 {
+        self.metric_with(name, "")
+    }
+
+    /// The same of the line that has a label.
+    pub(crate) fn metric_with(&self, name: &str, label: &str) -> f64 {
         let (status, text) = self.send("GET", "/metrics", "");
         assert_eq!(status, 200);
-        let line = text.lines().find(|line| line.starts_with(name) && !line.starts_with('#'));
+        let line = text.lines().find(|line| line.starts_with(name) && line.contains(label));
         let line = line.unwrap_or_else(|| panic!("no metric {name} in\n{text}"));
         line.rsplit(' ').next().expect("a value").parse().expect("a number")
     }
 
     /// Asks the process to end and waits for it.
     pub(crate) fn terminate(&mut self) -> std::process::ExitStatus {
-        let pid = self.child.id().to_string();
+        let child = self.child.get_mut().expect("nobody panics with it");
+        let pid = child.id().to_string();
         let sent = Command::new("kill").args(["-TERM", &pid]).status().expect("kill runs");
         assert!(sent.success());
-        self.child.wait().expect("the process ends")
+        child.wait().expect("the process ends")
+    }
+
+    /// Ends the process at once, whatever it does.
+    pub(crate) fn kill(&self) {
+        let mut child = self.child.lock().expect("nobody panics with it");
+        child.kill().expect("it runs");
+        child.wait().expect("the process ends");
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
+        let Ok(child) = self.child.get_mut() else { return };
         // It may have ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let _ = child.kill();
+        let _ = child.wait();
     }
 }
