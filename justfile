@@ -28,6 +28,14 @@ peers *args:
 overhead:
     cargo bench --bench overhead
 
+# What a tenant notices of another's flood and cache, over HTTP.
+tenants *args:
+    benches/tenants/run {{ args }}
+
+# A step of the scheduler with up to 1,024 sequences and 4,000 tenants.
+bench-scheduler:
+    cargo bench -p sconce-scheduler --bench scheduler
+
 # The load client beside aiperf.
 agreement:
     benches/serve/agreement
