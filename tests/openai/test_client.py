@@ -214,6 +214,30 @@ class Errors(unittest.TestCase):
         self.assertEqual(caught.exception.code, "invalid_api_key")
 
 
+class Metering(unittest.TestCase):
+    def check(self, usage):
+        metering = usage.model_extra["metering"]
+        self.assertGreater(metering["device_seconds"], 0)
+        self.assertGreater(metering["kv_block_seconds"], 0)
+        self.assertGreaterEqual(metering["queue_seconds"], 0)
+        self.assertIn("joules", metering)
+        self.assertIsNone(metering["price"])
+
+    def test_what_an_answer_took(self):
+        self.check(chat(extra_body={"include_metering": True}).usage)
+        self.assertNotIn("metering", chat().usage.model_extra or {})
+
+    def test_what_a_stream_took(self):
+        options = {"include_usage": True, "include_metering": True}
+        chunks = list(chat(stream=True, stream_options=options))
+        self.check(chunks[-1].usage)
+
+    def test_a_timeout_that_is_too_short(self):
+        with self.assertRaises(openai.APIStatusError) as caught:
+            chat(max_tokens=2000, extra_body={"timeout": 0.2, "ignore_eos": True})
+        self.assertIn(caught.exception.status_code, (503, 504))
+
+
 class Concurrency(unittest.TestCase):
     def test_many_streams_and_disconnects(self):
         expected = chat().choices[0].message.content

@@ -10,3 +10,4 @@ mod openai;
 mod process;
 mod replay;
 mod server;
+mod tenants;

@@ -112,6 +112,13 @@ impl Server {
         child.wait().expect("the process ends")
     }
 
+    /// Sends the process a signal.
+    pub(crate) fn signal(&self, name: &str) {
+        let pid = self.child.lock().expect("nobody panics with it").id().to_string();
+        let sent = Command::new("kill").args([&format!("-{name}"), &pid]).status();
+        assert!(sent.expect("kill runs").success());
+    }
+
     /// Ends the process at once, whatever it does.
     pub(crate) fn kill(&self) {
         let mut child = self.child.lock().expect("nobody panics with it");
