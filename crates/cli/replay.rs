@@ -31,6 +31,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     bars.clear();
     let here = sconce.summary().recording_head();
     anyhow::ensure!(
+        head.model == here.model,
+        "it was recorded with the model {}, this one is {}",
+        head.model,
+        here.model
+    );
+    anyhow::ensure!(
         head.computed_in == here.computed_in,
         "it was recorded with {}, this engine computes with {}; the tokens would differ",
         head.computed_in,

@@ -20,6 +20,9 @@ use crate::{
     progress::Bars,
 };
 
+/// How long the ledger may take to keep what it was told last.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// The tenants' file where none is named.
 pub(crate) const TENANTS_FILE: &str = "sconce.toml";
 
@@ -116,8 +119,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         let served =
             sconce::serve(listener, router, sconce.engine().clone(), stop_signal(), drain_timeout);
         let served = served.await;
-        // An engine that is lost has nothing more to keep.
-        let _ = sconce.engine().settle().await;
+        // An engine that is lost, or hangs in a step, has nothing more to keep.
+        let _ = tokio::time::timeout(SETTLE_TIMEOUT, sconce.engine().settle()).await;
         Ok(served?)
     })
 }

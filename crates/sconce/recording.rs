@@ -115,11 +115,11 @@ pub(crate) enum Line {
 }
 
 impl Recorder {
-    /// Begins a recording; a file that is there is written over. Its head is to be sent
-    /// before anything is recorded.
+    /// Begins a recording, in a file that is not there yet. Its head is to be sent before
+    /// anything is recorded.
     pub(crate) fn create(path: &Path) -> Result<(Self, SyncSender<Line>), RecordingError> {
         let io = |source| RecordingError::Io { path: path.to_owned(), source };
-        let file = BufWriter::new(File::create(path).map_err(io)?);
+        let file = BufWriter::new(File::create_new(path).map_err(io)?);
         let (queue, recorded) = sync_channel(QUEUE);
         let path = path.to_owned();
         std::thread::Builder::new()

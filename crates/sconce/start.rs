@@ -167,7 +167,8 @@ impl Summary {
     #[must_use]
     pub fn recording_head(&self) -> RecordingHead {
         let Self { dtype, quantization, kv_cache_dtype, .. } = self;
-        let computed_in = format!("{dtype:?}, {quantization:?}, {kv_cache_dtype:?}");
+        let device = self.device.split(',').next().unwrap_or_default();
+        let computed_in = format!("{device}, {dtype:?}, {quantization:?}, {kv_cache_dtype:?}");
         RecordingHead::new(&self.model_name, computed_in)
     }
 }

@@ -146,6 +146,9 @@ fn the_ledger_reconciles_to_the_token_through_three_kills() {
         String::from_utf8(output.stdout).expect("UTF-8").trim().to_owned()
     };
     let keys = TENANTS.map(key);
+    let admin = sconce().args(["tenant", "admin-key", "--config"]).arg(&file).output();
+    let admin = String::from_utf8(admin.expect("the binary runs").stdout).expect("UTF-8");
+    let admin = format!("Authorization: Bearer {}\r\n", admin.trim());
     let current: Current = Arc::new((Mutex::new((0, None)), Condvar::new()));
     let put = |epoch: usize, server: Option<Arc<Server>>| {
         *current.0.lock().expect("nobody panics with it") = (epoch, server);
@@ -183,7 +186,8 @@ fn the_ledger_reconciles_to_the_token_through_three_kills() {
     let names = ["vllm:generation_tokens_total", "vllm:prompt_tokens_total"];
     let metrics = names.map(|name| server.metric(name) as u64);
     let by_tenant = TENANTS.map(|tenant| {
-        server.metric_with("sconce:tenant_generation_tokens_total", &format!("\"{tenant}\"")) as u64
+        let label = format!("\"{tenant}\"");
+        server.metric_with("sconce:tenant_generation_tokens_total", &label, &admin) as u64
     });
     put(KILLS, None);
     let mut server = Arc::into_inner(server).expect("the clients have ended");

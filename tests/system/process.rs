@@ -91,13 +91,14 @@ impl Server {
 
     /// A metric's value.
     pub(crate) fn metric(&self, name: &str) -> f64 {
-        self.metric_with(name, "")
+        self.metric_with(name, "", "")
     }
 
-    /// The same of the line that has a label.
-    pub(crate) fn metric_with(&self, name: &str, label: &str) -> f64 {
-        let (status, text) = self.send("GET", "/metrics", "");
-        assert_eq!(status, 200);
+    /// The same of the line that has a label, asked for with more headers.
+    pub(crate) fn metric_with(&self, name: &str, label: &str, headers: &str) -> f64 {
+        let mut stream = self.try_open("GET", "/metrics", headers, "").expect("it listens");
+        let mut text = String::new();
+        stream.read_to_string(&mut text).expect("the response is UTF-8");
         let line = text.lines().find(|line| line.starts_with(name) && line.contains(label));
         let line = line.unwrap_or_else(|| panic!("no metric {name} in\n{text}"));
         line.rsplit(' ').next().expect("a value").parse().expect("a number")

@@ -62,6 +62,12 @@ pub(crate) fn check(
     if (limit.is_none() && wants_pace.is_none()) || model.num_steps() < MIN_STEPS {
         return Ok(());
     }
+    // With nobody ahead it is tried: its deadlines hold, and what steps take is learnt anew
+    // if it was long ago.
+    let stats = scheduler.stats();
+    if stats.running + stats.waiting == 0 {
+        return Ok(());
+    }
     let mut expected = scheduler.predict(model, request.tenant, prompt_len);
     // It arrived while a step ran.
     expected.ttft += now.saturating_duration_since(arrived).as_secs_f64();

@@ -33,10 +33,15 @@ use crate::{
     tenants::TenantTable,
 };
 
+/// Messages that are read before a step is computed.
+const MESSAGES_A_TURN: usize = 1024;
 /// Steps between two looks at what tokens cost.
 const COSTS_EVERY: u64 = 64;
 /// Least time between two looks at tenants' sums, unless a request ends.
 const PUBLISH_EVERY: Duration = Duration::from_millis(100);
+
+/// Tenants that are looked at whenever a request ends.
+const PUBLISHED_AT_ONCE: usize = 1024;
 
 /// Why an engine did not start.
 #[derive(Debug, thiserror::Error)]
@@ -188,6 +193,7 @@ impl<E: Executor> EngineLoop<E> {
             num_blocks: config.num_blocks,
             max_num_seqs: config.max_num_seqs,
             max_queued: config.max_queued,
+            policy: config.policy,
         };
         let places = config.max_num_seqs + config.max_queued;
         let (inbox_sender, inbox) = sync_channel(places + CONTROL_MESSAGES);
@@ -342,7 +348,8 @@ impl<E: Executor> EngineLoop<E> {
     }
 
     fn take_messages(&mut self) -> Turn {
-        loop {
+        // However fast they come, a step is computed now and then.
+        for _ in 0..MESSAGES_A_TURN {
             match self.inbox.try_recv() {
                 Ok(message) => self.take(message),
                 Err(TryRecvError::Empty) => return Turn::Continue,
@@ -353,6 +360,7 @@ impl<E: Executor> EngineLoop<E> {
                 Err(TryRecvError::Disconnected) => return Turn::Stop,
             }
         }
+        Turn::Continue
     }
 
     fn take(&mut self, message: Message) {
@@ -371,7 +379,7 @@ impl<E: Executor> EngineLoop<E> {
                 }
                 let _ = reply.send(());
             }
-            Message::Capacity(tenant, prompt_len, reply) => {
+            Message::Capacity(tenant, prompt_len, reply, _permit) => {
                 let now = Instant::now();
                 let capacity =
                     admission::capacity(tenant, prompt_len, scheduler, model, tenants, now);
@@ -396,7 +404,7 @@ impl<E: Executor> EngineLoop<E> {
         let Self { scheduler, model, tenants, .. } = self;
         let now = Instant::now();
         let refused = admission::check(&request, scheduler, model, tenants, arrived, now).err();
-        let tenant = request.tenant;
+        let (tenant, prompt_len) = (request.tenant, request.prompt.len());
         let known = self.tenants.get(tenant);
         let (prices, target) =
             known.map_or((None, None), |known| (known.tenant.prices, known.tenant.ttft_target));
@@ -416,6 +424,12 @@ impl<E: Executor> EngineLoop<E> {
                     cache_salt: u64::from(tenant.0),
                 };
                 let added = self.scheduler.add(request);
+                // A minute's tokens are taken now: many prompts may come at once.
+                if added.is_ok()
+                    && let Some(known) = self.tenants.get_mut(tenant)
+                {
+                    known.spend(prompt_len as u64);
+                }
                 added.map_err(|refusal| self.explain(tenant, &refusal))
             },
             Err,
@@ -441,7 +455,7 @@ impl<E: Executor> EngineLoop<E> {
     /// What the scheduler refuses, in the client's terms.
     fn explain(&self, tenant: sconce_types::TenantId, refusal: &Refusal) -> RequestError {
         match *refusal {
-            Refusal::TenantQueueFull { max_queued } => {
+            Refusal::TenantQueueFull { max_queued } | Refusal::QueueFull { max_queued } => {
                 let one = self.scheduler.predict(&self.model, tenant, 1).ttft;
                 let place = one / (max_queued + 1) as f64;
                 admission::overloaded(Overload::QueueFull { max_queued }, place)
@@ -667,7 +681,8 @@ impl<E: Executor> EngineLoop<E> {
     /// Brings tenants' metrics up to date when one of their requests ends, else now and then.
     fn publish_tenants(&mut self, now: Instant) {
         let ends = self.outputs.iter().any(|output| output.finish.is_some());
-        if !ends && !self.requests.is_empty() && now - self.published < PUBLISH_EVERY {
+        let is_due = ends && self.tenants.len() <= PUBLISHED_AT_ONCE;
+        if !is_due && !self.requests.is_empty() && now - self.published < PUBLISH_EVERY {
             return;
         }
         self.published = now;

@@ -18,15 +18,16 @@ pub(crate) struct Gates {
 }
 
 /// Some places, and how many are taken.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Gate {
-    limit: usize,
+    limit: AtomicUsize,
     taken: AtomicUsize,
 }
 
 impl Gate {
     fn enter(self: &Arc<Self>) -> Option<Place> {
-        let take = |taken| (taken < self.limit).then_some(taken + 1);
+        let limit = self.limit.load(Ordering::Acquire);
+        let take = |taken| (taken < limit).then_some(taken + 1);
         let taken = self.taken.fetch_update(Ordering::AcqRel, Ordering::Acquire, take);
         taken.ok().map(|_| Place(Arc::clone(self)))
     }
@@ -43,13 +44,30 @@ impl Drop for Place {
 }
 
 impl Gates {
-    /// Shares out `limit` places; places that were taken through other gates are given
-    /// back to those.
+    /// Shares out `limit` places.
     pub(crate) fn new(tenants: &[Tenant], limit: usize) -> Self {
-        let gate = |limit| Arc::new(Gate { limit, taken: AtomicUsize::new(0) });
+        Self { gates: Vec::new(), common: Arc::new(Gate::default()) }.changed(tenants, limit)
+    }
+
+    /// Shares them out among other tenants. Places that are taken stay taken.
+    pub(crate) fn changed(&self, tenants: &[Tenant], limit: usize) -> Self {
+        let (limits, common) = Self::limits(tenants, limit);
+        let count = limits.len().max(self.gates.len());
+        let gate = |index: usize| {
+            let gate = self.gates.get(index).map_or_else(Arc::default, Arc::clone);
+            gate.limit.store(limits.get(index).copied().unwrap_or(0), Ordering::Release);
+            gate
+        };
+        self.common.limit.store(common, Ordering::Release);
+        Self { gates: (0..count).map(gate).collect(), common: Arc::clone(&self.common) }
+    }
+
+    /// Each tenant's own places, and those for whoever comes.
+    fn limits(tenants: &[Tenant], limit: usize) -> (Vec<usize>, usize) {
         if let [only] = tenants {
-            let gates = (0..=only.id.0).map(|id| gate(if id == only.id.0 { limit } else { 0 }));
-            return Self { gates: gates.collect(), common: gate(0) };
+            let mut limits = vec![0; only.id.index() + 1];
+            limits[only.id.index()] = limit;
+            return (limits, 0);
         }
         let weights: f64 = tenants.iter().map(|tenant| f64::from(tenant.weight)).sum();
         let len = tenants.iter().map(|tenant| tenant.id.index() + 1).max().unwrap_or(0);
@@ -59,8 +77,7 @@ impl Gates {
             limits[tenant.id.index()] = (share * limit as f64 / 2.0) as usize;
         }
         let own: usize = limits.iter().sum();
-        let gates = limits.into_iter().map(gate).collect();
-        Self { gates, common: gate(limit.saturating_sub(own)) }
+        (limits, limit.saturating_sub(own))
     }
 
     pub(crate) fn enter(&self, tenant: TenantId) -> Option<Place> {
@@ -85,6 +102,18 @@ mod tests {
         drop(flood);
         let more: Vec<_> = std::iter::from_fn(|| gates.enter(TenantId(1))).collect();
         assert_eq!(more.len(), 40, "what is not its own is for whoever comes");
+    }
+
+    #[test]
+    fn places_stay_taken_when_tenants_change() {
+        let gates = Gates::new(&[Tenant::sole()], 10);
+        let taken: Vec<_> = (0..8).map_while(|_| gates.enter(TenantId(0))).collect();
+        let other = Tenant { id: TenantId(1), ..Tenant::sole() };
+        let gates = gates.changed(&[Tenant::sole(), other], 10);
+        let count = |id| std::iter::from_fn(|| gates.enter(TenantId(id))).collect::<Vec<_>>().len();
+        assert_eq!((taken.len(), count(0), count(1)), (8, 6, 8), "own and common places are new");
+        drop(taken);
+        assert_eq!(count(0), 8);
     }
 
     #[test]

@@ -9,10 +9,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use sconce_scheduler::SchedulingPolicy;
 use sconce_types::{
     BLOCK_SIZE, InvalidSamplingParams, RequestId, SamplingParams, Tenant, TenantId, TokenId,
 };
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::{
     Capacity, Metrics, RequestEvent, RequestStream,
@@ -59,6 +60,8 @@ pub struct EngineLimits {
     pub max_num_seqs: usize,
     /// Requests that may wait beside those that run.
     pub max_queued: usize,
+    /// Whose request is admitted next.
+    pub policy: SchedulingPolicy,
 }
 
 /// Why a request was not taken. Nothing of it remains in the engine.
@@ -143,8 +146,8 @@ pub(crate) enum Message {
     Tenants(Vec<Tenant>),
     /// The ledger is to keep all that it was told, and then to say so.
     Settle(oneshot::Sender<()>),
-    /// What a prompt of so many tokens may expect.
-    Capacity(TenantId, usize, oneshot::Sender<Capacity>),
+    /// What a prompt of so many tokens may expect. Few of these wait at once.
+    Capacity(TenantId, usize, oneshot::Sender<Capacity>, OwnedSemaphorePermit),
 }
 
 /// Messages beside submissions that may wait to be read.
@@ -175,6 +178,8 @@ pub(crate) struct Shared {
     /// Milliseconds until a request should end, for those who find no place.
     pub(crate) next_end_ms: AtomicU64,
     gates: RwLock<Arc<Gates>>,
+    /// Questions that may wait for the engine's thread.
+    questions: Arc<Semaphore>,
     draining: AtomicBool,
     unfinished: AtomicUsize,
     drained: Notify,
@@ -186,6 +191,7 @@ impl Shared {
         Self {
             next_end_ms: AtomicU64::new(0),
             gates: RwLock::new(Arc::new(gates)),
+            questions: Arc::new(Semaphore::new(CONTROL_MESSAGES / 2)),
             started: Instant::now(),
             last_turn_ms: AtomicU64::new(0),
             idle: AtomicBool::new(true),
@@ -339,8 +345,8 @@ impl EngineHandle {
         let sent = self.inbox.try_send(Message::Tenants(tenants.to_vec()));
         sent.map_err(|error| self.unheard(&error))?;
         let limit = self.limits.max_num_seqs + self.limits.max_queued;
-        let gates = Arc::new(Gates::new(tenants, limit));
-        *self.shared.gates.write().unwrap_or_else(PoisonError::into_inner) = gates;
+        let mut gates = self.shared.gates.write().unwrap_or_else(PoisonError::into_inner);
+        *gates = Arc::new(gates.changed(tenants, limit));
         Ok(())
     }
 
@@ -354,7 +360,9 @@ impl EngineHandle {
         prompt_len: usize,
     ) -> Result<Capacity, SubmitError> {
         let (reply, answer) = oneshot::channel();
-        let sent = self.inbox.try_send(Message::Capacity(tenant, prompt_len, reply));
+        let permit = Arc::clone(&self.shared.questions).try_acquire_owned();
+        let permit = permit.map_err(|_| self.queue_full())?;
+        let sent = self.inbox.try_send(Message::Capacity(tenant, prompt_len, reply, permit));
         sent.map_err(|error| self.unheard(&error))?;
         answer.await.map_err(|_| SubmitError::EngineLost)
     }

@@ -133,7 +133,7 @@ impl LiveRequest {
     pub(crate) fn settle(&mut self, tenant: Option<&mut KnownTenant>) {
         let unnoted = std::mem::take(&mut self.unnoted);
         if let Some(tenant) = tenant {
-            tenant.spend(u64::from(unnoted.prompt_tokens) + u64::from(unnoted.generated_tokens));
+            tenant.spend(u64::from(unnoted.generated_tokens));
             tenant.note(&unnoted);
         }
     }

@@ -67,7 +67,12 @@ impl Meter {
         if self.pending_ns == 0 || !(now || self.pending_ns >= READ_EVERY_NS) {
             return;
         }
-        let Some(used) = self.read() else { return };
+        let Some(used) = self.read() else {
+            // The meter has stopped; if it comes back, what it counted meanwhile is nobody's.
+            self.pending.clear();
+            self.pending_ns = 0;
+            return;
+        };
         // A request has a part of many steps: they are added up first.
         self.pending.sort_unstable_by_key(|&(id, _)| id);
         self.pending.dedup_by(|later, first| {

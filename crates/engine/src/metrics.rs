@@ -39,6 +39,8 @@ const STEP_BUCKETS: &[f64] =
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
+    /// Apart: not everybody may see them.
+    tenant_registry: Registry,
     tenants: TenantFamilies,
     /// Sequences in the running batch.
     pub num_requests_running: IntGauge,
@@ -109,8 +111,11 @@ impl Metrics {
         let registry = Registry::new();
         let r = Registrar { registry: &registry, model_name };
         r.info_gauge(num_blocks);
+        let tenant_registry = Registry::new();
+        let tenants = TenantFamilies::new(&Registrar { registry: &tenant_registry, model_name });
         Self {
-            tenants: TenantFamilies::new(&r),
+            tenants,
+            tenant_registry,
             num_requests_running: r.int_gauge(
                 "vllm:num_requests_running",
                 "Number of requests in model execution batches.",
@@ -243,12 +248,17 @@ impl Metrics {
         self.tenants.of(name)
     }
 
-    /// All metrics in Prometheus' text format.
+    /// All metrics in Prometheus' text format, those of single tenants only if
+    /// `with_tenants`.
     #[must_use]
-    pub fn render(&self) -> String {
+    pub fn render(&self, with_tenants: bool) -> String {
+        let mut families = self.registry.gather();
+        if with_tenants {
+            families.extend(self.tenant_registry.gather());
+        }
         let mut text = Vec::new();
         TextEncoder::new()
-            .encode(&self.registry.gather(), &mut text)
+            .encode(&families, &mut text)
             .expect("the text encoder cannot fail on a vector");
         String::from_utf8(text).expect("the text encoder writes UTF-8")
     }

@@ -61,6 +61,10 @@ impl TenantTable {
         self.tenants.get_mut(id.index())?.as_mut()
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.tenants.len()
+    }
+
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut KnownTenant> {
         self.tenants.iter_mut().flatten()
     }

@@ -207,12 +207,14 @@ fn what_cannot_be_in_time_is_refused_or_ended() {
     // So that what steps take is known.
     last(engine.submit(request(0, 190, 60)).expect("there is room")).expect("it finishes");
     last(engine.submit(request(1, 8, 2)).expect("there is room")).expect("it can be in time");
+    let meanwhile = engine.submit(request(0, 8, 100)).expect("there is room");
     match last(engine.submit(request(1, 254, 2)).expect("there is room")) {
         Err(RequestError::Overloaded { reason: Overload::TooLate { expected, limit }, .. }) => {
             assert!(expected > limit, "{expected:?}");
         }
         other => panic!("a second does not hold 254 tokens of 5 ms: {other:?}"),
     }
+    drop(meanwhile);
     let timeout = Some(Duration::from_millis(500));
     let long = EngineRequest { timeout, ..request(0, 8, 200) };
     match last(engine.submit(long).expect("there is room")) {

@@ -61,17 +61,27 @@ impl Account {
             blocks: 0,
             key: None,
         };
-        account.configure(&Tenant::sole());
+        account.configure(&Tenant::sole(), 0.0);
         account
     }
 
-    fn configure(&mut self, tenant: &Tenant) {
+    fn configure(&mut self, tenant: &Tenant, virtual_time: f64) {
         self.weight = f64::from(tenant.weight);
-        self.effective = self.weight;
+        self.weigh(self.weight, virtual_time);
         self.min_share = tenant.min_share;
         self.max_running = tenant.max_running.unwrap_or(usize::MAX);
         self.max_blocks = tenant.max_kv_blocks.unwrap_or(usize::MAX);
         self.max_queued = tenant.max_queued.unwrap_or(usize::MAX);
+    }
+
+    /// Takes another effective weight. What it is ahead or behind is cost, and stays the
+    /// same cost.
+    fn weigh(&mut self, effective: f64, virtual_time: f64) {
+        if effective != self.effective {
+            let lead = (self.counter - virtual_time) * self.effective / effective;
+            self.counter = (virtual_time + lead).max(0.0);
+            self.effective = effective;
+        }
     }
 
     pub(crate) fn counter(&self) -> f64 {
@@ -84,6 +94,11 @@ impl Account {
 
     pub(crate) fn waiting_tokens(&self) -> usize {
         self.waiting_tokens
+    }
+
+    /// Seats that its own limit leaves it.
+    pub(crate) fn free_seats(&self) -> usize {
+        self.max_running.saturating_sub(self.running)
     }
 
     /// Whether it may hold so many blocks more. Its only sequence may hold what it needs:
@@ -172,7 +187,8 @@ impl Accounts {
     pub(crate) fn configure(&mut self, tenants: &[Tenant]) {
         for tenant in tenants {
             self.ensure(tenant.id);
-            self.accounts[tenant.id.index()].configure(tenant);
+            let virtual_time = self.virtual_time;
+            self.accounts[tenant.id.index()].configure(tenant, virtual_time);
         }
         let minimum = |&id: &TenantId| self.accounts[id.index()].min_share > 0.0;
         let ids = (0..self.accounts.len()).map(|i| TenantId(i as u32));
@@ -337,12 +353,12 @@ impl Accounts {
             return;
         }
         let (mut free, mut reserved, mut binding) = (self.active_weight, 0.0, 0);
-        let Self { accounts, with_minimum, .. } = self;
+        let Self { accounts, with_minimum, .. } = &*self;
         let minima = with_minimum.iter().copied().filter(|id| accounts[id.index()].is_active());
         for (index, id) in minima.enumerate() {
             let Account { weight, min_share, .. } = accounts[id.index()];
             // What a smaller minimum binds at, this one binds at too.
-            if (1.0 - reserved) * weight >= min_share * free {
+            if (1.0 - reserved) * weight * (1.0 + 1e-9) >= min_share * free {
                 break;
             }
             reserved += min_share;
@@ -353,16 +369,19 @@ impl Accounts {
         let (free, others) = if free < 0.5 { (0.0, reserved) } else { (free, 1.0 - reserved) };
         // Minima that take everything leave a thousandth to the rest.
         let scale = if free == 0.0 { 1.0 } else { free / others.max(1e-3) };
+        self.total = free + reserved * scale;
         let mut index = 0;
-        for id in with_minimum.iter() {
-            let account = &mut accounts[id.index()];
+        for position in 0..self.with_minimum.len() {
+            let id = self.with_minimum[position];
+            let account = &mut self.accounts[id.index()];
             if account.is_active() {
                 let binds = index < binding;
-                account.effective = if binds { account.min_share * scale } else { account.weight };
+                let effective = if binds { account.min_share * scale } else { account.weight };
+                account.weigh(effective, self.virtual_time);
                 index += 1;
+                self.stand(id);
             }
         }
-        self.total = free + reserved * scale;
     }
 
     /// A tenant's part of the engine, beside the other active ones: from 0 to 1.

@@ -19,11 +19,20 @@ pub(crate) enum Want {
 impl Scheduler {
     /// Whether a tenant has more than its share of seats or blocks.
     fn is_borrower(&self, tenant: TenantId) -> bool {
-        let SchedulerConfig { max_num_seqs, max_num_batched_tokens, num_blocks, .. } = self.config;
-        let account = self.accounts.get(tenant);
+        let SchedulerConfig { max_num_seqs, max_num_batched_tokens, .. } = self.config;
+        let running = self.accounts.get(tenant).running;
         let rows = max_num_seqs.min(max_num_batched_tokens);
-        self.accounts.overuse(tenant, account.running, rows) > 0.0
-            || self.accounts.overuse(tenant, account.blocks, num_blocks) > 0.0
+        self.accounts.overuse(tenant, running, rows) > 0.0 || self.block_overuse(tenant) > 0.0
+    }
+
+    /// How many times its share of blocks a tenant has, where that is more than once. A
+    /// single sequence may have what it needs, however long it is.
+    fn block_overuse(&self, tenant: TenantId) -> f64 {
+        let account = self.accounts.get(tenant);
+        if account.running <= 1 {
+            return 0.0;
+        }
+        self.accounts.overuse(tenant, account.blocks, self.config.num_blocks)
     }
 
     /// Whether a tenant's waiting request is admitted before a row is scheduled.
@@ -88,6 +97,7 @@ impl Scheduler {
         let SchedulerConfig { max_num_seqs, num_blocks, .. } = self.config;
         if self.accounts.overuse(tenant, running, max_num_seqs) > 0.0
             || self.accounts.overuse(tenant, blocks, num_blocks) > 0.0
+            || !account.may_hold(needed, running)
         {
             return false;
         }
@@ -99,13 +109,12 @@ impl Scheduler {
     /// The newest sequence of whoever has borrowed most of what is wanted, if it was served
     /// so much more that computing the sequence again is worth it.
     fn borrowed(&self, claimant: TenantId, want: Want) -> Option<RequestId> {
-        let overuse = |tenant: TenantId| {
-            let account = self.accounts.get(tenant);
-            let (used, whole) = match want {
-                Want::Seat => (account.running, self.config.max_num_seqs),
-                Want::Blocks => (account.blocks, self.config.num_blocks),
-            };
-            self.accounts.overuse(tenant, used, whole)
+        let overuse = |tenant: TenantId| match want {
+            Want::Seat => {
+                let running = self.accounts.get(tenant).running;
+                self.accounts.overuse(tenant, running, self.config.max_num_seqs)
+            }
+            Want::Blocks => self.block_overuse(tenant),
         };
         let others = self.running.iter().map(|running| running.tenant).filter(|&t| t != claimant);
         let most = others.max_by(|&a, &b| overuse(a).total_cmp(&overuse(b)).then(b.cmp(&a)))?;
@@ -122,8 +131,9 @@ impl Scheduler {
     }
 
     /// Who gives up its blocks for the first of `rows`, itself perhaps: the newest of who
-    /// has borrowed most, or simply the newest. None of `rows` is scheduled yet.
+    /// has borrowed most, or simply the newest.
     pub(crate) fn victim(&self, rows: &[Row], lack: Lack) -> RequestId {
+        let oldest = self.running[0].id;
         let contended = self.accounts.is_contended();
         let candidates = rows.iter().filter(|row| match lack {
             Lack::Pool => true,
@@ -131,17 +141,18 @@ impl Scheduler {
         });
         let candidates = candidates.filter_map(|row| {
             let sequence = &self.sequences[&row.id];
-            sequence.slot?;
-            let blocks = self.accounts.get(row.tenant).blocks;
-            let overuse = if contended && lack == Lack::Pool {
-                self.accounts.overuse(row.tenant, blocks, self.config.num_blocks)
-            } else {
-                0.0
-            };
-            Some((overuse, sequence.admission, row.id))
+            // It may have given way already, and may even be back in this step.
+            if sequence.slot.is_none() || sequence.last_step == self.step {
+                return None;
+            }
+            let contended = contended && lack == Lack::Pool;
+            let overuse = if contended { self.block_overuse(row.tenant) } else { 0.0 };
+            // The oldest of all gives way last, whoever's it is: so every request ends.
+            Some((row.id != oldest, overuse, sequence.admission, row.id))
         });
-        let most = candidates.max_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-        most.expect("the sequence itself is a candidate").2
+        let most =
+            candidates.max_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)).then(a.2.cmp(&b.2)));
+        most.expect("the sequence itself is a candidate").3
     }
 
     /// Takes a sequence's seat and blocks; it waits again, in its old place.

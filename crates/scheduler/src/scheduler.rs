@@ -162,7 +162,9 @@ impl Scheduler {
             let max_blocks = account.max_blocks;
             return Err(Refusal::TenantNeverFits { needed_blocks, max_blocks });
         }
-        if account.waiting() >= account.max_queued {
+        // Who comes while seats are free only waits for the next step.
+        let could_run = self.free_slots.len().min(account.free_seats());
+        if account.waiting() >= account.max_queued.saturating_add(could_run) {
             return Err(Refusal::TenantQueueFull { max_queued: account.max_queued });
         }
         self.arrivals += 1;
@@ -290,7 +292,8 @@ impl Scheduler {
             }
             self.note_prefix(id);
             let num_tokens = num_pending.min(budget);
-            self.grow_table(id, num_tokens).expect("there is room for more than this");
+            // All of it is held from now on: nobody newer takes it between two chunks.
+            self.grow_table(id, num_pending).expect("the room was seen above");
             let Reverse(slot) = self.free_slots.pop().expect("a free seat was seen above");
             self.admissions += 1;
             let sequence = self.sequences.get_mut(&id).expect("who waits is live");

@@ -157,7 +157,9 @@ impl Simulation {
             non_finite,
         };
         let tenant = self.tenants.iter().choose(rng).expect("there is a tenant");
-        let waiting = self.scheduler.tenant_stats(tenant.id).waiting;
+        let stats = self.scheduler.tenant_stats(tenant.id);
+        let seats = self.limits.max_num_seqs - self.scheduler.stats().running;
+        let own_seats = tenant.max_running.map_or(seats, |most| most.saturating_sub(stats.running));
         let blocks = (prompt_len + max_tokens as usize).div_ceil(BLOCK_SIZE);
         let can_finish = prompt_len > 0
             && max_tokens > 0
@@ -165,7 +167,7 @@ impl Simulation {
             && blocks <= self.limits.num_blocks
             && self.scheduler.stats().waiting < self.limits.max_queued
             && tenant.max_kv_blocks.is_none_or(|most| blocks <= most)
-            && tenant.max_queued.is_none_or(|most| waiting < most);
+            && tenant.max_queued.is_none_or(|most| stats.waiting < most + seats.min(own_seats));
         let priority = rng.random_range(-1..=1);
         let taken = self.scheduler.add(Request {
             id,

@@ -5,14 +5,14 @@ use std::time::Duration;
 use axum::{
     Json,
     extract::State,
-    http::header::CONTENT_TYPE,
+    http::{HeaderMap, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
 };
 use sconce_engine::Health;
-use sconce_tenants::TenantEntry;
+use sconce_tenants::{Caller, TenantEntry};
 use serde_json::json;
 
-use crate::{caller::AsAdmin, error::ApiError, state::AppState};
+use crate::{caller::AsAdmin, error::ApiError, middleware, state::AppState};
 
 /// Whether the engine's loop turns: a heartbeat of it, not of the HTTP server.
 pub(crate) async fn health(State(state): State<AppState>) -> Result<Response, ApiError> {
@@ -42,7 +42,7 @@ pub(crate) async fn reload(
     _: AsAdmin,
 ) -> Result<Response, ApiError> {
     let count = state.config.tenants.reload(&state.engine);
-    let count = count.map_err(|error| ApiError::unchanged(&error))?;
+    let count = count.map_err(ApiError::unchanged)?;
     Ok(Json(json!({ "status": "ok", "tenants": count })).into_response())
 }
 
@@ -83,7 +83,10 @@ pub(crate) async fn version() -> Response {
     Json(json!({ "version": env!("CARGO_PKG_VERSION") })).into_response()
 }
 
-pub(crate) async fn metrics(State(state): State<AppState>) -> Response {
-    let text = state.engine.metrics().render();
+/// Open to all, but single tenants' metrics are for administrators.
+pub(crate) async fn metrics(State(state): State<AppState>, headers: HeaderMap) -> Response {
+    let tenants = state.config.tenants.current();
+    let is_admin = || tenants.by_key(middleware::key_of(&headers)) == Some(Caller::Admin);
+    let text = state.engine.metrics().render(!tenants.needs_key() || is_admin());
     ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }

@@ -37,9 +37,17 @@ pub(crate) async fn capacity(
     let entry = caller.entry().map(|entry| &entry.tenant);
     let seconds = |time: Option<std::time::Duration>| time.map(|time| time.as_secs_f64());
     let target = entry.and_then(|tenant| tenant.ttft_target);
+    let pace = entry.and_then(|tenant| tenant.tpot_target);
+    let is_slow = pace.zip(now.tpot).is_some_and(|(target, expected)| expected > target);
+    let max_queued = entry.and_then(|tenant| tenant.max_queued);
+    let is_full = max_queued.is_some_and(|most| now.waiting >= most);
     let is_late = target.zip(now.ttft).is_some_and(|(target, expected)| expected > target);
+    // With nobody ahead a request is tried, whatever steps took of late.
+    let is_idle = now.total_running + now.total_waiting == 0;
     let would_wait = now.rate_limited_for.or_else(|| {
-        is_late.then(|| now.ttft.unwrap_or_default().saturating_sub(target.unwrap_or_default()))
+        let ttft = now.ttft.unwrap_or_default();
+        let is_hopeless = (is_late || is_slow) && !is_idle;
+        (is_hopeless || is_full).then(|| ttft.saturating_sub(target.unwrap_or_default()))
     });
     Ok(Json(json!({
         "object": "capacity",
@@ -53,13 +61,13 @@ pub(crate) async fn capacity(
         },
         "targets": {
             "ttft_seconds": seconds(target),
-            "tpot_seconds": seconds(entry.and_then(|tenant| tenant.tpot_target)),
+            "tpot_seconds": seconds(pace),
         },
         "requests": {
             "running": now.running,
             "waiting": now.waiting,
             "max_running": entry.and_then(|tenant| tenant.max_running),
-            "max_waiting": entry.and_then(|tenant| tenant.max_queued),
+            "max_waiting": max_queued,
         },
         "engine": {
             "share": now.share,

@@ -94,9 +94,14 @@ impl ApiError {
     }
 
     /// What the server was asked to change stays as it was.
-    pub(crate) fn unchanged(error: &ReloadError) -> Self {
-        let error = error.to_string();
-        Self { code: Some("not_reloaded"), ..Self::invalid(None, error) }
+    pub(crate) fn unchanged(error: ReloadError) -> Self {
+        let message = error.to_string();
+        match error {
+            ReloadError::Engine(error) => error.into(),
+            ReloadError::NoFile | ReloadError::File(_) => {
+                Self { code: Some("not_reloaded"), ..Self::invalid(None, message) }
+            }
+        }
     }
 
     pub(crate) fn body_too_large(limit: usize) -> Self {

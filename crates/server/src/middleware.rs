@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use axum::{
     extract::{MatchedPath, Request, State},
-    http::{HeaderName, HeaderValue, StatusCode, header::AUTHORIZATION},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header::AUTHORIZATION},
     middleware::Next,
     response::{IntoResponse as _, Response},
 };
@@ -37,8 +37,7 @@ pub(crate) async fn authorize(
     next: Next,
 ) -> Response {
     let keys = &state.config.api_keys;
-    let given = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let given = given.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
+    let given = key_of(request.headers());
     let tenants = state.config.tenants.current();
     if tenants.needs_key() {
         let speaker = tenants.by_key(given);
@@ -57,6 +56,12 @@ pub(crate) async fn authorize(
     } else {
         ApiError::unauthorized().into_response()
     }
+}
+
+/// The key that a request brings; empty if it brings none.
+pub(crate) fn key_of(headers: &HeaderMap) -> &str {
+    let given = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+    given.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default()
 }
 
 /// Compares in a time that depends on the lengths only.

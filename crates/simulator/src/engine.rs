@@ -170,7 +170,9 @@ impl Engine {
             // It arrived while a step ran.
             expected.ttft += now - arrival.at;
         }
-        if shared.admission {
+        // With nobody ahead a request is tried.
+        let stats = self.scheduler.stats();
+        if shared.admission && stats.running + stats.waiting > 0 {
             match admission::check(expected, shared.targets[tenant as usize]) {
                 Verdict::Taken => {}
                 Verdict::TooLate => return Some(Outcome::TooLate),

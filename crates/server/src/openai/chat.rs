@@ -189,7 +189,7 @@ pub(crate) async fn create(
         text: state.text.clone(),
         counts,
         logprobs: num_logprobs.is_some(),
-        include_usage: options.include_usage.unwrap_or(false),
+        include_usage: options.include_usage.unwrap_or(false) || settings.include_metering,
         continuous: options.continuous_usage_stats.unwrap_or(false),
     };
     stream::respond(choices, chunks).await

@@ -141,7 +141,7 @@ pub(crate) async fn create(
         offsets: vec![0; choices.len()],
         echoes,
         shape,
-        include_usage: options.include_usage.unwrap_or(false),
+        include_usage: options.include_usage.unwrap_or(false) || settings.include_metering,
         continuous: options.continuous_usage_stats.unwrap_or(false),
     };
     stream::respond(choices, chunks).await

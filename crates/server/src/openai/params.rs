@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use sconce_engine::EngineRequest;
+use sconce_engine::{EngineRequest, SchedulingPolicy};
 use sconce_text::StopStrings;
 use sconce_types::{SamplingParams, TokenId};
 use serde::Deserialize;
@@ -174,7 +174,7 @@ impl Shared {
             stream: stream.then(|| self.stream_options.unwrap_or_default()),
             include_metering,
             has_seed: self.seed.is_some(),
-            priority: priority(self.priority, &caller)?,
+            priority: priority(self.priority, &caller, state.engine.limits().policy)?,
             timeout: timeout(self.timeout)?,
             caller,
         })
@@ -211,9 +211,18 @@ impl Settings {
     }
 }
 
-fn priority(given: Option<Priority>, caller: &AsTenant) -> Result<i32, ApiError> {
+fn priority(
+    given: Option<Priority>,
+    caller: &AsTenant,
+    policy: SchedulingPolicy,
+) -> Result<i32, ApiError> {
     let name = match given {
-        None => return Ok(0),
+        None | Some(Priority::Number(0)) => return Ok(0),
+        Some(_) if policy == SchedulingPolicy::Fcfs => {
+            let message =
+                "priority has no meaning on this server: it serves first come, first served";
+            return Err(ApiError::invalid(Some("priority"), message));
+        }
         Some(Priority::Number(number)) => return Ok(number),
         Some(Priority::Name(name)) => name,
     };
