@@ -1,21 +1,17 @@
-//! The engine's thread.
+//! The loop of the engine's thread.
 
 use std::{
-    any::Any,
-    fmt::Display,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
         atomic::Ordering,
         mpsc::{Receiver, TryRecvError, channel, sync_channel},
     },
-    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
 use sconce_scheduler::{
-    ByRequest, Finish, Output, Refusal, Request, Scheduler, SchedulerConfig, SchedulerStats,
-    StepModel, StepWork,
+    ByRequest, Finish, Output, Scheduler, SchedulerConfig, SchedulerStats, StepModel, StepWork,
 };
 use sconce_types::{
     EndReason, Executor, ExecutorError, MeterEntry, MeterSink, RequestId, SampledTokens,
@@ -23,11 +19,12 @@ use sconce_types::{
 };
 
 use crate::{
-    EngineHandle, EngineLimits, EngineOptions, FinishReason, Metrics, Overload, RecordSink,
-    RequestError, RequestEvent, TokenEvent,
-    admission::{self, Deadline, Deadlines},
+    EngineHandle, EngineLimits, EngineOptions, FinishReason, Metrics, RecordSink, RequestError,
+    RequestEvent, TokenEvent,
+    admission::{self, Deadlines},
+    engine::panic_message,
     gates::Gates,
-    handle::{CONTROL_MESSAGES, Message, Shared, Submission},
+    handle::{CONTROL_MESSAGES, Message, Shared},
     live::LiveRequest,
     metering::Meter,
     tenants::TenantTable,
@@ -43,132 +40,32 @@ const PUBLISH_EVERY: Duration = Duration::from_millis(100);
 /// Tenants that are looked at whenever a request ends.
 const PUBLISHED_AT_ONCE: usize = 1024;
 
-/// Why an engine did not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError<B> {
-    /// The executor could not be built.
-    #[error(transparent)]
-    Build(B),
-    /// The limits contradict each other.
-    #[error(transparent)]
-    Config(#[from] sconce_scheduler::ConfigError),
-    /// The operating system gave no thread.
-    #[error("no thread for the engine: {0}")]
-    Thread(#[source] std::io::Error),
-    /// Building the executor panicked.
-    #[error("building the executor panicked: {0}")]
-    Panicked(String),
-}
-
-/// What an engine is built from.
-pub struct Built<E, T> {
-    /// Computes the steps.
-    pub executor: E,
-    /// The limits that the executor was sized for.
-    pub config: SchedulerConfig,
-    /// The model's vocabulary.
-    pub vocab_size: usize,
-    /// Whatever the caller wants to know of what was built.
-    pub info: T,
-}
-
-/// A running engine's thread; [`EngineHandle`] is the way into it.
-#[derive(Debug)]
-pub struct Engine {
-    thread: JoinHandle<()>,
-}
-
-impl Engine {
-    /// Starts an engine. `build` runs on the engine's own thread, which then
-    /// owns the executor: it loads the model, sizes the cache, and says what
-    /// limits follow. Returns once it has.
-    ///
-    /// An executor that is lost ([`ExecutorError::Fatal`]) is built anew, once,
-    /// under the same limits: what ran has failed, what waited goes on waiting.
-    ///
-    /// # Errors
-    /// `build`'s error, or limits that contradict each other.
-    pub fn start<E, T, B>(
-        options: impl Into<EngineOptions>,
-        mut build: impl FnMut() -> Result<Built<E, T>, B> + Send + 'static,
-    ) -> Result<(Self, EngineHandle, T), StartError<B>>
-    where
-        E: Executor,
-        T: Send + 'static,
-        B: Display + Send + 'static,
-    {
-        let options = options.into();
-        let (report, started) = channel();
-        let thread = std::thread::Builder::new()
-            .name("sconce-engine".to_owned())
-            .spawn(move || {
-                let built = build().map_err(StartError::Build).and_then(|built| {
-                    // The handle bounds all unfinished requests together, and any
-                    // share of them may be waiting.
-                    let config = built.config;
-                    let max_queued = config.max_queued + config.max_num_seqs;
-                    let scheduler = Scheduler::new(SchedulerConfig { max_queued, ..config })?;
-                    Ok((built, scheduler))
-                });
-                match built {
-                    Ok((Built { executor, config, vocab_size, info }, scheduler)) => {
-                        let (handle, engine) =
-                            EngineLoop::new(options, vocab_size, executor, scheduler, config);
-                        // Whoever asked may have gone; the loop then ends by itself.
-                        let _ = report.send(Ok((handle, info)));
-                        engine.run(config, || match build() {
-                            Ok(built) => Ok((built.executor, built.config)),
-                            Err(error) => Err(error.to_string()),
-                        });
-                    }
-                    Err(error) => {
-                        let _ = report.send(Err(error));
-                    }
-                }
-            })
-            .map_err(StartError::Thread)?;
-        match started.recv() {
-            Ok(Ok((handle, info))) => Ok((Self { thread }, handle, info)),
-            Ok(Err(error)) => Err(error),
-            Err(_) => {
-                let cause = thread.join().err().map(|cause| panic_message(cause.as_ref()));
-                Err(StartError::Panicked(cause.unwrap_or_default()))
-            }
-        }
-    }
-
-    /// Waits for the thread's end, which comes once every handle is dropped.
-    pub fn join(self) {
-        // A panic inside the loop was caught and reported there.
-        let _ = self.thread.join();
-    }
-}
-
-struct EngineLoop<E> {
-    scheduler: Scheduler,
+/// What the engine's thread owns.
+pub(crate) struct EngineLoop<E> {
+    pub(crate) scheduler: Scheduler,
     /// None only while another is built.
-    executor: Option<E>,
-    inbox: Receiver<Message>,
-    cancels: Receiver<RequestId>,
-    requests: ByRequest<LiveRequest>,
-    tenants: TenantTable,
-    deadlines: Deadlines,
-    model: StepModel,
-    meter: Meter,
-    sink: Option<Box<dyn MeterSink>>,
-    recorder: Option<Box<dyn RecordSink>>,
+    pub(crate) executor: Option<E>,
+    pub(crate) inbox: Receiver<Message>,
+    pub(crate) cancels: Receiver<RequestId>,
+    pub(crate) requests: ByRequest<LiveRequest>,
+    pub(crate) tenants: TenantTable,
+    pub(crate) deadlines: Deadlines,
+    pub(crate) model: StepModel,
+    pub(crate) meter: Meter,
+    pub(crate) sink: Option<Box<dyn MeterSink>>,
+    pub(crate) recorder: Option<Box<dyn RecordSink>>,
     /// What the ledger is to be told.
-    entries: Vec<MeterEntry>,
+    pub(crate) entries: Vec<MeterEntry>,
     /// When tenants' metrics were brought up to date.
     published: Instant,
-    batch: ScheduledBatch,
-    sampled: SampledTokens,
-    outputs: Vec<Output>,
-    failed: Vec<RequestId>,
+    pub(crate) batch: ScheduledBatch,
+    pub(crate) sampled: SampledTokens,
+    pub(crate) outputs: Vec<Output>,
+    pub(crate) failed: Vec<RequestId>,
     /// What was published last.
-    seen: SchedulerStats,
-    shared: Arc<Shared>,
-    metrics: Arc<Metrics>,
+    pub(crate) seen: SchedulerStats,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) metrics: Arc<Metrics>,
 }
 
 /// Whether the loop goes on.
@@ -180,7 +77,7 @@ enum Turn {
 }
 
 impl<E: Executor> EngineLoop<E> {
-    fn new(
+    pub(crate) fn new(
         options: EngineOptions,
         vocab_size: usize,
         mut executor: E,
@@ -239,7 +136,7 @@ impl<E: Executor> EngineLoop<E> {
 
     /// Runs until every handle is gone, the executor is lost for good, or a bug
     /// panics. `build` gives another executor, for the same limits.
-    fn run(
+    pub(crate) fn run(
         mut self,
         config: SchedulerConfig,
         mut build: impl FnMut() -> Result<(E, SchedulerConfig), String>,
@@ -394,132 +291,6 @@ impl<E: Executor> EngineLoop<E> {
         self.scheduler.set_tenants(named);
     }
 
-    fn accept(&mut self, submission: Submission) {
-        let Submission { id, request, arrived, events, permit } = submission;
-        // Dropped before it got here: its cancellation, read or not, finds no request to end.
-        if events.is_closed() {
-            self.metrics.request_success.with_label_values(&["abort"]).inc();
-            return;
-        }
-        let Self { scheduler, model, tenants, .. } = self;
-        let now = Instant::now();
-        let refused = admission::check(&request, scheduler, model, tenants, arrived, now).err();
-        let (tenant, prompt_len) = (request.tenant, request.prompt.len());
-        let known = self.tenants.get(tenant);
-        let (prices, target) =
-            known.map_or((None, None), |known| (known.tenant.prices, known.tenant.ttft_target));
-        let is_recorded = self.recorder.is_some();
-        let live = LiveRequest::new(&request, arrived, events, permit, prices, is_recorded);
-        let timeout = request.timeout;
-        let outcome = refused.map_or_else(
-            || {
-                let request = Request {
-                    id,
-                    prompt: request.prompt,
-                    params: Arc::new(request.params),
-                    tenant,
-                    priority: request.priority,
-                    // No tenant finds what another computed, nor learns from its own
-                    // times what that was.
-                    cache_salt: u64::from(tenant.0),
-                };
-                let added = self.scheduler.add(request);
-                // A minute's tokens are taken now: many prompts may come at once.
-                if added.is_ok()
-                    && let Some(known) = self.tenants.get_mut(tenant)
-                {
-                    known.spend(prompt_len as u64);
-                }
-                added.map_err(|refusal| self.explain(tenant, &refusal))
-            },
-            Err,
-        );
-        match outcome {
-            Ok(()) => {
-                let at = |time, deadline| Some((arrived.checked_add(time?)?, deadline));
-                let deadlines = [at(target, Deadline::FirstToken), at(timeout, Deadline::End)];
-                for (at, deadline) in deadlines.into_iter().flatten() {
-                    self.deadlines.add(at, id, deadline);
-                }
-                self.requests.insert(id, live);
-            }
-            Err(error) => {
-                if let Some(known) = self.tenants.get(tenant) {
-                    known.metrics.refused.inc();
-                }
-                live.fail(error);
-            }
-        }
-    }
-
-    /// What the scheduler refuses, in the client's terms.
-    fn explain(&self, tenant: sconce_types::TenantId, refusal: &Refusal) -> RequestError {
-        match *refusal {
-            Refusal::TenantQueueFull { max_queued } | Refusal::QueueFull { max_queued } => {
-                let one = self.scheduler.predict(&self.model, tenant, 1).ttft;
-                let place = one / (max_queued + 1) as f64;
-                admission::overloaded(Overload::QueueFull { max_queued }, place)
-            }
-            ref refusal => RequestError::Refused(refusal.to_string()),
-        }
-    }
-
-    /// Ends what can no longer matter.
-    fn end_overdue(&mut self, now: Instant) {
-        while let Some((id, deadline)) = self.deadlines.pop(now) {
-            let Some(live) = self.requests.get(&id) else { continue };
-            let error = match deadline {
-                Deadline::FirstToken if live.first_token.is_some() => continue,
-                Deadline::FirstToken => {
-                    let known = self.tenants.get(live.tenant);
-                    let limit = known.and_then(|known| known.tenant.ttft_target);
-                    let limit = limit.unwrap_or(now - live.arrived);
-                    let wait = self.scheduler.predict(&self.model, live.tenant, 1).ttft;
-                    if let Some(known) = known {
-                        known.metrics.refused.inc();
-                    }
-                    admission::overloaded(Overload::Late { limit }, wait)
-                }
-                Deadline::End => {
-                    RequestError::TimedOut { timeout: live.timeout.unwrap_or_default() }
-                }
-            };
-            self.scheduler.cancel(id);
-            self.end(id, EndReason::Deadline, Some(error));
-        }
-        let requests = &self.requests;
-        self.deadlines.tidy(requests.len(), |id| requests.contains_key(&id));
-    }
-
-    /// Ends a request that the scheduler has forgotten and that has not finished.
-    fn end(&mut self, id: RequestId, reason: EndReason, error: Option<RequestError>) {
-        self.share_energy(true);
-        let Some(mut live) = self.requests.remove(&id) else { return };
-        live.settle(self.tenants.get_mut(live.tenant));
-        if self.sink.is_some() {
-            let tenant = self.tenants.get(live.tenant);
-            self.entries.push(live.labelled_entry(id, tenant, Some(reason)));
-        }
-        let label = match reason {
-            EndReason::Error => "error",
-            EndReason::Deadline => "deadline",
-            _ => "abort",
-        };
-        self.metrics.request_success.with_label_values(&[label]).inc();
-        if let Some(error) = error {
-            live.fail(error);
-        }
-        self.keep(id, live, reason);
-    }
-
-    /// Records a request that has ended, if requests are recorded.
-    fn keep(&mut self, id: RequestId, mut live: LiveRequest, end: EndReason) {
-        let Some(recorder) = &mut self.recorder else { return };
-        if let Some(recorded) = live.recorded(id, end) {
-            recorder.record(recorded);
-        }
-    }
-
     fn wait_for_work(&mut self) -> Turn {
         assert!(
             self.requests.is_empty(),
@@ -552,7 +323,7 @@ impl<E: Executor> EngineLoop<E> {
     }
 
     /// Shares out what energy was used, if it is time to read it, or `now`.
-    fn share_energy(&mut self, now: bool) {
+    pub(crate) fn share_energy(&mut self, now: bool) {
         let requests = &mut self.requests;
         self.meter.share_energy(now, |id, uj| {
             if let Some(live) = requests.get_mut(&id) {
@@ -731,12 +502,4 @@ fn finish_reason(finish: &Finish) -> Option<FinishReason> {
         Finish::Length => Some(FinishReason::Length),
         Finish::NonFiniteLogits => None,
     }
-}
-
-fn panic_message(cause: &(dyn Any + Send)) -> String {
-    cause
-        .downcast_ref::<&str>()
-        .map(ToString::to_string)
-        .or_else(|| cause.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "a panic without a message".to_owned())
 }

@@ -7,6 +7,7 @@
 //! them. Everything here is token ids; text is known only above.
 
 mod admission;
+mod engine;
 mod engine_loop;
 mod gates;
 mod handle;
@@ -14,12 +15,13 @@ mod live;
 mod metering;
 mod metrics;
 mod options;
+mod requests;
 mod stream;
 mod tenant_metrics;
 mod tenants;
 
 pub use admission::Capacity;
-pub use engine_loop::{Built, Engine, StartError};
+pub use engine::{Built, Engine, StartError};
 pub use handle::{EngineHandle, EngineLimits, EngineRequest, Health, SubmitError};
 pub use metrics::{HTTP_METHOD_LABELS, Metrics};
 pub use options::{EngineOptions, RecordSink, RecordedRequest};
