@@ -47,7 +47,7 @@ impl Engine {
     /// owns the executor: it loads the model, sizes the cache, and says what
     /// limits follow. Returns once it has.
     ///
-    /// An executor that is lost ([`ExecutorError::Fatal`]) is built anew, once,
+    /// An executor that is lost ([`Fatal`](sconce_types::ExecutorError::Fatal)) is built anew, once,
     /// under the same limits: what ran has failed, what waited goes on waiting.
     ///
     /// # Errors
