@@ -462,7 +462,6 @@ impl<E: Executor> EngineLoop<E> {
             metrics.ledger_failing.set(i64::from(sink.is_failing()));
             metrics.ledger_lost.set(i64::try_from(sink.num_lost()).unwrap_or(i64::MAX));
         }
-        let gauge = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         for known in tenants.iter_mut() {
             let stats = scheduler.tenant_stats(known.tenant.id);
             known.metrics.running.set(gauge(stats.running));
@@ -474,7 +473,6 @@ impl<E: Executor> EngineLoop<E> {
 
     fn publish_gauges(&mut self) {
         let stats = self.scheduler.stats();
-        let gauge = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         self.metrics.num_requests_running.set(gauge(stats.running));
         self.metrics.num_requests_waiting.set(gauge(stats.waiting));
         self.metrics.kv_blocks_used.set(gauge(stats.used_blocks));
@@ -486,6 +484,11 @@ impl<E: Executor> EngineLoop<E> {
         metrics.prefix_cache_hits.inc_by(stats.prefix_cache_hits - seen.prefix_cache_hits);
         *seen = stats;
     }
+}
+
+/// A count as gauges hold it.
+fn gauge(n: usize) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
 }
 
 fn end_reason(finish: &Finish) -> EndReason {

@@ -1,7 +1,7 @@
 //! What each request used of the device, so that the requests' sum is what was measured.
 
 use sconce_scheduler::{StepModel, StepWork};
-use sconce_types::{EnergyMeter, Input, Metering, RequestId, ScheduledBatch, ScheduledSequence};
+use sconce_types::{EnergyMeter, Metering, RequestId, ScheduledBatch};
 
 /// Least time between two readings of the energy, unless a request ends.
 const READ_EVERY_NS: u64 = 100_000_000;
@@ -45,12 +45,9 @@ impl Meter {
         let rows = batch.sequences.len().max(1) as f64;
         let any = model.predict(StepWork::default());
         self.weights.clear();
-        self.weights.extend(
-            batch
-                .sequences
-                .iter()
-                .map(|sequence| (model.predict(work_of(sequence)) - any + any / rows).max(1e-12)),
-        );
+        self.weights.extend(batch.sequences.iter().map(|sequence| {
+            (model.predict(StepWork::of_sequence(sequence)) - any + any / rows).max(1e-12)
+        }));
         share(step_ns, &self.weights, &mut self.parts);
         for (sequence, &part) in batch.sequences.iter().zip(&self.parts) {
             if self.energy.is_some() {
@@ -111,15 +108,6 @@ pub(crate) fn add_energy(usage: &mut Metering, uj: u64) {
     usage.energy_uj = Some(usage.energy_uj.unwrap_or(0) + uj);
 }
 
-fn work_of(sequence: &ScheduledSequence) -> StepWork {
-    let (len, context) = (sequence.input.len() as f64, sequence.num_computed_tokens as f64);
-    let attended = len * (context + (len + 1.0) / 2.0);
-    match sequence.input {
-        Input::LastSampled => StepWork { prefill: 0.0, decode: 1.0, attended },
-        Input::Tokens(_) => StepWork { prefill: len, decode: 0.0, attended },
-    }
-}
-
 /// Shares `whole` out by weights, in whole numbers that sum to it.
 fn share(whole: u64, weights: &[f64], parts: &mut Vec<u64>) {
     let all: f64 = weights.iter().sum();
@@ -142,7 +130,7 @@ fn share(whole: u64, weights: &[f64], parts: &mut Vec<u64>) {
 mod tests {
     use std::collections::HashMap;
 
-    use sconce_types::{Sample, Slot};
+    use sconce_types::{Input, Sample, ScheduledSequence, Slot};
 
     use super::*;
 

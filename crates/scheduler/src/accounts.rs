@@ -46,8 +46,9 @@ pub(crate) struct Account {
 }
 
 impl Account {
+    /// That of a tenant of which nothing is known: weight 1, no limits.
     fn new() -> Self {
-        let mut account = Self {
+        Self {
             weight: 1.0,
             min_share: 0.0,
             max_running: usize::MAX,
@@ -60,9 +61,7 @@ impl Account {
             running: 0,
             blocks: 0,
             key: None,
-        };
-        account.configure(&Tenant::sole(), 0.0);
-        account
+        }
     }
 
     fn configure(&mut self, tenant: &Tenant, virtual_time: f64) {

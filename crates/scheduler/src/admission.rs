@@ -60,12 +60,8 @@ impl Scheduler {
         let pace = room / full_step;
         let prompt = prompt_len as f64;
         let mut all = self.accounts.waiting_tokens() as f64 + prefilling;
-        let mut own = if self.accounts.knows(tenant) {
-            self.accounts.get(tenant).waiting_tokens() as f64
-        } else {
-            0.0
-        };
-        let own_waiting = self.tenant_stats(tenant).waiting as f64;
+        let stats = self.tenant_stats(tenant);
+        let (mut own, own_waiting) = (stats.waiting_tokens as f64, stats.waiting as f64);
         (all, own) = (all + prompt, own + prompt);
         let is_fair = policy == SchedulingPolicy::Fair;
         let share = if is_fair { self.accounts.share_if_active(tenant) } else { 1.0 };
@@ -83,7 +79,7 @@ impl Scheduler {
             for_all
         };
         // Whoever has to wait for a seat waits for others to end.
-        let own_seats = self.tenant_stats(tenant).running as f64 + own_waiting + 1.0;
+        let own_seats = stats.running as f64 + own_waiting + 1.0;
         let has_right = is_fair && own_seats <= (share * seats).max(1.0);
         let for_seat = if running + waiting < seats || has_right {
             0.0

@@ -1,6 +1,6 @@
 //! How long a step takes, learnt from those that were measured.
 
-use sconce_types::{Input, ScheduledBatch};
+use sconce_types::{Input, ScheduledBatch, ScheduledSequence};
 
 use crate::TokenCosts;
 
@@ -19,16 +19,22 @@ impl StepWork {
     /// The work of a batch.
     #[must_use]
     pub fn of(batch: &ScheduledBatch) -> Self {
-        let mut work = Self::default();
-        for sequence in &batch.sequences {
-            let (len, context) = (sequence.input.len() as f64, sequence.num_computed_tokens as f64);
-            match sequence.input {
-                Input::LastSampled => work.decode += 1.0,
-                Input::Tokens(_) => work.prefill += len,
-            }
-            work.attended += len * (context + (len + 1.0) / 2.0);
-        }
-        work
+        batch.sequences.iter().map(Self::of_sequence).fold(Self::default(), |sum, work| Self {
+            prefill: sum.prefill + work.prefill,
+            decode: sum.decode + work.decode,
+            attended: sum.attended + work.attended,
+        })
+    }
+
+    /// The work of one sequence's part of a batch.
+    #[must_use]
+    pub fn of_sequence(sequence: &ScheduledSequence) -> Self {
+        let (len, context) = (sequence.input.len() as f64, sequence.num_computed_tokens as f64);
+        let (prefill, decode) = match sequence.input {
+            Input::LastSampled => (0.0, 1.0),
+            Input::Tokens(_) => (len, 0.0),
+        };
+        Self { prefill, decode, attended: len * (context + (len + 1.0) / 2.0) }
     }
 
     fn features(self) -> [f64; N] {
