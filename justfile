@@ -14,7 +14,7 @@ test crate="":
 
 # The scheduler's simulation with more steps: just sim 7 20000000
 sim seed="1" steps="10000000":
-    SCONCE_SIM_SEED={{ seed }} SCONCE_SIM_STEPS={{ steps }} cargo test -p sconce-scheduler --test simulation -- --nocapture
+    SCONCE_SIM_SEED={{ seed }} SCONCE_SIM_STEPS={{ steps }} cargo test -p sconce-scheduler --test scheduler -- simulation:: --nocapture
 
 # Single-stream and loaded throughput of the default model on this machine.
 bench *args:

@@ -1,0 +1,4 @@
+//! The tests of `crates/engine`, in one binary.
+
+mod engine;
+mod tenants;

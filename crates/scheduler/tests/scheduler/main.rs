@@ -1,0 +1,5 @@
+//! The tests of `crates/scheduler`, in one binary.
+
+mod fairness;
+mod scenarios;
+mod simulation;

@@ -1,0 +1,5 @@
+//! The tests of `crates/server`, in one binary.
+
+mod api;
+mod faults;
+mod tenants;

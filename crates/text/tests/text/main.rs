@@ -1,0 +1,3 @@
+//! The tests of `crates/text`, in one binary.
+
+mod properties;
