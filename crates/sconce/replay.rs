@@ -84,7 +84,8 @@ pub async fn replay(
 
 async fn run(engine: EngineHandle, request: Recorded) -> Result<Option<Difference>, ReplayError> {
     let Recorded { request_id, prompt, mut params, tokens, end } = request;
-    if matches!(end, EndReason::Abort | EndReason::Deadline | EndReason::Error) {
+    // A stop string may have ended it, which a recording does not hold.
+    if end != EndReason::Length {
         params.max_tokens = u32::try_from(tokens.len()).unwrap_or(u32::MAX);
         params.min_tokens = params.min_tokens.min(params.max_tokens);
     }

@@ -9,7 +9,7 @@ use std::{
 use sconce_scheduler::{Scheduler, StepModel};
 use sconce_types::{RequestId, TenantId};
 
-use crate::{EngineRequest, Overload, RequestError, tenants::TenantTable};
+use crate::{EngineRequest, Overload, RequestError, stream::two_digits, tenants::TenantTable};
 
 /// Steps that are measured before anybody is refused by what they say.
 const MIN_STEPS: u32 = 32;
@@ -52,8 +52,18 @@ pub(crate) fn check(
 ) -> Result<(), RequestError> {
     let prompt_len = request.prompt.len();
     let Some(known) = tenants.get_mut(request.tenant) else { return Ok(()) };
-    if let Some(seconds) = known.seconds_until(prompt_len as u64, now) {
+    if let Some(seconds) = known.seconds_until(tokens_at_most(request), now) {
         let tokens_per_minute = known.tenant.tokens_per_minute.unwrap_or(0);
+        if tokens_at_most(request) > tokens_per_minute {
+            let max_tokens = request.params.max_tokens as usize;
+            let (choices, prompt_tokens) = (1, prompt_len);
+            return Err(RequestError::ExceedsMinute {
+                choices,
+                prompt_tokens,
+                max_tokens,
+                tokens_per_minute,
+            });
+        }
         return Err(overloaded(Overload::TokensPerMinute { tokens_per_minute }, seconds));
     }
     let target = known.tenant.ttft_target;
@@ -87,6 +97,11 @@ pub(crate) fn check(
     Ok(())
 }
 
+/// The tokens that a request may use, which its tenant's limit must have room for.
+pub(crate) fn tokens_at_most(request: &EngineRequest) -> u64 {
+    request.prompt.len() as u64 + u64::from(request.params.max_tokens)
+}
+
 /// A refusal that names the time after which it no longer holds, in whole seconds.
 pub(crate) fn overloaded(reason: Overload, seconds: f64) -> RequestError {
     let retry_after = Duration::from_secs(seconds.ceil().clamp(1.0, 3600.0) as u64);
@@ -114,8 +129,8 @@ pub(crate) fn capacity(
         total_waiting: all.waiting,
         free_blocks: all.num_blocks - all.used_blocks,
         share: own.share,
-        ttft: is_known.then(|| seconds(expected.ttft)),
-        tpot: is_known.then(|| seconds(expected.tpot)),
+        ttft: is_known.then(|| two_digits(seconds(expected.ttft))),
+        tpot: is_known.then(|| two_digits(seconds(expected.tpot))),
         rate_limited_for: wait.map(seconds),
     }
 }

@@ -199,6 +199,11 @@ impl<E: Executor> EngineLoop<E> {
             self.scheduler.reset_prefix_cache();
         }
         self.scheduler.schedule(&mut self.batch);
+        for id in self.scheduler.preempted() {
+            if let Some(live) = self.requests.get_mut(id) {
+                live.note_release(turn_started);
+            }
+        }
         self.publish_gauges();
         if self.batch.is_empty() {
             return self.wait_for_work();
@@ -216,7 +221,7 @@ impl<E: Executor> EngineLoop<E> {
         let step_time = step_ended - step_started;
         self.metrics.step_time.observe(step_time.as_secs_f64());
         self.metrics.iteration_tokens.observe(self.batch.num_tokens as f64);
-        self.share_step(step_time, step_ended);
+        self.share_step(step_time, (turn_started, step_ended), outcome.is_ok());
         if let Err(error) = outcome {
             return self.end_failed_step(&error);
         }
@@ -310,14 +315,14 @@ impl<E: Executor> EngineLoop<E> {
         }
     }
 
-    /// Shares a step's time out among those that it computed, and notes the blocks that they
-    /// held until its end.
-    fn share_step(&mut self, step_time: Duration, ended: Instant) {
+    /// Bills a step to those in it: its time, the blocks that they held until its end, and,
+    /// if it succeeded, the prompt tokens that it computed.
+    fn share_step(&mut self, step_time: Duration, span: (Instant, Instant), is_computed: bool) {
         let step_ns = u64::try_from(step_time.as_nanos()).unwrap_or(u64::MAX);
         let parts = self.meter.share_time(&self.model, &self.batch, step_ns);
         for (sequence, &part) in self.batch.sequences.iter().zip(parts) {
             if let Some(live) = self.requests.get_mut(&sequence.request) {
-                live.note_step(part, sequence.block_table.len(), ended);
+                live.note_step(sequence, part, span, is_computed);
             }
         }
     }
@@ -342,19 +347,29 @@ impl<E: Executor> EngineLoop<E> {
         }
     }
 
-    /// Counts the tokens of a step before anybody is told of them.
+    /// Counts the tokens of a step before anybody is told of them, and ends what completed a
+    /// stop string.
     fn note_tokens(&mut self) {
-        for output in &self.outputs {
+        for output in &mut self.outputs {
             let live = self.requests.get_mut(&output.request);
-            if let (Some(live), Some(token)) = (live, output.token) {
-                live.note_token(token, output.num_cached_tokens);
+            if let (Some(live), Some(token)) = (live, output.token)
+                && live.note_token(token)
+                && output.finish.is_none()
+            {
+                self.scheduler.cancel(output.request);
+                output.finish = Some(Finish::Stop { token: None });
             }
         }
         let ends = self.outputs.iter().any(|output| output.finish.is_some());
         self.share_energy(ends);
         for sequence in &self.batch.sequences {
             if let Some(live) = self.requests.get_mut(&sequence.request) {
-                live.settle(self.tenants.get_mut(live.tenant));
+                live.settle(&self.metrics, self.tenants.get_mut(live.tenant));
+            }
+        }
+        for output in self.outputs.iter().filter(|output| output.finish.is_some()) {
+            if let Some(live) = self.requests.get_mut(&output.request) {
+                live.refund(self.tenants.get_mut(live.tenant));
             }
         }
     }
@@ -397,7 +412,7 @@ impl<E: Executor> EngineLoop<E> {
                 let event = TokenEvent {
                     token,
                     logprobs: output.logprobs,
-                    usage: live.usage,
+                    usage: *live.usage(),
                     price_nano: live.price_nano(),
                     finish,
                 };

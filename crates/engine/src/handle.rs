@@ -36,6 +36,16 @@ pub struct EngineRequest {
     /// The time that it may take in all; it is refused if that is not enough, and ends
     /// when it has passed.
     pub timeout: Option<Duration>,
+    /// Only the prompt is wanted, for its log-probabilities: with `max_tokens` 1, the token
+    /// that is sampled from it is not counted.
+    pub scores_prompt: bool,
+}
+
+/// Ends a request by its tokens, as a stop string does. Asked on the engine's thread, in the
+/// step that generated a token, so that nothing is generated after the end: it must be quick.
+pub trait StopCheck: Send {
+    /// Takes the next token; says whether it is the last.
+    fn ends_with(&mut self, token: TokenId) -> bool;
 }
 
 impl EngineRequest {
@@ -43,7 +53,15 @@ impl EngineRequest {
     #[must_use]
     pub fn new(prompt: Vec<TokenId>, params: SamplingParams) -> Self {
         let (tenant, request_id) = (TenantId(0), Arc::from(""));
-        Self { prompt, params, tenant, priority: 0, request_id, timeout: None }
+        Self {
+            prompt,
+            params,
+            tenant,
+            priority: 0,
+            request_id,
+            timeout: None,
+            scores_prompt: false,
+        }
     }
 }
 
@@ -106,7 +124,8 @@ pub enum SubmitError {
         num_blocks: usize,
     },
     /// Too many requests wait already.
-    #[error("the queue is full: {unfinished} requests are unfinished, the limit is {limit}")]
+    // How many there are is not told: most are others'.
+    #[error("the server's queue is full; try again in {} s", retry_after.as_secs())]
     QueueFull {
         /// Unfinished requests.
         unfinished: usize,
@@ -157,6 +176,7 @@ pub(crate) const CONTROL_MESSAGES: usize = 64;
 pub(crate) struct Submission {
     pub(crate) id: RequestId,
     pub(crate) request: EngineRequest,
+    pub(crate) stop: Option<Box<dyn StopCheck>>,
     pub(crate) arrived: Instant,
     pub(crate) events: mpsc::Sender<RequestEvent>,
     pub(crate) permit: Permit,
@@ -303,6 +323,19 @@ impl EngineHandle {
     /// # Errors
     /// What cannot run, or not now; see [`SubmitError`].
     pub fn submit(&self, request: EngineRequest) -> Result<RequestStream, SubmitError> {
+        self.submit_until(request, None)
+    }
+
+    /// The same with something more to end it: then its last token has
+    /// [`FinishReason::Stop`](crate::FinishReason::Stop).
+    ///
+    /// # Errors
+    /// As [`EngineHandle::submit`].
+    pub fn submit_until(
+        &self,
+        request: EngineRequest,
+        stop: Option<Box<dyn StopCheck>>,
+    ) -> Result<RequestStream, SubmitError> {
         self.validate(&request)?;
         if self.shared.draining.load(Ordering::Acquire) {
             return Err(SubmitError::Draining);
@@ -313,7 +346,7 @@ impl EngineHandle {
             if request.params.prompt_logprobs.is_some() { request.prompt.len() } else { 0 };
         let capacity = request.params.max_tokens as usize + prompt_events + 1;
         let (events, receiver) = mpsc::channel(capacity);
-        let submission = Submission { id, request, arrived: Instant::now(), events, permit };
+        let submission = Submission { id, request, stop, arrived: Instant::now(), events, permit };
         match self.inbox.try_send(Message::Submit(Box::new(submission))) {
             Ok(()) => Ok(RequestStream::new(id, receiver, self.cancels.clone())),
             Err(TrySendError::Full(_)) => Err(self.queue_full()),

@@ -14,6 +14,7 @@ mod handle;
 mod live;
 mod metering;
 mod metrics;
+mod minute;
 mod options;
 mod requests;
 mod stream;
@@ -22,7 +23,7 @@ mod tenants;
 
 pub use admission::Capacity;
 pub use engine::{Built, Engine, StartError};
-pub use handle::{EngineHandle, EngineLimits, EngineRequest, Health, SubmitError};
+pub use handle::{EngineHandle, EngineLimits, EngineRequest, Health, StopCheck, SubmitError};
 pub use metrics::{HTTP_METHOD_LABELS, Metrics};
 pub use options::{EngineOptions, RecordSink, RecordedRequest};
 pub use sconce_scheduler::{FakeExecutor, PrefixKey, SchedulerConfig, SchedulingPolicy};

@@ -1,19 +1,21 @@
 //! What the engine keeps of a request beside its scheduler state.
 
 use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use sconce_scheduler::RequestMeter;
 use sconce_types::{
-    EndReason, MeterEntry, MeterLabel, Metering, Prices, RequestId, SamplingParams, TenantId,
-    TokenId,
+    EndReason, MeterEntry, MeterLabel, Metering, Prices, RequestId, SamplingParams,
+    ScheduledSequence, TenantId, TokenId,
 };
 use tokio::sync::mpsc;
 
 use crate::{
-    EngineRequest, Metrics, RecordedRequest, RequestError, RequestEvent, handle::Permit,
-    tenants::KnownTenant,
+    EngineRequest, Metrics, RecordedRequest, RequestError, RequestEvent, StopCheck, handle::Permit,
+    minute::Reservation, tenants::KnownTenant,
 };
 
 /// An unfinished request.
@@ -22,19 +24,21 @@ pub(crate) struct LiveRequest {
     pub(crate) tenant: TenantId,
     pub(crate) arrived: Instant,
     pub(crate) first_token: Option<Instant>,
-    pub(crate) usage: Metering,
     pub(crate) timeout: Option<Duration>,
     first_scheduled: Option<Instant>,
     last_token: Instant,
-    /// Since when the blocks that it holds are not counted.
-    held_since: Instant,
+    meter: RequestMeter,
+    /// What of its usage its tenant's sums have.
+    settled: Metering,
+    /// Of its tenant's tokens a minute.
+    reservation: Option<Reservation>,
+    stop: Option<Box<dyn StopCheck>>,
+    scores_prompt: bool,
     prompt_len: usize,
     max_tokens: u32,
     request_id: Arc<str>,
     arrived_unix_ms: u64,
     prices: Option<Prices>,
-    /// What of its usage its tenant's sums do not have yet.
-    unnoted: Metering,
     is_labelled: bool,
     recording: Option<Box<Recording>>,
     _permit: Permit,
@@ -50,6 +54,7 @@ struct Recording {
 impl LiveRequest {
     pub(crate) fn new(
         request: &EngineRequest,
+        stop: Option<Box<dyn StopCheck>>,
         arrived: Instant,
         events: mpsc::Sender<RequestEvent>,
         permit: Permit,
@@ -68,73 +73,113 @@ impl LiveRequest {
             tenant: request.tenant,
             arrived,
             first_token: None,
-            usage: Metering::default(),
             timeout: request.timeout,
             first_scheduled: None,
             last_token: arrived,
-            held_since: arrived,
+            meter: RequestMeter::new(request.prompt.len()),
+            settled: Metering::default(),
+            reservation: None,
+            stop,
+            scores_prompt: request.scores_prompt,
             prompt_len: request.prompt.len(),
             max_tokens: request.params.max_tokens,
             request_id: Arc::clone(&request.request_id),
             arrived_unix_ms: u64::try_from(unix.as_millis()).unwrap_or(u64::MAX),
             prices,
-            unnoted: Metering::default(),
             is_labelled: false,
             recording: is_recorded.then(recording).map(Box::new),
             _permit: permit,
         }
     }
 
+    /// What it has used so far.
+    pub(crate) fn usage(&self) -> &Metering {
+        self.meter.usage()
+    }
+
+    /// Its part of its tenant's tokens a minute.
+    pub(crate) fn reserve(&mut self, reservation: Reservation) {
+        self.reservation = Some(reservation);
+    }
+
     /// It takes a seat, for the first time or again.
     pub(crate) fn note_admission(&mut self, metrics: &Metrics, now: Instant) {
-        self.held_since = now;
         if self.first_scheduled.is_none() {
             self.first_scheduled = Some(now);
-            let queued = now - self.arrived;
-            self.usage.queue_ns = u64::try_from(queued.as_nanos()).unwrap_or(u64::MAX);
-            metrics.queue_time.observe(queued.as_secs_f64());
+            self.meter.note_queued(self.age_ns(now));
+            metrics.queue_time.observe((now - self.arrived).as_secs_f64());
         }
     }
 
-    /// Its part of a step, and the blocks that it held until the step's end.
-    pub(crate) fn note_step(&mut self, device_ns: u64, blocks: usize, ended: Instant) {
-        let held = ended.saturating_duration_since(self.held_since).as_nanos();
-        self.held_since = ended;
-        let block_ns = u64::try_from(held * blocks as u128).unwrap_or(u64::MAX);
-        for usage in [&mut self.usage, &mut self.unnoted] {
-            usage.device_ns += device_ns;
-            usage.block_ns += block_ns;
+    /// Its part of a step that was scheduled and ended at these times, and whether the step
+    /// succeeded.
+    pub(crate) fn note_step(
+        &mut self,
+        part: &ScheduledSequence,
+        device_ns: u64,
+        (scheduled, ended): (Instant, Instant),
+        is_computed: bool,
+    ) {
+        let (scheduled, ended) = (self.age_ns(scheduled), self.age_ns(ended));
+        self.meter.note_step(part, device_ns, scheduled, ended);
+        if is_computed {
+            self.meter.note_computed(part);
         }
+    }
+
+    /// It was preempted, or has ended between two steps.
+    pub(crate) fn note_release(&mut self, now: Instant) {
+        self.meter.note_release(self.age_ns(now));
     }
 
     pub(crate) fn note_energy(&mut self, uj: u64) {
-        for usage in [&mut self.usage, &mut self.unnoted] {
-            crate::metering::add_energy(usage, uj);
-        }
+        self.meter.note_energy(uj);
     }
 
-    /// A token was generated.
-    pub(crate) fn note_token(&mut self, token: TokenId, num_cached_tokens: usize) {
-        if self.usage.generated_tokens == 0 {
-            let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-            for usage in [&mut self.usage, &mut self.unnoted] {
-                usage.prompt_tokens = count(self.prompt_len);
-                usage.cached_tokens = count(num_cached_tokens);
-            }
+    fn age_ns(&self, now: Instant) -> u64 {
+        let age = now.saturating_duration_since(self.arrived);
+        u64::try_from(age.as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// A token was generated; says whether it completes a stop string.
+    pub(crate) fn note_token(&mut self, token: TokenId) -> bool {
+        if self.scores_prompt {
+            return false;
         }
-        self.usage.generated_tokens += 1;
-        self.unnoted.generated_tokens += 1;
+        self.meter.note_token();
         if let Some(recording) = &mut self.recording {
             recording.tokens.push(token);
         }
+        let Some(stop) = &mut self.stop else { return false };
+        // A bug in one request's check is that request's: its reader still looks itself.
+        let ends = catch_unwind(AssertUnwindSafe(|| stop.ends_with(token)));
+        ends.unwrap_or_else(|_| {
+            tracing::error!("the check of a request's stop strings panicked");
+            self.stop = None;
+            false
+        })
     }
 
-    /// Brings its tenant's sums up to date.
-    pub(crate) fn settle(&mut self, tenant: Option<&mut KnownTenant>) {
-        let unnoted = std::mem::take(&mut self.unnoted);
+    /// Brings the sums of its tenant and of all up to date.
+    pub(crate) fn settle(&mut self, metrics: &Metrics, tenant: Option<&mut KnownTenant>) {
+        let fresh = self.meter.usage().since(&self.settled);
+        self.settled = *self.meter.usage();
+        if fresh.prompt_tokens > 0 {
+            metrics.prompt_tokens.inc_by(u64::from(fresh.prompt_tokens));
+        }
+        metrics.generation_tokens.inc_by(u64::from(fresh.generated_tokens));
         if let Some(tenant) = tenant {
-            tenant.spend(u64::from(unnoted.generated_tokens));
-            tenant.note(&unnoted);
+            tenant.note(&fresh);
+        }
+    }
+
+    /// It uses no more: what it had reserved beyond what it used is its tenant's again.
+    pub(crate) fn refund(&mut self, tenant: Option<&mut KnownTenant>) {
+        let Some(reservation) = self.reservation.take() else { return };
+        let Metering { prompt_tokens, generated_tokens, .. } = *self.meter.usage();
+        if let Some(tenant) = tenant {
+            let used = u64::from(prompt_tokens) + u64::from(generated_tokens);
+            tenant.minute.refund(reservation, used);
         }
     }
 
@@ -145,10 +190,8 @@ impl LiveRequest {
         tenant: Option<&mut KnownTenant>,
         now: Instant,
     ) {
-        metrics.generation_tokens.inc();
         if self.first_token.is_none() {
             self.first_token = Some(now);
-            metrics.prompt_tokens.inc_by(self.prompt_len as u64);
             let ttft = (now - self.arrived).as_secs_f64();
             metrics.time_to_first_token.observe(ttft);
             if let Some(tenant) = tenant {
@@ -164,7 +207,7 @@ impl LiveRequest {
     }
 
     pub(crate) fn observe_finish(&self, metrics: &Metrics, reason: &str, now: Instant) {
-        let generated = self.usage.generated_tokens;
+        let generated = self.usage().generated_tokens;
         metrics.request_success.with_label_values(&[reason]).inc();
         metrics.e2e_latency.observe((now - self.arrived).as_secs_f64());
         metrics.request_prompt_tokens.observe(self.prompt_len as f64);
@@ -181,7 +224,7 @@ impl LiveRequest {
 
     /// What its usage costs.
     pub(crate) fn price_nano(&self) -> Option<u64> {
-        self.prices.map(|prices| prices.of(&self.usage))
+        self.prices.map(|prices| prices.of(self.meter.usage()))
     }
 
     /// Its entry in the ledger as things are, with its label if it is the first.
@@ -191,7 +234,7 @@ impl LiveRequest {
         tenant: Option<&KnownTenant>,
         end: Option<EndReason>,
     ) -> MeterEntry {
-        let (usage, price_nano) = (self.usage, self.price_nano());
+        let (usage, price_nano) = (*self.usage(), self.price_nano());
         let mut entry = MeterEntry { request, label: None, usage, price_nano, end };
         if !std::mem::replace(&mut self.is_labelled, true) {
             entry.label = Some(MeterLabel {

@@ -1,7 +1,7 @@
 //! What each request used of the device, so that the requests' sum is what was measured.
 
-use sconce_scheduler::{StepModel, StepWork};
-use sconce_types::{EnergyMeter, Metering, RequestId, ScheduledBatch};
+use sconce_scheduler::{Shares, StepModel};
+use sconce_types::{EnergyMeter, RequestId, ScheduledBatch};
 
 /// Least time between two readings of the energy, unless a request ends.
 const READ_EVERY_NS: u64 = 100_000_000;
@@ -13,9 +13,11 @@ pub(crate) struct Meter {
     /// Time shared out since the energy was read.
     pending: Vec<(RequestId, u64)>,
     pending_ns: u64,
-    weights: Vec<f64>,
-    parts: Vec<u64>,
-    /// Energy that was used while no step ran.
+    shares: Shares,
+    /// Whether the energy could not be read the last time.
+    is_interrupted: bool,
+    /// Energy that no request is billed: used while no step ran, or while the meter did not
+    /// answer.
     pub(crate) idle_uj: u64,
 }
 
@@ -28,34 +30,26 @@ impl Meter {
             last_uj,
             pending: Vec::new(),
             pending_ns: 0,
-            weights: Vec::new(),
-            parts: Vec::new(),
+            shares: Shares::default(),
+            is_interrupted: false,
             idle_uj: 0,
         }
     }
 
-    /// Each row's part of a step's nanoseconds, by what the row alone would take: the work
-    /// of its own and as much of what any step takes as the others.
+    /// Each row's part of a step's nanoseconds; see [`Shares::of_step`].
     pub(crate) fn share_time(
         &mut self,
         model: &StepModel,
         batch: &ScheduledBatch,
         step_ns: u64,
     ) -> &[u64] {
-        let rows = batch.sequences.len().max(1) as f64;
-        let any = model.predict(StepWork::default());
-        self.weights.clear();
-        self.weights.extend(batch.sequences.iter().map(|sequence| {
-            (model.predict(StepWork::of_sequence(sequence)) - any + any / rows).max(1e-12)
-        }));
-        share(step_ns, &self.weights, &mut self.parts);
-        for (sequence, &part) in batch.sequences.iter().zip(&self.parts) {
-            if self.energy.is_some() {
-                self.pending.push((sequence.request, part));
-                self.pending_ns += part;
-            }
+        let parts = self.shares.of_step(model, batch, step_ns);
+        if self.energy.is_some() {
+            let ids = batch.sequences.iter().map(|sequence| sequence.request);
+            self.pending.extend(ids.zip(parts.iter().copied()));
+            self.pending_ns += step_ns;
         }
-        &self.parts
+        parts
     }
 
     /// Reads the energy if it is time to, or `now` if a request ends, and shares it out
@@ -65,7 +59,6 @@ impl Meter {
             return;
         }
         let Some(used) = self.read() else {
-            // The meter has stopped; if it comes back, what it counted meanwhile is nobody's.
             self.pending.clear();
             self.pending_ns = 0;
             return;
@@ -77,10 +70,9 @@ impl Meter {
             first.1 += if same { later.1 } else { 0 };
             same
         });
-        self.weights.clear();
-        self.weights.extend(self.pending.iter().map(|&(_, ns)| ns as f64));
-        share(used, &self.weights, &mut self.parts);
-        for (&(id, _), &part) in self.pending.iter().zip(&self.parts) {
+        let times = self.pending.iter().map(|&(_, ns)| ns as f64);
+        let parts = self.shares.by_weight(used, times);
+        for (&(id, _), &part) in self.pending.iter().zip(parts) {
             give(id, part);
         }
         self.pending.clear();
@@ -97,32 +89,18 @@ impl Meter {
     }
 
     fn read(&mut self) -> Option<u64> {
-        let total = self.energy.as_mut()?.total_uj()?;
-        let before = self.last_uj.replace(total).unwrap_or(total);
-        Some(total.saturating_sub(before))
-    }
-}
-
-/// A request's usage with a share of energy added.
-pub(crate) fn add_energy(usage: &mut Metering, uj: u64) {
-    usage.energy_uj = Some(usage.energy_uj.unwrap_or(0) + uj);
-}
-
-/// Shares `whole` out by weights, in whole numbers that sum to it.
-fn share(whole: u64, weights: &[f64], parts: &mut Vec<u64>) {
-    let all: f64 = weights.iter().sum();
-    parts.clear();
-    let (mut weight, mut given) = (0.0, 0);
-    for (index, part) in weights.iter().enumerate() {
-        weight += part;
-        // Rounding the running sum keeps every part within one of its due.
-        let due = if index + 1 == weights.len() {
-            whole
-        } else {
-            ((whole as f64 * (weight / all)) as u64).clamp(given, whole)
+        let Some(total) = self.energy.as_mut()?.total_uj() else {
+            self.is_interrupted = true;
+            return None;
         };
-        parts.push(due - given);
-        given = due;
+        let before = self.last_uj.replace(total).unwrap_or(total);
+        let used = total.saturating_sub(before);
+        // Steps and pauses since the last reading are not told apart any more.
+        if std::mem::take(&mut self.is_interrupted) {
+            self.idle_uj += used;
+            return Some(0);
+        }
+        Some(used)
     }
 }
 
@@ -134,13 +112,17 @@ mod tests {
 
     use super::*;
 
-    /// Counts a hundred microjoules a reading, and a few.
-    struct FakeMeter(u64);
+    /// Counts more at each reading, and does not answer every seventh.
+    struct FakeMeter {
+        uj: u64,
+        readings: u32,
+    }
 
     impl EnergyMeter for FakeMeter {
         fn total_uj(&mut self) -> Option<u64> {
-            self.0 = self.0 * 3 / 2 + 101;
-            Some(self.0)
+            self.uj = self.uj * 3 / 2 + 101;
+            self.readings += 1;
+            (!self.readings.is_multiple_of(7)).then_some(self.uj)
         }
     }
 
@@ -157,24 +139,8 @@ mod tests {
     }
 
     #[test]
-    fn parts_sum_to_the_whole_and_go_by_work() {
-        let mut meter = Meter::new(None);
-        let model = StepModel::default();
-        let parts =
-            meter.share_time(&model, &batch(&[(1, 1, 10), (2, 300, 0), (3, 1, 5)]), 1_000_003);
-        assert_eq!(parts.iter().sum::<u64>(), 1_000_003);
-        assert!(parts[1] > 10 * parts[0], "{parts:?}");
-        assert!(parts[0].abs_diff(parts[2]) < 1_000, "{parts:?}");
-        for whole in [0, 1, 7, u64::from(u32::MAX)] {
-            let mut parts = Vec::new();
-            share(whole, &[1.0, 1e-12, 5.0, 0.3, 1e-12], &mut parts);
-            assert_eq!(parts.iter().sum::<u64>(), whole);
-        }
-    }
-
-    #[test]
     fn joules_sum_to_what_was_measured() {
-        let mut meter = Meter::new(Some(Box::new(FakeMeter(7))));
+        let mut meter = Meter::new(Some(Box::new(FakeMeter { uj: 7, readings: 0 })));
         let start = meter.last_uj.expect("it answers");
         let model = StepModel::default();
         let mut used: HashMap<RequestId, u64> = HashMap::new();

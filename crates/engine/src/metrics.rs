@@ -3,7 +3,9 @@
 
 use prometheus::{
     Counter, Encoder as _, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter,
-    IntCounterVec, IntGauge, Opts, Registry, TextEncoder, core::Collector,
+    IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+    core::Collector,
+    proto::{Metric, MetricFamily},
 };
 
 use crate::tenant_metrics::TenantFamilies;
@@ -56,7 +58,8 @@ pub struct Metrics {
     pub prefix_cache_queries: IntCounter,
     /// Prompt tokens found there.
     pub prefix_cache_hits: IntCounter,
-    /// Prompt tokens of requests that reached their first token.
+    /// Prompt tokens processed, each in the step that did: computed, or found in the prefix
+    /// cache.
     pub prompt_tokens: IntCounter,
     /// Generated tokens.
     pub generation_tokens: IntCounter,
@@ -66,7 +69,7 @@ pub struct Metrics {
     pub corrupted_requests: IntCounter,
     /// Executors that were lost and built anew.
     pub engine_restarts: IntCounter,
-    /// Joules that the device used while no step ran.
+    /// Joules that no request is billed: used while no step ran, or unread.
     pub idle_energy_joules: Counter,
     /// Whether the ledger cannot be written at the moment.
     pub ledger_failing: IntGauge,
@@ -155,7 +158,7 @@ impl Metrics {
             ),
             idle_energy_joules: r.register(Counter::with_opts(r.opts(
                 "sconce:idle_energy_joules_total",
-                "Energy of the device while no step ran; nobody's.",
+                "Energy that no request is billed: while no step ran, or while it could not be read.",
             ))),
             ledger_failing: r.int_gauge(
                 "sconce:ledger_failing",
@@ -256,9 +259,30 @@ impl Metrics {
         if with_tenants {
             families.extend(self.tenant_registry.gather());
         }
+        Self::encode(&families)
+    }
+
+    /// The metrics of one tenant in Prometheus' text format.
+    #[must_use]
+    pub fn render_tenant(&self, name: &str) -> String {
+        let is_its_own = |metric: &Metric| {
+            let mut labels = metric.get_label().iter();
+            labels.any(|label| label.name() == "tenant" && label.value() == name)
+        };
+        let mut families = self.tenant_registry.gather();
+        for family in &mut families {
+            let metrics = family.take_metric().into_iter().filter(is_its_own).collect();
+            family.set_metric(metrics);
+        }
+        // The encoder refuses a family without metrics.
+        families.retain(|family| !family.get_metric().is_empty());
+        Self::encode(&families)
+    }
+
+    fn encode(families: &[MetricFamily]) -> String {
         let mut text = Vec::new();
         TextEncoder::new()
-            .encode(&families, &mut text)
+            .encode(families, &mut text)
             .expect("the text encoder cannot fail on a vector");
         String::from_utf8(text).expect("the text encoder writes UTF-8")
     }

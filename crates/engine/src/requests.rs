@@ -15,7 +15,7 @@ use crate::{
 
 impl<E: Executor> EngineLoop<E> {
     pub(crate) fn accept(&mut self, submission: Submission) {
-        let Submission { id, request, arrived, events, permit } = submission;
+        let Submission { id, request, stop, arrived, events, permit } = submission;
         // Dropped before it got here: its cancellation, read or not, finds no request to end.
         if events.is_closed() {
             self.metrics.request_success.with_label_values(&["abort"]).inc();
@@ -24,12 +24,14 @@ impl<E: Executor> EngineLoop<E> {
         let Self { scheduler, model, tenants, .. } = self;
         let now = Instant::now();
         let refused = admission::check(&request, scheduler, model, tenants, arrived, now).err();
-        let (tenant, prompt_len) = (request.tenant, request.prompt.len());
+        let tenant = request.tenant;
+        let tokens = admission::tokens_at_most(&request);
         let known = self.tenants.get(tenant);
         let (prices, target) =
             known.map_or((None, None), |known| (known.tenant.prices, known.tenant.ttft_target));
         let is_recorded = self.recorder.is_some();
-        let live = LiveRequest::new(&request, arrived, events, permit, prices, is_recorded);
+        let mut live =
+            LiveRequest::new(&request, stop, arrived, events, permit, prices, is_recorded);
         let timeout = request.timeout;
         let outcome = refused.map_or_else(
             || {
@@ -44,11 +46,10 @@ impl<E: Executor> EngineLoop<E> {
                     cache_salt: u64::from(tenant.0),
                 };
                 let added = self.scheduler.add(request);
-                // A minute's tokens are taken now: many prompts may come at once.
                 if added.is_ok()
                     && let Some(known) = self.tenants.get_mut(tenant)
                 {
-                    known.spend(prompt_len as u64);
+                    live.reserve(known.minute.reserve(tokens, now));
                 }
                 added.map_err(|refusal| self.explain(tenant, &refusal))
             },
@@ -78,7 +79,11 @@ impl<E: Executor> EngineLoop<E> {
             Refusal::TenantQueueFull { max_queued } | Refusal::QueueFull { max_queued } => {
                 let one = self.scheduler.predict(&self.model, tenant, 1).ttft;
                 let place = one / (max_queued + 1) as f64;
-                admission::overloaded(Overload::QueueFull { max_queued }, place)
+                let reason = match refusal {
+                    Refusal::QueueFull { .. } => Overload::EngineQueueFull,
+                    _ => Overload::QueueFull { max_queued },
+                };
+                admission::overloaded(reason, place)
             }
             ref refusal => RequestError::Refused(refusal.to_string()),
         }
@@ -115,7 +120,9 @@ impl<E: Executor> EngineLoop<E> {
     pub(crate) fn end(&mut self, id: RequestId, reason: EndReason, error: Option<RequestError>) {
         self.share_energy(true);
         let Some(mut live) = self.requests.remove(&id) else { return };
-        live.settle(self.tenants.get_mut(live.tenant));
+        live.note_release(Instant::now());
+        live.settle(&self.metrics, self.tenants.get_mut(live.tenant));
+        live.refund(self.tenants.get_mut(live.tenant));
         if self.sink.is_some() {
             let tenant = self.tenants.get(live.tenant);
             self.entries.push(live.labelled_entry(id, tenant, Some(reason)));

@@ -1,6 +1,7 @@
 //! What a request's owner holds while it runs.
 
 use std::{
+    fmt,
     pin::Pin,
     sync::mpsc::Sender,
     task::{Context, Poll},
@@ -80,9 +81,51 @@ pub enum RequestError {
         /// That time.
         timeout: Duration,
     },
+    /// It may use more tokens than its tenant has in any minute.
+    #[error(
+        "the request may use {} tokens, {prompt_tokens} of prompt and max_tokens = {max_tokens} \
+         for each of {choices}, but this tenant's limit is {tokens_per_minute} tokens a minute, \
+         so that it could never be taken; {}",
+        prompt_tokens + max_tokens * choices, advice(*prompt_tokens, *choices, *tokens_per_minute)
+    )]
+    ExceedsMinute {
+        /// Its choices.
+        choices: usize,
+        /// Tokens of their prompts, all together.
+        prompt_tokens: usize,
+        /// Tokens that each may generate.
+        max_tokens: usize,
+        /// The tenant's limit.
+        tokens_per_minute: u64,
+    },
     /// The engine's thread ended.
     #[error("the engine has stopped")]
     EngineLost,
+}
+
+/// What makes a request fit its tenant's minute.
+fn advice(prompt_tokens: usize, choices: usize, tokens_per_minute: u64) -> String {
+    let room = tokens_per_minute.saturating_sub(prompt_tokens as u64);
+    match room / choices.max(1) as u64 {
+        0 => "shorten the prompt or ask for fewer choices".to_owned(),
+        most => format!("lower max_tokens to at most {most}"),
+    }
+}
+
+/// A time to two digits: more would tell what others' requests are made of.
+struct About(Duration);
+
+impl fmt::Display for About {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "about {} ms", two_digits(self.0).as_millis())
+    }
+}
+
+/// The first two digits of a time.
+pub(crate) fn two_digits(time: Duration) -> Duration {
+    let ns = time.as_nanos();
+    let unit = 10_u128.pow(ns.checked_ilog10().unwrap_or(0).saturating_sub(1));
+    Duration::from_nanos(u64::try_from(ns / unit * unit).unwrap_or(u64::MAX))
 }
 
 /// Why a request is not taken now.
@@ -94,7 +137,10 @@ pub enum Overload {
         /// The tenant's limit.
         max_queued: usize,
     },
-    /// The tenant has used its tokens of the last minute.
+    /// The queue of all tenants is full.
+    #[error("the server's queue is full")]
+    EngineQueueFull,
+    /// What the tenant's requests of the last minute used, or may still use, leaves no room.
     #[error("this tenant's limit of {tokens_per_minute} tokens a minute is reached")]
     TokensPerMinute {
         /// The tenant's limit.
@@ -102,8 +148,8 @@ pub enum Overload {
     },
     /// The first token would come too late.
     #[error(
-        "the first token is to be expected after {} ms, later than the {} ms that it may take",
-        expected.as_millis(), limit.as_millis()
+        "the first token is to be expected after {}, later than the {} ms that it may take",
+        About(*expected), limit.as_millis()
     )]
     TooLate {
         /// When the first token is to be expected.
@@ -113,8 +159,8 @@ pub enum Overload {
     },
     /// Tokens would come too slowly.
     #[error(
-        "a token is to be expected every {} ms, more than the {} ms that this tenant aims at",
-        expected.as_millis(), target.as_millis()
+        "a token is to be expected every {}, more than the {} ms that this tenant aims at",
+        About(*expected), target.as_millis()
     )]
     TooSlow {
         /// The time from token to token that is to be expected.

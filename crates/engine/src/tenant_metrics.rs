@@ -60,7 +60,7 @@ impl TenantFamilies {
             ),
             prompt_tokens: ints(
                 "sconce:tenant_prompt_tokens_total",
-                "Prompt tokens of a tenant's requests that reached their first token.",
+                "Prompt tokens processed for a tenant.",
             ),
             cached_tokens: ints(
                 "sconce:tenant_cached_tokens_total",

@@ -167,5 +167,6 @@ impl Scheduler {
         self.accounts.enqueue(tenant, place, id, tokens);
         self.accounts.unseat(tenant);
         self.preemptions += 1;
+        self.preempted.push(id);
     }
 }

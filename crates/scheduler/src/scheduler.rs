@@ -40,6 +40,8 @@ pub struct Scheduler {
     pub(crate) running: Vec<Running>,
     pub(crate) free_slots: BinaryHeap<Reverse<u32>>,
     pub(crate) costs: TokenCosts,
+    /// Preempted by the last schedule.
+    pub(crate) preempted: Vec<RequestId>,
     /// The order of a step, kept for its memory.
     pub(crate) rows: Vec<Row>,
     pub(crate) step: u64,
@@ -106,6 +108,7 @@ impl Scheduler {
             running: Vec::with_capacity(config.max_num_seqs),
             free_slots: (0..slots).map(Reverse).collect(),
             costs: TokenCosts::default(),
+            preempted: Vec::with_capacity(config.max_num_seqs),
             rows: Vec::with_capacity(config.max_num_seqs),
             step: 0,
             mean_output: 64.0,
@@ -192,6 +195,7 @@ impl Scheduler {
     /// the next.
     pub fn schedule(&mut self, batch: &mut ScheduledBatch) {
         batch.clear();
+        self.preempted.clear();
         self.step += 1;
         self.accounts.pass_time(self.running.iter().map(|running| running.tenant));
         if self.accounts.is_contended() {
@@ -420,6 +424,13 @@ impl Scheduler {
         sequence.num_charged = sequence.num_charged.max(end);
         let cost = if is_decode { self.costs.decode * fresh } else { fresh };
         self.accounts.charge(sequence.tenant, cost);
+    }
+
+    /// Requests that the last [`Scheduler::schedule`] preempted: it freed their blocks. One
+    /// may have been admitted again since.
+    #[must_use]
+    pub fn preempted(&self) -> &[RequestId] {
+        &self.preempted
     }
 
     /// The state in numbers.

@@ -83,10 +83,26 @@ pub(crate) async fn version() -> Response {
     Json(json!({ "version": env!("CARGO_PKG_VERSION") })).into_response()
 }
 
-/// Open to all, but single tenants' metrics are for administrators.
-pub(crate) async fn metrics(State(state): State<AppState>, headers: HeaderMap) -> Response {
+/// Open to all where no tenants are configured; otherwise an administrator gets everything
+/// and a tenant its own series, since whole-engine counts are made of others' requests.
+pub(crate) async fn metrics(
+    State(state): State<AppState>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
     let tenants = state.config.tenants.current();
-    let is_admin = || tenants.by_key(middleware::key_of(&headers)) == Some(Caller::Admin);
-    let text = state.engine.metrics().render(!tenants.needs_key() || is_admin());
-    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
+    let metrics = state.engine.metrics();
+    let text = if tenants.needs_key() {
+        match tenants.by_key(middleware::key_of(&headers)) {
+            Some(Caller::Admin) => metrics.render(true),
+            Some(Caller::Tenant(id)) => {
+                let name = tenants.get(id).map_or("", |entry| &*entry.tenant.name);
+                metrics.render_tenant(name)
+            }
+            None => return Err(ApiError::unauthorized_metrics()),
+        }
+    } else {
+        metrics.render(true)
+    };
+    let headers = [(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
+    Ok((headers, text).into_response())
 }

@@ -34,6 +34,11 @@ impl AsTenant {
         self.tenants.get(self.id)
     }
 
+    /// Whether tenants are configured: if not, everybody is the only one.
+    pub(crate) fn is_configured(&self) -> bool {
+        self.tenants.needs_key()
+    }
+
     /// Whether it may use a model of this name.
     pub(crate) fn may_use(&self, model: &str) -> bool {
         let models = self.entry().and_then(|entry| entry.models.as_ref());
@@ -70,6 +75,25 @@ impl<S: Send + Sync> FromRequestParts<S> for AsAdmin {
         match speaker {
             None | Some(Speaker::Admin) => Ok(Self { tenants }),
             Some(Speaker::Tenant(_)) => Err(ApiError::not_an_admin()),
+        }
+    }
+}
+
+/// A caller of either kind.
+pub(crate) enum AsAnyone {
+    Tenant(AsTenant),
+    Admin(AsAdmin),
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for AsAnyone {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        match identity(parts)?.speaker {
+            Some(Speaker::Admin) => {
+                AsAdmin::from_request_parts(parts, state).await.map(Self::Admin)
+            }
+            _ => AsTenant::from_request_parts(parts, state).await.map(Self::Tenant),
         }
     }
 }

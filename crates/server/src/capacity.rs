@@ -5,10 +5,11 @@ use axum::{
     extract::{Query, State, rejection::QueryRejection},
     response::IntoResponse,
 };
+use sconce_types::TenantId;
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::{caller::AsTenant, error::ApiError, state::AppState};
+use crate::{caller::AsAnyone, error::ApiError, state::AppState};
 
 /// Tokens of the prompt that is meant, if none is named.
 const DEFAULT_PROMPT_TOKENS: usize = 256;
@@ -17,11 +18,13 @@ const DEFAULT_PROMPT_TOKENS: usize = 256;
 #[serde(deny_unknown_fields)]
 pub(crate) struct CapacityQuery {
     prompt_tokens: Option<usize>,
+    /// An administrator may ask for a tenant's; a tenant for its own only.
+    tenant: Option<String>,
 }
 
 pub(crate) async fn capacity(
     State(state): State<AppState>,
-    caller: AsTenant,
+    caller: AsAnyone,
     query: Result<Query<CapacityQuery>, QueryRejection>,
 ) -> Result<impl IntoResponse, ApiError> {
     let Query(query) =
@@ -33,8 +36,37 @@ pub(crate) async fn capacity(
         let message = format!("prompt_tokens is {prompt_tokens}, but must be from 1 to {most}");
         return Err(ApiError::invalid(Some("prompt_tokens"), message));
     }
-    let now = state.engine.capacity(caller.id, prompt_tokens).await?;
-    let entry = caller.entry().map(|entry| &entry.tenant);
+    // Whole-engine counts are made of others' requests.
+    let sees_all = match &caller {
+        AsAnyone::Tenant(caller) => !caller.is_configured(),
+        AsAnyone::Admin(_) => true,
+    };
+    let entry = match &caller {
+        AsAnyone::Tenant(caller) => {
+            let entry = caller.entry().map(|entry| &entry.tenant);
+            if query.tenant.is_some() && query.tenant.as_deref() != entry.map(|t| &*t.name) {
+                return Err(ApiError::not_an_admin());
+            }
+            entry
+        }
+        AsAnyone::Admin(caller) => match &query.tenant {
+            None => None,
+            Some(name) => {
+                let known = caller.tenants.iter().find(|entry| *entry.tenant.name == **name);
+                let unknown = || {
+                    let message = format!("tenant is {name:?}, but there is none of this name");
+                    ApiError::invalid(Some("tenant"), message)
+                };
+                Some(&known.ok_or_else(unknown)?.tenant)
+            }
+        },
+    };
+    // Of no tenant: what a new one might expect.
+    let id = match &caller {
+        AsAnyone::Tenant(caller) => caller.id,
+        AsAnyone::Admin(_) => entry.map_or(TenantId(u32::MAX), |tenant| tenant.id),
+    };
+    let now = state.engine.capacity(id, prompt_tokens).await?;
     let seconds = |time: Option<std::time::Duration>| time.map(|time| time.as_secs_f64());
     let target = entry.and_then(|tenant| tenant.ttft_target);
     let pace = entry.and_then(|tenant| tenant.tpot_target);
@@ -49,6 +81,18 @@ pub(crate) async fn capacity(
         let is_hopeless = (is_late || is_slow) && !is_idle;
         (is_hopeless || is_full).then(|| ttft.saturating_sub(target.unwrap_or_default()))
     });
+    let mut engine = json!({ "share": now.share });
+    if sees_all {
+        engine = json!({
+            "share": now.share,
+            "running": now.total_running,
+            "waiting": now.total_waiting,
+            "max_running": limits.max_num_seqs,
+            "max_waiting": limits.max_queued,
+            "kv_blocks_free": now.free_blocks,
+            "kv_blocks": limits.num_blocks,
+        });
+    }
     Ok(Json(json!({
         "object": "capacity",
         "tenant": entry.map(|tenant| &tenant.name),
@@ -69,14 +113,6 @@ pub(crate) async fn capacity(
             "max_running": entry.and_then(|tenant| tenant.max_running),
             "max_waiting": max_queued,
         },
-        "engine": {
-            "share": now.share,
-            "running": now.total_running,
-            "waiting": now.total_waiting,
-            "max_running": limits.max_num_seqs,
-            "max_waiting": limits.max_queued,
-            "kv_blocks_free": now.free_blocks,
-            "kv_blocks": limits.num_blocks,
-        },
+        "engine": engine,
     })))
 }

@@ -83,6 +83,12 @@ impl ApiError {
         Self { code: Some("invalid_api_key"), ..error }
     }
 
+    pub(crate) fn unauthorized_metrics() -> Self {
+        let message = "this server has tenants: its metrics need an administrator's key, a \
+                       tenant's own need that tenant's key (Authorization: Bearer KEY)";
+        Self { message: message.to_owned(), ..Self::unauthorized() }
+    }
+
     pub(crate) fn not_a_tenant() -> Self {
         let message = "an administrator's key speaks for no tenant; use a tenant's key here";
         Self::new(StatusCode::FORBIDDEN, "invalid_request_error", message)
@@ -175,6 +181,11 @@ impl From<RequestError> for ApiError {
         match error {
             RequestError::NonFiniteLogits | RequestError::StepFailed(_) => Self::internal(message),
             RequestError::Refused(_) => Self::invalid(None, message),
+            // Not a 429: to try again would never help.
+            RequestError::ExceedsMinute { .. } => Self {
+                code: Some("rate_limit_exceeded"),
+                ..Self::invalid(Some("max_tokens"), message)
+            },
             RequestError::EngineLost => Self::unavailable(message),
             RequestError::TimedOut { .. } => {
                 let error = Self::new(StatusCode::GATEWAY_TIMEOUT, "server_error", message);
@@ -182,8 +193,9 @@ impl From<RequestError> for ApiError {
             }
             RequestError::Overloaded { reason, retry_after } => {
                 let error = match reason {
-                    // Its own doing.
-                    Overload::QueueFull { .. } | Overload::TokensPerMinute { .. } => Self {
+                    Overload::QueueFull { .. }
+                    | Overload::EngineQueueFull
+                    | Overload::TokensPerMinute { .. } => Self {
                         code: Some("rate_limit_exceeded"),
                         ..Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message)
                     },

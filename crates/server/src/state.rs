@@ -8,7 +8,11 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+use rand::{
+    RngExt as _, SeedableRng as _,
+    distr::{Distribution, StandardUniform},
+    rngs::StdRng,
+};
 use sconce_engine::EngineHandle;
 use sconce_text::TextModel;
 
@@ -78,13 +82,13 @@ impl AppState {
 
     /// A number for a request that brings no seed.
     pub(crate) fn next_seed(&self) -> u64 {
-        self.seeds.next().0
+        self.seeds.next()
     }
 
-    /// An id that no other response of any server is likely to have.
+    /// An id that no other response of any server is likely to have, and that tells nothing
+    /// of how many there were.
     pub(crate) fn next_id(&self, prefix: &str) -> String {
-        let (unique, count) = self.ids.next();
-        format!("{prefix}-{unique:016x}{count:08x}")
+        format!("{prefix}-{:032x}", self.ids.next::<u128>())
     }
 }
 
@@ -99,10 +103,12 @@ impl Draws {
         Self { origin, counter: AtomicU64::new(0) }
     }
 
-    /// The next number, and how many came before it.
-    fn next(&self) -> (u64, u64) {
+    fn next<T>(&self) -> T
+    where
+        StandardUniform: Distribution<T>,
+    {
         let count = self.counter.fetch_add(1, Ordering::Relaxed);
-        (StdRng::seed_from_u64(self.origin.wrapping_add(count)).random(), count)
+        StdRng::seed_from_u64(self.origin.wrapping_add(count)).random()
     }
 }
 

@@ -10,7 +10,8 @@ use crate::RequestId;
 /// ones, so that the requests' sum is what was measured.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Metering {
-    /// Tokens of the prompt; 0 until it has been computed.
+    /// Tokens of the prompt that were processed so far, each once: computed, or found in the
+    /// prefix cache.
     pub prompt_tokens: u32,
     /// Of those, tokens found in the prefix cache.
     pub cached_tokens: u32,
@@ -25,6 +26,23 @@ pub struct Metering {
     /// Its share of the energy that the device measured, in microjoules; `None` where
     /// nothing can be measured.
     pub energy_uj: Option<u64>,
+}
+
+impl Metering {
+    /// What was used since `earlier`, by the same request. Queue time is left out: it is a
+    /// request's own, and sums to nothing.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        Self {
+            prompt_tokens: self.prompt_tokens - earlier.prompt_tokens,
+            cached_tokens: self.cached_tokens - earlier.cached_tokens,
+            generated_tokens: self.generated_tokens - earlier.generated_tokens,
+            queue_ns: 0,
+            device_ns: self.device_ns - earlier.device_ns,
+            block_ns: self.block_ns - earlier.block_ns,
+            energy_uj: self.energy_uj.map(|uj| uj - earlier.energy_uj.unwrap_or(0)),
+        }
+    }
 }
 
 /// Who a request is, told with its first entry.

@@ -18,7 +18,11 @@ use sconce_types::{
     TenantId, TokenId,
 };
 
+use crate::bills::Bills;
+
 const VOCAB_SIZE: u32 = 40;
+/// Tenants at most.
+const TENANTS: u32 = 4;
 
 /// What is done wrongly on purpose, to show that the checks can fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +39,8 @@ enum Sabotage {
     ShareASeat,
     /// A sampled token is lost before it is committed.
     AlterAToken,
+    /// A meter is not told of a preemption.
+    ForgetAPreemption,
 }
 
 /// What a request should get, and has got.
@@ -53,6 +59,7 @@ struct Simulation {
     tenants: Vec<Tenant>,
     executor: FakeExecutor,
     live: HashMap<RequestId, Expected>,
+    bills: Bills,
     /// Prompts that others may begin like, each with its salt.
     seen: Vec<(u64, Vec<TokenId>)>,
     next_id: u64,
@@ -66,7 +73,7 @@ struct Simulation {
 
 /// Up to four tenants, some with minima and limits.
 fn random_tenants(rng: &mut StdRng, num_blocks: usize) -> Vec<Tenant> {
-    let count = rng.random_range(1..=4);
+    let count = rng.random_range(1..=TENANTS);
     (0..count)
         .map(|index| Tenant {
             id: TenantId(index),
@@ -108,6 +115,7 @@ impl Simulation {
             rng,
             limits,
             live: HashMap::new(),
+            bills: Bills::default(),
             seen: Vec::new(),
             next_id: 0,
             sabotage,
@@ -183,6 +191,7 @@ impl Simulation {
                 self.executor.inject(Fault::NonFinite(id));
             }
             self.live.insert(id, expected);
+            self.bills.arrive(id, prompt_len);
         }
     }
 
@@ -200,12 +209,16 @@ impl Simulation {
         }
         assert!(self.scheduler.cancel(id), "a live request can be cancelled");
         assert!(!self.scheduler.cancel(id), "a cancelled request is gone");
+        self.bills.end(id);
     }
 
     /// One step; says whether there was anything to do.
     fn step(&mut self, may_fail: bool) -> bool {
         self.scheduler.schedule(&mut self.batch);
         self.scheduler.check_invariants();
+        if self.sabotage != Sabotage::ForgetAPreemption {
+            self.bills.preempt(self.scheduler.preempted());
+        }
         if self.batch.is_empty() {
             assert!(self.live.is_empty(), "{} requests wait for nothing", self.live.len());
             return false;
@@ -216,9 +229,13 @@ impl Simulation {
             self.executor.inject(Fault::FailStep(self.batch.step));
         }
         let launched = self.executor.launch(&self.batch);
-        if launched.and_then(|()| self.executor.wait(&mut self.sampled)).is_err() {
+        let outcome = launched.and_then(|()| self.executor.wait(&mut self.sampled));
+        let step_ns = self.rng.random_range(0..10_000_000);
+        self.bills.step(&self.batch, step_ns, self.held_blocks(), outcome.is_ok());
+        if outcome.is_err() {
             self.scheduler.fail_batch(&self.batch, &mut self.failed);
             for id in self.failed.drain(..) {
+                self.bills.end(id);
                 assert!(self.live.remove(&id).is_some(), "a failed request was live");
             }
         } else {
@@ -233,7 +250,13 @@ impl Simulation {
             self.check_outputs();
         }
         self.scheduler.check_invariants();
+        self.bills.check();
         true
+    }
+
+    /// Blocks in all tables.
+    fn held_blocks(&self) -> usize {
+        (0..TENANTS).map(|id| self.scheduler.tenant_stats(TenantId(id)).blocks).sum()
     }
 
     fn check_batch(&mut self) {
@@ -297,6 +320,7 @@ impl Simulation {
             }
             let Some(finish) = output.finish else { continue };
             let expected = self.live.remove(&id).expect("it was live above");
+            self.bills.end(id);
             match finish {
                 Finish::NonFiniteLogits => assert!(expected.non_finite),
                 Finish::Stop { .. } | Finish::Length => {
@@ -311,6 +335,7 @@ impl Simulation {
         let arrival = [0.05, 0.3, 1.0][self.rng.random_range(0..3)];
         let departure = [0.0, 0.02, 0.2][self.rng.random_range(0..3)];
         for _ in 0..steps {
+            self.bills.pass(self.rng.random_range(0..1_000_000), self.held_blocks());
             if self.rng.random_bool(arrival) {
                 self.arrive();
             }
@@ -370,6 +395,7 @@ fn every_sabotage_is_found() {
         Sabotage::ExceedTheBudget,
         Sabotage::ShareASeat,
         Sabotage::AlterAToken,
+        Sabotage::ForgetAPreemption,
     ] {
         let found = (0..40).any(|seed| {
             let run = || Simulation::new(seed, sabotage).run(300);

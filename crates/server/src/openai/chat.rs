@@ -166,10 +166,10 @@ pub(crate) async fn create(
         kwargs: body.chat_template_kwargs.unwrap_or_default(),
     };
     let prompt = encode(&state, body.messages, options, add_special_tokens).await?;
-    let room = state.engine.limits().max_model_len.saturating_sub(prompt.len()).max(1);
-    settings.params.max_tokens =
-        max_tokens.unwrap_or_else(|| u32::try_from(room).unwrap_or(u32::MAX));
+    settings.params.max_tokens = max_tokens
+        .unwrap_or_else(|| settings.default_max_tokens(state.engine.limits(), prompt.len()));
     settings.params.logprobs = num_logprobs;
+    settings.check_minute(std::slice::from_ref(&prompt))?;
     let choices = (0..settings.n)
         .map(|index| Choice::submit(&state, &settings, &prompt, index, false))
         .collect::<Result<Vec<_>, _>>()?;

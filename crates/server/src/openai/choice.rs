@@ -2,25 +2,27 @@
 
 use std::{collections::VecDeque, mem};
 
-use sconce_engine::{FinishReason, RequestError, RequestEvent, RequestStream};
-use sconce_text::{Detokenizer, StopStrings};
+use sconce_engine::{FinishReason, RequestError, RequestEvent, RequestStream, StopCheck};
 use sconce_types::{Metering, TokenId, TokenLogprobs};
 use serde::Serialize;
 
-use super::params::Settings;
+use super::{
+    decoder::{Decoder, StopFinder},
+    params::Settings,
+};
 use crate::{error::ApiError, state::AppState};
 
 /// A choice that is being generated. Dropping it cancels its request.
 pub(super) struct Choice {
     /// `None` once the choice has ended: a stop string cancels its request.
     stream: Option<RequestStream>,
-    detokenizer: Detokenizer,
-    stops: StopStrings,
-    num_tokens: usize,
+    decoder: Decoder,
     used: Used,
     /// Generated tokens are not shown, only the prompt's log-probabilities are.
     hide_output: bool,
     ready: VecDeque<RequestEvent>,
+    /// How it failed, after what is given out first.
+    failure: Option<RequestError>,
 }
 
 /// What a choice got since the last one.
@@ -29,9 +31,7 @@ pub(super) struct Delta {
     pub(super) text: String,
     pub(super) logprobs: Vec<TokenLogprobs>,
     pub(super) prompt_logprobs: Vec<TokenLogprobs>,
-    /// Tokens generated so far, in all.
-    pub(super) num_tokens: usize,
-    /// What they took.
+    /// What the choice has used so far, in all.
     pub(super) used: Used,
     pub(super) finish: Option<Finish>,
 }
@@ -66,38 +66,55 @@ impl Choice {
         index: usize,
         hide_output: bool,
     ) -> Result<Self, ApiError> {
-        let request = settings.request_of(state, prompt, index);
+        let mut request = settings.request_of(state, prompt, index);
+        request.scores_prompt = hide_output;
+        let decoder = || {
+            let detokenizer = state.text.detokenizer(prompt, settings.skip_special_tokens);
+            Decoder::new(detokenizer, settings.stops.clone())
+        };
+        let finds_stops = settings.has_stops && !hide_output;
+        let finder = || -> Box<dyn StopCheck> {
+            Box::new(StopFinder { decoder: decoder(), text: String::new() })
+        };
+        let stop = finds_stops.then(finder);
         Ok(Self {
-            stream: Some(state.engine.submit(request)?),
-            detokenizer: state.text.detokenizer(prompt, settings.skip_special_tokens),
-            stops: settings.stops.clone(),
-            num_tokens: 0,
+            stream: Some(state.engine.submit_until(request, stop)?),
+            decoder: decoder(),
             used: Used::default(),
             hide_output,
             ready: VecDeque::new(),
+            failure: None,
         })
     }
 
     /// Waits for the next piece, and takes with it all that is there already;
     /// `None` once the choice has ended.
     pub(super) async fn next(&mut self) -> Option<Result<Delta, RequestError>> {
+        if let Some(error) = self.failure.take() {
+            self.stream = None;
+            return Some(Err(error));
+        }
         let stream = self.stream.as_mut()?;
         self.ready.push_back(stream.next().await?);
         while let Some(event) = stream.try_next() {
             self.ready.push_back(event);
         }
         let mut delta = Delta::default();
-        for event in mem::take(&mut self.ready) {
-            if let Err(error) = self.take(event, &mut delta) {
-                self.stream = None;
-                return Some(Err(error));
+        for (index, event) in mem::take(&mut self.ready).into_iter().enumerate() {
+            match self.take(event, &mut delta) {
+                Ok(()) => {}
+                Err(error) if index == 0 => {
+                    self.stream = None;
+                    return Some(Err(error));
+                }
+                // What came before it was generated and is billed.
+                Err(error) => self.failure = Some(error),
             }
             if delta.finish.is_some() {
                 self.stream = None;
                 break;
             }
         }
-        delta.num_tokens = self.num_tokens;
         delta.used = self.used;
         Some(Ok(delta))
     }
@@ -116,15 +133,10 @@ impl Choice {
             delta.finish = event.finish.map(|_| Finish { reason: "length", stop_reason: None });
             return Ok(());
         }
-        self.num_tokens += 1;
         delta.logprobs.extend(event.logprobs);
-        let mut text = String::new();
-        self.detokenizer.push(event.token, &mut text);
-        if event.finish.is_some() {
-            self.detokenizer.finish(&mut text);
-        }
-        if let Some(index) = self.stops.push(&text, &mut delta.text) {
-            let stop = StopReason::Text(self.stops.text(index).to_owned());
+        let is_last = event.finish.is_some();
+        if let Some(index) = self.decoder.push(event.token, is_last, &mut delta.text) {
+            let stop = StopReason::Text(self.decoder.stop(index).to_owned());
             delta.finish = Some(Finish { reason: "stop", stop_reason: Some(stop) });
             return Ok(());
         }
@@ -134,9 +146,6 @@ impl Choice {
                 Finish { reason: "stop", stop_reason: stop_token.map(StopReason::Token) }
             }
         });
-        if delta.finish.is_some() {
-            self.stops.finish(&mut delta.text);
-        }
         Ok(())
     }
 
@@ -148,7 +157,6 @@ impl Choice {
             whole.text.push_str(&delta.text);
             whole.logprobs.extend(delta.logprobs);
             whole.prompt_logprobs.extend(delta.prompt_logprobs);
-            whole.num_tokens = delta.num_tokens;
             whole.used = delta.used;
             whole.finish = delta.finish.or(whole.finish);
         }

@@ -111,6 +111,7 @@ pub(crate) async fn create(
     settings.params.logprobs = body.logprobs;
     settings.params.prompt_logprobs = body.logprobs.filter(|_| echo);
     let prompts = body.prompt.encode(&state, special).await?;
+    settings.check_minute(&prompts)?;
     let mut choices = Vec::new();
     for prompt in &prompts {
         for _ in 0..settings.n {

@@ -3,6 +3,7 @@
 pub(crate) mod chat;
 mod choice;
 pub(crate) mod completions;
+mod decoder;
 pub(crate) mod models;
 mod params;
 mod stream;

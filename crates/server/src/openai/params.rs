@@ -2,9 +2,9 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use sconce_engine::{EngineRequest, SchedulingPolicy};
+use sconce_engine::{EngineLimits, EngineRequest, RequestError, SchedulingPolicy};
 use sconce_text::StopStrings;
-use sconce_types::{SamplingParams, TokenId};
+use sconce_types::{BLOCK_SIZE, SamplingParams, TokenId};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -103,6 +103,7 @@ pub(super) struct Settings {
     pub(super) params: SamplingParams,
     pub(super) n: usize,
     pub(super) stops: StopStrings,
+    pub(super) has_stops: bool,
     pub(super) skip_special_tokens: bool,
     pub(super) stream: Option<StreamOptions>,
     pub(super) include_metering: bool,
@@ -169,6 +170,7 @@ impl Shared {
         Ok(Settings {
             params,
             n,
+            has_stops: !stops.is_empty(),
             stops: StopStrings::new(stops, self.include_stop_str_in_output.unwrap_or(false))?,
             skip_special_tokens: self.skip_special_tokens.unwrap_or(true),
             stream: stream.then(|| self.stream_options.unwrap_or_default()),
@@ -196,7 +198,36 @@ impl Settings {
             priority: self.priority,
             request_id: self.caller.request_id.clone(),
             timeout: self.timeout,
+            scores_prompt: false,
         }
+    }
+
+    /// The `max_tokens` of a request that names none: all that the context, the KV cache and
+    /// its tenant's limits have room for.
+    pub(super) fn default_max_tokens(&self, limits: &EngineLimits, prompt_len: usize) -> u32 {
+        let tenant = self.caller.entry().map(|entry| &entry.tenant);
+        let blocks = tenant.and_then(|tenant| tenant.max_kv_blocks).unwrap_or(usize::MAX);
+        let blocks = blocks.min(limits.num_blocks).saturating_mul(BLOCK_SIZE);
+        let minute = tenant.and_then(|tenant| tenant.tokens_per_minute).unwrap_or(u64::MAX);
+        let minute = usize::try_from(minute).unwrap_or(usize::MAX) / self.n;
+        let room = limits.max_model_len.min(blocks).min(minute).saturating_sub(prompt_len);
+        u32::try_from(room.max(1)).unwrap_or(u32::MAX)
+    }
+
+    /// Refuses choices that together may use more than their tenant has in any minute.
+    pub(super) fn check_minute(&self, prompts: &[Vec<TokenId>]) -> Result<(), ApiError> {
+        let tenant = self.caller.entry().map(|entry| &entry.tenant);
+        let Some(tokens_per_minute) = tenant.and_then(|tenant| tenant.tokens_per_minute) else {
+            return Ok(());
+        };
+        let (choices, max_tokens) = (prompts.len() * self.n, self.params.max_tokens as usize);
+        let prompt_tokens = prompts.iter().map(Vec::len).sum::<usize>() * self.n;
+        if (prompt_tokens + choices * max_tokens) as u64 <= tokens_per_minute {
+            return Ok(());
+        }
+        let refusal =
+            RequestError::ExceedsMinute { choices, prompt_tokens, max_tokens, tokens_per_minute };
+        Err(refusal.into())
     }
 
     /// The parameters of one choice. Choices of one request differ by their
@@ -211,34 +242,52 @@ impl Settings {
     }
 }
 
+/// The number of a request's priority. On a server with tenants a request has one of those
+/// that its tenant's file names, under whatever policy: otherwise any tenant could put
+/// itself before all others. Without one it has 0, or the first that its tenant may use if
+/// that is later.
 fn priority(
     given: Option<Priority>,
     caller: &AsTenant,
     policy: SchedulingPolicy,
 ) -> Result<i32, ApiError> {
-    let name = match given {
-        None | Some(Priority::Number(0)) => return Ok(0),
+    let named = caller.entry().map(|entry| &entry.priorities).filter(|named| !named.is_empty());
+    let first = named.and_then(|named| named.values().copied().min());
+    let default = first.unwrap_or(0).max(0);
+    let number = match &given {
+        None => return Ok(default),
+        Some(Priority::Number(number)) if *number == default => return Ok(default),
         Some(_) if policy == SchedulingPolicy::Fcfs => {
             let message =
                 "priority has no meaning on this server: it serves first come, first served";
             return Err(ApiError::invalid(Some("priority"), message));
         }
-        Some(Priority::Number(number)) => return Ok(number),
-        Some(Priority::Name(name)) => name,
+        Some(Priority::Name(name)) => named.and_then(|named| named.get(name)).copied(),
+        Some(Priority::Number(number)) => {
+            let may_use = |named: &BTreeMap<_, _>| named.values().any(|value| value == number);
+            let is_allowed = named.map_or(!caller.is_configured(), may_use);
+            is_allowed.then_some(*number)
+        }
     };
-    let known = caller.entry().map(|entry| &entry.priorities);
-    if let Some(&number) = known.and_then(|known| known.get(&name)) {
-        return Ok(number);
-    }
-    let names: Vec<_> = known.into_iter().flatten().map(|(name, _)| name.as_str()).collect();
-    let message = if names.is_empty() {
-        format!(
-            "priority is {name:?}, but must be a whole number: this tenant has no names for them"
-        )
-    } else {
-        format!("priority is {name:?}, but must be a whole number or one of {}", names.join(", "))
-    };
-    Err(ApiError::invalid(Some("priority"), message))
+    number.ok_or_else(|| {
+        let given = match given {
+            Some(Priority::Name(name)) => format!("{name:?}"),
+            Some(Priority::Number(number)) => number.to_string(),
+            None => String::new(),
+        };
+        let accepted = match named {
+            Some(named) => {
+                let names = named.iter().map(|(name, number)| format!("{name:?} ({number})"));
+                format!("one of this tenant's: {}", names.collect::<Vec<_>>().join(", "))
+            }
+            None if caller.is_configured() => {
+                "left out or 0: no priorities are configured for this tenant".to_owned()
+            }
+            None => "a whole number: no names are configured".to_owned(),
+        };
+        let message = format!("priority is {given}, but must be {accepted}");
+        ApiError::invalid(Some("priority"), message)
+    })
 }
 
 fn timeout(seconds: Option<f64>) -> Result<Option<Duration>, ApiError> {

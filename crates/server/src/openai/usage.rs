@@ -43,8 +43,6 @@ pub(super) struct Counts {
     /// Choices of each prompt, which is counted once.
     n: usize,
     /// By choice.
-    completion_tokens: Vec<usize>,
-    /// By choice.
     used: Vec<Used>,
     include_metering: bool,
 }
@@ -56,17 +54,15 @@ impl Counts {
         num_choices: usize,
         include_metering: bool,
     ) -> Self {
-        let (completion_tokens, used) = (vec![0; num_choices], vec![Used::default(); num_choices]);
-        Self { prompt_tokens, n, completion_tokens, used, include_metering }
+        Self { prompt_tokens, n, used: vec![Used::default(); num_choices], include_metering }
     }
 
     pub(super) fn num_choices(&self) -> usize {
-        self.completion_tokens.len()
+        self.used.len()
     }
 
     /// Takes the counts of a choice as they are now.
     pub(super) fn note(&mut self, choice: usize, delta: &Delta) {
-        self.completion_tokens[choice] = delta.num_tokens;
         self.used[choice] = delta.used;
     }
 
@@ -77,7 +73,9 @@ impl Counts {
     }
 
     pub(super) fn usage(&self) -> Usage {
-        let completion_tokens = self.completion_tokens.iter().sum();
+        // As metered: the ledger and the metrics say the same.
+        let generated = self.used.iter().map(|used| used.metering.generated_tokens as usize);
+        let completion_tokens = generated.sum();
         let firsts = self.used.iter().step_by(self.n);
         let cached_tokens = firsts.map(|used| used.metering.cached_tokens as usize).sum();
         Usage {
