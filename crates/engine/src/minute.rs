@@ -130,7 +130,7 @@ mod tests {
         let later = minute.reserve(200, at(10_500));
         assert_eq!(minute.seconds_until(1, 600, at(11_000)), Some(50.0));
         assert_eq!(minute.seconds_until(401, 600, at(11_000)), Some(60.0));
-        assert_eq!(minute.seconds_until(9_000, 600, at(11_000)), Some(60.0), "an empty minute");
+        assert_eq!(minute.seconds_until(9_000, 600, at(11_000)), Some(61.0), "an empty minute");
         // Another limit, on the spot.
         assert_eq!(minute.seconds_until(1, 700, at(11_000)), None);
         minute.refund(later, 150);

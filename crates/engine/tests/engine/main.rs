@@ -1,4 +1,5 @@
 //! The tests of `crates/engine`, in one binary.
 
+mod bills;
 mod engine;
 mod tenants;
