@@ -30,9 +30,9 @@ pub(crate) async fn capacity(
     let Query(query) =
         query.map_err(|error| ApiError::invalid(Some("prompt_tokens"), error.body_text()))?;
     let limits = *state.engine.limits();
-    let prompt_tokens = query.prompt_tokens.unwrap_or(DEFAULT_PROMPT_TOKENS);
-    if prompt_tokens == 0 || prompt_tokens >= limits.max_model_len {
-        let most = limits.max_model_len - 1;
+    let most = limits.max_model_len - 1;
+    let prompt_tokens = query.prompt_tokens.unwrap_or(DEFAULT_PROMPT_TOKENS.min(most));
+    if prompt_tokens == 0 || prompt_tokens > most {
         let message = format!("prompt_tokens is {prompt_tokens}, but must be from 1 to {most}");
         return Err(ApiError::invalid(Some("prompt_tokens"), message));
     }

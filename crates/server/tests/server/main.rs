@@ -1,5 +1,6 @@
 //! The tests of `crates/server`, in one binary.
 
 mod api;
+mod bills;
 mod faults;
 mod tenants;

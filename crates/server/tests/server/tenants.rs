@@ -184,12 +184,13 @@ fn a_file_is_read_again_without_a_stream_dropped_or_refused_whole() {
 #[test]
 fn priorities_timeouts_and_metering_are_asked_for_by_name() {
     let app = App::new();
-    for good in [json!(3), json!(-2), json!("urgent")] {
+    for good in [json!(0), json!(-5), json!("urgent")] {
         let (status, answer) = app.complete(&app.beta, &json!({ "priority": good }));
         assert_eq!(status, StatusCode::OK, "{answer}");
     }
     for (field, value) in [
         ("priority", json!("calm")),
+        ("priority", json!(-6)),
         ("priority", json!(1.5)),
         ("timeout", json!(0)),
         ("timeout", json!(1e9)),
