@@ -40,7 +40,7 @@ enum Command {
         /// KV-cache blocks that it holds
         #[arg(long)]
         max_kv_blocks: Option<usize>,
-        /// Prompt and generated tokens a minute
+        /// Tokens a minute: each request reserves its prompt and max_tokens
         #[arg(long)]
         tokens_per_minute: Option<u64>,
     },

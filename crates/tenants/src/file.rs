@@ -79,7 +79,7 @@ pub struct Limits {
     /// KV-cache blocks held.
     #[serde(default, deserialize_with = "fields::limit")]
     pub max_kv_blocks: Option<usize>,
-    /// Prompt and generated tokens a minute.
+    /// Tokens a minute, prompt and `max_tokens`; unused ones are given back.
     #[serde(default, deserialize_with = "fields::limit")]
     pub tokens_per_minute: Option<u64>,
 }

@@ -22,7 +22,8 @@ pub struct Tenant {
     pub max_queued: Option<usize>,
     /// KV-cache blocks that it holds.
     pub max_kv_blocks: Option<usize>,
-    /// Prompt and generated tokens a minute, over time; as many at once after a pause.
+    /// Tokens that its requests taken within any minute may use: prompt and `max_tokens`, less
+    /// what those that have ended did not use.
     pub tokens_per_minute: Option<u64>,
     /// The time to the first token that its requests should see.
     pub ttft_target: Option<Duration>,

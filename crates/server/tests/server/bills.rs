@@ -352,6 +352,29 @@ fn priorities_are_those_that_the_tenants_file_names() {
 }
 
 #[test]
+fn without_tenants_any_priority_is_taken_and_metrics_need_no_key() {
+    let build = || -> Result<_, Infallible> {
+        let executor = FakeExecutor::new(257, LIMITS.num_blocks, LIMITS.max_num_seqs);
+        Ok(Built { executor, config: LIMITS, vocab_size: 257, info: () })
+    };
+    let (_, engine, ()) = Engine::start("fake", build).expect("the engine starts");
+    let router = router(engine, Arc::new(TextModel::bytes()), ServerConfig::default());
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let status = |method: &str, path: &str, body: &Value| {
+        let request = App::request(method, path, None, body);
+        let response = runtime.block_on(router.clone().oneshot(request)).expect("infallible");
+        response.status().as_u16()
+    };
+    for (priority, expected) in [(json!(-7), 200), (json!(9), 200), (json!("urgent"), 400)] {
+        let body = json!({ "prompt": "x", "max_tokens": 2, "priority": priority });
+        assert_eq!(status("POST", "/v1/completions", &body), expected, "{priority}");
+    }
+    assert_eq!(status("GET", "/metrics", &Value::Null), 200);
+    assert_eq!(status("GET", "/v1/capacity", &Value::Null), 200);
+}
+
+#[test]
 fn counters_tell_a_tenant_of_itself_only() {
     let app = App::new("");
     for _ in 0..3 {
