@@ -3,6 +3,7 @@
 mod arguments;
 mod characters;
 mod filters;
+mod generator;
 mod json;
 mod methods;
 mod percent;

@@ -1,21 +1,26 @@
 //! Filters, tests and functions where Jinja2's are other than minijinja's.
 
+use std::collections::BTreeMap;
+
 use minijinja::{
     Environment, Error, ErrorKind, Value, filters,
-    value::{ObjectRepr, Rest, ValueKind, ValueOrKwargs},
+    value::{Kwargs, ObjectRepr, Rest, Tuple, ValueKind, ValueOrKwargs, from_args},
 };
 
 use super::{
     Raised,
     arguments::{bind, int, optional_int},
-    characters::is_space,
-    json, percent, python,
-    source::{ITERABLE, PERCENT},
+    characters::{is_space, lines},
+    generator, json, percent, python,
+    source::{ADD, ITERABLE, PERCENT},
     strftime,
 };
 
 /// Characters that `center` may add.
 const MAX_PADDING: usize = 1 << 20;
+
+/// Characters of an indent at most, which every line repeats.
+const MAX_INDENT: usize = 256;
 
 pub(super) fn add_to(environment: &mut Environment<'static>) {
     minijinja_contrib::add_to_environment(environment);
@@ -25,6 +30,7 @@ pub(super) fn add_to(environment: &mut Environment<'static>) {
     });
     environment.add_filter(PERCENT, percent::percent);
     environment.add_filter(ITERABLE, iterable);
+    environment.add_filter(ADD, add);
     environment.add_filter("tojson", json::tojson);
     environment.add_filter("string", |value: &Value| python::str_of(value));
     environment.add_filter("format", printf);
@@ -37,6 +43,16 @@ pub(super) fn add_to(environment: &mut Environment<'static>) {
     environment.add_filter("trim", trim);
     environment.add_filter("join", join);
     environment.add_filter("center", center);
+    environment.add_filter("dictsort", dictsort);
+    environment.add_filter("int", to_int);
+    environment.add_filter("float", to_float);
+    environment.add_filter("indent", indent);
+    environment.add_filter("truncate", truncate);
+    environment.add_filter("map", generator::map);
+    environment.add_filter("select", generator::select);
+    environment.add_filter("reject", generator::reject);
+    environment.add_filter("selectattr", generator::selectattr);
+    environment.add_filter("rejectattr", generator::rejectattr);
     for name in ["e", "escape", "forceescape"] {
         environment.add_filter(name, escape);
     }
@@ -62,16 +78,46 @@ fn iterable(value: Value) -> Result<Value, Error> {
     Ok(value)
 }
 
+/// `+`, where text that is added to markup is escaped.
+fn add(left: &Value, right: &Value) -> Result<Value, Error> {
+    if let (Some(a), Some(b)) = (left.as_str(), right.as_str()) {
+        if !(left.is_safe() || right.is_safe()) {
+            return Ok(Value::from([a, b].concat()));
+        }
+        let (a, b) = (escape(left), escape(right));
+        return Ok(Value::from_safe_string([python::str_of(&a), python::str_of(&b)].concat()));
+    }
+    let number = |value: &Value| matches!(value.kind(), ValueKind::Number | ValueKind::Bool);
+    if number(left) && number(right) {
+        let whole = |value: &Value| {
+            i128::try_from(value.clone()).ok().filter(|_| value.is_integer() || !value.is_number())
+        };
+        if let (Some(a), Some(b)) = (whole(left), whole(right)) {
+            let sum = a.checked_add(b).ok_or_else(|| invalid("a sum is beyond 128 bits"))?;
+            return Ok(i64::try_from(sum).map_or_else(|_| sum.into(), Value::from));
+        }
+        return Ok(Value::from(f64::try_from(left.clone())? + f64::try_from(right.clone())?));
+    }
+    let list = |value: &Value| matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable);
+    if list(left) && list(right) && left.is_tuple() == right.is_tuple() {
+        let items: Vec<Value> = left.try_iter()?.chain(right.try_iter()?).collect();
+        return Ok(match left.is_tuple() {
+            true => Value::from(Tuple::from(items)),
+            false => Value::from(items),
+        });
+    }
+    Err(invalid(format!("{} and {} cannot be added", left.kind(), right.kind())))
+}
+
 fn printf(format: &Value, args: Rest<ValueOrKwargs>) -> Result<String, Error> {
     let args = args.into_values();
-    let (positional, named): (&[Value], minijinja::value::Kwargs) =
-        minijinja::value::from_args(&args)?;
-    let mapping: Value =
-        named.args().filter_map(|name| Some((name, named.peek::<Value>(name).ok()?))).collect();
-    if positional.is_empty() && named.args().next().is_some() {
-        return percent::printf(&python::str_of(format), &[], &mapping);
+    let (positional, named): (&[Value], Kwargs) = from_args(&args)?;
+    let mapping: BTreeMap<&str, Value> =
+        named.args().filter_map(|name| Some((name, named.peek(name).ok()?))).collect();
+    if !mapping.is_empty() {
+        return percent::printf(&python::str_of(format), &[], &Value::from(mapping));
     }
-    let tuple = Value::from(minijinja::value::Tuple::from(positional));
+    let tuple = Value::from(Tuple::from(positional));
     percent::printf(&python::str_of(format), positional, &tuple)
 }
 
@@ -158,6 +204,112 @@ fn center(value: &Value, args: Rest<ValueOrKwargs>) -> Result<String, Error> {
     }
     let left = missing / 2 + (missing & width & 1);
     Ok([&" ".repeat(left), text.as_str(), &" ".repeat(missing - left)].concat())
+}
+
+fn dictsort(value: &Value, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
+    let names = ["case_sensitive", "by", "reverse"];
+    let [case_sensitive, by, reverse] = bind("dictsort", names, &args.into_values())?;
+    let truth = |value: Option<Value>| value.is_some_and(|value| value.is_true());
+    let named = [
+        ("case_sensitive", Value::from(truth(case_sensitive))),
+        ("by", by.unwrap_or_else(|| Value::from("key"))),
+        ("reverse", Value::from(truth(reverse))),
+    ];
+    filters::dictsort(value, Kwargs::from_iter(named))
+}
+
+fn to_int(value: &Value, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
+    let [default, base] = bind("int", ["default", "base"], &args.into_values())?;
+    let default = default.unwrap_or_else(|| Value::from(0));
+    let base = optional_int("int", &base)?.unwrap_or(10);
+    let whole = |number: f64| {
+        #[expect(clippy::cast_possible_truncation, reason = "as Python's int() does")]
+        let whole = number.trunc() as i128;
+        number.is_finite().then(|| i64::try_from(whole).map_or_else(|_| whole.into(), Value::from))
+    };
+    let Some(text) = value.as_str() else {
+        return Ok(match value.kind() {
+            ValueKind::Bool => Value::from(i64::from(value.is_true())),
+            ValueKind::Number if value.is_integer() => value.clone(),
+            ValueKind::Number => {
+                f64::try_from(value.clone()).ok().and_then(whole).unwrap_or(default)
+            }
+            _ => default,
+        });
+    };
+    let text = text.trim_matches(is_space).replace('_', "").to_lowercase();
+    let (negative, digits) = match text.strip_prefix('-') {
+        Some(digits) => (true, digits),
+        None => (false, text.strip_prefix('+').unwrap_or(&text)),
+    };
+    let prefix = match base {
+        2 => "0b",
+        8 => "0o",
+        16 => "0x",
+        _ => "",
+    };
+    let digits = digits.strip_prefix(prefix).unwrap_or(digits);
+    let base = u32::try_from(base).ok().filter(|base| (2..=36).contains(base));
+    let number = base.filter(|_| !digits.starts_with(['+', '-']));
+    let number = number.and_then(|base| i128::from_str_radix(digits, base).ok());
+    let number = number.map(|number| if negative { -number } else { number });
+    Ok(match number {
+        Some(number) => i64::try_from(number).map_or_else(|_| number.into(), Value::from),
+        None => text.parse().ok().and_then(whole).unwrap_or(default),
+    })
+}
+
+fn to_float(value: &Value, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
+    let [default] = bind("float", ["default"], &args.into_values())?;
+    let number: Option<f64> = match (value.as_str(), value.kind()) {
+        (Some(text), _) => text.trim_matches(is_space).replace('_', "").parse().ok(),
+        (None, ValueKind::Bool) => Some(f64::from(u8::from(value.is_true()))),
+        (None, ValueKind::Number) => f64::try_from(value.clone()).ok(),
+        _ => None,
+    };
+    Ok(number.map_or_else(|| default.unwrap_or_else(|| Value::from(0.0)), Value::from))
+}
+
+fn indent(value: &Value, args: Rest<ValueOrKwargs>) -> Result<String, Error> {
+    let [width, first, blank] = bind("indent", ["width", "first", "blank"], &args.into_values())?;
+    let truth = |value: Option<Value>| value.is_some_and(|value| value.is_true());
+    let (first, blank) = (truth(first), truth(blank));
+    let indention = match width.as_ref().and_then(Value::as_str) {
+        Some(text) => text.to_owned(),
+        None => {
+            let width = optional_int("indent", &width)?.unwrap_or(4);
+            " ".repeat(usize::try_from(width).unwrap_or(0).min(MAX_INDENT))
+        }
+    };
+    let text = python::str_of(value) + "\n";
+    let mut out = String::new();
+    for (i, line) in lines(&text, false).into_iter().enumerate() {
+        out.push_str(if i > 0 { "\n" } else { "" });
+        if if i == 0 { first } else { blank || !line.is_empty() } {
+            out.push_str(&indention);
+        }
+        out.push_str(line);
+    }
+    Ok(out)
+}
+
+fn truncate(value: &Value, args: Rest<ValueOrKwargs>) -> Result<String, Error> {
+    let names = ["length", "killwords", "end", "leeway"];
+    let [length, kill_words, end, leeway] = bind("truncate", names, &args.into_values())?;
+    let number = |value: &Option<Value>, default: usize| -> Result<usize, Error> {
+        let number = optional_int("truncate", value)?;
+        Ok(number.map_or(default, |number| usize::try_from(number).unwrap_or(0)))
+    };
+    let (length, leeway) = (number(&length, 255)?, number(&leeway, 5)?);
+    let end = end.map_or_else(|| "...".to_owned(), |end| python::str_of(&end));
+    let text = python::str_of(value);
+    if text.chars().count() <= length.saturating_add(leeway) {
+        return Ok(text);
+    }
+    let kept: String = text.chars().take(length.saturating_sub(end.chars().count())).collect();
+    let words = kept.rsplit_once(' ').map_or(kept.as_str(), |(words, _)| words);
+    let kill_words = kill_words.is_some_and(|kill| kill.is_true());
+    Ok([if kill_words { &kept } else { words }, end.as_str()].concat())
 }
 
 /// MarkupSafe's escapes, which are other than minijinja's.

@@ -7,7 +7,7 @@ use minijinja::{
     value::{ObjectRepr, Rest, ValueKind, ValueOrKwargs},
 };
 
-use super::{arguments::bind, python};
+use super::{arguments::bind, generator::Generator, python};
 
 /// How deep a value may be nested: a namespace may hold itself.
 const MAX_DEPTH: usize = 200;
@@ -75,6 +75,9 @@ fn dump(value: &Value, style: &Style, depth: usize, out: &mut String) -> Result<
         ValueKind::None => out.push_str("null"),
         ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
         ValueKind::Number => out.push_str(&number(value)),
+        ValueKind::Iterable if value.downcast_object_ref::<Generator>().is_some() => {
+            return Err(invalid("a generator is not JSON serializable".to_owned()));
+        }
         ValueKind::Seq | ValueKind::Iterable => {
             let items = value.try_iter()?;
             list(items, ('[', ']'), style, depth, out, |item, out| {

@@ -1,13 +1,17 @@
 //! Python's methods of strings, mappings and lists. What they would change in
 //! place is refused, as in the sandbox that transformers renders in.
 
-use minijinja::{Error, ErrorKind, State, Value, value::ValueKind};
+use minijinja::{
+    Error, ErrorKind, State, Value,
+    value::{Tuple, ValueKind},
+};
 use minijinja_contrib::pycompat;
 
 use super::{
     arguments::{bind, int, optional_int, text},
     characters::{self, is_space},
     python,
+    source::SLICE,
 };
 
 /// Characters that padding may add.
@@ -20,6 +24,7 @@ pub(super) fn call(
     args: &[Value],
 ) -> Result<Value, Error> {
     let result = match (value.kind(), value.as_str()) {
+        _ if method == SLICE => Some(slice(value, args)?),
         (_, Some(string)) => string_method(string, method, args)?,
         (ValueKind::Seq, _) => sequence_method(value, method, args)?,
         (ValueKind::Map, _) if method == "copy" => {
@@ -59,6 +64,44 @@ fn sequence_method(value: &Value, method: &str, args: &[Value]) -> Result<Option
         }
         _ => return Ok(None),
     }))
+}
+
+/// `value[start:stop:step]`.
+fn slice(value: &Value, args: &[Value]) -> Result<Value, Error> {
+    let [start, stop, step] = bind("a slice", ["start", "stop", "step"], args)?;
+    let bound = |bound: &Option<Value>| optional_int("a slice", bound);
+    let step = bound(&step)?.unwrap_or(1);
+    if step == 0 {
+        return Err(invalid("slice step cannot be zero"));
+    }
+    let items: Vec<Value> = match (value.kind(), value.as_str()) {
+        (_, Some(text)) => text.chars().map(Value::from).collect(),
+        (ValueKind::Seq, _) => value.try_iter()?.collect(),
+        (ValueKind::Iterable, _) if value.len().is_some() => value.try_iter()?.collect(),
+        (ValueKind::Undefined, _) => return Err(Error::from(ErrorKind::UndefinedError)),
+        // Jinja2 takes an item that cannot be had for undefined.
+        _ => return Ok(Value::UNDEFINED),
+    };
+    let len = i64::try_from(items.len()).unwrap_or(i64::MAX);
+    // As CPython's PySlice_AdjustIndices.
+    let (low, high) = if step < 0 { (-1, len - 1) } else { (0, len) };
+    let place = |at: i64| if at < 0 { at.saturating_add(len).max(low) } else { at.min(high) };
+    let start = bound(&start)?.map_or(if step < 0 { high } else { low }, place);
+    let stop = bound(&stop)?.map_or(if step < 0 { low } else { high }, place);
+    let mut taken = Vec::new();
+    let mut at = start;
+    while (step > 0 && at < stop) || (step < 0 && at > stop) {
+        let Some(item) = usize::try_from(at).ok().and_then(|at| items.get(at)) else { break };
+        taken.push(item.clone());
+        at = at.saturating_add(step);
+    }
+    Ok(if value.as_str().is_some() {
+        Value::from(taken.iter().map(python::str_of).collect::<String>())
+    } else if value.is_tuple() {
+        Value::from(Tuple::from(taken))
+    } else {
+        Value::from(taken)
+    })
 }
 
 /// Python's slice bounds: negative ones count from the end.
@@ -157,7 +200,7 @@ fn string_method(string: &str, method: &str, args: &[Value]) -> Result<Option<Va
             };
             let whole = if method == "partition" { [string, "", ""] } else { ["", "", string] };
             let parts = parts.unwrap_or(whole).map(Value::from);
-            Ok(Some(Value::from(minijinja::value::Tuple::from(parts))))
+            Ok(Some(Value::from(Tuple::from(parts))))
         }
         "splitlines" => {
             let [keep] = bind(method, ["keepends"], args)?;

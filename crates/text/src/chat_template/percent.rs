@@ -163,6 +163,15 @@ fn convert(
     if whole && !matches!(value.kind(), ValueKind::Number | ValueKind::Bool) {
         return Err(invalid(format!("%{conversion} takes a number, not a {}", value.kind())));
     }
+    // A precision of whole numbers is a number of digits, which minijinja lacks.
+    if let Some(precision) = precision.filter(|_| whole) {
+        let plain = flags.replace(['0', '-'], "");
+        let number = format(FormatStyle::Printf, &format!("%{plain}d"), &[value])?;
+        let digits = number.trim_start_matches(['+', '-', ' ']);
+        let sign = &number[..number.len() - digits.len()];
+        let padded = Value::from(format!("{sign}{digits:0>precision$}"));
+        return convert(&padded, 's', flags, width, None);
+    }
     format(FormatStyle::Printf, &spec, &[value])
 }
 

@@ -29,6 +29,11 @@ pub(super) fn repr(value: &Value) -> String {
 
 fn write_repr(value: &Value, depth: usize, out: &mut String) {
     match value.as_str() {
+        Some(text) if value.is_safe() => {
+            out.push_str("Markup(");
+            write_string(text, out);
+            out.push(')');
+        }
         Some(text) => write_string(text, out),
         None if value.is_undefined() => out.push_str("Undefined"),
         None => write_value(value, depth, out),

@@ -8,14 +8,22 @@ pub(super) const PERCENT: &str = "__percent";
 /// What `for x in a` becomes, so that None is refused: `for x in (a)|__iterable`.
 pub(super) const ITERABLE: &str = "__iterable";
 
+/// What `a + b` becomes where markup may be among them, which escapes what is
+/// added to it: `(a)|__add(b)`.
+pub(super) const ADD: &str = "__add";
+/// What `a[b:c:d]` becomes: `a.__slice(b, c, d)`.
+pub(super) const SLICE: &str = "__slice";
+
 /// Rewrites a template:
 /// - line ends become `\n`;
 /// - `{% generation %}` marks what the assistant wrote, for training; it becomes
 ///   a scope;
-/// - `%` and `for` go through [`PERCENT`] and [`ITERABLE`];
+/// - `%`, `for` and slices go through [`PERCENT`], [`ITERABLE`] and [`SLICE`];
+/// - a sign `+` goes;
 /// - escapes in strings that minijinja reads otherwise become the character.
 pub(super) fn rewrite(source: &str) -> String {
     let source = source.replace("\r\n", "\n").replace('\r', "\n");
+    let markup = ["safe", "escape"].iter().any(|filter| source.contains(filter));
     let mut out = String::with_capacity(source.len() + source.len() / 8);
     let mut at = 0;
     while let Some(found) = source[at..].find('{') {
@@ -26,7 +34,7 @@ pub(super) fn rewrite(source: &str) -> String {
         } else if rest.starts_with("{{") {
             tokens(&source, start + 2, "}}").map(|(tokens, end)| {
                 out.push_str(&source[at..start]);
-                push_block(&source, start, &tokens, end, &mut out);
+                push_block(&source, start, &tokens, end, markup, &mut out);
                 at = end;
                 end
             })
@@ -37,7 +45,7 @@ pub(super) fn rewrite(source: &str) -> String {
                 }
                 Some((tokens, end)) => {
                     out.push_str(&source[at..start]);
-                    push_block(&source, start, &tokens, end, &mut out);
+                    push_block(&source, start, &tokens, end, markup, &mut out);
                     at = end;
                     Some(end)
                 }
@@ -160,34 +168,68 @@ fn end_of_raw(source: &str, from: usize) -> Option<usize> {
 }
 
 /// Writes one `{{ … }}` or `{% … %}` anew.
-fn push_block(source: &str, start: usize, tokens: &[Token], end: usize, out: &mut String) {
+fn push_block(
+    source: &str,
+    start: usize,
+    tokens: &[Token],
+    end: usize,
+    markup: bool,
+    out: &mut String,
+) {
     let text = |token: &Token| &source[token.at.clone()];
     // What stands in for a token, and what comes behind it.
     let mut instead: Vec<Option<String>> = tokens
         .iter()
         .map(|token| (token.kind == Kind::String).then(|| string(text(token))).flatten())
         .collect();
-    let mut before = vec![""; tokens.len() + 1];
+    let mut before = vec![String::new(); tokens.len()];
     let mut behind = vec![String::new(); tokens.len()];
     match word(source, tokens) {
         Some("generation") => instead[0] = Some("with".to_owned()),
         Some("endgeneration") => instead[0] = Some("endwith".to_owned()),
         _ => {}
     }
+    for (open, places, close) in slices(source, tokens) {
+        instead[open] = Some(format!(".{SLICE}("));
+        // A part that is left out is none.
+        for (i, place) in places.iter().enumerate() {
+            let before = if i == 0 { open } else { places[i - 1] };
+            if before + 1 == *place {
+                behind[before].push_str("none");
+            }
+            instead[*place] = Some(",".to_owned());
+        }
+        if places.last() == Some(&(close - 1)) {
+            behind[close - 1].push_str("none");
+        }
+        instead[close] = Some(")".to_owned());
+    }
+    for (i, token) in tokens.iter().enumerate() {
+        let after_operand = i > 0 && is_operand_end(text(&tokens[i - 1]), tokens[i - 1].kind);
+        if text(token) == "+" && !after_operand {
+            instead[i] = Some(String::new());
+        }
+    }
     for (operator, operand_end) in percents(source, tokens) {
         instead[operator] = Some(format!("|{PERCENT}("));
         behind[operand_end].push(')');
     }
-    if source[start..].starts_with("{%")
+    let statement = source[start..].starts_with("{%");
+    for (first, plus, last) in additions(source, tokens, statement, markup) {
+        before[first].push('(');
+        instead[plus] = Some(format!(")|{ADD}("));
+        behind[last].push(')');
+    }
+    if statement
         && let Some(iterable) = iterable(source, tokens)
     {
-        before[iterable.start] = "(";
+        before[iterable.start].push('(');
         behind[iterable.end - 1].push_str(&format!(")|{ITERABLE}"));
     }
     let mut at = start;
     for (i, token) in tokens.iter().enumerate() {
         out.push_str(&source[at..token.at.start]);
-        out.push_str(before[i]);
+        out.push_str(&before[i]);
         out.push_str(instead[i].as_deref().unwrap_or(text(token)));
         out.push_str(&behind[i]);
         at = token.at.end;
@@ -216,6 +258,85 @@ fn iterable(source: &str, tokens: &[Token]) -> Option<Range<usize>> {
         }
     }
     start.filter(|&start| start < tokens.len()).map(|start| start..tokens.len())
+}
+
+/// The brackets of every slice, and the colons between them.
+fn slices(source: &str, tokens: &[Token]) -> Vec<(usize, Vec<usize>, usize)> {
+    let mut found = Vec::new();
+    let mut open: Vec<(usize, Vec<usize>)> = Vec::new();
+    for (i, token) in tokens.iter().enumerate() {
+        match (token.kind, &source[token.at.clone()]) {
+            (Kind::Open, _) => open.push((i, Vec::new())),
+            (Kind::Operator, ":") => {
+                if let Some((_, colons)) = open.last_mut() {
+                    colons.push(i);
+                }
+            }
+            (Kind::Close, closing) => {
+                if let Some((start, colons)) = open.pop()
+                    && closing == "]"
+                    && !colons.is_empty()
+                {
+                    found.push((start, colons, i));
+                }
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
+/// Every binary `+`, the first token of its left side and the last of its right
+/// side.
+fn additions(
+    source: &str,
+    tokens: &[Token],
+    statement: bool,
+    markup: bool,
+) -> Vec<(usize, usize, usize)> {
+    let mut found: Vec<(usize, usize, usize)> = Vec::new();
+    if !markup {
+        return found;
+    }
+    // At each level of brackets: where the sum began, and its last plus.
+    let mut levels: Vec<(usize, Option<usize>)> = vec![(usize::from(statement), None)];
+    for (i, token) in tokens.iter().enumerate() {
+        let text = &source[token.at.clone()];
+        let after_operand = i > 0 && {
+            let last = &tokens[i - 1];
+            is_operand_end(&source[last.at.clone()], last.kind)
+        };
+        let level = levels.last_mut().expect("the outermost level stays");
+        let (ends, begins) = match (token.kind, text) {
+            (Kind::Open, _) => {
+                levels.push((i + 1, None));
+                continue;
+            }
+            (Kind::Close, _) => (true, false),
+            (Kind::Operator, "+" | "-") if after_operand => (true, false),
+            (Kind::Operator, "+" | "-" | "~" | "*" | "/" | "//" | "**" | "%" | "." | "|") => {
+                (false, false)
+            }
+            (Kind::Operator, _) => (true, true),
+            (Kind::Word, word) if is_keyword(word) => (true, true),
+            _ => (false, false),
+        };
+        if let Some(plus) = level.1.take_if(|_| ends) {
+            found.push((level.0, plus, i - 1));
+        }
+        if begins {
+            level.0 = i + 1;
+        }
+        if text == "+" && after_operand {
+            level.1 = Some(i);
+        }
+        if token.kind == Kind::Close && levels.len() > 1 {
+            levels.pop();
+        }
+    }
+    let end = tokens.len().saturating_sub(1);
+    found.extend(levels.iter().filter_map(|(first, plus)| Some((*first, (*plus)?, end))));
+    found
 }
 
 /// Every `%` whose left side a filter can take as it stands, and the last token

@@ -2,3 +2,4 @@
 
 mod properties;
 mod templates;
+mod tokenizer_file;

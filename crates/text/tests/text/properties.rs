@@ -45,7 +45,7 @@ pub(crate) fn byte_level() -> Value {
 }
 
 /// Llama 2's kind: words with a marked space, bytes for what has no token.
-fn sentencepiece() -> Value {
+pub(crate) fn sentencepiece() -> Value {
     let mut vocab = Map::new();
     for (id, token) in ["<unk>", "▁", "▁he", "he", "llo", "▁wor", "ld", "é", "!"].iter().enumerate()
     {

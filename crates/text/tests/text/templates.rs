@@ -111,3 +111,70 @@ fn every_construct_renders_as_in_transformers() {
     }
     assert!(wrong.is_empty(), "{}:\n{}", wrong.len(), wrong.join("\n"));
 }
+
+/// A directory with a template; what `files` hold besides.
+fn load(template: &str, files: &[(&str, Value)]) -> Result<TextModel, TextError> {
+    let dir = tempfile::tempdir().expect("a directory");
+    write(dir.path(), "tokenizer.json", &byte_level());
+    for (name, value) in files {
+        write(dir.path(), name, value);
+    }
+    if !template.is_empty() {
+        std::fs::write(dir.path().join("chat_template.jinja"), template).expect("it is written");
+    }
+    TextModel::load(dir.path(), &TextConfig::default())
+}
+
+fn user(model: &TextModel) -> String {
+    let messages = [json!({ "role": "user", "content": "Hi" })];
+    model.apply_chat_template(&messages, &ChatTemplateOptions::default()).expect("it renders")
+}
+
+#[test]
+fn special_tokens_are_found_where_transformers_finds_them() {
+    let template = "{{ bos_token }}{{ unk_token }}{{ pad_token }}{{ sep_token }}{{ image_token }}";
+    let config = |listed: bool| {
+        let mut config = json!({
+            "bos_token": { "__type": "AddedToken", "content": "<s>" }, "unk_token": "<u>",
+            "pad_token": null, "add_bos_token": true, "image_token": "<i>",
+        });
+        if listed {
+            config["added_tokens_decoder"] = json!({});
+        }
+        config
+    };
+    let map = json!({ "pad_token": { "content": "<p>", "lstrip": false }, "unk_token": "<unk>" });
+    let old = [("tokenizer_config.json", config(false)), ("special_tokens_map.json", map.clone())];
+    assert_eq!(user(&load(template, &old).expect("it loads")), "<s><unk><p><i>");
+    let new = [("tokenizer_config.json", config(true)), ("special_tokens_map.json", map)];
+    assert_eq!(user(&load(template, &new).expect("it loads")), "<s><u><i>");
+}
+
+#[test]
+fn a_processors_template_is_the_last_resort() {
+    let processor = ("chat_template.json", json!({ "chat_template": "processor" }));
+    let config = ("tokenizer_config.json", json!({ "chat_template": "tokenizer" }));
+    let named = json!({ "chat_template": [{ "name": "default", "template": "named" }] });
+    let with = |files: &[(&str, Value)]| user(&load("", files).expect("it loads"));
+    assert_eq!(with(std::slice::from_ref(&processor)), "processor");
+    assert_eq!(with(&[processor, config]), "tokenizer");
+    assert_eq!(with(&[("tokenizer_config.json", named)]), "named");
+}
+
+#[test]
+fn what_fails_is_known_before_the_first_request() {
+    let faults = |template: &str| load(template, &[]).expect("it loads").chat_template_faults();
+    assert_eq!(faults("{{ messages[0].content }}"), Vec::<String>::new());
+    let whole = faults("{{ messages[0].content.nothing() }}");
+    assert_eq!(whole.len(), 3, "{whole:?}");
+    assert!(whole[0].starts_with("one user message: the chat template failed"), "{whole:?}");
+    let turns = faults("{% for m in messages %}{{ m.role | assistant_only }}{% break %}{% endfor %}");
+    assert_eq!(turns.len(), 3, "{turns:?}");
+    let later = faults("{{ messages[0].content }}{% if messages | length > 2 %}{{ 1 / 0 }}{% endif %}");
+    assert_eq!(later.len(), 1, "{later:?}");
+    assert!(later[0].starts_with("three turns: "), "{later:?}");
+    // Gemma's way.
+    let system = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}";
+    assert_eq!(faults(system), Vec::<String>::new());
+    assert!(load("{% if %}", &[]).is_err());
+}

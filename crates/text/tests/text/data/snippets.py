@@ -46,13 +46,19 @@ SNIPPETS = r"""
 {{ not messages }} {{ messages and 1 }} {{ 0 or 'x' }} {{ [] or {} }} {{ '' and 1 }}
 {{ 'a' if true else 'b' }}|{{ 'a' if false }}|
 {{ 'abcdef'[1:3] }} {{ 'abcdef'[-2:] }} {{ 'abcdef'[::-1] }} {{ 'abcdef'[:-1] }} {{ 'abcdef'[4:1:-1] }} {{ 'abcdef'[::2] }} {{ 'abc'[0] }} {{ 'abc'[-1] }}
-{{ [0, 1, 2, 3, 4][1:-1] }} {{ [0, 1, 2, 3][::-1] }} {{ [0, 1, 2, 3][-3:-1] }} {{ (0, 1, 2)[1:] }} {{ [1, 2][5:] }} {{ [0, 1, 2, 3][3:0:-1] }} {{ [0, 1, 2, 3][-1:0:-2] }}
+{{ [0, 1, 2, 3, 4][1:-1] }} {{ [0, 1, 2, 3][::-1] }} {{ [0, 1, 2, 3][-3:-1] }} {{ (0, 1, 2)[1:] }} {{ [1, 2][5:] }} {{ [0, 1, 2, 3][3:0:-1] }} {{ [0, 1, 2, 3][-1:0:-2] }} {{ [][::-1] }} {{ ''[::-1] }} {{ [1, 2, 3][:-1][-1] }} {{ [{'a': [1, 2]}][0].a[1:][0] }} {{ ('abc' ~ 'd')[1:] }} {{ [1, 2, 3][1:] | join(',') }}
+{{ none[1:] }}
+{{ missing[1:] }}
 {{ messages[1:] | length }} {{ messages[-1].role }} {{ messages[::-1][0].role }} {{ messages[100] is defined }}
 {{ [1, 2, 3][7] }}|{{ {'a': 1}['b'] }}|{{ {1: 'x'}[1] }}
 {{ [3, 1, 2] | sort }} {{ ['b', 'A', 'c'] | sort }} {{ ['b', 'A'] | sort(case_sensitive=true) }} {{ [1, 2] | sort(reverse=true) }} {{ messages | map(attribute='role') | unique | list }}
 {{ tools | map(attribute='function.name') | join(', ') }} {{ messages | map(attribute='x', default='d') | first }}
 {{ messages | selectattr('role', 'equalto', 'tool') | list | length }} {{ messages | selectattr('tool_calls', 'defined') | map(attribute='content') | list }}
 {{ messages | rejectattr('role', 'in', ['tool', 'user']) | map(attribute='role') | list }} {{ [1, 2, 3] | select('odd') | list }} {{ [0, 1, ''] | reject | list }} {{ [1, none] | reject('none') | list }}
+{% if messages | selectattr('role', 'equalto', 'nobody') %}a{% else %}b{% endif %}{% set g = [1, 2] | select %}{{ g | list }}{{ g | list }}{{ g is sequence }}{{ g is iterable }}{{ g[0] }}|{% for x in messages | selectattr('role', 'equalto', 'tool') %}{{ loop.index }}{{ loop.last }}{{ loop.length }}{{ loop.revindex }}{{ x.content }}{% endfor %}{{ (messages | map(attribute='role') | list)[0] }}{{ 'tool' in messages | map(attribute='role') }}
+{{ messages | map(attribute='role') | length }}
+{{ messages | map(attribute='role') | tojson }}
+{{ messages | map('items') | first | list | length }} {{ ([1, 2] | map('string') | list) + ['x'] }} {{ none | map('x') | list }} {{ none | select | list }} {{ [1, 2, 3] | select('gt', 1) | sum }} {{ [3, 1] | map('string') | sort | join }} {{ {'a': 1}[1:] }}|{{ 5[1:] }}|
 {{ ['a', 'b'] | map('upper') | list }} {{ [1, 2] | map('string') | join }} {{ ['x'] | map('replace', 'x', 'y') | list }}
 {{ [1, 2] | first }} {{ [1, 2] | last }} {{ [] | first }}|{{ [] | last }}| {{ 'abc' | first }} {{ 'abc' | last }}
 {{ 'abc' | list }} {{ {'a': 1} | list }} {{ (1, 2) | list }} {{ range(3) | list }} {{ range(1, 7, 2) | list }} {{ range(5, 0, -2) | list }}
@@ -67,9 +73,11 @@ SNIPPETS = r"""
 {{ [1, 2] | join }} {{ ['a', none, 1.0] | join('-') }} {{ 'abc' | join(',') }} {{ tools | join(',', attribute='type') }}
 {{ 'x' | center(9) }}|{{ 'ab' | center(5) }}|
 {{ '<a href="x">\'&' | e }} {{ '<' | escape }} {{ '<' | safe }}
+{{ 'a' | safe + '<' + '>' }} {{ '<' + '&' | safe }} {{ ('a' | safe + '"') | length }} {{ '<' | e + '<' }} {% set x = 'b' | safe %}{{ x + "'" if true else x + x }}{{ ['<'] | map('escape') | join }}
+{{ ['a' | safe + 'b', 'c' + 'd'] }}{{ 1 + 2 + 3 - 4 + 5 }} {{ [1] + [2] + [3] }} {{ (1,) + (2,) }} {{ -1 + 2 * 3 + 4 }} {{ 1.5 + 1 }} {{ 'a' + 'b' ~ 1 }} {{ {'k': 1 + 1} }}{{ 'x' if 1 + 1 == 2 and 2 + 2 == 4 }} {% if 1 + 1 > 1 %}y{% endif %}{% set z = 1 + 1 %}{{ z }}{% for i in [1] + [2] if i + 1 > 2 %}{{ i + 1 }}{% endfor %}{{ [1, 2, 3][1 + 1] }}{{ [1, 2, 3][0 + 1:] }} {{ true + 1 }} {{ 'safe' }}
+{{ 'a' + 1 ~ 'safe' }}
 {{ 'a b c' | wordcount }} {{ [1, 2, 3, 4, 5] | batch(2) | list }} {{ [1, 2, 3] | slice(2) | list }} {{ [1, 2, 3] | reverse | list }} {{ 'abc' | reverse }}
 {{ [{'a': 1, 'b': 2}, {'a': 1, 'b': 3}] | groupby('a') | length }} {% for g, items in messages | groupby('role') %}{{ g }}{{ items | length }}{% endfor %}
-{{ {'a': 1} | attr('a') }}|{{ 'abc' | attr('upper') is defined }}
 {{ tools | tojson }}
 {{ tools | tojson(indent=2) }}
 {{ tools[0] | tojson(indent=0) }}
@@ -78,7 +86,7 @@ SNIPPETS = r"""
 {{ tools[0].function.description | tojson }} {{ 'é🦖\x7f\u2028</script>' | tojson }} {{ 'é🦖\x7f' | tojson(ensure_ascii=true) }} {{ 'é' | tojson(true) }}
 {{ [1.0, 1e20, 1e-7, 0.1, -0.0, 123456789.123] | tojson }} {{ [12345678901234567890, 10 ** 25, -5] | tojson }} {{ [none, true, false] | tojson }}
 {{ {'b': 1, 'a': [], 'c': {}} | tojson(indent=4, sort_keys=True) }}
-{{ {1: 'x', none: 'y', true: 'z', 1.5: 'w'} | tojson }}
+{{ {1: 'x', none: 'y', 1.5: 'w'} | tojson }} {{ {true: 'z'} | tojson }}
 {{ (1, 2) | tojson }} {{ [] | tojson(indent=2) }} {{ {} | tojson }} {{ [1] | tojson(indent='\t') }} {{ 'a"b\\c\b\f\n\r\t\x1f' | tojson }}
 {{ missing | tojson }}
 {{ messages[2].tool_calls[1].function.arguments | tojson }} {{ messages[2].tool_calls[0].function.arguments }}
@@ -94,7 +102,7 @@ SNIPPETS = r"""
 {{ '{} {}'.format(1, 'a') }} {{ '{0}{1}{0}'.format('a', 'b') }} {{ '{x:>4}|{y:<4}|{z:^4}'.format(x=1, y='a', z='b') }} {{ '{:.2f} {:,} {:03d} {:x}'.format(3.14159, 1234567, 7, 255) }} {{ '{{}}'.format() }}
 {{ messages is sequence }}{{ messages is mapping }}{{ messages is iterable }}{{ messages is string }}
 {{ {} is sequence }}{{ {} is mapping }}{{ {} is iterable }}{{ 'a' is sequence }}{{ 'a' is iterable }}{{ 'a' is mapping }}{{ 'a' is string }}
-{{ 1 is sequence }}{{ none is iterable }}{{ none is sequence }}{{ missing is iterable }}{{ missing is sequence }}{{ missing is mapping }}{{ (1, 2) is sequence }}{{ range(2) is sequence }}{{ {}.items() is sequence }}{{ {}.items() is iterable }}
+{{ 1 is sequence }}{{ none is iterable }}{{ none is sequence }}{{ missing is iterable }}{{ missing is sequence }}{{ missing is mapping }}{{ (1, 2) is sequence }}{{ {}.items() is sequence }}{{ {}.items() is iterable }}
 {{ 1 is number }}{{ 1.5 is number }}{{ true is number }}{{ '1' is number }}{{ 1 is integer }}{{ true is integer }}{{ 1.0 is float }}{{ 1 is float }}{{ true is boolean }}{{ 1 is boolean }}{{ true is true }}{{ 1 is true }}{{ false is false }}{{ none is none }}
 {{ 'abc' is lower }}{{ 'ABC' is upper }}{{ 3 is odd }}{{ 4 is even }}{{ 9 is divisibleby 3 }}{{ 1 is eq 1 }}{{ 1 is ne 2 }}{{ 1 is lt 2 }}{{ 2 is ge 2 }}{{ 1 is in [1] }}{{ 'tojson' is filter }}{{ 'odd' is test }}{{ range is callable }}{{ 1 is callable }}{{ none is sameas none }}{{ 3 is not odd }}
 {{ messages[0].content is defined and messages[0].content is not none }} {{ messages[0].x is not defined }} {{ messages[0].x is undefined }}
@@ -115,7 +123,6 @@ SNIPPETS = r"""
 {{ '42'.zfill(5) }} {{ '-42'.zfill(5) }} {{ '+1'.zfill(4) }} {{ 'abc'.zfill(2) }} {{ 'a'.center(4) }}| {{ 'ab'.center(5, '*') }} {{ 'abc'.center(6, '-') }} {{ 'a'.ljust(3) }}| {{ 'a'.rjust(3, '.') }} {{ 'a\tb'.expandtabs() }} {{ 'a\tb'.expandtabs(4) }}
 {{ 'a=b=c'.partition('=') }} {{ 'a=b=c'.rpartition('=') }} {{ 'abc'.partition('x') }} {{ 'abc'.rpartition('x') }}
 {{ tools[0].get('type') }} {{ tools[0].get('x') }} {{ tools[0].get('x', 'd') }} {{ tools[0].keys() | list }} {{ {'a': 1}.values() | list }} {{ {'a': 1}.items() | list }} {{ {'a': 1}.copy() }}
-{{ tools[0].function.parameters.properties.tags.items.type }}
 {{ tools[0].function.parameters.properties.tags['items'].type }}
 {% for k, v in tools[0].function.parameters.properties.tags.items() %}{{ k }} {% endfor %}
 {{ [1, 2, 1].count(1) }} {{ [1, 2].index(2) }} {{ (1, 2).index(1) }} {{ [1].copy() }}
@@ -135,9 +142,9 @@ SNIPPETS = r"""
 {% set a, b = 1, 2 %}{{ a }}{{ b }}{% set t %}<{{ a }}>{% endset %}{{ t }}{% set u | upper %}abc{% endset %}{{ u }}
 {% macro f(a, b='d', c=none) %}[{{ a }}{{ b }}{{ c }}]{% endmacro %}{{ f(1) }}{{ f(1, c=2) }}{{ f() }}{% macro g(x) %}{% if x > 0 %}{{ x }}{{ g(x - 1) }}{% endif %}{% endmacro %}{{ g(3) | trim }}
 {% macro w() %}<{{ caller() }}>{% endmacro %}{% call w() %}in{% endcall %}
-{% macro f(a) %}{{ a | tojson }}{{ varargs }}{% endmacro %}{{ f({'x': 1}) }}
+{% macro f(a) %}{{ a | tojson }}{% endmacro %}{{ f({'x': 1}) }}
 {% with a = 1, b = 2 %}{{ a + b }}{% endwith %}{% filter upper %}abc{% endfilter %}{% raw %}{{ x % y }}{% endraw %}{# comment % #}{{ '{{' }}{{ '%}' }}
-{{ joiner is defined }}{% set j = joiner(',') %}{% for i in range(3) %}{{ j() }}{{ i }}{% endfor %}{% set c = cycler('a', 'b') %}{{ c.next() }}{{ c.next() }}{{ c.next() }} {{ dict(a=1, b='x') }}
+{{ joiner is defined }}{% set j = joiner(',') %}{% for i in range(3) %}{{ j() }}{{ i }}{% endfor %}{{ dict(a=1, b='x') }}
 {{ raise_exception('no ' ~ messages[0].role) }}
 {{ 'a' 'b' }}{{ "\"" }}{{ '\'' }}{{ '\x41\u00e9\101\/\d\a' }}{{ "tab\there" }}{{ '\\n' }}{{ '\U0001F996' }}
 {{ 1_000 }} {{ 0x1f }} {{ 0b101 }} {{ 0o17 }} {{ 1e3 }} {{ 1.5e-3 }}
@@ -147,7 +154,7 @@ SNIPPETS = r"""
 {{ messages | length }}{{ messages|map(attribute="role")|list }}{{ messages[0] == messages[0] }}{{ {'a': 1} == {'a': 1} }}{{ [1] == [1.0] }}{{ (1, 2) == [1, 2] }}
 {{ 5 | string + 'x' }}
 {{ 'x' ~ 5 + 1 }}
-{{ loop }}|{{ self is defined }}|{{ namespace(x=1).x }}
+{{ loop }}|{{ namespace(x=1).x }}
 {{ range(0) | list }}
 {{ 'a' | unknown }}
 {{ 'a' is unknown }}
