@@ -204,6 +204,9 @@ impl From<TextError> for ApiError {
             TextError::NoChatTemplate | TextError::InvalidMessages(_) => {
                 Self::invalid(Some("messages"), message)
             }
+            TextError::InvalidTemplateArguments(_) => {
+                Self::invalid(Some("chat_template_kwargs"), message)
+            }
             TextError::Encode(_) | TextError::Decode(_) => Self::invalid(None, message),
             // What a template refuses it raises itself; that it fails is not the client's doing.
             TextError::TemplateFailed(_)

@@ -11,6 +11,8 @@ mod python;
 mod source;
 mod strftime;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use minijinja::{AutoEscape, Environment, Error, Value, syntax::SyntaxConfig, value::Serde};
 use serde_json::{Map, json};
 
@@ -81,6 +83,22 @@ impl ChatTemplate {
         messages: &[serde_json::Value],
         options: &ChatTemplateOptions,
     ) -> Result<String, TextError> {
+        let result = self.render_with(messages, options);
+        let Err(TextError::TemplateFailed(reason)) = result else { return result };
+        if !options.kwargs.is_empty() {
+            let without = ChatTemplateOptions { kwargs: Map::new(), ..*options };
+            if !matches!(self.render_with(messages, &without), Err(TextError::TemplateFailed(_))) {
+                return Err(TextError::InvalidTemplateArguments(reason));
+            }
+        }
+        Err(TextError::TemplateFailed(reason))
+    }
+
+    fn render_with(
+        &self,
+        messages: &[serde_json::Value],
+        options: &ChatTemplateOptions,
+    ) -> Result<String, TextError> {
         // As transformers passes them: none where there are none, not undefined.
         let mut variables = Map::new();
         variables.insert("tools".to_owned(), serde_json::Value::Null);
@@ -93,10 +111,17 @@ impl ChatTemplate {
             .environment
             .get_template(NAME)
             .expect("the environment was made with this template");
-        template.render(Value::from(Serde(&variables))).map_err(|error| match refusal(&error) {
-            Some(reason) => TextError::InvalidMessages(reason),
-            None => TextError::TemplateFailed(describe(&error)),
-        })
+        let rendered =
+            catch_unwind(AssertUnwindSafe(|| template.render(Value::from(Serde(&variables)))));
+        match rendered {
+            Ok(Ok(text)) => Ok(text),
+            Ok(Err(error)) => Err(match refusal(&error) {
+                Some(reason) => TextError::InvalidMessages(reason),
+                None => TextError::TemplateFailed(describe(&error)),
+            }),
+            // A bug of the template engine ends no more than this request.
+            Err(_) => Err(TextError::TemplateFailed("the template engine panicked".to_owned())),
+        }
     }
 
     /// What goes wrong with conversations of the usual kinds, so that it is
@@ -110,12 +135,12 @@ impl ChatTemplate {
             ("a system and a user message", vec![message("system", "Be brief."), user.clone()]),
             ("three turns", vec![user, message("assistant", "Hello."), again]),
         ];
-        let faults = probes.into_iter().enumerate().filter_map(|(i, (what, messages))| {
-            match self.render(&messages, &ChatTemplateOptions::default()) {
-                Err(TextError::InvalidMessages(_)) if i == 1 => None,
-                Err(error) => Some(format!("{what}: {error}")),
-                Ok(_) => None,
-            }
+        let faults = probes.into_iter().enumerate().filter_map(|(i, (what, messages))| match self
+            .render(&messages, &ChatTemplateOptions::default())
+        {
+            Err(TextError::InvalidMessages(_)) if i == 1 => None,
+            Err(error) => Some(format!("{what}: {error}")),
+            Ok(_) => None,
         });
         faults.collect()
     }

@@ -21,8 +21,8 @@ const PROBE: &str = "Hello,  World 123!\n\té 日本語 🦖 \u{0}\u{301} <s></s
 
 /// Reads a tokenizer and tries it.
 pub(crate) fn load(path: &Path) -> Result<Tokenizer, TextError> {
-    let bytes = std::fs::read(path)
-        .map_err(|source| TextError::Io { path: path.to_owned(), source })?;
+    let bytes =
+        std::fs::read(path).map_err(|source| TextError::Io { path: path.to_owned(), source })?;
     let invalid = |reason: String| TextError::Invalid { path: path.to_owned(), reason };
     check_ids(&bytes).map_err(invalid)?;
     let tokenizer = caught(|| Tokenizer::from_bytes(&bytes)).map_err(invalid)?;

@@ -335,9 +335,7 @@ fn escape(value: &Value) -> Value {
 fn is_sequence(value: &Value) -> bool {
     match value.kind() {
         ValueKind::Undefined | ValueKind::String | ValueKind::Bytes | ValueKind::Seq => true,
-        ValueKind::Map => {
-            value.as_object().is_some_and(|object| object.repr() == ObjectRepr::Map)
-        }
+        ValueKind::Map => value.as_object().is_some_and(|object| object.repr() == ObjectRepr::Map),
         _ => false,
     }
 }

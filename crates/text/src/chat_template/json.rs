@@ -54,7 +54,9 @@ fn spaces(indent: &Value) -> Result<String, Error> {
     }
     let width = match indent.kind() {
         ValueKind::Bool => i64::from(indent.is_true()),
-        _ => indent.as_i64().ok_or_else(|| invalid("indent must be a number or text".to_owned()))?,
+        _ => {
+            indent.as_i64().ok_or_else(|| invalid("indent must be a number or text".to_owned()))?
+        }
     };
     Ok(" ".repeat(usize::try_from(width).unwrap_or(0).min(MAX_INDENT)))
 }

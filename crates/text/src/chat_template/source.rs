@@ -220,9 +220,7 @@ fn push_block(
         instead[plus] = Some(format!(")|{ADD}("));
         behind[last].push(')');
     }
-    if statement
-        && let Some(iterable) = iterable(source, tokens)
-    {
+    if statement && let Some(iterable) = iterable(source, tokens) {
         before[iterable.start].push('(');
         behind[iterable.end - 1].push_str(&format!(")|{ITERABLE}"));
     }

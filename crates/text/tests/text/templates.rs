@@ -168,9 +168,11 @@ fn what_fails_is_known_before_the_first_request() {
     let whole = faults("{{ messages[0].content.nothing() }}");
     assert_eq!(whole.len(), 3, "{whole:?}");
     assert!(whole[0].starts_with("one user message: the chat template failed"), "{whole:?}");
-    let turns = faults("{% for m in messages %}{{ m.role | assistant_only }}{% break %}{% endfor %}");
+    let turns =
+        faults("{% for m in messages %}{{ m.role | assistant_only }}{% break %}{% endfor %}");
     assert_eq!(turns.len(), 3, "{turns:?}");
-    let later = faults("{{ messages[0].content }}{% if messages | length > 2 %}{{ 1 / 0 }}{% endif %}");
+    let later =
+        faults("{{ messages[0].content }}{% if messages | length > 2 %}{{ 1 / 0 }}{% endif %}");
     assert_eq!(later.len(), 1, "{later:?}");
     assert!(later[0].starts_with("three turns: "), "{later:?}");
     // Gemma's way.
