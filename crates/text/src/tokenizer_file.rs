@@ -2,10 +2,15 @@
 //! `tokenizers` crate's panics become errors.
 
 use std::{
+    fmt,
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
 };
 
+use serde::{
+    Deserialize, Deserializer,
+    de::{IgnoredAny, MapAccess, SeqAccess, Visitor},
+};
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
@@ -48,23 +53,89 @@ fn caught<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> 
 
 /// Refuses ids far beyond the number of tokens.
 fn check_ids(bytes: &[u8]) -> Result<(), String> {
-    let file: Value = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-    let added = file["added_tokens"].as_array().map_or(&[][..], Vec::as_slice);
-    let vocab = &file["model"]["vocab"];
-    let named = vocab.as_object().into_iter().flatten().map(|(token, id)| (token.as_str(), id));
-    let added = added.iter().map(|token| (token["content"].as_str().unwrap_or(""), &token["id"]));
-    let ids: Vec<(&str, &Value)> = named.chain(added).collect();
-    let tokens = ids.len() + vocab.as_array().map_or(0, Vec::len);
+    let file: File = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    let mut vocab = file.model.and_then(|model| model.vocab).unwrap_or_default();
+    for token in file.added_tokens.unwrap_or_default() {
+        vocab.add(token.content, token.id.as_u64());
+    }
+    let Vocab { tokens, largest } = vocab;
     let limit = MIN_IDS.max(tokens.saturating_mul(IDS_PER_TOKEN));
-    for (token, id) in ids {
-        // What is no number at all is the crate's to refuse.
-        let beyond = id.as_u64().is_some_and(|id| usize::try_from(id).is_ok_and(|id| id >= limit));
-        if beyond {
-            return Err(format!(
-                "the token {token:?} has id {id}, but of {tokens} tokens ids are taken up to {}",
-                limit - 1
-            ));
+    match largest {
+        Some((id, token)) if usize::try_from(id).is_ok_and(|id| id >= limit) => Err(format!(
+            "the token {token:?} has id {id}, but of {tokens} tokens ids are taken up to {}",
+            limit - 1
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// The part of the file that has ids.
+#[derive(Deserialize)]
+struct File {
+    added_tokens: Option<Vec<AddedToken>>,
+    model: Option<Model>,
+}
+
+#[derive(Deserialize)]
+struct AddedToken {
+    #[serde(default)]
+    content: String,
+    /// What is no number at all is the crate's to refuse.
+    #[serde(default)]
+    id: Value,
+}
+
+#[derive(Deserialize)]
+struct Model {
+    vocab: Option<Vocab>,
+}
+
+/// A vocabulary's size and its largest id, whose token is named.
+#[derive(Default)]
+struct Vocab {
+    tokens: usize,
+    largest: Option<(u64, String)>,
+}
+
+impl Vocab {
+    fn add(&mut self, token: String, id: Option<u64>) {
+        self.tokens += 1;
+        if let Some(id) = id
+            && self.largest.as_ref().is_none_or(|(largest, _)| id > *largest)
+        {
+            self.largest = Some((id, token));
         }
     }
-    Ok(())
+}
+
+impl<'de> Deserialize<'de> for Vocab {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(VocabVisitor)
+    }
+}
+
+struct VocabVisitor;
+
+impl<'de> Visitor<'de> for VocabVisitor {
+    type Value = Vocab;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a vocabulary: ids by token, or a list of tokens")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Vocab, A::Error> {
+        let mut vocab = Vocab::default();
+        while let Some((token, id)) = map.next_entry::<String, Value>()? {
+            vocab.add(token, id.as_u64());
+        }
+        Ok(vocab)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Vocab, A::Error> {
+        let mut vocab = Vocab::default();
+        while seq.next_element::<IgnoredAny>()?.is_some() {
+            vocab.tokens += 1;
+        }
+        Ok(vocab)
+    }
 }

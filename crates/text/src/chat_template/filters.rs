@@ -48,6 +48,9 @@ pub(super) fn add_to(environment: &mut Environment<'static>) {
     environment.add_filter("float", to_float);
     environment.add_filter("indent", indent);
     environment.add_filter("truncate", truncate);
+    environment.add_filter("list", |value: Value| {
+        iterable(value)?.try_iter().map(|items| items.collect::<Vec<_>>())
+    });
     environment.add_filter("map", generator::map);
     environment.add_filter("select", generator::select);
     environment.add_filter("reject", generator::reject);
@@ -87,16 +90,13 @@ fn add(left: &Value, right: &Value) -> Result<Value, Error> {
         let (a, b) = (escape(left), escape(right));
         return Ok(Value::from_safe_string([python::str_of(&a), python::str_of(&b)].concat()));
     }
-    let number = |value: &Value| matches!(value.kind(), ValueKind::Number | ValueKind::Bool);
-    if number(left) && number(right) {
-        let whole = |value: &Value| {
-            i128::try_from(value.clone()).ok().filter(|_| value.is_integer() || !value.is_number())
-        };
-        if let (Some(a), Some(b)) = (whole(left), whole(right)) {
-            let sum = a.checked_add(b).ok_or_else(|| invalid("a sum is beyond 128 bits"))?;
+    if let (Some(a), Some(b)) = (percent::number(left), percent::number(right)) {
+        if a.is_integer() && b.is_integer() {
+            let sum = i128::try_from(a)?.checked_add(i128::try_from(b)?);
+            let sum = sum.ok_or_else(|| invalid("a sum is beyond 128 bits"))?;
             return Ok(i64::try_from(sum).map_or_else(|_| sum.into(), Value::from));
         }
-        return Ok(Value::from(f64::try_from(left.clone())? + f64::try_from(right.clone())?));
+        return Ok(Value::from(f64::try_from(a)? + f64::try_from(b)?));
     }
     let list = |value: &Value| matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable);
     if list(left) && list(right) && left.is_tuple() == right.is_tuple() {

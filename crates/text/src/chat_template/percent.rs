@@ -21,18 +21,13 @@ pub(super) fn percent(left: &Value, right: &Value) -> Result<Value, Error> {
         };
         return printf(text, &values, right).map(Value::from);
     }
-    let number = |value: &Value| match value.kind() {
-        ValueKind::Bool | ValueKind::Number => Some(value.clone()),
-        _ => None,
-    };
     let (Some(a), Some(b)) = (number(left), number(right)) else {
         let detail = format!("% takes no {} and {}", left.kind(), right.kind());
         return Err(invalid(detail));
     };
     let zero = || invalid("% by zero".to_owned());
-    if let (Ok(a), Ok(b)) = (i128::try_from(a.clone()), i128::try_from(b.clone()))
-        && [left, right].iter().all(|value| value.is_integer() || value.kind() == ValueKind::Bool)
-    {
+    if a.is_integer() && b.is_integer() {
+        let (a, b) = (i128::try_from(a)?, i128::try_from(b)?);
         let rest = a.checked_rem(b).ok_or_else(zero)?;
         let rest = if rest != 0 && (rest < 0) != (b < 0) { rest + b } else { rest };
         return Ok(i64::try_from(rest).map_or_else(|_| Value::from(rest), Value::from));
@@ -49,6 +44,15 @@ pub(super) fn percent(left: &Value, right: &Value) -> Result<Value, Error> {
     } else {
         rest
     }))
+}
+
+/// A number as it is, and True and False as 1 and 0.
+pub(super) fn number(value: &Value) -> Option<Value> {
+    match value.kind() {
+        ValueKind::Bool => Some(Value::from(i64::from(value.is_true()))),
+        ValueKind::Number => Some(value.clone()),
+        _ => None,
+    }
 }
 
 fn invalid(detail: String) -> Error {

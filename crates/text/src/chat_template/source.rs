@@ -79,7 +79,7 @@ struct Token {
     at: Range<usize>,
 }
 
-const OPERATORS: [&str; 7] = ["**", "//", "==", "!=", "<=", ">=", "->"];
+const OPERATORS: [&str; 6] = ["**", "//", "==", "!=", "<=", ">="];
 
 /// The tokens from `at` up to the closing delimiter, and where that ends.
 fn tokens(source: &str, mut at: usize, close: &str) -> Option<(Vec<Token>, usize)> {
