@@ -11,7 +11,10 @@ mod python;
 mod source;
 mod strftime;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::{
+    borrow::Cow,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
 
 use minijinja::{AutoEscape, Environment, Error, Value, syntax::SyntaxConfig, value::Serde};
 use serde_json::{Map, json};
@@ -65,10 +68,10 @@ impl ChatTemplate {
         environment.set_fuel(Some(FUEL));
         environment.set_unknown_method_callback(methods::call);
         environment.set_formatter(|out, state, value| match state.auto_escape() {
-            AutoEscape::None => Ok(match value.as_str() {
-                Some(text) => out.write_str(text)?,
-                None => out.write_str(&python::str_of(value))?,
-            }),
+            AutoEscape::None => {
+                let text = value.as_str().map_or_else(|| python::str_of(value).into(), Cow::from);
+                Ok(out.write_str(&text)?)
+            }
             _ => minijinja::escape_formatter(out, state, value),
         });
         filters::add_to(&mut environment);

@@ -346,14 +346,13 @@ fn percents(source: &str, tokens: &[Token]) -> Vec<(usize, usize)> {
     let mut tight = vec![false];
     for (i, token) in tokens.iter().enumerate() {
         let after_operand = i > 0 && is_operand_end(text(&tokens[i - 1]), tokens[i - 1].kind);
-        let level = tight.last_mut().expect("one is there from the start");
+        match token.kind {
+            Kind::Open => tight.push(false),
+            Kind::Close => tight.truncate(tight.len().saturating_sub(1).max(1)),
+            _ => {}
+        }
+        let level = tight.last_mut().expect("the outermost level stays");
         match (token.kind, text(token)) {
-            (Kind::Open, _) => tight.push(false),
-            (Kind::Close, _) => {
-                if tight.len() > 1 {
-                    tight.pop();
-                }
-            }
             (Kind::Operator, "%") if !*level && after_operand => {
                 found.extend(operand(source, tokens, i + 1).map(|end| (i, end)));
             }

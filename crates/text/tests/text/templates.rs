@@ -6,6 +6,7 @@ use std::{
     process::Command,
 };
 
+use proptest::prelude::*;
 use sconce_text::{ChatTemplateOptions, TextConfig, TextError, TextModel};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
@@ -179,4 +180,27 @@ fn what_fails_is_known_before_the_first_request() {
     let system = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}";
     assert_eq!(faults(system), Vec::<String>::new());
     assert!(load("{% if %}", &[]).is_err());
+}
+
+proptest! {
+    /// Whatever a template holds: it is refused, or it renders or fails.
+    #[test]
+    fn no_template_panics(
+        parts in prop::collection::vec(
+            prop::sample::select(vec![
+                "{{", "}}", "{%", "%}", "{#", "#}", "-", "+", "%", "~", "|", "(", ")", "[", "]",
+                "{", "}", ":", ",", ".", "'", "\"", "\\", " ", "\n", "\r", "1", "1.5", "é", "🦖", "x",
+                "messages", "for ", " in ", "if ", "endfor", "endif", "raw", "endraw", "set ", "=",
+                "generation", "endgeneration", "safe", "e", "'a'", "'%s'", "[::-1]", "[1:]", "**",
+                "is ", "not ", "none", "range(3)", "tojson", "list", "{{ messages", " }}", "{% ",
+            ]),
+            0..24,
+        ),
+    ) {
+        if let Ok(model) = load(&parts.concat(), &[]) {
+            for fault in model.chat_template_faults() {
+                prop_assert!(!fault.contains("panicked"), "{fault}");
+            }
+        }
+    }
 }
