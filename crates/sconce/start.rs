@@ -212,6 +212,9 @@ impl Sconce {
         let found = hub::resolve(&options.model, &options.hub, progress)?;
         let text_config = TextConfig { chat_template: options.chat_template.clone() };
         let text = TextModel::load(&found.path, &text_config)?;
+        for fault in text.chat_template_faults() {
+            tracing::warn!("chat requests will fail with conversations of {fault}");
+        }
         let model_name = options.served_model_name.clone().unwrap_or_else(|| found.name.clone());
         let mut load_options = LoadOptions {
             dir: found.path.clone(),

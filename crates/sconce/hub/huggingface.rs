@@ -30,12 +30,14 @@ const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
 /// Files beside the weights that a model may have and that are wanted.
-const WANTED: [&str; 5] = [
+const WANTED: [&str; 7] = [
     "config.json",
     "tokenizer.json",
     "tokenizer_config.json",
+    "special_tokens_map.json",
     "generation_config.json",
     "chat_template.jinja",
+    "chat_template.json",
 ];
 
 /// Fetches a model into the hub's own cache, which other programs share, and

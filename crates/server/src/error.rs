@@ -216,10 +216,13 @@ impl From<TextError> for ApiError {
             TextError::NoChatTemplate | TextError::InvalidMessages(_) => {
                 Self::invalid(Some("messages"), message)
             }
-            TextError::Encode(_) | TextError::Decode(_) | TextError::TemplateFailed(_) => {
-                Self::invalid(None, message)
+            TextError::InvalidTemplateArguments(_) => {
+                Self::invalid(Some("chat_template_kwargs"), message)
             }
-            TextError::Io { .. }
+            TextError::Encode(_) | TextError::Decode(_) => Self::invalid(None, message),
+            // What a template refuses it raises itself; that it fails is not the client's doing.
+            TextError::TemplateFailed(_)
+            | TextError::Io { .. }
             | TextError::Invalid { .. }
             | TextError::VocabularyMismatch { .. } => Self::internal(message),
         }

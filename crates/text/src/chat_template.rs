@@ -1,11 +1,23 @@
 //! From messages to a prompt.
 
-use minijinja::{
-    Environment, Error, ErrorKind, Value,
-    syntax::SyntaxConfig,
-    value::{Kwargs, Serde},
+mod arguments;
+mod characters;
+mod filters;
+mod generator;
+mod json;
+mod methods;
+mod percent;
+mod python;
+mod source;
+mod strftime;
+
+use std::{
+    borrow::Cow,
+    panic::{AssertUnwindSafe, catch_unwind},
 };
-use serde_json::Map;
+
+use minijinja::{AutoEscape, Environment, Error, Value, syntax::SyntaxConfig, value::Serde};
+use serde_json::{Map, json};
 
 use crate::TextError;
 
@@ -18,7 +30,7 @@ const FUEL: u64 = 10_000_000;
 pub struct ChatTemplateOptions {
     /// End with the opening of the assistant's turn.
     pub add_generation_prompt: bool,
-    /// Further variables, by name.
+    /// Further variables, by name: `tools` and `documents` among them.
     pub kwargs: Map<String, serde_json::Value>,
 }
 
@@ -29,24 +41,24 @@ impl Default for ChatTemplateOptions {
 }
 
 /// A model's chat template. It comes from the model directory or from the
-/// operator, never from a request.
+/// operator, never from a request. What transformers renders of it is the
+/// standard: its Jinja2 runs sandboxed, with `trim_blocks` and `lstrip_blocks`,
+/// and values behave as Python's.
 #[derive(Debug)]
 pub(crate) struct ChatTemplate {
     environment: Environment<'static>,
-    bos_token: Option<String>,
-    eos_token: Option<String>,
+    special_tokens: Map<String, serde_json::Value>,
 }
 
 const NAME: &str = "chat";
 
 impl ChatTemplate {
+    /// `special_tokens` are variables: `bos_token` and the like, as text.
     pub(crate) fn new(
-        source: String,
-        bos_token: Option<String>,
-        eos_token: Option<String>,
+        source: &str,
+        special_tokens: Map<String, serde_json::Value>,
     ) -> Result<Self, String> {
         let mut environment = Environment::new();
-        // As transformers renders templates.
         let syntax = SyntaxConfig::builder()
             .trim_blocks(true)
             .lstrip_blocks(true)
@@ -54,13 +66,19 @@ impl ChatTemplate {
             .expect("the default delimiters are valid");
         environment.set_syntax(syntax);
         environment.set_fuel(Some(FUEL));
+        environment.set_unknown_method_callback(methods::call);
+        environment.set_formatter(|out, state, value| match state.auto_escape() {
+            AutoEscape::None => {
+                let text = value.as_str().map_or_else(|| python::str_of(value).into(), Cow::from);
+                Ok(out.write_str(&text)?)
+            }
+            _ => minijinja::escape_formatter(out, state, value),
+        });
+        filters::add_to(&mut environment);
         environment
-            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_function("raise_exception", raise_exception);
-        environment.add_function("strftime_now", strftime_now);
-        environment.add_filter("tojson", tojson);
-        environment.add_template_owned(NAME, source).map_err(|error| describe(&error))?;
-        Ok(Self { environment, bos_token, eos_token })
+            .add_template_owned(NAME, source::rewrite(source))
+            .map_err(|error| describe(&error))?;
+        Ok(Self { environment, special_tokens })
     }
 
     pub(crate) fn render(
@@ -68,43 +86,79 @@ impl ChatTemplate {
         messages: &[serde_json::Value],
         options: &ChatTemplateOptions,
     ) -> Result<String, TextError> {
-        let mut variables = options.kwargs.clone();
-        let mut set = |name: &str, value: serde_json::Value| {
-            variables.insert(name.to_owned(), value);
-        };
-        set("messages", messages.into());
-        set("add_generation_prompt", options.add_generation_prompt.into());
-        if let Some(token) = &self.bos_token {
-            set("bos_token", token.as_str().into());
+        let result = self.render_with(messages, options);
+        let Err(TextError::TemplateFailed(reason)) = result else { return result };
+        if !options.kwargs.is_empty() {
+            let without = ChatTemplateOptions { kwargs: Map::new(), ..*options };
+            if !matches!(self.render_with(messages, &without), Err(TextError::TemplateFailed(_))) {
+                return Err(TextError::InvalidTemplateArguments(reason));
+            }
         }
-        if let Some(token) = &self.eos_token {
-            set("eos_token", token.as_str().into());
-        }
+        Err(TextError::TemplateFailed(reason))
+    }
+
+    fn render_with(
+        &self,
+        messages: &[serde_json::Value],
+        options: &ChatTemplateOptions,
+    ) -> Result<String, TextError> {
+        // As transformers passes them: none where there are none, not undefined.
+        let mut variables = Map::new();
+        variables.insert("tools".to_owned(), serde_json::Value::Null);
+        variables.insert("documents".to_owned(), serde_json::Value::Null);
+        variables.extend(self.special_tokens.clone());
+        variables.extend(options.kwargs.clone());
+        variables.insert("messages".to_owned(), messages.into());
+        variables.insert("add_generation_prompt".to_owned(), options.add_generation_prompt.into());
         let template = self
             .environment
             .get_template(NAME)
             .expect("the environment was made with this template");
-        template.render(Value::from(Serde(&variables))).map_err(|error| match refusal(&error) {
-            Some(reason) => TextError::InvalidMessages(reason),
-            None => TextError::TemplateFailed(describe(&error)),
-        })
+        let rendered =
+            catch_unwind(AssertUnwindSafe(|| template.render(Value::from(Serde(&variables)))));
+        match rendered {
+            Ok(Ok(text)) => Ok(text),
+            Ok(Err(error)) => Err(match refusal(&error) {
+                Some(reason) => TextError::InvalidMessages(reason),
+                None => TextError::TemplateFailed(describe(&error)),
+            }),
+            // A bug of the template engine ends no more than this request.
+            Err(_) => Err(TextError::TemplateFailed("the template engine panicked".to_owned())),
+        }
+    }
+
+    /// What goes wrong with conversations of the usual kinds, so that it is
+    /// known before the first request: one line for each. Refusing a system
+    /// message is a template's right.
+    pub(crate) fn faults(&self) -> Vec<String> {
+        let message = |role: &str, content: &str| json!({ "role": role, "content": content });
+        let (user, again) = (message("user", "Hello!"), message("user", "And now?"));
+        let probes = [
+            ("one user message", vec![user.clone()]),
+            ("a system and a user message", vec![message("system", "Be brief."), user.clone()]),
+            ("three turns", vec![user, message("assistant", "Hello."), again]),
+        ];
+        let faults = probes.into_iter().enumerate().filter_map(|(i, (what, messages))| match self
+            .render(&messages, &ChatTemplateOptions::default())
+        {
+            Err(TextError::InvalidMessages(_)) if i == 1 => None,
+            Err(error) => Some(format!("{what}: {error}")),
+            Ok(_) => None,
+        });
+        faults.collect()
     }
 }
 
-/// Marks what a template raised on purpose.
-const RAISED: &str = "raise_exception: ";
-
-fn raise_exception(message: &str) -> Result<Value, Error> {
-    Err(Error::new(ErrorKind::InvalidOperation, format!("{RAISED}{message}")))
-}
+/// What a template raised on purpose.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Raised(String);
 
 fn refusal(error: &Error) -> Option<String> {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(error) = cause {
-        if let Some(detail) = error.downcast_ref::<Error>().and_then(Error::detail)
-            && let Some(message) = detail.strip_prefix(RAISED)
-        {
-            return Some(message.to_owned());
+        if let Some(Raised(message)) = error.downcast_ref() {
+            return Some(message.clone());
         }
         cause = error.source();
     }
@@ -117,122 +171,14 @@ fn describe(error: &Error) -> String {
     format!("{}{detail}{line}", error.kind())
 }
 
-/// Today's date in the few formats that templates use.
-fn strftime_now(format: &str) -> Result<String, Error> {
-    let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    let days = since_epoch.map_or(0, |time| time.as_secs() / 86_400);
-    let (year, month, day) = civil_from_days(days);
-    const MONTHS: [&str; 12] = [
-        "January",
-        "February",
-        "March",
-        "April",
-        "May",
-        "June",
-        "July",
-        "August",
-        "September",
-        "October",
-        "November",
-        "December",
-    ];
-    let name = MONTHS[month - 1];
-    let mut out = String::new();
-    let mut chars = format.chars();
-    while let Some(c) = chars.next() {
-        match (c, if c == '%' { chars.next() } else { None }) {
-            ('%', Some('Y')) => out.push_str(&year.to_string()),
-            ('%', Some('m')) => out.push_str(&format!("{month:02}")),
-            ('%', Some('d')) => out.push_str(&format!("{day:02}")),
-            ('%', Some('B')) => out.push_str(name),
-            ('%', Some('b')) => out.push_str(&name[..3]),
-            ('%', Some('%')) => out.push('%'),
-            ('%', other) => {
-                let message = format!("strftime_now does not know %{}", other.unwrap_or(' '));
-                return Err(Error::new(ErrorKind::InvalidOperation, message));
-            }
-            (c, _) => out.push(c),
-        }
-    }
-    Ok(out)
-}
-
-/// Year, month and day of a day since 1970-01-01, in the Gregorian calendar
-/// (Hinnant, "chrono-compatible low-level date algorithms").
-fn civil_from_days(days: u64) -> (u64, usize, u64) {
-    let shifted = days + 719_468;
-    let era = shifted / 146_097;
-    let day_of_era = shifted % 146_097;
-    let year_of_era =
-        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-    let year = era * 400 + year_of_era + u64::from(month <= 2);
-    (year, usize::try_from(month).expect("a month is below 13"), day)
-}
-
-/// transformers' `tojson`: Python's `json.dumps` without ASCII escapes, so `, `
-/// and `: ` between items unless an indent is given.
-fn tojson(Serde(value): Serde<serde_json::Value>, kwargs: Kwargs) -> Result<Value, Error> {
-    let indent: Option<usize> = kwargs.get("indent")?;
-    let _: Option<bool> = kwargs.get("ensure_ascii")?;
-    kwargs.assert_all_used()?;
-    let mut out = String::new();
-    dump(&value, indent.map(|width| width.min(16)), 0, &mut out);
-    Ok(Value::from_safe_string(out))
-}
-
-fn dump(value: &serde_json::Value, indent: Option<usize>, depth: usize, out: &mut String) {
-    let separate = |first: bool, depth: usize, out: &mut String| match indent {
-        Some(width) => {
-            out.push_str(if first { "\n" } else { ",\n" });
-            out.extend(std::iter::repeat_n(' ', width * depth));
-        }
-        None if first => {}
-        None => out.push_str(", "),
-    };
-    let close = |empty: bool, out: &mut String| {
-        if let (Some(width), false) = (indent, empty) {
-            out.push('\n');
-            out.extend(std::iter::repeat_n(' ', width * depth));
-        }
-    };
-    match value {
-        serde_json::Value::Array(items) => {
-            out.push('[');
-            for (i, item) in items.iter().enumerate() {
-                separate(i == 0, depth + 1, out);
-                dump(item, indent, depth + 1, out);
-            }
-            close(items.is_empty(), out);
-            out.push(']');
-        }
-        serde_json::Value::Object(fields) => {
-            out.push('{');
-            for (i, (name, item)) in fields.iter().enumerate() {
-                separate(i == 0, depth + 1, out);
-                out.push_str(&serde_json::Value::from(name.as_str()).to_string());
-                out.push_str(": ");
-                dump(item, indent, depth + 1, out);
-            }
-            close(fields.is_empty(), out);
-            out.push('}');
-        }
-        plain => out.push_str(&plain.to_string()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     fn template(source: &str) -> ChatTemplate {
-        ChatTemplate::new(source.to_owned(), Some("<s>".to_owned()), Some("</s>".to_owned()))
-            .expect("the template parses")
+        let tokens = json!({ "bos_token": "<s>", "eos_token": "</s>" });
+        let tokens = tokens.as_object().expect("an object").clone();
+        ChatTemplate::new(source, tokens).expect("the template parses")
     }
 
     fn render(source: &str, messages: serde_json::Value) -> Result<String, TextError> {
@@ -289,15 +235,8 @@ mod tests {
     }
 
     #[test]
-    fn dates_are_the_calendars() {
-        assert_eq!(civil_from_days(0), (1970, 1, 1));
-        assert_eq!(civil_from_days(11_016), (2000, 2, 29));
-        assert_eq!(civil_from_days(20_513), (2026, 3, 1));
-    }
-
-    #[test]
     fn a_broken_template_says_where() {
-        let broken = ChatTemplate::new("{% for %}".to_owned(), None, None);
+        let broken = ChatTemplate::new("{% for %}", Map::new());
         assert!(broken.expect_err("it does not parse").contains("line 1"));
     }
 }

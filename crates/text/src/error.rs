@@ -47,6 +47,10 @@ pub enum TextError {
     /// The chat template refused the messages: the client's fault.
     #[error("the chat template refuses these messages: {0}")]
     InvalidMessages(String),
+    /// The chat template fails because of `chat_template_kwargs`: without them it
+    /// does not.
+    #[error("the chat template fails with these chat_template_kwargs: {0}")]
+    InvalidTemplateArguments(String),
     /// The chat template failed, or ran longer than it may.
     #[error("the chat template failed: {0}")]
     TemplateFailed(String),

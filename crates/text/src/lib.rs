@@ -7,6 +7,7 @@ mod detokenizer;
 mod error;
 mod stop_strings;
 mod text_model;
+mod tokenizer_file;
 
 pub use chat_template::ChatTemplateOptions;
 pub use detokenizer::Detokenizer;

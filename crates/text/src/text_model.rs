@@ -7,13 +7,14 @@ use std::{
 
 use sconce_types::TokenId;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tokenizers::Tokenizer;
 
 use crate::{
     ChatTemplateOptions, Detokenizer, TextError,
     chat_template::ChatTemplate,
     detokenizer::{self, ByteTable, Pieces},
+    tokenizer_file,
 };
 
 /// What an operator sets instead of the model's own.
@@ -58,17 +59,14 @@ pub struct TokenText {
 }
 
 impl TextModel {
-    /// Reads tokenizer.json, tokenizer_config.json, generation_config.json and
-    /// config.json of a directory; only the first must be there.
+    /// Reads tokenizer.json, tokenizer_config.json, special_tokens_map.json,
+    /// chat_template.jinja or .json, generation_config.json and config.json of a
+    /// directory; only the first must be there.
     ///
     /// # Errors
     /// A file that is missing or does not hold what it should.
     pub fn load(dir: &Path, config: &TextConfig) -> Result<Self, TextError> {
-        let path = dir.join("tokenizer.json");
-        let bytes =
-            std::fs::read(&path).map_err(|source| TextError::Io { path: path.clone(), source })?;
-        let tokenizer = Tokenizer::from_bytes(&bytes)
-            .map_err(|error| TextError::Invalid { path, reason: error.to_string() })?;
+        let tokenizer = tokenizer_file::load(&dir.join("tokenizer.json"))?;
         let tokenizer_config = optional_json(&dir.join("tokenizer_config.json"))?;
         let chat_template = chat_template(dir, config, &tokenizer_config)?;
         let eos_token_ids = eos_token_ids(dir, &tokenizer, &tokenizer_config)?;
@@ -91,7 +89,7 @@ impl TextModel {
             .expect("a vocabulary of bytes is a tokenizer");
         let source = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}";
         let chat_template =
-            ChatTemplate::new(source.to_owned(), None, None).expect("the template has no mistakes");
+            ChatTemplate::new(source, Map::new()).expect("the template has no mistakes");
         let table = ByteTable::new(&tokenizer);
         Self {
             pieces: Arc::new(Pieces { tokenizer, table }),
@@ -167,6 +165,13 @@ impl TextModel {
         self.chat_template.is_some()
     }
 
+    /// What goes wrong with the chat template and conversations of the usual
+    /// kinds, one line for each.
+    #[must_use]
+    pub fn chat_template_faults(&self) -> Vec<String> {
+        self.chat_template.as_ref().map(ChatTemplate::faults).unwrap_or_default()
+    }
+
     /// The prompt of a conversation: objects with `role` and `content`.
     ///
     /// # Errors
@@ -196,7 +201,8 @@ fn optional_json(path: &Path) -> Result<Value, TextError> {
         .map_err(|error| TextError::Invalid { path: path.to_owned(), reason: error.to_string() })
 }
 
-/// The operator's template, else the directory's, else tokenizer_config.json's.
+/// The operator's template, else the directory's, else tokenizer_config.json's,
+/// else what a processor had before its template was a file of its own.
 fn chat_template(
     dir: &Path,
     config: &TextConfig,
@@ -208,24 +214,57 @@ fn chat_template(
     };
     let own_file = dir.join("chat_template.jinja");
     let (path, source) = if let Some(path) = &config.chat_template {
-        (path.clone(), Some(read(path)?))
+        (path.clone(), read(path)?)
     } else if own_file.is_file() {
-        (own_file.clone(), Some(read(&own_file)?))
+        let source = read(&own_file)?;
+        (own_file, source)
+    } else if let Some(source) = template_of(&tokenizer_config["chat_template"]) {
+        (dir.join("tokenizer_config.json"), source.to_owned())
     } else {
-        let field = &tokenizer_config["chat_template"];
-        let named = |name: &str| {
-            let templates = field.as_array()?;
-            let template = templates.iter().find(|template| template["name"] == name)?;
-            template["template"].as_str()
-        };
-        let source = field.as_str().or_else(|| named("default"));
-        (dir.join("tokenizer_config.json"), source.map(ToOwned::to_owned))
+        let path = dir.join("chat_template.json");
+        match template_of(&optional_json(&path)?["chat_template"]) {
+            Some(source) => (path.clone(), source.to_owned()),
+            None => return Ok(None),
+        }
     };
-    let Some(source) = source else { return Ok(None) };
-    let token = |field: &str| special_token(tokenizer_config, field).map(ToOwned::to_owned);
-    ChatTemplate::new(source, token("bos_token"), token("eos_token"))
+    ChatTemplate::new(&source, special_tokens(dir, tokenizer_config)?)
         .map(Some)
         .map_err(|reason| TextError::Invalid { path, reason: format!("chat template: {reason}") })
+}
+
+/// A template, or of several with names the default one.
+fn template_of(field: &Value) -> Option<&str> {
+    let named = |name: &str| {
+        let templates = field.as_array()?;
+        let template = templates.iter().find(|template| template["name"] == name)?;
+        template["template"].as_str()
+    };
+    field.as_str().or_else(|| field["default"].as_str()).or_else(|| named("default"))
+}
+
+/// The special tokens that templates see, by name, as transformers finds them:
+/// special_tokens_map.json counts where tokenizer_config.json is of the time
+/// before it listed added tokens itself.
+fn special_tokens(dir: &Path, tokenizer_config: &Value) -> Result<Map<String, Value>, TextError> {
+    let mut tokens = Map::new();
+    let mut add = |fields: &Value| {
+        for (name, token) in fields.as_object().into_iter().flatten() {
+            let named = name.ends_with("_token");
+            let text = token.as_str().or_else(|| token["content"].as_str());
+            if let Some(text) = text.filter(|_| named) {
+                tokens.insert(name.clone(), text.into());
+            }
+        }
+    };
+    let mut fields = vec![tokenizer_config.clone()];
+    if tokenizer_config["added_tokens_decoder"].is_null() {
+        fields.push(optional_json(&dir.join("special_tokens_map.json"))?);
+    }
+    for fields in fields {
+        add(&fields);
+        add(&fields["extra_special_tokens"]);
+    }
+    Ok(tokens)
 }
 
 /// A special token in tokenizer_config.json: a string, or an object with one.

@@ -3,4 +3,5 @@
 mod api;
 mod bills;
 mod faults;
+mod templates;
 mod tenants;

@@ -17,7 +17,7 @@ fn stand_in(byte: u8) -> char {
 }
 
 /// A byte-level BPE of all bytes, two merges and two special tokens.
-fn byte_level() -> Value {
+pub(crate) fn byte_level() -> Value {
     let mut vocab = Map::new();
     for byte in 0..=255 {
         vocab.insert(stand_in(byte).to_string(), json!(byte));
@@ -45,7 +45,7 @@ fn byte_level() -> Value {
 }
 
 /// Llama 2's kind: words with a marked space, bytes for what has no token.
-fn sentencepiece() -> Value {
+pub(crate) fn sentencepiece() -> Value {
     let mut vocab = Map::new();
     for (id, token) in ["<unk>", "▁", "▁he", "he", "llo", "▁wor", "ld", "é", "!"].iter().enumerate()
     {
@@ -74,7 +74,7 @@ fn model(tokenizer: &Value) -> TextModel {
     TextModel::load(dir.path(), &TextConfig::default()).expect("it loads")
 }
 
-fn write(dir: &Path, name: &str, value: &Value) {
+pub(crate) fn write(dir: &Path, name: &str, value: &Value) {
     std::fs::write(dir.join(name), value.to_string()).expect("it is written");
 }
 
