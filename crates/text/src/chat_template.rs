@@ -63,6 +63,12 @@ impl ChatTemplate {
         Ok(Self { environment, bos_token, eos_token })
     }
 
+    /// The template itself.
+    pub(crate) fn source(&self) -> String {
+        let template = self.environment.get_template(NAME);
+        template.expect("the environment was made with this template").source().to_owned()
+    }
+
     pub(crate) fn render(
         &self,
         messages: &[serde_json::Value],

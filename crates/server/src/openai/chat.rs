@@ -170,8 +170,9 @@ pub(crate) async fn create(
     settings.params.max_tokens =
         max_tokens.unwrap_or_else(|| u32::try_from(room).unwrap_or(u32::MAX));
     settings.params.logprobs = num_logprobs;
+    let detokenizer = state.text.detokenizer(&prompt, settings.skip_special_tokens);
     let choices = (0..settings.n)
-        .map(|index| Choice::submit(&state, &settings, &prompt, index, false))
+        .map(|i| Choice::submit(&state, &settings, &prompt, detokenizer.clone(), i, false))
         .collect::<Result<Vec<_>, _>>()?;
     let head = Head {
         id: state.next_id("chatcmpl"),

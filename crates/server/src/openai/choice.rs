@@ -16,7 +16,11 @@ pub(super) struct Choice {
     stream: Option<RequestStream>,
     detokenizer: Detokenizer,
     stops: StopStrings,
+    /// Tokens before which no stop string counts.
+    min_tokens: usize,
     num_tokens: usize,
+    /// Characters of text so far, where log-probabilities are wanted.
+    num_chars: usize,
     used: Used,
     /// Generated tokens are not shown, only the prompt's log-probabilities are.
     hide_output: bool,
@@ -28,8 +32,10 @@ pub(super) struct Choice {
 pub(super) struct Delta {
     pub(super) text: String,
     pub(super) logprobs: Vec<TokenLogprobs>,
+    /// For each of `logprobs`, the characters of the choice's text before its token.
+    pub(super) offsets: Vec<usize>,
     pub(super) prompt_logprobs: Vec<TokenLogprobs>,
-    /// Tokens generated so far, in all.
+    /// Tokens generated so far, in all, as the engine meters them.
     pub(super) num_tokens: usize,
     /// What they took.
     pub(super) used: Used,
@@ -63,15 +69,18 @@ impl Choice {
         state: &AppState,
         settings: &Settings,
         prompt: &[TokenId],
+        detokenizer: Detokenizer,
         index: usize,
         hide_output: bool,
     ) -> Result<Self, ApiError> {
         let request = settings.request_of(state, prompt, index);
         Ok(Self {
             stream: Some(state.engine.submit(request)?),
-            detokenizer: state.text.detokenizer(prompt, settings.skip_special_tokens),
+            detokenizer,
             stops: settings.stops.clone(),
+            min_tokens: settings.params.min_tokens as usize,
             num_tokens: 0,
+            num_chars: 0,
             used: Used::default(),
             hide_output,
             ready: VecDeque::new(),
@@ -116,14 +125,34 @@ impl Choice {
             delta.finish = event.finish.map(|_| Finish { reason: "length", stop_reason: None });
             return Ok(());
         }
-        self.num_tokens += 1;
+        self.num_tokens = event.usage.generated_tokens as usize;
+        let wants_logprobs = event.logprobs.is_some();
+        if wants_logprobs {
+            delta.offsets.push(self.num_chars);
+        }
         delta.logprobs.extend(event.logprobs);
+        // A token that ends the choice is no part of its text.
+        let is_end = matches!(event.finish, Some(FinishReason::Stop { .. }));
+        let is_shown = !is_end || self.stops.include_in_output();
+        let may_stop = self.num_tokens > self.min_tokens;
         let mut text = String::new();
-        self.detokenizer.push(event.token, &mut text);
+        let mut stopped = None;
+        if is_shown {
+            self.detokenizer.push(event.token, &mut text);
+            if !self.stops.is_empty()
+                && let Some(special) = self.detokenizer.skipped(event.token)
+            {
+                stopped = self.stops.push_hidden(&special, may_stop, &mut delta.text);
+            }
+        }
         if event.finish.is_some() {
             self.detokenizer.finish(&mut text);
         }
-        if let Some(index) = self.stops.push(&text, &mut delta.text) {
+        if wants_logprobs {
+            self.num_chars += text.chars().count();
+        }
+        stopped = stopped.or_else(|| self.stops.push(&text, may_stop, &mut delta.text));
+        if let Some(index) = stopped {
             let stop = StopReason::Text(self.stops.text(index).to_owned());
             delta.finish = Some(Finish { reason: "stop", stop_reason: Some(stop) });
             return Ok(());
@@ -147,6 +176,7 @@ impl Choice {
             let delta = delta?;
             whole.text.push_str(&delta.text);
             whole.logprobs.extend(delta.logprobs);
+            whole.offsets.extend(delta.offsets);
             whole.prompt_logprobs.extend(delta.prompt_logprobs);
             whole.num_tokens = delta.num_tokens;
             whole.used = delta.used;

@@ -3,6 +3,8 @@
 pub(crate) mod chat;
 mod choice;
 pub(crate) mod completions;
+mod echo;
+mod legacy_logprobs;
 pub(crate) mod models;
 mod params;
 mod stream;

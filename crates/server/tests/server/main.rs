@@ -2,4 +2,6 @@
 
 mod api;
 mod faults;
+mod script;
 mod tenants;
+mod text;

@@ -1,3 +1,7 @@
 //! The tests of `crates/text`, in one binary.
 
+mod decoders;
+mod detokenizer;
+mod ends;
 mod properties;
+mod stops;
