@@ -1,6 +1,6 @@
 //! Which tokens end an answer, by the files that name them.
 
-use std::path::Path;
+use std::{path::Path, slice::from_ref};
 
 use sconce_text::{TextConfig, TextModel};
 use serde_json::{Map, Value, json};
@@ -57,10 +57,10 @@ fn every_file_that_names_an_end_is_heard() {
     let tokenizer = ("tokenizer_config.json", json!({ "eos_token": { "content": "<|eot_id|>" } }));
     let map = ("special_tokens_map.json", json!({ "eos_token": "<|im_start|>" }));
     assert_eq!(ends(&[], false), [0; 0]);
-    assert_eq!(ends(&[generation.clone()], false), [1, 4]);
-    assert_eq!(ends(&[config.clone()], false), [2]);
-    assert_eq!(ends(&[tokenizer.clone()], false), [7]);
-    assert_eq!(ends(&[map.clone()], false), [3]);
+    assert_eq!(ends(from_ref(&generation), false), [1, 4]);
+    assert_eq!(ends(from_ref(&config), false), [2]);
+    assert_eq!(ends(from_ref(&tokenizer), false), [7]);
+    assert_eq!(ends(from_ref(&map), false), [3]);
     assert_eq!(ends(&[generation, config, tokenizer, map], false), [1, 4, 2, 7, 3]);
     let same = json!({ "eos_token_id": 1 });
     let files = [("generation_config.json", same.clone()), ("config.json", same)];
