@@ -67,7 +67,10 @@ impl Completion {
             RequestEvent::Token(event) => {
                 self.num_tokens += 1;
                 self.finish = event.finish;
-                self.detokenizer.push(event.token, &mut self.text);
+                // A token that ends the completion is no part of its text.
+                if !matches!(event.finish, Some(FinishReason::Stop { .. })) {
+                    self.detokenizer.push(event.token, &mut self.text);
+                }
                 if self.finish.is_some() {
                     self.detokenizer.finish(&mut self.text);
                 }

@@ -357,7 +357,7 @@ impl<E: Executor> EngineLoop<E> {
                 && output.finish.is_none()
             {
                 self.scheduler.cancel(output.request);
-                output.finish = Some(Finish::Stop { token: None });
+                output.finish = Some(Finish::StopCheck);
             }
         }
         let ends = self.outputs.iter().any(|output| output.finish.is_some());
@@ -425,7 +425,9 @@ impl<E: Executor> EngineLoop<E> {
                     live.fail(RequestError::NonFiniteLogits);
                     self.metrics.request_success.with_label_values(&["error"]).inc();
                 }
-                Finish::Stop { .. } => live.observe_finish(&self.metrics, "stop", now),
+                Finish::Stop { .. } | Finish::StopCheck => {
+                    live.observe_finish(&self.metrics, "stop", now)
+                }
                 Finish::Length => live.observe_finish(&self.metrics, "length", now),
             }
             if let Some(live) = self.requests.remove(&output.request) {
@@ -508,7 +510,7 @@ fn gauge(n: usize) -> i64 {
 
 fn end_reason(finish: &Finish) -> EndReason {
     match finish {
-        Finish::Stop { .. } => EndReason::Stop,
+        Finish::Stop { .. } | Finish::StopCheck => EndReason::Stop,
         Finish::Length => EndReason::Length,
         Finish::NonFiniteLogits => EndReason::Error,
     }
@@ -517,6 +519,7 @@ fn end_reason(finish: &Finish) -> EndReason {
 fn finish_reason(finish: &Finish) -> Option<FinishReason> {
     match finish {
         Finish::Stop { token } => Some(FinishReason::Stop { stop_token: *token }),
+        Finish::StopCheck => Some(FinishReason::StopCheck),
         Finish::Length => Some(FinishReason::Length),
         Finish::NonFiniteLogits => None,
     }

@@ -327,7 +327,7 @@ impl EngineHandle {
     }
 
     /// The same with something more to end it: then its last token has
-    /// [`FinishReason::Stop`](crate::FinishReason::Stop).
+    /// [`FinishReason::StopCheck`](crate::FinishReason::StopCheck).
     ///
     /// # Errors
     /// As [`EngineHandle::submit`].

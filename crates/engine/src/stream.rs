@@ -51,6 +51,8 @@ pub enum FinishReason {
         /// Which of the request's own `stop_token_ids`, if it was one.
         stop_token: Option<TokenId>,
     },
+    /// Its [`StopCheck`](crate::StopCheck) said so.
+    StopCheck,
     /// `max_tokens` were generated.
     Length,
 }

@@ -95,6 +95,8 @@ pub enum Finish {
     },
     /// `max_tokens` were generated.
     Length,
+    /// A check of its tokens that runs beside the scheduler, which never says this itself.
+    StopCheck,
     /// Its logits were not finite; no token comes with this.
     NonFiniteLogits,
 }

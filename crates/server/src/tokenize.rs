@@ -67,7 +67,7 @@ pub(crate) async fn tokenize(
     let strings = body
         .return_token_strs
         .unwrap_or(false)
-        .then(|| tokens.iter().map(|&token| state.text.token_text(token).text).collect::<Vec<_>>());
+        .then(|| tokens.iter().map(|&token| state.text.token(token)).collect::<Vec<_>>());
     Ok(Json(json!({
         "count": tokens.len(),
         "max_model_len": state.engine.limits().max_model_len,

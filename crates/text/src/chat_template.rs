@@ -81,6 +81,12 @@ impl ChatTemplate {
         Ok(Self { environment, special_tokens })
     }
 
+    /// The template itself.
+    pub(crate) fn source(&self) -> String {
+        let template = self.environment.get_template(NAME);
+        template.expect("the environment was made with this template").source().to_owned()
+    }
+
     pub(crate) fn render(
         &self,
         messages: &[serde_json::Value],

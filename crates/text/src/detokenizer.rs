@@ -1,133 +1,106 @@
 //! Text from tokens as they come.
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
 use sconce_types::TokenId;
-use serde_json::json;
-use tokenizers::{DecoderWrapper, Tokenizer};
+use tokenizers::Tokenizer;
 
-use crate::TokenText;
+use crate::{
+    TextError, TokenText,
+    token_table::{self, TokenTable},
+    window::Window,
+};
 
-/// Tokens of the prompt that decoding goes on from, where a decoder looks back.
-const LOOK_BACK: usize = 6;
-
-/// A tokenizer with its table of bytes, if its tokens are bytes.
+/// A tokenizer with its table of bytes, if there can be one.
 pub(crate) struct Pieces {
     pub(crate) tokenizer: Tokenizer,
-    pub(crate) table: Option<ByteTable>,
+    pub(crate) table: Option<TokenTable>,
 }
 
 impl Pieces {
+    pub(crate) fn new(tokenizer: Tokenizer) -> Self {
+        let table = TokenTable::new(&tokenizer);
+        Self { tokenizer, table }
+    }
+
     pub(crate) fn token_text(&self, id: TokenId) -> TokenText {
-        let bytes = match self.table.as_ref().and_then(|table| table.get(id)) {
-            Some(token) => token.bytes.to_vec(),
-            None => self.tokenizer.decode(&[id], false).unwrap_or_default().into_bytes(),
+        let bytes = match &self.table {
+            Some(table) => table.get(id).map(|token| token.bytes.to_vec()).unwrap_or_default(),
+            None => {
+                let byte = self.token(id).and_then(|token| token_table::fallback_byte(&token));
+                let text = self.decode(&[id], false).unwrap_or_default();
+                // A decoder that knows of such tokens does not show their names.
+                byte.filter(|_| !text.starts_with("<0x"))
+                    .map_or_else(|| text.into_bytes(), |byte| vec![byte])
+            }
         };
         TokenText { text: String::from_utf8_lossy(&bytes).into_owned(), bytes }
     }
-}
 
-/// The bytes of every token of a byte-level BPE vocabulary, so that a token
-/// costs one look-up.
-pub(crate) struct ByteTable {
-    tokens: Vec<Option<TokenBytes>>,
-}
-
-struct TokenBytes {
-    bytes: Box<[u8]>,
-    special: bool,
-}
-
-impl ByteTable {
-    /// The table, if the tokenizer's decoder is byte-level.
-    pub(crate) fn new(tokenizer: &Tokenizer) -> Option<Self> {
-        if !matches!(tokenizer.get_decoder(), Some(DecoderWrapper::ByteLevel(_))) {
-            return None;
-        }
-        let byte_of = byte_of_char();
-        let added = tokenizer.get_added_tokens_decoder();
-        let vocab = tokenizer.get_vocab(true);
-        let len = vocab.values().max().map_or(0, |&id| id as usize + 1);
-        let mut tokens: Vec<Option<TokenBytes>> = (0..len).map(|_| None).collect();
-        for (token, id) in vocab {
-            let added = added.get(&id);
-            let bytes: Option<Box<[u8]>> = match added {
-                Some(added) => Some(added.content.as_bytes().into()),
-                None => token.chars().map(|c| byte_of.get(&c).copied()).collect(),
-            };
-            // A token that is no sequence of bytes stands for its own text.
-            let bytes = bytes.unwrap_or_else(|| token.as_bytes().into());
-            let special = added.is_some_and(|added| added.special);
-            tokens[id as usize] = Some(TokenBytes { bytes, special });
-        }
-        Some(Self { tokens })
+    /// A token's own string, as decoders get it.
+    pub(crate) fn token(&self, id: TokenId) -> Option<String> {
+        token_table::token_string(&self.tokenizer, id)
     }
 
-    fn get(&self, id: TokenId) -> Option<&TokenBytes> {
-        self.tokens.get(id as usize)?.as_ref()
+    /// Whether a token stands for text, here and now.
+    pub(crate) fn is_shown(&self, id: TokenId, skip_special_tokens: bool) -> bool {
+        match &self.table {
+            Some(table) => {
+                table.get(id).is_some_and(|token| !(token.special && skip_special_tokens))
+            }
+            None => self.token(id).is_some_and(|token| {
+                !(skip_special_tokens && token_table::is_special(&self.tokenizer, &token))
+            }),
+        }
+    }
+
+    /// The tokenizer's own decoder. Some decoders panic where there is nothing to decode.
+    pub(crate) fn decode(
+        &self,
+        ids: &[TokenId],
+        skip_special_tokens: bool,
+    ) -> Result<String, TextError> {
+        if !ids.iter().any(|&id| self.is_shown(id, skip_special_tokens)) {
+            return Ok(String::new());
+        }
+        let text = self.tokenizer.decode(ids, skip_special_tokens);
+        text.map_err(|error| TextError::Decode(error.to_string()))
     }
 }
 
-/// GPT-2's printable stand-ins for bytes, reversed: printable Latin-1
-/// characters stand for themselves, the others follow from U+0100 on.
-fn byte_of_char() -> HashMap<char, u8> {
-    let mut next = 0x100;
-    (0..=u8::MAX)
-        .map(|byte| {
-            let printable = matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
-            let code = if printable {
-                u32::from(byte)
-            } else {
-                next += 1;
-                next - 1
-            };
-            (char::from_u32(code).expect("codes below U+0200 are characters"), byte)
-        })
-        .collect()
-}
-
-/// A tokenizer.json whose tokens are the bytes and, as 256, an end token.
-pub(crate) fn byte_tokenizer() -> Vec<u8> {
-    let vocab: HashMap<String, u8> =
-        byte_of_char().into_iter().map(|(c, byte)| (c.to_string(), byte)).collect();
-    let byte_level = json!({
-        "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false,
-    });
-    let end = json!({
-        "id": 256, "content": "<|end|>", "single_word": false, "lstrip": false, "rstrip": false,
-        "normalized": false, "special": true,
-    });
-    let tokenizer = json!({
-        "version": "1.0", "added_tokens": [end], "pre_tokenizer": byte_level,
-        "decoder": byte_level, "model": { "type": "BPE", "vocab": vocab, "merges": [] },
-    });
-    tokenizer.to_string().into_bytes()
-}
-
-/// Turns tokens into text one by one. It never splits a character: bytes of an
-/// unfinished one wait for the rest.
+/// Turns tokens into text one by one, as the tokenizer's decoder turns all of them.
+/// It never splits a character: bytes of an unfinished one wait for the rest.
+///
+/// Bytes that are not UTF-8 become U+FFFD: with byte-level BPE one for each sequence
+/// that cannot become a character, with byte fallback (tokens like `<0xF0>`) one for
+/// each byte, as `tokenizers` has it. In one thing this differs from `tokenizers`: there,
+/// one invalid byte in a run of byte tokens takes the run's valid characters with it,
+/// those before it too, so nothing could be shown before a run has ended. Here valid
+/// characters come out.
+#[derive(Clone)]
 pub struct Detokenizer {
     pieces: Arc<Pieces>,
     skip_special_tokens: bool,
     state: State,
 }
 
+#[derive(Clone)]
 enum State {
-    /// Bytes that are not a whole character yet, at most three.
-    Bytes { pending: Vec<u8> },
-    /// Tokens whose text is not passed on whole yet, and those before them
-    /// that decide, for instance, on a leading space.
-    Window { tokens: Vec<TokenId>, emitted: usize },
+    Bytes(Bytes),
+    Window(Window),
 }
 
 impl Detokenizer {
+    /// Goes on after `prompt`. Where that ends inside a character, the rest of it
+    /// gives the whole character; what it leaves invalid is not shown again.
     pub(crate) fn new(pieces: Arc<Pieces>, prompt: &[TokenId], skip_special_tokens: bool) -> Self {
-        let state = if pieces.table.is_some() {
-            State::Bytes { pending: Vec::new() }
-        } else {
-            let tokens = prompt[prompt.len().saturating_sub(LOOK_BACK)..].to_vec();
-            let emitted = decode(&pieces, &tokens, skip_special_tokens).len();
-            State::Window { tokens, emitted }
+        let state = match &pieces.table {
+            Some(table) => {
+                let mut bytes = Bytes::new(table);
+                bytes.skip(&pieces.tokenizer, table, prompt, skip_special_tokens);
+                State::Bytes(bytes)
+            }
+            None => State::Window(Window::new(&pieces, prompt, skip_special_tokens)),
         };
         Self { pieces, skip_special_tokens, state }
     }
@@ -135,79 +108,204 @@ impl Detokenizer {
     /// Takes a token and appends to `out` the text that it completes.
     pub fn push(&mut self, token: TokenId, out: &mut String) {
         match (&mut self.state, &self.pieces.table) {
-            (State::Bytes { pending }, Some(table)) => {
-                let Some(token) = table.get(token) else { return };
-                if token.special && self.skip_special_tokens {
-                    return;
-                }
-                push_bytes(pending, &token.bytes, out);
+            (State::Bytes(bytes), Some(table)) => {
+                bytes.push(&self.pieces.tokenizer, table, token, self.skip_special_tokens, out);
             }
-            (State::Window { tokens, emitted }, _) => {
-                tokens.push(token);
-                let text = decode(&self.pieces, tokens, self.skip_special_tokens);
-                // An unfinished character shows as a replacement at the end.
-                if text.len() <= *emitted || text.ends_with(char::REPLACEMENT_CHARACTER) {
-                    return;
+            (State::Window(window), _) => {
+                if self.pieces.is_shown(token, self.skip_special_tokens) {
+                    window.push(&self.pieces, token, out);
                 }
-                out.push_str(text.get(*emitted..).unwrap_or_default());
-                tokens.drain(..tokens.len().saturating_sub(LOOK_BACK));
-                *emitted = decode(&self.pieces, tokens, self.skip_special_tokens).len();
             }
-            (State::Bytes { .. }, None) => unreachable!("bytes are pushed only with a table"),
+            (State::Bytes(_), None) => unreachable!("bytes are pushed only with a table"),
         }
     }
 
     /// Appends what is left at the end of the text: an unfinished character
     /// becomes U+FFFD.
     pub fn finish(&mut self, out: &mut String) {
-        match &mut self.state {
-            State::Bytes { pending } => {
-                out.push_str(&String::from_utf8_lossy(pending));
-                pending.clear();
-            }
-            State::Window { tokens, emitted } => {
-                let text = decode(&self.pieces, tokens, self.skip_special_tokens);
-                out.push_str(text.get(*emitted..).unwrap_or_default());
-                *emitted = text.len();
-            }
+        match (&mut self.state, &self.pieces.table) {
+            (State::Bytes(bytes), Some(table)) => bytes.finish(table, out),
+            (State::Window(window), _) => window.finish(&self.pieces, out),
+            (State::Bytes(_), None) => unreachable!("bytes are pushed only with a table"),
         }
     }
-}
 
-fn decode(pieces: &Pieces, tokens: &[TokenId], skip_special_tokens: bool) -> String {
-    pieces.tokenizer.decode(tokens, skip_special_tokens).unwrap_or_default()
-}
-
-/// Appends all whole characters of `pending` and `bytes`; what can still become
-/// one stays in `pending`.
-fn push_bytes(pending: &mut Vec<u8>, bytes: &[u8], out: &mut String) {
-    if pending.is_empty()
-        && let Ok(text) = std::str::from_utf8(bytes)
-    {
-        out.push_str(text);
-        return;
+    /// Shows or skips special tokens from here on.
+    pub fn set_skip_special_tokens(&mut self, skip: bool) {
+        self.skip_special_tokens = skip;
     }
-    pending.extend_from_slice(bytes);
-    let mut rest = &pending[..];
-    loop {
-        match std::str::from_utf8(rest) {
-            Ok(text) => {
-                out.push_str(text);
-                rest = &[];
-            }
-            Err(error) => {
-                let (valid, after) = rest.split_at(error.valid_up_to());
-                out.push_str(std::str::from_utf8(valid).expect("valid up to here"));
-                rest = after;
-                if let Some(len) = error.error_len() {
-                    out.push(char::REPLACEMENT_CHARACTER);
-                    rest = &rest[len..];
-                    continue;
+
+    /// The text of a special token that [`Detokenizer::push`] skips.
+    #[must_use]
+    pub fn skipped(&self, token: TokenId) -> Option<String> {
+        if !self.skip_special_tokens || self.pieces.is_shown(token, true) {
+            return None;
+        }
+        self.pieces.is_shown(token, false).then(|| self.pieces.token(token)).flatten()
+    }
+}
+
+/// Text by a table of bytes.
+#[derive(Clone)]
+struct Bytes {
+    /// Bytes that are not a whole character yet, at most three.
+    pending: Vec<u8>,
+    /// How many of those are the prompt's.
+    of_prompt: usize,
+    /// Whether there was a token that is not skipped.
+    begun: bool,
+    /// Characters to leave out still, should the text begin with them.
+    strip: usize,
+}
+
+impl Bytes {
+    fn new(table: &TokenTable) -> Self {
+        let strip = table.strip().map_or(0, |(_, count)| count);
+        Self { pending: Vec::new(), of_prompt: 0, begun: false, strip }
+    }
+
+    /// Takes tokens whose text is not wanted. Only the first of them and the last
+    /// few bytes matter to what follows.
+    fn skip(
+        &mut self,
+        tokenizer: &Tokenizer,
+        table: &TokenTable,
+        tokens: &[TokenId],
+        skip_special_tokens: bool,
+    ) {
+        let mut unwanted = String::new();
+        let mut tokens = tokens.iter();
+        while !self.begun || self.strip > 0 {
+            let Some(&token) = tokens.next() else { break };
+            self.push(tokenizer, table, token, skip_special_tokens, &mut unwanted);
+        }
+        let rest = tokens.as_slice();
+        let (mut from, mut len) = (rest.len(), 0);
+        while from > 0 && len < 4 {
+            from -= 1;
+            let shown = |token: &&token_table::TokenBytes| !(token.special && skip_special_tokens);
+            len += table.get(rest[from]).filter(shown).map_or(0, |token| token.bytes.len());
+        }
+        if from > 0 {
+            self.pending.clear();
+        }
+        for &token in &rest[from..] {
+            self.push(tokenizer, table, token, skip_special_tokens, &mut unwanted);
+            unwanted.clear();
+        }
+        self.of_prompt = self.pending.len();
+    }
+
+    fn push(
+        &mut self,
+        tokenizer: &Tokenizer,
+        table: &TokenTable,
+        id: TokenId,
+        skip_special_tokens: bool,
+        out: &mut String,
+    ) {
+        let Some(token) = table.get(id) else { return };
+        if token.special && skip_special_tokens {
+            return;
+        }
+        let from = out.len();
+        let is_first = !std::mem::replace(&mut self.begun, true);
+        if table.has_byte_runs() && !token.is_byte {
+            self.end_run(table, out);
+        }
+        if is_first && table.first_differs() && !token.is_byte {
+            let bytes = table.first(tokenizer, id);
+            self.take(table, bytes.as_deref().unwrap_or(&token.bytes), out);
+        } else {
+            self.take(table, &token.bytes, out);
+        }
+        if self.strip > 0 {
+            self.strip(table, from, out);
+        }
+    }
+
+    fn finish(&mut self, table: &TokenTable, out: &mut String) {
+        let from = out.len();
+        self.end_run(table, out);
+        self.strip(table, from, out);
+    }
+
+    /// Appends all whole characters of `pending` and `bytes`; what can still become
+    /// one stays in `pending`.
+    fn take(&mut self, table: &TokenTable, bytes: &[u8], out: &mut String) {
+        if self.pending.is_empty()
+            && let Ok(text) = std::str::from_utf8(bytes)
+        {
+            out.push_str(text);
+            return;
+        }
+        self.pending.extend_from_slice(bytes);
+        let mut rest = &self.pending[..];
+        loop {
+            match std::str::from_utf8(rest) {
+                Ok(text) => {
+                    out.push_str(text);
+                    rest = &[];
+                }
+                Err(error) => {
+                    let (valid, after) = rest.split_at(error.valid_up_to());
+                    out.push_str(std::str::from_utf8(valid).expect("valid up to here"));
+                    // The prompt's bytes come first.
+                    self.of_prompt = self.of_prompt.saturating_sub(valid.len());
+                    rest = after;
+                    if let Some(len) = error.error_len() {
+                        replace(table, len, &mut self.of_prompt, &mut self.strip, out);
+                        rest = &rest[len..];
+                        continue;
+                    }
                 }
             }
+            break;
         }
-        break;
+        let kept = rest.len();
+        self.pending.drain(..self.pending.len() - kept);
+        self.of_prompt = self.of_prompt.min(kept);
     }
-    let kept = rest.len();
-    pending.drain(..pending.len() - kept);
+
+    /// No byte follows: what is pending never becomes a character.
+    fn end_run(&mut self, table: &TokenTable, out: &mut String) {
+        if !self.pending.is_empty() {
+            replace(table, self.pending.len(), &mut self.of_prompt, &mut self.strip, out);
+            self.pending.clear();
+        }
+    }
+
+    /// Leaves out what a text must not begin with.
+    fn strip(&mut self, table: &TokenTable, from: usize, out: &mut String) {
+        let Some((content, _)) = table.strip() else { return };
+        while self.strip > 0
+            && let Some(first) = out[from..].chars().next()
+        {
+            if first != content {
+                self.strip = 0;
+                break;
+            }
+            out.replace_range(from..from + first.len_utf8(), "");
+            self.strip -= 1;
+        }
+    }
+}
+
+/// Appends what stands for `len` invalid bytes, unless they were the prompt's.
+fn replace(
+    table: &TokenTable,
+    len: usize,
+    of_prompt: &mut usize,
+    strip: &mut usize,
+    out: &mut String,
+) {
+    let theirs = len.min(*of_prompt);
+    let shown = len - theirs;
+    if theirs > 0 {
+        *of_prompt -= theirs;
+        // The text begins with what stands for them.
+        *strip = 0;
+    }
+    let count = if table.has_byte_runs() { shown } else { shown.min(1) };
+    out.extend(std::iter::repeat_n(char::REPLACEMENT_CHARACTER, count));
 }

@@ -2,12 +2,16 @@
 //! detokenizer, stop strings. The engine and what is below it know token ids
 //! only.
 
+mod byte_tokenizer;
 mod chat_template;
 mod detokenizer;
+mod ends;
 mod error;
 mod stop_strings;
 mod text_model;
+mod token_table;
 mod tokenizer_file;
+mod window;
 
 pub use chat_template::ChatTemplateOptions;
 pub use detokenizer::Detokenizer;

@@ -11,10 +11,8 @@ use serde_json::{Map, Value};
 use tokenizers::Tokenizer;
 
 use crate::{
-    ChatTemplateOptions, Detokenizer, TextError,
-    chat_template::ChatTemplate,
-    detokenizer::{self, ByteTable, Pieces},
-    tokenizer_file,
+    ChatTemplateOptions, Detokenizer, TextError, byte_tokenizer::byte_tokenizer,
+    chat_template::ChatTemplate, detokenizer::Pieces, ends::eos_token_ids, tokenizer_file,
 };
 
 /// What an operator sets instead of the model's own.
@@ -49,19 +47,21 @@ pub struct TextModel {
     sampling_defaults: SamplingDefaults,
 }
 
-/// One token's text, for log-probabilities.
+/// What one token adds to a text, a space before it included.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenText {
     /// Readable text; bytes that are no character are replaced.
     pub text: String,
-    /// The bytes themselves.
+    /// The bytes themselves, which may be a part of a character.
     pub bytes: Vec<u8>,
 }
 
 impl TextModel {
     /// Reads tokenizer.json, tokenizer_config.json, special_tokens_map.json,
     /// chat_template.jinja or .json, generation_config.json and config.json of a
-    /// directory; only the first must be there.
+    /// directory; only the first must be there. Of tokenizer.json, `truncation` and
+    /// `padding` are left out: they were for batches in training, and a prompt is taken
+    /// as it is.
     ///
     /// # Errors
     /// A file that is missing or does not hold what it should.
@@ -69,15 +69,15 @@ impl TextModel {
         let tokenizer = tokenizer_file::load(&dir.join("tokenizer.json"))?;
         let tokenizer_config = optional_json(&dir.join("tokenizer_config.json"))?;
         let chat_template = chat_template(dir, config, &tokenizer_config)?;
-        let eos_token_ids = eos_token_ids(dir, &tokenizer, &tokenizer_config)?;
+        let eos_token_ids =
+            eos_token_ids(dir, &tokenizer, &tokenizer_config, chat_template.as_ref())?;
         let path = dir.join("generation_config.json");
         let sampling_defaults = match optional_json(&path)? {
             Value::Null => SamplingDefaults::default(),
             fields => serde_json::from_value(fields)
                 .map_err(|error| TextError::Invalid { path, reason: error.to_string() })?,
         };
-        let table = ByteTable::new(&tokenizer);
-        let pieces = Arc::new(Pieces { tokenizer, table });
+        let pieces = Arc::new(Pieces::new(tokenizer));
         Ok(Self { pieces, chat_template, eos_token_ids, sampling_defaults })
     }
 
@@ -85,14 +85,13 @@ impl TextModel {
     /// end, and a chat template that puts each message on a line.
     #[must_use]
     pub fn bytes() -> Self {
-        let tokenizer = Tokenizer::from_bytes(detokenizer::byte_tokenizer())
-            .expect("a vocabulary of bytes is a tokenizer");
+        let tokenizer =
+            Tokenizer::from_bytes(byte_tokenizer()).expect("a vocabulary of bytes is a tokenizer");
         let source = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}";
         let chat_template =
             ChatTemplate::new(source, Map::new()).expect("the template has no mistakes");
-        let table = ByteTable::new(&tokenizer);
         Self {
-            pieces: Arc::new(Pieces { tokenizer, table }),
+            pieces: Arc::new(Pieces::new(tokenizer)),
             chat_template: Some(chat_template),
             eos_token_ids: Arc::new([256]),
             sampling_defaults: SamplingDefaults::default(),
@@ -110,19 +109,37 @@ impl TextModel {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// The text of token ids.
+    /// The text of token ids, which is that of a [`Detokenizer`].
     ///
     /// # Errors
     /// The tokenizer refused.
     pub fn decode(&self, ids: &[TokenId], skip_special_tokens: bool) -> Result<String, TextError> {
-        let text = self.pieces.tokenizer.decode(ids, skip_special_tokens);
-        text.map_err(|error| TextError::Decode(error.to_string()))
+        if self.pieces.table.is_none() {
+            return self.pieces.decode(ids, skip_special_tokens);
+        }
+        let mut detokenizer = self.detokenizer(&[], skip_special_tokens);
+        let mut text = String::new();
+        ids.iter().for_each(|&id| detokenizer.push(id, &mut text));
+        detokenizer.finish(&mut text);
+        Ok(text)
     }
 
-    /// One token's text.
+    /// What one token adds to a text.
     #[must_use]
     pub fn token_text(&self, id: TokenId) -> TokenText {
         self.pieces.token_text(id)
+    }
+
+    /// A token's own string in the vocabulary; `None` for an id without a token.
+    #[must_use]
+    pub fn token(&self, id: TokenId) -> Option<String> {
+        self.pieces.tokenizer.id_to_token(id)
+    }
+
+    /// Whether a token is left out where special tokens are skipped.
+    #[must_use]
+    pub fn is_special(&self, id: TokenId) -> bool {
+        self.pieces.is_shown(id, false) && !self.pieces.is_shown(id, true)
     }
 
     /// The largest id plus one.
@@ -191,7 +208,7 @@ impl TextModel {
     }
 }
 
-fn optional_json(path: &Path) -> Result<Value, TextError> {
+pub(crate) fn optional_json(path: &Path) -> Result<Value, TextError> {
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Value::Null),
@@ -268,34 +285,7 @@ fn special_tokens(dir: &Path, tokenizer_config: &Value) -> Result<Map<String, Va
 }
 
 /// A special token in tokenizer_config.json: a string, or an object with one.
-fn special_token<'a>(tokenizer_config: &'a Value, field: &str) -> Option<&'a str> {
+pub(crate) fn special_token<'a>(tokenizer_config: &'a Value, field: &str) -> Option<&'a str> {
     let token = &tokenizer_config[field];
     token.as_str().or_else(|| token["content"].as_str())
-}
-
-/// What ends a text: generation_config.json's word, else config.json's, else
-/// the tokenizer's.
-fn eos_token_ids(
-    dir: &Path,
-    tokenizer: &Tokenizer,
-    tokenizer_config: &Value,
-) -> Result<Arc<[TokenId]>, TextError> {
-    for name in ["generation_config.json", "config.json"] {
-        let path = dir.join(name);
-        let ids = match &optional_json(&path)?["eos_token_id"] {
-            Value::Null => continue,
-            Value::Array(ids) => ids.iter().map(token_id).collect::<Option<Vec<_>>>(),
-            id => token_id(id).map(|id| vec![id]),
-        };
-        return ids.map(Arc::from).ok_or_else(|| TextError::Invalid {
-            path,
-            reason: "eos_token_id must be a token id or a list of them".to_owned(),
-        });
-    }
-    let token = special_token(tokenizer_config, "eos_token");
-    Ok(token.and_then(|token| tokenizer.token_to_id(token)).into_iter().collect())
-}
-
-fn token_id(id: &Value) -> Option<TokenId> {
-    u32::try_from(id.as_u64()?).ok()
 }

@@ -24,13 +24,17 @@ const MIN_IDS: usize = 1 << 16;
 /// Text of many kinds: what panics with it would end requests.
 const PROBE: &str = "Hello,  World 123!\n\té 日本語 🦖 \u{0}\u{301} <s></s>";
 
-/// Reads a tokenizer and tries it.
+/// Reads a tokenizer, without its `truncation` and `padding`, and tries it.
 pub(crate) fn load(path: &Path) -> Result<Tokenizer, TextError> {
     let bytes =
         std::fs::read(path).map_err(|source| TextError::Io { path: path.to_owned(), source })?;
     let invalid = |reason: String| TextError::Invalid { path: path.to_owned(), reason };
     check_ids(&bytes).map_err(invalid)?;
-    let tokenizer = caught(|| Tokenizer::from_bytes(&bytes)).map_err(invalid)?;
+    let mut tokenizer = caught(|| Tokenizer::from_bytes(&bytes)).map_err(invalid)?;
+    tokenizer
+        .with_padding(None)
+        .with_truncation(None)
+        .map_err(|error| invalid(error.to_string()))?;
     caught(|| {
         let encoding = tokenizer.encode_fast(PROBE, true)?;
         tokenizer.decode(encoding.get_ids(), false)

@@ -102,7 +102,10 @@ pub fn convert(
     write_json(&out_dir.join("config.json"), &model.config(&metadata, &rope_scaling)?)?;
     write_json(&out_dir.join("tokenizer.json"), &tokenizer)?;
     write_json(&out_dir.join("tokenizer_config.json"), &tokenizer_config)?;
-    write_json(&out_dir.join("generation_config.json"), &generation_config(&metadata)?)?;
+    write_json(
+        &out_dir.join("generation_config.json"),
+        &generation_config(&metadata, model.vocab_size)?,
+    )?;
     let out = out_dir.join("model.safetensors");
     tensors::convert(gguf, file, &content, &model, &out, progress)?;
     // The writer's file is the owner's alone; the model is read by whoever may
@@ -187,12 +190,40 @@ impl Model {
     }
 }
 
-fn generation_config(metadata: &Metadata<'_>) -> Result<Value, GgufError> {
+/// As llama.cpp, which takes tokens of these names for ends of a turn whatever the
+/// file's metadata say.
+const END_OF_TURN: [&str; 9] = [
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "<|eom_id|>",
+    "<EOT>",
+    "<|end_of_turn|>",
+    "<end_of_utterance>",
+    "<|eot|>",
+];
+
+fn generation_config(metadata: &Metadata<'_>, vocab_size: usize) -> Result<Value, GgufError> {
     // Chat models may end a turn with another token than a text.
     let mut end = Vec::new();
     for key in ["eos", "eot", "eom"] {
-        let id = metadata.optional_size(&format!("tokenizer.ggml.{key}_token_id"))?;
+        let key = format!("tokenizer.ggml.{key}_token_id");
+        let id = metadata.optional_size(&key)?;
+        if let Some(id) = id.filter(|&id| id >= vocab_size as u64) {
+            return Err(metadata::refuse(&key, &id, format!("below {vocab_size}")));
+        }
         end.extend(id.filter(|id| !end.contains(id)));
+    }
+    let tokens = metadata.strings("tokenizer.ggml.tokens")?;
+    let kinds = metadata.integers("tokenizer.ggml.token_type")?;
+    // Where there is this token too, <|end|> ends only a message of the answer.
+    let has_return = tokens.contains(&"<|return|>");
+    for (id, (token, kind)) in (0..).zip(tokens.iter().zip(kinds)) {
+        let ends_turn = END_OF_TURN.contains(token) && !(has_return && *token == "<|end|>");
+        if kind == tokenizer::CONTROL && ends_turn && !end.contains(&id) {
+            end.push(id);
+        }
     }
     let end = match end[..] {
         [] => Value::Null,

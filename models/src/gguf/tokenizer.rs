@@ -8,7 +8,7 @@ use super::{
 };
 
 /// llama.cpp's kinds of tokens that are no text of their own.
-const CONTROL: i32 = 3;
+pub(super) const CONTROL: i32 = 3;
 const USER_DEFINED: i32 = 4;
 
 /// tokenizer.json and tokenizer_config.json.

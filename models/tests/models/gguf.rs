@@ -250,6 +250,33 @@ fn the_tokenizer_is_rebuilt() {
     assert_eq!(ids("12"), [1, 13]);
 }
 
+/// Tokens whose names say that they end a turn are ends beside those that the metadata
+/// name, if they are control tokens.
+#[test]
+fn ends_of_turns_are_known_by_name_too() {
+    let tiny = tiny();
+    let mut source = Source::new(&tiny, &tiny.tensors(), GgmlDType::F32);
+    let dir = tempfile::tempdir().unwrap();
+    let mut ends = |names: [&str; 3], eot: u32| {
+        let mut tokens = TOKENS;
+        tokens[..3].copy_from_slice(&names);
+        source.metadata.insert("tokenizer.ggml.tokens".to_owned(), strings(&tokens));
+        source.metadata.insert("tokenizer.ggml.eot_token_id".to_owned(), Value::U32(eot));
+        source.convert(dir.path())?;
+        let file = std::fs::read(dir.path().join("generation_config.json")).unwrap();
+        let config: serde_json::Value = serde_json::from_slice(&file).unwrap();
+        Ok::<_, GgufError>(config["eos_token_id"].clone())
+    };
+    assert_eq!(ends(["<|endoftext|>", "<|im_end|>", "<tool>"], 0).unwrap(), json!([0, 1]));
+    assert_eq!(ends(["</s>", "<|im_end|>", "<tool>"], 2).unwrap(), json!([0, 2, 1]));
+    assert_eq!(ends(["<|end|>", "<|eot_id|>", "<tool>"], 0).unwrap(), json!([0, 1]));
+    // The third is no control token; <|end|> beside <|return|> ends no turn.
+    assert_eq!(ends(["</s>", "<|im_start|>", "<|im_end|>"], 0).unwrap(), json!(0));
+    assert_eq!(ends(["<|return|>", "<|end|>", "<tool>"], 0).unwrap(), json!(0));
+    let error = ends(["</s>", "<|im_start|>", "<tool>"], 16).unwrap_err().to_string();
+    assert!(error.contains("eot_token_id is 16, but must be below 16"), "{error}");
+}
+
 #[test]
 fn llama_3_scaling_is_recognised_by_its_divisors() {
     let dir = tempfile::tempdir().unwrap();

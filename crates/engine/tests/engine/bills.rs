@@ -414,7 +414,7 @@ fn a_check_of_its_tokens_ends_a_request_in_the_same_step() {
     ];
     let ids = streams.each_ref().map(RequestStream::id);
     let [stopped, broken] = streams.map(|stream| last(stream).expect("it finishes"));
-    assert_eq!(stopped.finish, Some(FinishReason::Stop { stop_token: None }));
+    assert_eq!(stopped.finish, Some(FinishReason::StopCheck));
     assert_eq!(stopped.usage.generated_tokens, 7);
     assert_eq!(broken.finish, Some(FinishReason::Length), "its own check is given up, no more");
     let entries = started.settle();

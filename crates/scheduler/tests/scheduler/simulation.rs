@@ -323,6 +323,7 @@ impl Simulation {
             self.bills.end(id);
             match finish {
                 Finish::NonFiniteLogits => assert!(expected.non_finite),
+                Finish::StopCheck => unreachable!("only an engine has checks"),
                 Finish::Stop { .. } | Finish::Length => {
                     assert_eq!(expected.got, expected.tokens.len(), "it ends where it should");
                 }

@@ -169,9 +169,10 @@ pub(crate) async fn create(
     settings.params.max_tokens = max_tokens
         .unwrap_or_else(|| settings.default_max_tokens(state.engine.limits(), prompt.len()));
     settings.params.logprobs = num_logprobs;
-    settings.check_minute(std::slice::from_ref(&prompt))?;
+    settings.check_minute(1, prompt.len())?;
+    let detokenizer = state.text.detokenizer(&prompt, settings.skip_special_tokens);
     let choices = (0..settings.n)
-        .map(|index| Choice::submit(&state, &settings, &prompt, index, false))
+        .map(|i| Choice::submit(&state, &settings, &prompt, detokenizer.clone(), i, false))
         .collect::<Result<Vec<_>, _>>()?;
     let head = Head {
         id: state.next_id("chatcmpl"),

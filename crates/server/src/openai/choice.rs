@@ -3,6 +3,7 @@
 use std::{collections::VecDeque, mem};
 
 use sconce_engine::{FinishReason, RequestError, RequestEvent, RequestStream, StopCheck};
+use sconce_text::Detokenizer;
 use sconce_types::{Metering, TokenId, TokenLogprobs};
 use serde::Serialize;
 
@@ -17,6 +18,8 @@ pub(super) struct Choice {
     /// `None` once the choice has ended: a stop string cancels its request.
     stream: Option<RequestStream>,
     decoder: Decoder,
+    /// Characters of text so far, where log-probabilities are wanted.
+    num_chars: usize,
     used: Used,
     /// Generated tokens are not shown, only the prompt's log-probabilities are.
     hide_output: bool,
@@ -30,6 +33,8 @@ pub(super) struct Choice {
 pub(super) struct Delta {
     pub(super) text: String,
     pub(super) logprobs: Vec<TokenLogprobs>,
+    /// For each of `logprobs`, the characters of the choice's text before its token.
+    pub(super) offsets: Vec<usize>,
     pub(super) prompt_logprobs: Vec<TokenLogprobs>,
     /// What the choice has used so far, in all.
     pub(super) used: Used,
@@ -63,15 +68,14 @@ impl Choice {
         state: &AppState,
         settings: &Settings,
         prompt: &[TokenId],
+        detokenizer: Detokenizer,
         index: usize,
         hide_output: bool,
     ) -> Result<Self, ApiError> {
         let mut request = settings.request_of(state, prompt, index);
         request.scores_prompt = hide_output;
-        let decoder = || {
-            let detokenizer = state.text.detokenizer(prompt, settings.skip_special_tokens);
-            Decoder::new(detokenizer, settings.stops.clone())
-        };
+        let min_tokens = settings.params.min_tokens as usize;
+        let decoder = || Decoder::new(detokenizer.clone(), settings.stops.clone(), min_tokens);
         let finds_stops = settings.has_stops && !hide_output;
         let finder = || -> Box<dyn StopCheck> {
             Box::new(StopFinder { decoder: decoder(), text: String::new() })
@@ -80,6 +84,7 @@ impl Choice {
         Ok(Self {
             stream: Some(state.engine.submit_until(request, stop)?),
             decoder: decoder(),
+            num_chars: 0,
             used: Used::default(),
             hide_output,
             ready: VecDeque::new(),
@@ -133,15 +138,23 @@ impl Choice {
             delta.finish = event.finish.map(|_| Finish { reason: "length", stop_reason: None });
             return Ok(());
         }
+        let wants_logprobs = event.logprobs.is_some();
+        if wants_logprobs {
+            delta.offsets.push(self.num_chars);
+        }
         delta.logprobs.extend(event.logprobs);
-        let is_last = event.finish.is_some();
-        if let Some(index) = self.decoder.push(event.token, is_last, &mut delta.text) {
+        let found = self.decoder.push(event.token, event.finish, &mut delta.text);
+        if wants_logprobs {
+            self.num_chars += self.decoder.piece().chars().count();
+        }
+        if let Some(index) = found {
             let stop = StopReason::Text(self.decoder.stop(index).to_owned());
             delta.finish = Some(Finish { reason: "stop", stop_reason: Some(stop) });
             return Ok(());
         }
         delta.finish = event.finish.map(|finish| match finish {
             FinishReason::Length => Finish { reason: "length", stop_reason: None },
+            FinishReason::StopCheck => Finish { reason: "stop", stop_reason: None },
             FinishReason::Stop { stop_token } => {
                 Finish { reason: "stop", stop_reason: stop_token.map(StopReason::Token) }
             }
@@ -156,6 +169,7 @@ impl Choice {
             let delta = delta?;
             whole.text.push_str(&delta.text);
             whole.logprobs.extend(delta.logprobs);
+            whole.offsets.extend(delta.offsets);
             whole.prompt_logprobs.extend(delta.prompt_logprobs);
             whole.used = delta.used;
             whole.finish = delta.finish.or(whole.finish);

@@ -9,7 +9,7 @@ use axum::{
 };
 use futures::future::try_join_all;
 use sconce_text::TextModel;
-use sconce_types::{TokenId, TokenLogprobs};
+use sconce_types::TokenId;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -17,6 +17,8 @@ use super::{
     MAX_CHOICES,
     chat::ended,
     choice::{Choice, Delta, Finish, StopReason},
+    echo::{Echo, Prompt},
+    legacy_logprobs::LegacyLogprobs,
     offload,
     params::{Shared, UNSUPPORTED},
     stream::{self, Chunks, Events},
@@ -69,16 +71,21 @@ impl Body for CompletionBody {
 }
 
 impl Prompts {
-    async fn encode(self, state: &AppState, special: bool) -> Result<Vec<Vec<TokenId>>, ApiError> {
+    async fn encode(self, state: &AppState, special: bool) -> Result<Vec<Prompt>, ApiError> {
+        let of_tokens = |tokens| Prompt { tokens, text: None };
         let texts = match self {
-            Self::Tokens(tokens) => return Ok(vec![tokens]),
-            Self::TokenLists(lists) => return Ok(lists),
+            Self::Tokens(tokens) => return Ok(vec![of_tokens(tokens)]),
+            Self::TokenLists(lists) => return Ok(lists.into_iter().map(of_tokens).collect()),
             Self::Text(text) => vec![text],
             Self::Texts(texts) => texts,
         };
         let bytes = texts.iter().map(String::len).sum();
-        let text = state.text.clone();
-        let work = move || texts.iter().map(|prompt| text.encode(prompt, special)).collect();
+        let model = state.text.clone();
+        let encode = move |text: String| {
+            let tokens = model.encode(&text, special)?;
+            Ok(Prompt { tokens, text: Some(text) })
+        };
+        let work = move || texts.into_iter().map(encode).collect();
         let encoded: Result<Vec<_>, sconce_text::TextError> = offload(bytes, work).await?;
         Ok(encoded?)
     }
@@ -111,26 +118,32 @@ pub(crate) async fn create(
     settings.params.logprobs = body.logprobs;
     settings.params.prompt_logprobs = body.logprobs.filter(|_| echo);
     let prompts = body.prompt.encode(&state, special).await?;
-    settings.check_minute(&prompts)?;
-    let mut choices = Vec::new();
+    let prompt_tokens = prompts.iter().map(|prompt| prompt.tokens.len()).sum();
+    settings.check_minute(prompts.len(), prompt_tokens)?;
+    let wants_logprobs = body.logprobs.is_some();
+    let skip = settings.skip_special_tokens;
+    let (mut choices, mut echoes) = (Vec::new(), Vec::new());
     for prompt in &prompts {
+        let (echo, detokenizer) = if echo {
+            let (echo, detokenizer) = Echo::new(&state.text, prompt, skip, scoring, wants_logprobs);
+            (Some(echo), detokenizer)
+        } else {
+            (None, state.text.detokenizer(&prompt.tokens, skip))
+        };
         for _ in 0..settings.n {
-            let index = choices.len();
-            choices.push(Choice::submit(&state, &settings, prompt, index, scoring)?);
+            let (index, detokenizer) = (choices.len(), detokenizer.clone());
+            let tokens = &prompt.tokens;
+            choices.push(Choice::submit(&state, &settings, tokens, detokenizer, index, scoring)?);
+            echoes.push(echo.clone());
         }
     }
-    let echoes = prompts.iter().flat_map(|prompt| std::iter::repeat_n(prompt, settings.n));
-    let echoes = echoes
-        .map(|prompt| if echo { Echo::new(&state.text, prompt).map(Some) } else { Ok(None) })
-        .collect::<Result<Vec<_>, _>>()?;
     let shape = Shape {
         id: state.next_id("cmpl"),
         created: unix_seconds(),
         model: body.model.unwrap_or_else(|| state.model_name().to_owned()),
         text: state.text.clone(),
-        wants_logprobs: body.logprobs.is_some(),
+        wants_logprobs,
     };
-    let prompt_tokens = prompts.iter().map(Vec::len).sum();
     let counts = Counts::new(prompt_tokens, settings.n, choices.len(), settings.include_metering);
     let Some(options) = settings.stream else {
         let whole = try_join_all(choices.into_iter().map(Choice::collect)).await?;
@@ -139,7 +152,7 @@ pub(crate) async fn create(
     };
     let chunks = CompletionChunks {
         counts,
-        offsets: vec![0; choices.len()],
+        given: vec![0; choices.len()],
         echoes,
         shape,
         include_usage: options.include_usage.unwrap_or(false) || settings.include_metering,
@@ -164,19 +177,6 @@ fn check_choices(prompts: usize, n: usize, best_of: Option<usize>) -> Result<(),
     Ok(())
 }
 
-/// A prompt that is given back before its completion.
-struct Echo {
-    text: String,
-    first_token: TokenId,
-}
-
-impl Echo {
-    fn new(text: &TextModel, prompt: &[TokenId]) -> Result<Self, ApiError> {
-        let first_token = *prompt.first().expect("the engine took this prompt");
-        Ok(Self { text: text.decode(prompt, false)?, first_token })
-    }
-}
-
 /// What every response and chunk of a request says, and how.
 struct Shape {
     id: String,
@@ -186,52 +186,31 @@ struct Shape {
     wants_logprobs: bool,
 }
 
-/// OpenAI's `logprobs` of legacy completions.
-#[derive(Default, Serialize)]
-struct LegacyLogprobs {
-    tokens: Vec<String>,
-    token_logprobs: Vec<Option<f32>>,
-    top_logprobs: Vec<Option<Map<String, Value>>>,
-    text_offset: Vec<usize>,
-}
-
-impl LegacyLogprobs {
-    fn push(
-        &mut self,
-        text: &TextModel,
-        token: TokenId,
-        at: Option<&TokenLogprobs>,
-        offset: &mut usize,
-    ) {
-        let token = text.token_text(token).text;
-        self.text_offset.push(*offset);
-        *offset += token.chars().count();
-        self.tokens.push(token);
-        self.token_logprobs.push(at.map(|at| at.logprob));
-        self.top_logprobs.push(at.map(|at| {
-            let top = at.top.iter();
-            top.map(|&(token, logprob)| (text.token_text(token).text, logprob.into())).collect()
-        }));
-    }
-}
-
 impl Shape {
-    /// The log-probabilities of a delta, the prompt's first where it is echoed.
+    /// The log-probabilities of a delta, the prompt's first where it is echoed;
+    /// `given` counts the prompt's.
     fn logprobs(
         &self,
         echo: Option<&Echo>,
+        given: &mut usize,
         delta: &Delta,
-        offset: &mut usize,
     ) -> Option<LegacyLogprobs> {
         if !self.wants_logprobs {
             return None;
         }
         let mut out = LegacyLogprobs::default();
         if let Some(echo) = echo {
-            out.push(&self.text, echo.first_token, None, offset);
+            let first = echo.first_token.filter(|_| *given == 0).map(|token| (token, None));
+            let later = delta.prompt_logprobs.iter().map(|at| (at.token, Some(at)));
+            let offsets = echo.offsets.get(*given..).unwrap_or_default();
+            for ((token, at), &offset) in first.into_iter().chain(later).zip(offsets) {
+                out.push(&self.text, token, at, offset);
+                *given += 1;
+            }
         }
-        for at in delta.prompt_logprobs.iter().chain(&delta.logprobs) {
-            out.push(&self.text, at.token, Some(at), offset);
+        let text_start = echo.map_or(0, |echo| echo.num_chars);
+        for (at, offset) in delta.logprobs.iter().zip(&delta.offsets) {
+            out.push(&self.text, at.token, Some(at), text_start + offset);
         }
         Some(out)
     }
@@ -243,7 +222,7 @@ fn respond(shape: &Shape, echoes: Vec<Option<Echo>>, usage: Usage, choices: Vec<
         .zip(echoes)
         .enumerate()
         .map(|(index, (choice, echo))| {
-            let logprobs = shape.logprobs(echo.as_ref(), &choice, &mut 0);
+            let logprobs = shape.logprobs(echo.as_ref(), &mut 0, &choice);
             let Finish { reason, stop_reason } = ended(choice.finish);
             json!({
                 "index": index,
@@ -267,11 +246,11 @@ fn respond(shape: &Shape, echoes: Vec<Option<Echo>>, usage: Usage, choices: Vec<
 /// The chunks of a streamed response.
 struct CompletionChunks {
     shape: Shape,
-    /// By choice; taken by its first chunk.
+    /// By choice; their text is taken by its first chunk.
     echoes: Vec<Option<Echo>>,
+    /// By choice: how many of the prompt's tokens had their log-probabilities.
+    given: Vec<usize>,
     counts: Counts,
-    /// By choice: characters so far, for `text_offset`.
-    offsets: Vec<usize>,
     include_usage: bool,
     continuous: bool,
 }
@@ -310,10 +289,11 @@ impl Chunks for CompletionChunks {
 
     fn delta(&mut self, index: usize, delta: Delta, out: &mut Events) {
         self.counts.note(index, &delta);
-        let echo = self.echoes[index].take();
-        let mut logprobs = self.shape.logprobs(echo.as_ref(), &delta, &mut self.offsets[index]);
+        let echo = &mut self.echoes[index];
+        let mut logprobs = self.shape.logprobs(echo.as_ref(), &mut self.given[index], &delta);
         logprobs = logprobs.filter(|logprobs| !logprobs.tokens.is_empty());
-        let text = echo.map_or_else(String::new, |echo| echo.text) + &delta.text;
+        let echoed = echo.as_mut().map(|echo| std::mem::take(&mut echo.text));
+        let text = echoed.unwrap_or_default() + &delta.text;
         if text.is_empty() && logprobs.is_none() && delta.finish.is_none() {
             return;
         }

@@ -1,6 +1,6 @@
 //! A choice's tokens as text, up to a stop string.
 
-use sconce_engine::StopCheck;
+use sconce_engine::{FinishReason, StopCheck};
 use sconce_text::{Detokenizer, StopStrings};
 use sconce_types::TokenId;
 
@@ -10,33 +10,53 @@ use sconce_types::TokenId;
 pub(super) struct Decoder {
     detokenizer: Detokenizer,
     stops: StopStrings,
-    /// Kept for its memory.
+    /// Tokens before which no stop string counts.
+    min_tokens: usize,
+    num_tokens: usize,
+    /// The text of the last token; kept for its memory.
     piece: String,
 }
 
 impl Decoder {
-    pub(super) fn new(detokenizer: Detokenizer, stops: StopStrings) -> Self {
-        Self { detokenizer, stops, piece: String::new() }
+    pub(super) fn new(detokenizer: Detokenizer, stops: StopStrings, min_tokens: usize) -> Self {
+        Self { detokenizer, stops, min_tokens, num_tokens: 0, piece: String::new() }
     }
 
-    /// Appends what a token completes to `out`, or all that is left if it `is_last`; returns
-    /// the index of the stop string that it completes.
+    /// Appends what a token completes to `out`, or all that is left if it is the last one;
+    /// returns the index of the stop string that it completes.
     pub(super) fn push(
         &mut self,
         token: TokenId,
-        is_last: bool,
+        finish: Option<FinishReason>,
         out: &mut String,
     ) -> Option<usize> {
+        self.num_tokens += 1;
+        let may_stop = self.num_tokens > self.min_tokens;
+        let mut found = None;
         self.piece.clear();
-        self.detokenizer.push(token, &mut self.piece);
-        if is_last {
+        // A token that ends the choice is no part of its text.
+        let is_end = matches!(finish, Some(FinishReason::Stop { .. }));
+        if !is_end || self.stops.include_in_output() {
+            self.detokenizer.push(token, &mut self.piece);
+            if !self.stops.is_empty()
+                && let Some(special) = self.detokenizer.skipped(token)
+            {
+                found = self.stops.push_hidden(&special, may_stop, out);
+            }
+        }
+        if finish.is_some() {
             self.detokenizer.finish(&mut self.piece);
         }
-        let found = self.stops.push(&self.piece, out);
-        if is_last && found.is_none() {
+        found = found.or_else(|| self.stops.push(&self.piece, may_stop, out));
+        if finish.is_some() && found.is_none() {
             self.stops.finish(out);
         }
         found
+    }
+
+    /// The text that the last token completed, before stop strings hold any of it back.
+    pub(super) fn piece(&self) -> &str {
+        &self.piece
     }
 
     /// The stop string of an index.
@@ -54,6 +74,6 @@ pub(super) struct StopFinder {
 impl StopCheck for StopFinder {
     fn ends_with(&mut self, token: TokenId) -> bool {
         self.text.clear();
-        self.decoder.push(token, false, &mut self.text).is_some()
+        self.decoder.push(token, None, &mut self.text).is_some()
     }
 }

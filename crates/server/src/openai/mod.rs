@@ -4,6 +4,8 @@ pub(crate) mod chat;
 mod choice;
 pub(crate) mod completions;
 mod decoder;
+mod echo;
+mod legacy_logprobs;
 pub(crate) mod models;
 mod params;
 mod stream;

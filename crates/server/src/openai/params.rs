@@ -215,13 +215,17 @@ impl Settings {
     }
 
     /// Refuses choices that together may use more than their tenant has in any minute.
-    pub(super) fn check_minute(&self, prompts: &[Vec<TokenId>]) -> Result<(), ApiError> {
+    pub(super) fn check_minute(
+        &self,
+        num_prompts: usize,
+        prompt_tokens: usize,
+    ) -> Result<(), ApiError> {
         let tenant = self.caller.entry().map(|entry| &entry.tenant);
         let Some(tokens_per_minute) = tenant.and_then(|tenant| tenant.tokens_per_minute) else {
             return Ok(());
         };
-        let (choices, max_tokens) = (prompts.len() * self.n, self.params.max_tokens as usize);
-        let prompt_tokens = prompts.iter().map(Vec::len).sum::<usize>() * self.n;
+        let (choices, max_tokens) = (num_prompts * self.n, self.params.max_tokens as usize);
+        let prompt_tokens = prompt_tokens * self.n;
         if (prompt_tokens + choices * max_tokens) as u64 <= tokens_per_minute {
             return Ok(());
         }

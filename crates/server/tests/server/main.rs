@@ -3,5 +3,7 @@
 mod api;
 mod bills;
 mod faults;
+mod script;
 mod templates;
 mod tenants;
+mod text;

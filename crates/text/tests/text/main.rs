@@ -1,5 +1,9 @@
 //! The tests of `crates/text`, in one binary.
 
+mod decoders;
+mod detokenizer;
+mod ends;
 mod properties;
+mod stops;
 mod templates;
 mod tokenizer_file;

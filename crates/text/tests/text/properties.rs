@@ -152,7 +152,7 @@ proptest! {
                 break;
             }
             let end = rest.char_indices().nth(cut).map_or(rest.len(), |(at, _)| at);
-            matched = matcher.push(&rest[..end], &mut out);
+            matched = matcher.push(&rest[..end], true, &mut out);
             rest = &rest[end..];
             prop_assert!(expected.starts_with(&out), "{:?} leaks beyond {:?}", out, expected);
         }

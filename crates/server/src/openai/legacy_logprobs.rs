@@ -1,0 +1,62 @@
+//! OpenAI's `logprobs` of legacy completions.
+
+use sconce_text::TextModel;
+use sconce_types::{TokenId, TokenLogprobs};
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+/// One entry a token in each list.
+#[derive(Default, Serialize)]
+pub(super) struct LegacyLogprobs {
+    pub(super) tokens: Vec<String>,
+    token_logprobs: Vec<Option<f32>>,
+    top_logprobs: Vec<Option<Map<String, Value>>>,
+    text_offset: Vec<usize>,
+}
+
+impl LegacyLogprobs {
+    /// Adds a token that begins `offset` characters into the choice's text.
+    pub(super) fn push(
+        &mut self,
+        text: &TextModel,
+        token: TokenId,
+        at: Option<&TokenLogprobs>,
+        offset: usize,
+    ) {
+        let mut name = name(text, token);
+        self.token_logprobs.push(at.map(|at| at.logprob));
+        self.top_logprobs.push(at.map(|at| top(text, at, &mut name)));
+        self.text_offset.push(offset);
+        self.tokens.push(name);
+    }
+}
+
+/// The alternatives by name. Distinct tokens may have one text, such as `A` and the byte
+/// 0x41: the likelier keeps it, the other is named `token_id:N`. The token that stands
+/// here is named as it is among them.
+fn top(text: &TextModel, at: &TokenLogprobs, standing: &mut String) -> Map<String, Value> {
+    let mut out = Map::new();
+    for &(token, logprob) in &at.top {
+        let mut name = name(text, token);
+        if out.contains_key(&name) {
+            name = format!("token_id:{token}");
+        }
+        if token == at.token {
+            standing.clone_from(&name);
+        }
+        out.insert(name, logprob.into());
+    }
+    if out.contains_key(standing.as_str()) && at.top.iter().all(|&(token, _)| token != at.token) {
+        *standing = format!("token_id:{}", at.token);
+    }
+    out
+}
+
+/// A token's text; as OpenAI writes it where that is a part of a character:
+/// `bytes:\xf0\x9f`.
+fn name(text: &TextModel, token: TokenId) -> String {
+    String::from_utf8(text.token_text(token).bytes).unwrap_or_else(|error| {
+        let bytes = error.as_bytes().iter().map(|byte| format!("\\x{byte:02x}"));
+        format!("bytes:{}", bytes.collect::<String>())
+    })
+}
