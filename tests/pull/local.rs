@@ -164,13 +164,19 @@ fn a_reason_is_told_once() {
     // Where the cache should be is a file.
     fs::write(place.path("cache"), "").expect("it is written");
     fs::write(place.path("tiny.gguf"), gguf()).expect("it is written");
-    let output = std::process::Command::new(env!("CARGO_BIN_EXE_sconce"))
-        .arg("pull")
-        .arg(place.path("tiny.gguf"))
-        .arg("--cache-dir")
-        .arg(place.path("cache"))
-        .output()
-        .expect("the binary runs");
-    let told = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(told.matches("os error").count(), 1, "{told}");
+    // A model without its tokenizer.
+    fs::create_dir(place.path("dir")).expect("it is made");
+    fs::write(place.path("dir/config.json"), "{}").expect("it is written");
+    for arguments in [
+        vec!["pull".into(), place.path("tiny.gguf"), "--cache-dir".into(), place.path("cache")],
+        vec!["serve".into(), place.path("dir"), "--port".into(), "0".into()],
+    ] {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_sconce"))
+            .args(&arguments)
+            .output()
+            .expect("the binary runs");
+        assert!(!output.status.success(), "{arguments:?}");
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(told.matches("os error").count(), 1, "{arguments:?}: {told}");
+    }
 }
