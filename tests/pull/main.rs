@@ -353,7 +353,7 @@ fn what_an_interrupted_pull_left_is_cleared_and_what_is_whole_is_used() {
     assert!(resolve(MODEL, &options).is_err(), "a leftover is no model");
     assert!(place.models().is_empty(), "{:?}", place.models());
 
-    // An earlier release's, by name alone, is of nobody knows which converter.
+    // An earlier release kept it by name alone, whatever its converter made.
     fs::create_dir_all(place.path("cache/models").join(MODEL)).expect("a model is made");
     for part in parts {
         fs::write(place.path("cache/models").join(MODEL).join(part), "{}").expect("it is made");

@@ -20,11 +20,11 @@ pub(super) fn is_whole(dir: &Path) -> bool {
 
 /// Converts a GGUF file into the cache, once for each content.
 ///
-/// The name there holds a hash of the whole file: path, size and times say nothing sure of
-/// what it holds (`cp -p` over it, a mounted share), and the weights of another model would
-/// be served in silence. BLAKE3 reads some GB/s on any processor with AVX2, where SHA-256
-/// without its own instructions takes a second for half of one; loading reads the several
-/// times larger result of the conversion anyway.
+/// The name there holds a hash of the whole file. Path, inode, size and times do not tell
+/// its content (`cp -p` over it keeps them all, network shares have coarse times), and a
+/// wrong guess serves another model's weights without a sign. BLAKE3 hashes several GB/s on
+/// one core with AVX2 or AVX-512, SHA-256 without SHA instructions about 0.4; loading reads
+/// the conversion, which is several times larger, in any case.
 pub(super) fn convert_file(
     file: &Path,
     options: &HubOptions,
@@ -37,7 +37,7 @@ pub(super) fn convert_file(
     let version = format!("{short}-{}-{}", &hash[..32], gguf::CONVERTER_VERSION);
     let path = prepare(&version, options, |out| {
         convert(file, out, progress)?;
-        // Whoever writes to the file now would have mixed two models.
+        // Had it been written to meanwhile, the conversion would be a mixture.
         if content_hash(file, progress)? == hash {
             Ok(())
         } else {
@@ -85,6 +85,9 @@ pub(super) fn no_model(dir: &Path) -> HubError {
         Some(name) => format!("to serve a GGUF file, name it: {}", dir.join(name).display()),
         None if names.iter().any(|name| name == "adapter_config.json") => {
             "it holds a LoRA adapter; merge it into its base model".to_owned()
+        }
+        None if names.iter().any(|name| name == "snapshots") => {
+            "of a hub's cache, name a directory in its snapshots, or the model's hub id".to_owned()
         }
         None => "the directory has no config.json".to_owned(),
     };
