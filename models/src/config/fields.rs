@@ -108,10 +108,10 @@ impl<'a> Fields<'a> {
         &self,
         field: &str,
         prefix: &'static str,
-    ) -> Result<Option<Fields<'a>>, ModelError> {
+    ) -> Result<Option<Self>, ModelError> {
         let Some(value) = self.given(field) else { return Ok(None) };
         let map = value.as_object().ok_or_else(|| self.wrong(field, value, "an object"))?;
-        Ok(Some(Fields::new(prefix, map)).filter(|_| !map.is_empty()))
+        Ok(Some(Self::new(prefix, map)).filter(|_| !map.is_empty()))
     }
 }
 
