@@ -81,8 +81,8 @@ def main():
     binary = ROOT / "target/release/sconce"
     cache = ROOT / "target/agreement/models"
     pull = [binary, "pull", "smollm2-135m-instruct", "--cache-dir", cache]
-    subprocess.run(pull, check=True, stdout=subprocess.DEVNULL)
-    tokenizer = cache / "models/smollm2-135m-instruct"
+    pulled = subprocess.run(pull, check=True, stdout=subprocess.PIPE, text=True)
+    tokenizer = Path(pulled.stdout.strip())
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

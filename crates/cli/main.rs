@@ -60,13 +60,24 @@ fn main() -> ExitCode {
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", told(&error));
             match error.downcast_ref() {
                 Some(ServeError::DeviceLost) => ExitCode::from(DEVICE_LOST),
                 Some(ServeError::Io(_)) | None => ExitCode::FAILURE,
             }
         }
     }
+}
+
+/// An error and its causes, without a cause that the message before has in its own words.
+fn told(error: &anyhow::Error) -> String {
+    let mut told = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !told.contains(&cause) {
+            told += &format!(": {cause}");
+        }
+    }
+    told
 }
 
 fn run(command: Command) -> anyhow::Result<()> {

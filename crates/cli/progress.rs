@@ -56,6 +56,7 @@ impl hub::Progress for Bars {
         match phase {
             Phase::Download => self.show("downloading", done, total, true),
             Phase::Extract => self.show("extracting", done, total, true),
+            Phase::Hash => self.show("hashing", done, total, true),
             Phase::Convert => self.show("converting", done, total, false),
         }
     }

@@ -157,6 +157,7 @@ fn banner(sconce: &Sconce, about: &About) -> String {
     let mib = summary.weight_bytes as f64 / f64::from(1 << 20);
     let gib = summary.kv_cache_bytes as f64 / f64::from(1 << 30);
     let Summary { model_name, architecture, device, kv_cache_tokens, .. } = summary;
+    let body = example_body(model_name);
     let EngineLimits { num_blocks, max_model_len, max_num_seqs, max_queued, .. } = limits;
     format!(
         r#"sconce {version}
@@ -174,7 +175,7 @@ fn banner(sconce: &Sconce, about: &About) -> String {
 
 Try:
   curl -N http://{address}/v1/chat/completions -H 'Content-Type: application/json'{key} \
-    -d '{{"model": "{model_name}", "stream": true, "temperature": 0, "messages": [{{"role": "user", "content": "What is the capital of France?"}}]}}'
+    -d {body}
 "#,
         version = env!("CARGO_PKG_VERSION"),
         energy = summary.energy,
@@ -184,6 +185,15 @@ Try:
         weights_time = summary.load_times.weights.as_secs_f64(),
         cache_time = summary.load_times.cache.as_secs_f64(),
     )
+}
+
+/// The example's JSON, quoted for a shell: a model may be named anything.
+fn example_body(model_name: &str) -> String {
+    let model = serde_json::Value::from(model_name);
+    let body = format!(
+        r#"{{"model": {model}, "stream": true, "temperature": 0, "messages": [{{"role": "user", "content": "What is the capital of France?"}}]}}"#
+    );
+    format!("'{}'", body.replace('\'', r"'\''"))
 }
 
 /// The tenants' file: the one that is named, or the one that is there.

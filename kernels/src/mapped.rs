@@ -1,20 +1,47 @@
 //! Checkpoint files, mapped into memory.
 #![expect(unsafe_code, reason = "a mapped file is memory that others could change")]
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::HashMap,
+    fs::File,
+    io::Read as _,
+    path::{Path, PathBuf},
+};
 
-use candle_core::{DType, Device, Tensor, safetensors::MmapedSafetensors};
+use candle_core::{
+    DType, Device, Tensor,
+    safetensors::{Load as _, MmapedSafetensors},
+};
+use safetensors::tensor::TensorView;
+
+/// How a file begins that Git LFS has not fetched.
+pub const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
+
+/// What to tell of such a file.
+#[must_use]
+pub fn lfs_advice(path: &Path) -> String {
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+    let dir = dir.unwrap_or(Path::new("."));
+    format!(
+        "{} is a Git LFS pointer, not the file itself; run `git lfs pull` in {}",
+        path.display(),
+        dir.display()
+    )
+}
+
+/// safetensors' own limit.
+const MAX_HEADER: u64 = 100_000_000;
 
 /// Why a checkpoint file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum MappedError {
     /// The file cannot be opened or mapped.
-    #[error("cannot read {}: {source}", path.display())]
+    #[error("cannot read {}: {reason}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
-        /// The system's reason.
-        source: std::io::Error,
+        /// The system's reason; in the message, so not in the chain of sources too.
+        reason: std::io::Error,
     },
     /// Header and contents do not agree: truncated, overlapping or lying.
     #[error(
@@ -27,13 +54,41 @@ pub enum MappedError {
         /// What does not fit.
         reason: String,
     },
+    /// The file is something else.
+    #[error("{} is not a safetensors file, but {kind}", path.display())]
+    OtherKind {
+        /// The file.
+        path: PathBuf,
+        /// What it is, and what would help.
+        kind: &'static str,
+    },
+    /// Git LFS left a pointer where the file should be.
+    #[error("{}", lfs_advice(path))]
+    LfsPointer {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Two files hold different tensors of one name, so one of them is of another model.
+    #[error(
+        "tensor {name} is in {} and, with other numbers, in {}; one of them is not this model's",
+        first.display(),
+        second.display()
+    )]
+    Twice {
+        /// The tensor.
+        name: String,
+        /// A file.
+        first: PathBuf,
+        /// Another.
+        second: PathBuf,
+    },
     /// A tensor is not in the files, or its dtype is not supported.
-    #[error("tensor {name}: {source}")]
+    #[error("tensor {name}: {reason}")]
     Tensor {
         /// The tensor.
         name: String,
         /// candle's reason.
-        source: candle_core::Error,
+        reason: candle_core::Error,
     },
 }
 
@@ -45,39 +100,66 @@ pub enum MappedError {
 /// ends the process with SIGBUS when a missing page is touched, as with any
 /// mapped file: replace checkpoints by renaming, never by writing over them.
 pub struct MappedSafetensors {
-    files: MmapedSafetensors,
+    files: Vec<MmapedSafetensors>,
+    /// Which file holds a tensor.
+    holders: HashMap<String, usize>,
 }
 
 impl MappedSafetensors {
-    /// Opens and checks files; of a name in several, the last file's counts.
+    /// Opens and checks files. A tensor may be in several if it is the same in all.
     ///
     /// # Errors
-    /// The first file that cannot be read or does not hold what it claims.
+    /// The first file that cannot be read or does not hold what it claims, or the first
+    /// tensor that two files disagree on.
     pub fn open(paths: &[PathBuf]) -> Result<Self, MappedError> {
-        for path in paths {
-            check(path)?;
+        let mut opened = Self { files: Vec::new(), holders: HashMap::new() };
+        for (index, path) in paths.iter().enumerate() {
+            let file = open(path)?;
+            for (name, tensor) in file.tensors() {
+                match opened.view(&name) {
+                    None => {
+                        opened.holders.insert(name, index);
+                    }
+                    Some(other) if are_equal(&other, &tensor) => {}
+                    Some(_) => {
+                        let first = paths[opened.holders[&name]].clone();
+                        let name = name.chars().take(200).collect();
+                        return Err(MappedError::Twice { name, first, second: path.clone() });
+                    }
+                }
+            }
+            opened.files.push(file);
         }
-        // SAFETY: the mapping is read-only and private to this process; that
-        // nobody shortens the files is the documented condition of this type.
-        let files = unsafe { MmapedSafetensors::multi(paths) };
-        let files = files.map_err(|error| MappedError::Invalid {
-            path: paths.first().cloned().unwrap_or_default(),
-            reason: error.to_string(),
-        })?;
-        Ok(Self { files })
+        Ok(opened)
+    }
+
+    fn view(&self, name: &str) -> Option<TensorView<'_>> {
+        self.files[*self.holders.get(name)?].get(name).ok()
     }
 
     /// A tensor's dtype and shape, if the files hold it.
     #[must_use]
     pub fn describe(&self, name: &str) -> Option<(Option<DType>, Vec<usize>)> {
-        let view = self.files.get(name).ok()?;
+        let view = self.view(name)?;
         Some((DType::try_from(view.dtype()).ok(), view.shape().to_vec()))
+    }
+
+    /// The name of a tensor's dtype, which candle need not have, if the files hold it.
+    #[must_use]
+    pub fn dtype_name(&self, name: &str) -> Option<String> {
+        Some(self.view(name)?.dtype().to_string().to_lowercase())
+    }
+
+    /// Whether the files hold both tensors and they are the same: dtype, shape and data.
+    #[must_use]
+    pub fn are_equal(&self, a: &str, b: &str) -> bool {
+        self.view(a).zip(self.view(b)).is_some_and(|(a, b)| are_equal(&a, &b))
     }
 
     /// The names of all tensors.
     #[must_use]
     pub fn names(&self) -> Vec<String> {
-        self.files.tensors().into_iter().map(|(name, _)| name).collect()
+        self.holders.keys().cloned().collect()
     }
 
     /// Copies a tensor out of its file, in its own dtype.
@@ -85,28 +167,53 @@ impl MappedSafetensors {
     /// # Errors
     /// No such tensor, or a dtype that candle does not have.
     pub fn load(&self, name: &str) -> Result<Tensor, MappedError> {
-        self.files
-            .load(name, &Device::Cpu)
-            .map_err(|source| MappedError::Tensor { name: name.to_owned(), source })
+        let missing = || candle_core::Error::CannotFindTensor { path: name.to_owned() };
+        let tensor = self.view(name).ok_or_else(missing).and_then(|view| view.load(&Device::Cpu));
+        tensor.map_err(|reason| MappedError::Tensor { name: name.to_owned(), reason })
     }
 }
 
-/// Mapping an empty file or a folder fails in ways that name neither.
-fn check(path: &Path) -> Result<(), MappedError> {
-    let io = |source| MappedError::Io { path: path.to_owned(), source };
-    let invalid =
-        |reason: &str| MappedError::Invalid { path: path.to_owned(), reason: reason.into() };
-    let file = std::fs::File::open(path).map_err(io)?;
+fn are_equal(a: &TensorView<'_>, b: &TensorView<'_>) -> bool {
+    a.dtype() == b.dtype() && a.shape() == b.shape() && a.data() == b.data()
+}
+
+/// Maps a file, after what can be told from its first bytes.
+fn open(path: &Path) -> Result<MmapedSafetensors, MappedError> {
+    let io = |reason| MappedError::Io { path: path.to_owned(), reason };
+    let invalid = |reason: String| MappedError::Invalid { path: path.to_owned(), reason };
+    let file = File::open(path).map_err(io)?;
     let metadata = file.metadata().map_err(io)?;
     if !metadata.is_file() {
-        return Err(invalid("it is not a file"));
+        return Err(invalid("it is not a file".to_owned()));
     }
-    if metadata.len() < 8 {
-        return Err(invalid("it is shorter than a header's length"));
+    let len = metadata.len();
+    let mut head = Vec::new();
+    file.take(64).read_to_end(&mut head).map_err(io)?;
+    if head.is_empty() {
+        return Err(invalid("it is empty".to_owned()));
     }
-    // SAFETY: as in `open`.
+    if head.starts_with(LFS_POINTER) {
+        return Err(MappedError::LfsPointer { path: path.to_owned() });
+    }
+    let Some(header) = head.first_chunk().copied().map(u64::from_le_bytes) else {
+        return Err(invalid("it is shorter than a header's length".to_owned()));
+    };
+    // Only now: a header's length may begin with the same bytes as another format.
+    if let Some(kind) = other_kind(&head).filter(|_| header > MAX_HEADER || 8 + header > len) {
+        return Err(MappedError::OtherKind { path: path.to_owned(), kind });
+    }
+    if header > MAX_HEADER {
+        let reason = format!("its first bytes give a header of {header} bytes, above {MAX_HEADER}");
+        return Err(invalid(reason));
+    }
+    if 8 + header > len {
+        let reason = format!("it ends after {len} bytes, within its header of {header}");
+        return Err(invalid(reason));
+    }
+    // SAFETY: the mapping is read-only and private to this process; that
+    // nobody shortens the files is the documented condition of `MappedSafetensors`.
     let parsed = unsafe { MmapedSafetensors::new(path) };
-    parsed.map(|_| ()).map_err(|error| {
+    parsed.map_err(|error| {
         let error = match error {
             // This error names the path already.
             candle_core::Error::WithPath { inner, .. } => *inner,
@@ -114,8 +221,30 @@ fn check(path: &Path) -> Result<(), MappedError> {
         };
         // A backtrace may follow.
         let text = error.to_string();
-        invalid(text.lines().next().unwrap_or("its header cannot be read"))
+        let text = text.lines().next().unwrap_or("its header cannot be read");
+        let reason = if text.contains("not fully covered") {
+            format!("its header describes another number of bytes than the {len} that it has")
+        } else if text.contains("invalid offset") {
+            format!("{text}: data overlap, or there is a gap between them")
+        } else {
+            text.to_owned()
+        };
+        invalid(reason)
     })
+}
+
+/// What a file is that begins so, if it is known and no safetensors file.
+fn other_kind(head: &[u8]) -> Option<&'static str> {
+    let begins = |with: &[u8]| head.starts_with(with);
+    if begins(b"GGUF") {
+        Some("a GGUF file: name it with the ending .gguf")
+    } else if begins(b"PK\x03\x04") || begins(b"\x80\x02") {
+        Some("a PyTorch checkpoint: save the model with safe_serialization=True")
+    } else if begins(b"<!") || begins(b"<html") {
+        Some("a web page: its download went to the wrong address")
+    } else {
+        None
+    }
 }
 
 #[cfg(test)]
@@ -242,14 +371,66 @@ mod tests {
     }
 
     #[test]
-    fn of_a_name_in_two_files_the_last_counts() {
+    fn a_name_in_two_files_must_be_one_tensor() {
         let (dir, path, _) = whole();
         let second = dir.path().join("second.safetensors");
-        let tensor = Tensor::new(&[9f32], &Device::Cpu).unwrap();
-        candle_core::safetensors::save(&HashMap::from([("b", tensor)]), &second).unwrap();
-        let files = MappedSafetensors::open(&[path, second]).unwrap();
-        assert_eq!(files.load("b").unwrap().to_vec1::<f32>().unwrap(), [9.0]);
+        let save = |numbers: &[f32]| {
+            let tensor = Tensor::new(numbers, &Device::Cpu).unwrap();
+            candle_core::safetensors::save(&HashMap::from([("b", tensor)]), &second).unwrap();
+        };
+        save(&[0.0, 1.0, 2.0, 3.0]);
+        let files = MappedSafetensors::open(&[path.clone(), second.clone()]).unwrap();
+        assert_eq!(files.load("b").unwrap().to_vec1::<f32>().unwrap(), [0.0, 1.0, 2.0, 3.0]);
         assert_eq!(files.load("a").unwrap().dims(), [3, 5]);
+        assert_eq!(files.names().len(), 3);
+        for other in [&[0.0, 1.0, 2.0, 4.0][..], &[0.0]] {
+            save(other);
+            let error = MappedSafetensors::open(&[path.clone(), second.clone()]).err().unwrap();
+            assert!(matches!(error, MappedError::Twice { .. }), "{error}");
+            let message = error.to_string();
+            for named in ["tensor b", "model.safetensors", "second.safetensors"] {
+                assert!(message.contains(named), "{named}: {message}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_something_else_is_named() {
+        let (_dir, path, _) = whole();
+        let mut long = u64::MAX.to_le_bytes().to_vec();
+        long.extend(b"{}");
+        for (bytes, named) in [
+            (&b""[..], "it is empty"),
+            (b"1234", "shorter than a header's length"),
+            (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull"),
+            (b"GGUF\x03\0\0\0\0\0\0\0", "a GGUF file"),
+            (b"PK\x03\x04 and so on", "a PyTorch checkpoint"),
+            (b"\x80\x02\x8a\x0al\xfc\x9c\x46\xf9", "a PyTorch checkpoint"),
+            (b"<!DOCTYPE html><html>", "a web page"),
+            (&long, "a header of 18446744073709551615 bytes"),
+            (b"\xff\0\0\0\0\0\0\0{\"a\":", "ends after 13 bytes, within its header of 255"),
+        ] {
+            std::fs::write(&path, bytes).unwrap();
+            let message = read_all(&path).unwrap_err().to_string();
+            assert!(message.contains(named), "{named}: {message}");
+            assert!(message.contains("model.safetensors"), "{named}: {message}");
+        }
+    }
+
+    #[test]
+    fn a_header_as_long_as_a_pickle_begins_is_a_header() {
+        let (_dir, path, _) = whole();
+        let one = r#"{"x":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#;
+        // 640 bytes: 80 02 00 and so on.
+        std::fs::write(&path, with_header(&format!("{one:<640}"), 8)).unwrap();
+        read_all(&path).expect("it is whole");
+    }
+
+    #[test]
+    fn a_reason_is_in_the_message_or_in_the_chain_but_not_in_both() {
+        let error = read_all(std::path::Path::new("/no/such/file")).unwrap_err();
+        assert!(error.to_string().contains("os error 2"), "{error}");
+        assert!(std::error::Error::source(&error).is_none());
     }
 
     proptest! {

@@ -7,11 +7,9 @@ use sconce_kernels::{Backend, ForwardBatch, KernelError, WeightDtype};
 use crate::{
     ModelConfig, ModelError,
     llama::Llama,
-    weights::{self, Checker, Packer},
+    shards,
+    weights::{Checker, Packer, Vocabulary},
 };
-
-/// The architectures that [`load`] knows.
-pub(crate) const ARCHITECTURES: [&str; 2] = ["LlamaForCausalLM", "MistralForCausalLM"];
 
 /// The sizes that caches and workspaces follow from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,6 +117,8 @@ pub struct Loaded<B: Backend> {
     pub model: Box<dyn CausalLm<B>>,
     /// Bytes of its matrices in the backend's layout; vectors are not counted.
     pub weight_bytes: usize,
+    /// What a person should know of the checkpoint, a line each.
+    pub warnings: Vec<String>,
 }
 
 /// Loads the model of a directory whose config.json was read, for contexts of
@@ -127,7 +127,7 @@ pub struct Loaded<B: Backend> {
 ///
 /// # Errors
 /// A checkpoint that is damaged or does not fit its configuration; everything
-/// that is missing or misshapen is named at once.
+/// that is missing, misshapen or not used is named at once.
 pub fn load<B: Backend + 'static>(
     dir: &Path,
     config: &ModelConfig,
@@ -136,11 +136,13 @@ pub fn load<B: Backend + 'static>(
     max_positions: usize,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Loaded<B>, ModelError> {
-    let files = weights::open(dir)?;
+    let files = shards::open(dir)?;
+    let vocabulary = Vocabulary::of(config, &files);
     let mut checker = Checker::new(&files);
-    Llama::build(config, max_positions, &mut checker)?;
-    let order = checker.finish()?;
+    Llama::build(config, &vocabulary, max_positions, &mut checker)?;
+    let (order, unused) = checker.finish(&vocabulary)?;
+    let warnings = vocabulary.warning().into_iter().chain(unused).collect();
     let mut packer = Packer::new(files, order, backend, dtype, progress);
-    let model = Llama::build(config, max_positions, &mut packer)?;
-    Ok(Loaded { model: Box::new(model), weight_bytes: packer.bytes() })
+    let model = Llama::build(config, &vocabulary, max_positions, &mut packer)?;
+    Ok(Loaded { model: Box::new(model), weight_bytes: packer.bytes(), warnings })
 }

@@ -1,8 +1,12 @@
 //! config.json, read and checked.
 
+mod fields;
+mod rope;
+
 use std::path::Path;
 
-use serde::Deserialize;
+use fields::{Fields, positive, refuse};
+use serde_json::{Map, Value};
 
 use crate::{ModelError, json};
 
@@ -89,213 +93,176 @@ pub enum RopeScaling {
     },
 }
 
-#[derive(Deserialize)]
-struct RawConfig {
-    #[serde(default)]
-    architectures: Vec<String>,
-    vocab_size: usize,
-    hidden_size: usize,
-    intermediate_size: usize,
-    num_hidden_layers: usize,
-    num_attention_heads: usize,
-    num_key_value_heads: Option<usize>,
-    head_dim: Option<usize>,
-    max_position_embeddings: usize,
-    rms_norm_eps: f32,
-    rope_theta: Option<f64>,
-    rope_scaling: Option<RawRope>,
-    rope_parameters: Option<RawRope>,
-    #[serde(default)]
-    tie_word_embeddings: bool,
-    #[serde(default)]
-    attention_bias: bool,
-    #[serde(default)]
-    mlp_bias: bool,
-    sliding_window: Option<usize>,
-    hidden_act: Option<String>,
-    partial_rotary_factor: Option<f64>,
-    quantization_config: Option<serde::de::IgnoredAny>,
+/// What a config.json is read as. Each family has the fields and defaults of its config
+/// class in transformers; what the class does not have is not read, whatever it says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Family {
+    /// `LlamaConfig`
+    Llama,
+    /// `MistralConfig`
+    Mistral,
 }
 
-#[derive(Deserialize)]
-struct RawRope {
-    rope_type: Option<String>,
-    /// The older spelling; some files hold both.
-    #[serde(rename = "type")]
-    older_type: Option<String>,
-    partial_rotary_factor: Option<f64>,
-    rope_theta: Option<f64>,
-    factor: Option<f64>,
-    low_freq_factor: Option<f64>,
-    high_freq_factor: Option<f64>,
-    original_max_position_embeddings: Option<usize>,
-    beta_fast: Option<f64>,
-    beta_slow: Option<f64>,
-    attention_factor: Option<f64>,
-    mscale: Option<f64>,
-    mscale_all_dim: Option<f64>,
-    truncate: Option<bool>,
+impl Family {
+    const ALL: [Self; 2] = [Self::Llama, Self::Mistral];
+
+    fn architecture(self) -> &'static str {
+        match self {
+            Self::Llama => "LlamaForCausalLM",
+            Self::Mistral => "MistralForCausalLM",
+        }
+    }
+
+    fn model_type(self) -> &'static str {
+        match self {
+            Self::Llama => "llama",
+            Self::Mistral => "mistral",
+        }
+    }
+
+    /// The family that `model_type` and `architectures` agree on. transformers goes by the
+    /// one, other engines by the other, so a contradiction is refused.
+    fn of(config: &Fields<'_>) -> Result<Self, ModelError> {
+        let named = config.strings("architectures")?;
+        let model_type = config.nullable_string("model_type")?;
+        let known = |family: &Self| named.contains(&family.architecture());
+        let architectures = || format!("one of {}", list(Self::architecture));
+        let shown = || if named.is_empty() { "absent".to_owned() } else { named.join(", ") };
+        if !named.is_empty() && !Self::ALL.iter().any(known) {
+            return Err(refuse("architectures", &shown(), architectures()));
+        }
+        let Some(model_type) = model_type else {
+            let mut candidates = Self::ALL.into_iter().filter(known);
+            return match (candidates.next(), candidates.next()) {
+                (Some(family), None) => Ok(family),
+                _ => Err(refuse("architectures", &shown(), architectures())),
+            };
+        };
+        let family = Self::ALL.into_iter().find(|family| family.model_type() == model_type);
+        let family = family.ok_or_else(|| {
+            let accepted = format!("one of {}", list(Self::model_type));
+            refuse("model_type", &model_type, accepted)
+        })?;
+        if !named.is_empty() && !known(&family) {
+            let accepted = format!("{}, as model_type is {model_type}", family.architecture());
+            return Err(refuse("architectures", &shown(), accepted));
+        }
+        Ok(family)
+    }
+}
+
+fn list(name: impl Fn(Family) -> &'static str) -> String {
+    Family::ALL.map(name).join(", ")
 }
 
 impl ModelConfig {
-    /// Reads and checks a directory's config.json.
+    /// Reads and checks a directory's config.json: its fields as transformers' config class
+    /// of the family reads them, with that class's defaults.
     ///
     /// # Errors
     /// An unreadable file, or a field that cannot be served, by name.
     pub fn read(dir: &Path) -> Result<Self, ModelError> {
-        Self::check(json::read(&dir.join("config.json"))?)
+        let config: Map<String, Value> = json::read(&dir.join("config.json"))?;
+        Self::check(&Fields::new("", &config))
     }
 
-    fn check(raw: RawConfig) -> Result<Self, ModelError> {
-        let architecture = raw.architectures.first().cloned().unwrap_or_default();
-        if !crate::causal_lm::ARCHITECTURES.contains(&architecture.as_str()) {
-            let accepted = format!("one of {}", crate::causal_lm::ARCHITECTURES.join(", "));
-            return Err(refuse("architectures", &architecture, accepted));
-        }
-        let num_heads = raw.num_attention_heads;
-        let num_kv_heads = raw.num_key_value_heads.unwrap_or(num_heads);
-        let head_dim = raw.head_dim.unwrap_or(raw.hidden_size / num_heads.max(1));
-        for (field, size, limit) in [
-            ("vocab_size", raw.vocab_size, MAX_SIZE),
-            ("hidden_size", raw.hidden_size, MAX_SIZE),
-            ("intermediate_size", raw.intermediate_size, MAX_SIZE),
-            ("num_hidden_layers", raw.num_hidden_layers, MAX_LAYERS),
-            ("num_attention_heads", num_heads, MAX_SIZE),
-            ("num_key_value_heads", num_kv_heads, MAX_SIZE),
-            ("head_dim", head_dim, MAX_SIZE),
-            ("max_position_embeddings", raw.max_position_embeddings, MAX_POSITIONS),
-            ("sliding_window", raw.sliding_window.unwrap_or(1), MAX_SIZE),
-        ] {
-            if size == 0 || size > limit {
-                return Err(refuse(field, &size, format!("from 1 to {limit}")));
+    fn check(config: &Fields<'_>) -> Result<Self, ModelError> {
+        let family = Family::of(config)?;
+        refuse_other_kinds(config, family)?;
+        // The same in both, in this order: Llama's default, Mistral's.
+        let size = |field, llama, mistral, limit| {
+            let default = if family == Family::Llama { llama } else { mistral };
+            config.size(field, default, limit)
+        };
+        let vocab_size = size("vocab_size", 32_000, 32_000, MAX_SIZE)?;
+        let hidden_size = size("hidden_size", 4096, 4096, MAX_SIZE)?;
+        let intermediate_size = size("intermediate_size", 11_008, 14_336, MAX_SIZE)?;
+        let num_layers = size("num_hidden_layers", 32, 32, MAX_LAYERS)?;
+        let num_heads = size("num_attention_heads", 32, 32, MAX_SIZE)?;
+        let max_position_embeddings =
+            size("max_position_embeddings", 2048, 131_072, MAX_POSITIONS)?;
+        let num_kv_heads = match family {
+            Family::Llama => {
+                config.nullable_size("num_key_value_heads", MAX_SIZE)?.unwrap_or(num_heads)
             }
-        }
-        if raw.head_dim.is_none() && !raw.hidden_size.is_multiple_of(num_heads) {
-            let accepted = format!("a divisor of hidden_size, {}", raw.hidden_size);
+            Family::Mistral => config.size("num_key_value_heads", 8, MAX_SIZE)?,
+        };
+        let own_head_dim = config.nullable_size("head_dim", MAX_SIZE)?;
+        if own_head_dim.is_none() && !hidden_size.is_multiple_of(num_heads) {
+            let accepted = format!("a divisor of hidden_size, {hidden_size}");
             return Err(refuse("num_attention_heads", &num_heads, accepted));
         }
+        let head_dim = own_head_dim.unwrap_or(hidden_size / num_heads);
         if !num_heads.is_multiple_of(num_kv_heads) {
             let accepted = format!("a divisor of num_attention_heads, {num_heads}");
             return Err(refuse("num_key_value_heads", &num_kv_heads, accepted));
         }
-        if !head_dim.is_multiple_of(16) {
+        if head_dim == 0 || !head_dim.is_multiple_of(16) {
             return Err(refuse("head_dim", &head_dim, "a multiple of 16".to_owned()));
         }
-        if !raw.intermediate_size.is_multiple_of(16) {
+        if !intermediate_size.is_multiple_of(16) {
             let accepted = "a multiple of 16".to_owned();
-            return Err(refuse("intermediate_size", &raw.intermediate_size, accepted));
+            return Err(refuse("intermediate_size", &intermediate_size, accepted));
         }
-        let act = raw.hidden_act.as_deref().unwrap_or("silu");
-        if act != "silu" {
+        let act = config.string("hidden_act", "silu")?;
+        if !matches!(act, "silu" | "swish") {
             return Err(refuse("hidden_act", &act, "\"silu\"".to_owned()));
         }
-        if raw.quantization_config.is_some() {
-            let accepted = "absent: only f32, bf16 and f16 weights are read".to_owned();
-            return Err(refuse("quantization_config", &"present", accepted));
-        }
-        let rope = raw.rope_parameters.or(raw.rope_scaling);
-        let partial = rope.as_ref().and_then(|rope| rope.partial_rotary_factor);
-        let partial = partial.or(raw.partial_rotary_factor).unwrap_or(1.0);
-        if partial != 1.0 {
-            let accepted = "1: whole heads are rotated".to_owned();
-            return Err(refuse("partial_rotary_factor", &partial, accepted));
-        }
-        positive("rms_norm_eps", f64::from(raw.rms_norm_eps))?;
-        let rope_theta = rope.as_ref().and_then(|rope| rope.rope_theta).or(raw.rope_theta);
-        let rope_theta = positive("rope_theta", rope_theta.unwrap_or(10_000.0))?;
-        let rope_scaling = match rope {
-            None => RopeScaling::Default,
-            Some(rope) => rope.check(raw.max_position_embeddings)?,
+        let rms_norm_eps = positive("rms_norm_eps", config.number("rms_norm_eps", 1e-6)?)? as f32;
+        positive("rms_norm_eps", f64::from(rms_norm_eps))?;
+        let (rope_theta, rope_scaling) = rope::read(config, max_position_embeddings)?;
+        let (attention_bias, mlp_bias, sliding_window) = match family {
+            Family::Llama => {
+                (config.flag("attention_bias", false)?, config.flag("mlp_bias", false)?, None)
+            }
+            Family::Mistral => {
+                let window = match config.get("sliding_window") {
+                    None => Some(4096),
+                    Some(_) => config.nullable_size("sliding_window", MAX_SIZE)?,
+                };
+                (false, false, window)
+            }
         };
         Ok(Self {
-            architecture,
-            vocab_size: raw.vocab_size,
-            hidden_size: raw.hidden_size,
-            intermediate_size: raw.intermediate_size,
-            num_layers: raw.num_hidden_layers,
+            architecture: family.architecture().to_owned(),
+            vocab_size,
+            hidden_size,
+            intermediate_size,
+            num_layers,
             num_heads,
             num_kv_heads,
             head_dim,
-            max_position_embeddings: raw.max_position_embeddings,
-            rms_norm_eps: raw.rms_norm_eps,
+            max_position_embeddings,
+            rms_norm_eps,
             rope_theta,
             rope_scaling,
-            tie_word_embeddings: raw.tie_word_embeddings,
-            attention_bias: raw.attention_bias,
-            mlp_bias: raw.mlp_bias,
-            sliding_window: raw.sliding_window,
+            tie_word_embeddings: config.flag("tie_word_embeddings", false)?,
+            attention_bias,
+            mlp_bias,
+            sliding_window,
         })
     }
 }
 
-impl RawRope {
-    fn check(self, max_position_embeddings: usize) -> Result<RopeScaling, ModelError> {
-        let kind = self.rope_type.as_deref().or(self.older_type.as_deref());
-        let kind = kind.unwrap_or("default");
-        let factor = || positive("rope_scaling.factor", self.factor.unwrap_or(0.0));
-        let original = self.original_max_position_embeddings.unwrap_or(max_position_embeddings);
-        if original == 0 || original > MAX_SIZE {
-            let field = "rope_scaling.original_max_position_embeddings";
-            return Err(refuse(field, &original, format!("from 1 to {MAX_SIZE}")));
-        }
-        match kind {
-            "default" => Ok(RopeScaling::Default),
-            "linear" => Ok(RopeScaling::Linear { factor: factor()? }),
-            "llama3" => {
-                let number = |field, value: Option<f64>| positive(field, value.unwrap_or(0.0));
-                let low = number("rope_scaling.low_freq_factor", self.low_freq_factor)?;
-                let high = number("rope_scaling.high_freq_factor", self.high_freq_factor)?;
-                if high <= low {
-                    let accepted = format!("above low_freq_factor, {low}");
-                    return Err(refuse("rope_scaling.high_freq_factor", &high, accepted));
-                }
-                Ok(RopeScaling::Llama3 {
-                    factor: factor()?,
-                    low_freq_factor: low,
-                    high_freq_factor: high,
-                    original_max_position_embeddings: original,
-                })
-            }
-            "yarn" => {
-                let factor = match self.factor {
-                    Some(_) => factor()?,
-                    None => max_position_embeddings as f64 / original as f64,
-                };
-                let attention_factor = self.attention_factor.unwrap_or_else(|| {
-                    let scale = |mscale: f64| {
-                        if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 }
-                    };
-                    match (self.mscale, self.mscale_all_dim) {
-                        (Some(mscale), Some(all)) if mscale != 0.0 && all != 0.0 => {
-                            scale(mscale) / scale(all)
-                        }
-                        _ => scale(1.0),
-                    }
-                });
-                Ok(RopeScaling::Yarn {
-                    factor,
-                    original_max_position_embeddings: original,
-                    beta_fast: positive("rope_scaling.beta_fast", self.beta_fast.unwrap_or(32.0))?,
-                    beta_slow: positive("rope_scaling.beta_slow", self.beta_slow.unwrap_or(1.0))?,
-                    truncate: self.truncate.unwrap_or(true),
-                    attention_factor: positive("rope_scaling.attention_factor", attention_factor)?,
-                })
-            }
-            other => {
-                let accepted = "one of default, linear, llama3, yarn".to_owned();
-                Err(refuse("rope_scaling.rope_type", &other, accepted))
-            }
+/// Fields whose mere presence makes another kind of model of it.
+fn refuse_other_kinds(config: &Fields<'_>, family: Family) -> Result<(), ModelError> {
+    for field in ["quantization_config", "compression_config"] {
+        if let Some(quantization) = config.given(field) {
+            let method = quantization["quant_method"].as_str().unwrap_or("present");
+            let accepted = "absent: quantized checkpoints are not read, only f32, bf16 and f16 \
+                            weights (--quantization int8 quantizes those while loading)";
+            return Err(refuse(field, &fields::clip(method), accepted.to_owned()));
         }
     }
-}
-
-fn positive(field: &'static str, value: f64) -> Result<f64, ModelError> {
-    if value > 0.0 && value.is_finite() {
-        return Ok(value);
+    let empty = |value: &Value| value.as_object().is_some_and(Map::is_empty);
+    if config.given("per_layer_config").is_some_and(|value| !empty(value)) {
+        let accepted = "absent: all layers have the same sizes".to_owned();
+        return Err(refuse("per_layer_config", &"present", accepted));
     }
-    Err(refuse(field, &value, "a number above 0".to_owned()))
-}
-
-fn refuse(field: &'static str, value: &dyn std::fmt::Display, accepted: String) -> ModelError {
-    ModelError::Config { field, value: value.to_string(), accepted }
+    // transformers takes such a Mistral for a Ministral, whose layers differ.
+    if family == Family::Mistral && config.get("layer_types").is_some() {
+        let accepted = "absent: all layers have the same attention".to_owned();
+        return Err(refuse("layer_types", &"present", accepted));
+    }
+    Ok(())
 }

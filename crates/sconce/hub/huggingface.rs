@@ -57,7 +57,18 @@ pub(super) fn fetch(id: &str, force: bool, progress: &dyn Progress) -> Result<Pa
     let info = within(LIST_TIMEOUT, move || listing.info().map_err(|error| error.to_string()))?;
     let has = |name: &str| info.siblings.iter().any(|file| file.rfilename == name);
     if !has("config.json") || !(has(WEIGHTS) || has(INDEX)) {
-        return Err(format!("it has no config.json with {WEIGHTS} or {INDEX}"));
+        let ends = |ending: &str| {
+            let mut names = info.siblings.iter().map(|file| file.rfilename.to_ascii_lowercase());
+            names.any(|name| name.ends_with(ending))
+        };
+        let hint = if ends(".gguf") {
+            "; it has GGUF files: download one and name it"
+        } else if ends(".bin") {
+            "; of PyTorch's files only safetensors are read"
+        } else {
+            ""
+        };
+        return Err(format!("it has no config.json with {WEIGHTS} or {INDEX}{hint}"));
     }
     let snapshot = Cache::from_env().model(id.to_owned()).pointer_path(&info.sha);
     let get = |name: &str| {

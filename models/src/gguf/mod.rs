@@ -4,6 +4,7 @@
 //! order of the rows of Q and K is undone; the byte-level BPE tokenizer is
 //! rebuilt from the file's vocabulary and merges.
 
+mod header;
 mod metadata;
 mod rope;
 mod tensors;
@@ -17,7 +18,12 @@ use std::{
 
 use candle_core::quantized::gguf_file::Content;
 use metadata::Metadata;
+use sconce_kernels::mapped;
 use serde_json::{Value, json};
+
+/// Grows whenever [`convert`] makes something else of the same file, so that what an
+/// earlier release has made is not taken for it.
+pub const CONVERTER_VERSION: u32 = 1;
 
 /// Every layer's tensors are written down before they are looked for.
 const MAX_LAYERS: usize = 1 << 10;
@@ -26,12 +32,12 @@ const MAX_LAYERS: usize = 1 << 10;
 #[derive(Debug, thiserror::Error)]
 pub enum GgufError {
     /// A file cannot be read or written.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {reason}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
-        /// The system's reason.
-        source: std::io::Error,
+        /// The system's reason; in the message, so not in the chain of sources too.
+        reason: std::io::Error,
     },
     /// The file is not GGUF, or is damaged.
     #[error("{} is not a whole GGUF file: {reason}", path.display())]
@@ -40,6 +46,22 @@ pub enum GgufError {
         path: PathBuf,
         /// What does not fit.
         reason: String,
+    },
+    /// The file is of a kind that is not converted.
+    #[error("{} {what}; {remedy}", path.display())]
+    Unsupported {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        what: String,
+        /// What would help.
+        remedy: String,
+    },
+    /// Git LFS left a pointer where the file should be.
+    #[error("{}", mapped::lfs_advice(path))]
+    LfsPointer {
+        /// The file.
+        path: PathBuf,
     },
     /// A metadata key is missing.
     #[error("the GGUF file has no metadata key {key}")]
@@ -89,8 +111,9 @@ pub fn convert(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<(), GgufError> {
     let mut file = std::fs::File::open(gguf)
-        .map_err(|source| GgufError::Io { path: gguf.to_owned(), source })?;
+        .map_err(|reason| GgufError::Io { path: gguf.to_owned(), reason })?;
     let invalid = |reason: String| GgufError::Invalid { path: gguf.to_owned(), reason };
+    header::check(gguf, &mut file)?;
     // candle's reader checks lengths, but arithmetic on a lying header may panic.
     let content = catch_unwind(AssertUnwindSafe(|| Content::read(&mut file)))
         .map_err(|_| invalid("its header is inconsistent".to_owned()))?
@@ -110,7 +133,7 @@ pub fn convert(
     tensors::convert(gguf, file, &content, &model, &out, progress)?;
     // The writer's file is the owner's alone; the model is read by whoever may
     // read the files beside it.
-    let io = |source| GgufError::Io { path: out.clone(), source };
+    let io = |reason| GgufError::Io { path: out.clone(), reason };
     let beside = std::fs::metadata(out_dir.join("config.json")).map_err(io)?;
     std::fs::set_permissions(&out, beside.permissions()).map_err(io)
 }
@@ -129,9 +152,10 @@ pub(super) struct Model {
 
 impl Model {
     fn read(metadata: &Metadata<'_>, content: &Content) -> Result<Self, GgufError> {
-        let architecture = metadata.string("general.architecture")?;
-        if architecture != "llama" {
-            return Err(metadata::refuse("general.architecture", &architecture, "\"llama\""));
+        let experts = metadata.optional_size("llama.expert_count")?.filter(|count| *count > 0);
+        if let Some(count) = experts {
+            let accepted = "0: mixtures of experts are not converted";
+            return Err(metadata::refuse("llama.expert_count", &count, accepted));
         }
         let hidden_size = metadata.size("llama.embedding_length")?;
         let num_heads = metadata.size("llama.attention.head_count")?;
@@ -238,7 +262,7 @@ fn generation_config(metadata: &Metadata<'_>, vocab_size: usize) -> Result<Value
 }
 
 fn write_json(path: &Path, value: &Value) -> Result<(), GgufError> {
-    let io = |source| GgufError::Io { path: path.to_owned(), source };
+    let io = |reason| GgufError::Io { path: path.to_owned(), reason };
     let mut file = std::io::BufWriter::new(std::fs::File::create(path).map_err(io)?);
     serde_json::to_writer_pretty(&mut file, value).map_err(|error| io(error.into()))?;
     file.flush().map_err(io)

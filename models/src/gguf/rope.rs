@@ -24,12 +24,13 @@ pub(super) fn scaling(
     if content.tensor_infos.contains_key(DIVISORS) {
         return llama3(metadata, content, file, head_dim);
     }
+    // As llama.cpp: a factor alone is a linear one, under its older key too; 0 is none.
+    let older = metadata.float_or("llama.rope.scale_linear", 0.0)?;
+    let factor = metadata.float_or("llama.rope.scaling.factor", older)?;
     match metadata.optional_string("llama.rope.scaling.type")? {
-        None | Some("none") => Ok(Value::Null),
-        Some("linear") => {
-            let factor = metadata.float("llama.rope.scaling.factor")?;
-            Ok(json!({ "rope_type": "linear", "factor": factor }))
-        }
+        Some("none") => Ok(Value::Null),
+        None | Some("linear") if factor == 0.0 => Ok(Value::Null),
+        None | Some("linear") => Ok(json!({ "rope_type": "linear", "factor": factor })),
         Some(other) => {
             let accepted = "\"none\" or \"linear\"";
             Err(refuse("llama.rope.scaling.type", &other, accepted))

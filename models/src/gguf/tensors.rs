@@ -71,7 +71,7 @@ pub(super) fn convert(
 ) -> Result<(), GgufError> {
     let plan = model.plan();
     let file_len =
-        file.metadata().map_err(|source| GgufError::Io { path: path.to_owned(), source })?;
+        file.metadata().map_err(|reason| GgufError::Io { path: path.to_owned(), reason })?;
     check(content, file_len.len(), &plan)?;
     let reader = Reader {
         file: RefCell::new(file),
@@ -90,7 +90,7 @@ pub(super) fn convert(
         return Err(error);
     }
     written.map_err(|error| match error {
-        SafeTensorError::IoError(source) => GgufError::Io { path: out.to_owned(), source },
+        SafeTensorError::IoError(reason) => GgufError::Io { path: out.to_owned(), reason },
         other => GgufError::Invalid { path: path.to_owned(), reason: other.to_string() },
     })
 }
@@ -118,7 +118,10 @@ fn check(content: &Content, file_len: u64, plan: &[Planned]) -> Result<(), GgufE
             .checked_add(info.offset)
             .and_then(|start| start.checked_add(bytes as u64));
         if end.is_none_or(|end| end > file_len) {
-            let reason = format!("{bytes} bytes of it reach beyond the file's end, {file_len}");
+            let reason = format!(
+                "{bytes} bytes of it reach beyond the file's end, {file_len}; it may be half \
+                 downloaded"
+            );
             return fail(source, reason);
         }
     }

@@ -15,16 +15,19 @@ fn save(dir: &Path, name: &str, tensors: &HashMap<String, Tensor>) {
 
 /// Loads a directory and counts the tensors reported.
 fn load(dir: &Path) -> Result<usize, ModelError> {
+    Ok(load_with_warnings(dir)?.0)
+}
+
+fn load_with_warnings(dir: &Path) -> Result<(usize, Vec<String>), ModelError> {
     let config = ModelConfig::read(dir)?;
     let cpu = Cpu::new(CpuConfig { threads: Some(1), ..CpuConfig::default() });
     let mut reports = Vec::new();
-    sconce_models::load(dir, &config, &cpu, WeightDtype::F32, 32, &mut |done, total| {
-        reports.push((done, total));
-    })?;
+    let report = &mut |done, total| reports.push((done, total));
+    let loaded = sconce_models::load(dir, &config, &cpu, WeightDtype::F32, 32, report)?;
     let total = reports.len();
     let expected: Vec<_> = (1..=total).map(|done| (done, total)).collect();
     assert_eq!(reports, expected, "each tensor is reported once, in order");
-    Ok(total)
+    Ok((total, loaded.warnings))
 }
 
 #[test]
@@ -81,6 +84,17 @@ fn shards_are_found_by_their_index() {
     let tensors = untied.write(dir.path());
     std::fs::remove_file(dir.path().join("model.safetensors")).unwrap();
     assert!(matches!(load(dir.path()), Err(ModelError::NoCheckpoint { .. })));
+    // From the least to the most that a hint could be about.
+    for (name, named) in [
+        ("pytorch_model.bin", "pytorch_model.bin: only safetensors are read"),
+        ("Model.GGUF", "Model.GGUF: to serve a GGUF file"),
+        ("consolidated.safetensors", "consolidated.safetensors: weights are read under those"),
+        ("adapter_model.safetensors", "a LoRA adapter"),
+    ] {
+        std::fs::write(dir.path().join(name), "").unwrap();
+        let error = load(dir.path()).unwrap_err().to_string();
+        assert!(error.contains(named), "{name}: {error}");
+    }
 
     let shard = |name: &str| {
         if name.contains(".1.") { "b.safetensors" } else { "a.safetensors" }
@@ -120,4 +134,123 @@ fn a_damaged_file_is_named() {
     let error = load(dir.path()).unwrap_err();
     assert!(matches!(error, ModelError::Mapped(_)), "{error}");
     assert!(error.to_string().contains("model.safetensors"), "{error}");
+}
+
+/// A copy of the weights under other names, or with others among them.
+fn saved_with(tiny: &Tiny, change: impl FnOnce(&mut HashMap<String, Tensor>)) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let mut tensors = tiny.write(dir.path());
+    change(&mut tensors);
+    save(dir.path(), "model.safetensors", &tensors);
+    dir
+}
+
+fn zeros(shape: &[usize], dtype: DType) -> Tensor {
+    Tensor::zeros(shape, dtype, &Device::Cpu).unwrap()
+}
+
+#[test]
+fn tensors_that_are_not_used_are_named() {
+    let warnings = |names: &[&str]| {
+        let dir = saved_with(&Tiny::default(), |tensors| {
+            for name in names {
+                tensors.insert((*name).to_owned(), zeros(&[4], DType::F32));
+            }
+        });
+        load_with_warnings(dir.path()).map(|(_, warnings)| warnings)
+    };
+    let harmless = [
+        "model.rotary_emb.inv_freq",
+        "model.layers.1.self_attn.rotary_emb.inv_freq",
+        "model.layers.0.self_attn.masked_bias",
+    ];
+    assert_eq!(warnings(&harmless).unwrap(), [""; 0]);
+    let told = warnings(&["v_head.weight", "score.weight"]).unwrap();
+    assert_eq!(told, ["tensors that are not used: score.weight, v_head.weight"]);
+    for part in [
+        "model.layers.2.mlp.up_proj.weight",
+        "model.layers.0.self_attn.q_norm.weight",
+        "model.norm.bias",
+        "model.embed_positions.weight",
+        "lm_head.bias",
+        "base_model.model.q_proj.lora_A.weight",
+    ] {
+        match warnings(&["score.weight", part]) {
+            Err(ModelError::Tensors { problems }) => {
+                let told = |name: &str| format!("{name} has no place in the model");
+                let mut expected = [told(part), told("score.weight")];
+                expected.sort();
+                assert_eq!(problems, expected);
+            }
+            other => panic!("{part}: {other:?}"),
+        }
+    }
+    let many: Vec<String> = (0..500).map(|i| format!("{}{i}", "extra".repeat(100))).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    let told = warnings(&many).unwrap();
+    assert!(told[0].len() < 6000 && told[0].ends_with("and 480 more"), "{}", told[0]);
+}
+
+#[test]
+fn a_message_is_bounded_however_much_is_wrong() {
+    let tiny = Tiny { layers: 60, ..Tiny::default() };
+    let dir = saved_with(&tiny, |tensors| {
+        let renamed = tensors.drain().map(|(name, tensor)| (format!("other.{name}"), tensor));
+        *tensors = renamed.collect();
+    });
+    let error = load(dir.path()).unwrap_err();
+    let ModelError::Tensors { problems } = &error else { panic!("{error}") };
+    assert_eq!(problems.len(), 2 * tiny.shapes().len(), "missing, and not used");
+    let message = error.to_string();
+    assert!(message.lines().count() < 50, "{message}");
+    assert!(message.ends_with(&format!("and {} more", problems.len() - 40)), "{message}");
+}
+
+#[test]
+fn other_dtypes_are_refused_by_name() {
+    let name = "model.layers.1.mlp.up_proj.weight";
+    for (dtype, named) in [(DType::F64, "f64"), (DType::U8, "u8"), (DType::I64, "i64")] {
+        let dir = saved_with(&Tiny::default(), |tensors| {
+            tensors.insert(name.to_owned(), zeros(&[80, 48], dtype));
+        });
+        let error = load(dir.path()).unwrap_err().to_string();
+        assert!(error.contains(&format!("{name} has dtype {named}")), "{error}");
+    }
+    // Of the same size, so only the name in the header changes.
+    for dtype in ["F8_E4M3", "F8_E5M2", "I8", "BOOL"] {
+        let dir = saved_with(&Tiny::default(), |tensors| {
+            *tensors = HashMap::from([(name.to_owned(), zeros(&[80, 48], DType::U8))]);
+        });
+        let path = dir.path().join("model.safetensors");
+        let bytes = std::fs::read(&path).unwrap();
+        let (head, data) = bytes.split_at(bytes.len() - 80 * 48);
+        let header = String::from_utf8(head[8..].to_vec()).unwrap();
+        let header = header.replace("\"U8\"", &format!("\"{dtype}\""));
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header.bytes());
+        bytes.extend(data);
+        std::fs::write(&path, bytes).unwrap();
+        let error = load(dir.path()).unwrap_err().to_string();
+        assert!(error.contains(&format!("has dtype {}", dtype.to_lowercase())), "{error}");
+    }
+}
+
+#[test]
+fn shards_that_disagree_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let tensors = Tiny::default().write(dir.path());
+    std::fs::rename(dir.path().join("model.safetensors"), dir.path().join("a.safetensors"))
+        .unwrap();
+    let name = "model.norm.weight";
+    let index = json!({ "weight_map": { "a": "a.safetensors", "b": "b.safetensors" } });
+    std::fs::write(dir.path().join("model.safetensors.index.json"), index.to_string()).unwrap();
+    let second =
+        |tensor| save(dir.path(), "b.safetensors", &HashMap::from([(name.into(), tensor)]));
+    second(tensors[name].clone());
+    assert_eq!(load(dir.path()).unwrap(), tensors.len(), "the same twice is no harm");
+    second(zeros(&[48], DType::BF16));
+    let error = load(dir.path()).unwrap_err().to_string();
+    for named in [name, "a.safetensors", "b.safetensors"] {
+        assert!(error.contains(named), "{named}: {error}");
+    }
 }

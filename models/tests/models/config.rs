@@ -1,22 +1,138 @@
 //! config.json: what is read, and what is refused by name.
 
-use sconce_models::ModelError;
+use sconce_models::{ModelConfig, ModelError, rope_table};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::tiny::{self, Tiny};
 
+#[derive(Deserialize)]
+struct Case {
+    name: String,
+    config: Value,
+    effective: Option<Effective>,
+    refused: Option<String>,
+    refused_here: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Effective {
+    architecture: String,
+    vocab_size: usize,
+    hidden_size: usize,
+    intermediate_size: usize,
+    num_layers: usize,
+    num_heads: usize,
+    num_kv_heads: usize,
+    head_dim: usize,
+    max_position_embeddings: usize,
+    rms_norm_eps: f32,
+    tie_word_embeddings: bool,
+    attention_bias: bool,
+    mlp_bias: bool,
+    sliding_window: Option<usize>,
+    inverse_frequencies: Vec<f64>,
+    attention_factor: f64,
+}
+
+/// `data/configs.py` wrote the cases: what transformers' config classes and rotary
+/// embeddings make of files with fields absent, null, misplaced and at odds.
 #[test]
-fn defaults_follow_transformers() {
-    let mut config = Tiny::default().config();
-    for field in ["num_key_value_heads", "head_dim", "rope_theta", "sliding_window"] {
-        config.as_object_mut().unwrap().remove(field);
+fn every_field_is_read_as_transformers_reads_it() {
+    let cases: Vec<Case> = serde_json::from_str(include_str!("data/configs.json")).unwrap();
+    assert!(cases.len() > 200);
+    let mut wrong = Vec::new();
+    for Case { name, config, effective, refused, refused_here } in cases {
+        let read = tiny::read_config(&config);
+        let verdict = match (effective, read) {
+            (Some(effective), Ok(read)) => differences(&effective, &read),
+            (Some(_), Err(error)) => format!("refused: {error}"),
+            (None, Ok(_)) => format!("accepted, but {:?}", refused.or(refused_here)),
+            (None, Err(error)) => {
+                assert!(matches!(error, ModelError::Config { .. }), "{name}: {error}");
+                String::new()
+            }
+        };
+        if !verdict.is_empty() {
+            wrong.push(format!("{name}: {verdict}"));
+        }
     }
-    config["hidden_size"] = json!(64);
-    let read = tiny::read_config(&config).unwrap();
-    assert_eq!(read.num_kv_heads, read.num_heads);
-    assert_eq!(read.head_dim, 64 / read.num_heads);
-    assert_eq!(read.rope_theta, 10_000.0);
-    assert_eq!(read.sliding_window, None);
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+fn differences(effective: &Effective, read: &ModelConfig) -> String {
+    let Effective { inverse_frequencies, attention_factor, .. } = effective;
+    let expected = ModelConfig {
+        architecture: effective.architecture.clone(),
+        vocab_size: effective.vocab_size,
+        hidden_size: effective.hidden_size,
+        intermediate_size: effective.intermediate_size,
+        num_layers: effective.num_layers,
+        num_heads: effective.num_heads,
+        num_kv_heads: effective.num_kv_heads,
+        head_dim: effective.head_dim,
+        max_position_embeddings: effective.max_position_embeddings,
+        rms_norm_eps: effective.rms_norm_eps,
+        tie_word_embeddings: effective.tie_word_embeddings,
+        attention_bias: effective.attention_bias,
+        mlp_bias: effective.mlp_bias,
+        sliding_window: effective.sliding_window,
+        // Compared by what follows from them.
+        rope_theta: read.rope_theta,
+        rope_scaling: read.rope_scaling,
+    };
+    if *read != expected {
+        return format!("{read:?} for {expected:?}");
+    }
+    // Position 1: the angles are the frequencies themselves.
+    let table = rope_table(read, 2);
+    let (cos, sin) = table[read.head_dim..].split_at(read.head_dim / 2);
+    for (i, frequency) in inverse_frequencies.iter().enumerate() {
+        for (got, expected) in [(cos[i], frequency.cos()), (sin[i], frequency.sin())] {
+            let expected = expected * attention_factor;
+            if (f64::from(got) - expected).abs() > 1e-6 * expected.abs() {
+                return format!("frequency {i}: {got} for {expected}");
+            }
+        }
+    }
+    String::new()
+}
+
+#[test]
+fn a_quantized_checkpoint_is_refused_by_its_method() {
+    for method in ["awq", "gptq", "fp8", "bitsandbytes", "compressed-tensors", "mxfp4"] {
+        for field in ["quantization_config", "compression_config"] {
+            let mut config = Tiny::default().config();
+            config[field] = json!({ "quant_method": method, "bits": 4 });
+            let error = tiny::read_config(&config).unwrap_err().to_string();
+            assert!(error.contains(&format!("{field} is {method}")), "{error}");
+        }
+    }
+}
+
+#[test]
+fn a_class_is_found_among_several() {
+    let architecture = |classes: Value, model_type: Value| {
+        let mut config = Tiny::default().config();
+        config["architectures"] = classes;
+        config["model_type"] = model_type;
+        tiny::read_config(&config).map(|config| config.architecture)
+    };
+    let own = json!(["OwnForCausalLM", "LlamaForCausalLM"]);
+    assert_eq!(architecture(own, Value::Null).unwrap(), "LlamaForCausalLM");
+    let both = json!(["LlamaForCausalLM", "MistralForCausalLM"]);
+    assert_eq!(architecture(both.clone(), json!("mistral")).unwrap(), "MistralForCausalLM");
+    for (classes, model_type, named) in [
+        (both, Value::Null, "architectures is LlamaForCausalLM, MistralForCausalLM"),
+        (json!("LlamaForCausalLM"), Value::Null, "a list of strings"),
+        (json!(["LlamaForCausalLM", 1]), Value::Null, "a list of strings"),
+        (json!(["LlamaForCausalLM"]), json!("qwen2"), "model_type is qwen2"),
+        (json!(["LlamaForCausalLM"]), json!(1), "model_type is 1"),
+        (Value::Null, Value::Null, "architectures is absent"),
+    ] {
+        let error = architecture(classes, model_type).unwrap_err().to_string();
+        assert!(error.contains(named), "{named}: {error}");
+    }
 }
 
 #[test]
@@ -80,8 +196,12 @@ fn heads_that_do_not_divide_the_hidden_size_need_a_head_dim() {
 #[test]
 fn a_file_that_is_no_configuration_is_named() {
     let dir = tempfile::tempdir().unwrap();
-    let read = || sconce_models::ModelConfig::read(dir.path()).unwrap_err();
+    let read = || ModelConfig::read(dir.path()).unwrap_err();
     assert!(matches!(read(), ModelError::Io { .. }));
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n";
+    std::fs::write(dir.path().join("config.json"), pointer).unwrap();
+    assert!(matches!(read(), ModelError::LfsPointer { .. }));
+    assert!(read().to_string().contains("git lfs pull"), "{}", read());
     for text in ["", "{", "[]", "null", "{} {}", "\u{0}"] {
         std::fs::write(dir.path().join("config.json"), text).unwrap();
         let error = read();

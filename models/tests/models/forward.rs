@@ -9,7 +9,7 @@ use sconce_kernels::{
 };
 use sconce_models::{CausalLm, ModelConfig, Workspace};
 
-use crate::tiny::{Random, Tiny};
+use crate::tiny::{self, Random, Tiny};
 
 const MAX_TOKENS: usize = 64;
 
@@ -202,6 +202,61 @@ fn logits_agree_with_a_plain_forward_pass() {
             assert!(error < limit, "{tiny:?} in {dtype:?}, {weights:?}: relative error {error:e}");
         }
     }
+}
+
+/// What transformers 5.17's `tie_weights` does of a config.json that ties the output to the
+/// embedding: two different matrices stay two, equal ones are one, and one alone is both.
+#[test]
+fn tied_weights_are_those_that_the_checkpoint_has() {
+    let tied = Tiny::default();
+    let untied = Tiny { tied: false, ..tied.clone() };
+    let tokens = tokens(11, 3);
+    let mut batch = ForwardBatch::default();
+    batch.push(&tokens, 0, &[5]);
+    let (embed, head) = ("model.embed_tokens.weight", "lm_head.weight");
+    let own = untied.tensors();
+    let mut copied = own.clone();
+    copied.insert(head.into(), own[embed].clone());
+    let mut alone = copied.clone();
+    alone.remove(embed);
+    for (what, saved, used, is_told) in [
+        ("a head of its own", &own, &own, true),
+        ("a copy", &copied, &copied, false),
+        ("the head alone", &alone, &copied, false),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        tiny::write_config(dir.path(), &tied.config());
+        candle_core::safetensors::save(saved, dir.path().join("model.safetensors")).unwrap();
+        let expected = Plain::new(&untied, used).logits(&tokens);
+        let got = Runner::new(dir.path(), Dtype::F32).logits(&batch);
+        let error = relative_error(&got, &expected);
+        assert!(error < 2e-6, "{what}: relative error {error:e}");
+
+        let config = ModelConfig::read(dir.path()).unwrap();
+        let cpu = Cpu::new(CpuConfig { threads: Some(1), ..CpuConfig::default() });
+        let loaded =
+            sconce_models::load(dir.path(), &config, &cpu, WeightDtype::F32, 16, &mut |_, _| {});
+        let loaded = loaded.unwrap();
+        assert_eq!(loaded.warnings.iter().any(|told| told.contains(head)), is_told, "{what}");
+        let shapes = if is_told { untied.shapes() } else { tied.shapes() };
+        let matrices = shapes.iter().filter(|(_, shape)| shape.len() == 2);
+        let elements: usize = matrices.map(|(_, shape)| shape[0] * shape[1]).sum();
+        assert_eq!(loaded.weight_bytes, 4 * elements, "{what}: stored once or twice");
+    }
+}
+
+#[test]
+fn a_llama_has_no_sliding_window() {
+    let tiny = Tiny { biased: true, ..Tiny::default() };
+    let dir = tempfile::tempdir().unwrap();
+    let tensors = tiny.write(dir.path());
+    tiny::write_config(dir.path(), &Tiny { sliding_window: Some(4), ..tiny.clone() }.config());
+    let tokens = tokens(21, 3);
+    let mut batch = ForwardBatch::default();
+    batch.push(&tokens, 0, &[5, 1]);
+    let got = Runner::new(dir.path(), Dtype::F32).logits(&batch);
+    let error = relative_error(&got, &Plain::new(&tiny, &tensors).logits(&tokens));
+    assert!(error < 2e-6, "relative error {error:e}");
 }
 
 #[test]

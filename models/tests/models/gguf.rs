@@ -339,6 +339,7 @@ fn lying_metadata_is_named() {
         ("llama.rope.dimension_count", Value::U32(8), "dimension_count"),
         ("llama.rope.freq_base", Value::F32(f32::NAN), "freq_base"),
         ("llama.rope.scaling.type", text("yarn"), "llama.rope.scaling.type"),
+        ("llama.expert_count", Value::U32(8), "llama.expert_count is 8"),
         ("tokenizer.ggml.model", text("llama"), "\"gpt2\""),
         ("tokenizer.ggml.pre", text("qwen2"), "smollm"),
         ("tokenizer.ggml.tokens", strings(&["a", "a"]), "token_type"),
@@ -401,5 +402,131 @@ fn a_truncated_file_is_an_error_wherever_it_ends() {
         let result = gguf::convert(&cut, dir.path(), &mut |_| {});
         assert!(result.is_err(), "{len} of {} bytes", whole.len());
         assert!(!dir.path().join("model.safetensors").exists());
+    }
+}
+
+/// A header of GGUF with one key, `general.architecture`, others, and tensors without data.
+fn header(keys: &[(&str, u32, Vec<u8>)], tensors: &[(&str, u32)]) -> Vec<u8> {
+    let mut bytes = b"GGUF\x03\0\0\0".to_vec();
+    bytes.extend((tensors.len() as u64).to_le_bytes());
+    bytes.extend((keys.len() as u64).to_le_bytes());
+    for (key, kind, value) in keys {
+        bytes.extend(string(key));
+        bytes.extend(kind.to_le_bytes());
+        bytes.extend(value);
+    }
+    for (name, kind) in tensors {
+        bytes.extend(string(name));
+        bytes.extend(1_u32.to_le_bytes());
+        bytes.extend(256_u64.to_le_bytes());
+        bytes.extend(kind.to_le_bytes());
+        bytes.extend(0_u64.to_le_bytes());
+    }
+    bytes
+}
+
+fn string(text: &str) -> Vec<u8> {
+    let mut bytes = (text.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(text.bytes());
+    bytes
+}
+
+fn refusal(name: &str, bytes: &[u8]) -> GgufError {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(name);
+    std::fs::write(&path, bytes).unwrap();
+    let error = gguf::convert(&path, dir.path(), &mut |_| {}).unwrap_err();
+    assert!(!dir.path().join("model.safetensors").exists());
+    error
+}
+
+#[test]
+fn types_that_are_not_read_are_named() {
+    let llama = ("general.architecture", 8, string("llama"));
+    for (kind, named) in [
+        (9, "Q8_1"),
+        (15, "Q8_K"),
+        (16, "IQ2_XXS"),
+        (20, "IQ4_NL"),
+        (23, "IQ4_XS"),
+        (28, "F64"),
+        (29, "IQ1_M"),
+        (31, "Q4_0_4_4"),
+        (34, "TQ1_0"),
+        (35, "TQ2_0"),
+        (39, "MXFP4"),
+        (40, "NVFP4"),
+        (41, "Q1_0"),
+        (137, "number 137"),
+    ] {
+        let tensors = [("a", 0), ("blk.0.ffn_up.weight", kind), ("c", kind), ("d", 12)];
+        let error = refusal("m.gguf", &header(std::slice::from_ref(&llama), &tensors));
+        assert!(matches!(error, GgufError::Unsupported { .. }), "{error}");
+        let error = error.to_string();
+        let told = format!("not read: {named} (blk.0.ffn_up.weight and 1 more)");
+        assert!(error.contains(&told), "{told}: {error}");
+        assert!(error.contains("Q4_K_M") && error.contains("m.gguf"), "{error}");
+    }
+}
+
+#[test]
+fn what_a_file_is_instead_is_named() {
+    let llama = ("general.architecture", 8, string("llama"));
+    let no = ("split.no", 2, 1_u16.to_le_bytes().to_vec());
+    let count = ("split.count", 2, 3_u16.to_le_bytes().to_vec());
+    let adapter = ("general.type", 8, string("adapter"));
+    let architecture = |name: &str| [("general.architecture", 8, string(name))];
+    let mut big_endian = b"GGUF".to_vec();
+    big_endian.extend(3_u32.to_be_bytes());
+    big_endian.extend([0; 16]);
+    let mut newer = b"GGUF".to_vec();
+    newer.extend(4_u32.to_le_bytes());
+    let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n";
+    let one_of_two = "m-00001-of-00002.gguf";
+    for (name, bytes, named) in [
+        ("m.gguf", header(&[no, count.clone()], &[]), "is part 2 of 3 of a split model"),
+        ("m.gguf", header(&[llama.clone(), count], &[]), "llama-gguf-split --merge"),
+        (one_of_two, header(std::slice::from_ref(&llama), &[]), "is part 1 of 2"),
+        ("m.gguf", header(&[llama, adapter], &[]), "holds a \"adapter\", not a model"),
+        ("m.gguf", header(&architecture("gpt-oss"), &[("a", 39)]), "architecture \"gpt-oss\""),
+        ("m.gguf", header(&architecture("qwen2"), &[]), "supported is \"llama\""),
+        ("m.gguf", big_endian, "is big-endian; convert it with `gguf-convert-endian"),
+        ("m.gguf", b"FUGG\0\0\0\x03".to_vec(), "is big-endian"),
+        ("m.gguf", newer, "its version is 4, but versions 1 to 3 are read"),
+        ("m.gguf", pointer.to_vec(), "is a Git LFS pointer, not the file itself"),
+        ("m.gguf", Vec::new(), "it is empty"),
+        ("m.gguf", b"GG".to_vec(), "does not begin with GGUF"),
+        ("m.gguf", b"tjgg\x01\0\0\0".to_vec(), "a format from before GGUF"),
+        ("m.gguf", b"PK\x03\x04abcd".to_vec(), "PyTorch"),
+        ("m.gguf", b"versatile".to_vec(), "does not begin with GGUF"),
+        ("m.gguf", b"GGUF\x03\0\0\0\xff".to_vec(), "ends within its header"),
+        ("m.gguf", header(&[("x", 99, vec![])], &[]), "metadata x has a value of type 99"),
+    ] {
+        let error = refusal(name, &bytes).to_string();
+        assert!(error.contains(named), "{named}: {error}");
+        assert!(error.contains(name), "{named}: {error}");
+    }
+    // Whole, and only named like one part of one.
+    let tiny = tiny();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m-00001-of-00001.gguf");
+    Source::new(&tiny, &tiny.tensors(), GgmlDType::F32).write(&path);
+    gguf::convert(&path, dir.path(), &mut |_| {}).unwrap();
+}
+
+#[test]
+fn a_factor_alone_scales_linearly() {
+    let tiny = tiny();
+    for (key, value, expected) in [
+        ("llama.rope.scaling.factor", 4.0, RopeScaling::Linear { factor: 4.0 }),
+        ("llama.rope.scale_linear", 2.0, RopeScaling::Linear { factor: 2.0 }),
+        ("llama.rope.scaling.factor", 0.0, RopeScaling::Default),
+    ] {
+        let mut source = Source::new(&tiny, &tiny.tensors(), GgmlDType::F32);
+        source.metadata.insert(key.to_owned(), Value::F32(value));
+        let dir = tempfile::tempdir().unwrap();
+        source.convert(dir.path()).unwrap();
+        let config = ModelConfig::read(dir.path()).unwrap();
+        assert_eq!(config.rope_scaling, expected, "{key}");
     }
 }

@@ -42,7 +42,9 @@ impl Tiny {
     /// Its config.json.
     pub(crate) fn config(&self) -> Value {
         json!({
-            "architectures": ["MistralForCausalLM"],
+            // The one has biases, the other a window.
+            "architectures":
+                [if self.biased { "LlamaForCausalLM" } else { "MistralForCausalLM" }],
             "vocab_size": self.vocab,
             "hidden_size": self.hidden,
             "intermediate_size": self.intermediate,

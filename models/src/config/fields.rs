@@ -1,0 +1,140 @@
+//! Typed access to the fields of a JSON object, absent, null or given.
+
+use serde_json::{Map, Value};
+
+use crate::ModelError;
+
+/// An object of config.json and its name there, as errors say it.
+pub(super) struct Fields<'a> {
+    prefix: &'static str,
+    map: &'a Map<String, Value>,
+}
+
+impl<'a> Fields<'a> {
+    pub(super) fn new(prefix: &'static str, map: &'a Map<String, Value>) -> Self {
+        Self { prefix, map }
+    }
+
+    /// A field's full name.
+    pub(super) fn path(&self, field: &str) -> String {
+        format!("{}{field}", self.prefix)
+    }
+
+    /// A field that is there, null included.
+    pub(super) fn get(&self, field: &str) -> Option<&'a Value> {
+        self.map.get(field)
+    }
+
+    /// A field that is there and not null.
+    pub(super) fn given(&self, field: &str) -> Option<&'a Value> {
+        self.get(field).filter(|value| !value.is_null())
+    }
+
+    fn wrong(&self, field: &str, value: &Value, accepted: &str) -> ModelError {
+        refuse(self.path(field), &clip(&value.to_string()), accepted.to_owned())
+    }
+
+    /// A whole number from 1 to `limit`; null is refused.
+    pub(super) fn size(
+        &self,
+        field: &str,
+        default: usize,
+        limit: usize,
+    ) -> Result<usize, ModelError> {
+        let Some(value) = self.get(field) else { return Ok(default) };
+        let size = value.as_u64().and_then(|size| usize::try_from(size).ok());
+        size.filter(|size| (1..=limit).contains(size))
+            .ok_or_else(|| self.wrong(field, value, &format!("a whole number from 1 to {limit}")))
+    }
+
+    /// A whole number from 1 to `limit`; null is as absent.
+    pub(super) fn nullable_size(
+        &self,
+        field: &str,
+        limit: usize,
+    ) -> Result<Option<usize>, ModelError> {
+        match self.given(field) {
+            None => Ok(None),
+            Some(_) => self.size(field, 1, limit).map(Some),
+        }
+    }
+
+    /// A number; null is refused.
+    pub(super) fn number(&self, field: &str, default: f64) -> Result<f64, ModelError> {
+        let Some(value) = self.get(field) else { return Ok(default) };
+        value.as_f64().ok_or_else(|| self.wrong(field, value, "a number"))
+    }
+
+    /// A number; null is as absent.
+    pub(super) fn nullable_number(&self, field: &str) -> Result<Option<f64>, ModelError> {
+        match self.given(field) {
+            None => Ok(None),
+            Some(_) => self.number(field, 0.0).map(Some),
+        }
+    }
+
+    /// true or false; null is refused.
+    pub(super) fn flag(&self, field: &str, default: bool) -> Result<bool, ModelError> {
+        let Some(value) = self.get(field) else { return Ok(default) };
+        value.as_bool().ok_or_else(|| self.wrong(field, value, "true or false"))
+    }
+
+    /// A string; null is refused.
+    pub(super) fn string<'b>(&self, field: &str, default: &'b str) -> Result<&'b str, ModelError>
+    where
+        'a: 'b,
+    {
+        let Some(value) = self.get(field) else { return Ok(default) };
+        value.as_str().ok_or_else(|| self.wrong(field, value, "a string"))
+    }
+
+    /// A string; null is as absent.
+    pub(super) fn nullable_string(&self, field: &str) -> Result<Option<&'a str>, ModelError> {
+        match self.given(field) {
+            None => Ok(None),
+            Some(_) => self.string(field, "").map(Some),
+        }
+    }
+
+    /// A list of strings; none where it is absent or null.
+    pub(super) fn strings(&self, field: &str) -> Result<Vec<&'a str>, ModelError> {
+        let Some(value) = self.given(field) else { return Ok(Vec::new()) };
+        let strings = value.as_array().and_then(|list| list.iter().map(Value::as_str).collect());
+        strings.ok_or_else(|| self.wrong(field, value, "a list of strings"))
+    }
+
+    /// An object with something in it; null and `{}` are as absent.
+    pub(super) fn object(
+        &self,
+        field: &str,
+        prefix: &'static str,
+    ) -> Result<Option<Self>, ModelError> {
+        let Some(value) = self.given(field) else { return Ok(None) };
+        let map = value.as_object().ok_or_else(|| self.wrong(field, value, "an object"))?;
+        Ok(Some(Self::new(prefix, map)).filter(|_| !map.is_empty()))
+    }
+}
+
+/// At most so much of a value that a message shows.
+pub(super) fn clip(text: &str) -> String {
+    let mut clipped: String = text.chars().take(80).collect();
+    if clipped.len() < text.len() {
+        clipped.push('…');
+    }
+    clipped
+}
+
+pub(super) fn positive(field: impl Into<String>, value: f64) -> Result<f64, ModelError> {
+    if value > 0.0 && value.is_finite() {
+        return Ok(value);
+    }
+    Err(refuse(field, &value, "a number above 0".to_owned()))
+}
+
+pub(super) fn refuse(
+    field: impl Into<String>,
+    value: &dyn std::fmt::Display,
+    accepted: String,
+) -> ModelError {
+    ModelError::Config { field: field.into(), value: value.to_string(), accepted }
+}
