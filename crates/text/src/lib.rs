@@ -4,6 +4,7 @@
 
 mod chat_template;
 mod detokenizer;
+mod encoder;
 mod error;
 mod stop_strings;
 mod text_model;

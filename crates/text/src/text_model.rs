@@ -14,6 +14,7 @@ use crate::{
     ChatTemplateOptions, Detokenizer, TextError,
     chat_template::ChatTemplate,
     detokenizer::{self, ByteTable, Pieces},
+    encoder::Encoder,
 };
 
 /// What an operator sets instead of the model's own.
@@ -43,6 +44,7 @@ pub struct SamplingDefaults {
 /// Tokenizer and chat template of a model, shared by all requests.
 pub struct TextModel {
     pieces: Arc<Pieces>,
+    encoder: Encoder,
     chat_template: Option<ChatTemplate>,
     eos_token_ids: Arc<[TokenId]>,
     sampling_defaults: SamplingDefaults,
@@ -78,9 +80,10 @@ impl TextModel {
             fields => serde_json::from_value(fields)
                 .map_err(|error| TextError::Invalid { path, reason: error.to_string() })?,
         };
+        let encoder = Encoder::new(&tokenizer);
         let table = ByteTable::new(&tokenizer);
         let pieces = Arc::new(Pieces { tokenizer, table });
-        Ok(Self { pieces, chat_template, eos_token_ids, sampling_defaults })
+        Ok(Self { pieces, encoder, chat_template, eos_token_ids, sampling_defaults })
     }
 
     /// A text side that needs no files: a token for each byte, token 256 as the
@@ -92,8 +95,10 @@ impl TextModel {
         let source = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}";
         let chat_template =
             ChatTemplate::new(source.to_owned(), None, None).expect("the template has no mistakes");
+        let encoder = Encoder::new(&tokenizer);
         let table = ByteTable::new(&tokenizer);
         Self {
+            encoder,
             pieces: Arc::new(Pieces { tokenizer, table }),
             chat_template: Some(chat_template),
             eos_token_ids: Arc::new([256]),
@@ -107,9 +112,27 @@ impl TextModel {
     /// # Errors
     /// The tokenizer refused.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<TokenId>, TextError> {
-        let encoding = self.pieces.tokenizer.encode_fast(text, add_special_tokens);
-        let encoding = encoding.map_err(|error| TextError::Encode(error.to_string()))?;
-        Ok(encoding.get_ids().to_vec())
+        self.encode_within(text, add_special_tokens, usize::MAX)
+    }
+
+    /// The same of a text of so many tokens at most. What a longer one costs goes by the
+    /// limit, not by its length.
+    ///
+    /// # Errors
+    /// The tokenizer refused, or there are more tokens.
+    pub fn encode_within(
+        &self,
+        text: &str,
+        add_special_tokens: bool,
+        max_tokens: usize,
+    ) -> Result<Vec<TokenId>, TextError> {
+        self.encoder.encode(&self.pieces.tokenizer, text, add_special_tokens, max_tokens)
+    }
+
+    /// Bytes that so many tokens can stand for at most.
+    #[must_use]
+    pub fn max_bytes(&self, tokens: usize) -> usize {
+        self.encoder.max_bytes(tokens)
     }
 
     /// The text of token ids.

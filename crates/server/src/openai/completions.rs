@@ -69,7 +69,12 @@ impl Body for CompletionBody {
 }
 
 impl Prompts {
-    async fn encode(self, state: &AppState, special: bool) -> Result<Vec<Vec<TokenId>>, ApiError> {
+    async fn encode(
+        self,
+        state: &AppState,
+        caller: &AsTenant,
+        special: bool,
+    ) -> Result<Vec<Vec<TokenId>>, ApiError> {
         let texts = match self {
             Self::Tokens(tokens) => return Ok(vec![tokens]),
             Self::TokenLists(lists) => return Ok(lists),
@@ -78,8 +83,11 @@ impl Prompts {
         };
         let bytes = texts.iter().map(String::len).sum();
         let text = state.text.clone();
-        let work = move || texts.iter().map(|prompt| text.encode(prompt, special)).collect();
-        let encoded: Result<Vec<_>, sconce_text::TextError> = offload(bytes, work).await?;
+        let most = state.engine.limits().max_model_len;
+        let encode = move |prompt: &String| text.encode_within(prompt, special, most);
+        let work = move || texts.iter().map(encode).collect();
+        let encoded: Result<Vec<_>, sconce_text::TextError> =
+            offload(state, caller, bytes, work).await?;
         Ok(encoded?)
     }
 
@@ -95,7 +103,7 @@ impl Prompts {
 pub(crate) async fn create(
     State(state): State<AppState>,
     caller: AsTenant,
-    ApiJson(body): ApiJson<CompletionBody>,
+    ApiJson(body, reserved): ApiJson<CompletionBody>,
 ) -> Result<Response, ApiError> {
     super::check_model(&state, &caller, body.model.as_deref())?;
     let shared: Shared = json::deserialize(body.shared, OWN_FIELDS)?;
@@ -110,7 +118,8 @@ pub(crate) async fn create(
         if scoring { 1 } else { body.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS) };
     settings.params.logprobs = body.logprobs;
     settings.params.prompt_logprobs = body.logprobs.filter(|_| echo);
-    let prompts = body.prompt.encode(&state, special).await?;
+    let prompts = body.prompt.encode(&state, &settings.caller, special).await?;
+    drop(reserved);
     let mut choices = Vec::new();
     for prompt in &prompts {
         for _ in 0..settings.n {
