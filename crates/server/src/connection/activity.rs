@@ -2,7 +2,6 @@
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::Waker,
     time::Duration,
 };
 
@@ -59,8 +58,6 @@ struct HalfClosed {
     next_look: Instant,
     pause: Duration,
     probe: Probe,
-    /// To be woken when the end may be read.
-    reader: Waker,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -113,26 +110,19 @@ impl Activity {
         }
     }
 
-    /// Whether the end of what the client sends is kept from hyper, which would take it for
-    /// a disconnect: while an answer is due.
-    pub(super) fn hold_end(&self, reader: &Waker) -> bool {
-        let mut state = self.state();
-        let due = state.exchanges.iter().any(|exchange| exchange.received);
-        if state.http2 || !(due || !state.flushed) {
-            return false;
-        }
-        match &mut state.half_closed {
-            Some(half_closed) => half_closed.reader.clone_from(reader),
-            None => {
-                state.half_closed = Some(HalfClosed {
-                    next_look: Instant::now(),
-                    pause: FIRST_LOOK,
-                    probe: Probe::Unsent,
-                    reader: reader.clone(),
-                });
-            }
-        }
-        true
+    /// Whether an answer is due, and nothing is known of its client's going away: hyper does
+    /// not look for that while it answers.
+    pub(super) fn may_be_left(&self) -> bool {
+        let state = self.state();
+        let mut exchanges = state.exchanges.iter();
+        !state.http2 && state.half_closed.is_none() && exchanges.any(|exchange| exchange.received)
+    }
+
+    /// The client sends no more.
+    pub(super) fn half_closed(&self) {
+        let now = Instant::now();
+        let client = HalfClosed { next_look: now, pause: FIRST_LOOK, probe: Probe::Unsent };
+        self.state().half_closed = Some(client);
     }
 
     /// Whether the next byte that hyper writes is on its way already.
@@ -166,7 +156,6 @@ impl Activity {
         let mut state = self.state();
         state.flushed = true;
         state.blocked_since = None;
-        state.let_end_be_read();
     }
 
     /// Takes note of a request; gives its id.
@@ -198,11 +187,12 @@ impl Activity {
         self.state().unread = true;
     }
 
-    /// The answer's head is there.
-    pub(super) fn answered(&self, id: u64) {
-        if let Some(exchange) = self.state().exchange(id) {
-            exchange.answered = true;
-        }
+    /// The answer's head is there. Says whether the request came to its end before.
+    pub(super) fn answered(&self, id: u64) -> bool {
+        let mut state = self.state();
+        let Some(exchange) = state.exchange(id) else { return false };
+        exchange.answered = true;
+        exchange.received
     }
 
     /// A frame of the answer is taken (or, with `None`, asked for).
@@ -218,7 +208,6 @@ impl Activity {
         if state.exchanges.is_empty() {
             state.idle_since = Instant::now();
         }
-        state.let_end_be_read();
     }
 
     /// When to look again; or why the connection is to be closed.
@@ -281,15 +270,6 @@ impl Activity {
 impl State {
     fn exchange(&mut self, id: u64) -> Option<&mut Exchange> {
         self.exchanges.iter_mut().find(|exchange| exchange.id == id)
-    }
-
-    fn let_end_be_read(&self) {
-        if let Some(client) = &self.half_closed
-            && self.flushed
-            && self.exchanges.is_empty()
-        {
-            client.reader.wake_by_ref();
-        }
     }
 
     /// A client that closed its socket looks like one that only sends no more, until it is

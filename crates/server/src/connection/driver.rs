@@ -16,6 +16,7 @@ use hyper_util::{
     server::conn::auto,
 };
 use tokio::{
+    io::ReadBuf,
     net::TcpStream,
     time::{Instant, Sleep, sleep_until, timeout_at},
 };
@@ -49,7 +50,7 @@ const LINGER: Duration = Duration::from_secs(5);
 pub(super) fn builder() -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     // `Activity` has the time limits.
-    builder.http1().header_read_timeout(None).max_buf_size(BUFFER_BYTES);
+    builder.http1().header_read_timeout(None).max_buf_size(BUFFER_BYTES).half_close(true);
     builder
         .http2()
         .timer(TokioTimer::new())
@@ -154,6 +155,15 @@ async fn drive(
         }
         if is_closing && activity.is_quiet() {
             return Poll::Ready(End::Quiet);
+        }
+        if activity.may_be_left() {
+            let mut byte = [0];
+            match socket.poll_peek(cx, &mut ReadBuf::new(&mut byte)) {
+                Poll::Ready(Ok(0)) => activity.half_closed(),
+                Poll::Ready(Err(_)) => return Poll::Ready(End::Overdue(Overdue::Gone)),
+                // Another request, or nothing yet.
+                Poll::Ready(Ok(_)) | Poll::Pending => {}
+            }
         }
         loop {
             match activity.look(socket) {

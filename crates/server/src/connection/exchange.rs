@@ -44,8 +44,9 @@ pub(super) async fn answer(
         request.map(|body| Body::new(Received { body, activity: Arc::clone(&activity), id }));
     request.extensions_mut().insert(lifetime.clone());
     let mut response = router.call(request).await?;
-    activity.answered(id);
-    if lifetime.is_ending() && !http2 {
+    let received = activity.answered(id);
+    // What is left of a body is not read, so no other request can follow it.
+    if (!received || lifetime.is_ending()) && !http2 {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     Ok(response.map(|body| Answer { body, exchange, http2 }))

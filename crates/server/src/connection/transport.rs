@@ -31,8 +31,6 @@ impl AsyncRead for Transport {
         loop {
             ready!(self.socket.poll_read_ready(cx))?;
             match self.socket.try_read_buf(buf) {
-                // A client that has closed its side for writing still waits for its answer.
-                Ok(0) if self.activity.hold_end(cx.waker()) => return Poll::Pending,
                 Ok(len) => {
                     self.activity.read(len);
                     return Poll::Ready(Ok(()));

@@ -1,3 +1,4 @@
 //! The tests of `crates/text`, in one binary.
 
+mod encoder;
 mod properties;

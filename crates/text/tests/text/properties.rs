@@ -7,7 +7,7 @@ use sconce_text::{StopStrings, TextConfig, TextError, TextModel};
 use serde_json::{Map, Value, json};
 
 /// GPT-2's printable stand-in for a byte.
-fn stand_in(byte: u8) -> char {
+pub(crate) fn stand_in(byte: u8) -> char {
     let printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
     if printable(byte) {
         return char::from(byte);
@@ -17,7 +17,7 @@ fn stand_in(byte: u8) -> char {
 }
 
 /// A byte-level BPE of all bytes, two merges and two special tokens.
-fn byte_level() -> Value {
+pub(crate) fn byte_level() -> Value {
     let mut vocab = Map::new();
     for byte in 0..=255 {
         vocab.insert(stand_in(byte).to_string(), json!(byte));
@@ -45,7 +45,7 @@ fn byte_level() -> Value {
 }
 
 /// Llama 2's kind: words with a marked space, bytes for what has no token.
-fn sentencepiece() -> Value {
+pub(crate) fn sentencepiece() -> Value {
     let mut vocab = Map::new();
     for (id, token) in ["<unk>", "▁", "▁he", "he", "llo", "▁wor", "ld", "é", "!"].iter().enumerate()
     {
@@ -68,7 +68,7 @@ fn sentencepiece() -> Value {
     })
 }
 
-fn model(tokenizer: &Value) -> TextModel {
+pub(crate) fn model(tokenizer: &Value) -> TextModel {
     let dir = tempfile::tempdir().expect("a directory");
     write(dir.path(), "tokenizer.json", tokenizer);
     TextModel::load(dir.path(), &TextConfig::default()).expect("it loads")
