@@ -193,7 +193,7 @@ async fn a_head_that_does_not_come_is_not_waited_for() {
 
     // A byte now and then is no reason to wait longer.
     let started = Instant::now();
-    let mut slow = server.connect().await;
+    let slow = server.connect().await;
     let text = slow.drip().await;
     assert!(text.starts_with("HTTP/1.1 408 "), "{text}");
     assert!(started.elapsed() >= limit);
