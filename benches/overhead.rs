@@ -99,9 +99,9 @@ fn load(model: &str, requests: usize) -> (Report, BTreeMap<String, u64>) {
     let config = ServerConfig { served_model_names, ..ServerConfig::default() };
     let router = sconce::router(engine.clone(), sconce.text().clone(), config);
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let shutdown = async move { drop(stopped.await) };
-    let patience = std::time::Duration::from_secs(5);
-    let serving = server.spawn(sconce::serve(listener, router, engine, shutdown, patience));
+    let shutdown = futures::stream::once(async move { drop(stopped.await) });
+    let connections = sconce::ConnectionConfig::default();
+    let serving = server.spawn(sconce::serve(listener, router, engine, shutdown, connections));
 
     let flags = Flags::parse_from([
         "bench",

@@ -1,7 +1,7 @@
 //! The `sconce` binary: parses flags, calls the library, prints, exits.
 //!
 //! Exit codes: 0 success, 1 failure, 2 wrong usage, 3 the device is lost, so that a
-//! supervisor can start another process.
+//! supervisor can start another process, 4 requests were cut off when the server ended.
 
 use std::process::ExitCode;
 
@@ -22,6 +22,8 @@ mod usage;
 
 /// The exit code of a process whose device answers no more.
 const DEVICE_LOST: u8 = 3;
+/// The exit code of a server that ended before its requests did.
+const REQUESTS_CUT: u8 = 4;
 
 /// A GPU inference-serving runtime shared fairly between tenants.
 #[derive(Debug, Parser)]
@@ -63,6 +65,7 @@ fn main() -> ExitCode {
             eprintln!("error: {}", told(&error));
             match error.downcast_ref() {
                 Some(ServeError::DeviceLost) => ExitCode::from(DEVICE_LOST),
+                Some(ServeError::RequestsCut(_)) => ExitCode::from(REQUESTS_CUT),
                 Some(ServeError::Io(_)) | None => ExitCode::FAILURE,
             }
         }

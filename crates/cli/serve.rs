@@ -9,9 +9,10 @@ use std::{
 };
 
 use anyhow::Context as _;
+use futures::{Stream, StreamExt as _, stream};
 use sconce::{
-    EngineHandle, EngineLimits, Options, Quantization, Sconce, ServerConfig, Summary,
-    TenantDirectory,
+    ConnectionConfig, EngineHandle, EngineLimits, Options, Quantization, Sconce, ServerConfig,
+    Summary, TenantDirectory,
 };
 
 use crate::{
@@ -26,8 +27,18 @@ const SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The tenants' file where none is named.
 pub(crate) const TENANTS_FILE: &str = "sconce.toml";
 
+/// What the exit code says of the requests that ran when the server was to end.
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  ended by SIGTERM or Ctrl-C, and every request was answered
+  1  the server could not start
+  2  wrong usage
+  3  the device is lost
+  4  requests were cut off: by --shutdown-timeout, or by a second signal";
+
 /// Flags of `sconce serve`, named as in `vllm serve`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXIT_CODES)]
 pub(crate) struct Args {
     #[command(flatten)]
     engine: EngineArgs,
@@ -58,9 +69,17 @@ pub(crate) struct Args {
     /// Largest request body
     #[arg(long, value_parser = parse_bytes, default_value = "4M")]
     max_body_bytes: u64,
-    /// Seconds that running requests get to finish after SIGTERM
+    /// Seconds that running requests get to finish after SIGTERM; a second SIGTERM cuts them off
     #[arg(long, default_value_t = 30)]
     shutdown_timeout: u64,
+    /// Connections at once; one client may have three quarters of them
+    #[arg(long, value_name = "N", default_value_t = 16_384,
+        value_parser = clap::value_parser!(u32).range(1..))]
+    max_connections: u32,
+    /// Seconds that a connection is kept open for another request
+    #[arg(long, value_name = "SECONDS", default_value_t = 75,
+        value_parser = clap::value_parser!(u64).range(1..))]
+    timeout_keep_alive: u64,
 }
 
 /// Serves until SIGTERM or Ctrl-C, then drains.
@@ -115,10 +134,16 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             ..ServerConfig::default()
         };
         let router = sconce::router(sconce.engine().clone(), sconce.text().clone(), config);
-        let drain_timeout = Duration::from_secs(args.shutdown_timeout);
-        let served =
-            sconce::serve(listener, router, sconce.engine().clone(), stop_signal(), drain_timeout);
-        let served = served.await;
+        let max_connections = usize::try_from(args.max_connections)?;
+        let connections = ConnectionConfig {
+            max_connections,
+            max_connections_per_client: max_connections.div_ceil(4) * 3,
+            keep_alive_timeout: Duration::from_secs(args.timeout_keep_alive),
+            drain_timeout: Duration::from_secs(args.shutdown_timeout),
+            ..ConnectionConfig::default()
+        };
+        let engine = sconce.engine().clone();
+        let served = sconce::serve(listener, router, engine, stop_signals(), connections).await;
         // An engine that is lost, or hangs in a step, has nothing more to keep.
         let _ = tokio::time::timeout(SETTLE_TIMEOUT, sconce.engine().settle()).await;
         Ok(served?)
@@ -223,26 +248,27 @@ async fn reload_on_hangup(tenants: Arc<TenantDirectory>, engine: EngineHandle) {
     drop((tenants, engine));
 }
 
-async fn stop_signal() {
-    let ctrl_c = async {
-        // Without a handler the process could only be killed; then nothing can be awaited.
+/// SIGTERM and Ctrl-C, as often as they come.
+#[cfg(unix)]
+fn stop_signals() -> impl Stream<Item = ()> + Send {
+    use tokio::signal::unix::{SignalKind, signal};
+    let kinds = [SignalKind::terminate(), SignalKind::interrupt()];
+    // Without a handler the process could only be killed; then nothing can be awaited.
+    let signals = kinds.into_iter().filter_map(|kind| signal(kind).ok());
+    stream::select_all(signals.map(|signal| {
+        let next = |mut signal: tokio::signal::unix::Signal| async {
+            signal.recv().await.map(|()| ((), signal))
+        };
+        stream::unfold(signal, next).boxed()
+    }))
+}
+
+/// Ctrl-C, as often as it comes.
+#[cfg(not(unix))]
+fn stop_signals() -> impl Stream<Item = ()> + Send {
+    stream::repeat(()).then(|()| async {
         if tokio::signal::ctrl_c().await.is_err() {
             std::future::pending::<()>().await;
         }
-    };
-    #[cfg(unix)]
-    let terminate = async {
-        match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
-            Ok(mut signal) => {
-                signal.recv().await;
-            }
-            Err(_) => std::future::pending::<()>().await,
-        }
-    };
-    #[cfg(not(unix))]
-    let terminate = std::future::pending::<()>();
-    tokio::select! {
-        () = ctrl_c => {}
-        () = terminate => {}
-    }
+    })
 }

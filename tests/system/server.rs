@@ -149,6 +149,24 @@ fn sigterm_lets_running_requests_finish() {
 }
 
 #[test]
+fn a_second_sigterm_ends_the_server_at_once_and_says_that_requests_were_cut_off() {
+    let mut server = Server::start(&["--shutdown-timeout", "3600"]);
+    let body = completion(json!({ "max_tokens": 4000, "stream": true }));
+    let mut lines = BufReader::new(server.open("POST", "/v1/completions", &body)).lines();
+    assert!(lines.by_ref().any(|line| line.expect("UTF-8").contains("\"text\"")));
+    // Neither is waited for.
+    let idle = server.open("GET", "/health", "");
+    let half_sent = std::net::TcpStream::connect(&server.address).expect("it listens");
+    std::io::Write::write_all(&mut &half_sent, b"POST /v1/compl").expect("it is sent");
+    server.signal("TERM");
+    // While it drains it says so, and closes the connection.
+    while server.send("GET", "/ready", "").0 != 503 {}
+    let status = server.terminate();
+    assert_eq!(status.code(), Some(4), "{status}");
+    drop((idle, half_sent));
+}
+
+#[test]
 fn failures_to_start_say_why_and_exit_with_1() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let port = taken.local_addr().expect("an address").port().to_string();

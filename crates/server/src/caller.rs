@@ -39,6 +39,11 @@ impl AsTenant {
         self.tenants.needs_key()
     }
 
+    /// How many tenants there are beside it, and itself.
+    pub(crate) fn num_tenants(&self) -> usize {
+        self.tenants.iter().len()
+    }
+
     /// Whether it may use a model of this name.
     pub(crate) fn may_use(&self, model: &str) -> bool {
         let models = self.entry().and_then(|entry| entry.models.as_ref());

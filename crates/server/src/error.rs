@@ -4,7 +4,7 @@ use axum::{
     Json,
     http::{
         HeaderValue, StatusCode,
-        header::{RETRY_AFTER, WWW_AUTHENTICATE},
+        header::{ACCEPT_ENCODING, RETRY_AFTER, WWW_AUTHENTICATE},
     },
     response::{IntoResponse, Response},
 };
@@ -115,6 +115,65 @@ impl ApiError {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", message)
     }
 
+    /// The body has an encoding that is not undone here.
+    pub(crate) fn encoded_body(encoding: &str) -> Self {
+        let message =
+            format!("Content-Encoding: {encoding} is not supported; send the body as it is");
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "invalid_request_error", message)
+    }
+
+    /// A part of the request did not come in time.
+    pub(crate) fn slow(part: &str) -> Self {
+        let message = format!("{part} did not come in time");
+        let error = Self::new(StatusCode::REQUEST_TIMEOUT, "invalid_request_error", message);
+        Self { code: Some("request_timeout"), ..error }
+    }
+
+    pub(crate) fn too_many_connections(limit: usize) -> Self {
+        let message = format!("there are {limit} connections already, the limit here");
+        Self { code: Some("too_many_connections"), ..Self::unavailable(message) }
+    }
+
+    /// There is no memory for the body now.
+    pub(crate) fn too_many_bodies() -> Self {
+        let message = "too many large request bodies are being received; try again";
+        Self { code: Some("overloaded"), ..Self::unavailable(message) }
+    }
+
+    /// The tenant has so many requests before its own that are not tokenized yet.
+    pub(crate) fn too_much_work(waiting: usize) -> Self {
+        let message = format!("{waiting} requests wait to be parsed or tokenized; try again");
+        let error = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message);
+        Self { code: Some("rate_limit_exceeded"), ..error }
+    }
+
+    /// What is given is longer than the context, however it would be tokenized.
+    pub(crate) fn too_long(param: &str, message: String) -> Self {
+        Self { code: Some("context_length_exceeded"), ..Self::invalid(Some(param), message) }
+    }
+
+    pub(crate) fn bug() -> Self {
+        Self::internal("a bug in the server; its log says more")
+    }
+
+    /// The whole response in HTTP/1.1, for a client that hyper does not serve.
+    pub(crate) fn on_the_wire(&self) -> Vec<u8> {
+        let body = self.json().to_string();
+        let reason = self.status.canonical_reason().unwrap_or_default();
+        let retry = if is_busy(self.status) {
+            format!("retry-after: {}\r\n", self.retry_after)
+        } else {
+            String::new()
+        };
+        format!(
+            "HTTP/1.1 {} {reason}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\
+             {retry}connection: close\r\n\r\n{body}",
+            self.status.as_str(),
+            body.len(),
+        )
+        .into_bytes()
+    }
+
     pub(crate) fn unavailable(message: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", message)
     }
@@ -139,12 +198,19 @@ fn shortened(mut text: String) -> String {
     text
 }
 
+/// Whether a client may find it otherwise soon.
+fn is_busy(status: StatusCode) -> bool {
+    [StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE].contains(&status)
+}
+
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(self.json())).into_response();
-        let busy = [StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE];
-        if busy.contains(&self.status) {
+        if is_busy(self.status) {
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(self.retry_after));
+        }
+        if self.status == StatusCode::UNSUPPORTED_MEDIA_TYPE {
+            response.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         }
         if self.status == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
@@ -218,6 +284,9 @@ impl From<TextError> for ApiError {
             }
             TextError::InvalidTemplateArguments(_) => {
                 Self::invalid(Some("chat_template_kwargs"), message)
+            }
+            TextError::TooManyTokens { .. } => {
+                Self { code: Some("context_length_exceeded"), ..Self::invalid(None, message) }
             }
             TextError::Encode(_) | TextError::Decode(_) => Self::invalid(None, message),
             // What a template refuses it raises itself; that it fails is not the client's doing.

@@ -1,13 +1,20 @@
 //! Request bodies.
 
-use axum::{
-    body::Bytes,
-    extract::{FromRequest, Request},
-};
+use axum::extract::{FromRequest, FromRequestParts as _, Request};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use crate::error::ApiError;
+use crate::{
+    caller::AsTenant,
+    error::ApiError,
+    intake::{Reservation, read_body},
+    state::AppState,
+};
+
+/// Values in a body at most. Each takes many times its bytes in memory.
+const MAX_VALUES: usize = 1 << 20;
+/// Longer bodies are parsed off the async threads.
+const OFFLOAD_BYTES: usize = 16 << 10;
 
 /// A body that can say which fields of the API it does not support.
 pub(crate) trait Body: DeserializeOwned {
@@ -18,30 +25,39 @@ pub(crate) trait Body: DeserializeOwned {
     const SHARED: &'static [(&'static str, Option<&'static str>)] = &[];
 }
 
-/// Extracts a JSON body. Every field is used or refused by name.
-pub(crate) struct ApiJson<T>(pub(crate) T);
+/// Extracts a JSON body, with the memory that is set aside for what it says. Every field is
+/// used or refused by name.
+pub(crate) struct ApiJson<T>(pub(crate) T, pub(crate) Reservation);
 
-impl<S, T> FromRequest<S> for ApiJson<T>
+impl<T> FromRequest<AppState> for ApiJson<T>
 where
-    S: Send + Sync,
-    T: Body,
+    T: Body + Send + 'static,
 {
     type Rejection = ApiError;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        let bytes = Bytes::from_request(request, state).await.map_err(|rejection| {
-            // A layer fills in the limit, which this extractor does not know.
-            if rejection.status() == axum::http::StatusCode::PAYLOAD_TOO_LARGE {
-                ApiError::body_too_large(0)
-            } else {
-                ApiError::invalid(None, format!("the body could not be read: {rejection}"))
-            }
-        })?;
-        parse(&bytes).map(Self)
+    async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
+        let (mut parts, body) = request.into_parts();
+        let caller = AsTenant::from_request_parts(&mut parts, state).await?;
+        let request = Request::from_parts(parts, body);
+        let (bytes, reserved) = read_body(request, state, &caller).await?;
+        let body = if bytes.len() <= OFFLOAD_BYTES {
+            parse(&bytes)?
+        } else {
+            state.intake.run(&caller, bytes.len(), move || parse(&bytes)).await??
+        };
+        Ok(Self(body, reserved))
     }
 }
 
 pub(crate) fn parse<T: Body>(bytes: &[u8]) -> Result<T, ApiError> {
+    if let Some(encoding) = foreign_encoding(bytes) {
+        let message = format!("the body begins with {encoding}, but must be UTF-8 without a mark");
+        return Err(ApiError::invalid(None, message));
+    }
+    if has_more_values(bytes, MAX_VALUES) {
+        let message = format!("the body holds more than {MAX_VALUES} JSON values, the limit here");
+        return Err(ApiError::invalid(None, message));
+    }
     let value: Value = serde_json::from_slice(bytes)
         .map_err(|error| ApiError::invalid(None, format!("the body is not JSON: {error}")))?;
     let Value::Object(mut fields) = value else {
@@ -49,6 +65,34 @@ pub(crate) fn parse<T: Body>(bytes: &[u8]) -> Result<T, ApiError> {
     };
     refuse_unsupported::<T>(&mut fields)?;
     deserialize(fields, &[])
+}
+
+/// What a byte order mark says, where there is one: JSON has none.
+fn foreign_encoding(bytes: &[u8]) -> Option<&'static str> {
+    match bytes {
+        [0xef, 0xbb, 0xbf, ..] => Some("a UTF-8 byte order mark (BOM)"),
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => Some("a UTF-16 byte order mark (BOM)"),
+        _ => None,
+    }
+}
+
+/// Whether JSON holds more than so many values: each but the first of an array or object
+/// follows a comma, and the first an opening bracket.
+fn has_more_values(json: &[u8], most: usize) -> bool {
+    if json.len() <= most {
+        return false;
+    }
+    let (mut in_string, mut is_escaped, mut values) = (false, false, 0);
+    for &byte in json {
+        if in_string {
+            in_string = is_escaped || byte != b'"';
+            is_escaped = byte == b'\\' && !is_escaped;
+        } else {
+            in_string = byte == b'"';
+            values += usize::from(matches!(byte, b',' | b'[' | b'{'));
+        }
+    }
+    values > most
 }
 
 /// Deserializes an object's fields; `also_known` are names that a misspelt one

@@ -8,8 +8,10 @@
 mod admin;
 mod caller;
 mod capacity;
+mod connection;
 mod directory;
 mod error;
+mod intake;
 mod json;
 mod middleware;
 mod openai;
@@ -17,6 +19,8 @@ mod serve;
 mod state;
 mod tokenize;
 
+pub use connection::{ConnectionConfig, ServeError, serve};
 pub use directory::{ReloadError, TenantDirectory};
-pub use serve::{ServeError, listen, router, serve};
+pub use intake::BodyConfig;
+pub use serve::{listen, router};
 pub use state::ServerConfig;

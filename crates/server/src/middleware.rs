@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use axum::{
     extract::{MatchedPath, Request, State},
-    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header::AUTHORIZATION},
+    http::{HeaderMap, HeaderName, HeaderValue, header::AUTHORIZATION},
     middleware::Next,
     response::{IntoResponse as _, Response},
 };
@@ -16,19 +16,6 @@ use crate::{
 };
 
 static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-
-/// Says what the limit was that a body was over: the extractor does not know.
-pub(crate) async fn explain_body_limit(
-    State(limit): State<usize>,
-    request: Request,
-    next: Next,
-) -> Response {
-    let response = next.run(request).await;
-    if response.status() == StatusCode::PAYLOAD_TOO_LARGE {
-        return ApiError::body_too_large(limit).into_response();
-    }
-    response
-}
 
 /// Finds out who a request comes from; refuses it without a valid key, where one is needed.
 pub(crate) async fn authorize(
@@ -98,7 +85,10 @@ pub(crate) async fn count(State(state): State<AppState>, request: Request, next:
         known @ ("GET" | "POST" | "HEAD" | "OPTIONS" | "PUT" | "DELETE") => known.to_owned(),
         _ => "other".to_owned(),
     };
-    let handler = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
+    let handler = request.extensions().get::<MatchedPath>().map(|path| match path.as_str() {
+        "/" => "/".to_owned(),
+        path => path.trim_end_matches('/').to_owned(),
+    });
     let handler = handler.unwrap_or_else(|| "none".to_owned());
     let response = next.run(request).await;
     let metrics = state.engine.metrics();

@@ -1,17 +1,17 @@
-//! Routes, and the server's life.
+//! Routes, and the socket that they are served on.
 
-use std::{any::Any, future::Future, io, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{any::Any, io, panic::AssertUnwindSafe, sync::Arc};
 
 use axum::{
     Router,
-    extract::{DefaultBodyLimit, Request},
+    extract::Request,
+    http::{Method, StatusCode},
     middleware::{Next, from_fn, from_fn_with_state},
     response::{IntoResponse as _, Response},
-    routing::{get, post},
-    serve::ListenerExt as _,
+    routing::{MethodRouter, get, post},
 };
 use futures::FutureExt as _;
-use sconce_engine::{EngineHandle, Health};
+use sconce_engine::EngineHandle;
 use sconce_text::TextModel;
 use tokio::net::{TcpListener, TcpSocket, lookup_host};
 
@@ -27,41 +27,52 @@ use crate::{
 /// All routes over one engine.
 pub fn router(engine: EngineHandle, text: Arc<TextModel>, config: ServerConfig) -> Router {
     let state = AppState::new(engine, text, config);
-    let keyed = Router::new()
-        .route("/v1/chat/completions", post(chat::create))
-        .route("/v1/completions", post(completions::create))
-        .route("/v1/models", get(models::list))
-        .route("/v1/models/{*id}", get(models::retrieve))
-        .route("/tokenize", post(tokenize::tokenize))
-        .route("/detokenize", post(tokenize::detokenize))
-        .route("/v1/capacity", get(capacity::capacity))
-        .route("/reset_prefix_cache", post(admin::reset_prefix_cache))
-        .route("/admin/reload", post(admin::reload))
-        .route("/admin/tenants", get(admin::tenants))
-        .route_layer(from_fn_with_state(state.clone(), middleware::authorize));
-    Router::new()
-        .route("/health", get(admin::health))
-        .route("/ping", get(admin::health))
-        .route("/ready", get(admin::ready))
-        .route("/version", get(admin::version))
-        .route("/metrics", get(admin::metrics))
-        .merge(keyed)
+    let keyed = routes([
+        ("/v1/chat/completions", post(chat::create)),
+        ("/v1/completions", post(completions::create)),
+        ("/v1/models", get(models::list)),
+        ("/tokenize", post(tokenize::tokenize)),
+        ("/detokenize", post(tokenize::detokenize)),
+        ("/v1/capacity", get(capacity::capacity)),
+        ("/reset_prefix_cache", post(admin::reset_prefix_cache)),
+        ("/admin/reload", post(admin::reload)),
+        ("/admin/tenants", get(admin::tenants)),
+    ])
+    .route("/v1/models/{*id}", get(models::retrieve))
+    .route_layer(from_fn_with_state(state.clone(), middleware::authorize));
+    let open = routes([
+        ("/health", get(admin::health)),
+        ("/ping", get(admin::health)),
+        ("/ready", get(admin::ready)),
+        ("/version", get(admin::version)),
+        ("/metrics", get(admin::metrics)),
+    ]);
+    open.merge(keyed)
         .method_not_allowed_fallback(wrong_method)
         .fallback(not_found)
-        .layer(DefaultBodyLimit::max(state.config.max_body_bytes))
-        .layer(from_fn_with_state(state.config.max_body_bytes, middleware::explain_body_limit))
         .layer(from_fn(catch_panic))
         .layer(from_fn_with_state(state.clone(), middleware::count))
         .layer(from_fn_with_state(state.clone(), middleware::request_id))
         .with_state(state)
 }
 
+/// Routes that may end in a slash or not.
+fn routes<const N: usize>(routes: [(&str, MethodRouter<AppState>); N]) -> Router<AppState> {
+    routes.into_iter().fold(Router::new(), |router, (path, methods)| {
+        router.route(path, methods.clone()).route(&format!("{path}/"), methods)
+    })
+}
+
 async fn not_found(request: Request) -> ApiError {
     ApiError::not_found(request.uri().path())
 }
 
-async fn wrong_method(request: Request) -> ApiError {
-    ApiError::wrong_method(request.method().as_str(), request.uri().path())
+/// The router adds the methods that there are, in `Allow`.
+async fn wrong_method(request: Request) -> Response {
+    if request.method() == Method::OPTIONS {
+        return StatusCode::NO_CONTENT.into_response();
+    }
+    ApiError::wrong_method(request.method().as_str(), request.uri().path()).into_response()
 }
 
 /// A bug in one handler is that request's error, not its connection's end.
@@ -70,7 +81,7 @@ async fn catch_panic(request: Request, next: Next) -> Response {
         Ok(response) => response,
         Err(cause) => {
             tracing::error!("a handler panicked: {}", panic_message(cause.as_ref()));
-            ApiError::internal("a bug in the server; its log says more").into_response()
+            ApiError::bug().into_response()
         }
     }
 }
@@ -103,74 +114,6 @@ pub async fn listen(host: &str, port: u16) -> io::Result<TcpListener> {
         }
     }
     Err(refused.unwrap_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no such host")))
-}
-
-/// Why serving ended.
-#[derive(Debug, thiserror::Error)]
-pub enum ServeError {
-    /// The listener failed.
-    #[error(transparent)]
-    Io(#[from] io::Error),
-    /// The device answers no more; a new process may find it well.
-    #[error("the device is lost; its last error is in the log")]
-    DeviceLost,
-}
-
-/// Serves until `shutdown` is ready, or the device is lost; then takes no more
-/// requests, lets those that run finish for at most `drain_timeout`, and returns.
-///
-/// # Errors
-/// The listener failed, or the device is lost.
-pub async fn serve(
-    listener: TcpListener,
-    router: Router,
-    engine: EngineHandle,
-    shutdown: impl Future<Output = ()> + Send + 'static,
-    drain_timeout: Duration,
-) -> Result<(), ServeError> {
-    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let watched = engine.clone();
-    let graceful = async move {
-        tokio::select! {
-            () = shutdown => {}
-            () = device_lost(&engine) => {}
-        }
-        let running = engine.unfinished();
-        tracing::info!("shutting down: {running} requests may finish");
-        let _ = stop.send(());
-        engine.drain().await;
-    };
-    // A token goes out when it is there, not when the last one was acknowledged.
-    let listener = listener.tap_io(|connection| {
-        if let Err(error) = connection.set_nodelay(true) {
-            tracing::debug!("a connection without TCP_NODELAY: {error}");
-        }
-    });
-    let server = axum::serve(listener, router).with_graceful_shutdown(graceful);
-    let give_up = async move {
-        match stopped.await {
-            Ok(()) => tokio::time::sleep(drain_timeout).await,
-            Err(_) => std::future::pending().await,
-        }
-    };
-    tokio::select! {
-        served = server.into_future() => served?,
-        () = give_up => {
-            tracing::warn!("some requests did not finish in {drain_timeout:?}; they are cut off");
-        }
-    }
-    if watched.health(Duration::MAX) == Health::DeviceLost {
-        return Err(ServeError::DeviceLost);
-    }
-    Ok(())
-}
-
-/// Waits until nothing in this process can use the device any more.
-async fn device_lost(engine: &EngineHandle) {
-    engine.ended().await;
-    if engine.health(Duration::MAX) != Health::DeviceLost {
-        std::future::pending().await
-    }
 }
 
 #[cfg(test)]

@@ -16,7 +16,10 @@ use rand::{
 use sconce_engine::EngineHandle;
 use sconce_text::TextModel;
 
-use crate::TenantDirectory;
+use crate::{
+    TenantDirectory,
+    intake::{BodyConfig, Intake},
+};
 
 /// How the server behaves.
 #[derive(Clone, Debug)]
@@ -30,6 +33,8 @@ pub struct ServerConfig {
     pub tenants: Arc<TenantDirectory>,
     /// Bytes of a request's body at most.
     pub max_body_bytes: usize,
+    /// How bodies are received.
+    pub bodies: BodyConfig,
     /// Seed of the sampling of requests that bring none; random if not given.
     pub seed: Option<u64>,
     /// A step longer than this makes `/health` fail.
@@ -43,6 +48,7 @@ impl Default for ServerConfig {
             api_keys: Vec::new(),
             tenants: Arc::new(TenantDirectory::sole()),
             max_body_bytes: 4 << 20,
+            bodies: BodyConfig::default(),
             seed: None,
             step_patience: Duration::from_secs(60),
         }
@@ -55,6 +61,7 @@ pub(crate) struct AppState {
     pub(crate) engine: EngineHandle,
     pub(crate) text: Arc<TextModel>,
     pub(crate) config: Arc<ServerConfig>,
+    pub(crate) intake: Arc<Intake>,
     pub(crate) started: u64,
     /// Counts what was drawn for requests without a seed; ids are drawn apart,
     /// so that polling `/health` changes no request's tokens.
@@ -64,11 +71,14 @@ pub(crate) struct AppState {
 
 impl AppState {
     pub(crate) fn new(engine: EngineHandle, text: Arc<TextModel>, config: ServerConfig) -> Self {
+        let limits = engine.limits();
+        let intake = Intake::new(&config.bodies, limits.max_num_seqs + limits.max_queued);
         let origin = config.seed.unwrap_or_else(|| rand::rng().random());
         Self {
             engine,
             text,
             config: Arc::new(config),
+            intake: Arc::new(intake),
             started: unix_seconds(),
             seeds: Arc::new(Draws::new(origin)),
             ids: Arc::new(Draws::new(rand::rng().random())),

@@ -1,18 +1,25 @@
 //! `/tokenize` and `/detokenize`, as vLLM has them.
 
-use axum::{Json, extract::State, response::IntoResponse};
+use axum::{Json, extract::State};
+use sconce_engine::EngineLimits;
 use sconce_text::ChatTemplateOptions;
 use sconce_types::TokenId;
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::{
     caller::AsTenant,
     error::ApiError,
     json::{ApiJson, Body},
-    openai::{chat, offload},
+    openai::chat,
     state::AppState,
 };
+
+/// Contexts that fit into what is tokenized or detokenized at most: enough to say by how
+/// much a text is too long, and no way to have a processor for oneself.
+const MAX_CONTEXTS: usize = 4;
+/// What a token is taken to be in text.
+const BYTES_PER_TOKEN: usize = 4;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -42,17 +49,36 @@ impl Body for DetokenizeBody {
     const UNSUPPORTED: &'static [(&'static str, Option<&'static str>)] = &[];
 }
 
+#[derive(Serialize)]
+pub(crate) struct Tokenized {
+    count: usize,
+    max_model_len: usize,
+    tokens: Vec<TokenId>,
+    /// As in the vocabulary; null for an id that is none of its.
+    token_strs: Option<Vec<Option<String>>>,
+}
+
+#[derive(Serialize)]
+pub(crate) struct Detokenized {
+    prompt: String,
+}
+
 pub(crate) async fn tokenize(
     State(state): State<AppState>,
     caller: AsTenant,
-    ApiJson(body): ApiJson<TokenizeBody>,
-) -> Result<impl IntoResponse, ApiError> {
+    ApiJson(body, _reserved): ApiJson<TokenizeBody>,
+) -> Result<Json<Tokenized>, ApiError> {
     crate::openai::check_model(&state, &caller, body.model.as_deref())?;
     let text = state.text.clone();
+    let max_model_len = state.engine.limits().max_model_len;
+    let most = max_model_len.saturating_mul(MAX_CONTEXTS);
+    // However short, it is done in the tenant's turn: no other limit counts this work.
     let tokens = match (body.prompt, body.messages) {
         (Some(prompt), None) => {
             let special = body.add_special_tokens.unwrap_or(true);
-            offload(prompt.len(), move || text.encode(&prompt, special)).await??
+            let bytes = prompt.len();
+            let work = move || text.encode_within(&prompt, special, most);
+            state.intake.run(&caller, bytes, work).await??
         }
         (None, Some(messages)) => {
             let options = ChatTemplateOptions {
@@ -60,35 +86,35 @@ pub(crate) async fn tokenize(
                 kwargs: body.chat_template_kwargs.unwrap_or_default(),
             };
             let special = body.add_special_tokens.unwrap_or(false);
-            chat::encode(&state, messages, options, special).await?
+            chat::encode(&state, &caller, messages, options, special, most).await?
         }
         _ => return Err(ApiError::invalid(None, "give either prompt or messages")),
     };
-    let strings = body
+    let token_strs = body
         .return_token_strs
         .unwrap_or(false)
-        .then(|| tokens.iter().map(|&token| state.text.token(token)).collect::<Vec<_>>());
-    Ok(Json(json!({
-        "count": tokens.len(),
-        "max_model_len": state.engine.limits().max_model_len,
-        "tokens": tokens,
-        "token_strs": strings,
-    })))
+        .then(|| tokens.iter().map(|&token| state.text.token(token)).collect());
+    Ok(Json(Tokenized { count: tokens.len(), max_model_len, tokens, token_strs }))
 }
 
 pub(crate) async fn detokenize(
     State(state): State<AppState>,
     caller: AsTenant,
-    ApiJson(body): ApiJson<DetokenizeBody>,
-) -> Result<impl IntoResponse, ApiError> {
+    ApiJson(body, _reserved): ApiJson<DetokenizeBody>,
+) -> Result<Json<Detokenized>, ApiError> {
     crate::openai::check_model(&state, &caller, body.model.as_deref())?;
-    let vocab_size = state.engine.limits().vocab_size;
+    let EngineLimits { vocab_size, max_model_len, .. } = *state.engine.limits();
+    let (count, most) = (body.tokens.len(), max_model_len.saturating_mul(MAX_CONTEXTS));
+    if count > most {
+        let message = format!("tokens has {count} entries, but may have at most {most}");
+        return Err(ApiError::too_long("tokens", message));
+    }
     if let Some(token) = body.tokens.iter().find(|&&token| token as usize >= vocab_size) {
         let message = format!("token {token} is outside the vocabulary of {vocab_size} tokens");
         return Err(ApiError::invalid(Some("tokens"), message));
     }
     let text = state.text.clone();
     let decode = move || text.decode(&body.tokens, false);
-    let prompt = offload(usize::MAX, decode).await??;
-    Ok(Json(json!({ "prompt": prompt })))
+    let prompt = state.intake.run(&caller, count * BYTES_PER_TOKEN, decode).await??;
+    Ok(Json(Detokenized { prompt }))
 }

@@ -35,6 +35,12 @@ pub enum TextError {
     /// The tokenizer refused a text.
     #[error("the text cannot be tokenized: {0}")]
     Encode(String),
+    /// A text is longer than it may be.
+    #[error("the text has more than {most} tokens, which is what fits at most; shorten it")]
+    TooManyTokens {
+        /// Tokens that would have been accepted.
+        most: usize,
+    },
     /// The tokenizer refused token ids.
     #[error("the tokens cannot be turned into text: {0}")]
     Decode(String),

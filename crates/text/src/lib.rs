@@ -5,6 +5,7 @@
 mod byte_tokenizer;
 mod chat_template;
 mod detokenizer;
+mod encoder;
 mod ends;
 mod error;
 mod stop_strings;

@@ -12,7 +12,8 @@ use tokenizers::Tokenizer;
 
 use crate::{
     ChatTemplateOptions, Detokenizer, TextError, byte_tokenizer::byte_tokenizer,
-    chat_template::ChatTemplate, detokenizer::Pieces, ends::eos_token_ids, tokenizer_file,
+    chat_template::ChatTemplate, detokenizer::Pieces, encoder::Encoder, ends::eos_token_ids,
+    tokenizer_file,
 };
 
 /// What an operator sets instead of the model's own.
@@ -42,6 +43,7 @@ pub struct SamplingDefaults {
 /// Tokenizer and chat template of a model, shared by all requests.
 pub struct TextModel {
     pieces: Arc<Pieces>,
+    encoder: Encoder,
     chat_template: Option<ChatTemplate>,
     eos_token_ids: Arc<[TokenId]>,
     sampling_defaults: SamplingDefaults,
@@ -77,8 +79,9 @@ impl TextModel {
             fields => serde_json::from_value(fields)
                 .map_err(|error| TextError::Invalid { path, reason: error.to_string() })?,
         };
+        let encoder = Encoder::new(&tokenizer);
         let pieces = Arc::new(Pieces::new(tokenizer));
-        Ok(Self { pieces, chat_template, eos_token_ids, sampling_defaults })
+        Ok(Self { pieces, encoder, chat_template, eos_token_ids, sampling_defaults })
     }
 
     /// A text side that needs no files: a token for each byte, token 256 as the
@@ -91,6 +94,7 @@ impl TextModel {
         let chat_template =
             ChatTemplate::new(source, Map::new()).expect("the template has no mistakes");
         Self {
+            encoder: Encoder::new(&tokenizer),
             pieces: Arc::new(Pieces::new(tokenizer)),
             chat_template: Some(chat_template),
             eos_token_ids: Arc::new([256]),
@@ -104,9 +108,27 @@ impl TextModel {
     /// # Errors
     /// The tokenizer refused.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<TokenId>, TextError> {
-        let encoding = self.pieces.tokenizer.encode_fast(text, add_special_tokens);
-        let encoding = encoding.map_err(|error| TextError::Encode(error.to_string()))?;
-        Ok(encoding.get_ids().to_vec())
+        self.encode_within(text, add_special_tokens, usize::MAX)
+    }
+
+    /// The same of a text of so many tokens at most. What a longer one costs goes by the
+    /// limit, not by its length.
+    ///
+    /// # Errors
+    /// The tokenizer refused, or there are more tokens.
+    pub fn encode_within(
+        &self,
+        text: &str,
+        add_special_tokens: bool,
+        max_tokens: usize,
+    ) -> Result<Vec<TokenId>, TextError> {
+        self.encoder.encode(&self.pieces.tokenizer, text, add_special_tokens, max_tokens)
+    }
+
+    /// Bytes that so many tokens can stand for at most.
+    #[must_use]
+    pub fn max_bytes(&self, tokens: usize) -> usize {
+        self.encoder.max_bytes(tokens)
     }
 
     /// The text of token ids, which is that of a [`Detokenizer`].

@@ -25,6 +25,9 @@ use crate::{
     state::{AppState, unix_seconds},
 };
 
+/// What templating a message is taken to cost beside its text.
+const BYTES_PER_MESSAGE: usize = 64;
+
 /// A request's body.
 #[derive(Deserialize)]
 pub(crate) struct ChatBody {
@@ -127,9 +130,11 @@ impl Message {
 /// Templates the messages and encodes the prompt.
 pub(crate) async fn encode(
     state: &AppState,
+    caller: &AsTenant,
     messages: Vec<Message>,
     options: ChatTemplateOptions,
     add_special_tokens: bool,
+    max_tokens: usize,
 ) -> Result<Vec<TokenId>, ApiError> {
     if messages.is_empty() {
         let message = "messages is empty, but must have at least one message";
@@ -140,20 +145,32 @@ pub(crate) async fn encode(
             return Err(ApiError::unsupported(&format!("messages[{index}].{field}")));
         }
     }
+    if messages.len() > max_tokens {
+        let message =
+            format!("messages has {} entries, but at most {max_tokens} fit", messages.len());
+        return Err(ApiError::too_long("messages", message));
+    }
     let messages: Vec<Value> = messages.into_iter().map(Message::into_json).collect();
-    let bytes = messages.iter().map(|m| m["content"].as_str().map_or(0, str::len)).sum();
+    let bytes: usize = messages.iter().map(|m| m["content"].as_str().map_or(0, str::len)).sum();
     let text = state.text.clone();
+    let most = text.max_bytes(max_tokens);
+    if bytes > most {
+        let message = format!("messages has {bytes} bytes of text, but at most {most} can fit");
+        return Err(ApiError::too_long("messages", message));
+    }
+    // A template may say much about each message.
+    let bytes = bytes + messages.len() * BYTES_PER_MESSAGE;
     let work = move || {
         let prompt = text.apply_chat_template(&messages, &options)?;
-        text.encode(&prompt, add_special_tokens)
+        text.encode_within(&prompt, add_special_tokens, max_tokens)
     };
-    Ok(offload(bytes, work).await??)
+    Ok(offload(state, caller, bytes, work).await??)
 }
 
 pub(crate) async fn create(
     State(state): State<AppState>,
     caller: AsTenant,
-    ApiJson(body): ApiJson<ChatBody>,
+    ApiJson(body, reserved): ApiJson<ChatBody>,
 ) -> Result<Response, ApiError> {
     super::check_model(&state, &caller, body.model.as_deref())?;
     let max_tokens = max_tokens(&body)?;
@@ -161,11 +178,15 @@ pub(crate) async fn create(
     let shared: Shared = json::deserialize(body.shared, OWN_FIELDS)?;
     let add_special_tokens = shared.add_special_tokens.unwrap_or(false);
     let mut settings = shared.settings(&state, caller)?;
+    let max_model_len = state.engine.limits().max_model_len;
     let options = ChatTemplateOptions {
         add_generation_prompt: body.add_generation_prompt.unwrap_or(true),
         kwargs: body.chat_template_kwargs.unwrap_or_default(),
     };
-    let prompt = encode(&state, body.messages, options, add_special_tokens).await?;
+    let (caller, messages) = (&settings.caller, body.messages);
+    let encoded = encode(&state, caller, messages, options, add_special_tokens, max_model_len);
+    let prompt = encoded.await?;
+    drop(reserved);
     settings.params.max_tokens = max_tokens
         .unwrap_or_else(|| settings.default_max_tokens(state.engine.limits(), prompt.len()));
     settings.params.logprobs = num_logprobs;

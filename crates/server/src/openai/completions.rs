@@ -71,7 +71,12 @@ impl Body for CompletionBody {
 }
 
 impl Prompts {
-    async fn encode(self, state: &AppState, special: bool) -> Result<Vec<Prompt>, ApiError> {
+    async fn encode(
+        self,
+        state: &AppState,
+        caller: &AsTenant,
+        special: bool,
+    ) -> Result<Vec<Prompt>, ApiError> {
         let of_tokens = |tokens| Prompt { tokens, text: None };
         let texts = match self {
             Self::Tokens(tokens) => return Ok(vec![of_tokens(tokens)]),
@@ -81,12 +86,14 @@ impl Prompts {
         };
         let bytes = texts.iter().map(String::len).sum();
         let model = state.text.clone();
+        let most = state.engine.limits().max_model_len;
         let encode = move |text: String| {
-            let tokens = model.encode(&text, special)?;
+            let tokens = model.encode_within(&text, special, most)?;
             Ok(Prompt { tokens, text: Some(text) })
         };
         let work = move || texts.into_iter().map(encode).collect();
-        let encoded: Result<Vec<_>, sconce_text::TextError> = offload(bytes, work).await?;
+        let encoded: Result<Vec<_>, sconce_text::TextError> =
+            offload(state, caller, bytes, work).await?;
         Ok(encoded?)
     }
 
@@ -102,7 +109,7 @@ impl Prompts {
 pub(crate) async fn create(
     State(state): State<AppState>,
     caller: AsTenant,
-    ApiJson(body): ApiJson<CompletionBody>,
+    ApiJson(body, reserved): ApiJson<CompletionBody>,
 ) -> Result<Response, ApiError> {
     super::check_model(&state, &caller, body.model.as_deref())?;
     let shared: Shared = json::deserialize(body.shared, OWN_FIELDS)?;
@@ -117,7 +124,8 @@ pub(crate) async fn create(
         if scoring { 1 } else { body.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS) };
     settings.params.logprobs = body.logprobs;
     settings.params.prompt_logprobs = body.logprobs.filter(|_| echo);
-    let prompts = body.prompt.encode(&state, special).await?;
+    let prompts = body.prompt.encode(&state, &settings.caller, special).await?;
+    drop(reserved);
     let prompt_tokens = prompts.iter().map(|prompt| prompt.tokens.len()).sum();
     settings.check_minute(prompts.len(), prompt_tokens)?;
     let wants_logprobs = body.logprobs.is_some();

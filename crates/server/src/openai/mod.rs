@@ -40,12 +40,13 @@ pub(crate) fn check_model(
 
 /// Runs what takes time in proportion to `bytes` of text, elsewhere if that is long.
 pub(crate) async fn offload<T: Send + 'static>(
+    state: &AppState,
+    caller: &AsTenant,
     bytes: usize,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, ApiError> {
     if bytes <= OFFLOAD_BYTES {
         return Ok(work());
     }
-    let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|_| ApiError::internal("a bug in the server; its log says more"))
+    state.intake.run(caller, bytes, work).await
 }

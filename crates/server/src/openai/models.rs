@@ -20,8 +20,9 @@ pub(crate) async fn retrieve(
     caller: AsTenant,
     Path(id): Path<String>,
 ) -> Result<impl IntoResponse, ApiError> {
-    super::check_model(&state, &caller, Some(&id))?;
-    Ok(Json(describe(&state, &id)))
+    let id = id.trim_end_matches('/');
+    super::check_model(&state, &caller, Some(id))?;
+    Ok(Json(describe(&state, id)))
 }
 
 fn describe(state: &AppState, name: &str) -> Value {

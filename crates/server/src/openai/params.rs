@@ -108,7 +108,7 @@ pub(super) struct Settings {
     pub(super) stream: Option<StreamOptions>,
     pub(super) include_metering: bool,
     has_seed: bool,
-    caller: AsTenant,
+    pub(super) caller: AsTenant,
     priority: i32,
     timeout: Option<Duration>,
 }

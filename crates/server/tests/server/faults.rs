@@ -1,6 +1,6 @@
 //! What clients see when a device fails.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc};
 
 use axum::{
     Router,
@@ -10,7 +10,7 @@ use axum::{
 use http_body_util::BodyExt as _;
 use sconce_engine::{Built, Engine, EngineHandle, FakeExecutor, SchedulerConfig, SchedulingPolicy};
 use sconce_scheduler::Fault;
-use sconce_server::{ServeError, ServerConfig, listen, router, serve};
+use sconce_server::{ConnectionConfig, ServeError, ServerConfig, listen, router, serve};
 use sconce_text::TextModel;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tower::ServiceExt as _;
@@ -77,8 +77,8 @@ async fn a_lost_device_is_answered_and_ends_the_server() {
     let (engine, router) = app(Fault::LoseDevice(3));
     let listener = listen("127.0.0.1", 0).await.expect("a free port");
     let address = listener.local_addr().expect("it listens");
-    let never = std::future::pending();
-    let served = serve(listener, router.clone(), engine, never, Duration::from_secs(60));
+    let never = futures::stream::pending();
+    let served = serve(listener, router.clone(), engine, never, ConnectionConfig::default());
     let ask = async {
         let mut client = tokio::net::TcpStream::connect(address).await.expect("it listens");
         let request = format!(

@@ -7,3 +7,4 @@ mod script;
 mod templates;
 mod tenants;
 mod text;
+mod wire;

@@ -2,6 +2,7 @@
 
 mod decoders;
 mod detokenizer;
+mod encoder;
 mod ends;
 mod properties;
 mod stops;

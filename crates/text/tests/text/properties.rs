@@ -7,7 +7,7 @@ use sconce_text::{StopStrings, TextConfig, TextError, TextModel};
 use serde_json::{Map, Value, json};
 
 /// GPT-2's printable stand-in for a byte.
-fn stand_in(byte: u8) -> char {
+pub(crate) fn stand_in(byte: u8) -> char {
     let printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
     if printable(byte) {
         return char::from(byte);
@@ -68,7 +68,7 @@ pub(crate) fn sentencepiece() -> Value {
     })
 }
 
-fn model(tokenizer: &Value) -> TextModel {
+pub(crate) fn model(tokenizer: &Value) -> TextModel {
     let dir = tempfile::tempdir().expect("a directory");
     write(dir.path(), "tokenizer.json", tokenizer);
     TextModel::load(dir.path(), &TextConfig::default()).expect("it loads")

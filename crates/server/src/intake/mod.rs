@@ -1,0 +1,106 @@
+//! What a request takes before the engine knows of it: memory for its body, and a
+//! processor's time to parse, template and tokenize it. Both are bounded, in all and by
+//! tenant, and neither is spent on the threads that serve connections.
+
+mod body;
+mod budget;
+mod lane;
+
+use std::{sync::Arc, thread::available_parallelism, time::Duration};
+
+use sconce_types::TenantId;
+use tokio::sync::oneshot;
+
+pub(crate) use self::{body::read_body, budget::Reservation};
+use self::{budget::Budget, lane::Lane};
+use crate::{caller::AsTenant, error::ApiError};
+
+/// Work on more text than this is done one piece at a time, for all tenants together: it
+/// takes many times the text's size in memory.
+const LARGE_BYTES: usize = 64 << 10;
+/// How much these threads give way to the engine's.
+const SMALL_NICENESS: i32 = 5;
+const LARGE_NICENESS: i32 = 10;
+/// Threads for small pieces of work: a part of the processor's, but at most this many.
+const MAX_THREADS: usize = 4;
+
+/// How bodies are received.
+#[derive(Clone, Debug)]
+pub struct BodyConfig {
+    /// The pause that a client may make while it sends a body.
+    pub pause_timeout: Duration,
+    /// The time that any body may take; longer ones get more, by the rate.
+    pub timeout: Duration,
+    /// Bytes a second that a client must send at least, over time.
+    pub min_bytes_per_second: u32,
+    /// Bytes of all bodies that are held at once. Half of them are each tenant's own.
+    pub max_buffered_bytes: usize,
+    /// How long a body waits until there is memory for it.
+    pub patience: Duration,
+}
+
+impl Default for BodyConfig {
+    fn default() -> Self {
+        Self {
+            pause_timeout: Duration::from_secs(15),
+            timeout: Duration::from_secs(30),
+            min_bytes_per_second: 16 << 10,
+            max_buffered_bytes: 128 << 20,
+            patience: Duration::from_secs(2),
+        }
+    }
+}
+
+/// The memory and the threads for what comes before the engine.
+pub(crate) struct Intake {
+    budget: Arc<Budget>,
+    small: Lane,
+    large: Lane,
+    /// Pieces of work of one tenant that wait, where its own limits do not say.
+    max_queued: usize,
+}
+
+impl Intake {
+    pub(crate) fn new(config: &BodyConfig, max_queued: usize) -> Self {
+        let threads = available_parallelism().map_or(1, |count| count.get() / 4);
+        Self {
+            budget: Arc::new(Budget::new(config.max_buffered_bytes)),
+            small: Lane::new("intake", threads.clamp(1, MAX_THREADS), SMALL_NICENESS),
+            large: Lane::new("intake-large", 1, LARGE_NICENESS),
+            max_queued,
+        }
+    }
+
+    /// Memory for a body of a tenant: none yet.
+    pub(crate) fn reservation(&self, tenant: TenantId) -> Reservation {
+        Reservation::none(&self.budget, tenant)
+    }
+
+    /// Does work on so many bytes in the tenant's turn. A client that goes away takes its
+    /// work with it.
+    pub(crate) async fn run<T: Send + 'static>(
+        &self,
+        caller: &AsTenant,
+        bytes: usize,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let lane = if bytes > LARGE_BYTES { &self.large } else { &self.small };
+        let (reply, result) = oneshot::channel();
+        let work = move || {
+            if !reply.is_closed() {
+                let _ = reply.send(work());
+            }
+        };
+        let tenant = caller.entry().map(|entry| &entry.tenant);
+        let weight = tenant.map_or(1, |tenant| tenant.weight);
+        let may_wait = tenant.and_then(|tenant| {
+            // Those that would run at once wait here no less.
+            Some(tenant.max_queued?.saturating_add(tenant.max_running.unwrap_or(self.max_queued)))
+        });
+        let may_wait = may_wait.map_or(self.max_queued, |most| most.clamp(1, self.max_queued));
+        if !lane.push(caller.id, weight, bytes, may_wait, Box::new(work)) {
+            return Err(ApiError::too_much_work(may_wait));
+        }
+        result.await.map_err(|_| ApiError::bug())
+    }
+}
