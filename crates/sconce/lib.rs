@@ -36,7 +36,8 @@ pub use sconce_runner::{
     CacheDtype, DeviceChoice, Dtype, LoadError, LoadTimes, Quantization, gguf,
 };
 pub use sconce_server::{
-    ReloadError, ServeError, ServerConfig, TenantDirectory, listen, router, serve,
+    AllowedOrigins, InvalidOrigin, ReloadError, ServeError, ServerConfig, TenantDirectory, listen,
+    router, serve,
 };
 pub use sconce_simulator as simulator;
 pub use sconce_tenants as tenants;

@@ -5,6 +5,7 @@
 //! place that knows HTTP status codes. A client that goes away drops its
 //! response, which drops its request.
 
+mod access_log;
 mod admin;
 mod caller;
 mod capacity;
@@ -13,10 +14,12 @@ mod error;
 mod json;
 mod middleware;
 mod openai;
+mod origins;
 mod serve;
 mod state;
 mod tokenize;
 
 pub use directory::{ReloadError, TenantDirectory};
+pub use origins::{AllowedOrigins, InvalidOrigin};
 pub use serve::{ServeError, listen, router, serve};
 pub use state::ServerConfig;

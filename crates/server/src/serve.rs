@@ -1,6 +1,9 @@
 //! Routes, and the server's life.
 
-use std::{any::Any, future::Future, io, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{
+    any::Any, future::Future, io, net::SocketAddr, panic::AssertUnwindSafe, sync::Arc,
+    time::Duration,
+};
 
 use axum::{
     Router,
@@ -16,7 +19,7 @@ use sconce_text::TextModel;
 use tokio::net::{TcpListener, TcpSocket, lookup_host};
 
 use crate::{
-    ServerConfig, admin, capacity,
+    ServerConfig, access_log, admin, capacity,
     error::ApiError,
     middleware,
     openai::{chat, completions, models},
@@ -39,7 +42,7 @@ pub fn router(engine: EngineHandle, text: Arc<TextModel>, config: ServerConfig) 
         .route("/admin/reload", post(admin::reload))
         .route("/admin/tenants", get(admin::tenants))
         .route_layer(from_fn_with_state(state.clone(), middleware::authorize));
-    Router::new()
+    let mut router = Router::new()
         .route("/health", get(admin::health))
         .route("/ping", get(admin::health))
         .route("/ready", get(admin::ready))
@@ -50,10 +53,15 @@ pub fn router(engine: EngineHandle, text: Arc<TextModel>, config: ServerConfig) 
         .fallback(not_found)
         .layer(DefaultBodyLimit::max(state.config.max_body_bytes))
         .layer(from_fn_with_state(state.config.max_body_bytes, middleware::explain_body_limit))
-        .layer(from_fn(catch_panic))
-        .layer(from_fn_with_state(state.clone(), middleware::count))
-        .layer(from_fn_with_state(state.clone(), middleware::request_id))
-        .with_state(state)
+        .layer(from_fn(catch_panic));
+    if let Some(cors) = state.config.allowed_origins.layer() {
+        router = router.layer(cors);
+    }
+    router = router.layer(from_fn_with_state(state.clone(), middleware::count));
+    if state.config.access_log {
+        router = router.layer(from_fn(access_log::log));
+    }
+    router.layer(from_fn_with_state(state.clone(), middleware::request_id)).with_state(state)
 }
 
 async fn not_found(request: Request) -> ApiError {
@@ -146,6 +154,7 @@ pub async fn serve(
             tracing::debug!("a connection without TCP_NODELAY: {error}");
         }
     });
+    let router = router.into_make_service_with_connect_info::<SocketAddr>();
     let server = axum::serve(listener, router).with_graceful_shutdown(graceful);
     let give_up = async move {
         match stopped.await {

@@ -10,9 +10,10 @@ use std::{
 
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use sconce_engine::EngineHandle;
+use sconce_tenants::ApiKeys;
 use sconce_text::TextModel;
 
-use crate::TenantDirectory;
+use crate::{AllowedOrigins, TenantDirectory, origins::Origins};
 
 /// How the server behaves.
 #[derive(Clone, Debug)]
@@ -21,13 +22,19 @@ pub struct ServerConfig {
     pub served_model_names: Vec<String>,
     /// Keys of which a request needs one; none needed if empty. Only for a server of one
     /// tenant: where there are more, their own keys are asked for.
-    pub api_keys: Vec<String>,
+    pub api_keys: ApiKeys,
     /// Who the tenants are.
     pub tenants: Arc<TenantDirectory>,
     /// Bytes of a request's body at most.
     pub max_body_bytes: usize,
     /// Seed of the sampling of requests that bring none; random if not given.
     pub seed: Option<u64>,
+    /// The name that the server was told to listen on, which requests may be sent to.
+    pub host: String,
+    /// Whose web pages may read answers.
+    pub allowed_origins: AllowedOrigins,
+    /// Whether each request has a line in the log.
+    pub access_log: bool,
     /// A step longer than this makes `/health` fail.
     pub step_patience: Duration,
 }
@@ -36,10 +43,13 @@ impl Default for ServerConfig {
     fn default() -> Self {
         Self {
             served_model_names: Vec::new(),
-            api_keys: Vec::new(),
+            api_keys: ApiKeys::default(),
             tenants: Arc::new(TenantDirectory::sole()),
             max_body_bytes: 4 << 20,
             seed: None,
+            host: String::new(),
+            allowed_origins: AllowedOrigins::default(),
+            access_log: false,
             step_patience: Duration::from_secs(60),
         }
     }
@@ -51,6 +61,7 @@ pub(crate) struct AppState {
     pub(crate) engine: EngineHandle,
     pub(crate) text: Arc<TextModel>,
     pub(crate) config: Arc<ServerConfig>,
+    pub(crate) origins: Arc<Origins>,
     pub(crate) started: u64,
     /// Counts what was drawn for requests without a seed; ids are drawn apart,
     /// so that polling `/health` changes no request's tokens.
@@ -64,6 +75,7 @@ impl AppState {
         Self {
             engine,
             text,
+            origins: Arc::new(Origins::new(&config.host, &config.allowed_origins)),
             config: Arc::new(config),
             started: unix_seconds(),
             seeds: Arc::new(Draws::new(origin)),

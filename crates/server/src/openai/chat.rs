@@ -66,6 +66,9 @@ pub(crate) struct Message {
     audio: Option<Value>,
     function_call: Option<Value>,
     tool_calls: Option<Value>,
+    /// For templates that show what a model has thought; `reasoning` is vLLM's newer name.
+    reasoning_content: Option<String>,
+    reasoning: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
@@ -120,6 +123,9 @@ impl Message {
         if let Some(name) = self.name {
             message["name"] = name.into();
         }
+        if let Some(reasoning) = self.reasoning_content.or(self.reasoning) {
+            message["reasoning_content"] = reasoning.into();
+        }
         message
     }
 }
@@ -157,6 +163,8 @@ pub(crate) async fn create(
 ) -> Result<Response, ApiError> {
     super::check_model(&state, &caller, body.model.as_deref())?;
     let max_tokens = max_tokens(&body)?;
+    let max_tokens_name =
+        if body.max_tokens.is_some() { "max_tokens" } else { "max_completion_tokens" };
     let num_logprobs = num_logprobs(&body)?;
     let shared: Shared = json::deserialize(body.shared, OWN_FIELDS)?;
     let add_special_tokens = shared.add_special_tokens.unwrap_or(false);
@@ -166,13 +174,12 @@ pub(crate) async fn create(
         kwargs: body.chat_template_kwargs.unwrap_or_default(),
     };
     let prompt = encode(&state, body.messages, options, add_special_tokens).await?;
-    let room = state.engine.limits().max_model_len.saturating_sub(prompt.len()).max(1);
-    settings.params.max_tokens =
-        max_tokens.unwrap_or_else(|| u32::try_from(room).unwrap_or(u32::MAX));
+    settings.limit_tokens(&state, prompt.len(), max_tokens, None)?;
     settings.params.logprobs = num_logprobs;
     let choices = (0..settings.n)
         .map(|index| Choice::submit(&state, &settings, &prompt, index, false))
-        .collect::<Result<Vec<_>, _>>()?;
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| error.renamed("max_tokens", max_tokens_name))?;
     let head = Head {
         id: state.next_id("chatcmpl"),
         created: unix_seconds(),

@@ -1,6 +1,6 @@
 //! One choice of a response: from a request's events to text.
 
-use std::{collections::VecDeque, mem};
+use std::{collections::VecDeque, mem, sync::Arc};
 
 use sconce_engine::{FinishReason, RequestError, RequestEvent, RequestStream};
 use sconce_text::{Detokenizer, StopStrings};
@@ -8,7 +8,7 @@ use sconce_types::{Metering, TokenId, TokenLogprobs};
 use serde::Serialize;
 
 use super::params::Settings;
-use crate::{error::ApiError, state::AppState};
+use crate::{access_log::RequestStats, error::ApiError, state::AppState};
 
 /// A choice that is being generated. Dropping it cancels its request.
 pub(super) struct Choice {
@@ -18,6 +18,7 @@ pub(super) struct Choice {
     stops: StopStrings,
     num_tokens: usize,
     used: Used,
+    stats: Option<Arc<RequestStats>>,
     /// Generated tokens are not shown, only the prompt's log-probabilities are.
     hide_output: bool,
     ready: VecDeque<RequestEvent>,
@@ -67,8 +68,14 @@ impl Choice {
         hide_output: bool,
     ) -> Result<Self, ApiError> {
         let request = settings.request_of(state, prompt, index);
+        let stream = state.engine.submit(request)?;
+        let stats = settings.stats().cloned();
+        if let Some(stats) = stats.as_ref().filter(|_| index.is_multiple_of(settings.n)) {
+            stats.note_prompt(prompt.len());
+        }
         Ok(Self {
-            stream: Some(state.engine.submit(request)?),
+            stream: Some(stream),
+            stats,
             detokenizer: state.text.detokenizer(prompt, settings.skip_special_tokens),
             stops: settings.stops.clone(),
             num_tokens: 0,
@@ -86,7 +93,7 @@ impl Choice {
         while let Some(event) = stream.try_next() {
             self.ready.push_back(event);
         }
-        let mut delta = Delta::default();
+        let (mut delta, before) = (Delta::default(), self.num_tokens);
         for event in mem::take(&mut self.ready) {
             if let Err(error) = self.take(event, &mut delta) {
                 self.stream = None;
@@ -96,6 +103,9 @@ impl Choice {
                 self.stream = None;
                 break;
             }
+        }
+        if let Some(stats) = &self.stats {
+            stats.note_generated(self.num_tokens - before, self.used.metering.queue_ns);
         }
         delta.num_tokens = self.num_tokens;
         delta.used = self.used;

@@ -106,13 +106,13 @@ pub(crate) async fn create(
     // A client that only scores its prompt asks for no token; the engine always
     // makes one, which is then not shown.
     let scoring = echo && body.max_tokens == Some(0);
-    settings.params.max_tokens =
-        if scoring { 1 } else { body.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS) };
+    let max_tokens = if scoring { Some(1) } else { body.max_tokens };
     settings.params.logprobs = body.logprobs;
     settings.params.prompt_logprobs = body.logprobs.filter(|_| echo);
     let prompts = body.prompt.encode(&state, special).await?;
     let mut choices = Vec::new();
     for prompt in &prompts {
+        settings.limit_tokens(&state, prompt.len(), max_tokens, Some(DEFAULT_MAX_TOKENS))?;
         for _ in 0..settings.n {
             let index = choices.len();
             choices.push(Choice::submit(&state, &settings, prompt, index, scoring)?);
