@@ -107,6 +107,8 @@ pub(crate) async fn log(mut request: Request, next: Next) -> Response {
     request.extensions_mut().insert(stats);
     let response = next.run(request).await;
     line.status = response.status().as_u16();
+    // What answers HEAD has no body, whatever a handler made.
+    line.is_whole = line.method == "HEAD";
     response.map(|inner| Body::new(LoggedBody { inner, line }))
 }
 
