@@ -336,3 +336,42 @@ async fn stop_signal() {
         () = terminate => {}
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{allowed_origins, is_loopback, unbracketed};
+
+    #[test]
+    fn hosts_may_have_brackets() {
+        for (given, host) in
+            [("[::1]", "::1"), ("::1", "::1"), ("localhost", "localhost"), ("[x", "[x")]
+        {
+            assert_eq!(unbracketed(given), host);
+        }
+    }
+
+    #[test]
+    fn loopback_addresses_are_told_from_others() {
+        for own in ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "[::ffff:127.0.0.1]:1"] {
+            assert!(is_loopback(own.parse().expect("an address")), "{own}");
+        }
+        for open in ["0.0.0.0:1", "[::]:1", "192.168.0.1:1", "[::ffff:10.0.0.1]:1"] {
+            assert!(!is_loopback(open.parse().expect("an address")), "{open}");
+        }
+    }
+
+    #[test]
+    fn origins_come_in_lists_of_any_form() {
+        let origins = |given: &[&str]| {
+            let given: Vec<_> = given.iter().map(|&text| text.to_owned()).collect();
+            allowed_origins(&given)
+        };
+        let two = origins(&["http://a", "http://b"]).expect("they are origins");
+        assert_eq!(origins(&["http://a,http://b"]).expect("they are origins"), two);
+        assert_eq!(origins(&[r#"["http://a", "http://b"]"#]).expect("they are origins"), two);
+        assert!(origins(&[]).is_ok() && origins(&["*"]).is_ok() && origins(&[r#"["*"]"#]).is_ok());
+        for bad in ["", "http://a/", "[", "http://a,"] {
+            assert!(origins(&[bad]).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -19,7 +19,7 @@ use crate::{
 pub(crate) const SCHEMA_VERSION: i64 = 1;
 
 /// "Scnc": tells a ledger from other SQLite files.
-const APPLICATION_ID: i64 = 0x5363_6e63;
+pub(crate) const APPLICATION_ID: i64 = 0x5363_6e63;
 
 /// A request's `id` is its run's number and, in the lower bits, its number in the run: in
 /// 63 bits, 8 million starts of a server and a trillion requests in each.

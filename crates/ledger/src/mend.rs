@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File, Metadata},
-    io,
+    io::{self, Read as _},
     path::Path,
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -12,7 +12,7 @@ use rusqlite::{Connection, params};
 use crate::{
     Ledger, LedgerError,
     error::{io_at, sqlite_at},
-    ledger::{BUSY_TIMEOUT, Begin, beside},
+    ledger::{APPLICATION_ID, BUSY_TIMEOUT, Begin, beside, check_is_file},
 };
 
 /// What has become of the files of an open ledger.
@@ -119,6 +119,9 @@ pub(crate) fn mend(
     let Some(old) = ledger.as_mut() else { return Ok(String::new()) };
     let path = old.path.clone();
     let failed = sqlite_at(&path);
+    if trouble == Trouble::Replaced {
+        check_header(&path)?;
+    }
     old.connection.busy_timeout(BUSY_TIMEOUT).map_err(&failed)?;
     let is_deleted = is_deleted(&old.file);
     let copy = beside(&path, ".mending");
@@ -158,26 +161,46 @@ pub(crate) fn mend(
         // It belongs to the log; SQLite makes it anew.
         let _ = fs::remove_file(beside(&path, "-shm"));
     }
+    // Never in the place of a file that has come meanwhile.
+    let is_restored = trouble == Trouble::Missing && is_deleted && restore(&copy, &path)?;
     let done = match trouble {
-        Trouble::Missing if is_deleted => {
-            // Never in the place of a file that has come meanwhile.
-            fs::hard_link(&copy, &path).map_err(io_at(&path))?;
-            "it was deleted; it was written again whole"
+        _ if is_restored => "it was deleted; it was written again whole",
+        Trouble::Missing if !is_deleted => {
+            "it was moved away; another was begun, for what has not ended"
         }
-        Trouble::Missing => "it was moved away; another was begun, for what has not ended",
-        Trouble::Replaced if is_deleted => {
+        Trouble::Missing | Trouble::Replaced if is_deleted => {
             "it was replaced; what this server had written was added to the new file"
         }
-        Trouble::Replaced => "it was replaced; what has not ended goes on in the new file",
+        Trouble::Missing | Trouble::Replaced => {
+            "it was replaced; what has not ended goes on in the new file"
+        }
         Trouble::Detached | Trouble::Damaged => "its log or its lock was deleted; both are back",
     };
     let mut opened = Ledger::begin(&path, lock, &Begin::Continue(&run))?;
-    if trouble == Trouble::Replaced && is_deleted {
+    if is_deleted && !is_restored && trouble != Trouble::Detached {
         add(&mut opened, &copy, run.number).map_err(&failed)?;
     }
     let _ = fs::remove_file(&copy);
     *ledger = Some(opened);
     Ok(done.to_owned())
+}
+
+/// Refuses a file that is plainly something else before anything is given up for it. SQLite
+/// itself would look for its log, and find ours.
+fn check_header(path: &Path) -> Result<(), LedgerError> {
+    check_is_file(path)?;
+    let mut header = Vec::new();
+    let file = File::open(path).map_err(io_at(path))?;
+    file.take(100).read_to_end(&mut header).map_err(io_at(path))?;
+    let application = header
+        .get(68..72)
+        .and_then(|bytes| Some(i64::from(u32::from_be_bytes(bytes.try_into().ok()?))));
+    let is_ours = header.starts_with(b"SQLite format 3\0")
+        && application.is_some_and(|id| [0, APPLICATION_ID].contains(&id));
+    if is_ours || header.is_empty() {
+        return Ok(());
+    }
+    Err(LedgerError::Foreign { path: path.to_owned() })
 }
 
 /// Copies a ledger whose file has no name any more.
@@ -190,6 +213,16 @@ fn save(ledger: &Ledger, copy: &Path) -> Result<(), LedgerError> {
     let permissions =
         ledger.file.metadata().and_then(|before| fs::set_permissions(copy, before.permissions()));
     permissions.map_err(io_at(copy))
+}
+
+/// Gives a copy the ledger's name, unless there is a file of that name.
+fn restore(copy: &Path, path: &Path) -> Result<bool, LedgerError> {
+    match fs::hard_link(copy, path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        // A file system without links.
+        Err(_) => fs::rename(copy, path).map(|()| true).map_err(io_at(path)),
+    }
 }
 
 /// Copies the write-ahead log into the file, all of it.

@@ -273,3 +273,47 @@ impl Drop for LedgerSink {
         let _ = self.thread.take().map(JoinHandle::join);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use sconce_types::{Metering, RequestId};
+
+    use super::*;
+
+    fn entry(request: u64, generated_tokens: u32) -> MeterEntry {
+        let usage = Metering { generated_tokens, ..Metering::default() };
+        MeterEntry { request: RequestId(request), label: None, usage, price_nano: None, end: None }
+    }
+
+    #[test]
+    fn a_thread_that_does_not_answer_is_waited_for_once_and_gets_all_later() {
+        let (batches, incoming) = sync_channel(1);
+        let (outgoing, written) = sync_channel(1);
+        let (spare, backlog) = (Some(Vec::new()), Held::default());
+        let health = LedgerHealth::default();
+        let mut sink =
+            LedgerSink { batches: Some(batches), written, spare, backlog, thread: None, health };
+        let (told, states) = std::sync::mpsc::channel();
+        sink.on_change(Box::new(move |state| drop(told.send(state.failing))));
+        sink.record(&mut vec![entry(0, 1)]);
+        // Were each of these waited for, it would take minutes.
+        for tokens in 2..1_000 {
+            let mut entries = vec![entry(0, tokens), entry(1, tokens)];
+            sink.record(&mut entries);
+            assert!(entries.is_empty() && sink.health().failing());
+        }
+        let mut first = incoming.recv().expect("it was sent");
+        assert_eq!(first, [entry(0, 1)]);
+        first.clear();
+        outgoing.send(first).expect("the sink is there");
+        sink.record(&mut vec![entry(2, 1)]);
+        let rest = incoming.recv().expect("it was sent");
+        assert_eq!(rest, [entry(0, 999), entry(1, 999), entry(2, 1)]);
+        assert_eq!((sink.health().failing(), sink.health().lost()), (false, 0));
+        assert_eq!(states.try_iter().collect::<Vec<_>>(), [false, true, false]);
+        // A thread that is gone: what it was not given is lost, and counted.
+        drop((incoming, outgoing));
+        sink.record(&mut vec![entry(0, 1_000), entry(2, 2)]);
+        assert_eq!((sink.health().failing(), sink.health().lost()), (true, 2));
+    }
+}

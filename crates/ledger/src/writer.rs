@@ -66,6 +66,8 @@ pub(crate) struct Writer {
     labels: Labels,
     /// Something was written to it, or tried to be, and it is no database.
     is_damaged: bool,
+    /// The file was found in disorder, which is said and counted once.
+    is_mending: bool,
     next_look: Instant,
     /// When to try again what failed; `None` where nothing did.
     next_try: Option<Instant>,
@@ -85,6 +87,7 @@ impl Writer {
             held: Held::default(),
             labels: Labels::new(),
             is_damaged: false,
+            is_mending: false,
             next_look: Instant::now() + LOOK_EVERY,
             next_try: None,
             retry_after: RETRY_AFTER.0,
@@ -164,17 +167,21 @@ impl Writer {
     fn look(&mut self) {
         self.next_look = Instant::now() + LOOK_EVERY;
         let damaged = self.is_damaged.then_some(Trouble::Damaged);
-        let Some(trouble) = damaged.or_else(|| self.files.look(&self.path)) else { return };
+        let Some(trouble) = damaged.or_else(|| self.files.look(&self.path)) else {
+            if std::mem::take(&mut self.is_mending) {
+                // The file is back where it was.
+                self.next_try = Some(Instant::now());
+            }
+            return;
+        };
         if self.ledger.is_none() {
             return;
         }
-        // Once for each time that it happens, not for each try to mend it.
-        if self.next_try.is_none() || self.is_damaged {
+        if !std::mem::replace(&mut self.is_mending, true) {
             self.health.note_replaced();
             tracing::error!(path = %self.path.display(), ?trouble, "the ledger is not what it was");
         }
         self.health.set_failing(true);
-        self.is_damaged = false;
         match mend(&mut self.ledger, trouble, &self.files) {
             Ok(done) => {
                 tracing::warn!(path = %self.path.display(), "the ledger is mended: {done}");
@@ -193,11 +200,16 @@ impl Writer {
         if let Some(ledger) = &self.ledger {
             self.files = Files::of(ledger);
         }
+        (self.is_mending, self.is_damaged) = (false, false);
         self.set_busy_timeout(BATCH_BUSY_TIMEOUT);
     }
 
     /// Writes what is kept, for a while, or as far as that goes.
     fn try_again(&mut self) {
+        if self.is_mending && self.ledger.is_some() {
+            // What is written now would go into a file that nobody finds.
+            return self.look();
+        }
         if self.ledger.is_none() {
             match Ledger::begin(&self.path, None, &Begin::New(&self.model)) {
                 Ok(ledger) => self.ledger = Some(ledger),
