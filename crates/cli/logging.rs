@@ -48,7 +48,7 @@ pub(crate) fn start(format: LogFormat) -> io::Result<Log> {
             match item {
                 // Nobody can be told that nobody can be told.
                 Item::Line(line) => drop(io::stderr().write_all(&line)),
-                Item::Flush(done) => drop(done.send(())),
+                Item::Flush(done) => done.send(()).unwrap_or_default(),
             }
         }
     })?;

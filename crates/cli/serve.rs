@@ -289,7 +289,7 @@ impl Signals {
 
             // Caught once, a file that may not grow further (RLIMIT_FSIZE) is an error of
             // that file for as long as the process lives.
-            signal(SignalKind::from_raw(SIGXFSZ))?;
+            let _ = signal(SignalKind::from_raw(SIGXFSZ))?;
             Ok(Self { hangups: signal(SignalKind::hangup())? })
         }
         #[cfg(not(unix))]

@@ -143,7 +143,7 @@ fn keys_that_lock_nobody_out_or_everybody_are_refused_at_start() {
 fn addresses_are_named_as_they_are_and_an_open_one_warns() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let port = taken.local_addr().expect("an address").port().to_string();
-    let text = refusal(&mut serve(&["--port", &port]));
+    let text = refusal(sconce().args(["serve", "null", "--port", &port]));
     assert!(text.contains(&format!("cannot listen on 127.0.0.1:{port}; choose")), "{text}");
     assert_eq!(text.matches("in use").count(), 1, "{text}");
     let missing = refusal(&mut serve(&["--config", "/nowhere/at/all"]));

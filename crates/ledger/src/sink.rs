@@ -294,7 +294,7 @@ mod tests {
         let mut sink =
             LedgerSink { batches: Some(batches), written, spare, backlog, thread: None, health };
         let (told, states) = std::sync::mpsc::channel();
-        sink.on_change(Box::new(move |state| drop(told.send(state.failing))));
+        sink.on_change(Box::new(move |state| told.send(state.failing).unwrap_or_default()));
         sink.record(&mut vec![entry(0, 1)]);
         // Were each of these waited for, it would take minutes.
         for tokens in 2..1_000 {

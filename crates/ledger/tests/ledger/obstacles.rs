@@ -53,7 +53,7 @@ fn a_ledger_that_can_be_written_again_is_without_another_batch() {
     let mut ledger = sink(&path);
     let health = ledger.health();
     let (told, states) = std::sync::mpsc::channel();
-    ledger.on_change(Box::new(move |state| drop(told.send(state.failing))));
+    ledger.on_change(Box::new(move |state| told.send(state.failing).unwrap_or_default()));
     let other = rusqlite::Connection::open(&path).expect("the file opens");
     other.execute_batch("BEGIN IMMEDIATE").expect("nobody writes");
     ledger.record(&mut (0..3_000).map(|id| entry(id, label("a", "x", id), 1)).collect());
