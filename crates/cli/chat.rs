@@ -62,7 +62,7 @@ async fn converse(args: &Args) -> anyhow::Result<()> {
             // The conversation may go on: with a shorter line, or once the server is back.
             Err(error) => {
                 messages.pop();
-                eprintln!("error: {error:#}");
+                eprintln!("error: {}", crate::describe(&error));
             }
         }
     }

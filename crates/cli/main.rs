@@ -6,12 +6,14 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use logging::LogFormat;
 use sconce::ServeError;
 
 mod bench;
 mod chat;
 mod engine_args;
 mod flags;
+mod logging;
 mod progress;
 mod pull;
 mod replay;
@@ -56,13 +58,26 @@ enum Command {
 #[expect(clippy::print_stderr, reason = "a failure's message belongs on standard error")]
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    match run(cli.command) {
+    let format = match &cli.command {
+        Command::Serve(args) => args.log_format,
+        _ => LogFormat::Text,
+    };
+    let log = match logging::start(format) {
+        Ok(log) => log,
+        Err(error) => {
+            eprintln!("error: the log cannot be started: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let done = run(cli.command);
+    log.flush();
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", told(&error));
+            match format {
+                LogFormat::Text => eprintln!("error: {}", describe(&error)),
+                LogFormat::Json => tracing::error!("{}", describe(&error)),
+            }
             match error.downcast_ref() {
                 Some(ServeError::DeviceLost) => ExitCode::from(DEVICE_LOST),
                 Some(ServeError::RequestsCut(_)) => ExitCode::from(REQUESTS_CUT),
@@ -70,17 +85,6 @@ fn main() -> ExitCode {
             }
         }
     }
-}
-
-/// An error and its causes, without a cause that the message before has in its own words.
-fn told(error: &anyhow::Error) -> String {
-    let mut told = error.to_string();
-    for cause in error.chain().skip(1).map(ToString::to_string) {
-        if !told.contains(&cause) {
-            told += &format!(": {cause}");
-        }
-    }
-    told
 }
 
 fn run(command: Command) -> anyhow::Result<()> {
@@ -93,5 +97,42 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Usage(args) => usage::run(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Simulate(args) => simulate::run(&args),
+    }
+}
+
+/// An error and its causes, without those that are told already: many errors quote the
+/// one below them.
+fn describe(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use anyhow::Context as _;
+
+    use super::describe;
+
+    #[test]
+    fn an_error_is_told_once() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("/x: {source}")]
+        struct AtPath {
+            source: io::Error,
+        }
+        let error = || AtPath { source: io::Error::other("disk on fire") };
+        assert_eq!(describe(&error().into()), "/x: disk on fire");
+        let with_context = Err::<(), _>(error()).context("cannot start").expect_err("it is one");
+        assert_eq!(describe(&with_context), "cannot start: /x: disk on fire");
     }
 }

@@ -11,13 +11,14 @@ use std::{
 use anyhow::Context as _;
 use futures::{Stream, StreamExt as _, stream};
 use sconce::{
-    ConnectionConfig, EngineHandle, EngineLimits, Options, Quantization, Sconce, ServerConfig,
-    Summary, TenantDirectory,
+    AllowedOrigins, ConnectionConfig, EngineHandle, EngineLimits, Options, Quantization, Sconce,
+    ServerConfig, Summary, TenantDirectory, tenants::ApiKeys,
 };
 
 use crate::{
     engine_args::EngineArgs,
     flags::{cache_dtype_name, parse_bytes},
+    logging::LogFormat,
     progress::Bars,
 };
 
@@ -51,9 +52,13 @@ pub(crate) struct Args {
     /// The port to listen on; 0 picks a free one
     #[arg(long, default_value_t = 8000)]
     port: u16,
-    /// Requests need one of these keys; for one tenant only
-    #[arg(long, env = "SCONCE_API_KEY", hide_env_values = true, value_delimiter = ',')]
+    /// Requests need this key, or another that is given so; for one tenant only
+    #[arg(long, env = "SCONCE_API_KEY", hide_env_values = true)]
     api_key: Vec<String>,
+    /// Web pages that may read answers: *, or https://chat.example.com; several with commas or
+    /// as a JSON list [default: none]
+    #[arg(long, value_name = "ORIGINS")]
+    allowed_origins: Vec<String>,
     /// Who the tenants are [default: sconce.toml, if it is there]
     #[arg(long, value_name = "FILE", env = "SCONCE_CONFIG")]
     config: Option<PathBuf>,
@@ -69,6 +74,12 @@ pub(crate) struct Args {
     /// Largest request body
     #[arg(long, value_parser = parse_bytes, default_value = "4M")]
     max_body_bytes: u64,
+    /// Log no line for each request
+    #[arg(long, alias = "disable-uvicorn-access-log")]
+    disable_access_log: bool,
+    /// How log lines are written
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) log_format: LogFormat,
     /// Seconds that running requests get to finish after SIGTERM; a second SIGTERM cuts them off
     #[arg(long, default_value_t = 30)]
     shutdown_timeout: u64,
@@ -86,10 +97,14 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
+        let signals = Signals::catch()?;
+        let api_keys = api_keys(&args.api_key)?;
+        let allowed_origins = allowed_origins(&args.allowed_origins)?;
         // A taken port is told before a model is loaded.
-        let listener = sconce::listen(&args.host, args.port).await.with_context(|| {
-            format!("cannot listen on {}:{}; choose another --port", args.host, args.port)
-        })?;
+        let host = unbracketed(&args.host);
+        let listener = sconce::listen(host, args.port)
+            .await
+            .map_err(|error| cannot_listen(host, args.port, error))?;
         let address = listener.local_addr()?;
         let tenants_file = tenants_file(args.config.as_deref());
         let tenants = match &tenants_file {
@@ -101,6 +116,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             "--api-key is for a server of one tenant, but {} names tenants with their own keys",
             tenants_file.as_deref().unwrap_or(Path::new("")).display()
         );
+        if tenants_file.is_none() && api_keys.is_empty() && !is_loopback(address) {
+            tracing::warn!(
+                "listening on {address} without API keys: whoever reaches it may use and \
+                 administrate it; set --api-key, or name tenants (sconce tenant add)"
+            );
+        }
         let ledger = args.ledger.clone().or_else(|| tenants_file.as_deref().map(default_ledger));
         let options = Options {
             served_model_name: args.served_model_name.first().cloned(),
@@ -120,14 +141,17 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         let about = About { address, tenants: options_tenants, tenants_file, ledger };
         let _ = std::io::stdout().write_all(banner(&sconce, &about).as_bytes());
         let tenants = Arc::new(tenants);
-        tokio::spawn(reload_on_hangup(Arc::clone(&tenants), sconce.engine().clone()));
+        tokio::spawn(signals.reload_on_hangup(Arc::clone(&tenants), sconce.engine().clone()));
         let config = ServerConfig {
             served_model_names: if args.served_model_name.is_empty() {
                 vec![sconce.summary().model_name.clone()]
             } else {
                 args.served_model_name.clone()
             },
-            api_keys: args.api_key.clone(),
+            api_keys,
+            host: host.to_owned(),
+            allowed_origins,
+            access_log: !args.disable_access_log,
             tenants,
             max_body_bytes: usize::try_from(args.max_body_bytes)?,
             seed: args.seed,
@@ -221,10 +245,16 @@ fn example_body(model_name: &str) -> String {
     format!("'{}'", body.replace('\'', r"'\''"))
 }
 
-/// The tenants' file: the one that is named, or the one that is there.
+/// The tenants' file: the one that is named, or the one that is there. One that is there
+/// and cannot be read is no reason to serve everybody.
 pub(crate) fn tenants_file(named: Option<&Path>) -> Option<PathBuf> {
-    let default = || Some(PathBuf::from(TENANTS_FILE)).filter(|path| path.is_file());
-    named.map(Path::to_owned).or_else(default)
+    let default = PathBuf::from(TENANTS_FILE);
+    let is_missing = |error: std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
+    match named {
+        Some(path) => Some(path.to_owned()),
+        None if default.symlink_metadata().is_err_and(is_missing) => None,
+        None => Some(default),
+    }
 }
 
 /// Where the ledger of a tenants' file lies.
@@ -232,20 +262,90 @@ pub(crate) fn default_ledger(tenants_file: &Path) -> PathBuf {
     tenants_file.with_file_name("sconce-usage.db")
 }
 
-/// Reads the tenants' file again whenever SIGHUP comes.
-async fn reload_on_hangup(tenants: Arc<TenantDirectory>, engine: EngineHandle) {
-    #[cfg(unix)]
-    if let Ok(mut hangups) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup())
-    {
-        while hangups.recv().await.is_some() {
-            match tenants.reload(&engine) {
-                Ok(count) => tracing::info!("tenants are read again: {count}"),
-                Err(error) => tracing::error!("tenants stay as they were: {error}"),
-            }
+/// The keys of a server of one tenant.
+fn api_keys(given: &[String]) -> anyhow::Result<ApiKeys> {
+    let keys = ApiKeys::new(given).context("--api-key or SCONCE_API_KEY cannot be used")?;
+    if given.iter().any(|key| key.contains(',')) {
+        tracing::warn!("an API key has a comma, which is part of it: it is one key, not several");
+    }
+    Ok(keys)
+}
+
+/// Origins one by one, between commas, or as vLLM takes them: a JSON list.
+fn allowed_origins(given: &[String]) -> anyhow::Result<AllowedOrigins> {
+    let mut origins = Vec::new();
+    for text in given {
+        if text.trim_start().starts_with('[') {
+            let list: Vec<String> = serde_json::from_str(text)
+                .with_context(|| format!("--allowed-origins {text} is no list of origins"))?;
+            origins.extend(list);
+        } else {
+            origins.extend(text.split(',').map(ToOwned::to_owned));
         }
     }
-    #[cfg(not(unix))]
-    drop((tenants, engine));
+    AllowedOrigins::new(origins).context("--allowed-origins")
+}
+
+/// A host without the brackets that IPv6 addresses have in URLs.
+fn unbracketed(host: &str) -> &str {
+    host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
+}
+
+/// Whether only this machine reaches an address.
+fn is_loopback(address: SocketAddr) -> bool {
+    address.ip().to_canonical().is_loopback()
+}
+
+fn cannot_listen(host: &str, port: u16, error: std::io::Error) -> anyhow::Error {
+    let hint = match error.kind() {
+        std::io::ErrorKind::AddrInUse => "; choose another --port",
+        std::io::ErrorKind::PermissionDenied => "; ports below 1024 may need privileges",
+        _ => "",
+    };
+    let at = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+    anyhow::Error::new(error).context(format!("cannot listen on {at}{hint}"))
+}
+
+/// Signals that would end the process if nothing caught them. They are caught before
+/// anything is loaded, and taken up afterwards.
+struct Signals {
+    #[cfg(unix)]
+    hangups: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn catch() -> std::io::Result<Self> {
+        #[cfg(unix)]
+        {
+            use tokio::signal::unix::{SignalKind, signal};
+
+            /// On Linux, macOS and the BSDs, on every architecture that this builds for.
+            const SIGXFSZ: i32 = 25;
+
+            // Caught once, a file that may not grow further (RLIMIT_FSIZE) is an error of
+            // that file for as long as the process lives.
+            let _ = signal(SignalKind::from_raw(SIGXFSZ))?;
+            Ok(Self { hangups: signal(SignalKind::hangup())? })
+        }
+        #[cfg(not(unix))]
+        Ok(Self {})
+    }
+
+    /// Reads the tenants' file again whenever SIGHUP has come, however often.
+    async fn reload_on_hangup(self, tenants: Arc<TenantDirectory>, engine: EngineHandle) {
+        #[cfg(unix)]
+        {
+            let mut hangups = self.hangups;
+            while hangups.recv().await.is_some() {
+                match tenants.reload(&engine).await {
+                    Ok(count) => tracing::info!("tenants are read again: {count}"),
+                    Err(error) => tracing::error!("tenants stay as they were: {error}"),
+                }
+            }
+        }
+        #[cfg(not(unix))]
+        drop((tenants, engine));
+    }
 }
 
 /// SIGTERM and Ctrl-C, as often as they come.
@@ -271,4 +371,43 @@ fn stop_signals() -> impl Stream<Item = ()> + Send {
             std::future::pending::<()>().await;
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{allowed_origins, is_loopback, unbracketed};
+
+    #[test]
+    fn hosts_may_have_brackets() {
+        for (given, host) in
+            [("[::1]", "::1"), ("::1", "::1"), ("localhost", "localhost"), ("[x", "[x")]
+        {
+            assert_eq!(unbracketed(given), host);
+        }
+    }
+
+    #[test]
+    fn loopback_addresses_are_told_from_others() {
+        for own in ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "[::ffff:127.0.0.1]:1"] {
+            assert!(is_loopback(own.parse().expect("an address")), "{own}");
+        }
+        for open in ["0.0.0.0:1", "[::]:1", "192.168.0.1:1", "[::ffff:10.0.0.1]:1"] {
+            assert!(!is_loopback(open.parse().expect("an address")), "{open}");
+        }
+    }
+
+    #[test]
+    fn origins_come_in_lists_of_any_form() {
+        let origins = |given: &[&str]| {
+            let given: Vec<_> = given.iter().map(|&text| text.to_owned()).collect();
+            allowed_origins(&given)
+        };
+        let two = origins(&["http://a", "http://b"]).expect("they are origins");
+        assert_eq!(origins(&["http://a,http://b"]).expect("they are origins"), two);
+        assert_eq!(origins(&[r#"["http://a", "http://b"]"#]).expect("they are origins"), two);
+        assert!(origins(&[]).is_ok() && origins(&["*"]).is_ok() && origins(&[r#"["*"]"#]).is_ok());
+        for bad in ["", "http://a/", "[", "http://a,"] {
+            assert!(origins(&[bad]).is_err(), "{bad:?}");
+        }
+    }
 }

@@ -36,8 +36,8 @@ pub use sconce_runner::{
     CacheDtype, DeviceChoice, Dtype, LoadError, LoadTimes, Quantization, gguf,
 };
 pub use sconce_server::{
-    BodyConfig, ConnectionConfig, ReloadError, ServeError, ServerConfig, TenantDirectory, listen,
-    router, serve,
+    AllowedOrigins, BodyConfig, ConnectionConfig, InvalidOrigin, ReloadError, ServeError,
+    ServerConfig, TenantDirectory, listen, router, serve,
 };
 pub use sconce_simulator as simulator;
 pub use sconce_tenants as tenants;

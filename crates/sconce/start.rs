@@ -1,6 +1,9 @@
 //! Starting an engine: the one place where both halves are wired together.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use sconce_engine::{
     Built, Engine, EngineHandle, EngineOptions, EngineRequest, PrefixKey, RecordSink, RequestError,
@@ -19,6 +22,9 @@ use crate::{
     null,
     recording::{Line, Recorder},
 };
+
+/// The largest chat template that is read.
+const MAX_TEMPLATE_BYTES: u64 = 4 << 20;
 
 /// What to start. The defaults suit a small model on a CPU.
 #[derive(Clone, Debug)]
@@ -173,6 +179,19 @@ impl Summary {
     }
 }
 
+/// A chat template is a file of some kilobytes: reading a pipe would block, and a device
+/// may have no end.
+fn check_template(path: &Path) -> Result<(), TextError> {
+    let invalid =
+        |reason: &str| Err(TextError::Invalid { path: path.to_owned(), reason: reason.to_owned() });
+    match path.metadata() {
+        Err(source) => Err(TextError::Io { path: path.to_owned(), source }),
+        Ok(found) if !found.is_file() => invalid("a chat template must be a regular file"),
+        Ok(found) if found.len() > MAX_TEMPLATE_BYTES => invalid("too large for a chat template"),
+        Ok(_) => Ok(()),
+    }
+}
+
 /// What whoever built the executor tells of it.
 pub(crate) struct Loaded {
     pub(crate) architecture: String,
@@ -208,6 +227,9 @@ impl Sconce {
             let model_name = options.served_model_name.as_deref().unwrap_or(null::NAME).to_owned();
             let build = move || Ok(null::build(&built_from, step_time));
             return Self::start_engine(options, model_name, PathBuf::new(), text, build);
+        }
+        if let Some(path) = &options.chat_template {
+            check_template(path)?;
         }
         let found = hub::resolve(&options.model, &options.hub, progress)?;
         let text_config = TextConfig { chat_template: options.chat_template.clone() };

@@ -8,6 +8,7 @@ mod golden;
 mod ledger;
 mod model;
 mod openai;
+mod operating;
 mod process;
 mod replay;
 mod server;

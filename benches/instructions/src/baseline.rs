@@ -23,7 +23,7 @@ impl Toolchain {
                 output.map_err(|error| format!("{program}: {error}; it is needed{hint}"))?;
             Ok::<_, String>(String::from_utf8_lossy(&output.stdout).trim().to_owned())
         };
-        let valgrind = version("valgrind", " (Debian: apt install valgrind)")?;
+        let valgrind = version("valgrind", " (Debian: apt-get install valgrind)")?;
         Ok(Self(format!("{}, {valgrind}", version("rustc", "")?)))
     }
 }

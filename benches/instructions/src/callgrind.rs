@@ -1,6 +1,9 @@
 //! Counting a case in a process of its own under valgrind's callgrind.
 
-use std::{collections::HashMap, process::Command};
+use std::{collections::HashMap, io::ErrorKind, process::Command};
+
+/// How valgrind comes to a machine.
+pub(crate) const INSTALL: &str = "Debian: apt-get install valgrind";
 
 /// Runs a case in this process.
 pub(crate) const CASE: &str = "--case";
@@ -24,6 +27,16 @@ pub(crate) struct Counts {
     pub(crate) heap_calls: u64,
 }
 
+/// Whether valgrind is there to count with. A machine without it can build and test all
+/// else, so it is only required where `required`, as in CI.
+pub(crate) fn is_there(program: &str, required: bool) -> Result<bool, String> {
+    match Command::new(program).arg("--version").output() {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::NotFound && !required => Ok(false),
+        Err(error) => Err(format!("{program}: {error}; it is needed ({INSTALL})")),
+    }
+}
+
 /// Runs this program again under callgrind.
 pub(crate) fn count(flag: &str, name: &str) -> Result<Counts, String> {
     let program = std::env::current_exe().map_err(|error| format!("this program: {error}"))?;
@@ -38,9 +51,7 @@ pub(crate) fn count(flag: &str, name: &str) -> Result<Counts, String> {
         .arg(program)
         .args([flag, name])
         .output()
-        .map_err(|error| {
-            format!("valgrind: {error}; it is needed (Debian: apt install valgrind)")
-        })?;
+        .map_err(|error| format!("valgrind: {error}; it is needed ({INSTALL})"))?;
     if !output.status.success() {
         let log = String::from_utf8_lossy(&output.stderr);
         return Err(format!("{name} failed under valgrind ({}):\n{log}", output.status));
@@ -81,6 +92,15 @@ fn read(profile: &str) -> Option<Counts> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_missing_counter_fails_only_where_it_is_required() {
+        let missing = "no-such-counter";
+        assert_eq!(is_there(missing, false), Ok(false));
+        let error = is_there(missing, true).expect_err("it is required");
+        assert!(error.contains(missing) && error.contains("apt-get"), "{error}");
+        assert_eq!(is_there("rustc", true), Ok(true));
+    }
 
     #[test]
     fn calls_to_the_heap_are_told_from_others_by_number() {

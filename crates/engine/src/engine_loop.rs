@@ -96,9 +96,13 @@ impl<E: Executor> EngineLoop<E> {
         let (inbox_sender, inbox) = sync_channel(places + CONTROL_MESSAGES);
         // Bounded by the number of unfinished requests: each is cancelled once at most.
         let (cancel_sender, cancels) = channel();
-        let EngineOptions { model_name, tenants: named, sink, recorder } = options;
+        let EngineOptions { model_name, tenants: named, mut sink, recorder } = options;
         let shared = Arc::new(Shared::new(Gates::new(&named, places)));
         let metrics = Arc::new(Metrics::new(&model_name, config.num_blocks));
+        if let Some(sink) = &mut sink {
+            let metrics = Arc::clone(&metrics);
+            sink.on_change(Box::new(move |state| metrics.note_ledger(state)));
+        }
         let mut tenants = TenantTable::new();
         tenants.update(&named, &metrics, Instant::now());
         scheduler.set_tenants(&named);
@@ -474,11 +478,7 @@ impl<E: Executor> EngineLoop<E> {
             return;
         }
         self.published = now;
-        let Self { tenants, scheduler, metrics, meter, sink, .. } = self;
-        if let Some(sink) = sink {
-            metrics.ledger_failing.set(i64::from(sink.is_failing()));
-            metrics.ledger_lost.set(i64::try_from(sink.num_lost()).unwrap_or(i64::MAX));
-        }
+        let Self { tenants, scheduler, metrics, meter, .. } = self;
         for known in tenants.iter_mut() {
             let stats = scheduler.tenant_stats(known.tenant.id);
             known.metrics.running.set(gauge(stats.running));

@@ -7,6 +7,7 @@ use prometheus::{
     core::Collector,
     proto::{Metric, MetricFamily},
 };
+use sconce_types::SinkState;
 
 use crate::tenant_metrics::TenantFamilies;
 pub(crate) use crate::tenant_metrics::TenantMetrics;
@@ -75,6 +76,8 @@ pub struct Metrics {
     pub ledger_failing: IntGauge,
     /// Entries that the ledger has lost for good.
     pub ledger_lost: IntGauge,
+    /// How often the ledger was deleted, replaced or damaged under the server.
+    pub ledger_replaced: IntGauge,
     /// Tokens computed in a step.
     pub iteration_tokens: Histogram,
     /// Seconds from submission to the first token.
@@ -166,6 +169,10 @@ impl Metrics {
             ),
             ledger_lost: r
                 .int_gauge("sconce:ledger_lost_entries", "Entries that the ledger has lost."),
+            ledger_replaced: r.int_gauge(
+                "sconce:ledger_replaced",
+                "Times that the ledger was found deleted, replaced or damaged.",
+            ),
             iteration_tokens: r.histogram(
                 "vllm:iteration_tokens_total",
                 "Tokens computed in an engine step.",
@@ -249,6 +256,14 @@ impl Metrics {
     /// A tenant's metrics.
     pub(crate) fn of_tenant(&self, name: &str) -> TenantMetrics {
         self.tenants.of(name)
+    }
+
+    /// Takes over how the ledger fares.
+    pub(crate) fn note_ledger(&self, state: SinkState) {
+        let count = |count| i64::try_from(count).unwrap_or(i64::MAX);
+        self.ledger_failing.set(i64::from(state.failing));
+        self.ledger_lost.set(count(state.lost));
+        self.ledger_replaced.set(count(state.replaced));
     }
 
     /// All metrics in Prometheus' text format, those of single tenants only if

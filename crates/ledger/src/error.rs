@@ -22,6 +22,12 @@ pub enum LedgerError {
         /// The process's id, as it wrote it into the lock file; empty if it cannot be read.
         holder: String,
     },
+    /// It is a pipe, a device or a folder.
+    #[error("{} is no regular file: a ledger is one", path.display())]
+    NotAFile {
+        /// What was named.
+        path: PathBuf,
+    },
     /// It was written by a later version of Sconce.
     #[error(
         "{} has schema version {found}, and this version of Sconce knows {SCHEMA_VERSION}: use \

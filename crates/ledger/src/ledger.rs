@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+use rusqlite::{Connection, OpenFlags, TransactionBehavior, params};
 
 use crate::{
     LedgerError, LedgerSink,
@@ -19,7 +19,7 @@ use crate::{
 pub(crate) const SCHEMA_VERSION: i64 = 1;
 
 /// "Scnc": tells a ledger from other SQLite files.
-const APPLICATION_ID: i64 = 0x5363_6e63;
+pub(crate) const APPLICATION_ID: i64 = 0x5363_6e63;
 
 /// A request's `id` is its run's number and, in the lower bits, its number in the run: in
 /// 63 bits, 8 million starts of a server and a trillion requests in each.
@@ -67,8 +67,27 @@ const SCHEMA: &str = "
 pub struct Ledger {
     pub(crate) path: PathBuf,
     pub(crate) connection: Connection,
-    pub(crate) run: i64,
+    pub(crate) run: Run,
     pub(crate) lock: File,
+    /// Tells whether the file is still there once its path leads elsewhere. Closed after the
+    /// connection: to close any handle of a file gives up a process's locks on it.
+    pub(crate) file: File,
+}
+
+/// What a server writes from its start to its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Run {
+    pub(crate) number: i64,
+    pub(crate) started_unix_ms: i64,
+    pub(crate) model: String,
+}
+
+/// The run that an opened ledger is to have.
+pub(crate) enum Begin<'a> {
+    /// A new one of this model; what earlier ones left unfinished is interrupted.
+    New(&'a str),
+    /// This one goes on, if the file has it.
+    Continue(&'a Run),
 }
 
 impl Ledger {
@@ -81,6 +100,15 @@ impl Ledger {
     /// If another process has it open, if it is no ledger or a later version's, or if the
     /// files cannot be opened and written.
     pub fn open(path: &Path, model: &str) -> Result<Self, LedgerError> {
+        Self::begin(path, None, &Begin::New(model))
+    }
+
+    /// The same for any run, with a lock that is held already.
+    pub(crate) fn begin(
+        path: &Path,
+        held: Option<File>,
+        run: &Begin<'_>,
+    ) -> Result<Self, LedgerError> {
         // The file first, and the lock beside where it really is: two links to one ledger
         // have one lock.
         match File::create_new(path) {
@@ -89,7 +117,12 @@ impl Ledger {
             Err(error) => return Err(io_at(path)(error)),
         }
         let path = path.canonicalize().map_err(io_at(path))?;
-        let lock = lock(&path)?;
+        check_is_file(&path)?;
+        let lock = match held {
+            Some(lock) => lock,
+            None => lock(&path)?,
+        };
+        let file = File::open(&path).map_err(io_at(&path))?;
         let failed = sqlite_at(&path);
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let mut connection = Connection::open_with_flags(&path, flags).map_err(&failed)?;
@@ -104,8 +137,8 @@ impl Ledger {
         // The log is not synced at each commit, only before it is copied into the file:
         // what was written outlives the process either way.
         connection.pragma_update(None, "synchronous", "NORMAL").map_err(&failed)?;
-        let run = begin_run(&mut connection, is_new, model).map_err(&failed)?;
-        Ok(Self { path, connection, run, lock })
+        let run = begin_run(&mut connection, is_new, run).map_err(&failed)?;
+        Ok(Self { path, connection, run, lock, file })
     }
 
     /// Starts the thread that writes, and returns what hands entries to it.
@@ -140,11 +173,25 @@ pub(crate) fn check(connection: &Connection, path: &Path) -> Result<Contents, Le
     }
 }
 
+/// Refuses what SQLite would wait for or misread: pipes, devices, folders.
+pub(crate) fn check_is_file(path: &Path) -> Result<(), LedgerError> {
+    match path.metadata() {
+        Ok(found) if found.is_file() => Ok(()),
+        Ok(_) => Err(LedgerError::NotAFile { path: path.to_owned() }),
+        Err(error) => Err(io_at(path)(error)),
+    }
+}
+
+/// A file that lies beside the ledger.
+pub(crate) fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
 /// Locks the ledger for this process, which writes its id into the lock.
 fn lock(path: &Path) -> Result<File, LedgerError> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".lock");
-    let name = PathBuf::from(name);
+    let name = beside(path, ".lock");
     let mut file = File::options()
         .read(true)
         .write(true)
@@ -167,21 +214,39 @@ fn lock(path: &Path) -> Result<File, LedgerError> {
     Ok(file)
 }
 
-/// Ends what earlier runs have left, and returns a new run's number.
-fn begin_run(connection: &mut Connection, is_new: bool, model: &str) -> rusqlite::Result<i64> {
+/// Finds the run that goes on, or ends what earlier runs have left and begins one.
+fn begin_run(
+    connection: &mut Connection,
+    is_new: bool,
+    begin: &Begin<'_>,
+) -> rusqlite::Result<Run> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     if is_new {
         transaction.execute_batch(SCHEMA)?;
         transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
         transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
     }
+    let model = match begin {
+        Begin::New(model) => *model,
+        Begin::Continue(run) => {
+            let query = "SELECT count(*) FROM runs
+                WHERE run = ?1 AND started_unix_ms = ?2 AND model = ?3";
+            let params = params![run.number, run.started_unix_ms, run.model];
+            if transaction.query_row(query, params, |row| row.get::<_, i64>(0))? > 0 {
+                transaction.commit()?;
+                return Ok((*run).clone());
+            }
+            &run.model
+        }
+    };
     transaction.execute("UPDATE requests SET end = 'interrupted' WHERE end IS NULL", [])?;
-    let run = transaction.query_row(
+    let (number, started_unix_ms) = transaction.query_row(
         "INSERT INTO runs (started_unix_ms, model, version)
-         VALUES (CAST(round(unixepoch('subsec') * 1000) AS INTEGER), ?1, ?2) RETURNING run",
+         VALUES (CAST(round(unixepoch('subsec') * 1000) AS INTEGER), ?1, ?2)
+         RETURNING run, started_unix_ms",
         [model, env!("CARGO_PKG_VERSION")],
-        |row| row.get(0),
+        |row| Ok((row.get(0)?, row.get(1)?)),
     )?;
     transaction.commit()?;
-    Ok(run)
+    Ok(Run { number, started_unix_ms, model: model.to_owned() })
 }

@@ -10,12 +10,16 @@
 //! that is killed loses at most the last batch, and never a part of one. A power cut or a
 //! crash of the operating system may take the last moments too (what was written since the
 //! last checkpoint), but leaves a ledger that is whole as of some batch: waiting for the
-//! disk at each step would cost more than those are worth.
+//! disk at each step would cost more than those are worth. While the file cannot be written
+//! what was given is kept in memory, and only that is lost with the process. A file that is
+//! deleted, replaced or damaged under a server is noticed within a second and mended.
 //!
 //! The file must lie on a local disk: SQLite's write-ahead log needs shared memory.
 
 mod error;
+mod held;
 mod ledger;
+mod mend;
 mod output;
 mod since;
 mod sink;

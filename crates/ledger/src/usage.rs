@@ -12,7 +12,7 @@ use thiserror::Error;
 use crate::{
     LedgerError,
     error::{io_at, sqlite_at},
-    ledger::{BUSY_TIMEOUT, Contents, check},
+    ledger::{BUSY_TIMEOUT, Contents, check, check_is_file},
 };
 
 /// What usage is summed by.
@@ -140,6 +140,7 @@ impl crate::Ledger {
     pub fn read(path: &Path) -> Result<Reader, LedgerError> {
         // SQLite does not say why it cannot open a file.
         let path = fs::canonicalize(path).map_err(io_at(path))?;
+        check_is_file(&path)?;
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(&path, flags).map_err(sqlite_at(&path))?;
         connection.busy_timeout(BUSY_TIMEOUT).map_err(sqlite_at(&path))?;

@@ -1,24 +1,35 @@
 //! Writes batches of entries, and keeps what cannot be written.
 
-use std::{collections::BTreeMap, fs::File, path::PathBuf, time::Duration};
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
-use rusqlite::{CachedStatement, Connection, TransactionBehavior, params};
-use sconce_types::{EndReason, MeterEntry, RequestId};
+use rusqlite::{CachedStatement, Connection, ErrorCode, TransactionBehavior, params};
+use sconce_types::{EndReason, MeterEntry, MeterLabel, RequestId};
 
 use crate::{
     Ledger, LedgerHealth,
-    ledger::{BUSY_TIMEOUT, REQUEST_BITS},
+    held::{Held, MAX_HELD},
+    ledger::{BUSY_TIMEOUT, Begin, REQUEST_BITS},
+    mend::{Files, Trouble, mend},
 };
-
-/// Requests whose newest entry is kept while nothing can be written: some 20 MB where
-/// request ids have a hundred bytes.
-const MAX_HELD: usize = 65_536;
 
 /// Kept entries that are written in one transaction, so that a try that fails is cheap.
 const CHUNK: usize = 1024;
 
-/// How long a batch waits for somebody else who writes: the engine waits as long.
+/// How long a batch waits for another process that writes: the engine waits as long.
 const BATCH_BUSY_TIMEOUT: Duration = Duration::from_millis(10);
+
+/// The time between tries while nothing can be written: doubled from the first to the last.
+const RETRY_AFTER: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+
+/// How long it catches up at a time, while the engine may have another batch.
+const CATCH_UP: Duration = Duration::from_millis(50);
+
+/// How often it looks whether the file is still the one that it writes.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 const ADD_TENANT: &str = "INSERT INTO tenants (name) VALUES (?1) ON CONFLICT DO NOTHING";
 
@@ -44,20 +55,43 @@ const END: &str = "UPDATE requests SET end = ?2 WHERE id = ?1";
 /// The connection that writes, and what it could not write yet.
 pub(crate) struct Writer {
     path: PathBuf,
-    connection: Connection,
-    run: i64,
+    model: String,
+    /// `None` while it cannot be opened again.
+    ledger: Option<Ledger>,
+    files: Files,
     health: LedgerHealth,
-    /// The newest state of requests that could not be written; usually empty.
-    held: BTreeMap<RequestId, MeterEntry>,
-    /// Locked as long as this writes.
-    _lock: File,
+    /// What could not be written; usually empty.
+    held: Held,
+    /// Labels of requests that have not ended: a file that was begun anew lacks their rows.
+    labels: Labels,
+    /// Something was written to it, or tried to be, and it is no database.
+    is_damaged: bool,
+    /// The file was found in disorder, which is said and counted once.
+    is_mending: bool,
+    next_look: Instant,
+    /// When to try again what failed; `None` where nothing did.
+    next_try: Option<Instant>,
+    retry_after: Duration,
 }
+
+type Labels = HashMap<RequestId, MeterLabel>;
 
 impl Writer {
     pub(crate) fn new(ledger: Ledger) -> Self {
-        let Ledger { path, connection, run, lock } = ledger;
-        let health = LedgerHealth::default();
-        let mut writer = Self { path, connection, run, health, held: BTreeMap::new(), _lock: lock };
+        let mut writer = Self {
+            path: ledger.path.clone(),
+            model: ledger.run.model.clone(),
+            files: Files::of(&ledger),
+            ledger: Some(ledger),
+            health: LedgerHealth::default(),
+            held: Held::default(),
+            labels: Labels::new(),
+            is_damaged: false,
+            is_mending: false,
+            next_look: Instant::now() + LOOK_EVERY,
+            next_try: None,
+            retry_after: RETRY_AFTER.0,
+        };
         writer.set_busy_timeout(BATCH_BUSY_TIMEOUT);
         writer
     }
@@ -68,75 +102,185 @@ impl Writer {
 
     /// Writes a batch in one transaction, or keeps it; leaves `batch` empty.
     pub(crate) fn store(&mut self, batch: &mut Vec<MeterEntry>) {
-        if self.held.is_empty() {
-            match write(&mut self.connection, self.run, batch.iter()) {
-                Ok(lost) => self.health.lose(lost),
-                Err(error) => {
-                    tracing::error!(
-                        path = %self.path.display(),
-                        %error,
-                        "the ledger cannot be written; what requests use is kept in memory",
-                    );
-                    self.health.set_failing(true);
-                    self.hold(batch);
-                }
+        for entry in &*batch {
+            let Some(label) = &entry.label else { continue };
+            if entry.end.is_none() && self.labels.len() < MAX_HELD {
+                self.labels.insert(entry.request, label.clone());
             }
-        } else {
-            self.hold(batch);
-            self.retry();
+        }
+        // What failed is tried again when it is time, not whenever a batch comes.
+        if self.next_try.is_none() {
+            match self.write(batch.iter()) {
+                Ok(lost) => self.health.lose(lost),
+                Err(error) => self.fail(&error),
+            }
+        }
+        if self.next_try.is_some() {
+            self.health.lose(self.held.add(batch));
         }
         batch.clear();
     }
 
+    /// Writes all that is kept, with more patience and whenever it was tried last.
+    pub(crate) fn settle(&mut self) {
+        self.set_busy_timeout(BUSY_TIMEOUT);
+        self.look();
+        while self.next_try.is_some() {
+            self.try_again();
+            if self.next_try.is_some_and(|next| next > Instant::now()) {
+                break;
+            }
+        }
+        self.set_busy_timeout(BATCH_BUSY_TIMEOUT);
+    }
+
+    /// How long until there is something to do without a batch.
+    pub(crate) fn next_task(&self) -> Duration {
+        let next = self.next_try.map_or(self.next_look, |next| next.min(self.next_look));
+        next.saturating_duration_since(Instant::now())
+    }
+
+    /// Does what is due without a batch: looks after the file, tries again what failed.
+    pub(crate) fn tend(&mut self) {
+        if self.next_look <= Instant::now() {
+            self.look();
+        }
+        if self.next_try.is_some_and(|next| next <= Instant::now()) {
+            self.try_again();
+        }
+    }
+
     /// The last try, with more patience; then the log is copied into the file.
     pub(crate) fn finish(mut self) {
-        self.set_busy_timeout(BUSY_TIMEOUT);
-        if !self.held.is_empty() {
-            self.retry();
-            self.health.lose(self.held.len());
-        }
+        self.settle();
+        self.health.lose(self.held.len());
         // The log is read as well where it cannot be copied, for instance because somebody
         // reads the ledger.
+        let Some(Ledger { connection, .. }) = &self.ledger else { return };
         let query = "PRAGMA wal_checkpoint(TRUNCATE)";
-        if let Err(error) = self.connection.query_row(query, [], |_| Ok(())) {
+        if let Err(error) = connection.query_row(query, [], |_| Ok(())) {
             tracing::warn!(path = %self.path.display(), %error, "the ledger keeps its log");
         }
     }
 
-    fn hold(&mut self, batch: &mut Vec<MeterEntry>) {
-        let mut lost = 0;
-        for entry in batch.drain(..) {
-            if let Some(held) = self.held.get_mut(&entry.request) {
-                held.label = held.label.take().or(entry.label);
-                held.usage = entry.usage;
-                held.price_nano = entry.price_nano;
-                held.end = entry.end.or(held.end);
-            } else if self.held.len() < MAX_HELD {
-                self.held.insert(entry.request, entry);
-            } else {
-                lost += 1;
+    /// Looks whether the file is still there and the same, and mends what is not.
+    fn look(&mut self) {
+        self.next_look = Instant::now() + LOOK_EVERY;
+        let damaged = self.is_damaged.then_some(Trouble::Damaged);
+        let Some(trouble) = damaged.or_else(|| self.files.look(&self.path)) else {
+            if std::mem::take(&mut self.is_mending) {
+                // The file is back where it was.
+                self.next_try = Some(Instant::now());
+            }
+            return;
+        };
+        if self.ledger.is_none() {
+            return;
+        }
+        if !std::mem::replace(&mut self.is_mending, true) {
+            self.health.note_replaced();
+            tracing::error!(path = %self.path.display(), ?trouble, "the ledger is not what it was");
+        }
+        self.health.set_failing(true);
+        match mend(&mut self.ledger, trouble, &self.files) {
+            Ok(done) => {
+                tracing::warn!(path = %self.path.display(), "the ledger is mended: {done}");
+                self.take_up();
+                self.next_try = Some(Instant::now());
+            }
+            Err(error) => {
+                tracing::error!(%error, "the ledger cannot be mended yet; it will be tried again");
+                self.back_off();
             }
         }
-        self.health.lose(lost);
     }
 
-    /// Writes what is kept, as far as that goes.
-    fn retry(&mut self) {
+    /// Goes on with a ledger that was opened again.
+    fn take_up(&mut self) {
+        if let Some(ledger) = &self.ledger {
+            self.files = Files::of(ledger);
+        }
+        (self.is_mending, self.is_damaged) = (false, false);
+        self.set_busy_timeout(BATCH_BUSY_TIMEOUT);
+    }
+
+    /// Writes what is kept, for a while, or as far as that goes.
+    fn try_again(&mut self) {
+        if self.is_mending && self.ledger.is_some() {
+            // What is written now would go into a file that nobody finds.
+            return self.look();
+        }
+        if self.ledger.is_none() {
+            match Ledger::begin(&self.path, None, &Begin::New(&self.model)) {
+                Ok(ledger) => self.ledger = Some(ledger),
+                Err(_) => return self.back_off(),
+            }
+            self.take_up();
+        }
+        let started = Instant::now();
         while !self.held.is_empty() {
-            let chunk = self.held.values().take(CHUNK);
-            let Ok(lost) = write(&mut self.connection, self.run, chunk) else { return };
-            self.health.lose(lost);
-            for _ in 0..CHUNK {
-                self.held.pop_first();
+            let held = std::mem::take(&mut self.held);
+            let written = self.write(held.first(CHUNK));
+            self.held = held;
+            match written {
+                Ok(lost) => self.health.lose(lost),
+                Err(error) => return self.fail(&error),
+            }
+            self.held.forget(CHUNK);
+            if started.elapsed() > CATCH_UP {
+                self.next_try = Some(Instant::now());
+                return;
             }
         }
+        self.next_try = None;
+        self.retry_after = RETRY_AFTER.0;
         tracing::info!(path = %self.path.display(), "the ledger can be written again");
         self.health.set_failing(false);
     }
 
+    /// Notes that something could not be written; says so the first time.
+    fn fail(&mut self, error: &rusqlite::Error) {
+        if self.next_try.is_none() {
+            tracing::error!(
+                path = %self.path.display(),
+                %error,
+                "the ledger cannot be written; what requests use is kept in memory",
+            );
+        }
+        let code = error.sqlite_error_code();
+        if matches!(code, Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)) {
+            self.is_damaged = true;
+            self.next_look = Instant::now();
+        }
+        self.health.set_failing(true);
+        self.back_off();
+    }
+
+    fn back_off(&mut self) {
+        self.next_try = Some(Instant::now() + self.retry_after);
+        self.retry_after = (self.retry_after * 2).min(RETRY_AFTER.1);
+    }
+
+    /// Writes entries in one transaction, and returns how many there was no row for.
+    fn write<'a>(
+        &mut self,
+        entries: impl Iterator<Item = &'a MeterEntry> + Clone,
+    ) -> rusqlite::Result<usize> {
+        let Some(Ledger { connection, run, .. }) = &mut self.ledger else {
+            return Err(rusqlite::Error::InvalidQuery);
+        };
+        let lost = write(connection, run.number, entries.clone(), &self.labels)?;
+        for entry in entries.filter(|entry| entry.end.is_some()) {
+            self.labels.remove(&entry.request);
+        }
+        Ok(lost)
+    }
+
     fn set_busy_timeout(&mut self, timeout: Duration) {
-        // It only sets a field of the connection.
-        self.connection.busy_timeout(timeout).expect("an open connection takes a timeout");
+        if let Some(Ledger { connection, .. }) = &self.ledger {
+            // It only sets a field of the connection.
+            connection.busy_timeout(timeout).expect("an open connection takes a timeout");
+        }
     }
 }
 
@@ -145,12 +289,19 @@ fn write<'a>(
     connection: &mut Connection,
     run: i64,
     entries: impl Iterator<Item = &'a MeterEntry>,
+    labels: &Labels,
 ) -> rusqlite::Result<usize> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let mut statements = Statements::of(&transaction)?;
     let mut lost = 0;
     for entry in entries {
-        lost += usize::from(!statements.apply(run, entry)?);
+        let label = entry.label.as_ref();
+        if statements.apply(run, entry, label)? {
+            continue;
+        }
+        // A file that was begun anew has no row of a request that began before.
+        let known = labels.get(&entry.request).filter(|_| label.is_none());
+        lost += usize::from(known.is_none() || !statements.apply(run, entry, known)?);
     }
     drop(statements);
     transaction.commit()?;
@@ -175,14 +326,19 @@ impl<'c> Statements<'c> {
     }
 
     /// Whether there is a row that says so now.
-    fn apply(&mut self, run: i64, entry: &MeterEntry) -> rusqlite::Result<bool> {
+    fn apply(
+        &mut self,
+        run: i64,
+        entry: &MeterEntry,
+        label: Option<&MeterLabel>,
+    ) -> rusqlite::Result<bool> {
         let Some(id) = row_id(run, entry.request) else { return Ok(false) };
         let usage = &entry.usage;
         let (queue, device) = (integer(usage.queue_ns), integer(usage.device_ns));
         let (block, energy) = (integer(usage.block_ns), usage.energy_uj.map(integer));
         let price = entry.price_nano.map(integer);
         let end = entry.end.map(end_name);
-        if let Some(label) = &entry.label {
+        if let Some(label) = label {
             let arrived = integer(label.arrived_unix_ms);
             self.add_tenant.execute([&label.tenant])?;
             self.insert.execute(params![
@@ -268,13 +424,14 @@ mod tests {
     /// Requests and generated tokens in the file.
     fn totals(writer: &Writer) -> (i64, i64) {
         let query = "SELECT count(*), coalesce(sum(generated_tokens), 0) FROM requests";
-        let totals = writer.connection.query_row(query, [], |row| Ok((row.get(0)?, row.get(1)?)));
+        let connection = &writer.ledger.as_ref().expect("it is open").connection;
+        let totals = connection.query_row(query, [], |row| Ok((row.get(0)?, row.get(1)?)));
         totals.expect("the ledger can be read")
     }
 
     fn set_max_pages(writer: &Writer, pages: i64) {
-        writer
-            .connection
+        let connection = &writer.ledger.as_ref().expect("it is open").connection;
+        connection
             .pragma_update_and_check(None, "max_page_count", pages, |_| Ok(()))
             .expect("SQLite takes a page limit");
     }
@@ -299,6 +456,9 @@ mod tests {
 
         set_max_pages(&writer, i64::from(u32::MAX - 1));
         writer.store(&mut vec![entry(5, false, 7)]);
+        assert_eq!(totals(&writer), (10, 10), "not tried again for each batch");
+        assert!(health.failing());
+        writer.settle();
         assert!(!health.failing());
         assert_eq!(totals(&writer), (3_000, 9 * 2 + 7 + 2_990 * 3));
         assert_eq!(health.lost(), 0);
@@ -316,6 +476,7 @@ mod tests {
 
         set_max_pages(&writer, i64::from(u32::MAX - 1));
         writer.store(&mut vec![entry(0, false, 2), entry(ids - 1, false, 2)]);
+        writer.settle();
         assert_eq!(health.lost(), 4, "a request whose first entry is lost has no row");
         assert_eq!(totals(&writer).0, i64::try_from(MAX_HELD).expect("it is small"));
         assert!(!health.failing() && writer.held.is_empty());

@@ -41,7 +41,7 @@ pub(crate) async fn reload(
     State(state): State<AppState>,
     _: AsAdmin,
 ) -> Result<Response, ApiError> {
-    let count = state.config.tenants.reload(&state.engine);
+    let count = state.config.tenants.reload(&state.engine).await;
     let count = count.map_err(ApiError::unchanged)?;
     Ok(Json(json!({ "status": "ok", "tenants": count })).into_response())
 }

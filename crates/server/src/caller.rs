@@ -6,7 +6,7 @@ use axum::{extract::FromRequestParts, http::request::Parts};
 use sconce_tenants::{Caller as Speaker, TenantEntry, Tenants};
 use sconce_types::TenantId;
 
-use crate::error::ApiError;
+use crate::{access_log::RequestStats, error::ApiError, origins::Origins};
 
 /// What the middleware found out about a request, kept among its extensions.
 #[derive(Clone)]
@@ -15,6 +15,8 @@ pub(crate) struct Identity {
     /// may do everything.
     pub(crate) speaker: Option<Speaker>,
     pub(crate) tenants: Arc<Tenants>,
+    /// Where no key is needed: what tells other sites' requests from the user's own.
+    pub(crate) origins: Option<Arc<Origins>>,
 }
 
 /// The request's id as its client knows it.
@@ -25,6 +27,8 @@ pub(crate) struct ClientRequestId(pub(crate) Arc<str>);
 pub(crate) struct AsTenant {
     pub(crate) id: TenantId,
     pub(crate) request_id: Arc<str>,
+    /// Where requests are logged: what the line will say.
+    pub(crate) stats: Option<Arc<RequestStats>>,
     tenants: Arc<Tenants>,
 }
 
@@ -55,7 +59,7 @@ impl<S: Send + Sync> FromRequestParts<S> for AsTenant {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
-        let Identity { speaker, tenants } = identity(parts)?;
+        let Identity { speaker, tenants, .. } = identity(parts)?;
         let id = match speaker {
             None => TenantId(0),
             Some(Speaker::Tenant(id)) => id,
@@ -63,7 +67,8 @@ impl<S: Send + Sync> FromRequestParts<S> for AsTenant {
         };
         let request_id = parts.extensions.get::<ClientRequestId>();
         let request_id = request_id.map_or_else(|| Arc::from(""), |id| Arc::clone(&id.0));
-        Ok(Self { id, request_id, tenants })
+        let stats = parts.extensions.get::<Arc<RequestStats>>().cloned();
+        Ok(Self { id, request_id, stats, tenants })
     }
 }
 
@@ -76,7 +81,10 @@ impl<S: Send + Sync> FromRequestParts<S> for AsAdmin {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
-        let Identity { speaker, tenants } = identity(parts)?;
+        let Identity { speaker, tenants, origins } = identity(parts)?;
+        if origins.is_some_and(|origins| origins.is_cross_site(parts)) {
+            return Err(ApiError::cross_site());
+        }
         match speaker {
             None | Some(Speaker::Admin) => Ok(Self { tenants }),
             Some(Speaker::Tenant(_)) => Err(ApiError::not_an_admin()),

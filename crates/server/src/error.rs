@@ -99,14 +99,38 @@ impl ApiError {
         Self::new(StatusCode::FORBIDDEN, "invalid_request_error", message)
     }
 
+    /// There is no room for a single token after a prompt.
+    pub(crate) fn prompt_too_long(prompt_len: usize, most: usize) -> Self {
+        let message = format!(
+            "the prompt has {prompt_len} tokens, but prompt and answer together may have {most} \
+             here; shorten the prompt"
+        );
+        Self { code: Some("context_length_exceeded"), ..Self::invalid(None, message) }
+    }
+
+    /// The same where a client has another name for the field at fault.
+    pub(crate) fn renamed(self, from: &str, to: &str) -> Self {
+        let param = self.param.map(|param| if param == from { to.to_owned() } else { param });
+        Self { param, message: self.message.replace(from, to), ..self }
+    }
+
+    pub(crate) fn cross_site() -> Self {
+        let message = "a web page of another site may not do this: without API keys, requests \
+                       must come from no page, or from one of --allowed-origins, and be sent to \
+                       an address, to localhost or to the server's --host";
+        let error = Self::new(StatusCode::FORBIDDEN, "invalid_request_error", message);
+        Self { code: Some("cross_site"), ..error }
+    }
+
     /// What the server was asked to change stays as it was.
     pub(crate) fn unchanged(error: ReloadError) -> Self {
         let message = error.to_string();
         match error {
             ReloadError::Engine(error) => error.into(),
-            ReloadError::NoFile | ReloadError::File(_) => {
+            ReloadError::NoFile | ReloadError::File(_) | ReloadError::Blocked { .. } => {
                 Self { code: Some("not_reloaded"), ..Self::invalid(None, message) }
             }
+            ReloadError::Busy => Self { code: Some("not_reloaded"), ..Self::unavailable(message) },
         }
     }
 

@@ -16,6 +16,15 @@ const MAX_VALUES: usize = 1 << 20;
 /// Longer bodies are parsed off the async threads.
 const OFFLOAD_BYTES: usize = 16 << 10;
 
+/// How serde_json begins to say that a number does not fit any type.
+const OUT_OF_RANGE: &str = "number out of range";
+
+/// Fields whose values are the client's own affair or a template's: a float stays one.
+const KEPT_AS_SENT: &[&str] = &["chat_template_kwargs", "messages", "metadata"];
+
+/// Whole numbers up to here are exact as floats.
+const MAX_EXACT: f64 = 9_007_199_254_740_992.0;
+
 /// A body that can say which fields of the API it does not support.
 pub(crate) trait Body: DeserializeOwned {
     /// Fields that are known and not supported, with a value that asks for
@@ -58,12 +67,25 @@ pub(crate) fn parse<T: Body>(bytes: &[u8]) -> Result<T, ApiError> {
         let message = format!("the body holds more than {MAX_VALUES} JSON values, the limit here");
         return Err(ApiError::invalid(None, message));
     }
-    let value: Value = serde_json::from_slice(bytes)
-        .map_err(|error| ApiError::invalid(None, format!("the body is not JSON: {error}")))?;
+    let value: Value = serde_json::from_slice(bytes).map_err(|error| {
+        let message = match error.to_string() {
+            // It is JSON, but what it says is beyond every field.
+            text if text.starts_with(OUT_OF_RANGE) => {
+                format!("the body has a number that is too large{}", &text[OUT_OF_RANGE.len()..])
+            }
+            text => format!("the body is not JSON: {text}"),
+        };
+        ApiError::invalid(None, message)
+    })?;
     let Value::Object(mut fields) = value else {
         return Err(ApiError::invalid(None, "the body must be a JSON object"));
     };
     refuse_unsupported::<T>(&mut fields)?;
+    for (name, value) in &mut fields {
+        if !KEPT_AS_SENT.contains(&name.as_str()) {
+            make_whole(value);
+        }
+    }
     deserialize(fields, &[])
 }
 
@@ -95,6 +117,22 @@ fn has_more_values(json: &[u8], most: usize) -> bool {
     values > most
 }
 
+/// Makes integers of floats such as `16.0`, which some languages write for them. Fields
+/// that are floats take integers as well.
+fn make_whole(value: &mut Value) {
+    match value {
+        Value::Number(number) if number.is_f64() => {
+            let whole = number.as_f64().filter(|x| x.fract() == 0.0 && x.abs() <= MAX_EXACT);
+            if let Some(whole) = whole {
+                *value = (whole as i64).into();
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(make_whole),
+        Value::Object(fields) => fields.values_mut().for_each(make_whole),
+        _ => {}
+    }
+}
+
 /// Deserializes an object's fields; `also_known` are names that a misspelt one
 /// may have meant beside those of `T`.
 pub(crate) fn deserialize<T: DeserializeOwned>(
@@ -111,7 +149,10 @@ fn refuse_unsupported<T: Body>(fields: &mut Map<String, Value>) -> Result<(), Ap
     for (name, neutral) in T::UNSUPPORTED.iter().chain(T::SHARED) {
         let Some(value) = fields.shift_remove(*name) else { continue };
         let is_neutral = neutral.is_some_and(|neutral| {
-            serde_json::from_str::<Value>(neutral).is_ok_and(|neutral| neutral == value)
+            serde_json::from_str::<Value>(neutral).is_ok_and(|neutral| {
+                // 1 and 1.0 are one number.
+                neutral == value || neutral.is_number() && neutral.as_f64() == value.as_f64()
+            })
         });
         if !asks_nothing(&value) && !is_neutral {
             return Err(ApiError::unsupported(name));
@@ -130,14 +171,18 @@ pub(crate) fn asks_nothing(value: &Value) -> bool {
     }
 }
 
-/// serde's message, with the field's path and, for a misspelt one, the nearest.
+/// serde's message in the API's words, with the field's path and, for a misspelt one, the
+/// nearest.
 fn describe(path: &str, message: &str, also_known: &[&str]) -> ApiError {
+    let path = if path == "." { "" } else { path };
     let Some(rest) = message.strip_prefix("unknown field `") else {
-        if path != "." {
-            return ApiError::invalid(Some(path), format!("{path}: {message}"));
+        if let Some(missing) = quoted_after("missing field `", message) {
+            let dot = if path.is_empty() { "" } else { "." };
+            let field = format!("{path}{dot}{missing}");
+            return ApiError::invalid(Some(&field), format!("{field} is missing"));
         }
-        let missing = message.strip_prefix("missing field `");
-        return ApiError::invalid(missing.and_then(|rest| rest.strip_suffix('`')), message);
+        let field = (!path.is_empty()).then_some(path);
+        return ApiError::invalid(field, reason(field.unwrap_or("the body"), message));
     };
     let mut quoted = rest.split('`').step_by(2);
     let unknown = quoted.next().unwrap_or_default();
@@ -153,6 +198,58 @@ fn describe(path: &str, message: &str, also_known: &[&str]) -> ApiError {
         None => String::new(),
     };
     // The path of a nested field ends in the unknown field itself.
-    let field = if path == "." || path.is_empty() { unknown } else { path };
+    let field = if path.is_empty() { unknown } else { path };
     ApiError::unknown_field(field, format!("there is no field {unknown}{hint}"))
+}
+
+/// What is wrong with a field's value.
+fn reason(field: &str, message: &str) -> String {
+    let mismatch = ["invalid type: ", "invalid value: "].into_iter();
+    let mismatch = mismatch.filter_map(|prefix| message.strip_prefix(prefix)).next();
+    if let Some((given, wanted)) = mismatch.and_then(|rest| rest.rsplit_once(", expected ")) {
+        return format!("{field} is {}, but must be {}", given_words(given), wanted_words(wanted));
+    }
+    if let Some(variant) = quoted_after("unknown variant `", message) {
+        let known = message.split_once(", expected ").map_or("", |(_, known)| known);
+        return format!("{field} is {variant:?}, but must be {}", known.replace('`', ""));
+    }
+    // What an untagged enum accepts.
+    if message.starts_with("a ") {
+        return format!("{field} must be {message}");
+    }
+    format!("{field}: {message}")
+}
+
+/// What stands after a beginning and before the next backtick.
+fn quoted_after<'a>(beginning: &str, message: &'a str) -> Option<&'a str> {
+    message.strip_prefix(beginning)?.split('`').next()
+}
+
+/// A value as serde names it, in the API's words.
+fn given_words(given: &str) -> String {
+    match given {
+        "sequence" => "a list".to_owned(),
+        "map" => "an object".to_owned(),
+        _ if given.starts_with("string ") => format!("the {given}"),
+        // integer `-1`, floating point `16.5`, boolean `true`
+        _ => given.split('`').nth(1).unwrap_or(given).to_owned(),
+    }
+}
+
+/// A type as serde names it, in the API's words.
+fn wanted_words(wanted: &str) -> String {
+    let whole = |from: i64, to: i64| format!("a whole number from {from} to {to}");
+    match wanted {
+        "f32" | "f64" => "a number".to_owned(),
+        "u32" => whole(0, u32::MAX.into()),
+        "i32" => whole(i32::MIN.into(), i32::MAX.into()),
+        "i64" => whole(i64::MIN, i64::MAX),
+        "u64" | "usize" => "a whole number of at least 0".to_owned(),
+        "a sequence" => "a list".to_owned(),
+        "a map" => "an object".to_owned(),
+        _ if wanted.starts_with("struct ") || wanted.starts_with("internally tagged") => {
+            "an object".to_owned()
+        }
+        _ => wanted.to_owned(),
+    }
 }

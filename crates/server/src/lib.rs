@@ -5,6 +5,7 @@
 //! place that knows HTTP status codes. A client that goes away drops its
 //! response, which drops its request.
 
+mod access_log;
 mod admin;
 mod caller;
 mod capacity;
@@ -15,6 +16,7 @@ mod intake;
 mod json;
 mod middleware;
 mod openai;
+mod origins;
 mod serve;
 mod state;
 mod tokenize;
@@ -22,5 +24,6 @@ mod tokenize;
 pub use connection::{ConnectionConfig, ServeError, serve};
 pub use directory::{ReloadError, TenantDirectory};
 pub use intake::BodyConfig;
+pub use origins::{AllowedOrigins, InvalidOrigin};
 pub use serve::{listen, router};
 pub use state::ServerConfig;

@@ -1,6 +1,6 @@
 //! What happens around every handler.
 
-use std::time::Instant;
+use std::{borrow::Cow, sync::Arc, time::Instant};
 
 use axum::{
     extract::{MatchedPath, Request, State},
@@ -9,13 +9,17 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 
+use sconce_tenants::Caller;
+use sconce_types::TenantId;
+
 use crate::{
+    access_log::RequestStats,
     caller::{ClientRequestId, Identity},
     error::ApiError,
     state::AppState,
 };
 
-static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(crate) static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Finds out who a request comes from; refuses it without a valid key, where one is needed.
 pub(crate) async fn authorize(
@@ -23,38 +27,51 @@ pub(crate) async fn authorize(
     mut request: Request,
     next: Next,
 ) -> Response {
+    let tenants = state.config.tenants.current();
     let keys = &state.config.api_keys;
     let given = key_of(request.headers());
-    let tenants = state.config.tenants.current();
-    if tenants.needs_key() {
-        let speaker = tenants.by_key(given);
-        if speaker.is_none() {
-            return ApiError::unauthorized().into_response();
-        }
-        request.extensions_mut().insert(Identity { speaker, tenants });
-        return next.run(request).await;
-    }
-    // Every key is compared, so that time tells nothing of which is near. An
-    // empty key, such as a trailing comma leaves, opens nothing.
-    let known = keys.iter().fold(false, |known, key| known | same(key, given)) && !given.is_empty();
-    if keys.is_empty() || known {
-        request.extensions_mut().insert(Identity { speaker: None, tenants });
-        next.run(request).await
+    let speaker = tenants.by_key(&given);
+    let is_known = if tenants.needs_key() {
+        speaker.is_some()
     } else {
-        ApiError::unauthorized().into_response()
+        keys.is_empty() || keys.contains(&given)
+    };
+    if !is_known {
+        return ApiError::unauthorized().into_response();
     }
+    drop(given);
+    if let Some(stats) = request.extensions().get::<Arc<RequestStats>>() {
+        let id = match speaker {
+            Some(Caller::Tenant(id)) => Some(id),
+            Some(Caller::Admin) => None,
+            None => Some(TenantId(0)),
+        };
+        let entry = id.and_then(|id| tenants.get(id));
+        stats
+            .note_tenant(entry.map_or_else(|| "(admin)".into(), |entry| entry.tenant.name.clone()));
+    }
+    // Without keys a browser's user is all that tells their own requests from other sites'.
+    let is_open = !tenants.needs_key() && keys.is_empty();
+    let origins = is_open.then(|| Arc::clone(&state.origins));
+    request.extensions_mut().insert(Identity { speaker, tenants, origins });
+    next.run(request).await
 }
 
-/// The key that a request brings; empty if it brings none.
-pub(crate) fn key_of(headers: &HeaderMap) -> &str {
-    let given = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
-    given.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default()
-}
-
-/// Compares in a time that depends on the lengths only.
-fn same(key: &str, given: &str) -> bool {
-    let differences = key.bytes().zip(given.bytes()).fold(0, |acc, (a, b)| acc | (a ^ b));
-    key.len() == given.len() && differences == 0
+/// The key that a request brings, empty if it brings none: `Authorization: Bearer KEY`,
+/// the scheme in any case and with any white space after it. What is not UTF-8 is taken
+/// for Latin-1, which some clients encode headers in.
+pub(crate) fn key_of(headers: &HeaderMap) -> Cow<'_, [u8]> {
+    let key = headers.get(AUTHORIZATION).and_then(|value| {
+        let value = value.as_bytes().trim_ascii();
+        let end = value.iter().position(u8::is_ascii_whitespace)?;
+        let (scheme, key) = value.split_at(end);
+        scheme.eq_ignore_ascii_case(b"Bearer").then(|| key.trim_ascii_start())
+    });
+    let key = key.unwrap_or_default();
+    if std::str::from_utf8(key).is_ok() {
+        return Cow::Borrowed(key);
+    }
+    Cow::Owned(key.iter().copied().map(char::from).collect::<String>().into_bytes())
 }
 
 /// Gives back a sane `X-Request-Id`, or a new one.

@@ -16,7 +16,7 @@ use sconce_text::TextModel;
 use tokio::net::{TcpListener, TcpSocket, lookup_host};
 
 use crate::{
-    ServerConfig, admin, capacity,
+    ServerConfig, access_log, admin, capacity,
     error::ApiError,
     middleware,
     openai::{chat, completions, models},
@@ -47,13 +47,19 @@ pub fn router(engine: EngineHandle, text: Arc<TextModel>, config: ServerConfig) 
         ("/version", get(admin::version)),
         ("/metrics", get(admin::metrics)),
     ]);
-    open.merge(keyed)
+    let mut router = open
+        .merge(keyed)
         .method_not_allowed_fallback(wrong_method)
         .fallback(not_found)
-        .layer(from_fn(catch_panic))
-        .layer(from_fn_with_state(state.clone(), middleware::count))
-        .layer(from_fn_with_state(state.clone(), middleware::request_id))
-        .with_state(state)
+        .layer(from_fn(catch_panic));
+    if let Some(cors) = state.config.allowed_origins.layer() {
+        router = router.layer(cors);
+    }
+    router = router.layer(from_fn_with_state(state.clone(), middleware::count));
+    if state.config.access_log {
+        router = router.layer(from_fn(access_log::log));
+    }
+    router.layer(from_fn_with_state(state.clone(), middleware::request_id)).with_state(state)
 }
 
 /// Routes that may end in a slash or not.

@@ -14,11 +14,13 @@ use rand::{
     rngs::StdRng,
 };
 use sconce_engine::EngineHandle;
+use sconce_tenants::ApiKeys;
 use sconce_text::TextModel;
 
 use crate::{
-    TenantDirectory,
+    AllowedOrigins, TenantDirectory,
     intake::{BodyConfig, Intake},
+    origins::Origins,
 };
 
 /// How the server behaves.
@@ -28,7 +30,7 @@ pub struct ServerConfig {
     pub served_model_names: Vec<String>,
     /// Keys of which a request needs one; none needed if empty. Only for a server of one
     /// tenant: where there are more, their own keys are asked for.
-    pub api_keys: Vec<String>,
+    pub api_keys: ApiKeys,
     /// Who the tenants are.
     pub tenants: Arc<TenantDirectory>,
     /// Bytes of a request's body at most.
@@ -37,6 +39,12 @@ pub struct ServerConfig {
     pub bodies: BodyConfig,
     /// Seed of the sampling of requests that bring none; random if not given.
     pub seed: Option<u64>,
+    /// The name that the server was told to listen on, which requests may be sent to.
+    pub host: String,
+    /// Whose web pages may read answers.
+    pub allowed_origins: AllowedOrigins,
+    /// Whether each request has a line in the log.
+    pub access_log: bool,
     /// A step longer than this makes `/health` fail.
     pub step_patience: Duration,
 }
@@ -45,11 +53,14 @@ impl Default for ServerConfig {
     fn default() -> Self {
         Self {
             served_model_names: Vec::new(),
-            api_keys: Vec::new(),
+            api_keys: ApiKeys::default(),
             tenants: Arc::new(TenantDirectory::sole()),
             max_body_bytes: 4 << 20,
             bodies: BodyConfig::default(),
             seed: None,
+            host: String::new(),
+            allowed_origins: AllowedOrigins::default(),
+            access_log: false,
             step_patience: Duration::from_secs(60),
         }
     }
@@ -62,6 +73,7 @@ pub(crate) struct AppState {
     pub(crate) text: Arc<TextModel>,
     pub(crate) config: Arc<ServerConfig>,
     pub(crate) intake: Arc<Intake>,
+    pub(crate) origins: Arc<Origins>,
     pub(crate) started: u64,
     /// Counts what was drawn for requests without a seed; ids are drawn apart,
     /// so that polling `/health` changes no request's tokens.
@@ -77,6 +89,7 @@ impl AppState {
         Self {
             engine,
             text,
+            origins: Arc::new(Origins::new(&config.host, &config.allowed_origins)),
             config: Arc::new(config),
             intake: Arc::new(intake),
             started: unix_seconds(),

@@ -44,6 +44,12 @@ pub enum InvalidTenants {
         /// The path of the list that holds it too.
         second: String,
     },
+    /// No request could be served.
+    #[error(
+        "no tenant has both a key and a model that it may use, so every request would be \
+         refused; `sconce tenant add NAME` adds a tenant with a key"
+    )]
+    NoUsableTenant,
     /// More is promised than there is.
     #[error("the min_share of all tenants add up to {sum}; they may add up to 1 at most")]
     MinShares {

@@ -131,6 +131,19 @@ impl TenantsFile {
         Ok(Self { fields })
     }
 
+    /// Checks that a server of this file could serve a request: an empty file is a valid
+    /// one to add tenants to, but a server that takes it up locks everybody out.
+    ///
+    /// # Errors
+    /// If no tenant has a key, or none of those with one may use a model.
+    pub fn check_usable(&self) -> Result<(), InvalidTenants> {
+        let is_usable = |tenant: &TenantFields| {
+            !tenant.keys.is_empty() && tenant.models.as_ref().is_none_or(|names| !names.is_empty())
+        };
+        let mut tenants = self.fields.tenants.values();
+        if tenants.any(is_usable) { Ok(()) } else { Err(InvalidTenants::NoUsableTenant) }
+    }
+
     /// Reads a file.
     ///
     /// # Errors

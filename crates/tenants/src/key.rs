@@ -1,10 +1,15 @@
 //! API keys and their digests.
 
-use std::fmt;
+use std::{
+    fmt,
+    hash::{Hash, Hasher},
+};
 
 use rand::Rng as _;
 use serde::{Deserialize, Deserializer, de::Error as _};
 use sha2::{Digest as _, Sha256};
+use subtle::{Choice, ConstantTimeEq as _};
+use thiserror::Error;
 
 const KEY_PREFIX: &str = "sk-sconce-";
 const DIGEST_PREFIX: &str = "sha256:";
@@ -43,13 +48,95 @@ pub fn key_digest(key: &str) -> String {
     KeyDigest::of(key).to_string()
 }
 
+/// Why a key that was configured in plain text is not accepted. The key is not repeated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum InvalidApiKey {
+    /// A key that anybody has.
+    #[error("it is empty; leave it out for a server without keys")]
+    Empty,
+    /// A list of keys that has an empty one, or looks like it.
+    #[error(
+        "it has an empty element between its commas; a comma is part of a key: give several \
+         keys one by one"
+    )]
+    EmptyElement,
+    /// It cannot stand in a header.
+    #[error("it has a control character, which no HTTP header can hold")]
+    Control,
+}
+
+/// API keys that were configured in plain text, of which only digests are kept.
+#[derive(Clone, Debug, Default)]
+pub struct ApiKeys(Vec<KeyDigest>);
+
+impl ApiKeys {
+    /// Takes keys as they were configured: white space around one is left out, as it is in
+    /// HTTP headers, and a key that is given twice is one key.
+    ///
+    /// # Errors
+    /// The first key that no request could bring, or that anybody could.
+    pub fn new<K: AsRef<str>>(keys: impl IntoIterator<Item = K>) -> Result<Self, InvalidApiKey> {
+        let mut digests = Vec::new();
+        for key in keys {
+            let key = key.as_ref().trim();
+            if key.is_empty() {
+                return Err(InvalidApiKey::Empty);
+            }
+            if key.contains(',') && key.split(',').any(|element| element.trim().is_empty()) {
+                return Err(InvalidApiKey::EmptyElement);
+            }
+            if key.chars().any(char::is_control) {
+                return Err(InvalidApiKey::Control);
+            }
+            let digest = KeyDigest::of(key.as_bytes());
+            if !digests.contains(&digest) {
+                digests.push(digest);
+            }
+        }
+        Ok(Self(digests))
+    }
+
+    /// Whether there is none, so that no request needs one.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether a key is one of these, in a time that does not depend on how near it is.
+    #[must_use]
+    pub fn contains(&self, key: impl AsRef<[u8]>) -> bool {
+        let given = KeyDigest::of(key.as_ref());
+        let known = self.0.iter().map(|digest| digest.0.ct_eq(&given.0));
+        known.fold(Choice::from(0), |any, same| any | same).into()
+    }
+}
+
 /// The SHA-256 of a key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Eq)]
 pub(crate) struct KeyDigest([u8; 32]);
 
+impl PartialEq for KeyDigest {
+    /// In constant time, also where a map compares.
+    fn eq(&self, other: &Self) -> bool {
+        self.0.ct_eq(&other.0).into()
+    }
+}
+
+impl Hash for KeyDigest {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.hash(state);
+    }
+}
+
 impl KeyDigest {
-    pub(crate) fn of(key: &str) -> Self {
-        Self(Sha256::digest(key.as_bytes()).into())
+    pub(crate) fn of(key: impl AsRef<[u8]>) -> Self {
+        Self(Sha256::digest(key.as_ref()).into())
+    }
+
+    /// Whether it is the digest of a key that no request can bring, or that anybody can:
+    /// what `printf "$UNSET" | sha256sum` and `echo "$UNSET" | sha256sum` print.
+    fn is_of_nothing(&self) -> bool {
+        ["", "\n", "\r\n"].into_iter().any(|blank| Self::of(blank) == *self)
     }
 
     fn parse(text: &str) -> Option<Self> {
@@ -72,8 +159,12 @@ impl fmt::Display for KeyDigest {
 impl<'de> Deserialize<'de> for KeyDigest {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         // The value is not repeated: somebody may have written the key itself.
-        Self::parse(&String::deserialize(deserializer)?)
-            .ok_or_else(|| D::Error::custom("not a key's digest: `sha256:` and 64 hex digits"))
+        let digest = Self::parse(String::deserialize(deserializer)?.trim())
+            .ok_or_else(|| D::Error::custom("not a key's digest: `sha256:` and 64 hex digits"))?;
+        if digest.is_of_nothing() {
+            return Err(D::Error::custom("the digest of an empty key"));
+        }
+        Ok(digest)
     }
 }
 
@@ -99,6 +190,36 @@ mod tests {
         assert_eq!(KeyDigest::parse(&digest[..70]), None);
         assert_eq!(KeyDigest::parse(&digest.replace("ba78", "ga78")), None);
         assert_eq!(KeyDigest::parse(&digest["sha256:".len()..]), None);
+    }
+
+    #[test]
+    fn keys_in_plain_text_are_compared_whole_and_byte_by_byte() {
+        let keys = ApiKeys::new([" with,comma\n", "spa\u{df}", "two words", "with,comma"]);
+        let keys = keys.expect("a request can bring each of them");
+        for known in ["with,comma", "spa\u{df}", "two words"] {
+            assert!(keys.contains(known), "{known:?}");
+        }
+        for stranger in ["", "with", "comma", "with,comma\n", "spass", "spa\u{1e9e}", "two"] {
+            assert!(!keys.contains(stranger), "{stranger:?}");
+        }
+        assert_eq!(keys.0.len(), 3, "a key that is given twice is one");
+        assert!(!keys.contains(b"spa\xdf"), "Latin-1 is another spelling");
+        assert!(ApiKeys::default().is_empty() && !ApiKeys::default().contains(""));
+    }
+
+    #[test]
+    fn keys_that_nobody_or_everybody_has_are_refused() {
+        let refused = |key: &str| ApiKeys::new(["good", key]).expect_err("it is refused");
+        for empty in ["", " ", "\t\n"] {
+            assert_eq!(refused(empty), InvalidApiKey::Empty);
+        }
+        for list in [",", "a,", ",a", "a,,b", "a, ,b"] {
+            assert_eq!(refused(list), InvalidApiKey::EmptyElement, "{list:?}");
+        }
+        for control in ["a\nb", "a\0", "a\u{7f}b", "a\rb"] {
+            assert_eq!(refused(control), InvalidApiKey::Control, "{control:?}");
+        }
+        assert!(!refused("se\ncret").to_string().contains("cret"), "a key is not repeated");
     }
 
     #[test]

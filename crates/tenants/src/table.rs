@@ -85,7 +85,7 @@ impl Tenants {
 
     /// Whom a key speaks for, if anybody.
     #[must_use]
-    pub fn by_key(&self, key: &str) -> Option<Caller> {
+    pub fn by_key(&self, key: impl AsRef<[u8]>) -> Option<Caller> {
         self.callers.get(&KeyDigest::of(key)).copied()
     }
 

@@ -17,7 +17,9 @@ pub use batch::{
 };
 pub use executor::{Executor, ExecutorError};
 pub use ids::{BLOCK_SIZE, BlockId, RequestId, Slot, TenantId, TokenId};
-pub use metering::{EndReason, EnergyMeter, MeterEntry, MeterLabel, MeterSink, Metering};
+pub use metering::{
+    EndReason, EnergyMeter, MeterEntry, MeterLabel, MeterSink, Metering, SinkState,
+};
 pub use sampling_params::{
     InvalidSamplingParams, MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_STOP_TOKEN_IDS, SamplingParams,
 };

@@ -94,15 +94,26 @@ pub trait MeterSink: Send {
     /// most the last call's entries are lost.
     fn record(&mut self, entries: &mut Vec<MeterEntry>);
 
-    /// Whether what was taken cannot be kept at the moment.
-    fn is_failing(&self) -> bool {
-        false
+    /// How the keeping goes.
+    fn state(&self) -> SinkState {
+        SinkState::default()
     }
 
-    /// Entries that were lost for good.
-    fn num_lost(&self) -> u64 {
-        0
+    /// Calls `listener` with the state now and, from any thread, whenever it changes.
+    fn on_change(&mut self, listener: Box<dyn Fn(SinkState) + Send + Sync>) {
+        listener(self.state());
     }
+}
+
+/// How a [`MeterSink`] fares.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SinkState {
+    /// What was taken cannot be kept at the moment.
+    pub failing: bool,
+    /// Entries that were lost for good.
+    pub lost: u64,
+    /// How often where it is kept was deleted, replaced or damaged.
+    pub replaced: u64,
 }
 
 /// Measures what a device uses.

@@ -2,6 +2,7 @@
 //! way meanwhile.
 
 mod killed;
+mod mended;
 mod obstacles;
 mod opening;
 mod sums;

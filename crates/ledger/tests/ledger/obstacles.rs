@@ -47,6 +47,24 @@ fn what_could_not_be_written_is_written_with_a_later_batch() {
 }
 
 #[test]
+fn a_ledger_that_can_be_written_again_is_without_another_batch() {
+    let directory = tempdir().expect("a temporary directory");
+    let path = directory.path().join("ledger.db");
+    let mut ledger = sink(&path);
+    let health = ledger.health();
+    let (told, states) = std::sync::mpsc::channel();
+    ledger.on_change(Box::new(move |state| told.send(state.failing).unwrap_or_default()));
+    let other = rusqlite::Connection::open(&path).expect("the file opens");
+    other.execute_batch("BEGIN IMMEDIATE").expect("nobody writes");
+    ledger.record(&mut (0..3_000).map(|id| entry(id, label("a", "x", id), 1)).collect());
+    assert_eq!((states.recv(), states.recv()), (Ok(false), Ok(true)));
+    other.execute_batch("COMMIT").expect("it can end");
+    // The engine may be idle: nothing comes that could be tried with it.
+    assert_eq!(states.recv(), Ok(false));
+    assert_eq!((health.lost(), usage(&path, &[]).rows[0].requests), (0, 3_000));
+}
+
+#[test]
 fn somebody_who_writes_holds_no_batch_up_and_loses_none() {
     let directory = tempdir().expect("a temporary directory");
     let path = directory.path().join("ledger.db");

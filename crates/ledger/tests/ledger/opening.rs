@@ -93,6 +93,18 @@ fn files_that_are_no_ledger_are_refused_and_left_alone() {
         assert!(matches!(error, Err(LedgerError::Newer { found: 2, .. })), "{error:?}");
     }
 
+    #[cfg(unix)]
+    {
+        let pipe = at("pipe.db");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status().expect("mkfifo runs");
+        assert!(made.success());
+        for path in [&pipe, directory.path()] {
+            for error in [Ledger::open(path, "m").map(drop), Ledger::read(path).map(drop)] {
+                assert!(matches!(error, Err(LedgerError::NotAFile { .. })), "{error:?}");
+            }
+        }
+    }
+
     let missing = at("missing.db");
     assert!(matches!(Ledger::read(&missing), Err(LedgerError::Io { .. })));
     assert!(!missing.exists(), "to read makes no ledger");

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use axum::Router;
+use axum::{Router, extract::ConnectInfo};
 use hyper::service::service_fn;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -83,13 +83,14 @@ pub(super) async fn serve(
     mut lifetime: Lifetime,
     slot: Slot,
 ) -> usize {
+    let client = socket.peer_addr().ok().map(ConnectInfo);
     let socket = Arc::new(socket);
     let activity = Arc::new(Activity::new(config));
     let transport = Transport { socket: Arc::clone(&socket), activity: Arc::clone(&activity) };
     let service = {
         let (activity, lifetime) = (Arc::clone(&activity), lifetime.clone());
         service_fn(move |request| {
-            answer(router.clone(), Arc::clone(&activity), lifetime.clone(), request)
+            answer(router.clone(), Arc::clone(&activity), lifetime.clone(), client, request)
         })
     };
     let connection = builder.serve_connection(TokioIo::new(transport), service);

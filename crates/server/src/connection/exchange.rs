@@ -2,6 +2,7 @@
 
 use std::{
     convert::Infallible,
+    net::SocketAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -10,6 +11,7 @@ use std::{
 use axum::{
     Router,
     body::{Body, Bytes},
+    extract::ConnectInfo,
     http::{HeaderValue, Request, Response, Version, header::CONNECTION},
 };
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
@@ -35,6 +37,7 @@ pub(super) async fn answer(
     mut router: Router,
     activity: Arc<Activity>,
     lifetime: Lifetime,
+    client: Option<ConnectInfo<SocketAddr>>,
     request: Request<Incoming>,
 ) -> Result<Response<Answer>, Infallible> {
     let http2 = request.version() == Version::HTTP_2;
@@ -43,6 +46,9 @@ pub(super) async fn answer(
     let mut request =
         request.map(|body| Body::new(Received { body, activity: Arc::clone(&activity), id }));
     request.extensions_mut().insert(lifetime.clone());
+    if let Some(client) = client {
+        request.extensions_mut().insert(client);
+    }
     let mut response = router.call(request).await?;
     let received = activity.answered(id);
     // What is left of a body is not read, so no other request can follow it.

@@ -69,6 +69,9 @@ pub(crate) struct Message {
     audio: Option<Value>,
     function_call: Option<Value>,
     tool_calls: Option<Value>,
+    /// For templates that show what a model has thought; `reasoning` is vLLM's newer name.
+    reasoning_content: Option<String>,
+    reasoning: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
@@ -123,6 +126,9 @@ impl Message {
         if let Some(name) = self.name {
             message["name"] = name.into();
         }
+        if let Some(reasoning) = self.reasoning_content.or(self.reasoning) {
+            message["reasoning_content"] = reasoning.into();
+        }
         message
     }
 }
@@ -174,6 +180,8 @@ pub(crate) async fn create(
 ) -> Result<Response, ApiError> {
     super::check_model(&state, &caller, body.model.as_deref())?;
     let max_tokens = max_tokens(&body)?;
+    let max_tokens_name =
+        if body.max_tokens.is_some() { "max_tokens" } else { "max_completion_tokens" };
     let num_logprobs = num_logprobs(&body)?;
     let shared: Shared = json::deserialize(body.shared, OWN_FIELDS)?;
     let add_special_tokens = shared.add_special_tokens.unwrap_or(false);
@@ -187,14 +195,14 @@ pub(crate) async fn create(
     let encoded = encode(&state, caller, messages, options, add_special_tokens, max_model_len);
     let prompt = encoded.await?;
     drop(reserved);
-    settings.params.max_tokens = max_tokens
-        .unwrap_or_else(|| settings.default_max_tokens(state.engine.limits(), prompt.len()));
+    settings.limit_tokens(state.engine.limits(), prompt.len(), max_tokens, None)?;
     settings.params.logprobs = num_logprobs;
     settings.check_minute(1, prompt.len())?;
     let detokenizer = state.text.detokenizer(&prompt, settings.skip_special_tokens);
     let choices = (0..settings.n)
         .map(|i| Choice::submit(&state, &settings, &prompt, detokenizer.clone(), i, false))
-        .collect::<Result<Vec<_>, _>>()?;
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| error.renamed("max_tokens", max_tokens_name))?;
     let head = Head {
         id: state.next_id("chatcmpl"),
         created: unix_seconds(),

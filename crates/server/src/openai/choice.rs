@@ -1,6 +1,6 @@
 //! One choice of a response: from a request's events to text.
 
-use std::{collections::VecDeque, mem};
+use std::{collections::VecDeque, mem, sync::Arc};
 
 use sconce_engine::{FinishReason, RequestError, RequestEvent, RequestStream, StopCheck};
 use sconce_text::Detokenizer;
@@ -11,7 +11,7 @@ use super::{
     decoder::{Decoder, StopFinder},
     params::Settings,
 };
-use crate::{error::ApiError, state::AppState};
+use crate::{access_log::RequestStats, error::ApiError, state::AppState};
 
 /// A choice that is being generated. Dropping it cancels its request.
 pub(super) struct Choice {
@@ -21,6 +21,7 @@ pub(super) struct Choice {
     /// Characters of text so far, where log-probabilities are wanted.
     num_chars: usize,
     used: Used,
+    stats: Option<Arc<RequestStats>>,
     /// Generated tokens are not shown, only the prompt's log-probabilities are.
     hide_output: bool,
     ready: VecDeque<RequestEvent>,
@@ -81,8 +82,14 @@ impl Choice {
             Box::new(StopFinder { decoder: decoder(), text: String::new() })
         };
         let stop = finds_stops.then(finder);
+        let stream = state.engine.submit_until(request, stop)?;
+        let stats = settings.stats().cloned();
+        if let Some(stats) = stats.as_ref().filter(|_| index.is_multiple_of(settings.n)) {
+            stats.note_prompt(prompt.len());
+        }
         Ok(Self {
-            stream: Some(state.engine.submit_until(request, stop)?),
+            stream: Some(stream),
+            stats,
             decoder: decoder(),
             num_chars: 0,
             used: Used::default(),
@@ -104,7 +111,7 @@ impl Choice {
         while let Some(event) = stream.try_next() {
             self.ready.push_back(event);
         }
-        let mut delta = Delta::default();
+        let (mut delta, before) = (Delta::default(), self.used.metering.generated_tokens);
         for (index, event) in mem::take(&mut self.ready).into_iter().enumerate() {
             match self.take(event, &mut delta) {
                 Ok(()) => {}
@@ -119,6 +126,10 @@ impl Choice {
                 self.stream = None;
                 break;
             }
+        }
+        if let Some(stats) = &self.stats {
+            let Metering { generated_tokens, queue_ns, .. } = self.used.metering;
+            stats.note_generated((generated_tokens - before) as usize, queue_ns);
         }
         delta.used = self.used;
         Some(Ok(delta))

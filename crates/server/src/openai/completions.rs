@@ -120,18 +120,20 @@ pub(crate) async fn create(
     // A client that only scores its prompt asks for no token; the engine always
     // makes one, which is then not shown.
     let scoring = echo && body.max_tokens == Some(0);
-    settings.params.max_tokens =
-        if scoring { 1 } else { body.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS) };
+    let max_tokens = if scoring { Some(1) } else { body.max_tokens };
     settings.params.logprobs = body.logprobs;
     settings.params.prompt_logprobs = body.logprobs.filter(|_| echo);
     let prompts = body.prompt.encode(&state, &settings.caller, special).await?;
     drop(reserved);
     let prompt_tokens = prompts.iter().map(|prompt| prompt.tokens.len()).sum();
+    settings.params.max_tokens = max_tokens.unwrap_or(DEFAULT_MAX_TOKENS);
     settings.check_minute(prompts.len(), prompt_tokens)?;
+    let limits = state.engine.limits();
     let wants_logprobs = body.logprobs.is_some();
     let skip = settings.skip_special_tokens;
     let (mut choices, mut echoes) = (Vec::new(), Vec::new());
     for prompt in &prompts {
+        settings.limit_tokens(limits, prompt.tokens.len(), max_tokens, Some(DEFAULT_MAX_TOKENS))?;
         let (echo, detokenizer) = if echo {
             let (echo, detokenizer) = Echo::new(&state.text, prompt, skip, scoring, wants_logprobs);
             (Some(echo), detokenizer)

@@ -1,6 +1,6 @@
 //! The fields that both completion endpoints share.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use sconce_engine::{EngineLimits, EngineRequest, RequestError, SchedulingPolicy};
 use sconce_text::StopStrings;
@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::MAX_CHOICES;
-use crate::{caller::AsTenant, error::ApiError, state::AppState};
+use crate::{access_log::RequestStats, caller::AsTenant, error::ApiError, state::AppState};
 
 /// Fields that neither endpoint supports, with a value that asks for nothing.
 pub(super) const UNSUPPORTED: &[(&str, Option<&str>)] = &[
@@ -40,7 +40,8 @@ pub(super) const UNSUPPORTED: &[(&str, Option<&str>)] = &[
 const MAX_TIMEOUT_SECONDS: f64 = 86_400.0;
 
 /// Shared fields. `user`, `safety_identifier` and `metadata` are the client's
-/// own notes: they go into the request's log line and nowhere else.
+/// own notes, and `prompt_cache_key` is a hint for fleets of servers that one
+/// server's prefix cache does without: they go into the log and nowhere else.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Shared {
@@ -70,6 +71,7 @@ pub(super) struct Shared {
     pub(super) user: Option<String>,
     pub(super) safety_identifier: Option<String>,
     pub(super) metadata: Option<Map<String, Value>>,
+    pub(super) prompt_cache_key: Option<String>,
 }
 
 /// A number, lower being sooner, or a name that the tenant's file has for one.
@@ -121,15 +123,21 @@ impl Shared {
         // The model's makers come before the API's own defaults.
         let model = state.text.sampling_defaults();
         let user = self.user.as_ref().or(self.safety_identifier.as_ref());
-        if user.is_some() || self.metadata.is_some() {
-            tracing::debug!(user, metadata = ?self.metadata, "request");
+        let cache_key = self.prompt_cache_key.as_ref();
+        if user.is_some() || self.metadata.is_some() || cache_key.is_some() {
+            tracing::debug!(user, metadata = ?self.metadata, prompt_cache_key = cache_key, "request");
         }
         let top_k = match self.top_k.or(model.top_k).unwrap_or(0) {
             -1 => 0,
-            top_k => u32::try_from(top_k).map_err(|_| {
-                let message = format!("top_k is {top_k}, but must be -1 (all), 0 (all) or more");
-                ApiError::invalid(Some("top_k"), message)
-            })?,
+            // More than any vocabulary has is all of it.
+            top_k @ 0.. => u32::try_from(top_k).unwrap_or(u32::MAX),
+            top_k => {
+                let message = format!(
+                    "top_k is {top_k}, but must be a positive whole number, or 0 or -1 for all \
+                     tokens"
+                );
+                return Err(ApiError::invalid(Some("top_k"), message));
+            }
         };
         let n = self.n.unwrap_or(1);
         if n == 0 || n > MAX_CHOICES {
@@ -184,6 +192,11 @@ impl Shared {
 }
 
 impl Settings {
+    /// What the request's line in the log will say.
+    pub(super) fn stats(&self) -> Option<&Arc<RequestStats>> {
+        self.caller.stats.as_ref()
+    }
+
     /// The engine's request of one choice.
     pub(super) fn request_of(
         &self,
@@ -202,16 +215,41 @@ impl Settings {
         }
     }
 
-    /// The `max_tokens` of a request that names none: all that the context, the KV cache and
-    /// its tenant's limits have room for.
-    pub(super) fn default_max_tokens(&self, limits: &EngineLimits, prompt_len: usize) -> u32 {
+    /// Sets how many tokens a prompt's choices may have: what was asked for, or `default`,
+    /// or else as many as the context, the KV cache and the tenant's limits have room for.
+    /// What was not asked for is not complained of.
+    pub(super) fn limit_tokens(
+        &mut self,
+        limits: &EngineLimits,
+        prompt_len: usize,
+        asked: Option<u32>,
+        default: Option<u32>,
+    ) -> Result<(), ApiError> {
+        if let Some(asked) = asked {
+            self.params.max_tokens = asked;
+            return Ok(());
+        }
+        let most = limits.max_model_len.min(limits.num_blocks.saturating_mul(BLOCK_SIZE));
+        let room = most.checked_sub(prompt_len).filter(|&room| room > 0);
+        let room = room.ok_or_else(|| ApiError::prompt_too_long(prompt_len, most))?;
         let tenant = self.caller.entry().map(|entry| &entry.tenant);
         let blocks = tenant.and_then(|tenant| tenant.max_kv_blocks).unwrap_or(usize::MAX);
-        let blocks = blocks.min(limits.num_blocks).saturating_mul(BLOCK_SIZE);
         let minute = tenant.and_then(|tenant| tenant.tokens_per_minute).unwrap_or(u64::MAX);
         let minute = usize::try_from(minute).unwrap_or(usize::MAX) / self.n;
-        let room = limits.max_model_len.min(blocks).min(minute).saturating_sub(prompt_len);
-        u32::try_from(room.max(1)).unwrap_or(u32::MAX)
+        // A prompt over its tenant's limits is refused by them, in their words.
+        let own = blocks.saturating_mul(BLOCK_SIZE).min(minute).saturating_sub(prompt_len).max(1);
+        let room = u32::try_from(room.min(own)).unwrap_or(u32::MAX);
+        let max_tokens = default.map_or(room, |default| default.min(room));
+        let min_tokens = self.params.min_tokens;
+        if min_tokens > max_tokens {
+            let message = format!(
+                "min_tokens is {min_tokens}, but at most {max_tokens} tokens are generated here \
+                 where no maximum is given"
+            );
+            return Err(ApiError::invalid(Some("min_tokens"), message));
+        }
+        self.params.max_tokens = max_tokens;
+        Ok(())
     }
 
     /// Refuses choices that together may use more than their tenant has in any minute.
@@ -305,9 +343,14 @@ fn timeout(seconds: Option<f64>) -> Result<Option<Duration>, ApiError> {
 }
 
 fn logit_bias(bias: Option<BTreeMap<String, f32>>) -> Result<Vec<(TokenId, f32)>, ApiError> {
-    let entry = |(token, bias): (String, f32)| match token.parse() {
-        Ok(token) => Ok((token, bias)),
-        Err(_) => {
+    let token_id = |text: &str| {
+        let whole = || text.parse().ok().filter(|id: &f64| id.fract() == 0.0 && *id >= 0.0);
+        let from_float = || whole().filter(|&id| id <= f64::from(TokenId::MAX));
+        text.parse().ok().or_else(|| from_float().map(|id| id as TokenId))
+    };
+    let entry = |(token, bias): (String, f32)| match token_id(&token) {
+        Some(token) => Ok((token, bias)),
+        None => {
             let message = format!("logit_bias has the key {token:?}, but keys must be token ids");
             Err(ApiError::invalid(Some("logit_bias"), message))
         }

@@ -1,8 +1,13 @@
 //! The tests of `crates/server`, in one binary.
 
+mod access_log;
 mod api;
+mod app;
 mod bills;
 mod faults;
+mod fields;
+mod keys;
+mod reload;
 mod script;
 mod templates;
 mod tenants;

@@ -167,6 +167,45 @@ fn a_key_that_was_listed_itself_is_not_repeated() {
 }
 
 #[test]
+fn the_digest_of_an_empty_key_is_refused_and_white_space_around_a_digest_is_not() {
+    for blank in ["", "\n", "\r\n"] {
+        for list in ["admin_keys", "tenants.a.keys"] {
+            let message = refusal(&format!("{list} = [{:?}]", key_digest(blank)));
+            assert!(message.contains(list) && message.contains("an empty key"), "{message}");
+        }
+    }
+    let text = format!("tenants.a.keys = [\"  {}\\n\"]", key_digest("one"));
+    let tenants = Tenants::resolve(&TenantsFile::parse(&text).expect("it is a digest"), None);
+    assert!(tenants.by_key("one").is_some() && tenants.by_key("").is_none());
+}
+
+#[test]
+fn a_file_that_would_lock_everybody_out_is_valid_but_not_usable() {
+    let digest = key_digest("one");
+    let usable = |text: String| {
+        TenantsFile::parse(&text).expect("the test's files are valid").check_usable()
+    };
+    for nobody in [
+        String::new(),
+        "# a comment".to_owned(),
+        "[tenants]".to_owned(),
+        "[tenants.a]\n[tenants.b]\nkeys = []".to_owned(),
+        format!("admin_keys = [{digest:?}]"),
+        format!("admin_keys = [{digest:?}]\n[tenants.a]"),
+        format!("tenants.a = {{ keys = [{digest:?}], models = [] }}\n[tenants.b]"),
+    ] {
+        let refused = usable(nobody.clone());
+        assert_eq!(refused, Err(InvalidTenants::NoUsableTenant), "{nobody}");
+    }
+    for somebody in [
+        format!("tenants.a.keys = [{digest:?}]\n[tenants.b]"),
+        format!("tenants.a = {{ keys = [{digest:?}], models = [\"m\"] }}"),
+    ] {
+        assert_eq!(usable(somebody.clone()), Ok(()), "{somebody}");
+    }
+}
+
+#[test]
 fn a_key_is_listed_once() {
     let digest = key_digest("one");
     let upper = digest.to_uppercase().replace("SHA", "sha");

@@ -53,6 +53,19 @@ fn a_key_speaks_for_whom_it_is_listed_with() {
 }
 
 #[test]
+fn a_key_may_be_any_bytes() {
+    let keys = ["with,comma", "spa\u{df}", "two words"];
+    let digests = keys.map(key_digest);
+    let tenants = resolve(&format!("tenants.a.keys = {digests:?}"), None);
+    for key in keys {
+        assert_eq!(tenants.by_key(key.as_bytes()), Some(Caller::Tenant(TenantId(0))), "{key}");
+    }
+    for stranger in [&b"with"[..], b"spa\xdf", b"two", b""] {
+        assert_eq!(tenants.by_key(stranger), None, "{stranger:?}");
+    }
+}
+
+#[test]
 fn without_a_file_everything_is_one_tenants() {
     let sole = Tenants::sole();
     assert!(!sole.needs_key());

@@ -1,0 +1,181 @@
+//! One line for each request, when it has ended.
+
+use std::{
+    net::SocketAddr,
+    pin::Pin,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use axum::{
+    body::{Body, Bytes, HttpBody},
+    extract::{ConnectInfo, Request},
+    middleware::Next,
+    response::Response,
+};
+use http_body::{Frame, SizeHint};
+
+use crate::caller::ClientRequestId;
+
+/// Characters of a path or method that a line shows.
+const MAX_SHOWN: usize = 200;
+
+/// The status of a request whose client left before there was an answer, as nginx has it.
+const CLIENT_CLOSED: u16 = 499;
+
+/// What handlers find out about a request for its line.
+#[derive(Debug)]
+pub(crate) struct RequestStats {
+    started: Instant,
+    tenant: OnceLock<Arc<str>>,
+    prompt_tokens: AtomicU64,
+    generated_tokens: AtomicU64,
+    queue_ns: AtomicU64,
+    /// 0 before the first token.
+    ttft_ns: AtomicU64,
+}
+
+impl RequestStats {
+    fn new() -> Self {
+        Self {
+            started: Instant::now(),
+            tenant: OnceLock::new(),
+            prompt_tokens: AtomicU64::new(0),
+            generated_tokens: AtomicU64::new(0),
+            queue_ns: AtomicU64::new(0),
+            ttft_ns: AtomicU64::new(0),
+        }
+    }
+
+    /// Whom the request's key speaks for.
+    pub(crate) fn note_tenant(&self, name: Arc<str>) {
+        // Who it is does not change.
+        let _ = self.tenant.set(name);
+    }
+
+    /// Counts a prompt that was submitted.
+    pub(crate) fn note_prompt(&self, tokens: usize) {
+        self.prompt_tokens.fetch_add(tokens as u64, Ordering::Relaxed);
+    }
+
+    /// Counts more generated tokens of a choice that waited so long.
+    pub(crate) fn note_generated(&self, tokens: usize, queue_ns: u64) {
+        if tokens == 0 {
+            return;
+        }
+        self.queue_ns.fetch_max(queue_ns, Ordering::Relaxed);
+        if self.generated_tokens.fetch_add(tokens as u64, Ordering::Relaxed) == 0 {
+            let ttft = u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+            self.ttft_ns.store(ttft.max(1), Ordering::Relaxed);
+        }
+    }
+}
+
+/// A request's line, written when this is dropped: once its response was sent whole, or
+/// its client has gone.
+struct Line {
+    stats: Arc<RequestStats>,
+    request_id: Arc<str>,
+    client: Option<SocketAddr>,
+    method: String,
+    path: String,
+    status: u16,
+    bytes: u64,
+    is_whole: bool,
+}
+
+/// Writes a line for every request; its id must be known already.
+pub(crate) async fn log(mut request: Request, next: Next) -> Response {
+    let stats = Arc::new(RequestStats::new());
+    let request_id = request.extensions().get::<ClientRequestId>();
+    let client = request.extensions().get::<ConnectInfo<SocketAddr>>();
+    let mut line = Line {
+        stats: Arc::clone(&stats),
+        request_id: request_id.map_or_else(|| Arc::from(""), |id| Arc::clone(&id.0)),
+        client: client.map(|&ConnectInfo(address)| address),
+        method: request.method().as_str().chars().take(MAX_SHOWN).collect(),
+        // The query is left out: some clients put keys there.
+        path: request.uri().path().chars().take(MAX_SHOWN).collect(),
+        status: CLIENT_CLOSED,
+        bytes: 0,
+        is_whole: false,
+    };
+    request.extensions_mut().insert(stats);
+    let response = next.run(request).await;
+    line.status = response.status().as_u16();
+    // What answers HEAD has no body, whatever a handler made.
+    line.is_whole = line.method == "HEAD";
+    response.map(|inner| Body::new(LoggedBody { inner, line }))
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        let stats = &self.stats;
+        let ms = |time: Duration| (time.as_secs_f64() * 1e6).round() * 1e-3;
+        let count = |of: &AtomicU64| Some(of.load(Ordering::Relaxed)).filter(|&count| count > 0);
+        let wait = |of: &AtomicU64| count(of).map(|ns| ms(Duration::from_nanos(ns)));
+        let prompt_tokens = count(&stats.prompt_tokens);
+        // Strings are quoted and escaped by every format, so none can begin a line.
+        tracing::info!(
+            target: "sconce::access",
+            request_id = &*self.request_id,
+            client = self.client.map(tracing::field::display),
+            tenant = stats.tenant.get().map(|name| &**name),
+            method = self.method.as_str(),
+            path = self.path.as_str(),
+            status = self.status,
+            complete = self.is_whole,
+            prompt_tokens,
+            generated_tokens = prompt_tokens.map(|_| stats.generated_tokens.load(Ordering::Relaxed)),
+            bytes = self.bytes,
+            queue_ms = wait(&stats.queue_ns),
+            ttft_ms = wait(&stats.ttft_ns),
+            total_ms = ms(stats.started.elapsed()),
+        );
+    }
+}
+
+/// A response's body, which knows when it ends.
+struct LoggedBody {
+    inner: Body,
+    line: Line,
+}
+
+impl HttpBody for LoggedBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let polled = Pin::new(&mut self.inner).poll_frame(cx);
+        match &polled {
+            Poll::Ready(Some(Ok(frame))) => {
+                self.line.bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
+            }
+            Poll::Ready(None) => self.line.is_whole = true,
+            Poll::Ready(Some(Err(_))) | Poll::Pending => {}
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+impl Drop for LoggedBody {
+    fn drop(&mut self) {
+        // A body of a known length is not asked once more after its last byte.
+        self.line.is_whole |= self.inner.is_end_stream();
+    }
+}
