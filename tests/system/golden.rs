@@ -1,5 +1,6 @@
 //! The model's numbers against those of transformers.
 
+use proptest::{prelude::*, test_runner::TestRunner};
 use sconce::{Dtype, Quantization, TextConfig, TextModel};
 use sconce_runner::LoadOptions;
 use sconce_types::SamplingParams;
@@ -177,6 +178,33 @@ fn greedy_tokens_in_int8_are_those_of_transformers_but_for_close_calls() {
     }
     assert_eq!(count, 1280);
     assert!(same * 100 >= count * 95, "{same} of {count}");
+}
+
+/// In pieces, every prefix of random tokens of the real vocabulary is what `tokenizers`
+/// decodes it to.
+#[test]
+fn random_tokens_are_decoded_as_by_tokenizers() {
+    let text = TextModel::load(model::dir(), &TextConfig::default()).expect("it loads");
+    let file = model::dir().join("tokenizer.json");
+    let reference = tokenizers::Tokenizer::from_file(file).expect("it loads");
+    let size = u32::try_from(text.vocab_size()).expect("32 bits");
+    // A third are single bytes and special tokens, which come first in this vocabulary.
+    let token = prop_oneof![1 => 0..300_u32, 2 => 0..size];
+    let sequences = proptest::collection::vec(token, 1..12);
+    let mut runner = TestRunner::new(ProptestConfig::with_cases(10_000));
+    let in_pieces = runner.run(&(sequences, any::<bool>()), |(tokens, skip)| {
+        let mut detokenizer = text.detokenizer(&[], skip);
+        let mut shown = String::new();
+        for (index, &token) in tokens.iter().enumerate() {
+            detokenizer.push(token, &mut shown);
+            let mut whole = shown.clone();
+            detokenizer.clone().finish(&mut whole);
+            let expected = reference.decode(&tokens[..=index], skip).expect("it decodes");
+            prop_assert_eq!(&whole, &expected);
+        }
+        Ok(())
+    });
+    in_pieces.expect("every prefix is the same");
 }
 
 /// Token ids and rendered conversations are transformers'.
