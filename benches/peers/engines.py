@@ -38,6 +38,10 @@ class Engine:
     ready: str = "/health"
     # The name requests call the model by, if not `install.MODEL`.
     model: Callable[[], object] = lambda: install.MODEL
+    # Whether it is a process that reads loads and writes reports, not a server.
+    in_process: bool = False
+    # Whether it is among those whose bf16 instructions can be masked.
+    maskable: bool = False
     # Whether it can be made to give every token asked for.
     exact: bool = True
     # The cells it takes part in; None is all of them.
@@ -56,7 +60,8 @@ class Engine:
 class Peers:
     """What is installed once and shared by several engines."""
 
-    def __init__(self, log):
+    def __init__(self, masked, log):
+        self.masked = masked
         self.log = log
         self._done = {}
 
@@ -75,19 +80,32 @@ class Peers:
     def sconce(self, *flags):
         def command(port):
             base = [self.binary(), "serve", self.model(), "--port", port]
-            return [*base, "--served-model-name", install.MODEL, *flags]
+            mask = ["--cpu-isa", "avx512-vnni"] if self.masked else []
+            return [*base, "--served-model-name", install.MODEL, *flags, *mask]
 
         return command
 
     def llama(self, kind, slots=32, slot_tokens=1024):
         def command(port):
-            server, quantize = self.get(install.llama_cpp)
+            server, quantize = self.get(install.llama_cpp, self.masked)
             weights = self.get(install.gguf, quantize, kind)
             threads = ["-t", CORES, "-tb", CORES]
             room = ["-np", slots, "-c", slots * slot_tokens, "-cb", "-fa", "on"]
             return [server, "-m", weights, "--host", "127.0.0.1", "--port", port, *threads, *room]
 
         return command
+
+    def openvino(self, _):
+        python = self.get(install.openvino)
+        _, quantize = self.get(install.llama_cpp, self.masked)
+        script = Path(__file__).resolve().parent / "openvino_streams.py"
+        weights = self.get(install.gguf, quantize, "Q8_0")
+        precision = ["--without-bf16"] if self.masked else []
+        return [python, script, weights, "--max-num-seqs", SEQUENCES, *precision]
+
+    def openvino_env(self):
+        # Masks bf16 in oneDNN only; OpenVINO itself would go on to choose it.
+        return {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI"} if self.masked else {}
 
     def vllm(self, port):
         environment = self.get(install.torch)
@@ -121,13 +139,19 @@ class Peers:
         return [*command, *how, "--attn-implementation", "sdpa", "--cb-max-memory-percent", 0.1]
 
 
-def all_engines(log):
-    """Every engine, Sconce's own first."""
-    peers = Peers(log)
+def all_engines(masked, log):
+    """Every engine, Sconce's own first; where bf16 instructions are masked, those in
+    which they can be."""
+    found = unmasked_engines(Peers(masked, log))
+    return [engine for engine in found if engine.maskable or not masked]
+
+
+def unmasked_engines(peers):
+    """Every engine, as the peers are installed."""
     no_end = {"ignore_eos": True, "logit_bias": {END: -100}}
     packaged = f"(llama-cpp-python {install.LLAMA_CPP_PYTHON})"
-    llama = {"name": "llama.cpp", "version": packaged, "extra_body": no_end}
-    own = {"name": "Sconce", "version": version(), "ready": "/ready"}
+    llama = {"name": "llama.cpp", "version": packaged, "extra_body": no_end, "maskable": True}
+    own = {"name": "Sconce", "version": version(), "ready": "/ready", "maskable": True}
     plain = ("streams-1", "streams-8", "streams-32", "ttft-500")
     return [
         Engine(key="sconce", dtype="bf16", command=peers.sconce(), **own),
@@ -143,6 +167,17 @@ def all_engines(log):
             **llama,
         ),
         Engine(key="llama.cpp-q8", dtype="Q8_0", command=peers.llama("Q8_0"), cells=plain, **llama),
+        Engine(
+            key="openvino",
+            name="OpenVINO GenAI",
+            version=install.OPENVINO,
+            dtype="Q8_0, in process",
+            command=peers.openvino,
+            env=peers.openvino_env(),
+            in_process=True,
+            maskable=True,
+            cells=plain,
+        ),
         Engine(
             key="vllm",
             name="vLLM CPU",

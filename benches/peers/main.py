@@ -25,6 +25,9 @@ import report
 RESULTS = install.ROOT / "benches" / "results"
 
 
+NO_BF16 = "--without-bf16-instructions"
+
+
 def arguments(engine_keys):
     cells = [cell.key for cell in measure.CELLS]
     parser = argparse.ArgumentParser(prog="benches/peers/run", description=__doc__)
@@ -32,17 +35,30 @@ def arguments(engine_keys):
     parser.add_argument("--cells", nargs="+", choices=cells, help="loads [default: all]")
     parser.add_argument("--rounds", type=int, default=5, help="[default: 5]")
     parser.add_argument("--seed", type=int, default=1, help="of the first round's prompts")
-    parser.add_argument("--name", default="peers", help="of the files under benches/results")
-    return parser.parse_args()
+    parser.add_argument(
+        NO_BF16,
+        action="store_true",
+        help="as on a processor that has none: Sconce, llama.cpp and OpenVINO, with their own "
+        "switches for it",
+    )
+    names = "[default: peers, or peers-no-bf16]"
+    parser.add_argument("--name", help=f"of the files under benches/results {names}")
+    args = parser.parse_args()
+    args.name = args.name or ("peers-no-bf16" if args.without_bf16_instructions else "peers")
+    return args
 
 
-def machine():
+def machine(masked):
     """The machine in words."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.split(": ", 1)[1] for line in lines if line.startswith("model name")]
     kib = int(Path("/proc/meminfo").read_text().split()[1])
     system = f"{platform.system()} {platform.release()}"
-    return f"{names[0]}, {engines.CORES} cores, {kib / 2**20:.0f} GiB, {system}"
+    has = "avx512_bf16" in install.cpu_flags()
+    bf16 = "bf16 instructions" + (" masked" if masked and has else "")
+    if not has:
+        bf16 = "no " + bf16
+    return f"{names[0]}, {bf16}, {engines.CORES} cores, {kib / 2**20:.0f} GiB, {system}"
 
 
 def main():
@@ -50,7 +66,9 @@ def main():
     (install.PEERS / "logs").mkdir(parents=True, exist_ok=True)
     (install.PEERS / "models").mkdir(parents=True, exist_ok=True)
     logs = install.PEERS / "logs"
-    chosen = engines.all_engines(logs / "install.log")
+    # Known before the other arguments, for it says which engines there are.
+    masked = NO_BF16 in sys.argv[1:]
+    chosen = engines.all_engines(masked, logs / "install.log")
     args = arguments([engine.key for engine in chosen])
     chosen = [engine for engine in chosen if not args.only or engine.key in args.only]
     cells = [cell for cell in measure.CELLS if not args.cells or cell.key in args.cells]
@@ -60,7 +78,8 @@ def main():
     }
     binary = install.sconce(logs / "install.log")
     results = {
-        "machine": machine(),
+        "machine": machine(masked),
+        "bf16_masked": masked,
         "date": time.strftime("%Y-%m-%d"),
         "rounds": args.rounds,
         "engines": {e.key: {"title": e.title, "label": e.label, "exact": e.exact} for e in chosen},
@@ -91,7 +110,7 @@ def main():
                 say(f"installing and starting {engine.title}")
                 try:
                     engine.command(0)
-                    server = measure.Server(engine, logs)
+                    server = measure.start(engine, logs)
                     servers[engine.key] = server
                     seconds = server.await_ready()
                     results["engines"][engine.key]["start_s"] = seconds

@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -41,6 +42,11 @@ CELLS = [
 ]
 
 
+def start(engine, logs):
+    """Starts an engine: a server, or a process that reads loads."""
+    return (InProcess if engine.in_process else Server)(engine, logs)
+
+
 class Server:
     """A running engine. Between its turns it is stopped (SIGSTOP), so that it
     takes neither cores nor memory bandwidth from the one whose turn it is."""
@@ -55,12 +61,15 @@ class Server:
         with open(self.log, "ab") as out:
             self.process = subprocess.Popen(
                 command,
-                stdout=out,
                 stderr=out,
                 env=os.environ | engine.env,
                 start_new_session=True,
+                **self.streams(out),
             )
         self.started = time.monotonic()
+
+    def streams(self, log):
+        return {"stdout": log}
 
     @property
     def url(self):
@@ -132,6 +141,51 @@ class Server:
         self.process.wait()
 
 
+class InProcess(Server):
+    """An engine that has no server: it reads a load from its standard input, runs it in
+    its own process, and writes the report."""
+
+    def streams(self, _):
+        return {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "bufsize": 0}
+
+    def line(self, seconds):
+        """The next line of its output."""
+        text, end = b"", time.monotonic() + seconds
+        while not text.endswith(b"\n"):
+            left = end - time.monotonic()
+            if left <= 0 or not select.select([self.process.stdout], [], [], left)[0]:
+                raise install.Failed(f"{self.engine.title} said nothing for {seconds} s")
+            more = os.read(self.process.stdout.fileno(), 1 << 16)
+            if not more:
+                raise install.Failed(f"{self.engine.title} ended; see {self.log}")
+            text += more
+        return text.decode()
+
+    def await_ready(self):
+        """Seconds from the start until the model is loaded."""
+        if self.line(START_SECONDS) != "ready\n":
+            raise install.Failed(f"{self.engine.title} did not start; see {self.log}")
+        return time.monotonic() - self.started
+
+    def measure(self, binary, cell, seed, log):
+        """The report of one cell, with the prompts that the load client would send."""
+        command = [binary, "bench", "--list-prompts", "--num-prompts", cell.requests]
+        command += ["--random-input-len", cell.input_len]
+        command += ["--random-output-len", cell.output_len, "--seed", seed]
+        command = [str(part) for part in command]
+        listed = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+        prompts, warmups = listed[: cell.requests], listed[cell.requests :]
+        load = {"prompts": prompts, "warmups": warmups, "concurrency": cell.streams}
+        self.process.stdin.write(json.dumps(load).encode() + b"\n")
+        text = self.line(CELL_SECONDS)
+        log.write(f"\n## {cell.key}, {self.engine.title}, seed {seed}\n{text}")
+        log.flush()
+        report = json.loads(text)
+        if "failed" in report:
+            raise install.Failed(report["failed"])
+        return checked(self.engine, report)
+
+
 def bench(binary, server, **flags):
     """The command line of the load client."""
     engine = server.engine
@@ -145,6 +199,8 @@ def bench(binary, server, **flags):
 
 def measure(binary, server, cell, seed, log):
     """The load client's report of one cell."""
+    if server.engine.in_process:
+        return server.measure(binary, cell, seed, log)
     with tempfile.TemporaryDirectory() as folder:
         result, meanwhile = Path(folder) / "result.json", Path(folder) / "meanwhile.json"
         command = bench(
@@ -187,19 +243,18 @@ def measure(binary, server, cell, seed, log):
         log.flush()
         if done.returncode:
             raise install.Failed(done.stderr.strip().splitlines()[-1])
-        report = checked(server.engine, result)
+        report = checked(server.engine, json.loads(result.read_text()))
         if intruders:
             if intruders.returncode:
                 raise install.Failed("of the prompts that arrived meanwhile none was answered")
-            report["meanwhile"] = checked(server.engine, meanwhile)
+            report["meanwhile"] = checked(server.engine, json.loads(meanwhile.read_text()))
     return report
 
 
-def checked(engine, path):
+def checked(engine, report):
     """A report whose requests all got what they asked for."""
-    report = json.loads(path.read_text())
     # Some are asked by the path of their weights, which is nobody's business.
-    del report["model"]
+    report.pop("model", None)
     if report["errors"]:
         raise install.Failed(f"some requests failed: {report['errors']}")
     if engine.exact and report["short_answers"]:
@@ -216,7 +271,8 @@ def ceilings(log):
         raise install.Failed(f"the ceilings could not be measured: {done.stderr[-500:]}")
     found = {}
     for line in done.stdout.splitlines():
-        for name, unit in [("reading memory", "GB/s"), ("vdpbf16ps", "GFLOP/s")]:
+        units = {"reading memory": "GB/s", "vdpbf16ps": "GFLOP/s", "f32 FMA, 512 bit": "GFLOP/s"}
+        for name, unit in units.items():
             if line.strip().startswith(name):
                 found[name] = float(line.split(name)[1].split(unit)[0]) * 1e9
     return found

@@ -13,11 +13,18 @@ pub(crate) struct Args {
     /// Write the result here, as JSON
     #[arg(long)]
     save_result: Option<PathBuf>,
+    /// Print the prompts as JSON and ask no server
+    #[arg(long)]
+    list_prompts: bool,
 }
 
 /// Loads the server and prints what came of it.
 #[expect(clippy::print_stdout, reason = "what the command is for")]
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    if args.list_prompts {
+        println!("{}", sconce_bench::prompts(&args.bench)?);
+        return Ok(());
+    }
     // One thread: the server it measures often has the other cores.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let report = runtime.block_on(sconce_bench::bench(&args.bench))?;

@@ -6,8 +6,8 @@ use sconce::Options;
 
 use crate::{
     flags::{
-        CacheDtypeFlag, DeviceFlag, DtypeFlag, PolicyFlag, QuantizationFlag, parse_bytes,
-        parse_share,
+        CacheDtypeFlag, CpuIsaFlag, DeviceFlag, DtypeFlag, PolicyFlag, QuantizationFlag,
+        parse_bytes, parse_share,
     },
     pull::CacheArgs,
 };
@@ -66,6 +66,9 @@ pub(crate) struct EngineArgs {
     /// Threads that compute [default: one a core]
     #[arg(long)]
     threads: Option<usize>,
+    /// Use no CPU instructions above this level [default: all that the processor has]
+    #[arg(long, value_enum, env = "SCONCE_CPU_ISA")]
+    cpu_isa: Option<CpuIsaFlag>,
     #[command(flatten)]
     cache: CacheArgs,
 }
@@ -88,6 +91,7 @@ impl EngineArgs {
             kv_cache_memory_bytes: self.kv_cache_memory_bytes,
             gpu_memory_utilization: self.gpu_memory_utilization,
             threads: self.threads,
+            cpu_isa: self.cpu_isa.map(CpuIsaFlag::isa),
             scheduling_policy: self.scheduling_policy.policy(),
             ..Options::new(model.clone())
         }

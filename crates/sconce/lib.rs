@@ -33,7 +33,7 @@ pub use sconce_engine::{
 };
 pub use sconce_ledger as ledger;
 pub use sconce_runner::{
-    CacheDtype, DeviceChoice, Dtype, LoadError, LoadTimes, Quantization, gguf,
+    CacheDtype, DeviceChoice, Dtype, Isa, LoadError, LoadTimes, Quantization, gguf,
 };
 pub use sconce_server::{
     AllowedOrigins, BodyConfig, ConnectionConfig, InvalidOrigin, ReloadError, ServeError,

@@ -11,7 +11,7 @@ use sconce_engine::{
 };
 use sconce_ledger::{Ledger, LedgerError};
 use sconce_runner::{
-    CacheDtype, DeviceChoice, Dtype, LoadError, LoadOptions, LoadTimes, Quantization,
+    CacheDtype, DeviceChoice, Dtype, Isa, LoadError, LoadOptions, LoadTimes, Quantization,
 };
 use sconce_text::{TextConfig, TextError, TextModel};
 use sconce_types::{Executor, MeterSink, SamplingParams, Tenant};
@@ -62,6 +62,8 @@ pub struct Options {
     pub gpu_memory_utilization: f64,
     /// Threads that compute; one a core if not given.
     pub threads: Option<usize>,
+    /// The highest level of a CPU's instructions to use; all that it has if not given.
+    pub cpu_isa: Option<Isa>,
     /// Whose request is admitted next.
     pub scheduling_policy: SchedulingPolicy,
     /// Who shares the engine.
@@ -93,6 +95,7 @@ impl Options {
             kv_cache_memory_bytes: None,
             gpu_memory_utilization: 0.9,
             threads: None,
+            cpu_isa: None,
             scheduling_policy: SchedulingPolicy::Fair,
             tenants: vec![Tenant::sole()],
             ledger: None,
@@ -250,6 +253,7 @@ impl Sconce {
             kv_cache_memory_bytes: options.kv_cache_memory_bytes,
             gpu_memory_utilization: options.gpu_memory_utilization,
             threads: options.threads,
+            cpu_isa: options.cpu_isa,
         };
         let (max_queued, policy) = (options.max_num_queued_reqs, options.scheduling_policy);
         let prefix_cache = options.enable_prefix_caching.then(|| PrefixKey(rand::random()));

@@ -16,6 +16,26 @@ pub(crate) fn sconce() -> Command {
     command
 }
 
+#[test]
+fn the_banner_names_the_instructions_that_compute_in_the_models_dtype() {
+    for (args, says) in [
+        (&["--cpu-isa", "portable"][..], "portable, bf16 widened to f32\n"),
+        (&["--cpu-isa", "portable", "--dtype", "float32"], "portable\n"),
+        (
+            &["--cpu-isa", "portable", "--quantization", "int8"],
+            "portable, int8 widened to 32 bits\n",
+        ),
+    ] {
+        let server = Server::start(args);
+        assert!(server.banner.contains(says), "{args:?}: {}", server.banner);
+    }
+    let mut masked = sconce();
+    masked.args(["serve", "null", "--port", "0"]).env("SCONCE_CPU_ISA", "avx1024");
+    let refused = masked.output().expect("the binary runs");
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && said.contains("avx512-vnni"), "{said}");
+}
+
 /// A server on a free port, killed when dropped.
 pub(crate) struct Server {
     child: Mutex<Child>,

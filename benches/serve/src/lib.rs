@@ -19,5 +19,5 @@ mod sse;
 mod workload;
 
 pub use client::{ClientError, EventStream, Server, ServerArgs};
-pub use load::{BenchArgs, BenchError, bench};
+pub use load::{BenchArgs, BenchError, bench, prompts};
 pub use report::{Report, Summary, percentile};

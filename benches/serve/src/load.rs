@@ -155,6 +155,22 @@ impl BenchArgs {
     }
 }
 
+/// The prompts that [`bench`] would send, warm-ups last, as a JSON array: for engines that
+/// have no server.
+///
+/// # Errors
+/// Flags that make no sense.
+pub fn prompts(args: &BenchArgs) -> Result<String, BenchError> {
+    args.validate()?;
+    let mut rng = StdRng::seed_from_u64(args.seed);
+    let mut asks = args.workload.asks(args.num_prompts, &mut rng);
+    // As `bench` draws them, between prompts and warm-ups.
+    let _ = arrivals(args.request_rate, asks.len(), &mut rng);
+    asks.extend(args.workload.asks(args.num_warmups, &mut rng));
+    let asks = asks.iter().map(|ask| json!({"prompt": ask.prompt, "max_tokens": ask.max_tokens}));
+    Ok(Value::from_iter(asks).to_string())
+}
+
 /// Loads the server as the flags say and reports what came of it; an interrupt
 /// (Ctrl-C) ends the load early, and what was answered until then is reported.
 ///

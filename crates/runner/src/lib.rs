@@ -14,5 +14,5 @@ mod seat;
 pub use load::{LoadTimes, LoadedModel, load, load_on, load_on_cpu};
 pub use model_runner::ModelRunner;
 pub use options::{DeviceChoice, LoadError, LoadOptions, Quantization};
-pub use sconce_kernels::{CacheDtype, Dtype};
+pub use sconce_kernels::{CacheDtype, Dtype, cpu::Isa};
 pub use sconce_models::{LFS_POINTER, gguf, lfs_advice};

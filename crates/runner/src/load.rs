@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use sconce_kernels::{
     Backend, CacheDtype, Dtype, KvLayout, WeightDtype,
-    cpu::{Cpu, CpuConfig},
+    cpu::{Cpu, CpuConfig, Isa},
     cuda::CudaLimits,
 };
 use sconce_models::{Loaded, ModelConfig, Workspace};
@@ -126,10 +126,34 @@ pub fn load_on_cpu(
     options: &LoadOptions,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<LoadedModel<ModelRunner<Cpu>>, LoadError> {
-    let threads = options.threads;
-    let make =
-        |_: Dtype, _: CudaLimits| Ok(Cpu::new(CpuConfig { threads, ..CpuConfig::default() }));
-    load_on(options, 512, make, progress)
+    let config = CpuConfig { threads: options.threads, isa: options.cpu_isa.map(Isa::or_lower) };
+    let mut device = String::new();
+    let make = |dtype: Dtype, _: CudaLimits| {
+        let cpu = Cpu::new(config);
+        let weights = weight_dtype(options, dtype);
+        device = cpu.describe_for(weights);
+        let isa = cpu.isa();
+        // What was asked for needs no advice.
+        if weights == WeightDtype::Bf16 && options.dtype.is_none() && !isa.has_bf16() {
+            let int8 = if isa.has_int8() { "; --quantization int8 is faster here" } else { "" };
+            tracing::info!(
+                "{} has no bf16 instructions: bfloat16 weights are widened to float32 as they \
+                 are used, which is exact, and computed as float32{int8}",
+                isa.name()
+            );
+        }
+        Ok(cpu)
+    };
+    let loaded = load_on(options, 512, make, progress)?;
+    Ok(LoadedModel { device, ..loaded })
+}
+
+/// What weights become of a model that computes in this dtype.
+fn weight_dtype(options: &LoadOptions, dtype: Dtype) -> WeightDtype {
+    match options.quantization {
+        None => dtype.into(),
+        Some(Quantization::Int8) => WeightDtype::Int8,
+    }
 }
 
 #[cfg(feature = "cuda")]
@@ -199,10 +223,7 @@ pub fn load_on<B: Backend + 'static>(
     let limits = CudaLimits { max_num_batched_tokens, max_num_seqs, max_model_len };
     let mut backend = make(dtype, limits)?;
     end_phase(&mut times.device);
-    let weight_dtype = match options.quantization {
-        None => dtype.into(),
-        Some(Quantization::Int8) => WeightDtype::Int8,
-    };
+    let weight_dtype = weight_dtype(options, dtype);
     let Loaded { model, weight_bytes, warnings } = sconce_models::load(
         &options.dir,
         &config,

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use sconce_kernels::{CacheDtype, Dtype, KernelError};
+use sconce_kernels::{CacheDtype, Dtype, KernelError, cpu::Isa};
 use sconce_models::ModelError;
 
 /// Where a model runs.
@@ -51,6 +51,8 @@ pub struct LoadOptions {
     pub gpu_memory_utilization: f64,
     /// Threads that compute on a CPU; one a core if not given.
     pub threads: Option<usize>,
+    /// The highest level of a CPU's instructions to use; all that it has if not given.
+    pub cpu_isa: Option<Isa>,
 }
 
 impl LoadOptions {
@@ -69,6 +71,7 @@ impl LoadOptions {
             kv_cache_memory_bytes: None,
             gpu_memory_utilization: 0.9,
             threads: None,
+            cpu_isa: None,
         }
     }
 

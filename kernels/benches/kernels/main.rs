@@ -1,6 +1,6 @@
 //! How fast the operations are, beside what the machine could do.
 //!
-//! `cargo bench -p sconce-kernels [-- THREADS PART…]` prints, for the shapes of
+//! `cargo bench -p sconce-kernels [-- THREADS ISA PART…]` prints, for the shapes of
 //! SmolLM2-135M, the memory bandwidth and arithmetic that each operation
 //! reaches, after the same machine's ceilings measured in the same run (with
 //! `ceilings` for a part, nothing but those). Weights
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use candle_core::{DType, Device, Tensor};
 use sconce_kernels::{
     AttentionParams, Backend, Dtype, ForwardBatch, KvLayout, WeightDtype,
-    cpu::{Cpu, CpuBuffer, CpuConfig, ThreadPool},
+    cpu::{Cpu, CpuBuffer, CpuConfig, Isa, ThreadPool},
     ops::sampling::{SampleRequest, uniform},
 };
 
@@ -34,7 +34,9 @@ const QKV: usize = (9 + 2 * 3) * 64;
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     // Cargo passes `--bench`.
     let threads = std::env::args().skip(1).find_map(|arg| arg.parse().ok());
-    let mut cpu = Cpu::new(CpuConfig { threads, isa: None });
+    let named: Vec<_> = std::env::args().skip(1).collect();
+    let isa = Isa::LEVELS.iter().find(|isa| named.iter().any(|arg| arg == isa.flag()));
+    let mut cpu = Cpu::new(CpuConfig { threads, isa: isa.map(|isa| isa.or_lower()) });
     println!("{}", cpu.describe());
     let threads = threads.or(std::thread::available_parallelism().map(Into::into).ok());
     ceiling::print(&ThreadPool::new(threads.unwrap_or(1)));
@@ -44,7 +46,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ("elementwise", elementwise),
         ("sampling", sampling),
     ];
-    let named: Vec<_> = std::env::args().skip(1).collect();
     if named.iter().any(|arg| arg == "ceilings") {
         return Ok(());
     }

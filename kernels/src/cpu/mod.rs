@@ -158,6 +158,12 @@ impl Cpu {
         self.isa
     }
 
+    /// The processor in words, with the instructions that such weights take.
+    #[must_use]
+    pub fn describe_for(&self, weights: WeightDtype) -> String {
+        format!("CPU, {} threads, {}", self.pool.num_threads(), self.isa.products(weights))
+    }
+
     pub(crate) fn scratch(&self, thread: usize) -> MutexGuard<'_, Scratch> {
         lock(&self.scratch[thread])
     }

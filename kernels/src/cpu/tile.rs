@@ -25,8 +25,8 @@ pub(crate) const MAX_PANELS: usize = 4;
 
 /// A tile's operands.
 pub(crate) struct Tile {
-    /// The first input row: elements of the panel's dtype (in int8 with 128
-    /// added to each), k in sequence.
+    /// The first input row, k in sequence: elements of the panel's dtype (in int8 with
+    /// 128 added to each), or f32 where [`TileKernels::widens`].
     pub(crate) a: *const u8,
     /// Bytes from one input row to the next.
     pub(crate) a_stride: usize,
@@ -99,6 +99,8 @@ pub(crate) struct TileKernels {
     pub(crate) few: (usize, usize),
     /// The same where they are more.
     many: (usize, usize),
+    /// Whether bf16 panels meet input rows in f32, rounded to bf16 before.
+    pub(crate) widens: bool,
 }
 
 impl TileKernels {
@@ -109,13 +111,17 @@ impl TileKernels {
             #[cfg(target_arch = "x86_64")]
             (Isa::Avx2 | Isa::AvxVnni, F32) => Self::new(&x86::AVX2_F32, (3, 2), (6, 1)),
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx2 | Isa::AvxVnni, Bf16) => Self::new(&x86::AVX2_BF16, (3, 2), (3, 2)),
+            (Isa::Avx2 | Isa::AvxVnni, Bf16) => {
+                Self::new(&widened::AVX2, (3, 2), (6, 1)).widening()
+            }
             #[cfg(target_arch = "x86_64")]
             (Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16, F32) => {
                 Self::new(&x86::AVX512_F32, (6, 4), (8, 3))
             }
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512 | Isa::Avx512Vnni, Bf16) => Self::new(&x86::AVX512_BF16, (6, 4), (6, 4)),
+            (Isa::Avx512 | Isa::Avx512Vnni, Bf16) => {
+                Self::new(&widened::AVX512, (6, 4), (8, 3)).widening()
+            }
             #[cfg(target_arch = "x86_64")]
             (Isa::Avx512Bf16, Bf16) => Self::new(&x86::DPBF16, (6, 4), (8, 3)),
             #[cfg(target_arch = "aarch64")]
@@ -126,7 +132,7 @@ impl TileKernels {
             (Isa::NeonBf16, Bf16) => Self::new(&neon::BFDOT, (3, 2), (6, 1)),
             // No other processor detects these.
             (_, F32) => Self::new(&portable::F32, (2, 2), (2, 2)),
-            (_, Bf16) => Self::new(&portable::BF16, (2, 2), (2, 2)),
+            (_, Bf16) => Self::new(&widened::PORTABLE, (2, 2), (2, 2)).widening(),
         }
     }
 
@@ -135,7 +141,16 @@ impl TileKernels {
         few: (usize, usize),
         many: (usize, usize),
     ) -> Self {
-        Self { fns, few, many }
+        Self { fns, few, many, widens: false }
+    }
+
+    const fn widening(self) -> Self {
+        Self { widens: true, ..self }
+    }
+
+    /// Bytes of an input row that a step takes.
+    pub(crate) const fn row_step(&self) -> usize {
+        if self.widens { 8 } else { 4 }
     }
 
     /// Rows and panels of the tiles that suit so many input rows best.
@@ -174,20 +189,20 @@ macro_rules! table {
 /// The loop around one step: accumulators in registers, one chain each.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 macro_rules! tile_loop {
-    (@step $tile:ident, $index:ident, |$a:ident, $w:ident, $acc:ident| $step:block) => {{
-        // Four bytes a row (one f32, two bf16 or four int8), 64 a panel.
+    (@step $bytes:literal, $tile:ident, $index:ident,
+     |$a:ident, $w:ident, $acc:ident| $step:block) => {{
         let mut $a: [*const f32; R] = [std::ptr::null(); R];
         let mut $w: [*const f32; P] = [std::ptr::null(); P];
         for r in 0..R {
-            $a[r] = $tile.a.add(r * $tile.a_stride + $index * 4).cast();
+            $a[r] = $tile.a.add(r * $tile.a_stride + $index * $bytes).cast();
         }
         for p in 0..P {
             $w[p] = $tile.panels[p].add($index * 64).cast();
         }
         $step
     }};
-    ($tile:ident, $vector:ty, $vectors:literal, $zero:expr, $load:ident, $store:ident,
-     |$a:ident, $w:ident, $acc:ident| $step:block) => {{
+    (@of $bytes:literal, $tile:ident, $vector:ty, $vectors:literal, $zero:expr,
+     $load:ident, $store:ident, |$a:ident, $w:ident, $acc:ident| $step:block) => {{
         const V: usize = $vectors;
         const WIDTH: usize = LANES / V;
         let mut $acc: [[[$vector; V]; P]; R] = [[[$zero; V]; P]; R];
@@ -204,14 +219,14 @@ macro_rules! tile_loop {
         match $tile.prefetch {
             Prefetch::None => {
                 for step in 0..$tile.steps {
-                    tile_loop!(@step $tile, step, |$a, $w, $acc| $step);
+                    tile_loop!(@step $bytes, $tile, step, |$a, $w, $acc| $step);
                 }
             }
             Prefetch::Two(next) => {
                 for step in 0..$tile.steps {
                     prefetch(next[0].wrapping_add(step * 64));
                     prefetch(next[1].wrapping_add(step * 64));
-                    tile_loop!(@step $tile, step, |$a, $w, $acc| $step);
+                    tile_loop!(@step $bytes, $tile, step, |$a, $w, $acc| $step);
                 }
             }
             Prefetch::Each(panels, next) => {
@@ -221,7 +236,7 @@ macro_rules! tile_loop {
                     }
                     prefetch(next[0].wrapping_add(step * 64));
                     prefetch(next[1].wrapping_add(step * 64));
-                    tile_loop!(@step $tile, step, |$a, $w, $acc| $step);
+                    tile_loop!(@step $bytes, $tile, step, |$a, $w, $acc| $step);
                 }
             }
         }
@@ -233,6 +248,8 @@ macro_rules! tile_loop {
             }
         }
     }};
+    // Four bytes a row (one f32, two bf16 or four int8), 64 a panel.
+    ($tile:ident, $($rest:tt)*) => { tile_loop!(@of 4, $tile, $($rest)*) };
 }
 
 /// A row's part of a step: its broadcast, and a multiply-add for each vector of
@@ -241,11 +258,11 @@ macro_rules! tile_loop {
 /// takes a third of the speed.
 #[cfg(target_arch = "x86_64")]
 macro_rules! row_step {
-    ($class:ident $vector:ty, $broadcast:literal, $madd:literal, $from:expr,
+    ($class:ident $vector:ty, $broadcast:literal, $madd:literal, $from:expr, $at:literal,
      $($c:ident $n:ident: $acc:expr, $w:expr);+) => {{
         let _broadcast: $vector;
         std::arch::asm!(
-            concat!($broadcast, " {a}, dword ptr [{from}]"),
+            concat!($broadcast, " {a}, dword ptr [{from}", $at, "]"),
             $(concat!($madd, " {", stringify!($c), "}, {a}, {", stringify!($n), "}"),)+
             a = out($class) _broadcast,
             from = in(reg) $from,
@@ -256,19 +273,25 @@ macro_rules! row_step {
     }};
 }
 
-/// A row's part of a step over `P` panels of one vector each.
+/// A row's part of a step over `P` panels of one vector each; `$at` is where the row's
+/// number lies beyond `$from`.
 #[cfg(target_arch = "x86_64")]
 macro_rules! zmm_row {
     ($madd:literal, $from:expr, $acc:expr, $w:expr) => {
+        zmm_row!($madd, $from, "", $acc, $w)
+    };
+    ($madd:literal, $from:expr, $at:literal, $acc:expr, $w:expr) => {
         match P {
-            1 => row_step!(zmm_reg __m512, "vpbroadcastd", $madd, $from, c0 w0: $acc[0][0], $w[0]),
-            2 => row_step!(zmm_reg __m512, "vpbroadcastd", $madd, $from, c0 w0: $acc[0][0], $w[0];
-                c1 w1: $acc[1][0], $w[1]),
-            3 => row_step!(zmm_reg __m512, "vpbroadcastd", $madd, $from, c0 w0: $acc[0][0], $w[0];
+            1 => zmm_row!(@$madd, $from, $at, c0 w0: $acc[0][0], $w[0]),
+            2 => zmm_row!(@$madd, $from, $at, c0 w0: $acc[0][0], $w[0]; c1 w1: $acc[1][0], $w[1]),
+            3 => zmm_row!(@$madd, $from, $at, c0 w0: $acc[0][0], $w[0];
                 c1 w1: $acc[1][0], $w[1]; c2 w2: $acc[2][0], $w[2]),
-            _ => row_step!(zmm_reg __m512, "vpbroadcastd", $madd, $from, c0 w0: $acc[0][0], $w[0];
+            _ => zmm_row!(@$madd, $from, $at, c0 w0: $acc[0][0], $w[0];
                 c1 w1: $acc[1][0], $w[1]; c2 w2: $acc[2][0], $w[2]; c3 w3: $acc[3][0], $w[3]),
         }
+    };
+    (@$madd:literal, $from:expr, $at:literal, $($sums:tt)*) => {
+        row_step!(zmm_reg __m512, "vpbroadcastd", $madd, $from, $at, $($sums)*)
     };
 }
 
@@ -276,23 +299,23 @@ macro_rules! zmm_row {
 #[cfg(target_arch = "x86_64")]
 macro_rules! ymm_row {
     ($madd:literal, $from:expr, $acc:expr, $w:expr) => {
-        row_step!(ymm_reg __m256, "vbroadcastss", $madd, $from, c0 w0: $acc[0], $w[0]; c1 w1: $acc[1], $w[1])
+        ymm_row!($madd, $from, "", $acc, $w)
+    };
+    ($madd:literal, $from:expr, $at:literal, $acc:expr, $w:expr) => {
+        row_step!(ymm_reg __m256, "vbroadcastss", $madd, $from, $at,
+            c0 w0: $acc[0], $w[0]; c1 w1: $acc[1], $w[1])
     };
 }
 
 mod int8;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+mod widened;
 
 mod portable {
     use super::{LANES, MAX_PANELS, MAX_ROWS, Tile, TileFn};
 
     pub(super) static F32: [[TileFn; MAX_PANELS]; MAX_ROWS] = table!(f32_tile);
-    pub(super) static BF16: [[TileFn; MAX_PANELS]; MAX_ROWS] = table!(bf16_tile);
-
-    fn widen(bits: u16) -> f32 {
-        f32::from_bits(u32::from(bits) << 16)
-    }
 
     unsafe fn f32_tile<const R: usize, const P: usize>(tile: &Tile) {
         for r in 0..R {
@@ -321,36 +344,6 @@ mod portable {
             }
         }
     }
-
-    unsafe fn bf16_tile<const R: usize, const P: usize>(tile: &Tile) {
-        for r in 0..R {
-            for p in 0..P {
-                // SAFETY: the caller vouches for all rows, panels and the accumulator.
-                let (a, panel, acc) = unsafe {
-                    (
-                        std::slice::from_raw_parts(
-                            tile.a.add(r * tile.a_stride).cast::<[u16; 2]>(),
-                            tile.steps,
-                        ),
-                        std::slice::from_raw_parts(
-                            tile.panels[p].cast::<[[u16; 2]; LANES]>(),
-                            tile.steps,
-                        ),
-                        &mut *tile.acc.add(r * tile.acc_stride + p * LANES).cast::<[f32; LANES]>(),
-                    )
-                };
-                let mut sum = if tile.resume { *acc } else { [0.0; LANES] };
-                for (&[a0, a1], w) in a.iter().zip(panel) {
-                    let (a0, a1) = (widen(a0), widen(a1));
-                    for (sum, &[w0, w1]) in sum.iter_mut().zip(w) {
-                        *sum += a0 * widen(w0);
-                        *sum += a1 * widen(w1);
-                    }
-                }
-                *acc = sum;
-            }
-        }
-    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -360,9 +353,7 @@ mod x86 {
     use super::{LANES, MAX_PANELS, MAX_ROWS, Prefetch, Tile, TileFn, prefetch};
 
     pub(super) static AVX2_F32: [[TileFn; MAX_PANELS]; MAX_ROWS] = table!(avx2_f32);
-    pub(super) static AVX2_BF16: [[TileFn; MAX_PANELS]; MAX_ROWS] = table!(avx2_bf16);
     pub(super) static AVX512_F32: [[TileFn; MAX_PANELS]; MAX_ROWS] = table!(avx512_f32);
-    pub(super) static AVX512_BF16: [[TileFn; MAX_PANELS]; MAX_ROWS] = table!(avx512_bf16);
     pub(super) static DPBF16: [[TileFn; MAX_PANELS]; MAX_ROWS] = table!(dpbf16);
 
     #[target_feature(enable = "avx2,fma")]
@@ -388,41 +379,6 @@ mod x86 {
         }
     }
 
-    #[target_feature(enable = "avx2,fma")]
-    unsafe fn avx2_bf16<const R: usize, const P: usize>(tile: &Tile) {
-        // SAFETY: the caller vouches for all rows, panels and the accumulator.
-        unsafe {
-            let high = _mm256_set1_epi32(0xffff_0000_u32.cast_signed());
-            tile_loop!(
-                tile,
-                __m256,
-                2,
-                _mm256_setzero_ps(),
-                _mm256_loadu_ps,
-                _mm256_storeu_ps,
-                |a, w, acc| {
-                    for p in 0..P {
-                        let pairs = [
-                            _mm256_loadu_si256(w[p].cast()),
-                            _mm256_loadu_si256(w[p].add(8).cast()),
-                        ];
-                        for r in 0..R {
-                            let a = _mm256_castps_si256(_mm256_broadcast_ss(&*a[r]));
-                            let a0 = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(a));
-                            let a1 = _mm256_castsi256_ps(_mm256_and_si256(a, high));
-                            for v in 0..2 {
-                                let w0 = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs[v]));
-                                let w1 = _mm256_castsi256_ps(_mm256_and_si256(pairs[v], high));
-                                let sum = _mm256_fmadd_ps(a0, w0, acc[r][p][v]);
-                                acc[r][p][v] = _mm256_fmadd_ps(a1, w1, sum);
-                            }
-                        }
-                    }
-                }
-            );
-        }
-    }
-
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
     unsafe fn avx512_f32<const R: usize, const P: usize>(tile: &Tile) {
         // SAFETY: the caller vouches for all rows, panels and the accumulator.
@@ -441,36 +397,6 @@ mod x86 {
                     }
                     for r in 0..R {
                         zmm_row!("vfmadd231ps", a[r], acc[r], ws);
-                    }
-                }
-            );
-        }
-    }
-
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
-    unsafe fn avx512_bf16<const R: usize, const P: usize>(tile: &Tile) {
-        // SAFETY: the caller vouches for all rows, panels and the accumulator.
-        unsafe {
-            let high = _mm512_set1_epi32(0xffff_0000_u32.cast_signed());
-            tile_loop!(
-                tile,
-                __m512,
-                1,
-                _mm512_setzero_ps(),
-                _mm512_loadu_ps,
-                _mm512_storeu_ps,
-                |a, w, acc| {
-                    for p in 0..P {
-                        let pairs = _mm512_loadu_si512(w[p].cast());
-                        let w0 = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs));
-                        let w1 = _mm512_castsi512_ps(_mm512_and_si512(pairs, high));
-                        for r in 0..R {
-                            let a = _mm512_set1_epi32(a[r].cast::<i32>().read());
-                            let a0 = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(a));
-                            let a1 = _mm512_castsi512_ps(_mm512_and_si512(a, high));
-                            let sum = _mm512_fmadd_ps(a0, w0, acc[r][p][0]);
-                            acc[r][p][0] = _mm512_fmadd_ps(a1, w1, sum);
-                        }
                     }
                 }
             );

@@ -166,6 +166,18 @@ fn round_to_bf16_body<const FMA: bool>(x: &[f32], out: &mut [u16]) {
     }
 }
 
+multiversion! {
+    /// Rounds to bf16 as [`round_to_bf16`] does, and writes the result as f32.
+    pub(crate) fn round_through_bf16(x: &[f32], out: &mut [f32]) = round_through_bf16_body
+}
+
+#[inline(always)]
+fn round_through_bf16_body<const FMA: bool>(x: &[f32], out: &mut [f32]) {
+    for (out, &x) in out.iter_mut().zip(x) {
+        *out = f32::from_bits(u32::from(bf16_bits(x)) << 16);
+    }
+}
+
 /// One number in bf16, to nearest, ties to even.
 #[inline(always)]
 pub(crate) fn bf16_bits(x: f32) -> u16 {

@@ -84,13 +84,14 @@ fn product(
         let got = || format!("[{}]", bias.len());
         ensure(bias.len() == n, op, "bias", got, || format!("[{n}]"))?;
     }
+    let kernels = TileKernels::select(cpu.isa, w.dtype());
     let address = match w.dtype() {
         PanelDtype::F32 => x.rows(rows).as_ptr().cast(),
-        PanelDtype::Bf16 => round_rows(cpu, rows, x),
+        PanelDtype::Bf16 => round_rows(cpu, rows, x, kernels.widens),
         PanelDtype::Int8 => quantize_rows(cpu, rows, x),
     };
-    let input = Input { address, stride: w.steps() * 4, scales: &cpu.row_scales };
-    let kernels = TileKernels::select(cpu.isa, w.dtype());
+    let stride = w.steps() * kernels.row_step();
+    let input = Input { address, stride, scales: &cpu.row_scales };
     let threads = cpu.pool.num_threads();
     let num_panels = w.num_panels() / halves;
     let chunks = rows.div_ceil(TASK_ROWS);
@@ -160,22 +161,31 @@ struct Input<'a> {
 // SAFETY: the rows are only read while tasks run.
 unsafe impl Sync for Input<'_> {}
 
-/// Rounds the input's rows to bf16, padded to whole steps.
-fn round_rows(cpu: &mut Cpu, rows: usize, x: &CpuBuffer) -> *const u8 {
+/// Rounds the input's rows to bf16, padded to whole steps; they stay f32 where the tiles
+/// read that.
+fn round_rows(cpu: &mut Cpu, rows: usize, x: &CpuBuffer, as_f32: bool) -> *const u8 {
     let k = x.cols();
     let padded = k.next_multiple_of(2);
-    if cpu.rounded.len() < rows * padded / 2 {
-        cpu.rounded.resize(rows * padded / 2, 0);
+    let words = if as_f32 { padded } else { padded / 2 };
+    if cpu.rounded.len() < rows * words {
+        cpu.rounded.resize(rows * words, 0);
     }
     let (isa, pool) = (cpu.isa, &cpu.pool);
-    let rounded = SharedMut::new(bytemuck::cast_slice_mut::<u32, u16>(&mut cpu.rounded));
+    let rounded = SharedMut::new(&mut cpu.rounded);
     let rows_per_task = rows.div_ceil(pool.num_threads());
     pool.run(rows.div_ceil(rows_per_task.max(1)), &|_, task| {
         for row in task * rows_per_task..((task + 1) * rows_per_task).min(rows) {
             // SAFETY: each task has its own rows.
-            let out = unsafe { rounded.slice(row * padded, padded) };
-            cpu::round_to_bf16(isa, x.row(row), &mut out[..k]);
-            out[k..].fill(0);
+            let out = unsafe { rounded.slice(row * words, words) };
+            if as_f32 {
+                let out: &mut [f32] = bytemuck::cast_slice_mut(out);
+                cpu::round_through_bf16(isa, x.row(row), &mut out[..k]);
+                out[k..].fill(0.0);
+            } else {
+                let out: &mut [u16] = bytemuck::cast_slice_mut(out);
+                cpu::round_to_bf16(isa, x.row(row), &mut out[..k]);
+                out[k..].fill(0);
+            }
         }
     });
     cpu.rounded.as_ptr().cast()
@@ -294,7 +304,7 @@ impl Product<'_> {
                 let ahead = panels.map(|panel| panel.wrapping_add(last * 64));
                 run(&Tile { steps, prefetch: Prefetch::Each(ahead, near), ..tile });
                 run(&Tile {
-                    a: tile.a.wrapping_add(steps * 4),
+                    a: tile.a.wrapping_add(steps * self.kernels.row_step()),
                     panels: panels.map(|panel| panel.wrapping_add(steps * 64)),
                     steps: last,
                     resume: true,

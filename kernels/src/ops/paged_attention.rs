@@ -26,11 +26,11 @@ const QUERY_ROWS: usize = 16;
 /// A thread's working memory; `m` is rows times Q heads of a task.
 #[derive(Default)]
 pub(crate) struct Scratch {
-    /// `[m, head_dim]` in the cache's dtype, in words of four bytes.
+    /// `[m, head_dim]` as tiles read them, in words of four bytes.
     queries: Vec<u32>,
     /// `[m, CHUNK]`.
     scores: Vec<f32>,
-    /// `[m, CHUNK]` in the cache's dtype, in words of four bytes.
+    /// `[m, CHUNK]` as tiles read them, in words of four bytes.
     probabilities: Vec<u32>,
     /// `[m, head_dim]`.
     output: Vec<f32>,
@@ -211,10 +211,15 @@ impl Attention<'_> {
         }
     }
 
-    /// Gathers the task's Q heads, in the cache's dtype, scaled.
+    /// Bytes of a number in queries and probabilities.
+    fn row_size(&self) -> usize {
+        if self.kernels.widens { size_of::<f32>() } else { self.cache.layout().dtype.size() }
+    }
+
+    /// Gathers the task's Q heads, as tiles read them.
     fn load_queries(&self, scratch: &mut Scratch, task: Task, group: usize) {
         let head_dim = self.params.head_dim;
-        let bytes = head_dim * self.cache.layout().dtype.size();
+        let bytes = head_dim * self.row_size();
         let m = task.num_rows * group;
         scratch.queries.resize(m * bytes / 4, 0);
         let queries: &mut [u8] = bytemuck::cast_slice_mut(&mut scratch.queries);
@@ -227,10 +232,12 @@ impl Attention<'_> {
         }
     }
 
-    /// Writes floats in the cache's dtype.
+    /// Writes floats in the cache's precision, as tiles read them.
     fn convert(&self, x: &[f32], out: &mut [u8]) {
         if self.cache.panel_dtype() == PanelDtype::F32 {
             out.copy_from_slice(bytemuck::cast_slice(x));
+        } else if self.kernels.widens {
+            cpu::round_through_bf16(self.cpu.isa, x, bytemuck::cast_slice_mut(out));
         } else {
             cpu::round_to_bf16(self.cpu.isa, x, bytemuck::cast_slice_mut(out));
         }
@@ -243,7 +250,7 @@ impl Attention<'_> {
         let head_dim = self.params.head_dim;
         let dtype = self.cache.layout().dtype;
         let steps = head_dim * dtype.size() / 4;
-        let row_bytes = head_dim * dtype.size();
+        let row_bytes = head_dim * self.row_size();
         let panels_of = |group: &[u32], kv_head| {
             let mut panels = [std::ptr::null(); MAX_PANELS];
             for (panel, &block) in panels.iter_mut().zip(group) {
@@ -297,7 +304,7 @@ impl Attention<'_> {
         len: usize,
     ) {
         let AttentionParams { head_dim, scale, soft_cap, .. } = *self.params;
-        let bytes = CHUNK * self.cache.layout().dtype.size();
+        let bytes = CHUNK * self.row_size();
         let needed = (i + 1) * bytes / 4;
         if scratch.probabilities.len() < needed {
             scratch.probabilities.resize(needed, 0);
@@ -332,19 +339,18 @@ impl Attention<'_> {
             }
         }
         let scores = &scratch.scores[i * CHUNK..][..len];
-        let size = self.cache.layout().dtype.size();
         let probabilities: &mut [u8] = bytemuck::cast_slice_mut(&mut scratch.probabilities);
-        self.convert(scores, &mut probabilities[i * bytes..][..len * size]);
+        self.convert(scores, &mut probabilities[i * bytes..][..len * self.row_size()]);
     }
 
     /// `output[i] += Σ probabilities[i][t] * v[t]` over the chunk's tokens.
     fn weigh(&self, scratch: &mut Scratch, m: usize, chunk: Chunk<'_>, next: Chunk<'_>) {
         let Chunk { blocks, kv_head } = chunk;
         let head_dim = self.params.head_dim;
-        let size = self.cache.layout().dtype.size();
-        let row_bytes = CHUNK * size;
+        let row_size = self.row_size();
+        let row_bytes = CHUNK * row_size;
         // Steps of one block, and bytes from one of its panels to the next.
-        let steps = LANES * size / 4;
+        let steps = LANES * self.cache.layout().dtype.size() / 4;
         let panel_bytes = steps * 64;
         let mut acc = [0.0_f32; MAX_ROWS * MAX_COLUMNS];
         let num_panels = head_dim / LANES;
@@ -365,7 +371,7 @@ impl Attention<'_> {
                     let panels = panels_of(v(block, kv_head));
                     let asked = next.blocks.get(b).filter(|_| first == 0);
                     let tile = Tile {
-                        a: scratch.probabilities[(first * row_bytes + b * LANES * size) / 4..]
+                        a: scratch.probabilities[(first * row_bytes + b * LANES * row_size) / 4..]
                             .as_ptr()
                             .cast(),
                         a_stride: row_bytes,

@@ -107,6 +107,24 @@ fn a_row_has_the_same_bits_alone_and_among_others_on_any_number_of_threads() {
     }
 }
 
+/// Where bf16 is widened, exactly, a product is f32's, for any number of rows.
+#[test]
+fn bf16_that_is_widened_gives_the_bits_of_f32() {
+    let (k, n, most) = (578, 83, 130);
+    let (x, w) = (numbers(16, most * k), numbers(17, n * k));
+    let (wide_x, wide_w) = (rounded(&x, Dtype::Bf16), rounded(&w, Dtype::Bf16));
+    for isa in Isa::available().into_iter().filter(|isa| !isa.has_bf16()) {
+        let mut cpu = cpu(isa, 2);
+        for rows in [1, 3, 6, 8, 9, 17, 24, 48, 130] {
+            let shape = (rows, k, n);
+            let (x, wide_x) = (&x[..rows * k], &wide_x[..rows * k]);
+            let bf16 = run(&mut cpu, WeightDtype::Bf16, shape, x, &w, None);
+            let f32 = run(&mut cpu, WeightDtype::F32, shape, wide_x, &wide_w, None);
+            assert_eq!(bits(&bf16), bits(&f32), "{isa:?} {rows} rows");
+        }
+    }
+}
+
 #[test]
 fn a_column_has_the_same_bits_in_any_panel() {
     let (k, n) = (96, 100);
