@@ -1,4 +1,5 @@
 //! The tests of `crates/engine`, in one binary.
 
+mod admission;
 mod engine;
 mod tenants;

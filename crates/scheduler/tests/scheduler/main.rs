@@ -1,5 +1,6 @@
 //! The tests of `crates/scheduler`, in one binary.
 
+mod admission;
 mod fairness;
 mod scenarios;
 mod simulation;
