@@ -7,6 +7,7 @@ mod golden;
 mod ledger;
 mod model;
 mod openai;
+mod overload;
 mod process;
 mod replay;
 mod server;

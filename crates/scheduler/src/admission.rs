@@ -254,11 +254,15 @@ impl Admission {
             };
         }
         let expected = self.predict(tenant, prompt_len, now);
-        // What steps take may be measured anew with what comes first.
-        if is_idle && now - self.measured > STALE {
+        let Prediction { ttft, tpot } = expected;
+        let output = self.load.longest_output(tenant, max_tokens);
+        let end = expected.end(output);
+        // Steps may take less by now: they are measured anew with a request that needs no
+        // more than half of what was predicted.
+        let is_stale = is_idle && now - self.measured > STALE;
+        if is_stale && ttft <= 2.0 * targets.ttft && end <= 2.0 * timeout {
             return Ok(Some(expected));
         }
-        let Prediction { ttft, tpot } = expected;
         let limit = targets.ttft.min(timeout);
         if ttft > limit {
             return refused(Shortage::FirstToken { expected: ttft, limit }, ttft - limit);
@@ -274,7 +278,7 @@ impl Admission {
         // A tenant below its share may use the margin that others must leave.
         let is_below_share = self.load.is_below_share(tenant);
         let margin = if is_below_share { 1.0 } else { MARGIN };
-        let end = expected.end(self.load.longest_output(tenant, max_tokens)) * margin;
+        let end = end * margin;
         if end > timeout {
             return refused(Shortage::End { expected: end, limit: timeout }, end - timeout);
         }

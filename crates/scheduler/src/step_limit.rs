@@ -91,13 +91,15 @@ impl Scheduler {
     }
 
     fn prefill_room(&mut self, limit: StepLimit) -> PrefillRoom {
-        let Self { prefill_room, running, sequences, .. } = self;
+        let Self { prefill_room, running, sequences, step, .. } = self;
         *prefill_room.get_or_insert_with(|| {
             let sequences = running.iter().map(|running| &sequences[&running.id]);
             let mut decodes = StepWork::default();
             for sequence in sequences.filter(|sequence| sequence.is_decode()) {
                 decodes.decode += 1.0;
-                decodes.attended += sequence.len() as f64;
+                // A token that this step samples is not attended to yet.
+                let is_scheduled = sequence.last_step == *step;
+                decodes.attended += (sequence.len() - usize::from(is_scheduled)) as f64;
             }
             PrefillRoom { seconds: limit.seconds_for_prefill(decodes), tokens: 0 }
         })

@@ -12,8 +12,8 @@ use crate::{Device, Router, Trace};
 const MAX_ENGINES: usize = 10_000;
 /// KV-cache blocks of all engines together: each takes some 64 bytes of memory here.
 const MAX_BLOCKS: usize = 200_000_000;
-/// Accounts of all tenants on all engines: each takes some 200 bytes.
-const MAX_ACCOUNTS: usize = 50_000_000;
+/// Accounts of all tenants on all engines: each takes some 400 bytes.
+const MAX_ACCOUNTS: usize = 25_000_000;
 
 /// What is simulated.
 #[derive(Clone, Debug)]

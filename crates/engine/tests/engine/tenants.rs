@@ -115,7 +115,7 @@ fn last(mut stream: RequestStream) -> Result<TokenEvent, RequestError> {
     Ok(last.expect("a request that did not fail has a token"))
 }
 
-/// A request's last token, or why there was none, whoever refused it.
+/// A request's last token, or why there was none, also where it was refused at once.
 fn ask(engine: &EngineHandle, request: EngineRequest) -> Result<TokenEvent, RequestError> {
     match engine.submit(request) {
         Ok(stream) => last(stream),

@@ -22,7 +22,10 @@ const LIMITS: SchedulerConfig = SchedulerConfig {
 fn model() -> StepModel {
     let mut model = StepModel::new(0.1, 1e-3, 1e-2, 0.0);
     for index in 0..50 {
-        let (prefill, decode) = (f64::from(index % 7) * 20.0, f64::from(index % 5));
+        let (prefill, decode) = match index % 2 {
+            0 => (f64::from(index % 7) * 20.0, 0.0),
+            _ => (0.0, f64::from(1 + index % 5)),
+        };
         let work = StepWork { prefill, decode, attended: 0.0 };
         model.observe(work, 0.1 + 1e-3 * prefill + 1e-2 * decode);
     }
@@ -82,6 +85,20 @@ fn what_cannot_end_in_time_alone_is_never_taken() {
 }
 
 #[test]
+fn an_idle_engine_tries_what_old_measurements_nearly_forbid() {
+    let world = World::new(&[Tenant::sole()], f64::INFINITY);
+    let (id, tenant) = (RequestId(1), TenantId(0));
+    // 64 steps of 110 ms.
+    let within = |timeout, now| {
+        let timeout = Some(timeout);
+        let ask = Ask { id, tenant, prompt_len: 50, max_tokens: 64, timeout };
+        world.admission.check(&ask, true, now).is_ok()
+    };
+    assert!(within(9.0, 1.0) && !within(5.0, 1.0), "measured a second ago");
+    assert!(within(5.0, 60.0) && !within(3.0, 60.0), "measured a minute ago");
+}
+
+#[test]
 fn a_burst_is_taken_as_far_as_all_of_it_ends_in_time() {
     let mut world = World::new(&[Tenant::sole()], f64::INFINITY);
     let (taken, shortage) = world.fill(0, 64, Some(20.0));
@@ -119,7 +136,9 @@ fn requests_in_no_hurry_do_not_make_others_late() {
 fn a_tenant_below_its_share_is_not_refused_for_anothers_promises() {
     let tenant = |id| Tenant { id: TenantId(id), ..Tenant::sole() };
     let mut world = World::new(&[tenant(0), tenant(1)], f64::INFINITY);
-    assert_eq!(world.fill(0, 64, Some(20.0)).1, Shortage::Promised);
+    let (taken, _) = world.fill(0, 64, Some(20.0));
+    assert!(taken > 10, "{taken}");
+    assert_eq!(world.ask(0, 1, None).map_err(|refused| refused.shortage), Err(Shortage::Promised));
     assert_eq!(world.ask(1, 64, None), Ok(()), "it has nothing here yet");
 }
 
