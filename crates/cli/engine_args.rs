@@ -1,13 +1,13 @@
 //! Flags that say what an engine is, named as in `vllm serve`.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use sconce::Options;
 
 use crate::{
     flags::{
         CacheDtypeFlag, CpuIsaFlag, DeviceFlag, DtypeFlag, PolicyFlag, QuantizationFlag,
-        parse_bytes, parse_share,
+        parse_bytes, parse_limit, parse_share,
     },
     pull::CacheArgs,
 };
@@ -51,6 +51,12 @@ pub(crate) struct EngineArgs {
     /// Requests that may wait beside those that run
     #[arg(long, default_value_t = 2048)]
     max_num_queued_reqs: usize,
+    /// Milliseconds between tokens that prefill leaves to decodes; inf for no limit
+    #[arg(long, value_name = "MS", value_parser = parse_limit, default_value = "250")]
+    target_itl_ms: f64,
+    /// Seconds that a request may wait for its prefill, else it is refused; inf for no limit
+    #[arg(long, value_name = "SECONDS", value_parser = parse_limit, default_value = "30")]
+    max_queue_wait: f64,
     /// Whose request is admitted next
     #[arg(long, value_enum, default_value_t = PolicyFlag::Fair)]
     scheduling_policy: PolicyFlag,
@@ -88,6 +94,9 @@ impl EngineArgs {
             max_num_seqs: self.max_num_seqs,
             max_num_batched_tokens: self.max_num_batched_tokens,
             max_num_queued_reqs: self.max_num_queued_reqs,
+            // An infinite time is none.
+            target_itl: Duration::try_from_secs_f64(self.target_itl_ms * 1e-3).ok(),
+            max_queue_wait: Duration::try_from_secs_f64(self.max_queue_wait).ok(),
             kv_cache_memory_bytes: self.kv_cache_memory_bytes,
             gpu_memory_utilization: self.gpu_memory_utilization,
             threads: self.threads,

@@ -149,6 +149,13 @@ pub(crate) fn parse_share(text: &str) -> Result<f64, String> {
     if share > 0.0 && share <= 1.0 { Ok(share) } else { Err(bad()) }
 }
 
+/// A time above 0; `inf` is no limit.
+pub(crate) fn parse_limit(text: &str) -> Result<f64, String> {
+    let bad = || format!("{text:?} is not a limit; write a number above 0, or inf for none");
+    let limit: f64 = text.parse().map_err(|_| bad())?;
+    if limit > 0.0 { Ok(limit) } else { Err(bad()) }
+}
+
 /// Bytes, or a number with a suffix.
 pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
     let bad = || format!("{text:?} is not a size; write bytes, or a number with K, M, G or T");
@@ -167,13 +174,22 @@ pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
 mod tests {
     use clap::ValueEnum as _;
 
-    use super::{CpuIsaFlag, parse_bytes, parse_share};
+    use super::{CpuIsaFlag, parse_bytes, parse_limit, parse_share};
 
     #[test]
     fn instruction_sets_have_the_names_that_the_library_gives_them() {
         for flag in CpuIsaFlag::value_variants() {
             let value = flag.to_possible_value().expect("none is hidden");
             assert_eq!(value.get_name(), flag.isa().flag());
+        }
+    }
+
+    #[test]
+    fn limits_are_above_zero_or_infinite() {
+        assert_eq!(parse_limit("0.5"), Ok(0.5));
+        assert_eq!(parse_limit("inf"), Ok(f64::INFINITY));
+        for bad in ["0", "-1", "nan", "none", ""] {
+            assert!(parse_limit(bad).is_err(), "{bad}");
         }
     }
 

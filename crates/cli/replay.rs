@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use sconce::{Replay, Sconce};
+use sconce::{Options, Replay, Sconce};
 
 use crate::{engine_args::EngineArgs, progress::Bars};
 
@@ -26,7 +26,8 @@ const SHOWN: usize = 20;
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let (head, recorded) = sconce::read_recording(&args.file)?;
     let bars = Bars::new();
-    let options = args.engine.options();
+    // All that was recorded is asked for at once, and waits.
+    let options = Options { max_queue_wait: None, ..args.engine.options() };
     let sconce = Sconce::start(&options, &bars)?;
     bars.clear();
     let here = sconce.summary().recording_head();

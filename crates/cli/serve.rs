@@ -128,6 +128,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             tenants: tenants.tenants(),
             ledger: ledger.clone(),
             record: args.record.clone(),
+            warm_up: true,
             ..args.engine.options()
         };
         let options_tenants = options.tenants.len();

@@ -41,6 +41,12 @@ pub(crate) struct Args {
     /// Seconds that each request may take in all
     #[arg(long)]
     timeout: Option<f64>,
+    /// Seconds that a request may wait for its prefill under admission
+    #[arg(long)]
+    max_queue_wait: Option<u64>,
+    /// Milliseconds between tokens that prefill leaves to decodes
+    #[arg(long)]
+    target_itl_ms: Option<u64>,
     /// Tenants that a trace without any is spread over, by a Zipf law
     #[arg(long, default_value_t = 1)]
     tenants: usize,
@@ -78,6 +84,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             ..Tenant::sole()
         },
         timeout: timeout.context("--timeout")?,
+        max_queue_wait: args.max_queue_wait.map(Duration::from_secs),
+        target_itl: args.target_itl_ms.map(Duration::from_millis),
         seed: args.seed,
     };
     let bar = indicatif::ProgressBar::new(1_000)

@@ -3,6 +3,7 @@
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use sconce_engine::{
@@ -56,6 +57,12 @@ pub struct Options {
     pub max_num_batched_tokens: Option<usize>,
     /// Requests that may wait beside those that run.
     pub max_num_queued_reqs: usize,
+    /// The time between tokens that prefill leaves to decodes, if it is limited.
+    pub target_itl: Option<Duration>,
+    /// The longest that a request may wait for its prefill, if there is a limit.
+    pub max_queue_wait: Option<Duration>,
+    /// Whether a few steps are measured before the first request is taken.
+    pub warm_up: bool,
     /// KV-cache memory in bytes; a default for the machine if not given.
     pub kv_cache_memory_bytes: Option<u64>,
     /// The share of a GPU's memory that everything together may take.
@@ -92,6 +99,9 @@ impl Options {
             max_num_seqs: 256,
             max_num_batched_tokens: None,
             max_num_queued_reqs: 2048,
+            target_itl: Some(EngineOptions::TARGET_ITL),
+            max_queue_wait: None,
+            warm_up: false,
             kv_cache_memory_bytes: None,
             gpu_memory_utilization: 0.9,
             threads: None,
@@ -302,6 +312,9 @@ impl Sconce {
         let (recorder, recording) = recorder.unzip();
         let engine_options = EngineOptions::new(&model_name)
             .tenants(options.tenants.clone())
+            .target_itl(options.target_itl)
+            .max_queue_wait(options.max_queue_wait)
+            .warm_up(options.warm_up)
             .sink(sink.transpose()?)
             .recorder(recorder.map(|recorder| Box::new(recorder) as Box<dyn RecordSink>));
         let (_, handle, loaded) = Engine::start(engine_options, build)?;

@@ -9,6 +9,7 @@ mod ledger;
 mod model;
 mod openai;
 mod operating;
+mod overload;
 mod process;
 mod replay;
 mod server;

@@ -1,4 +1,4 @@
-//! Whether a request is taken now.
+//! Whether a request is taken now, in the engine's terms.
 
 use std::{
     cmp::Reverse,
@@ -6,13 +6,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sconce_scheduler::{Scheduler, StepModel};
-use sconce_types::{RequestId, TenantId};
+use prometheus::IntCounter;
+use sconce_scheduler::{Admission, Ask, Refused, Scheduler, Shortage};
+use sconce_types::{RequestId, Tenant, TenantId};
 
-use crate::{EngineRequest, Overload, RequestError, stream::two_digits, tenants::TenantTable};
-
-/// Steps that are measured before anybody is refused by what they say.
-const MIN_STEPS: u32 = 32;
+use crate::{
+    EngineRequest, Metrics, Overload, RequestError, stream::two_digits, tenants::TenantTable,
+};
 
 /// What a tenant may expect now.
 #[derive(Clone, Debug, PartialEq)]
@@ -36,65 +36,84 @@ pub struct Capacity {
     pub tpot: Option<Duration>,
     /// Its limit of tokens a minute leaves it this long to wait, if at all.
     pub rate_limited_for: Option<Duration>,
+    /// A request that came now would be refused, and should not be after this time.
+    pub refused_for: Option<Duration>,
 }
 
-/// Refuses what its tenant's limits forbid, and what would come too late.
+/// What submitting threads decide by.
+pub(crate) struct Door {
+    pub(crate) admission: Admission,
+    /// Each tenant's refused requests.
+    refused: Vec<Option<IntCounter>>,
+}
+
+impl Door {
+    pub(crate) fn new(admission: Admission, tenants: &[Tenant], metrics: &Metrics) -> Self {
+        let mut door = Self { admission, refused: Vec::new() };
+        door.set_tenants(tenants, metrics);
+        door
+    }
+
+    pub(crate) fn set_tenants(&mut self, tenants: &[Tenant], metrics: &Metrics) {
+        self.admission.set_tenants(tenants);
+        for tenant in tenants {
+            let index = tenant.id.index();
+            self.refused.resize(self.refused.len().max(index + 1), None);
+            self.refused[index] = Some(metrics.of_tenant(&tenant.name).refused);
+        }
+    }
+
+    pub(crate) fn refused(&self, tenant: TenantId) -> Option<IntCounter> {
+        self.refused.get(tenant.index())?.clone()
+    }
+}
+
+/// A refusal in the client's terms, and the whole seconds after which to try again.
+pub(crate) fn explain(refused: &Refused) -> (Overload, Duration) {
+    let reason = match refused.shortage {
+        Shortage::TenantQueue { max_queued } => Overload::QueueFull { max_queued },
+        Shortage::Wait { expected, limit } => {
+            Overload::QueueTooLong { expected: seconds(expected), limit: seconds(limit) }
+        }
+        Shortage::FirstToken { expected, limit } => {
+            Overload::TooLate { expected: seconds(expected), limit: seconds(limit) }
+        }
+        Shortage::End { expected, limit } => {
+            Overload::EndsTooLate { expected: seconds(expected), limit: seconds(limit) }
+        }
+        Shortage::Pace { expected, target } => {
+            Overload::TooSlow { expected: seconds(expected), target: seconds(target) }
+        }
+        Shortage::Places | Shortage::Promised => Overload::Promised,
+        Shortage::Unmeasured => Overload::Unmeasured,
+    };
+    (reason, retry_after(refused.retry_after))
+}
+
+/// Refuses what its tenant's limit of tokens a minute forbids.
 ///
 /// # Errors
 /// Why, and when to try again.
 pub(crate) fn check(
     request: &EngineRequest,
-    scheduler: &Scheduler,
-    model: &StepModel,
     tenants: &mut TenantTable,
-    arrived: Instant,
     now: Instant,
 ) -> Result<(), RequestError> {
-    let prompt_len = request.prompt.len();
     let Some(known) = tenants.get_mut(request.tenant) else { return Ok(()) };
-    if let Some(seconds) = known.seconds_until(tokens_at_most(request), now) {
-        let tokens_per_minute = known.tenant.tokens_per_minute.unwrap_or(0);
-        if tokens_at_most(request) > tokens_per_minute {
-            let max_tokens = request.params.max_tokens as usize;
-            let (choices, prompt_tokens) = (1, prompt_len);
-            return Err(RequestError::ExceedsMinute {
-                choices,
-                prompt_tokens,
-                max_tokens,
-                tokens_per_minute,
-            });
-        }
-        return Err(overloaded(Overload::TokensPerMinute { tokens_per_minute }, seconds));
-    }
-    let target = known.tenant.ttft_target;
-    let limit = [target, request.timeout].into_iter().flatten().min();
-    let wants_pace = known.tenant.tpot_target;
-    if (limit.is_none() && wants_pace.is_none()) || model.num_steps() < MIN_STEPS {
+    let tokens = tokens_at_most(request);
+    let Some(seconds) = known.seconds_until(tokens, now) else {
         return Ok(());
+    };
+    let tokens_per_minute = known.tenant.tokens_per_minute.unwrap_or(0);
+    if tokens > tokens_per_minute {
+        return Err(RequestError::ExceedsMinute {
+            choices: 1,
+            prompt_tokens: request.prompt.len(),
+            max_tokens: request.params.max_tokens as usize,
+            tokens_per_minute,
+        });
     }
-    // With nobody ahead it is tried: its deadlines hold, and what steps take is learnt anew
-    // if it was long ago.
-    let stats = scheduler.stats();
-    if stats.running + stats.waiting == 0 {
-        return Ok(());
-    }
-    let mut expected = scheduler.predict(model, request.tenant, prompt_len);
-    // It arrived while a step ran.
-    expected.ttft += now.saturating_duration_since(arrived).as_secs_f64();
-    if let Some(limit) = limit
-        && expected.ttft > limit.as_secs_f64()
-    {
-        let late = expected.ttft - limit.as_secs_f64();
-        let expected = seconds(expected.ttft);
-        return Err(overloaded(Overload::TooLate { expected, limit }, late));
-    }
-    if let Some(target) = wants_pace
-        && expected.tpot > target.as_secs_f64()
-    {
-        let (expected, wait) = (seconds(expected.tpot), expected.ttft);
-        return Err(overloaded(Overload::TooSlow { expected, target }, wait));
-    }
-    Ok(())
+    Err(overloaded(Overload::TokensPerMinute { tokens_per_minute }, seconds))
 }
 
 /// The tokens that a request may use, which its tenant's limit must have room for.
@@ -104,22 +123,26 @@ pub(crate) fn tokens_at_most(request: &EngineRequest) -> u64 {
 
 /// A refusal that names the time after which it no longer holds, in whole seconds.
 pub(crate) fn overloaded(reason: Overload, seconds: f64) -> RequestError {
-    let retry_after = Duration::from_secs(seconds.ceil().clamp(1.0, 3600.0) as u64);
-    RequestError::Overloaded { reason, retry_after }
+    RequestError::Overloaded { reason, retry_after: retry_after(seconds) }
 }
 
-/// What a tenant may expect now.
+fn retry_after(seconds: f64) -> Duration {
+    Duration::from_secs(seconds.ceil().clamp(1.0, 3600.0) as u64)
+}
+
+/// What a tenant may expect now. `at` is the time by the clock of `admission`.
 pub(crate) fn capacity(
     tenant: TenantId,
     prompt_len: usize,
     scheduler: &Scheduler,
-    model: &StepModel,
+    admission: &Admission,
     tenants: &mut TenantTable,
-    now: Instant,
+    (now, at): (Instant, f64),
 ) -> Capacity {
     let (all, own) = (scheduler.stats(), scheduler.tenant_stats(tenant));
-    let expected = scheduler.predict(model, tenant, prompt_len);
-    let is_known = model.num_steps() >= MIN_STEPS;
+    let expected = admission.expected(tenant, prompt_len, at);
+    let ask = Ask { id: RequestId(u64::MAX), tenant, prompt_len, max_tokens: 1, timeout: None };
+    let refused = admission.check(&ask, all.running + all.waiting == 0, at).err();
     let wait =
         tenants.get_mut(tenant).and_then(|known| known.seconds_until(prompt_len as u64, now));
     Capacity {
@@ -129,9 +152,10 @@ pub(crate) fn capacity(
         total_waiting: all.waiting,
         free_blocks: all.num_blocks - all.used_blocks,
         share: own.share,
-        ttft: is_known.then(|| two_digits(seconds(expected.ttft))),
-        tpot: is_known.then(|| two_digits(seconds(expected.tpot))),
+        ttft: expected.map(|expected| two_digits(seconds(expected.ttft))),
+        tpot: expected.map(|expected| two_digits(seconds(expected.tpot))),
         rate_limited_for: wait.map(seconds),
+        refused_for: refused.map(|refused| seconds(refused.retry_after)),
     }
 }
 

@@ -11,7 +11,8 @@ use std::{
 };
 
 use sconce_scheduler::{
-    ByRequest, Finish, Output, Scheduler, SchedulerConfig, SchedulerStats, StepModel, StepWork,
+    Admission, ByRequest, Finish, Output, Scheduler, SchedulerConfig, SchedulerStats, StepModel,
+    StepWork,
 };
 use sconce_types::{
     EndReason, Executor, ExecutorError, MeterEntry, MeterSink, RequestId, SampledTokens,
@@ -21,9 +22,8 @@ use sconce_types::{
 use crate::{
     EngineHandle, EngineLimits, EngineOptions, FinishReason, Metrics, RecordSink, RequestError,
     RequestEvent, TokenEvent,
-    admission::{self, Deadlines},
+    admission::{self, Deadlines, Door},
     engine::panic_message,
-    gates::Gates,
     handle::{CONTROL_MESSAGES, Message, Shared},
     live::LiveRequest,
     metering::Meter,
@@ -32,8 +32,6 @@ use crate::{
 
 /// Messages that are read before a step is computed.
 const MESSAGES_A_TURN: usize = 1024;
-/// Steps between two looks at what tokens cost.
-const COSTS_EVERY: u64 = 64;
 /// Least time between two looks at tenants' sums, unless a request ends.
 const PUBLISH_EVERY: Duration = Duration::from_millis(100);
 
@@ -51,6 +49,11 @@ pub(crate) struct EngineLoop<E> {
     pub(crate) tenants: TenantTable,
     pub(crate) deadlines: Deadlines,
     pub(crate) model: StepModel,
+    /// Seconds between tokens that prefill is to leave to decodes.
+    pub(crate) target_itl: Option<f64>,
+    /// Submissions that were read since the load was published, and when that was.
+    pub(crate) given: usize,
+    pub(crate) load_published: Option<Instant>,
     pub(crate) meter: Meter,
     pub(crate) sink: Option<Box<dyn MeterSink>>,
     pub(crate) recorder: Option<Box<dyn RecordSink>>,
@@ -96,13 +99,15 @@ impl<E: Executor> EngineLoop<E> {
         let (inbox_sender, inbox) = sync_channel(places + CONTROL_MESSAGES);
         // Bounded by the number of unfinished requests: each is cancelled once at most.
         let (cancel_sender, cancels) = channel();
-        let EngineOptions { model_name, tenants: named, mut sink, recorder } = options;
-        let shared = Arc::new(Shared::new(Gates::new(&named, places)));
+        let EngineOptions { model_name, tenants: named, mut sink, recorder, .. } = options;
         let metrics = Arc::new(Metrics::new(&model_name, config.num_blocks));
         if let Some(sink) = &mut sink {
             let metrics = Arc::clone(&metrics);
             sink.on_change(Box::new(move |state| metrics.note_ledger(state)));
         }
+        let max_queue_wait = options.max_queue_wait.map_or(f64::INFINITY, |t| t.as_secs_f64());
+        let admission = Admission::new(&scheduler, &named, places, max_queue_wait);
+        let shared = Arc::new(Shared::new(Door::new(admission, &named, &metrics)));
         let mut tenants = TenantTable::new();
         tenants.update(&named, &metrics, Instant::now());
         scheduler.set_tenants(&named);
@@ -113,7 +118,7 @@ impl<E: Executor> EngineLoop<E> {
             Arc::clone(&metrics),
             limits,
         );
-        let engine = Self {
+        let mut engine = Self {
             scheduler,
             meter: Meter::new(executor.energy_meter()),
             executor: Some(executor),
@@ -123,6 +128,9 @@ impl<E: Executor> EngineLoop<E> {
             tenants,
             deadlines: Deadlines::default(),
             model: StepModel::default(),
+            target_itl: options.target_itl.map(|target| target.as_secs_f64()),
+            given: 0,
+            load_published: None,
             sink,
             recorder,
             entries: Vec::new(),
@@ -135,6 +143,11 @@ impl<E: Executor> EngineLoop<E> {
             shared,
             metrics,
         };
+        if options.warm_up {
+            engine.warm_up(config);
+        }
+        engine.limit_steps();
+        engine.publish_load(0.0, true);
         (handle, engine)
     }
 
@@ -213,6 +226,7 @@ impl<E: Executor> EngineLoop<E> {
             return self.wait_for_work();
         }
         self.shared.beat(false);
+        self.publish_load(self.model.predict(StepWork::of(&self.batch)), false);
         for admitted in &self.batch.admitted {
             if let Some(live) = self.requests.get_mut(&admitted.request) {
                 live.note_admission(&self.metrics, turn_started);
@@ -236,6 +250,9 @@ impl<E: Executor> EngineLoop<E> {
         // Who reads its last token finds the metrics as they are after it.
         self.publish_gauges();
         self.publish_tenants(step_ended);
+        if self.ends_any() {
+            self.publish_load(0.0, true);
+        }
         self.deliver(step_ended);
         let overhead = (step_started - turn_started) + step_ended.elapsed();
         self.metrics.step_overhead.observe(overhead.as_secs_f64());
@@ -270,7 +287,6 @@ impl<E: Executor> EngineLoop<E> {
     }
 
     fn take(&mut self, message: Message) {
-        let Self { scheduler, model, tenants, .. } = self;
         match message {
             Message::Submit(submission) => self.accept(*submission),
             Message::Tenants(named) => self.set_tenants(&named),
@@ -287,8 +303,11 @@ impl<E: Executor> EngineLoop<E> {
             }
             Message::Capacity(tenant, prompt_len, reply, _permit) => {
                 let now = Instant::now();
+                let at = (now, self.shared.seconds(now));
+                let (scheduler, tenants) = (&self.scheduler, &mut self.tenants);
+                let admission = &self.shared.door().admission;
                 let capacity =
-                    admission::capacity(tenant, prompt_len, scheduler, model, tenants, now);
+                    admission::capacity(tenant, prompt_len, scheduler, admission, tenants, at);
                 // Whoever asked may have gone.
                 let _ = reply.send(capacity);
             }
@@ -308,6 +327,7 @@ impl<E: Executor> EngineLoop<E> {
         );
         self.tell_ledger();
         self.publish_tenants(Instant::now());
+        self.publish_load(0.0, true);
         self.shared.beat(true);
         match self.inbox.recv() {
             Ok(message) => {
@@ -344,7 +364,8 @@ impl<E: Executor> EngineLoop<E> {
     /// Learns what steps take, and from that what tokens cost.
     fn learn(&mut self, step_time: Duration) {
         self.model.observe(StepWork::of(&self.batch), step_time.as_secs_f64());
-        if self.batch.step.is_multiple_of(COSTS_EVERY) {
+        self.limit_steps();
+        if self.batch.step.is_multiple_of(StepModel::COSTS_EVERY) {
             self.scheduler.set_costs(self.model.costs());
             let gap = self.scheduler.seconds_per_end(&self.model).min(1e6);
             self.shared.next_end_ms.store((gap * 1e3) as u64, Ordering::Relaxed);
@@ -364,8 +385,7 @@ impl<E: Executor> EngineLoop<E> {
                 output.finish = Some(Finish::StopCheck);
             }
         }
-        let ends = self.outputs.iter().any(|output| output.finish.is_some());
-        self.share_energy(ends);
+        self.share_energy(self.ends_any());
         for sequence in &self.batch.sequences {
             if let Some(live) = self.requests.get_mut(&sequence.request) {
                 live.settle(&self.metrics, self.tenants.get_mut(live.tenant));
@@ -470,10 +490,13 @@ impl<E: Executor> EngineLoop<E> {
         turn
     }
 
+    fn ends_any(&self) -> bool {
+        self.outputs.iter().any(|output| output.finish.is_some())
+    }
+
     /// Brings tenants' metrics up to date when one of their requests ends, else now and then.
     fn publish_tenants(&mut self, now: Instant) {
-        let ends = self.outputs.iter().any(|output| output.finish.is_some());
-        let is_due = ends && self.tenants.len() <= PUBLISHED_AT_ONCE;
+        let is_due = self.ends_any() && self.tenants.len() <= PUBLISHED_AT_ONCE;
         if !is_due && !self.requests.is_empty() && now - self.published < PUBLISH_EVERY {
             return;
         }

@@ -2,22 +2,22 @@
 
 use std::{
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
         mpsc::{Sender, SyncSender, TrySendError},
     },
     time::{Duration, Instant},
 };
 
-use sconce_scheduler::SchedulingPolicy;
+use sconce_scheduler::{Ask, SchedulingPolicy, Shortage};
 use sconce_types::{
     BLOCK_SIZE, InvalidSamplingParams, RequestId, SamplingParams, Tenant, TenantId, TokenId,
 };
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::{
-    Capacity, Metrics, RequestEvent, RequestStream,
-    gates::{Gates, Place},
+    Capacity, Metrics, Overload, RequestEvent, RequestStream,
+    admission::{self, Door},
 };
 
 /// A request as the engine takes it: token ids only.
@@ -134,6 +134,14 @@ pub enum SubmitError {
         /// When one of them should have ended, in whole seconds.
         retry_after: Duration,
     },
+    /// It cannot be served in time, or not now.
+    #[error("{reason}; try again in {} s", retry_after.as_secs())]
+    Overloaded {
+        /// What stands in the way.
+        reason: Overload,
+        /// When it no longer should, in whole seconds.
+        retry_after: Duration,
+    },
     /// The engine takes no more requests.
     #[error("the engine is shutting down")]
     Draining,
@@ -182,7 +190,8 @@ pub(crate) struct Submission {
     pub(crate) permit: Permit,
 }
 
-/// What handles and the engine's thread share: counters, no lock.
+/// What handles and the engine's thread share: counters, and a lock that is held for
+/// microseconds.
 pub(crate) struct Shared {
     pub(crate) started: Instant,
     /// Milliseconds from `started` to the loop's last turn.
@@ -197,7 +206,8 @@ pub(crate) struct Shared {
     pub(crate) reset_prefix_cache: AtomicBool,
     /// Milliseconds until a request should end, for those who find no place.
     pub(crate) next_end_ms: AtomicU64,
-    gates: RwLock<Arc<Gates>>,
+    /// Decides which requests are taken, while steps run.
+    door: Mutex<Door>,
     /// Questions that may wait for the engine's thread.
     questions: Arc<Semaphore>,
     draining: AtomicBool,
@@ -207,10 +217,10 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(gates: Gates) -> Self {
+    pub(crate) fn new(door: Door) -> Self {
         Self {
             next_end_ms: AtomicU64::new(0),
-            gates: RwLock::new(Arc::new(gates)),
+            door: Mutex::new(door),
             questions: Arc::new(Semaphore::new(CONTROL_MESSAGES / 2)),
             started: Instant::now(),
             last_turn_ms: AtomicU64::new(0),
@@ -233,6 +243,16 @@ impl Shared {
         self.idle.store(idle, Ordering::Relaxed);
     }
 
+    pub(crate) fn door(&self) -> MutexGuard<'_, Door> {
+        // What is decided by it is never left half done.
+        self.door.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Seconds since the start, the clock of admission.
+    pub(crate) fn seconds(&self, at: Instant) -> f64 {
+        at.saturating_duration_since(self.started).as_secs_f64()
+    }
+
     /// Tells everyone that the loop is over.
     pub(crate) fn end(&self) {
         self.lost.store(true, Ordering::Release);
@@ -243,11 +263,12 @@ impl Shared {
 /// Counts one unfinished request until it is dropped.
 pub(crate) struct Permit {
     shared: Arc<Shared>,
-    _place: Place,
+    tenant: TenantId,
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
+        self.shared.door().admission.leave(self.tenant);
         if self.shared.unfinished.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.shared.drained.notify_waiters();
         }
@@ -340,26 +361,49 @@ impl EngineHandle {
         if self.shared.draining.load(Ordering::Acquire) {
             return Err(SubmitError::Draining);
         }
-        let permit = self.permit(request.tenant)?;
         let id = RequestId(self.shared.next_id.fetch_add(1, Ordering::Relaxed));
         let prompt_events =
             if request.params.prompt_logprobs.is_some() { request.prompt.len() } else { 0 };
-        let capacity = request.params.max_tokens as usize + prompt_events + 1;
+        let tenant = request.tenant;
+        let ask = Ask {
+            id,
+            tenant,
+            prompt_len: request.prompt.len(),
+            max_tokens: request.params.max_tokens as usize,
+            timeout: request.timeout.map(|timeout| timeout.as_secs_f64()),
+        };
+        let arrived = Instant::now();
+        let mut door = self.shared.door();
+        let is_idle = self.unfinished() == 0;
+        if let Err(refused) = door.admission.take(&ask, is_idle, self.shared.seconds(arrived)) {
+            let metric = door.refused(tenant);
+            drop(door);
+            if refused.shortage == Shortage::Places {
+                return Err(self.queue_full());
+            }
+            if let Some(metric) = metric {
+                metric.inc();
+            }
+            let (reason, retry_after) = admission::explain(&refused);
+            return Err(SubmitError::Overloaded { reason, retry_after });
+        }
+        self.shared.unfinished.fetch_add(1, Ordering::AcqRel);
+        let permit = Permit { shared: Arc::clone(&self.shared), tenant };
+        let capacity = ask.max_tokens + prompt_events + 1;
         let (events, receiver) = mpsc::channel(capacity);
-        let submission = Submission { id, request, stop, arrived: Instant::now(), events, permit };
-        match self.inbox.try_send(Message::Submit(Box::new(submission))) {
+        let submission = Submission { id, request, stop, arrived, events, permit };
+        // Under the lock: requests are read in the order in which they were taken.
+        let sent = self.inbox.try_send(Message::Submit(Box::new(submission)));
+        if sent.is_err() {
+            door.admission.withdraw();
+        }
+        // A submission that comes back has a permit, whose end needs the lock.
+        drop(door);
+        match sent {
             Ok(()) => Ok(RequestStream::new(id, receiver, self.cancels.clone())),
             Err(TrySendError::Full(_)) => Err(self.queue_full()),
             Err(TrySendError::Disconnected(_)) => Err(SubmitError::EngineLost),
         }
-    }
-
-    fn permit(&self, tenant: TenantId) -> Result<Permit, SubmitError> {
-        // Only ever replaced whole, so a panic elsewhere leaves nothing half done.
-        let gates = self.shared.gates.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let place = gates.enter(tenant).ok_or_else(|| self.queue_full())?;
-        self.shared.unfinished.fetch_add(1, Ordering::AcqRel);
-        Ok(Permit { shared: Arc::clone(&self.shared), _place: place })
     }
 
     fn queue_full(&self) -> SubmitError {
@@ -377,9 +421,7 @@ impl EngineHandle {
     pub fn set_tenants(&self, tenants: &[Tenant]) -> Result<(), SubmitError> {
         let sent = self.inbox.try_send(Message::Tenants(tenants.to_vec()));
         sent.map_err(|error| self.unheard(&error))?;
-        let limit = self.limits.max_num_seqs + self.limits.max_queued;
-        let mut gates = self.shared.gates.write().unwrap_or_else(PoisonError::into_inner);
-        *gates = Arc::new(gates.changed(tenants, limit));
+        self.shared.door().set_tenants(tenants, &self.metrics);
         Ok(())
     }
 

@@ -9,13 +9,13 @@
 mod admission;
 mod engine;
 mod engine_loop;
-mod gates;
 mod handle;
 mod live;
 mod metering;
 mod metrics;
 mod minute;
 mod options;
+mod predictions;
 mod requests;
 mod stream;
 mod tenant_metrics;

@@ -16,14 +16,14 @@ use crate::{
 impl<E: Executor> EngineLoop<E> {
     pub(crate) fn accept(&mut self, submission: Submission) {
         let Submission { id, request, stop, arrived, events, permit } = submission;
+        self.given += 1;
         // Dropped before it got here: its cancellation, read or not, finds no request to end.
         if events.is_closed() {
             self.metrics.request_success.with_label_values(&["abort"]).inc();
             return;
         }
-        let Self { scheduler, model, tenants, .. } = self;
         let now = Instant::now();
-        let refused = admission::check(&request, scheduler, model, tenants, arrived, now).err();
+        let refused = admission::check(&request, &mut self.tenants, now).err();
         let tenant = request.tenant;
         let tokens = admission::tokens_at_most(&request);
         let known = self.tenants.get(tenant);

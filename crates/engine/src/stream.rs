@@ -159,6 +159,35 @@ pub enum Overload {
         /// The tenant's target, or the client's timeout.
         limit: Duration,
     },
+    /// It would wait too long.
+    #[error(
+        "the request would wait in the queue for {}, longer than the {} s that one may wait",
+        About(*expected), limit.as_secs_f64()
+    )]
+    QueueTooLong {
+        /// The wait that is to be expected.
+        expected: Duration,
+        /// The engine's limit.
+        limit: Duration,
+    },
+    /// The answer would not end in time.
+    #[error(
+        "the whole answer is to be expected after {}, later than the {} ms that the request \
+         may take",
+        About(*expected), limit.as_millis()
+    )]
+    EndsTooLate {
+        /// When the answer's end is to be expected.
+        expected: Duration,
+        /// The client's timeout.
+        limit: Duration,
+    },
+    /// Requests that were taken before would not end in time.
+    #[error("requests that were taken before would not end in time")]
+    Promised,
+    /// How long steps take is not known yet.
+    #[error("how long the request would take is not known before the first steps have ended")]
+    Unmeasured,
     /// Tokens would come too slowly.
     #[error(
         "a token is to be expected every {}, more than the {} ms that this tenant aims at",

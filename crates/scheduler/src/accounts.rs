@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sconce_types::{RequestId, Tenant, TenantId};
 
-use crate::{SchedulerConfig, SchedulingPolicy};
+use crate::{SchedulerConfig, SchedulingPolicy, output_lengths::OutputLengths};
 
 /// Steps of the whole budget that a tenant may have saved up: what it needs at once when it
 /// was served less than its share until now.
@@ -41,6 +41,8 @@ pub(crate) struct Account {
     pub(crate) running: usize,
     /// Blocks in its sequences' tables.
     pub(crate) blocks: usize,
+    /// How long its answers are.
+    pub(crate) lengths: OutputLengths,
     /// The key under which it stands among the contenders.
     key: Option<Key>,
 }
@@ -60,6 +62,7 @@ impl Account {
             waiting_tokens: 0,
             running: 0,
             blocks: 0,
+            lengths: OutputLengths::default(),
             key: None,
         }
     }
@@ -93,6 +96,11 @@ impl Account {
 
     pub(crate) fn waiting_tokens(&self) -> usize {
         self.waiting_tokens
+    }
+
+    /// Sequences of it that may run at once.
+    pub(crate) fn max_running(&self) -> usize {
+        self.max_running
     }
 
     /// Seats that its own limit leaves it.
@@ -173,6 +181,15 @@ impl Accounts {
 
     pub(crate) fn knows(&self, id: TenantId) -> bool {
         id.index() < self.accounts.len()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.accounts.len()
+    }
+
+    /// An answer of a tenant's ended.
+    pub(crate) fn note_length(&mut self, id: TenantId, tokens: usize, was_cut: bool) {
+        self.accounts[id.index()].lengths.observe(tokens, was_cut);
     }
 
     /// Makes room for a tenant that was never heard of.

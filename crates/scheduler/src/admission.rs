@@ -1,106 +1,353 @@
-//! What a request may expect if it came now.
+//! Whether a request is taken now.
+//!
+//! The decision is a pure function of a scheduler's published load, of what was taken since
+//! then, and of the time that it is told. So it can be made on any thread while a step
+//! runs, and in a simulation; what engines and the simulator share is this.
+//!
+//! First come the places of unfinished requests, then the tenant's queue, then what is
+//! predicted: of the wait, of the first token, of the whole answer, and of the answers
+//! that were promised before.
 
-use sconce_types::TenantId;
+use std::collections::VecDeque;
 
-use crate::{Scheduler, SchedulerConfig, SchedulingPolicy, StepModel, StepWork};
+use sconce_types::{RequestId, Tenant, TenantId};
 
-/// What a request may expect, in seconds.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Prediction {
-    /// To its first token.
-    pub ttft: f64,
-    /// From each token to the next.
-    pub tpot: f64,
+use crate::{Load, Prediction, Quotas, Scheduler, StepModel, StepWork};
+
+/// An answer must be predicted so much sooner than its deadline: later requests slow it
+/// down, and predictions err.
+const MARGIN: f64 = 1.15;
+/// Seconds after which what was measured of an idle engine may no longer hold.
+const STALE: f64 = 10.0;
+
+/// A request, as far as admission goes by it.
+#[derive(Clone, Copy, Debug)]
+pub struct Ask {
+    /// Its id.
+    pub id: RequestId,
+    /// Whose it is.
+    pub tenant: TenantId,
+    /// Tokens of its prompt.
+    pub prompt_len: usize,
+    /// Tokens that its answer may have.
+    pub max_tokens: usize,
+    /// Seconds within which it is to end.
+    pub timeout: Option<f64>,
 }
 
-impl Scheduler {
-    /// Seconds from one request's end to the next, while as many run as do now.
+/// Why a request is not taken now. Times are in seconds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Shortage {
+    /// No place of an unfinished request is left to its tenant.
+    Places,
+    /// Its tenant's queue is full.
+    TenantQueue {
+        /// The tenant's limit.
+        max_queued: usize,
+    },
+    /// It would wait too long.
+    Wait {
+        /// The predicted wait.
+        expected: f64,
+        /// The longest that a request may wait.
+        limit: f64,
+    },
+    /// Its first token would come too late.
+    FirstToken {
+        /// When it is predicted.
+        expected: f64,
+        /// The tenant's target, or the request's timeout.
+        limit: f64,
+    },
+    /// Its answer would not end in time.
+    End {
+        /// When the end is predicted.
+        expected: f64,
+        /// The request's timeout.
+        limit: f64,
+    },
+    /// Its tokens would come too slowly.
+    Pace {
+        /// The predicted time from token to token.
+        expected: f64,
+        /// The tenant's target.
+        target: f64,
+    },
+    /// Requests that were taken before would not end in time.
+    Promised,
+    /// Nothing was measured yet, and other requests are ahead.
+    Unmeasured,
+}
+
+/// A refusal, and the seconds after which it should no longer hold.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Refused {
+    /// What stands in the way.
+    pub shortage: Shortage,
+    /// When to try again.
+    pub retry_after: f64,
+}
+
+/// What a tenant's requests are promised, in seconds; infinite without a target.
+#[derive(Clone, Copy, Debug)]
+struct Targets {
+    ttft: f64,
+    tpot: f64,
+}
+
+impl Targets {
+    const NONE: Self = Self { ttft: f64::INFINITY, tpot: f64::INFINITY };
+}
+
+/// A request that was taken and must end, or go on, in time.
+#[derive(Clone, Copy, Debug)]
+struct Promise {
+    id: RequestId,
+    tenant: TenantId,
+    deadline: f64,
+    tpot: f64,
+    /// When its first token was predicted.
+    first_token: f64,
+    /// Tokens that its answer hardly exceeds.
+    output: usize,
+    /// Tokens that it has.
+    generated: usize,
+}
+
+/// A request that was taken and that the scheduler has not been given yet.
+#[derive(Clone, Copy, Debug)]
+struct Reservation {
+    tenant: TenantId,
+    prompt_len: usize,
+    promise: Option<Promise>,
+}
+
+/// Decides which requests are taken.
+#[derive(Clone, Debug)]
+pub struct Admission {
+    quotas: Quotas,
+    num_places: usize,
+    max_queue_wait: f64,
+    targets: Vec<Targets>,
+    model: StepModel,
+    /// As published, and what was taken since.
+    load: Load,
+    /// When the step that ran when it was published should end.
+    step_end: f64,
+    /// When a step was last measured.
+    measured: f64,
+    promises: Vec<Promise>,
+    reservations: VecDeque<Reservation>,
+}
+
+impl Admission {
+    /// For a scheduler of which at most `num_places` requests are unfinished, and none
+    /// should wait more than `max_queue_wait` seconds for its prefill.
     #[must_use]
-    pub fn seconds_per_end(&self, model: &StepModel) -> f64 {
-        let rows = self.running.len().max(1) as f64;
-        let step = model.predict(StepWork { decode: rows, ..StepWork::default() });
-        step * self.mean_output / rows
+    pub fn new(
+        scheduler: &Scheduler,
+        tenants: &[Tenant],
+        num_places: usize,
+        max_queue_wait: f64,
+    ) -> Self {
+        let mut admission = Self {
+            quotas: Quotas::default(),
+            num_places,
+            max_queue_wait,
+            targets: Vec::new(),
+            model: StepModel::default(),
+            load: Load::new(scheduler),
+            step_end: 0.0,
+            measured: 0.0,
+            promises: Vec::new(),
+            reservations: VecDeque::new(),
+        };
+        admission.set_tenants(tenants);
+        admission
     }
 
-    /// What a request of a tenant with a prompt of so many tokens may expect if it came
-    /// now, with steps that take what `model` says.
-    ///
-    /// Prompts wait for the step's budget and for seats. Who is served first come, first
-    /// served waits for all who came before; who has a fair share waits for its own queue
-    /// at its share's pace, or for all if that is sooner. Outputs are taken to be as long
-    /// as they were of late.
-    #[must_use]
-    pub fn predict(&self, model: &StepModel, tenant: TenantId, prompt_len: usize) -> Prediction {
-        let SchedulerConfig { max_num_seqs, max_num_batched_tokens, policy, .. } = self.config;
-        let sequences = self.running.iter().map(|running| &self.sequences[&running.id]);
-        let (mut decodes, mut prefilling, mut context) = (0.0, 0.0, 0.0);
-        for sequence in sequences {
-            context += sequence.num_computed_tokens as f64;
-            if sequence.is_decode() {
-                decodes += 1.0;
-            } else {
-                prefilling += sequence.num_pending() as f64;
-            }
+    /// Takes tenants' shares and targets as they are from now on.
+    pub fn set_tenants(&mut self, tenants: &[Tenant]) {
+        self.quotas.set_tenants(tenants, self.num_places);
+        let seconds = |time: Option<std::time::Duration>| {
+            time.map_or(f64::INFINITY, |time| time.as_secs_f64())
+        };
+        for tenant in tenants {
+            let index = tenant.id.index();
+            self.targets.resize(self.targets.len().max(index + 1), Targets::NONE);
+            self.targets[index] =
+                Targets { ttft: seconds(tenant.ttft_target), tpot: seconds(tenant.tpot_target) };
         }
-        let seats = max_num_seqs as f64;
-        let running = self.running.len() as f64;
-        let waiting = self.accounts.num_waiting() as f64;
-        // As the step is while others' prompts and this one are computed.
-        let rows = (running + waiting + 1.0).min(seats);
-        let mean_context = if running > 0.0 { context / running } else { 0.0 };
-        let decoding = StepWork { prefill: 0.0, decode: rows, attended: rows * mean_context };
-        let budget = max_num_batched_tokens as f64;
-        let room = (budget - decodes).max(1.0);
-        let full = StepWork {
-            prefill: room,
-            decode: decodes,
-            attended: decodes * mean_context + room * (prompt_len as f64) / 2.0,
-        };
-        let full_step = model.predict(full);
-        let pace = room / full_step;
-        let prompt = prompt_len as f64;
-        let mut all = self.accounts.waiting_tokens() as f64 + prefilling;
-        let stats = self.tenant_stats(tenant);
-        let (mut own, own_waiting) = (stats.waiting_tokens as f64, stats.waiting as f64);
-        (all, own) = (all + prompt, own + prompt);
-        let is_fair = policy == SchedulingPolicy::Fair;
-        let share = if is_fair { self.accounts.share_if_active(tenant) } else { 1.0 };
-        // Who was served more than others lately lets them catch up first.
-        let cost_pace = (room + decodes * self.costs.decode) / full_step;
-        let debt = if is_fair { self.accounts.debt(tenant) / cost_pace } else { 0.0 };
-        // Those who come later with less served go before it, the more the busier it is.
-        let overtaken = if is_fair { 1.0 / (1.0 - self.saturation).max(1e-6) } else { 1.0 };
-        let for_all = all / pace * overtaken;
-        let for_prompts = if is_fair {
-            // What it has saved up is served before anybody else's.
-            let saved = self.accounts.credit(tenant).min(own);
-            (debt + (saved + (own - saved) / share) / pace).min(for_all)
-        } else {
-            for_all
-        };
-        // Whoever has to wait for a seat waits for others to end.
-        let own_seats = stats.running as f64 + own_waiting + 1.0;
-        let has_right = is_fair && own_seats <= (share * seats).max(1.0);
-        let for_seat = if running + waiting < seats || has_right {
-            0.0
-        } else {
-            // Each that takes a seat has its prompt computed first, while all others wait.
-            let without = model.predict(StepWork { prefill: 0.0, ..full });
-            let mean_prompt = all / (waiting + 1.0);
-            let prefill = mean_prompt * (full_step - without) / room;
-            let decode = self.mean_output.max(1.0) * model.predict(decoding) / rows;
-            let ends = 1.0 / (decode + prefill);
-            let behind_all = (running + waiting + 1.0 - seats) / ends * overtaken;
-            let behind_own = debt + (own_waiting + 1.0) / (ends * share);
-            if is_fair { behind_all.min(behind_own) } else { behind_all }
-        };
-        // Where all prompts fit one step, that step is what it takes; otherwise the last of
-        // its own ends with a step that others fill.
-        let (for_prompts, last) =
-            if all <= room { (0.0, 0.0) } else { (for_prompts, 0.5 * full_step) };
-        let context = decodes * mean_context + prompt * prompt / 2.0;
-        let alone = StepWork { prefill: all.min(room), decode: decodes, attended: context };
-        let ttft = (for_prompts.max(for_seat) + last).max(model.predict(alone));
-        Prediction { ttft, tpot: model.predict(decoding) }
+    }
+
+    /// Takes the load as it is once a step of `step` seconds that begins `now` has ended.
+    /// Of the requests taken so far the scheduler was given the first `given` that it was
+    /// not given before, in their order.
+    pub fn publish(
+        &mut self,
+        scheduler: &Scheduler,
+        model: &StepModel,
+        given: usize,
+        now: f64,
+        step: f64,
+    ) {
+        let given = given.min(self.reservations.len());
+        let promises = self.reservations.drain(..given).filter_map(|taken| taken.promise);
+        self.promises.extend(promises);
+        self.promises.retain_mut(|promise| match scheduler.num_generated(promise.id) {
+            Some(generated) => {
+                promise.generated = generated;
+                true
+            }
+            None => false,
+        });
+        scheduler.load(&mut self.load);
+        if model.num_steps() != self.model.num_steps() {
+            self.measured = now;
+            self.model.clone_from(model);
+        }
+        self.step_end = now + step;
+        for &Reservation { tenant, prompt_len, .. } in &self.reservations {
+            self.load.add(tenant, prompt_len);
+        }
+    }
+
+    /// The load that was published, and what was taken since.
+    #[must_use]
+    pub fn load(&self) -> &Load {
+        &self.load
+    }
+
+    /// What a request of a tenant may expect `now`; `None` until enough was measured.
+    #[must_use]
+    pub fn expected(&self, tenant: TenantId, prompt_len: usize, now: f64) -> Option<Prediction> {
+        self.model.is_known().then(|| self.predict(tenant, prompt_len, now))
+    }
+
+    fn predict(&self, tenant: TenantId, prompt_len: usize, now: f64) -> Prediction {
+        let mut expected = self.load.predict(&self.model, tenant, prompt_len);
+        // The load is that after the step that runs.
+        expected.ttft += (self.step_end - now).max(0.0);
+        expected
+    }
+
+    /// Decides about a request that comes `now`. `is_idle` says that no other is unfinished.
+    ///
+    /// # Errors
+    /// Why it is not taken, and when to try again.
+    pub fn check(&self, ask: &Ask, is_idle: bool, now: f64) -> Result<Option<Prediction>, Refused> {
+        let refused = |shortage, retry_after| Err(Refused { shortage, retry_after });
+        let Ask { tenant, prompt_len, max_tokens, .. } = *ask;
+        if let Some(max_queued) = self.load.full_queue(tenant) {
+            let end = self.load.seconds_per_end(&self.model);
+            return refused(Shortage::TenantQueue { max_queued }, end);
+        }
+        let targets = self.targets.get(tenant.index()).copied().unwrap_or(Targets::NONE);
+        let timeout = ask.timeout.unwrap_or(f64::INFINITY);
+        let has_limit = timeout.min(targets.ttft).min(targets.tpot) < f64::INFINITY;
+        if !self.model.is_known() {
+            // Until then only one of those that must be in time is tried.
+            return if has_limit && !is_idle {
+                refused(Shortage::Unmeasured, 1.0)
+            } else {
+                Ok(None)
+            };
+        }
+        let expected = self.predict(tenant, prompt_len, now);
+        let Prediction { ttft, tpot } = expected;
+        let output = self.load.longest_output(tenant, max_tokens);
+        let end = expected.end(output);
+        // Steps may take less by now: they are measured anew with a request that needs no
+        // more than half of what was predicted.
+        let is_stale = is_idle && now - self.measured > STALE;
+        if is_stale && ttft <= 2.0 * targets.ttft && end <= 2.0 * timeout {
+            return Ok(Some(expected));
+        }
+        let limit = targets.ttft.min(timeout);
+        if ttft > limit {
+            return refused(Shortage::FirstToken { expected: ttft, limit }, ttft - limit);
+        }
+        if tpot > targets.tpot {
+            return refused(Shortage::Pace { expected: tpot, target: targets.tpot }, ttft);
+        }
+        let wait = self.predict(tenant, 1, now).ttft;
+        if wait > self.max_queue_wait && !is_idle {
+            let (expected, limit) = (wait, self.max_queue_wait);
+            return refused(Shortage::Wait { expected, limit }, wait - limit);
+        }
+        // A tenant below its share may use the margin that others must leave.
+        let is_below_share = self.load.is_below_share(tenant);
+        let margin = if is_below_share { 1.0 } else { MARGIN };
+        let end = end * margin;
+        if end > timeout {
+            return refused(Shortage::End { expected: end, limit: timeout }, end - timeout);
+        }
+        let of_concern = |promise: &&Promise| promise.tenant == tenant || !is_below_share;
+        let reserved = self.reservations.iter().filter_map(|taken| taken.promise.as_ref());
+        let mut promises = self.promises.iter().chain(reserved).filter(of_concern);
+        if promises.any(|promise| self.would_break(promise, tpot, prompt_len, now)) {
+            return refused(Shortage::Promised, self.load.seconds_per_end(&self.model));
+        }
+        Ok(Some(expected))
+    }
+
+    /// Whether a promise would be kept without another prompt of so many tokens and a pace
+    /// of `tpot`, but not with them.
+    fn would_break(&self, promise: &Promise, tpot: f64, prompt_len: usize, now: f64) -> bool {
+        let Promise { deadline, first_token, output, generated, .. } = *promise;
+        let left = output.saturating_sub(generated).max(1) as f64;
+        let from = if generated > 0 { now } else { first_token.max(now) };
+        let tokens = prompt_len as f64;
+        let prompt = StepWork { prefill: tokens, decode: 0.0, attended: tokens * tokens / 2.0 };
+        let stall = self.model.predict(prompt) - self.model.predict(StepWork::default());
+        let before = self.load.pace(&self.model, 0, prompt_len);
+        let is_kept = from + left * before <= deadline && before <= promise.tpot;
+        let would_be_kept = from + stall + left * tpot <= deadline && tpot <= promise.tpot;
+        is_kept && !would_be_kept
+    }
+
+    /// Takes a request that comes `now`, or refuses it. What is taken has a place until
+    /// [`Admission::leave`], and counts as load until the scheduler is given it.
+    ///
+    /// # Errors
+    /// Why it is not taken, and when to try again.
+    pub fn take(
+        &mut self,
+        ask: &Ask,
+        is_idle: bool,
+        now: f64,
+    ) -> Result<Option<Prediction>, Refused> {
+        if !self.quotas.enter(ask.tenant) {
+            let retry_after = self.load.seconds_per_end(&self.model);
+            return Err(Refused { shortage: Shortage::Places, retry_after });
+        }
+        let expected =
+            self.check(ask, is_idle, now).inspect_err(|_| self.quotas.leave(ask.tenant))?;
+        let Ask { id, tenant, prompt_len, max_tokens, timeout } = *ask;
+        let tpot = self.targets.get(tenant.index()).map_or(f64::INFINITY, |target| target.tpot);
+        let promise = expected.filter(|_| timeout.is_some() || tpot < f64::INFINITY);
+        let promise = promise.map(|expected| Promise {
+            id,
+            tenant,
+            deadline: timeout.map_or(f64::INFINITY, |timeout| now + timeout),
+            tpot,
+            first_token: now + expected.ttft,
+            output: self.load.longest_output(tenant, max_tokens),
+            generated: 0,
+        });
+        self.reservations.push_back(Reservation { tenant, prompt_len, promise });
+        self.load.add(tenant, prompt_len);
+        Ok(expected)
+    }
+
+    /// Takes the last request back, which the scheduler will not be given. Its place it keeps
+    /// until [`Admission::leave`].
+    pub fn withdraw(&mut self) {
+        self.reservations.pop_back();
+    }
+
+    /// Gives back the place of a request that has ended.
+    pub fn leave(&mut self, tenant: TenantId) {
+        self.quotas.leave(tenant);
     }
 }

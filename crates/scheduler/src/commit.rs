@@ -65,10 +65,14 @@ impl Scheduler {
                     sequence.num_named += 1;
                 }
             }
-            if output.finish.is_some() {
+            if let Some(finish) = &output.finish {
                 any_finished = true;
-                let generated = (sequence.tokens.len() - sequence.prompt_len) as f64;
-                self.mean_output += (generated - self.mean_output) / 32.0;
+                let generated = sequence.tokens.len() - sequence.prompt_len;
+                self.mean_output += (generated as f64 - self.mean_output) / 32.0;
+                if *finish != Finish::NonFiniteLogits {
+                    let was_cut = *finish == Finish::Length;
+                    self.accounts.note_length(sequence.tenant, generated, was_cut);
+                }
                 self.remove(id);
             }
             if output.token.is_some()

@@ -13,8 +13,12 @@ use sconce_types::{
 
 use crate::{
     BlockPool, ConfigError, Refusal, Request, SchedulerConfig, SchedulerStats, SchedulingPolicy,
-    TenantStats, TokenCosts, accounts::Accounts, fairness::Want, id_hash::ByRequest,
+    TenantStats, TokenCosts,
+    accounts::Accounts,
+    fairness::Want,
+    id_hash::ByRequest,
     sequence::Sequence,
+    step_limit::{PrefillRoom, StepLimit},
 };
 
 /// Decides what each step computes.
@@ -49,6 +53,9 @@ pub struct Scheduler {
     pub(crate) mean_output: f64,
     /// The part of the work, of late, in whose steps not all had room: from 0 to 1.
     pub(crate) saturation: f64,
+    pub(crate) step_limit: Option<StepLimit>,
+    /// What is left of the present step's prefill, once a prompt has asked.
+    pub(crate) prefill_room: Option<PrefillRoom>,
     arrivals: u64,
     admissions: u64,
     pub(crate) preemptions: u64,
@@ -113,6 +120,8 @@ impl Scheduler {
             step: 0,
             mean_output: 64.0,
             saturation: 0.0,
+            step_limit: None,
+            prefill_room: None,
             arrivals: 0,
             admissions: 0,
             preemptions: 0,
@@ -197,6 +206,7 @@ impl Scheduler {
         batch.clear();
         self.preempted.clear();
         self.step += 1;
+        self.prefill_room = None;
         self.accounts.pass_time(self.running.iter().map(|running| running.tenant));
         if self.accounts.is_contended() {
             self.order_contended();
@@ -239,8 +249,13 @@ impl Scheduler {
             if sequence.slot.is_none() || sequence.last_step == self.step {
                 continue;
             }
-            let num_tokens = sequence.num_pending().min(budget);
-            assert!(num_tokens > 0, "a running sequence has something to compute");
+            let (pending, context) = (sequence.num_pending(), sequence.num_computed_tokens);
+            assert!(pending > 0, "a running sequence has something to compute");
+            let num_tokens =
+                if sequence.is_decode() { 1 } else { self.chunk_len(budget, context, pending) };
+            if num_tokens == 0 {
+                continue;
+            }
             while let Err(lack) = self.grow_table(row.id, num_tokens) {
                 // What preempts somebody leaves no room to admit anybody.
                 has_room = false;
@@ -269,6 +284,9 @@ impl Scheduler {
             if before.is_some_and(|row| !self.comes_before(tenant, row)) {
                 return true;
             }
+            if !self.may_prefill() {
+                return false;
+            }
             if self.free_slots.is_empty() {
                 if self.take_back(tenant, id, Want::Seat) {
                     continue;
@@ -294,8 +312,13 @@ impl Scheduler {
                 }
                 return false;
             }
+            let context = sequence.num_computed_tokens;
+            let num_tokens = self.chunk_len(budget, context, num_pending);
+            if num_tokens == 0 {
+                self.unshare_prefix(id);
+                return false;
+            }
             self.note_prefix(id);
-            let num_tokens = num_pending.min(budget);
             // All of it is held from now on: nobody newer takes it between two chunks.
             self.grow_table(id, num_pending).expect("the room was seen above");
             let Reverse(slot) = self.free_slots.pop().expect("a free seat was seen above");
@@ -431,6 +454,12 @@ impl Scheduler {
     #[must_use]
     pub fn preempted(&self) -> &[RequestId] {
         &self.preempted
+    }
+
+    /// Tokens generated for a request; `None` if there is no such request.
+    #[must_use]
+    pub fn num_generated(&self, id: RequestId) -> Option<usize> {
+        self.sequences.get(&id).map(|sequence| sequence.tokens.len() - sequence.prompt_len)
     }
 
     /// The state in numbers.

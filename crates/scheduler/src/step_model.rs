@@ -50,6 +50,8 @@ const HALF_LIFE: f64 = 500.0;
 const PRIOR: f64 = 1e-4;
 /// Steps between solutions of the equations.
 const SOLVE_EVERY: u32 = 16;
+/// What is mixed with decodes counts half after so many steps that had any.
+const MIX_HALF_LIFE: f64 = 200.0;
 
 /// The time of a step as a sum: so much for any step (reading the weights), and so much
 /// for each prompt token, each decode and each attended pair.
@@ -66,9 +68,16 @@ pub struct StepModel {
     steps: u32,
     /// Decodes in a step that has any, lately.
     decodes: f64,
+    /// Prompt tokens and decodes of steps that had decodes, lately.
+    mixed: (f64, f64),
 }
 
 impl StepModel {
+    /// Steps between two settings of what tokens cost.
+    pub const COSTS_EVERY: u64 = 64;
+    /// Steps that are measured before predictions refuse anything.
+    pub const KNOWN_AFTER: u32 = 4;
+
     /// A model that has seen nothing and believes this.
     #[must_use]
     pub fn new(step: f64, prefill: f64, decode: f64, attended: f64) -> Self {
@@ -79,6 +88,7 @@ impl StepModel {
             seconds: prior,
             steps: 0,
             decodes: 1.0,
+            mixed: (0.0, 1.0),
         };
         // What it was made with weighs little beside a single step, and is all there is
         // for what no step had.
@@ -107,6 +117,9 @@ impl StepModel {
         }
         if work.decode > 0.0 {
             self.decodes += (work.decode - self.decodes) / 50.0;
+            let keep = 0.5_f64.powf(1.0 / MIX_HALF_LIFE);
+            let (prefill, decode) = self.mixed;
+            self.mixed = (keep * prefill + work.prefill, keep * decode + work.decode);
         }
         self.steps += 1;
         if self.steps.is_multiple_of(SOLVE_EVERY) || self.steps < SOLVE_EVERY {
@@ -139,6 +152,26 @@ impl StepModel {
     #[must_use]
     pub fn num_steps(&self) -> u32 {
         self.steps
+    }
+
+    /// Whether enough was measured to refuse anything by it.
+    #[must_use]
+    pub fn is_known(&self) -> bool {
+        self.steps >= Self::KNOWN_AFTER
+    }
+
+    /// Prompt tokens that were computed beside each decode, lately: what a decode's step
+    /// takes beyond its decodes while requests come and go.
+    #[must_use]
+    pub fn prefill_per_decode(&self) -> f64 {
+        self.mixed.0 / self.mixed.1
+    }
+
+    /// Seconds of any step, of a prompt token, of a decode, of an attended pair.
+    #[must_use]
+    pub fn parts(&self) -> [f64; N] {
+        let [step, prefill, decode, attended] = self.seconds;
+        [step, prefill / 100.0, decode / 10.0, attended / 1e5]
     }
 
     /// What tokens cost by this model: a generated one its part of a step that decodes

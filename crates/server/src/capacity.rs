@@ -70,17 +70,8 @@ pub(crate) async fn capacity(
     let seconds = |time: Option<std::time::Duration>| time.map(|time| time.as_secs_f64());
     let target = entry.and_then(|tenant| tenant.ttft_target);
     let pace = entry.and_then(|tenant| tenant.tpot_target);
-    let is_slow = pace.zip(now.tpot).is_some_and(|(target, expected)| expected > target);
     let max_queued = entry.and_then(|tenant| tenant.max_queued);
-    let is_full = max_queued.is_some_and(|most| now.waiting >= most);
-    let is_late = target.zip(now.ttft).is_some_and(|(target, expected)| expected > target);
-    // With nobody ahead a request is tried, whatever steps took of late.
-    let is_idle = now.total_running + now.total_waiting == 0;
-    let would_wait = now.rate_limited_for.or_else(|| {
-        let ttft = now.ttft.unwrap_or_default();
-        let is_hopeless = (is_late || is_slow) && !is_idle;
-        (is_hopeless || is_full).then(|| ttft.saturating_sub(target.unwrap_or_default()))
-    });
+    let would_wait = now.rate_limited_for.or(now.refused_for);
     let mut engine = json!({ "share": now.share });
     if sees_all {
         engine = json!({

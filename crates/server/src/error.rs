@@ -260,6 +260,9 @@ impl From<SubmitError> for ApiError {
                 let retry_after = retry_after.as_secs();
                 Self { code: Some("rate_limit_exceeded"), retry_after, ..error }
             }
+            SubmitError::Overloaded { reason, retry_after } => {
+                RequestError::Overloaded { reason, retry_after }.into()
+            }
             SubmitError::Draining | SubmitError::EngineLost => Self::unavailable(message),
         }
     }
@@ -289,7 +292,13 @@ impl From<RequestError> for ApiError {
                         code: Some("rate_limit_exceeded"),
                         ..Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message)
                     },
-                    Overload::TooLate { .. } | Overload::TooSlow { .. } | Overload::Late { .. } => {
+                    Overload::QueueTooLong { .. }
+                    | Overload::TooLate { .. }
+                    | Overload::EndsTooLate { .. }
+                    | Overload::TooSlow { .. }
+                    | Overload::Promised
+                    | Overload::Unmeasured
+                    | Overload::Late { .. } => {
                         Self { code: Some("overloaded"), ..Self::unavailable(message) }
                     }
                 };

@@ -12,8 +12,8 @@ use crate::{Device, Router, Trace};
 const MAX_ENGINES: usize = 10_000;
 /// KV-cache blocks of all engines together: each takes some 64 bytes of memory here.
 const MAX_BLOCKS: usize = 200_000_000;
-/// Accounts of all tenants on all engines: each takes some 200 bytes.
-const MAX_ACCOUNTS: usize = 50_000_000;
+/// Accounts of all tenants on all engines: each takes some 400 bytes.
+const MAX_ACCOUNTS: usize = 25_000_000;
 
 /// What is simulated.
 #[derive(Clone, Debug)]
@@ -31,6 +31,10 @@ pub struct SimulationConfig {
     pub others: Tenant,
     /// When each request ends at the latest, from its arrival.
     pub timeout: Option<Duration>,
+    /// The longest that a request may wait for its prefill under admission.
+    pub max_queue_wait: Option<Duration>,
+    /// The time between tokens that prefill leaves to decodes.
+    pub target_itl: Option<Duration>,
     /// Of what the router draws.
     pub seed: u64,
 }
@@ -45,6 +49,8 @@ impl Default for SimulationConfig {
             tenants: Vec::new(),
             others: Tenant::sole(),
             timeout: None,
+            max_queue_wait: None,
+            target_itl: None,
             seed: 0,
         }
     }

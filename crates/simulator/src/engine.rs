@@ -2,7 +2,9 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use sconce_scheduler::{Output, Request, Scheduler, StepModel, StepWork, TokenCosts};
+use sconce_scheduler::{
+    Admission, Ask, Output, Request, Scheduler, StepLimit, StepModel, StepWork, TokenCosts,
+};
 use sconce_types::{
     Input, RequestId, Sample, SampleOutcome, SampledRow, SampledTokens, SamplingParams,
     ScheduledBatch, Tenant, TenantId,
@@ -10,13 +12,10 @@ use sconce_types::{
 
 use crate::{
     ConfigError, Device, Policy, SimulationConfig,
-    admission::{self, Deadlines, Gates, Targets, Verdict},
+    admission::{self, Deadlines, Targets},
     tally::{Outcome, Tally},
     trace::Arrival,
 };
-
-/// Steps between two settings of what tokens cost, as in real engines.
-const COSTS_EVERY: u64 = 64;
 
 /// What all engines share: what comes, what is written down, and memory.
 pub(crate) struct Shared<'a> {
@@ -66,7 +65,16 @@ pub(crate) struct Engine {
     learnt: StepModel,
     /// What tokens cost by that, as its scheduler counts them.
     costs: TokenCosts,
-    gates: Gates,
+    /// Decides as in real engines: when a request comes, whatever step runs.
+    admission: Admission,
+    /// Requests that the scheduler was given since its load was published.
+    given: usize,
+    /// The step that was begun last, if its load is not published: when, and its
+    /// predicted seconds.
+    unpublished: Option<(f64, f64)>,
+    target_itl: Option<f64>,
+    /// Requests that have not ended.
+    unfinished: usize,
     deadlines: Deadlines,
     /// Requests that came while a step ran.
     inbox: Vec<u32>,
@@ -86,11 +94,26 @@ impl Engine {
         let scheduler = Scheduler::new(device.limits(policy.scheduling));
         let mut scheduler = scheduler.map_err(|error| ConfigError::Device(error.to_string()))?;
         scheduler.set_tenants(tenants);
+        let mut known = tenants.to_vec();
+        let mut max_queue_wait = f64::INFINITY;
+        if policy.admission {
+            let wait = config.max_queue_wait.map(|wait| wait.as_secs_f64());
+            max_queue_wait = wait.unwrap_or(max_queue_wait);
+        } else {
+            for tenant in &mut known {
+                (tenant.ttft_target, tenant.tpot_target) = (None, None);
+            }
+        }
+        let admission = Admission::new(&scheduler, &known, device.places(), max_queue_wait);
         Ok(Self {
             scheduler,
             learnt: StepModel::default(),
             costs: TokenCosts::default(),
-            gates: Gates::new(tenants, policy.scheduling, device.places()),
+            admission,
+            given: 0,
+            unpublished: None,
+            target_itl: config.target_itl.map(|target| target.as_secs_f64()),
+            unfinished: 0,
             deadlines: Deadlines::default(),
             inbox: Vec::new(),
             is_busy: false,
@@ -98,10 +121,41 @@ impl Engine {
         })
     }
 
-    /// A request is sent here.
-    pub(crate) fn send(&mut self, request: u32, prompt_len: u32) {
+    /// A request comes, and is taken or refused; says whether it is taken.
+    pub(crate) fn send(&mut self, request: u32, shared: &mut Shared<'_>) -> bool {
+        let arrival = shared.arrivals[request as usize];
+        let Arrival { at: now, tenant, prompt_len, output_len } = arrival;
+        // Before anything is allocated for it.
+        if (prompt_len + output_len) as usize > shared.device.max_model_len {
+            shared.tally.end(request, Outcome::NeverFits, 0.0);
+            return false;
+        }
+        if let Some((began, seconds)) = self.unpublished.take() {
+            let given = std::mem::take(&mut self.given);
+            self.admission.publish(&self.scheduler, &self.learnt, given, began, seconds);
+        }
+        let timeout = shared.targets[tenant as usize].end;
+        let ask = Ask {
+            id: RequestId(u64::from(request)),
+            tenant: TenantId(tenant),
+            prompt_len: prompt_len as usize,
+            max_tokens: output_len as usize,
+            timeout: (shared.admission && timeout.is_finite()).then_some(timeout),
+        };
+        let expected = match self.admission.take(&ask, self.unfinished == 0, now) {
+            Ok(expected) => expected,
+            Err(refused) => {
+                shared.tally.end(request, admission::outcome(refused.shortage), 0.0);
+                return false;
+            }
+        };
+        if let Some(expected) = expected {
+            shared.tally.records[request as usize].predicted = expected.ttft as f32;
+        }
+        self.unfinished += 1;
         self.inbox.push(request);
         self.load += u64::from(prompt_len);
+        true
     }
 
     /// What an engine does between two steps, at `now`: ends what is overdue, takes what
@@ -130,72 +184,39 @@ impl Engine {
                 _ => continue,
             };
             self.scheduler.cancel(RequestId(u64::from(request)));
-            self.gates.leave(arrival.tenant);
+            self.leave(arrival.tenant);
             self.load -= if record.ttft < 0.0 { u64::from(arrival.prompt_len) } else { 1 };
             shared.tally.end(request, outcome, age);
         }
     }
 
+    /// Queues a request that was taken when it came.
     fn take(&mut self, request: u32, now: f64, shared: &mut Shared<'_>) {
-        let arrival = shared.arrivals[request as usize];
-        let refusal = self.try_take(request, arrival, now, shared);
-        if let Some(outcome) = refusal {
-            self.load -= u64::from(arrival.prompt_len);
-            shared.tally.end(request, outcome, now - arrival.at);
+        let Arrival { at, tenant, prompt_len, output_len } = shared.arrivals[request as usize];
+        self.given += 1;
+        let params = shared.params(output_len);
+        let prompt = vec![0; prompt_len as usize];
+        let id = RequestId(u64::from(request));
+        let new = Request { tenant: TenantId(tenant), ..Request::new(id, prompt, params) };
+        if let Err(refusal) = self.scheduler.add(new) {
+            self.leave(tenant);
+            self.load -= u64::from(prompt_len);
+            use sconce_scheduler::Refusal::{QueueFull, TenantQueueFull};
+            let is_full = matches!(refusal, QueueFull { .. } | TenantQueueFull { .. });
+            let outcome = if is_full { Outcome::QueueFull } else { Outcome::NeverFits };
+            shared.tally.end(request, outcome, now - at);
         } else if shared.admission {
-            let targets = shared.targets[arrival.tenant as usize];
-            self.deadlines.add(arrival.at + targets.ttft, request);
+            let targets = shared.targets[tenant as usize];
+            self.deadlines.add(at + targets.ttft, request);
             if targets.end > targets.ttft {
-                self.deadlines.add(arrival.at + targets.end, request);
+                self.deadlines.add(at + targets.end, request);
             }
         }
     }
 
-    /// Queues a request, or says how it ended instead.
-    fn try_take(
-        &mut self,
-        request: u32,
-        arrival: Arrival,
-        now: f64,
-        shared: &mut Shared<'_>,
-    ) -> Option<Outcome> {
-        let Arrival { tenant, prompt_len, output_len, .. } = arrival;
-        let (id, prompt_len) = (TenantId(tenant), prompt_len as usize);
-        // Before anything is allocated for it.
-        if prompt_len + output_len as usize > shared.device.max_model_len {
-            return Some(Outcome::NeverFits);
-        }
-        let mut expected = admission::expected(&self.scheduler, &self.learnt, id, prompt_len);
-        if let Some(expected) = &mut expected {
-            // It arrived while a step ran.
-            expected.ttft += now - arrival.at;
-        }
-        // With nobody ahead a request is tried.
-        let stats = self.scheduler.stats();
-        if shared.admission && stats.running + stats.waiting > 0 {
-            match admission::check(expected, shared.targets[tenant as usize]) {
-                Verdict::Taken => {}
-                Verdict::TooLate => return Some(Outcome::TooLate),
-                Verdict::TooSlow => return Some(Outcome::TooSlow),
-            }
-        }
-        if !self.gates.enter(tenant) {
-            return Some(Outcome::QueueFull);
-        }
-        let params = shared.params(output_len);
-        let prompt = vec![0; prompt_len];
-        let new =
-            Request { tenant: id, ..Request::new(RequestId(u64::from(request)), prompt, params) };
-        if let Err(refusal) = self.scheduler.add(new) {
-            self.gates.leave(tenant);
-            use sconce_scheduler::Refusal::{QueueFull, TenantQueueFull};
-            let is_full = matches!(refusal, QueueFull { .. } | TenantQueueFull { .. });
-            return Some(if is_full { Outcome::QueueFull } else { Outcome::NeverFits });
-        }
-        if let Some(expected) = expected {
-            shared.tally.records[request as usize].predicted = expected.ttft as f32;
-        }
-        None
+    fn leave(&mut self, tenant: u32) {
+        self.admission.leave(TenantId(tenant));
+        self.unfinished -= 1;
     }
 
     /// Schedules and computes the next step, and says when it ends; `None` if there is
@@ -205,11 +226,16 @@ impl Engine {
         self.scheduler.schedule(&mut shared.batch);
         if shared.batch.is_empty() {
             assert_eq!(self.load, 0, "a scheduler with requests schedules something");
+            self.unpublished = Some((now, 0.0));
             return None;
         }
         let seconds = shared.device.seconds(&shared.batch);
         let end = now + seconds;
-        self.learnt.observe(StepWork::of(&shared.batch), seconds);
+        let work = StepWork::of(&shared.batch);
+        self.unpublished = Some((now, self.learnt.predict(work)));
+        self.learnt.observe(work, seconds);
+        let limit = self.target_itl.map(|target| StepLimit::new(target, &self.learnt));
+        self.scheduler.set_step_limit(limit);
         let tally = &mut shared.tally;
         tally.steps += 1;
         tally.longest_step = tally.longest_step.max(seconds);
@@ -249,7 +275,7 @@ impl Engine {
             self.note(&output, end, seconds, shared);
         }
         shared.outputs = outputs;
-        if shared.batch.step.is_multiple_of(COSTS_EVERY) {
+        if shared.batch.step.is_multiple_of(StepModel::COSTS_EVERY) {
             self.costs = self.learnt.costs();
             self.scheduler.set_costs(self.costs);
         }
@@ -280,7 +306,8 @@ impl Engine {
         }
         if output.finish.is_some() {
             self.load -= 1;
-            self.gates.leave(arrival.tenant);
+            self.admission.leave(TenantId(arrival.tenant));
+            self.unfinished -= 1;
             tally.finished += u64::from(in_window);
             tally.end(request, Outcome::Finished, age);
         }

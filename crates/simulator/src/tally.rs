@@ -9,7 +9,8 @@ pub(crate) enum Outcome {
     #[default]
     Pending,
     Finished,
-    /// Refused: the first token would have come too late.
+    /// Refused: it would have waited too long, or its first token or its end, or those of
+    /// requests that were taken before, would have come too late.
     TooLate,
     /// Refused: tokens would have come too slowly.
     TooSlow,

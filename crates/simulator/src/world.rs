@@ -38,7 +38,9 @@ pub fn simulate(
         if let Some((request, arrival)) = next {
             let chosen = routing.choose();
             let engine = &mut engines[chosen];
-            engine.send(request, arrival.prompt_len);
+            if !engine.send(request, &mut shared) {
+                continue;
+            }
             routing.loads[chosen] += u64::from(arrival.prompt_len);
             if !std::mem::replace(&mut engine.is_busy, true) {
                 events.push(Reverse((arrival.at.to_bits(), chosen as u32)));

@@ -9,7 +9,8 @@ use std::{
 
 use sconce_engine::{
     Built, Engine, EngineHandle, EngineOptions, EngineRequest, FakeExecutor, Overload,
-    RequestError, RequestEvent, RequestStream, SchedulerConfig, SchedulingPolicy, TokenEvent,
+    RequestError, RequestEvent, RequestStream, SchedulerConfig, SchedulingPolicy, SubmitError,
+    TokenEvent,
 };
 use sconce_types::{
     EndReason, EnergyMeter, Executor, ExecutorError, MeterEntry, MeterSink, Metering, Prices,
@@ -114,6 +115,17 @@ fn last(mut stream: RequestStream) -> Result<TokenEvent, RequestError> {
     Ok(last.expect("a request that did not fail has a token"))
 }
 
+/// A request's last token, or why there was none, also where it was refused at once.
+fn ask(engine: &EngineHandle, request: EngineRequest) -> Result<TokenEvent, RequestError> {
+    match engine.submit(request) {
+        Ok(stream) => last(stream),
+        Err(SubmitError::Overloaded { reason, retry_after }) => {
+            Err(RequestError::Overloaded { reason, retry_after })
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
 #[test]
 fn what_requests_used_sums_to_what_was_measured() {
     let prices = Prices { prompt: 1_000_000_000, generated: 3_000_000_000, ..Prices::default() };
@@ -176,15 +188,13 @@ fn a_tenants_limits_refuse_its_own_requests_only() {
     let rated = Tenant { tokens_per_minute: Some(60), ..tenant(1) };
     let Started { engine, .. } = start(vec![limited, rated, tenant(2)], Duration::from_millis(2));
     let running = engine.submit(request(0, 8, 200)).expect("there is room");
-    let streams: Vec<_> =
-        (0..8).map(|_| engine.submit(request(0, 8, 2)).expect("there is room")).collect();
-    let refused = streams.into_iter().map(last).filter(|end| {
-        matches!(
-            end,
-            Err(RequestError::Overloaded { reason: Overload::QueueFull { max_queued: 1 }, .. })
-        )
+    let streams: Vec<_> = (0..8).map(|_| engine.submit(request(0, 8, 2))).collect();
+    let refused = streams.iter().filter(|submitted| {
+        let Err(SubmitError::Overloaded { reason, .. }) = submitted else { return false };
+        *reason == Overload::QueueFull { max_queued: 1 }
     });
     assert!(refused.count() >= 6, "one runs and one waits");
+    drop(streams);
     drop(running);
     last(engine.submit(request(1, 40, 1)).expect("there is room")).expect("40 of 60 tokens");
     match last(engine.submit(request(1, 40, 1)).expect("there is room")) {
@@ -203,12 +213,12 @@ fn a_tenants_limits_refuse_its_own_requests_only() {
 #[test]
 fn what_cannot_be_in_time_is_refused_or_ended() {
     let hurried = Tenant { ttft_target: Some(Duration::from_secs(2)), ..tenant(1) };
-    let Started { engine, kept, .. } = start(vec![tenant(0), hurried], Duration::from_millis(10));
+    let Started { engine, .. } = start(vec![tenant(0), hurried], Duration::from_millis(10));
     // So that what steps take is known.
     last(engine.submit(request(0, 190, 60)).expect("there is room")).expect("it finishes");
     last(engine.submit(request(1, 8, 2)).expect("there is room")).expect("it can be in time");
     let meanwhile = engine.submit(request(0, 8, 100)).expect("there is room");
-    match last(engine.submit(request(1, 254, 2)).expect("there is room")) {
+    match ask(&engine, request(1, 254, 2)) {
         Err(RequestError::Overloaded { reason: Overload::TooLate { expected, limit }, .. }) => {
             assert!(expected > limit, "{expected:?}");
         }
@@ -217,7 +227,17 @@ fn what_cannot_be_in_time_is_refused_or_ended() {
     drop(meanwhile);
     let timeout = Some(Duration::from_secs(1));
     let long = EngineRequest { timeout, ..request(0, 8, 200) };
-    match last(engine.submit(long).expect("there is room")) {
+    match ask(&engine, long.clone()) {
+        Err(RequestError::Overloaded {
+            reason: Overload::EndsTooLate { expected, limit }, ..
+        }) => {
+            assert!(expected > limit && limit == Duration::from_secs(1), "{expected:?}");
+        }
+        other => panic!("200 tokens do not fit a second: {other:?}"),
+    }
+    // An engine that has measured nothing tries it.
+    let Started { engine, kept, .. } = start(vec![tenant(0)], Duration::from_millis(10));
+    match ask(&engine, long) {
         Err(RequestError::TimedOut { timeout }) => {
             assert_eq!(timeout, Duration::from_secs(1));
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use sconce_scheduler::{
     FakeExecutor, Fault, Finish, Output, PrefixKey, Refusal, Request, Scheduler, SchedulerConfig,
-    SchedulingPolicy,
+    SchedulingPolicy, StepLimit, StepModel, StepWork,
 };
 use sconce_types::{
     Executor as _, Input, RequestId, Sample, SampleOutcome, SampledRow, SampledTokens,
@@ -115,6 +115,56 @@ fn a_long_prompt_is_computed_in_chunks_beside_a_decode() {
     assert_eq!(world.step(), [(1, 1), (2, 1)]);
     assert_eq!(world.batch.sequences[1].input, Input::LastSampled);
     assert_eq!(world.batch.sequences[1].sample, Sample::Token { output_index: 1 });
+}
+
+/// The longest time between two tokens of 8 streams while a prompt of 4,000 tokens is
+/// computed, on a device of 0.1 s a step and 20 ms a prompt token; and the prompt's TTFT.
+fn longest_gap(target: Option<f64>) -> (f64, f64) {
+    let limits = SchedulerConfig {
+        max_num_seqs: 16,
+        max_num_batched_tokens: 512,
+        max_model_len: 8192,
+        num_blocks: 1024,
+        ..LIMITS
+    };
+    let mut world = World::new(limits);
+    let model = StepModel::new(0.1, 0.02, 0.01, 1e-7);
+    world.scheduler.set_step_limit(target.map(|target| StepLimit::new(target, &model)));
+    (0..8).for_each(|id| world.add(id, 4, 2_000));
+    world.step();
+    world.add(9, 4_000, 1);
+    let (mut longest, mut ttft) = (0.0_f64, 0.0);
+    while world.ended().is_empty() {
+        assert!(world.schedule().len() >= 8, "every stream goes on in every step");
+        let seconds = model.predict(StepWork::of(&world.batch));
+        (longest, ttft) = (longest.max(seconds), ttft + seconds);
+        world.compute();
+    }
+    assert_eq!((world.ended(), world.tokens(9)), (vec![9], solo(4_000, 1)), "the same tokens");
+    (longest, ttft)
+}
+
+#[test]
+fn a_long_prompt_leaves_streams_their_pace() {
+    let (longest, ttft) = longest_gap(None);
+    assert!(longest > 9.0, "a chunk of 504 tokens takes {longest} s");
+    let (paced, later) = longest_gap(Some(1.0));
+    assert!(paced <= 1.0 + 1e-9, "{paced} s");
+    assert!(later < 1.3 * ttft, "a first token after {later} s, without a limit {ttft} s");
+    // Below what decodes alone take, prefill may make a step twice as long.
+    let (paced, later) = longest_gap(Some(1e-3));
+    assert!(paced <= 0.55, "16 tokens beside decodes take {paced} s");
+    assert!(later < 2.0 * ttft, "a first token after {later} s, without a limit {ttft} s");
+}
+
+#[test]
+fn a_prompt_alone_has_the_whole_budget() {
+    let mut world = World::new(LIMITS);
+    let model = StepModel::new(0.1, 1.0, 0.01, 0.0);
+    world.scheduler.set_step_limit(Some(StepLimit::new(0.2, &model)));
+    world.add(1, 40, 2);
+    assert_eq!(world.step(), [(1, 16)]);
+    assert_eq!(world.step(), [(1, 16)]);
 }
 
 #[test]

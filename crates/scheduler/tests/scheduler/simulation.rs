@@ -11,11 +11,11 @@ use proptest::prelude::*;
 use rand::{SeedableRng as _, rngs::StdRng, seq::IteratorRandom as _};
 use sconce_scheduler::{
     FakeExecutor, Fault, Finish, Output, PrefixKey, Request, Scheduler, SchedulerConfig,
-    SchedulingPolicy,
+    SchedulingPolicy, StepLimit, StepModel, StepWork,
 };
 use sconce_types::{
-    BLOCK_SIZE, Executor as _, RequestId, SampledTokens, SamplingParams, ScheduledBatch, Tenant,
-    TenantId, TokenId,
+    BLOCK_SIZE, Executor as _, Input, RequestId, SampledTokens, SamplingParams, ScheduledBatch,
+    Tenant, TenantId, TokenId,
 };
 
 use crate::bills::Bills;
@@ -55,6 +55,8 @@ struct Expected {
 struct Simulation {
     rng: StdRng,
     limits: SchedulerConfig,
+    step_limit: Option<StepLimit>,
+    preemptions: u64,
     scheduler: Scheduler,
     tenants: Vec<Tenant>,
     executor: FakeExecutor,
@@ -108,7 +110,17 @@ impl Simulation {
         let mut scheduler = Scheduler::new(config).expect("the limits are valid");
         let tenants = random_tenants(&mut rng, limits.num_blocks);
         scheduler.set_tenants(&tenants);
+        let step_limit = rng.random_bool(0.5).then(|| {
+            let [step, decode] = [(); 2].map(|()| rng.random_range(0.0..0.1));
+            let prefill = rng.random_range(0.001..0.1);
+            let attended = rng.random_range(0.0..0.001);
+            let model = StepModel::new(step, prefill, decode, attended);
+            StepLimit::new(rng.random_range(0.01..2.0), &model)
+        });
+        scheduler.set_step_limit(step_limit);
         Self {
+            step_limit,
+            preemptions: 0,
             scheduler,
             tenants,
             executor: FakeExecutor::new(VOCAB_SIZE, limits.num_blocks, limits.max_num_seqs),
@@ -271,6 +283,29 @@ impl Simulation {
             self.limits.max_num_batched_tokens
         );
         assert!(batch.sequences.len() <= self.limits.max_num_seqs, "seats are bounded");
+        if let Some(limit) = &self.step_limit {
+            let mut decodes = StepWork::default();
+            let (mut prefill, mut seconds) = (0, 0.0);
+            for sequence in &batch.sequences {
+                if sequence.input == Input::LastSampled {
+                    decodes.decode += 1.0;
+                    decodes.attended += sequence.num_computed_tokens as f64 + 1.0;
+                } else {
+                    let (len, context) = (sequence.input.len(), sequence.num_computed_tokens);
+                    prefill += len;
+                    seconds += limit.seconds_of_chunk(len as f64, context as f64);
+                }
+            }
+            let may_take = limit.seconds_for_prefill(decodes);
+            // Decodes that give way in this step, or yield to prompts, were counted.
+            let gave_way = self.scheduler.stats().preemptions > self.preemptions
+                || (self.limits.policy == SchedulingPolicy::Fair && self.tenants.len() > 1);
+            self.preemptions = self.scheduler.stats().preemptions;
+            assert!(
+                gave_way || prefill <= StepLimit::FLOOR || seconds <= may_take * (1.0 + 1e-9),
+                "{prefill} prompt tokens take {seconds} s beside {decodes:?}, not {may_take} s"
+            );
+        }
         // A block that is written to is in one table only.
         let mut times = HashMap::new();
         batch.block_tables.iter().for_each(|block| *times.entry(block).or_insert(0) += 1);

@@ -98,6 +98,81 @@ fn past_saturation_admission_keeps_the_goodput() {
     assert!(told.is_sorted() && told.len() > 100 && told.last() == Some(&1.0), "{told:?}");
 }
 
+/// Ten times what the device can do, and what it does where all are served at some time.
+fn overload(config: &SimulationConfig) -> (Report, f64) {
+    let trace = trace("poisson:rate=140,seconds=180,tenants=1,prompt=128,output=64,spread=0");
+    let policy = Policy { scheduling: Fair, admission: true };
+    let report = simulate(&trace, config, policy, &mut |_| {}).expect("it can be");
+    let endless = SimulationConfig::default();
+    let capacity = play(&trace, &endless, Fair).throughput.tokens;
+    (report, capacity)
+}
+
+#[test]
+fn ten_times_the_load_without_timeouts_keeps_the_engine_busy() {
+    let max_queue_wait = Some(Duration::from_secs(10));
+    let config = SimulationConfig { max_queue_wait, ..SimulationConfig::default() };
+    let (report, capacity) = overload(&config);
+    let served = report.throughput.tokens / capacity;
+    assert!(served > 0.95, "{served} of the capacity");
+    let counts = report.counts;
+    assert_eq!(counts.finished, counts.accepted, "all that were taken finish");
+    assert!(counts.accepted * 5 < counts.arrived, "most are refused");
+    let worst = report.ttft.expect("many are served").p99;
+    assert!(worst < 15.0, "p99 TTFT {worst} s where 10 s are the longest wait");
+}
+
+#[test]
+fn ten_times_the_load_with_timeouts_ends_in_time() {
+    for seconds in [5, 10, 30] {
+        let timeout = Some(Duration::from_secs(seconds));
+        let config = SimulationConfig { timeout, ..SimulationConfig::default() };
+        let (report, capacity) = overload(&config);
+        let counts = report.counts;
+        let finished = counts.finished as f64 / counts.accepted as f64;
+        assert!(finished > 0.98, "{finished} of those taken finished within {seconds} s");
+        let served = report.throughput.tokens / capacity;
+        assert!(served > if seconds == 5 { 0.8 } else { 0.9 }, "{seconds} s: {served}");
+    }
+}
+
+#[test]
+fn a_tenant_in_a_flood_with_deadlines_is_still_taken() {
+    let trace =
+        trace("poisson:rate=40,seconds=600,tenants=2,flood=20,prompt=128,output=64,spread=0");
+    let config =
+        SimulationConfig { timeout: Some(Duration::from_secs(6)), ..SimulationConfig::default() };
+    let policy = Policy { scheduling: Fair, admission: true };
+    let report = simulate(&trace, &config, policy, &mut |_| {}).expect("it can be");
+    let small = report.tenants.iter().min_by_key(|tenant| tenant.counts.arrived);
+    let counts = small.expect("there are two").counts;
+    let finished = counts.finished as f64 / counts.arrived as f64;
+    assert!(finished > 0.9, "{counts:?}");
+}
+
+#[test]
+fn prefill_leaves_decodes_their_pace() {
+    // 16 streams, then a prompt of 900 tokens: 14 s of prefill, 7 of them in one step.
+    let mut file = tempfile::NamedTempFile::new().expect("a file can be made");
+    writeln!(file, "at,tenant,prompt_tokens,output_tokens").expect("it can be written");
+    (0..15).for_each(|_| writeln!(file, "0,a,8,100").expect("it can be written"));
+    writeln!(file, "20,a,900,2").expect("it can be written");
+    let path = file.path().to_str().expect("its path is text");
+    let trace = Trace::load(path, Tenancy::Spread(1), 0).expect("it holds a trace");
+    let longest_step = |target_itl: Option<Duration>| {
+        let device = Device { max_num_batched_tokens: 512, ..slow() };
+        let config = SimulationConfig { device, target_itl, ..SimulationConfig::default() };
+        let report = play(&trace, &config, Fair);
+        assert_eq!(report.counts.finished, 16);
+        report.longest_step
+    };
+    let unbound = longest_step(None);
+    assert!(unbound > 7.0, "{unbound} s");
+    // The 15 prompts at the start take 2.1 s together, with no decode beside them.
+    let bound = longest_step(Some(Duration::from_secs(1)));
+    assert!(bound < 2.5, "{bound} s");
+}
+
 #[test]
 fn weights_give_shares_within_three_percent() {
     let trace = trace("poisson:rate=3,seconds=20000,tenants=3,prompt=60,output=30");

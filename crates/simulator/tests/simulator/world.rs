@@ -53,7 +53,7 @@ fn the_same_seed_gives_the_same_report() {
     };
     let report = of_seed(1);
     let counts = report.counts;
-    assert!(counts.too_late > 0 && counts.late > 0 && counts.timed_out > 0, "{counts:?}");
+    assert!(counts.too_late > 0 && counts.late > 0, "{counts:?}");
     assert!(report == of_seed(1), "the same seed");
     assert!(report != of_seed(2), "another seed");
 }

@@ -1,0 +1,90 @@
+//! What the engine's thread measures and publishes, so that requests can be predicted
+//! where they are submitted.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use sconce_scheduler::{Request, Scheduler, SchedulerConfig, StepLimit, StepWork};
+use sconce_types::{Executor, RequestId, SampledTokens, SamplingParams, ScheduledBatch};
+
+use crate::engine_loop::EngineLoop;
+
+/// Least time between two publications of the load, for each so many tenants, unless a
+/// request ends: requests that are taken meanwhile are counted.
+const LOAD_EVERY: Duration = Duration::from_millis(2);
+const TENANTS_OF_A_LOAD: usize = 256;
+/// Steps of a warm-up at most, and the time after which it ends once enough are measured.
+const WARM_UP_STEPS: u32 = 16;
+const WARM_UP_TIME: Duration = Duration::from_millis(500);
+
+impl<E: Executor> EngineLoop<E> {
+    /// Publishes the load as it is once a step of `step` seconds has ended; without `now`
+    /// only if the last time is some time ago.
+    pub(crate) fn publish_load(&mut self, step: f64, now: bool) {
+        let at = Instant::now();
+        let every = LOAD_EVERY * (1 + self.tenants.len() / TENANTS_OF_A_LOAD) as u32;
+        if !now && self.load_published.is_some_and(|last| at - last < every) {
+            return;
+        }
+        self.load_published = Some(at);
+        let Self { scheduler, model, shared, given, .. } = self;
+        let (given, at) = (std::mem::take(given), shared.seconds(at));
+        shared.door().admission.publish(scheduler, model, given, at, step);
+    }
+
+    /// Bounds the prefill of later steps by what steps took until now.
+    pub(crate) fn limit_steps(&mut self) {
+        let limit = self.target_itl.map(|target| StepLimit::new(target, &self.model));
+        self.scheduler.set_step_limit(limit);
+    }
+
+    /// Measures a few steps of prefill and decode. A scheduler of its own makes them, so
+    /// nothing of them remains: no metric, no bill, no cached block. A step that fails ends
+    /// it: requests will show what is wrong.
+    pub(crate) fn warm_up(&mut self, config: SchedulerConfig) {
+        let config = SchedulerConfig { prefix_cache: None, ..config };
+        let Ok(mut scheduler) = Scheduler::new(config) else { return };
+        let executor = self.executor.as_mut().expect("it was just built");
+        let (mut batch, mut sampled) = (ScheduledBatch::default(), SampledTokens::default());
+        let mut outputs = Vec::new();
+        let started = Instant::now();
+        for index in 0..WARM_UP_STEPS {
+            // Prompts of several lengths beside several decodes tell their costs apart.
+            let prompt_len = match index {
+                0 | 5 => 16,
+                2 => 64,
+                _ => 0,
+            };
+            let max_tokens =
+                WARM_UP_STEPS.min(u32::try_from(config.max_model_len / 2).unwrap_or(1));
+            let prompt_len = prompt_len.min(config.max_model_len - max_tokens as usize);
+            if prompt_len > 0 {
+                let params = SamplingParams { max_tokens, ..SamplingParams::default() };
+                let id = RequestId(u64::from(index));
+                // A prompt that does not fit is left out.
+                let _ = scheduler.add(Request::new(id, vec![0; prompt_len], Arc::new(params)));
+            }
+            scheduler.schedule(&mut batch);
+            if batch.is_empty() {
+                break;
+            }
+            let step_started = Instant::now();
+            if let Err(error) = executor.launch(&batch).and_then(|()| executor.wait(&mut sampled)) {
+                tracing::warn!("a step of the warm-up failed: {error}");
+                break;
+            }
+            let step = step_started.elapsed();
+            // The first step of all touches memory for the first time.
+            if index > 0 || step > WARM_UP_TIME {
+                self.model.observe(StepWork::of(&batch), step.as_secs_f64());
+            }
+            scheduler.commit(&batch, &sampled, &mut outputs);
+            let is_enough = self.model.is_known() && started.elapsed() > WARM_UP_TIME;
+            if is_enough {
+                break;
+            }
+        }
+    }
+}
