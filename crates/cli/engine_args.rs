@@ -2,12 +2,12 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use sconce::Options;
+use sconce::{Isa, Options};
 
 use crate::{
     flags::{
-        CacheDtypeFlag, CpuIsaFlag, DeviceFlag, DtypeFlag, PolicyFlag, QuantizationFlag,
-        parse_bytes, parse_limit, parse_share,
+        CacheDtypeFlag, DeviceFlag, DtypeFlag, PolicyFlag, QuantizationFlag, cpu_isa, parse_bytes,
+        parse_limit, parse_share,
     },
     pull::CacheArgs,
 };
@@ -73,8 +73,8 @@ pub(crate) struct EngineArgs {
     #[arg(long)]
     threads: Option<usize>,
     /// Use no CPU instructions above this level [default: all that the processor has]
-    #[arg(long, value_enum, env = "SCONCE_CPU_ISA")]
-    cpu_isa: Option<CpuIsaFlag>,
+    #[arg(long, value_parser = cpu_isa(), env = "SCONCE_CPU_ISA")]
+    cpu_isa: Option<Isa>,
     #[command(flatten)]
     cache: CacheArgs,
 }
@@ -100,7 +100,7 @@ impl EngineArgs {
             kv_cache_memory_bytes: self.kv_cache_memory_bytes,
             gpu_memory_utilization: self.gpu_memory_utilization,
             threads: self.threads,
-            cpu_isa: self.cpu_isa.map(CpuIsaFlag::isa),
+            cpu_isa: self.cpu_isa,
             scheduling_policy: self.scheduling_policy.policy(),
             ..Options::new(model.clone())
         }

@@ -155,7 +155,7 @@ impl BenchArgs {
     }
 }
 
-/// The prompts that [`bench`] would send, warm-ups last, as a JSON array: for engines that
+/// The prompts that [`bench()`] would send, warm-ups last, as a JSON array: for engines that
 /// have no server.
 ///
 /// # Errors

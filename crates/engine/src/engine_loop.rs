@@ -381,7 +381,7 @@ impl<E: Executor> EngineLoop<E> {
                 && live.note_token(token)
                 && output.finish.is_none()
             {
-                self.scheduler.cancel(output.request);
+                self.scheduler.stop(output.request);
                 output.finish = Some(Finish::StopCheck);
             }
         }

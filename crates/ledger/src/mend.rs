@@ -12,7 +12,7 @@ use rusqlite::{Connection, params};
 use crate::{
     Ledger, LedgerError,
     error::{io_at, sqlite_at},
-    ledger::{APPLICATION_ID, BUSY_TIMEOUT, Begin, beside, check_is_file},
+    ledger::{APPLICATION_ID, BUSY_TIMEOUT, Begin, Run, beside, check_is_file},
 };
 
 /// What has become of the files of an open ledger.
@@ -93,7 +93,8 @@ impl Files {
         if id(&found) != self.ledger {
             return Some(Trouble::Replaced);
         }
-        if found.len() < self.len {
+        // One that was vacuumed is shorter, and says so itself.
+        if found.len() < self.len && !is_whole(path, found.len()) {
             return Some(Trouble::Damaged);
         }
         self.len = found.len();
@@ -109,8 +110,35 @@ impl Files {
     }
 }
 
-/// Puts a ledger in order again; returns it, and what was done, for the log. If that fails,
-/// the ledger is as it was before.
+/// Whether a file is as long as its header says (SQLite's file format, 1.3).
+fn is_whole(path: &Path, len: u64) -> bool {
+    let mut header = [0; 100];
+    let read = File::open(path).and_then(|mut file| file.read_exact(&mut header));
+    // 1 stands for 65,536, which does not fit.
+    let page = match u16::from_be_bytes([header[16], header[17]]) {
+        1 => 1 << 16,
+        page => u64::from(page),
+    };
+    let pages = u32::from_be_bytes([header[28], header[29], header[30], header[31]]);
+    read.is_ok() && pages > 0 && page * u64::from(pages) == len
+}
+
+/// Goes on with a run after a [`mend`] that had closed its ledger and then failed.
+pub(crate) fn resume(path: &Path, run: &Run) -> Result<Ledger, LedgerError> {
+    let mut opened = Ledger::begin(path, None, &Begin::Continue(run))?;
+    let copy = beside(&opened.path, ".mending");
+    if let Ok(saved) = copy.metadata() {
+        let is_restored = opened.path.metadata().is_ok_and(|own| id(&own) == id(&saved));
+        if !is_restored {
+            add(&mut opened, &copy, run.number).map_err(sqlite_at(path))?;
+        }
+        let _ = fs::remove_file(&copy);
+    }
+    Ok(opened)
+}
+
+/// Puts a ledger in order again; returns what was done, for the log. If that fails before
+/// the ledger is closed, it is as it was; after that [`resume`] goes on.
 pub(crate) fn mend(
     ledger: &mut Option<Ledger>,
     trouble: Trouble,

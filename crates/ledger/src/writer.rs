@@ -12,8 +12,8 @@ use sconce_types::{EndReason, MeterEntry, MeterLabel, RequestId};
 use crate::{
     Ledger, LedgerHealth,
     held::{Held, MAX_HELD},
-    ledger::{BUSY_TIMEOUT, Begin, REQUEST_BITS},
-    mend::{Files, Trouble, mend},
+    ledger::{BUSY_TIMEOUT, REQUEST_BITS, Run},
+    mend::{Files, Trouble, mend, resume},
 };
 
 /// Kept entries that are written in one transaction, so that a try that fails is cheap.
@@ -55,7 +55,8 @@ const END: &str = "UPDATE requests SET end = ?2 WHERE id = ?1";
 /// The connection that writes, and what it could not write yet.
 pub(crate) struct Writer {
     path: PathBuf,
-    model: String,
+    /// What is written belongs to it, also in a file that was opened again.
+    run: Run,
     /// `None` while it cannot be opened again.
     ledger: Option<Ledger>,
     files: Files,
@@ -80,7 +81,7 @@ impl Writer {
     pub(crate) fn new(ledger: Ledger) -> Self {
         let mut writer = Self {
             path: ledger.path.clone(),
-            model: ledger.run.model.clone(),
+            run: ledger.run.clone(),
             files: Files::of(&ledger),
             ledger: Some(ledger),
             health: LedgerHealth::default(),
@@ -190,6 +191,7 @@ impl Writer {
             }
             Err(error) => {
                 tracing::error!(%error, "the ledger cannot be mended yet; it will be tried again");
+                self.set_busy_timeout(BATCH_BUSY_TIMEOUT);
                 self.back_off();
             }
         }
@@ -199,6 +201,7 @@ impl Writer {
     fn take_up(&mut self) {
         if let Some(ledger) = &self.ledger {
             self.files = Files::of(ledger);
+            self.run = ledger.run.clone();
         }
         (self.is_mending, self.is_damaged) = (false, false);
         self.set_busy_timeout(BATCH_BUSY_TIMEOUT);
@@ -211,7 +214,7 @@ impl Writer {
             return self.look();
         }
         if self.ledger.is_none() {
-            match Ledger::begin(&self.path, None, &Begin::New(&self.model)) {
+            match resume(&self.path, &self.run) {
                 Ok(ledger) => self.ledger = Some(ledger),
                 Err(_) => return self.back_off(),
             }

@@ -258,9 +258,10 @@ impl Admission {
         let output = self.load.longest_output(tenant, max_tokens);
         let end = expected.end(output);
         // Steps may take less by now: they are measured anew with a request that needs no
-        // more than half of what was predicted.
-        let is_stale = is_idle && now - self.measured > STALE;
-        if is_stale && ttft <= 2.0 * targets.ttft && end <= 2.0 * timeout {
+        // more than half of what was predicted, and less the longer nothing was measured.
+        let age = if is_idle { (now - self.measured) / STALE } else { 0.0 };
+        let doubt = age.max(2.0);
+        if age > 1.0 && ttft <= doubt * targets.ttft && end <= doubt * timeout {
             return Ok(Some(expected));
         }
         let limit = targets.ttft.min(timeout);

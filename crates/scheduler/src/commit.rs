@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 
 use sconce_types::{
-    BLOCK_SIZE, RequestId, Sample, SampleOutcome, SampledTokens, ScheduledBatch, TokenId,
+    BLOCK_SIZE, RequestId, Sample, SampleOutcome, SampledTokens, ScheduledBatch, TenantId, TokenId,
 };
 
 use crate::{Finish, Output, Scheduler, sequence::Sequence};
@@ -67,11 +67,9 @@ impl Scheduler {
             }
             if let Some(finish) = &output.finish {
                 any_finished = true;
-                let generated = sequence.tokens.len() - sequence.prompt_len;
-                self.mean_output += (generated as f64 - self.mean_output) / 32.0;
+                let (tenant, generated) = (sequence.tenant, sequence.num_generated());
                 if *finish != Finish::NonFiniteLogits {
-                    let was_cut = *finish == Finish::Length;
-                    self.accounts.note_length(sequence.tenant, generated, was_cut);
+                    self.learn_length(tenant, generated, *finish == Finish::Length);
                 }
                 self.remove(id);
             }
@@ -85,6 +83,21 @@ impl Scheduler {
         if any_finished {
             self.forget_removed();
         }
+    }
+
+    /// Ends a request whose answer is complete, as one is that a stop string ends: its
+    /// length says what later ones may have. Its blocks are free for the next step.
+    pub fn stop(&mut self, id: RequestId) {
+        if let Some(sequence) = self.sequences.get(&id) {
+            let (tenant, generated) = (sequence.tenant, sequence.num_generated());
+            self.learn_length(tenant, generated, false);
+        }
+        self.cancel(id);
+    }
+
+    fn learn_length(&mut self, tenant: TenantId, generated: usize, was_cut: bool) {
+        self.mean_output += (generated as f64 - self.mean_output) / 32.0;
+        self.accounts.note_length(tenant, generated, was_cut);
     }
 
     /// Ends every sequence of a step that failed, and names them in `ended`.

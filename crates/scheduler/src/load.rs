@@ -319,7 +319,6 @@ impl Load {
         let most = (self.config.max_num_batched_tokens as f64 - decodes.decode).max(1.0);
         let Some(limit) = self.step_limit else { return most };
         let seconds = limit.seconds_for_prefill(decodes);
-        let in_time = limit.longest_chunk(seconds, context).max(StepLimit::FLOOR as f64);
-        if in_time.is_nan() { most } else { most.min(in_time) }
+        most.min(limit.longest_chunk(seconds, context).max(StepLimit::FLOOR as f64))
     }
 }

@@ -459,7 +459,7 @@ impl Scheduler {
     /// Tokens generated for a request; `None` if there is no such request.
     #[must_use]
     pub fn num_generated(&self, id: RequestId) -> Option<usize> {
-        self.sequences.get(&id).map(|sequence| sequence.tokens.len() - sequence.prompt_len)
+        self.sequences.get(&id).map(Sequence::num_generated)
     }
 
     /// The state in numbers.

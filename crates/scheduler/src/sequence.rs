@@ -80,6 +80,11 @@ impl Sequence {
         }
     }
 
+    /// Tokens of its answer so far.
+    pub(crate) fn num_generated(&self) -> usize {
+        self.tokens.len() - self.prompt_len
+    }
+
     /// Tokens known or being sampled.
     pub(crate) fn len(&self) -> usize {
         self.tokens.len() + self.num_in_flight

@@ -44,9 +44,12 @@ impl StepLimit {
         tokens * (prefill + attended * (context + tokens / 2.0))
     }
 
-    /// The longest such chunk that takes at most so many seconds.
+    /// The longest such chunk that takes at most so many seconds; infinite if any does.
     pub(crate) fn longest_chunk(&self, seconds: f64, context: f64) -> f64 {
         let [_, prefill, _, attended] = self.seconds;
+        if seconds == f64::INFINITY || (prefill == 0.0 && attended == 0.0) {
+            return f64::INFINITY;
+        }
         let linear = prefill + attended * context;
         // The positive root of a quadratic equation, in a form that bears attended = 0.
         let root = (linear * linear + 2.0 * attended * seconds).sqrt();

@@ -9,7 +9,7 @@ use sconce_scheduler::{
 };
 use sconce_types::{
     Executor as _, Input, RequestId, Sample, SampleOutcome, SampledRow, SampledTokens,
-    SamplingParams, ScheduledBatch, TokenId,
+    SamplingParams, ScheduledBatch, TenantId, TokenId,
 };
 
 const VOCAB_SIZE: u32 = 50;
@@ -159,12 +159,20 @@ fn a_long_prompt_leaves_streams_their_pace() {
 
 #[test]
 fn a_prompt_alone_has_the_whole_budget() {
-    let mut world = World::new(LIMITS);
-    let model = StepModel::new(0.1, 1.0, 0.01, 0.0);
-    world.scheduler.set_step_limit(Some(StepLimit::new(0.2, &model)));
-    world.add(1, 40, 2);
-    assert_eq!(world.step(), [(1, 16)]);
-    assert_eq!(world.step(), [(1, 16)]);
+    let limits = SchedulerConfig { max_num_batched_tokens: 64, ..LIMITS };
+    for attended in [0.0, 1e-3] {
+        let mut world = World::new(limits);
+        let model = StepModel::new(0.1, 1.0, 0.01, attended);
+        world.scheduler.set_step_limit(Some(StepLimit::new(0.2, &model)));
+        // What a step takes goes by the same budget.
+        let expected = world.scheduler.predict(&model, TenantId(0), 60).ttft;
+        let step = StepWork { prefill: 60.0, attended: 1800.0, ..StepWork::default() };
+        let alone = model.predict(step);
+        assert!((expected / alone - 1.0).abs() < 0.1, "{expected} s, a step takes {alone} s");
+        world.add(1, 100, 2);
+        assert_eq!(world.step(), [(1, 64)]);
+        assert_eq!(world.step(), [(1, 36)]);
+    }
 }
 
 #[test]
