@@ -53,6 +53,6 @@ fn a_flood_in_no_hurry_is_taken_as_far_as_it_need_not_wait_long() {
     for (status, body) in answers.iter().filter(|(status, _)| *status != 200) {
         assert_eq!(*status, 503, "{body}");
         let message = body["error"]["message"].as_str().expect("a message");
-        assert!(message.contains("the queue is") && message.contains("3 s"), "{message}");
+        assert!(message.contains("wait in the queue") && message.contains("3 s"), "{message}");
     }
 }

@@ -260,7 +260,7 @@ impl Admission {
         // Steps may take less by now: they are measured anew with a request that needs no
         // more than half of what was predicted, and less the longer nothing was measured.
         let age = if is_idle { (now - self.measured) / STALE } else { 0.0 };
-        let doubt = age.max(2.0);
+        let doubt = (age / 6.0).max(2.0);
         if age > 1.0 && ttft <= doubt * targets.ttft && end <= doubt * timeout {
             return Ok(Some(expected));
         }

@@ -96,6 +96,7 @@ fn an_idle_engine_tries_what_old_measurements_nearly_forbid() {
     };
     assert!(within(9.0, 1.0) && !within(5.0, 1.0), "measured a second ago");
     assert!(within(5.0, 60.0) && !within(3.0, 60.0), "measured a minute ago");
+    assert!(within(3.0, 300.0) && !within(0.1, 300.0), "measured five minutes ago");
 }
 
 #[test]
