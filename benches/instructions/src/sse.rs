@@ -16,7 +16,7 @@ use axum::{
 };
 use futures::FutureExt as _;
 use http_body_util::BodyExt as _;
-use sconce_engine::{Built, Engine, SchedulerConfig, SchedulingPolicy};
+use sconce_engine::{Built, Engine, EngineOptions, SchedulerConfig, SchedulingPolicy};
 use sconce_server::{ServerConfig, router};
 use sconce_types::{
     Executor, ExecutorError, Sample, SampleOutcome, SampledRow, SampledTokens, ScheduledBatch,
@@ -51,7 +51,9 @@ pub(crate) fn frames(tokens: usize, copy: bool) {
         let executor = executor.take().expect("it is built once");
         Ok(Built { executor, config, vocab_size, info: () })
     };
-    let (_, engine, ()) = Engine::start("lockstep", build).expect("the engine starts");
+    // Steps are slow under callgrind: a target would have prompts computed in chunks.
+    let options = EngineOptions::new("lockstep").target_itl(None).max_queue_wait(None);
+    let (_, engine, ()) = Engine::start(options, build).expect("the engine starts");
     let router = router(engine, Arc::clone(&sample.model), ServerConfig::default());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.expect("a runtime");
