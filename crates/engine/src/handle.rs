@@ -82,6 +82,31 @@ pub struct EngineLimits {
     pub policy: SchedulingPolicy,
 }
 
+impl EngineLimits {
+    /// Checks a prompt, and that it fits together with so many tokens more.
+    ///
+    /// # Errors
+    /// What [`EngineHandle::submit`] would refuse whatever the load.
+    pub fn check(&self, prompt: &[TokenId], max_tokens: u32) -> Result<(), SubmitError> {
+        let Self { max_model_len, vocab_size, num_blocks, .. } = *self;
+        let (prompt_len, max_tokens) = (prompt.len(), max_tokens as usize);
+        if prompt_len == 0 {
+            return Err(SubmitError::EmptyPrompt);
+        }
+        if prompt_len + max_tokens > max_model_len {
+            return Err(SubmitError::TooLong { prompt_len, max_tokens, max_model_len });
+        }
+        let needed_blocks = (prompt_len + max_tokens).div_ceil(BLOCK_SIZE);
+        if needed_blocks > num_blocks {
+            return Err(SubmitError::NeverFits { needed_blocks, num_blocks });
+        }
+        match prompt.iter().find(|&&token| token as usize >= vocab_size) {
+            Some(&token) => Err(SubmitError::UnknownToken { token, vocab_size }),
+            None => Ok(()),
+        }
+    }
+}
+
 /// Why a request was not taken. Nothing of it remains in the engine.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SubmitError {
@@ -320,23 +345,8 @@ impl EngineHandle {
     /// # Errors
     /// What [`EngineHandle::submit`] would refuse whatever the load.
     pub fn validate(&self, request: &EngineRequest) -> Result<(), SubmitError> {
-        let EngineLimits { max_model_len, vocab_size, num_blocks, .. } = self.limits;
-        request.params.validate(vocab_size)?;
-        let (prompt_len, max_tokens) = (request.prompt.len(), request.params.max_tokens as usize);
-        if prompt_len == 0 {
-            return Err(SubmitError::EmptyPrompt);
-        }
-        if prompt_len + max_tokens > max_model_len {
-            return Err(SubmitError::TooLong { prompt_len, max_tokens, max_model_len });
-        }
-        let needed_blocks = (prompt_len + max_tokens).div_ceil(BLOCK_SIZE);
-        if needed_blocks > num_blocks {
-            return Err(SubmitError::NeverFits { needed_blocks, num_blocks });
-        }
-        match request.prompt.iter().find(|&&token| token as usize >= vocab_size) {
-            Some(&token) => Err(SubmitError::UnknownToken { token, vocab_size }),
-            None => Ok(()),
-        }
+        request.params.validate(self.limits.vocab_size)?;
+        self.limits.check(&request.prompt, request.params.max_tokens)
     }
 
     /// Hands a request to the engine. Never waits.

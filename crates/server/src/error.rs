@@ -275,10 +275,14 @@ impl From<RequestError> for ApiError {
             RequestError::NonFiniteLogits | RequestError::StepFailed(_) => Self::internal(message),
             RequestError::Refused(_) => Self::invalid(None, message),
             // Not a 429: to try again would never help.
-            RequestError::ExceedsMinute { .. } => Self {
-                code: Some("rate_limit_exceeded"),
-                ..Self::invalid(Some("max_tokens"), message)
-            },
+            RequestError::ExceedsMinute { choices, prompt_tokens, tokens_per_minute, .. } => {
+                // No maximum helps where the prompts leave no room for a token each.
+                let is_room = (prompt_tokens + choices) as u64 <= tokens_per_minute;
+                Self {
+                    code: Some("rate_limit_exceeded"),
+                    ..Self::invalid(is_room.then_some("max_tokens"), message)
+                }
+            }
             RequestError::EngineLost => Self::unavailable(message),
             RequestError::TimedOut { .. } => {
                 let error = Self::new(StatusCode::GATEWAY_TIMEOUT, "server_error", message);
@@ -322,7 +326,8 @@ impl From<TextError> for ApiError {
                 Self { code: Some("context_length_exceeded"), ..Self::invalid(None, message) }
             }
             TextError::Encode(_) | TextError::Decode(_) => Self::invalid(None, message),
-            // What a template refuses it raises itself; that it fails is not the client's doing.
+            // A template that refuses messages raises InvalidMessages; other failures are its
+            // own faults, or the server's.
             TextError::TemplateFailed(_)
             | TextError::Io { .. }
             | TextError::Invalid { .. }

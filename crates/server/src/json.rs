@@ -1,20 +1,23 @@
 //! Request bodies.
 
-use axum::extract::{FromRequest, FromRequestParts as _, Request};
+use std::sync::Arc;
+
+use axum::{
+    body::Bytes,
+    extract::{FromRequest, FromRequestParts as _, Request},
+};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::{
     caller::AsTenant,
     error::ApiError,
-    intake::{Reservation, read_body},
+    intake::{Reservation, Turn, read_body},
     state::AppState,
 };
 
 /// Values in a body at most. Each takes many times its bytes in memory.
 const MAX_VALUES: usize = 1 << 20;
-/// Longer bodies are parsed off the async threads.
-const OFFLOAD_BYTES: usize = 16 << 10;
 
 /// How serde_json begins to say that a number does not fit any type.
 const OUT_OF_RANGE: &str = "number out of range";
@@ -32,16 +35,19 @@ pub(crate) trait Body: DeserializeOwned {
     const UNSUPPORTED: &'static [(&'static str, Option<&'static str>)];
     /// More of them, shared with other bodies.
     const SHARED: &'static [(&'static str, Option<&'static str>)] = &[];
+    /// Bodies of at most so many bytes are worked on where they are received.
+    const INLINE_BYTES: usize = 4096;
 }
 
-/// Extracts a JSON body, with the memory that is set aside for what it says. Every field is
-/// used or refused by name.
-pub(crate) struct ApiJson<T>(pub(crate) T, pub(crate) Reservation);
+/// Extracts a JSON body as it was received, with the memory set aside for it. It is parsed
+/// in [`JsonBody::work`].
+pub(crate) struct JsonBody {
+    caller: AsTenant,
+    bytes: Bytes,
+    reserved: Reservation,
+}
 
-impl<T> FromRequest<AppState> for ApiJson<T>
-where
-    T: Body + Send + 'static,
-{
+impl FromRequest<AppState> for JsonBody {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
@@ -49,12 +55,35 @@ where
         let caller = AsTenant::from_request_parts(&mut parts, state).await?;
         let request = Request::from_parts(parts, body);
         let (bytes, reserved) = read_body(request, state, &caller).await?;
-        let body = if bytes.len() <= OFFLOAD_BYTES {
-            parse(&bytes)?
-        } else {
-            state.intake.run(&caller, bytes.len(), move || parse(&bytes)).await??
+        Ok(Self { caller, bytes, reserved })
+    }
+}
+
+impl JsonBody {
+    /// Parses the body and does all the work that it asks for before the engine, in one
+    /// piece: what was parsed takes many times the body's memory, and so never waits. Every
+    /// field is used or refused by name.
+    ///
+    /// # Errors
+    /// What is wrong with the body, what `work` says, or that too much work waits.
+    pub(crate) async fn work<B: Body, T: Send + 'static>(
+        self,
+        state: &AppState,
+        work: impl FnOnce(&AppState, AsTenant, B) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let Self { caller, bytes, reserved } = self;
+        if bytes.len() <= B::INLINE_BYTES {
+            return work(state, caller, parse(&bytes)?);
+        }
+        let intake = Arc::clone(&state.intake);
+        let turn = Turn::of(&caller, bytes.len());
+        let state = state.clone();
+        let work = move || {
+            let body = parse(&bytes)?;
+            drop(bytes);
+            work(&state, caller, body)
         };
-        Ok(Self(body, reserved))
+        intake.run(turn, reserved, work).await?
     }
 }
 
@@ -251,5 +280,77 @@ fn wanted_words(wanted: &str) -> String {
             "an object".to_owned()
         }
         _ => wanted.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{convert::Infallible, thread};
+
+    use sconce_engine::{Built, Engine, FakeExecutor, SchedulerConfig, SchedulingPolicy};
+    use sconce_text::TextModel;
+    use serde_json::json;
+
+    use super::*;
+    use crate::{
+        ServerConfig,
+        caller::Identity,
+        openai::{chat::ChatBody, completions::CompletionBody},
+        tokenize::{DetokenizeBody, TokenizeBody},
+    };
+
+    fn state() -> AppState {
+        let config = SchedulerConfig {
+            max_num_seqs: 1,
+            max_num_batched_tokens: 64,
+            max_model_len: 64,
+            num_blocks: 8,
+            max_queued: 1,
+            prefix_cache: None,
+            policy: SchedulingPolicy::Fair,
+        };
+        let build = move || -> Result<_, Infallible> {
+            Ok(Built { executor: FakeExecutor::new(257, 8, 1), config, vocab_size: 257, info: () })
+        };
+        let (_, engine, ()) = Engine::start("fake", build).expect("the engine starts");
+        AppState::new(engine, Arc::new(TextModel::bytes()), ServerConfig::default())
+    }
+
+    /// The name of the thread that works on a body.
+    async fn worker<B: Body>(state: &AppState, body: &Value) -> Option<String> {
+        let tenants = state.config.tenants.current();
+        let identity = Identity { speaker: None, tenants, origins: None };
+        let request = Request::post("/").extension(identity);
+        let request = request.body(body.to_string().into()).expect("a request");
+        let body = JsonBody::from_request(request, state).await.expect("it is received");
+        let name =
+            |_: &AppState, _: AsTenant, _: B| Ok(thread::current().name().map(ToOwned::to_owned));
+        body.work(state, name).await.expect("it is worked on")
+    }
+
+    #[tokio::test]
+    async fn only_short_bodies_are_worked_on_by_the_async_threads() {
+        let state = state();
+        let here = thread::current().name().map(ToOwned::to_owned);
+        let user = json!({ "role": "user", "content": "hi" });
+        let chat = |messages: Value, kwargs: &str| json!({ "messages": messages, "chat_template_kwargs": { "a": kwargs } });
+        assert_eq!(worker::<ChatBody>(&state, &chat(json!([user]), "")).await, here);
+        // Whichever field it is that is long.
+        let long = "x".repeat(5000);
+        let (small, large) = (Some("intake".to_owned()), Some("intake-large".to_owned()));
+        for message in [
+            json!({ "role": "user", "name": long }),
+            json!({ "role": "assistant", "content": "hi", "reasoning_content": long }),
+        ] {
+            assert_eq!(worker::<ChatBody>(&state, &chat(json!([message]), "")).await, small);
+        }
+        assert_eq!(worker::<ChatBody>(&state, &chat(json!([user]), &long)).await, small);
+        let longer = long.repeat(20);
+        assert_eq!(worker::<ChatBody>(&state, &chat(json!([user]), &longer)).await, large);
+        let tokens = json!({ "prompt": vec![104; 3000], "echo": true });
+        assert_eq!(worker::<CompletionBody>(&state, &tokens).await, small);
+        // These wait for their turn in any case.
+        assert_eq!(worker::<TokenizeBody>(&state, &json!({ "messages": [user] })).await, small);
+        assert_eq!(worker::<DetokenizeBody>(&state, &json!({ "tokens": [104] })).await, small);
     }
 }

@@ -1,4 +1,5 @@
-//! `/tokenize` and `/detokenize`, as vLLM has them.
+//! `/tokenize` and `/detokenize`, as vLLM has them. They generate nothing and use no KV
+//! cache: `tokens_per_minute` does not count them, the turns of the intake's lanes do.
 
 use axum::{Json, extract::State};
 use sconce_engine::EngineLimits;
@@ -8,9 +9,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::{
-    caller::AsTenant,
     error::ApiError,
-    json::{ApiJson, Body},
+    json::{Body, JsonBody},
     openai::chat,
     state::AppState,
 };
@@ -18,8 +18,6 @@ use crate::{
 /// Contexts that fit into what is tokenized or detokenized at most: enough to say by how
 /// much a text is too long, and no way to have a processor for oneself.
 const MAX_CONTEXTS: usize = 4;
-/// What a token is taken to be in text.
-const BYTES_PER_TOKEN: usize = 4;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -36,6 +34,8 @@ pub(crate) struct TokenizeBody {
 impl Body for TokenizeBody {
     const UNSUPPORTED: &'static [(&'static str, Option<&'static str>)] =
         &[("tools", None), ("chat_template", None), ("continue_final_message", None)];
+    /// However short, it waits for its tenant's turn: no other limit counts this work.
+    const INLINE_BYTES: usize = 0;
 }
 
 #[derive(Deserialize)]
@@ -47,6 +47,7 @@ pub(crate) struct DetokenizeBody {
 
 impl Body for DetokenizeBody {
     const UNSUPPORTED: &'static [(&'static str, Option<&'static str>)] = &[];
+    const INLINE_BYTES: usize = 0;
 }
 
 #[derive(Serialize)]
@@ -65,56 +66,53 @@ pub(crate) struct Detokenized {
 
 pub(crate) async fn tokenize(
     State(state): State<AppState>,
-    caller: AsTenant,
-    ApiJson(body, _reserved): ApiJson<TokenizeBody>,
+    body: JsonBody,
 ) -> Result<Json<Tokenized>, ApiError> {
-    crate::openai::check_model(&state, &caller, body.model.as_deref())?;
-    let text = state.text.clone();
-    let max_model_len = state.engine.limits().max_model_len;
-    let most = max_model_len.saturating_mul(MAX_CONTEXTS);
-    // However short, it is done in the tenant's turn: no other limit counts this work.
-    let tokens = match (body.prompt, body.messages) {
-        (Some(prompt), None) => {
-            let special = body.add_special_tokens.unwrap_or(true);
-            let bytes = prompt.len();
-            let work = move || text.encode_within(&prompt, special, most);
-            state.intake.run(&caller, bytes, work).await??
-        }
-        (None, Some(messages)) => {
-            let options = ChatTemplateOptions {
-                add_generation_prompt: body.add_generation_prompt.unwrap_or(true),
-                kwargs: body.chat_template_kwargs.unwrap_or_default(),
-            };
-            let special = body.add_special_tokens.unwrap_or(false);
-            chat::encode(&state, &caller, messages, options, special, most).await?
-        }
-        _ => return Err(ApiError::invalid(None, "give either prompt or messages")),
-    };
-    let token_strs = body
-        .return_token_strs
-        .unwrap_or(false)
-        .then(|| tokens.iter().map(|&token| state.text.token(token)).collect());
-    Ok(Json(Tokenized { count: tokens.len(), max_model_len, tokens, token_strs }))
+    body.work(&state, |state, caller, body: TokenizeBody| {
+        crate::openai::check_model(state, &caller, body.model.as_deref())?;
+        let max_model_len = state.engine.limits().max_model_len;
+        let most = max_model_len.saturating_mul(MAX_CONTEXTS);
+        let text = &state.text;
+        let tokens = match (body.prompt, body.messages) {
+            (Some(prompt), None) => {
+                text.encode_within(&prompt, body.add_special_tokens.unwrap_or(true), most)?
+            }
+            (None, Some(messages)) => {
+                let options = ChatTemplateOptions {
+                    add_generation_prompt: body.add_generation_prompt.unwrap_or(true),
+                    kwargs: body.chat_template_kwargs.unwrap_or_default(),
+                };
+                let special = body.add_special_tokens.unwrap_or(false);
+                chat::encode(text, messages, &options, special, most)?
+            }
+            _ => return Err(ApiError::invalid(None, "give either prompt or messages")),
+        };
+        let token_strs = body
+            .return_token_strs
+            .unwrap_or(false)
+            .then(|| tokens.iter().map(|&token| text.token(token)).collect());
+        Ok(Json(Tokenized { count: tokens.len(), max_model_len, tokens, token_strs }))
+    })
+    .await
 }
 
 pub(crate) async fn detokenize(
     State(state): State<AppState>,
-    caller: AsTenant,
-    ApiJson(body, _reserved): ApiJson<DetokenizeBody>,
+    body: JsonBody,
 ) -> Result<Json<Detokenized>, ApiError> {
-    crate::openai::check_model(&state, &caller, body.model.as_deref())?;
-    let EngineLimits { vocab_size, max_model_len, .. } = *state.engine.limits();
-    let (count, most) = (body.tokens.len(), max_model_len.saturating_mul(MAX_CONTEXTS));
-    if count > most {
-        let message = format!("tokens has {count} entries, but may have at most {most}");
-        return Err(ApiError::too_long("tokens", message));
-    }
-    if let Some(token) = body.tokens.iter().find(|&&token| token as usize >= vocab_size) {
-        let message = format!("token {token} is outside the vocabulary of {vocab_size} tokens");
-        return Err(ApiError::invalid(Some("tokens"), message));
-    }
-    let text = state.text.clone();
-    let decode = move || text.decode(&body.tokens, false);
-    let prompt = state.intake.run(&caller, count * BYTES_PER_TOKEN, decode).await??;
-    Ok(Json(Detokenized { prompt }))
+    body.work(&state, |state, caller, body: DetokenizeBody| {
+        crate::openai::check_model(state, &caller, body.model.as_deref())?;
+        let EngineLimits { vocab_size, max_model_len, .. } = *state.engine.limits();
+        let (count, most) = (body.tokens.len(), max_model_len.saturating_mul(MAX_CONTEXTS));
+        if count > most {
+            let message = format!("tokens has {count} entries, but may have at most {most}");
+            return Err(ApiError::too_long("tokens", message));
+        }
+        if let Some(token) = body.tokens.iter().find(|&&token| token as usize >= vocab_size) {
+            let message = format!("token {token} is outside the vocabulary of {vocab_size} tokens");
+            return Err(ApiError::invalid(Some("tokens"), message));
+        }
+        Ok(Json(Detokenized { prompt: state.text.decode(&body.tokens, false)? }))
+    })
+    .await
 }

@@ -14,8 +14,8 @@ const FIXED_COST: usize = 1024;
 
 type Work = Box<dyn FnOnce() + Send>;
 
-/// A queue of each tenant, and the threads that take from them. Who has had least, by its
-/// weight, is next; within a tenant it goes by arrival.
+/// A queue for each tenant, and the threads that take from them: weighted fair queueing by
+/// bytes of work, first come, first served within a tenant.
 pub(super) struct Lane {
     shared: Arc<Shared>,
 }
@@ -28,7 +28,7 @@ struct Shared {
 #[derive(Default)]
 struct Queue {
     lines: HashMap<TenantId, Line>,
-    /// What who was served last had had by then.
+    /// The `served` of the tenant that was served last, before it was.
     virtual_time: u64,
     closed: bool,
 }
@@ -69,7 +69,7 @@ impl Lane {
         if line.waiting.len() >= may_wait {
             return false;
         }
-        // What was not used in the past is not saved up.
+        // An idle tenant saves up no credit.
         line.served = line.served.max(virtual_time);
         let cost = (bytes + FIXED_COST) as u64 * 1024 / u64::from(weight.max(1));
         line.waiting.push_back((cost, work));
@@ -117,7 +117,7 @@ impl Queue {
         let (cost, work) = line.waiting.pop_front()?;
         self.virtual_time = self.virtual_time.max(line.served);
         line.served += cost;
-        // An empty line that is not ahead says nothing.
+        // A new line starts at the virtual time: empty ones that are not ahead need no entry.
         let now = self.virtual_time;
         self.lines
             .retain(|id, line| *id == tenant || !line.waiting.is_empty() || line.served > now);

@@ -76,31 +76,86 @@ impl Intake {
         Reservation::none(&self.budget, tenant)
     }
 
-    /// Does work on so many bytes in the tenant's turn. A client that goes away takes its
-    /// work with it.
+    /// Does work in its tenant's turn. Memory that it works on stays reserved until it is
+    /// done, also if its client goes away while it waits; then it is dropped in its turn.
     pub(crate) async fn run<T: Send + 'static>(
         &self,
-        caller: &AsTenant,
-        bytes: usize,
+        turn: Turn,
+        reserved: Reservation,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, ApiError> {
-        let lane = if bytes > LARGE_BYTES { &self.large } else { &self.small };
+        let lane = if turn.bytes > LARGE_BYTES { &self.large } else { &self.small };
         let (reply, result) = oneshot::channel();
         let work = move || {
             if !reply.is_closed() {
-                let _ = reply.send(work());
+                let done = work();
+                drop(reserved);
+                let _ = reply.send(done);
             }
         };
-        let tenant = caller.entry().map(|entry| &entry.tenant);
-        let weight = tenant.map_or(1, |tenant| tenant.weight);
-        let may_wait = tenant.and_then(|tenant| {
-            // Those that would run at once wait here no less.
-            Some(tenant.max_queued?.saturating_add(tenant.max_running.unwrap_or(self.max_queued)))
-        });
-        let may_wait = may_wait.map_or(self.max_queued, |most| most.clamp(1, self.max_queued));
-        if !lane.push(caller.id, weight, bytes, may_wait, Box::new(work)) {
+        let may_wait = turn.may_wait.map_or(self.max_queued, |most| most.clamp(1, self.max_queued));
+        if !lane.push(turn.tenant, turn.weight, turn.bytes, may_wait, Box::new(work)) {
             return Err(ApiError::too_much_work(may_wait));
         }
         result.await.map_err(|_| ApiError::bug())
+    }
+}
+
+/// Whose turn a piece of work waits for, and how long it takes.
+pub(crate) struct Turn {
+    tenant: TenantId,
+    weight: u32,
+    /// Pieces of the tenant's work that may wait, where its limits say.
+    may_wait: Option<usize>,
+    bytes: usize,
+}
+
+impl Turn {
+    /// The turn of work that takes time in proportion to `bytes`.
+    pub(crate) fn of(caller: &AsTenant, bytes: usize) -> Self {
+        let tenant = caller.entry().map(|entry| &entry.tenant);
+        let may_wait = tenant.and_then(|tenant| {
+            // Those that would run at once wait here no less.
+            Some(tenant.max_queued?.saturating_add(tenant.max_running?))
+        });
+        let weight = tenant.map_or(1, |tenant| tenant.weight);
+        Self { tenant: caller.id, weight, may_wait, bytes }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::mpsc, time::Duration};
+
+    use futures::FutureExt as _;
+
+    use super::*;
+
+    fn turn(bytes: usize) -> Turn {
+        Turn { tenant: TenantId(1), weight: 1, may_wait: None, bytes }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn memory_stays_reserved_while_work_of_a_client_that_left_waits() {
+        let config = BodyConfig { max_buffered_bytes: 1000, ..BodyConfig::default() };
+        let intake = Intake::new(&config, 8);
+        let (release, held) = mpsc::channel::<()>();
+        let none = || intake.reservation(TenantId(1));
+        let block = intake.run(turn(LARGE_BYTES + 1), none(), move || held.recv());
+        let mut block = Box::pin(block);
+        assert!((&mut block).now_or_never().is_none());
+        let mut reserved = none();
+        reserved.grow(1, 800, Duration::ZERO).await.expect("there is room");
+        let mut work = Box::pin(intake.run(turn(LARGE_BYTES + 1), reserved, || ()));
+        assert!((&mut work).now_or_never().is_none());
+        drop(work);
+        let mut next = none();
+        let waits = next.grow(1, 800, Duration::from_secs(9)).await;
+        assert!(waits.is_err(), "what the work holds is not given to others");
+        drop(release);
+        block.await.expect("it is done").expect_err("nothing was sent");
+        // The lane drops it in its turn, which is before this one.
+        intake.run(turn(LARGE_BYTES + 1), none(), || ()).await.expect("it is done");
+        next.grow(1, 800, Duration::ZERO).await.expect("it is given back");
     }
 }

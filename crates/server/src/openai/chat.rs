@@ -12,21 +12,17 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::{
-    choice::{Choice, Delta, Finish, StopReason},
-    offload,
-    params::{Shared, UNSUPPORTED},
+    choice::{Choice, Delta, Finish, Start, StopReason},
+    params::{Settings, Shared, UNSUPPORTED},
     stream::{self, Chunks, Events},
     usage::{Counts, Usage},
 };
 use crate::{
     caller::AsTenant,
     error::ApiError,
-    json::{self, ApiJson, Body},
+    json::{self, Body, JsonBody},
     state::{AppState, unix_seconds},
 };
-
-/// What templating a message is taken to cost beside its text.
-const BYTES_PER_MESSAGE: usize = 64;
 
 /// A request's body.
 #[derive(Deserialize)]
@@ -133,12 +129,11 @@ impl Message {
     }
 }
 
-/// Templates the messages and encodes the prompt.
-pub(crate) async fn encode(
-    state: &AppState,
-    caller: &AsTenant,
+/// Templates the messages and encodes the prompt, of at most `max_tokens` tokens.
+pub(crate) fn encode(
+    text: &TextModel,
     messages: Vec<Message>,
-    options: ChatTemplateOptions,
+    options: &ChatTemplateOptions,
     add_special_tokens: bool,
     max_tokens: usize,
 ) -> Result<Vec<TokenId>, ApiError> {
@@ -158,57 +153,68 @@ pub(crate) async fn encode(
     }
     let messages: Vec<Value> = messages.into_iter().map(Message::into_json).collect();
     let bytes: usize = messages.iter().map(|m| m["content"].as_str().map_or(0, str::len)).sum();
-    let text = state.text.clone();
     let most = text.max_bytes(max_tokens);
     if bytes > most {
         let message = format!("messages has {bytes} bytes of text, but at most {most} can fit");
         return Err(ApiError::too_long("messages", message));
     }
-    // A template may say much about each message.
-    let bytes = bytes + messages.len() * BYTES_PER_MESSAGE;
-    let work = move || {
-        let prompt = text.apply_chat_template(&messages, &options)?;
-        text.encode_within(&prompt, add_special_tokens, max_tokens)
-    };
-    Ok(offload(state, caller, bytes, work).await??)
+    let prompt = text.apply_chat_template(&messages, options)?;
+    Ok(text.encode_within(&prompt, add_special_tokens, max_tokens)?)
 }
 
-pub(crate) async fn create(
-    State(state): State<AppState>,
-    caller: AsTenant,
-    ApiJson(body, reserved): ApiJson<ChatBody>,
-) -> Result<Response, ApiError> {
-    super::check_model(&state, &caller, body.model.as_deref())?;
+/// A request that is ready for the engine.
+struct Prepared {
+    settings: Settings,
+    start: Start,
+    model: Option<String>,
+    wants_logprobs: bool,
+    /// What the request calls its maximum of tokens.
+    max_tokens_name: &'static str,
+}
+
+fn prepare(state: &AppState, caller: AsTenant, body: ChatBody) -> Result<Prepared, ApiError> {
+    super::check_model(state, &caller, body.model.as_deref())?;
     let max_tokens = max_tokens(&body)?;
     let max_tokens_name =
         if body.max_tokens.is_some() { "max_tokens" } else { "max_completion_tokens" };
     let num_logprobs = num_logprobs(&body)?;
     let shared: Shared = json::deserialize(body.shared, OWN_FIELDS)?;
     let add_special_tokens = shared.add_special_tokens.unwrap_or(false);
-    let mut settings = shared.settings(&state, caller)?;
-    let max_model_len = state.engine.limits().max_model_len;
+    let mut settings = shared.settings(state, caller)?;
+    settings.params.logprobs = num_logprobs;
+    let limits = state.engine.limits();
     let options = ChatTemplateOptions {
         add_generation_prompt: body.add_generation_prompt.unwrap_or(true),
         kwargs: body.chat_template_kwargs.unwrap_or_default(),
     };
-    let (caller, messages) = (&settings.caller, body.messages);
-    let encoded = encode(&state, caller, messages, options, add_special_tokens, max_model_len);
-    let prompt = encoded.await?;
-    drop(reserved);
-    settings.limit_tokens(state.engine.limits(), prompt.len(), max_tokens, None)?;
-    settings.params.logprobs = num_logprobs;
-    settings.check_minute(1, prompt.len())?;
-    let detokenizer = state.text.detokenizer(&prompt, settings.skip_special_tokens);
+    let (text, most) = (&state.text, limits.max_model_len);
+    let prompt = encode(text, body.messages, &options, add_special_tokens, most)?;
+    let max_tokens = settings
+        .max_tokens(limits, &[prompt.len()], max_tokens, None)
+        .map_err(|error| error.renamed("max_tokens", max_tokens_name))?[0];
+    let detokenizer = text.detokenizer(&prompt, settings.skip_special_tokens);
+    let start = Start { prompt, max_tokens, detokenizer };
+    let (model, wants_logprobs) = (body.model, num_logprobs.is_some());
+    Ok(Prepared { settings, start, model, wants_logprobs, max_tokens_name })
+}
+
+pub(crate) async fn create(
+    State(state): State<AppState>,
+    body: JsonBody,
+) -> Result<Response, ApiError> {
+    let prepared = body.work(&state, prepare).await?;
+    let Prepared { settings, start, .. } = prepared;
     let choices = (0..settings.n)
-        .map(|i| Choice::submit(&state, &settings, &prompt, detokenizer.clone(), i, false))
+        .map(|index| Choice::submit(&state, &settings, &start, index, false))
         .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| error.renamed("max_tokens", max_tokens_name))?;
+        .map_err(|error| error.renamed("max_tokens", prepared.max_tokens_name))?;
     let head = Head {
         id: state.next_id("chatcmpl"),
         created: unix_seconds(),
-        model: body.model.unwrap_or_else(|| state.model_name().to_owned()),
+        model: prepared.model.unwrap_or_else(|| state.model_name().to_owned()),
     };
-    let counts = Counts::new(prompt.len(), settings.n, choices.len(), settings.include_metering);
+    let prompt_tokens = start.prompt.len();
+    let counts = Counts::new(prompt_tokens, settings.n, choices.len(), settings.include_metering);
     let Some(options) = settings.stream else {
         let whole = try_join_all(choices.into_iter().map(Choice::collect)).await?;
         let usage = counts.of_all(&whole).usage();
@@ -218,7 +224,7 @@ pub(crate) async fn create(
         head,
         text: state.text.clone(),
         counts,
-        logprobs: num_logprobs.is_some(),
+        logprobs: prepared.wants_logprobs,
         include_usage: options.include_usage.unwrap_or(false) || settings.include_metering,
         continuous: options.continuous_usage_stats.unwrap_or(false),
     };

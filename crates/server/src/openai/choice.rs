@@ -64,16 +64,25 @@ pub(super) enum StopReason {
     Token(TokenId),
 }
 
+/// What the choices of a prompt start from.
+pub(super) struct Start {
+    pub(super) prompt: Vec<TokenId>,
+    /// Tokens that each may generate.
+    pub(super) max_tokens: u32,
+    /// Has seen the prompt.
+    pub(super) detokenizer: Detokenizer,
+}
+
 impl Choice {
     pub(super) fn submit(
         state: &AppState,
         settings: &Settings,
-        prompt: &[TokenId],
-        detokenizer: Detokenizer,
+        start: &Start,
         index: usize,
         hide_output: bool,
     ) -> Result<Self, ApiError> {
-        let mut request = settings.request_of(state, prompt, index);
+        let Start { prompt, max_tokens, detokenizer } = start;
+        let mut request = settings.request_of(state, prompt, *max_tokens, index);
         request.scores_prompt = hide_output;
         let min_tokens = settings.params.min_tokens as usize;
         let decoder = || Decoder::new(detokenizer.clone(), settings.stops.clone(), min_tokens);

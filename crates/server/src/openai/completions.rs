@@ -16,18 +16,17 @@ use serde_json::{Map, Value, json};
 use super::{
     MAX_CHOICES,
     chat::ended,
-    choice::{Choice, Delta, Finish, StopReason},
+    choice::{Choice, Delta, Finish, Start, StopReason},
     echo::{Echo, Prompt},
     legacy_logprobs::LegacyLogprobs,
-    offload,
-    params::{Shared, UNSUPPORTED},
+    params::{Settings, Shared, UNSUPPORTED},
     stream::{self, Chunks, Events},
     usage::{Counts, Usage},
 };
 use crate::{
     caller::AsTenant,
     error::ApiError,
-    json::{self, ApiJson, Body},
+    json::{self, Body, JsonBody},
     state::{AppState, unix_seconds},
 };
 
@@ -71,12 +70,8 @@ impl Body for CompletionBody {
 }
 
 impl Prompts {
-    async fn encode(
-        self,
-        state: &AppState,
-        caller: &AsTenant,
-        special: bool,
-    ) -> Result<Vec<Prompt>, ApiError> {
+    /// Their tokens, those of text within the context.
+    fn encode(self, state: &AppState, special: bool) -> Result<Vec<Prompt>, ApiError> {
         let of_tokens = |tokens| Prompt { tokens, text: None };
         let texts = match self {
             Self::Tokens(tokens) => return Ok(vec![of_tokens(tokens)]),
@@ -84,17 +79,12 @@ impl Prompts {
             Self::Text(text) => vec![text],
             Self::Texts(texts) => texts,
         };
-        let bytes = texts.iter().map(String::len).sum();
-        let model = state.text.clone();
         let most = state.engine.limits().max_model_len;
-        let encode = move |text: String| {
-            let tokens = model.encode_within(&text, special, most)?;
+        let encode = |text: String| {
+            let tokens = state.text.encode_within(&text, special, most)?;
             Ok(Prompt { tokens, text: Some(text) })
         };
-        let work = move || texts.into_iter().map(encode).collect();
-        let encoded: Result<Vec<_>, sconce_text::TextError> =
-            offload(state, caller, bytes, work).await?;
-        Ok(encoded?)
+        texts.into_iter().map(encode).collect()
     }
 
     fn len(&self) -> usize {
@@ -106,54 +96,75 @@ impl Prompts {
     }
 }
 
-pub(crate) async fn create(
-    State(state): State<AppState>,
-    caller: AsTenant,
-    ApiJson(body, reserved): ApiJson<CompletionBody>,
-) -> Result<Response, ApiError> {
-    super::check_model(&state, &caller, body.model.as_deref())?;
+/// A request that is ready for the engine.
+struct Prepared {
+    settings: Settings,
+    /// By prompt.
+    starts: Vec<(Start, Option<Echo>)>,
+    model: Option<String>,
+    wants_logprobs: bool,
+    /// Only the prompts' log-probabilities are wanted.
+    scores_only: bool,
+}
+
+fn prepare(state: &AppState, caller: AsTenant, body: CompletionBody) -> Result<Prepared, ApiError> {
+    super::check_model(state, &caller, body.model.as_deref())?;
     let shared: Shared = json::deserialize(body.shared, OWN_FIELDS)?;
     let special = shared.add_special_tokens.unwrap_or(true);
-    let mut settings = shared.settings(&state, caller)?;
+    let mut settings = shared.settings(state, caller)?;
     check_choices(body.prompt.len(), settings.n, body.best_of)?;
     let echo = body.echo.unwrap_or(false);
     // A client that only scores its prompt asks for no token; the engine always
     // makes one, which is then not shown.
-    let scoring = echo && body.max_tokens == Some(0);
-    let max_tokens = if scoring { Some(1) } else { body.max_tokens };
+    let scores_only = echo && body.max_tokens == Some(0);
+    let asked = if scores_only { Some(1) } else { body.max_tokens };
     settings.params.logprobs = body.logprobs;
     settings.params.prompt_logprobs = body.logprobs.filter(|_| echo);
-    let prompts = body.prompt.encode(&state, &settings.caller, special).await?;
-    drop(reserved);
-    let prompt_tokens = prompts.iter().map(|prompt| prompt.tokens.len()).sum();
-    settings.params.max_tokens = max_tokens.unwrap_or(DEFAULT_MAX_TOKENS);
-    settings.check_minute(prompts.len(), prompt_tokens)?;
+    let prompts = body.prompt.encode(state, special)?;
+    let lens: Vec<usize> = prompts.iter().map(|prompt| prompt.tokens.len()).collect();
     let limits = state.engine.limits();
+    let max_tokens = settings.max_tokens(limits, &lens, asked, Some(DEFAULT_MAX_TOKENS))?;
     let wants_logprobs = body.logprobs.is_some();
     let skip = settings.skip_special_tokens;
-    let (mut choices, mut echoes) = (Vec::new(), Vec::new());
-    for prompt in &prompts {
-        settings.limit_tokens(limits, prompt.tokens.len(), max_tokens, Some(DEFAULT_MAX_TOKENS))?;
+    let start = |(prompt, max_tokens): (Prompt, u32)| {
+        // Before anything is made of it.
+        limits.check(&prompt.tokens, max_tokens)?;
         let (echo, detokenizer) = if echo {
-            let (echo, detokenizer) = Echo::new(&state.text, prompt, skip, scoring, wants_logprobs);
+            let (echo, detokenizer) =
+                Echo::new(&state.text, &prompt, skip, scores_only, wants_logprobs);
             (Some(echo), detokenizer)
         } else {
             (None, state.text.detokenizer(&prompt.tokens, skip))
         };
+        Ok((Start { prompt: prompt.tokens, max_tokens, detokenizer }, echo))
+    };
+    let starts = prompts.into_iter().zip(max_tokens).map(start);
+    let starts = starts.collect::<Result<_, ApiError>>()?;
+    Ok(Prepared { settings, starts, model: body.model, wants_logprobs, scores_only })
+}
+
+pub(crate) async fn create(
+    State(state): State<AppState>,
+    body: JsonBody,
+) -> Result<Response, ApiError> {
+    let prepared = body.work(&state, prepare).await?;
+    let Prepared { settings, starts, wants_logprobs, .. } = prepared;
+    let (mut choices, mut echoes) = (Vec::new(), Vec::new());
+    for (start, echo) in &starts {
         for _ in 0..settings.n {
-            let (index, detokenizer) = (choices.len(), detokenizer.clone());
-            let tokens = &prompt.tokens;
-            choices.push(Choice::submit(&state, &settings, tokens, detokenizer, index, scoring)?);
+            let index = choices.len();
+            choices.push(Choice::submit(&state, &settings, start, index, prepared.scores_only)?);
             echoes.push(echo.clone());
         }
     }
     let shape = Shape {
         id: state.next_id("cmpl"),
         created: unix_seconds(),
-        model: body.model.unwrap_or_else(|| state.model_name().to_owned()),
+        model: prepared.model.unwrap_or_else(|| state.model_name().to_owned()),
         text: state.text.clone(),
         wants_logprobs,
     };
+    let prompt_tokens = starts.iter().map(|(start, _)| start.prompt.len()).sum();
     let counts = Counts::new(prompt_tokens, settings.n, choices.len(), settings.include_metering);
     let Some(options) = settings.stream else {
         let whole = try_join_all(choices.into_iter().map(Choice::collect)).await?;

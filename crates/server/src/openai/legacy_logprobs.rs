@@ -32,9 +32,9 @@ impl LegacyLogprobs {
 }
 
 /// The alternatives by name. Distinct tokens may have one text, such as `A` and the byte
-/// 0x41: the likelier keeps it, the other is named `token_id:N`. The token that stands
-/// here is named as it is among them.
-fn top(text: &TextModel, at: &TokenLogprobs, standing: &mut String) -> Map<String, Value> {
+/// 0x41: the likelier keeps it, the other is named `token_id:N`. The sampled token
+/// has the same name in `tokens` as among the alternatives.
+fn top(text: &TextModel, at: &TokenLogprobs, sampled: &mut String) -> Map<String, Value> {
     let mut out = Map::new();
     for &(token, logprob) in &at.top {
         let mut name = name(text, token);
@@ -42,12 +42,12 @@ fn top(text: &TextModel, at: &TokenLogprobs, standing: &mut String) -> Map<Strin
             name = format!("token_id:{token}");
         }
         if token == at.token {
-            standing.clone_from(&name);
+            sampled.clone_from(&name);
         }
         out.insert(name, logprob.into());
     }
-    if out.contains_key(standing.as_str()) && at.top.iter().all(|&(token, _)| token != at.token) {
-        *standing = format!("token_id:{}", at.token);
+    if out.contains_key(sampled.as_str()) && at.top.iter().all(|&(token, _)| token != at.token) {
+        *sampled = format!("token_id:{}", at.token);
     }
     out
 }

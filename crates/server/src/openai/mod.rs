@@ -15,8 +15,6 @@ use crate::{caller::AsTenant, error::ApiError, state::AppState};
 
 /// Choices that one request may ask for in all.
 const MAX_CHOICES: usize = 128;
-/// Text longer than this is worked on off the async threads.
-const OFFLOAD_BYTES: usize = 4096;
 
 /// The served names that a caller may use.
 pub(crate) fn models_of(state: &AppState, caller: &AsTenant) -> Vec<String> {
@@ -36,17 +34,4 @@ pub(crate) fn check_model(
         return Ok(());
     }
     Err(ApiError::model_not_found(model, &models_of(state, caller)))
-}
-
-/// Runs what takes time in proportion to `bytes` of text, elsewhere if that is long.
-pub(crate) async fn offload<T: Send + 'static>(
-    state: &AppState,
-    caller: &AsTenant,
-    bytes: usize,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, ApiError> {
-    if bytes <= OFFLOAD_BYTES {
-        return Ok(work());
-    }
-    state.intake.run(caller, bytes, work).await
 }

@@ -197,16 +197,17 @@ impl Settings {
         self.caller.stats.as_ref()
     }
 
-    /// The engine's request of one choice.
+    /// The engine's request of one choice of at most `max_tokens`.
     pub(super) fn request_of(
         &self,
         state: &AppState,
         prompt: &[TokenId],
+        max_tokens: u32,
         choice: usize,
     ) -> EngineRequest {
         EngineRequest {
             prompt: prompt.to_vec(),
-            params: self.params_of(state, choice),
+            params: SamplingParams { max_tokens, ..self.params_of(state, choice) },
             tenant: self.caller.id,
             priority: self.priority,
             request_id: self.caller.request_id.clone(),
@@ -215,61 +216,62 @@ impl Settings {
         }
     }
 
-    /// Sets how many tokens a prompt's choices may have: what was asked for, or `default`,
+    /// How many tokens each choice of each prompt may have: what was asked for, or `default`,
     /// or else as many as the context, the KV cache and the tenant's limits have room for.
-    /// What was not asked for is not complained of.
-    pub(super) fn limit_tokens(
-        &mut self,
+    ///
+    /// # Errors
+    /// A prompt leaves no room, or all choices together may use more than their tenant has
+    /// in any minute. No error is about a maximum that was not given.
+    pub(super) fn max_tokens(
+        &self,
         limits: &EngineLimits,
-        prompt_len: usize,
+        prompt_lens: &[usize],
         asked: Option<u32>,
         default: Option<u32>,
-    ) -> Result<(), ApiError> {
-        if let Some(asked) = asked {
-            self.params.max_tokens = asked;
-            return Ok(());
-        }
-        let most = limits.max_model_len.min(limits.num_blocks.saturating_mul(BLOCK_SIZE));
-        let room = most.checked_sub(prompt_len).filter(|&room| room > 0);
-        let room = room.ok_or_else(|| ApiError::prompt_too_long(prompt_len, most))?;
+    ) -> Result<Vec<u32>, ApiError> {
         let tenant = self.caller.entry().map(|entry| &entry.tenant);
+        let tokens_per_minute = tenant.and_then(|tenant| tenant.tokens_per_minute);
         let blocks = tenant.and_then(|tenant| tenant.max_kv_blocks).unwrap_or(usize::MAX);
-        let minute = tenant.and_then(|tenant| tenant.tokens_per_minute).unwrap_or(u64::MAX);
-        let minute = usize::try_from(minute).unwrap_or(usize::MAX) / self.n;
-        // A prompt over its tenant's limits is refused by them, in their words.
-        let own = blocks.saturating_mul(BLOCK_SIZE).min(minute).saturating_sub(prompt_len).max(1);
-        let room = u32::try_from(room.min(own)).unwrap_or(u32::MAX);
-        let max_tokens = default.map_or(room, |default| default.min(room));
-        let min_tokens = self.params.min_tokens;
-        if min_tokens > max_tokens {
+        let choices = prompt_lens.len() * self.n;
+        let prompt_tokens = prompt_lens.iter().sum::<usize>() * self.n;
+        let minute = usize::try_from(tokens_per_minute.unwrap_or(u64::MAX)).unwrap_or(usize::MAX);
+        let minute = minute.saturating_sub(prompt_tokens) / choices.max(1);
+        let max_tokens = prompt_lens.iter().map(|&prompt_len| {
+            if let Some(asked) = asked {
+                return Ok(asked);
+            }
+            let most = limits.max_model_len.min(limits.num_blocks.saturating_mul(BLOCK_SIZE));
+            let room = most.checked_sub(prompt_len).filter(|&room| room > 0);
+            let room = room.ok_or_else(|| ApiError::prompt_too_long(prompt_len, most))?;
+            // A prompt over its tenant's limits is refused by them, in their words.
+            let blocks = blocks.saturating_mul(BLOCK_SIZE).saturating_sub(prompt_len);
+            let room = u32::try_from(room.min(blocks.min(minute).max(1))).unwrap_or(u32::MAX);
+            Ok(default.map_or(room, |default| default.min(room)))
+        });
+        let max_tokens: Vec<u32> = max_tokens.collect::<Result<_, ApiError>>()?;
+        let least = max_tokens.iter().copied().min().unwrap_or(0);
+        if asked.is_none() && self.params.min_tokens > least {
             let message = format!(
-                "min_tokens is {min_tokens}, but at most {max_tokens} tokens are generated here \
-                 where no maximum is given"
+                "min_tokens is {}, but at most {least} tokens are generated here where no \
+                 maximum is given",
+                self.params.min_tokens
             );
             return Err(ApiError::invalid(Some("min_tokens"), message));
         }
-        self.params.max_tokens = max_tokens;
-        Ok(())
-    }
-
-    /// Refuses choices that together may use more than their tenant has in any minute.
-    pub(super) fn check_minute(
-        &self,
-        num_prompts: usize,
-        prompt_tokens: usize,
-    ) -> Result<(), ApiError> {
-        let tenant = self.caller.entry().map(|entry| &entry.tenant);
-        let Some(tokens_per_minute) = tenant.and_then(|tenant| tenant.tokens_per_minute) else {
-            return Ok(());
-        };
-        let (choices, max_tokens) = (num_prompts * self.n, self.params.max_tokens as usize);
-        let prompt_tokens = prompt_tokens * self.n;
-        if (prompt_tokens + choices * max_tokens) as u64 <= tokens_per_minute {
-            return Ok(());
+        let in_all = prompt_tokens + max_tokens.iter().map(|&n| n as usize).sum::<usize>() * self.n;
+        match tokens_per_minute.filter(|&limit| in_all as u64 > limit) {
+            None => Ok(max_tokens),
+            Some(tokens_per_minute) => {
+                let max_tokens = asked.unwrap_or(least) as usize;
+                let refusal = RequestError::ExceedsMinute {
+                    choices,
+                    prompt_tokens,
+                    max_tokens,
+                    tokens_per_minute,
+                };
+                Err(refusal.into())
+            }
         }
-        let refusal =
-            RequestError::ExceedsMinute { choices, prompt_tokens, max_tokens, tokens_per_minute };
-        Err(refusal.into())
     }
 
     /// The parameters of one choice. Choices of one request differ by their

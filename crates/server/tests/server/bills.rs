@@ -279,18 +279,27 @@ fn what_times_out_or_is_left_was_told_what_it_is_billed() {
 fn a_limit_of_tokens_a_minute_holds_for_a_request_and_for_all() {
     let app = App::new("\n[tenants.acme.limits]\ntokens_per_minute = 400\n");
     // What never fits is told at once, with the limit.
-    for (more, most) in [
-        (json!({ "prompt": "x".repeat(210), "max_tokens": 10, "n": 2 }), ""),
-        (json!({ "max_tokens": 170, "n": 2 }), "at most 160"),
-        (json!({ "prompt": vec!["x".repeat(100); 3], "max_tokens": 60 }), "at most 33"),
+    let max_tokens = || json!("max_tokens");
+    for (more, param, most) in [
+        (json!({ "prompt": "x".repeat(210), "max_tokens": 10, "n": 2 }), Value::Null, "shorten"),
+        (json!({ "max_tokens": 170, "n": 2 }), max_tokens(), "at most 160"),
+        (json!({ "prompt": vec!["x".repeat(100); 3], "max_tokens": 60 }), max_tokens(), "most 33"),
     ] {
         let (status, error) = app.complete(&app.acme, more.clone());
-        assert_eq!((status, &error["error"]["param"]), (400, &json!("max_tokens")), "{error}");
+        assert_eq!((status, &error["error"]["param"]), (400, &param), "{error}");
         let message = error["error"]["message"].as_str().expect("a message");
         assert!(message.contains("400 tokens a minute") && message.contains(most), "{message}");
         assert_eq!(app.complete(&app.beta, more).0, 200, "another's limit");
     }
     assert!(app.entries().iter().all(|entry| entry.usage.prompt_tokens > 0));
+    let messages = json!([{ "role": "user", "content": "hi" }]);
+    for name in ["max_tokens", "max_completion_tokens"] {
+        let body = json!({ "messages": messages, name: 200, "n": 2 });
+        let (status, error) = app.post("/v1/chat/completions", &app.acme, &body);
+        assert_eq!((status, &error["error"]["param"]), (400, &json!(name)), "{error}");
+        let message = error["error"]["message"].as_str().expect("a message");
+        assert!(message.contains(&format!("lower {name} to")), "{message}");
+    }
     // A chat that names no max_tokens gets what the limit has room for.
     let chat = json!({ "messages": [{ "role": "user", "content": "hi" }], "n": 2, "seed": 3 });
     let (status, answer) = app.post("/v1/chat/completions", &app.acme, &chat);
@@ -317,6 +326,22 @@ fn a_limit_of_tokens_a_minute_holds_for_a_request_and_for_all() {
     std::fs::write(&app.file, raised).expect("it can be written");
     assert_eq!(app.post("/admin/reload", &app.admin, &Value::Null).0, 200);
     assert_eq!(app.complete(&app.acme, json!({})).0, 200, "a higher limit has room");
+}
+
+#[test]
+fn what_was_not_asked_for_fits_what_the_minute_leaves() {
+    let app = App::new("\n[tenants.acme.limits]\ntokens_per_minute = 240\n");
+    let ask = |prompts: &[usize]| {
+        let prompts: Vec<_> = prompts.iter().map(|&len| "x".repeat(len)).collect();
+        // `complete` asks for a maximum.
+        app.post("/v1/completions", &app.acme, &json!({ "prompt": prompts, "ignore_eos": true }))
+    };
+    // OpenAI's default of 16 would not fit, and was not asked for.
+    let (status, answer) = ask(&[150, 84]);
+    assert_eq!((status, &answer["usage"]["completion_tokens"]), (200, &json!(6)), "{answer}");
+    let (status, error) = ask(&[150, 89]);
+    assert_eq!((status, &error["error"]["param"]), (400, &Value::Null), "{error}");
+    assert!(error["error"]["message"].as_str().expect("a message").contains("shorten the prompt"));
 }
 
 #[test]

@@ -174,3 +174,21 @@ fn a_history_may_hold_what_other_servers_put_into_answers() {
     );
     assert_eq!(param, "messages[0].reasoning_content");
 }
+
+#[test]
+fn a_body_of_too_many_values_is_refused() {
+    let app = App::new(ServerConfig::default());
+    // A value more than the limit; those inside of strings are none.
+    let most = 1 << 20;
+    let chat = |content: &str, more: usize| {
+        let values = "0,".repeat(more);
+        format!(r#"{{"messages": [{{"role": "user", "content": "{content}"}}], "n": [{values}0]}}"#)
+    };
+    let (param, message) = app.refused(CHAT, chat("", most));
+    assert_eq!(param, Value::Null);
+    assert!(message.contains("more than 1048576 JSON values"), "{message}");
+    let (param, _) = app.refused(CHAT, chat(r#"\"[,\\"#, most - 10));
+    assert_eq!(param, "n");
+    let (_, message) = app.refused(CHAT, chat(&"[,".repeat(most), 1));
+    assert!(!message.contains("JSON values"), "{message}");
+}
