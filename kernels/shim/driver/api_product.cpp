@@ -1,11 +1,19 @@
 #include "product.hpp"
 
+#include <cstdio>
+
 #include "streams.hpp"
 #include "times.hpp"
 
 using namespace fake;
 
 extern "C" {
+
+int sconce_fake_fault(const char* name) {
+    const std::lock_guard<std::mutex> lock(device().mutex);
+    initialize();
+    return device().settings.faults.of_call(name);
+}
 
 int sconce_fake_enqueue(void* stream_handle, const sconce_fake_work* work) {
     const Call call(work->name);

@@ -148,12 +148,20 @@ size_t extent(int rows, int columns, int stride, int type) {
 
 extern "C" {
 
+// What a script has the call return.
+#define MAY_FAIL()                                   \
+    if (const int error = sconce_fake_fault(__func__)) { \
+        return error;                                \
+    }
+
 int cublasCreate_v2(void** handle) {
+    MAY_FAIL();
     *handle = new Handle{nullptr, true};
     return Success;
 }
 
 int cublasDestroy_v2(void* handle) {
+    MAY_FAIL();
     auto* own = static_cast<Handle*>(handle);
     if (own == nullptr || !own->lives) {
         return refuse("cublasDestroy_v2", "this is no handle"), NotInitialized;
@@ -183,6 +191,7 @@ int cublasSetWorkspace_v2(void*, void* workspace, size_t) {
 int cublasGemmEx(void* handle, int operation_a, int operation_b, int m, int n, int k,
                  const void* alpha, const void* a, int a_type, int lda, const void* b, int b_type,
                  int ldb, const void* beta, void* c, int c_type, int ldc, int compute, int) {
+    MAY_FAIL();
     auto* own = static_cast<Handle*>(handle);
     if (own == nullptr || !own->lives) {
         return NotInitialized;

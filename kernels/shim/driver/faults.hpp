@@ -1,6 +1,8 @@
 // Faults that a script asks for, one a line; # begins a comment:
-//   fail CALL N ERROR      the N-th call of a driver function fails, with the error's
-//                          number or its name (CUDA_ERROR_OUT_OF_MEMORY); N is * for all
+//   fail CALL N ERROR      the N-th call of a function (of the driver, or cublasCreate_v2,
+//                          cublasDestroy_v2, cublasGemmEx, curandCreateGenerator,
+//                          curandDestroyGenerator) fails, with the error's number or its
+//                          name (CUDA_ERROR_OUT_OF_MEMORY); N is * for all
 //   sticky N ERROR         the N-th launch fails when it runs, and takes the context along
 //   hang N                 the N-th launch never ends
 //   nan N K                after the N-th launch the memory that its K-th pointer points

@@ -26,6 +26,8 @@ struct sconce_fake_work {
     size_t arguments_bytes;
 };
 
+// What a script of faults has this call of a library's function return, or 0.
+int sconce_fake_fault(const char* name);
 // A CUresult.
 int sconce_fake_enqueue(void* stream, const sconce_fake_work* work);
 // The device's energy since the beginning, in millijoules of virtual time.
