@@ -82,9 +82,7 @@ CUresult cuStreamQuery(CUstream handle) {
     if (stream->queue.empty()) {
         return CUDA_SUCCESS;
     }
-    if (!stream->hangs && device().settings.mode != Mode::Random) {
-        wait_for(*stream);
-    }
+    run_all(*stream);
     return device().lost != CUDA_SUCCESS ? device().lost : CUDA_ERROR_NOT_READY;
 }
 
@@ -174,11 +172,12 @@ CUresult cuEventQuery(CUevent handle) {
         return captured();
     }
     // Not ready at first, so that nobody takes a query for a wait; then it gets there.
-    if (event->last->was_queried && !event->last->stream->hangs) {
-        return wait_for(*event->last);
-    }
+    const bool is_done = event->last->was_queried && run_all(*event->last);
     event->last->was_queried = true;
-    return CUDA_ERROR_NOT_READY;
+    if (is_done) {
+        return CUDA_SUCCESS;
+    }
+    return device().lost != CUDA_SUCCESS ? device().lost : CUDA_ERROR_NOT_READY;
 }
 
 CUresult cuEventSynchronize(CUevent handle) {

@@ -255,6 +255,14 @@ CUresult wait_for(Recording& recording) {
     return d.lost;
 }
 
+bool run_all(Stream& stream) {
+    while (run_next(stream)) {
+    }
+    return stream.queue.empty();
+}
+
+bool run_all(Recording& recording) { return advance_to(recording); }
+
 CUresult wait_for_all() {
     for (const auto& stream : device().streams) {
         const CUresult result = wait_for(*stream);

@@ -21,6 +21,9 @@ std::shared_ptr<Recording> record(Stream& stream);
 CUresult wait_for(Stream& stream);
 CUresult wait_for(Recording& recording);
 CUresult wait_for_all();
+// The same without waiting for what never ends; whether all is done.
+bool run_all(Stream& stream);
+bool run_all(Recording& recording);
 // Some of the work of some streams, by the seed.
 void run_some();
 

@@ -171,7 +171,7 @@ fn whoever_keeps_the_rules_is_right_in_every_mode() {
             assert!(output.status.success(), "{case}, {mode}: {}", stderr(&output));
         }
         for seed in 0..10 {
-            let output = run(case, &[("MODE", "random"), ("SEED", &seed.to_string())]);
+            let output = run(case, &[("MODE", "random"), ("SEED", seed.to_string().as_str())]);
             assert!(output.status.success(), "{case}, seed {seed}: {}", stderr(&output));
         }
     }
@@ -182,7 +182,7 @@ fn whoever_keeps_the_rules_is_right_in_every_mode() {
 fn modes_differ_where_an_event_is_missing() {
     let of = |mode: &str, seed: u32| {
         let output =
-            run("streams_without_an_event", &[("MODE", mode), ("SEED", &seed.to_string())]);
+            run("streams_without_an_event", &[("MODE", mode), ("SEED", seed.to_string().as_str())]);
         assert!(output.status.success(), "{}", stderr(&output));
         stdout(&output).to_owned()
     };
