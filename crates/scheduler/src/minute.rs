@@ -1,51 +1,56 @@
-//! What a tenant reserved of its tokens a minute.
-
-use std::time::Instant;
+//! What a tenant has reserved of its tokens a minute.
 
 /// Seconds that a reservation counts: the minute after the second that it was made in.
 const SECONDS: u64 = 61;
 
-/// A tenant's reservations of the last minute.
+/// A tenant's limit of tokens a minute, and its reservations of the last minute.
 ///
-/// A request reserves what it may use at most when it is taken, and gives back what it did
+/// A request reserves the most that it may use when it is taken, and gives back what it did
 /// not use when it ends. So within any minute no more is taken than the limit; what runs
-/// meanwhile may have been taken in the minute before.
-#[derive(Debug)]
-pub(crate) struct Minute {
-    origin: Instant,
-    /// Tokens by the second that they were reserved in, counted from `origin`; empty until
-    /// something is reserved.
+/// meanwhile may have been taken in the minute before. Times are in seconds from any origin.
+#[derive(Clone, Debug, Default)]
+pub struct Minute {
+    limit: Option<u64>,
+    /// Tokens by the second that they were reserved in; empty until something is reserved.
     seconds: Vec<u64>,
     newest: u64,
     sum: u64,
 }
 
-/// Tokens that were reserved, and when.
+/// Tokens that a request has reserved, and when.
 #[derive(Debug)]
-pub(crate) struct Reservation {
+#[must_use = "what is not used must be given back"]
+pub struct MinuteReservation {
     second: u64,
     tokens: u64,
 }
 
 impl Minute {
-    pub(crate) fn new(now: Instant) -> Self {
-        Self { origin: now, seconds: Vec::new(), newest: 0, sum: 0 }
+    /// Takes another limit. What was reserved stays reserved.
+    pub fn set_limit(&mut self, limit: Option<u64>) {
+        self.limit = limit;
     }
 
-    /// Takes tokens, whatever the limit.
-    pub(crate) fn reserve(&mut self, tokens: u64, now: Instant) -> Reservation {
+    /// The tokens that may be reserved in a minute, if they are limited.
+    #[must_use]
+    pub fn limit(&self) -> Option<u64> {
+        self.limit
+    }
+
+    /// Reserves tokens, whatever the limit.
+    pub fn reserve(&mut self, tokens: u64, now: f64) -> MinuteReservation {
         self.forget(now);
         if self.seconds.is_empty() {
             self.seconds.resize(SECONDS as usize, 0);
         }
         self.seconds[slot(self.newest)] += tokens;
         self.sum += tokens;
-        Reservation { second: self.newest, tokens }
+        MinuteReservation { second: self.newest, tokens }
     }
 
     /// Gives back what of a reservation was not used.
-    pub(crate) fn refund(&mut self, reservation: Reservation, used: u64) {
-        let Reservation { second, tokens } = reservation;
+    pub fn refund(&mut self, reservation: MinuteReservation, used: u64) {
+        let MinuteReservation { second, tokens } = reservation;
         // After a minute it counts no more.
         if second + SECONDS > self.newest {
             let unused = tokens.saturating_sub(used);
@@ -54,26 +59,26 @@ impl Minute {
         }
     }
 
-    /// Seconds until so many tokens may be reserved under a limit; none if they may be now.
-    /// What is more than the limit waits for an empty minute.
-    pub(crate) fn seconds_until(&mut self, tokens: u64, limit: u64, now: Instant) -> Option<f64> {
+    /// Seconds until so many tokens may be reserved; none if they may be now. What is more
+    /// than the limit waits for an empty minute.
+    pub fn seconds_until(&mut self, tokens: u64, now: f64) -> Option<f64> {
+        let limit = self.limit?;
         self.forget(now);
         let mut excess = self.sum.saturating_add(tokens).checked_sub(limit).filter(|&n| n > 0)?;
-        let elapsed = now.saturating_duration_since(self.origin).as_secs_f64();
         let oldest = (self.newest + 1).saturating_sub(SECONDS);
         for second in oldest..=self.newest {
             let leaves = self.seconds.get(slot(second)).copied().unwrap_or(0);
             excess = excess.saturating_sub(leaves);
             if excess == 0 {
-                return Some((second + SECONDS) as f64 - elapsed);
+                return Some((second + SECONDS) as f64 - now);
             }
         }
-        Some((self.newest + SECONDS) as f64 - elapsed)
+        Some((self.newest + SECONDS) as f64 - now)
     }
 
     /// Forgets what is older than a minute.
-    fn forget(&mut self, now: Instant) {
-        let second = now.saturating_duration_since(self.origin).as_secs();
+    fn forget(&mut self, now: f64) {
+        let second = now as u64;
         if self.sum > 0 {
             for gone in (self.newest + 1..=second).take(SECONDS as usize) {
                 self.sum -= std::mem::take(&mut self.seconds[slot(gone)]);
@@ -89,57 +94,115 @@ fn slot(second: u64) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use proptest::prelude::*;
 
     use super::*;
 
-    #[test]
-    fn no_minute_takes_more_than_the_limit() {
-        let start = Instant::now();
-        let at = |ms: u64| start + Duration::from_millis(ms);
-        let mut minute = Minute::new(start);
-        let mut taken: Vec<(u64, u64)> = Vec::new();
-        // Odd steps, so that reservations fall anywhere in their seconds.
-        for ms in (0..400_000).step_by(173) {
-            let tokens = 1 + ms * 7 % 90;
-            if minute.seconds_until(tokens, 1_000, at(ms)).is_none() {
-                let reservation = minute.reserve(tokens, at(ms));
-                // Every third uses a part of it only.
-                let used = if ms % 3 == 0 { tokens / 2 } else { tokens };
-                minute.refund(reservation, used);
-                taken.push((ms, used));
+    fn minute(limit: u64) -> Minute {
+        Minute { limit: Some(limit), ..Minute::default() }
+    }
+
+    /// A request of so many tokens, so many milliseconds after the one before; it uses a
+    /// part of them and ends before so many others have come.
+    #[derive(Clone, Copy, Debug)]
+    struct Asked {
+        after_ms: u64,
+        tokens: u64,
+        used: u64,
+        ends_after: usize,
+    }
+
+    fn asked() -> impl Strategy<Value = Asked> {
+        // Pauses of up to a second, and now and then of more than a minute.
+        let pause = prop_oneof![9 => 0_u64..1_000, 1 => 0_u64..70_000];
+        (pause, 1_u64..400, 0_u64..=400, 0_usize..20).prop_map(
+            |(after_ms, tokens, used, ends_after)| {
+                let used = used.min(tokens);
+                Asked { after_ms, tokens, used, ends_after }
+            },
+        )
+    }
+
+    proptest! {
+        /// Whatever ends when: what was reserved within any minute, less what was given
+        /// back of it, is at most the limit; and a wait that is told is long enough.
+        #[test]
+        fn no_minute_takes_more_than_the_limit(
+            requests in proptest::collection::vec(asked(), 1..300),
+            limit in 300_u64..3_000,
+        ) {
+            let mut minute = minute(limit);
+            // The time of each request that was taken, and what it counts for.
+            let mut taken: Vec<(u64, u64)> = Vec::new();
+            let mut running = Vec::new();
+            let mut ms = 0;
+            for (index, request) in requests.into_iter().enumerate() {
+                ms += request.after_ms;
+                let now = ms as f64 / 1e3;
+                if let Some(wait) = minute.seconds_until(request.tokens, now) {
+                    prop_assert!(wait > 0.0 && wait <= SECONDS as f64, "{}", wait);
+                    let mut later = minute.clone();
+                    let is_never = request.tokens > limit;
+                    prop_assert!(is_never == later.seconds_until(request.tokens, now + wait).is_some());
+                } else {
+                    let reservation = minute.reserve(request.tokens, now);
+                    taken.push((ms, request.tokens));
+                    let end = index + request.ends_after;
+                    running.push((end, taken.len() - 1, request.used, Some(reservation)));
+                }
+                for (end, position, used, reservation) in &mut running {
+                    if *end <= index && let Some(reservation) = reservation.take() {
+                        minute.refund(reservation, *used);
+                        taken[*position].1 = *used;
+                    }
+                }
+                running.retain(|(.., reservation)| reservation.is_some());
+                let counted = taken.iter().filter(|(at, _)| at + 60_000 > ms);
+                let sum: u64 = counted.map(|(_, tokens)| tokens).sum();
+                prop_assert!(sum <= limit, "{} of {} tokens at {} ms", sum, limit, ms);
             }
         }
-        let window = |end: u64| {
-            let of = taken.iter().filter(|(ms, _)| *ms <= end && ms + 60_000 > end);
-            of.map(|(_, tokens)| tokens).sum::<u64>()
-        };
-        let most = taken.iter().map(|&(ms, _)| window(ms)).max();
-        assert!((900..=1_000).contains(&most.expect("some are taken")), "{most:?}");
-        let all: u64 = taken.iter().map(|(_, tokens)| tokens).sum();
+    }
+
+    #[test]
+    fn a_limit_is_made_use_of() {
+        let mut minute = minute(1_000);
+        let mut all = 0;
+        for index in 0..2_400_u64 {
+            let (tokens, now) = (1 + index * 7 % 90, index as f64 * 0.173);
+            if minute.seconds_until(tokens, now).is_none() {
+                let reservation = minute.reserve(tokens, now);
+                // Every third uses a part of it only.
+                let used = if index % 3 == 0 { tokens / 2 } else { tokens };
+                minute.refund(reservation, used);
+                all += used;
+            }
+        }
         assert!(all > 6 * 900, "{all} tokens in under seven minutes");
     }
 
     #[test]
     fn a_wait_is_as_long_as_it_takes() {
-        let start = Instant::now();
-        let at = |ms: u64| start + Duration::from_millis(ms);
-        let mut minute = Minute::new(start);
-        assert_eq!(minute.seconds_until(600, 600, at(0)), None);
-        let first = minute.reserve(400, at(500));
-        let later = minute.reserve(200, at(10_500));
-        assert_eq!(minute.seconds_until(1, 600, at(11_000)), Some(50.0));
-        assert_eq!(minute.seconds_until(401, 600, at(11_000)), Some(60.0));
-        assert_eq!(minute.seconds_until(9_000, 600, at(11_000)), Some(61.0), "an empty minute");
+        let mut minute = minute(600);
+        assert_eq!(minute.seconds_until(600, 0.0), None);
+        let first = minute.reserve(400, 0.5);
+        let later = minute.reserve(200, 10.5);
+        assert_eq!(minute.seconds_until(1, 11.0), Some(50.0));
+        assert_eq!(minute.seconds_until(401, 11.0), Some(60.0));
+        assert_eq!(minute.seconds_until(9_000, 11.0), Some(61.0), "an empty minute");
         // Another limit, on the spot.
-        assert_eq!(minute.seconds_until(1, 700, at(11_000)), None);
+        minute.set_limit(Some(700));
+        assert_eq!(minute.seconds_until(1, 11.0), None);
+        minute.set_limit(None);
+        assert_eq!(minute.seconds_until(9_000, 11.0), None);
+        minute.set_limit(Some(600));
         minute.refund(later, 150);
-        assert_eq!(minute.seconds_until(50, 600, at(11_000)), None);
-        assert_eq!(minute.seconds_until(450, 600, at(61_000)), None);
+        assert_eq!(minute.seconds_until(50, 11.0), None);
+        assert_eq!(minute.seconds_until(450, 61.0), None);
         // After its minute there is nothing of a reservation to give back.
         minute.refund(first, 0);
-        assert_eq!(minute.seconds_until(451, 600, at(61_000)), Some(10.0));
-        minute.reserve(600, at(200_000));
-        assert_eq!(minute.seconds_until(1, 600, at(200_000)), Some(61.0));
+        assert_eq!(minute.seconds_until(451, 61.0), Some(10.0));
+        let _kept = minute.reserve(600, 200.0);
+        assert_eq!(minute.seconds_until(1, 200.0), Some(61.0));
     }
 }

@@ -263,6 +263,11 @@ impl From<SubmitError> for ApiError {
             SubmitError::Overloaded { reason, retry_after } => {
                 RequestError::Overloaded { reason, retry_after }.into()
             }
+            // Not a 429: to try again would never help.
+            SubmitError::ExceedsMinute { .. } => Self {
+                code: Some("rate_limit_exceeded"),
+                ..Self::invalid(Some("max_tokens"), message)
+            },
             SubmitError::Draining | SubmitError::EngineLost => Self::unavailable(message),
         }
     }
@@ -274,11 +279,6 @@ impl From<RequestError> for ApiError {
         match error {
             RequestError::NonFiniteLogits | RequestError::StepFailed(_) => Self::internal(message),
             RequestError::Refused(_) => Self::invalid(None, message),
-            // Not a 429: to try again would never help.
-            RequestError::ExceedsMinute { .. } => Self {
-                code: Some("rate_limit_exceeded"),
-                ..Self::invalid(Some("max_tokens"), message)
-            },
             RequestError::EngineLost => Self::unavailable(message),
             RequestError::TimedOut { .. } => {
                 let error = Self::new(StatusCode::GATEWAY_TIMEOUT, "server_error", message);

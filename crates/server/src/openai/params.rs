@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use sconce_engine::{EngineLimits, EngineRequest, RequestError, SchedulingPolicy};
+use sconce_engine::{EngineLimits, EngineRequest, SchedulingPolicy, SubmitError};
 use sconce_text::StopStrings;
 use sconce_types::{BLOCK_SIZE, SamplingParams, TokenId};
 use serde::Deserialize;
@@ -268,7 +268,7 @@ impl Settings {
             return Ok(());
         }
         let refusal =
-            RequestError::ExceedsMinute { choices, prompt_tokens, max_tokens, tokens_per_minute };
+            SubmitError::ExceedsMinute { choices, prompt_tokens, max_tokens, tokens_per_minute };
         Err(refusal.into())
     }
 
