@@ -118,9 +118,13 @@ pub(crate) struct Permit {
 
 impl Permit {
     /// Counts a request that admission has taken and that holds this part of the minute.
-    pub(crate) fn new(shared: &Arc<Shared>, tenant: TenantId, minute: MinuteReservation) -> Self {
+    pub(crate) fn new(
+        shared: &Arc<Shared>,
+        tenant: TenantId,
+        minute: Option<MinuteReservation>,
+    ) -> Self {
         shared.unfinished.fetch_add(1, Ordering::AcqRel);
-        Self { shared: Arc::clone(shared), tenant, minute: Some(minute) }
+        Self { shared: Arc::clone(shared), tenant, minute }
     }
 
     /// The request uses no more tokens than it has `used`; the rest of what it had reserved

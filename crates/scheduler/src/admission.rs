@@ -48,8 +48,9 @@ impl Ask {
 pub struct Admitted {
     /// What it may expect; `None` until enough was measured.
     pub expected: Option<Prediction>,
-    /// Its part of its tenant's tokens a minute, for [`Admission::refund`].
-    pub minute: MinuteReservation,
+    /// Its part of its tenant's tokens a minute, for [`Admission::refund`]; `None` for a
+    /// tenant that was never named.
+    pub minute: Option<MinuteReservation>,
 }
 
 /// Why a request is not taken now. Times are in seconds.
@@ -208,16 +209,10 @@ impl Admission {
             self.targets.resize(self.targets.len().max(index + 1), Targets::NONE);
             self.targets[index] =
                 Targets { ttft: seconds(tenant.ttft_target), tpot: seconds(tenant.tpot_target) };
-            self.minute(tenant.id).set_limit(tenant.tokens_per_minute);
+            let len = self.minutes.len().max(index + 1);
+            self.minutes.resize_with(len, Minute::default);
+            self.minutes[index].set_limit(tenant.tokens_per_minute);
         }
-    }
-
-    fn minute(&mut self, tenant: TenantId) -> &mut Minute {
-        let index = tenant.index();
-        if self.minutes.len() <= index {
-            self.minutes.resize_with(index + 1, Minute::default);
-        }
-        &mut self.minutes[index]
     }
 
     /// Takes the load as it is once a step of `step` seconds that begins `now` has ended.
@@ -353,13 +348,15 @@ impl Admission {
 
     /// Seconds until a tenant's minute has room for so many tokens; none if it has now.
     pub fn minute_wait(&mut self, tenant: TenantId, tokens: u64, now: f64) -> Option<f64> {
-        self.minute(tenant).seconds_until(tokens, now)
+        // A caller may ask for a tenant that was never named, whatever its id.
+        self.minutes.get_mut(tenant.index())?.seconds_until(tokens, now)
     }
 
     fn check_minute(&mut self, ask: &Ask, now: f64) -> Result<(), Refused> {
-        let (tokens, minute) = (ask.tokens(), self.minute(ask.tenant));
-        let Some(retry_after) = minute.seconds_until(tokens, now) else { return Ok(()) };
-        let tokens_per_minute = minute.limit().unwrap_or(u64::MAX);
+        let tokens = ask.tokens();
+        let Some(retry_after) = self.minute_wait(ask.tenant, tokens, now) else { return Ok(()) };
+        let limit = self.minutes[ask.tenant.index()].limit();
+        let tokens_per_minute = limit.unwrap_or(u64::MAX);
         let shortage = if tokens > tokens_per_minute {
             Shortage::ExceedsMinute { tokens_per_minute }
         } else {
@@ -397,7 +394,8 @@ impl Admission {
         });
         self.reservations.push_back(Reservation { tenant, prompt_len, promise });
         self.load.add(tenant, prompt_len);
-        let minute = self.minute(tenant).reserve(ask.tokens(), now);
+        let minute = self.minutes.get_mut(tenant.index());
+        let minute = minute.map(|minute| minute.reserve(ask.tokens(), now));
         Ok(Admitted { expected, minute })
     }
 
@@ -412,7 +410,7 @@ impl Admission {
     /// Gives back what a request of a tenant that uses no more tokens has not used of what
     /// it had reserved.
     pub fn refund(&mut self, tenant: TenantId, minute: MinuteReservation, used: u64) {
-        self.minute(tenant).refund(minute, used);
+        self.minutes[tenant.index()].refund(minute, used);
     }
 
     /// Gives back the place of a request that has ended.

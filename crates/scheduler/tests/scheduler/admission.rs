@@ -218,6 +218,8 @@ fn what_is_refused_holds_no_place_and_nothing_of_the_minute() {
     assert!(world.ask(0, 1, None).is_err());
     world.admission.set_tenants(&[Tenant::sole()]);
     assert_eq!(world.ask(0, 2_000, None), Ok(()));
+    // A tenant that was never named has no limit, and takes no memory.
+    assert_eq!(world.admission.minute_wait(TenantId(u32::MAX), 1_000, 1.0), None);
 }
 
 #[test]
