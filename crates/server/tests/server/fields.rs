@@ -24,14 +24,16 @@ fn whole_numbers_may_be_written_as_floats() {
         r#""max_tokens": 3, "top_k": 50.0"#,
         r#""max_tokens": 3, "top_k": -1.0"#,
         r#""max_tokens": 3, "seed": 7.0, "n": 2.0"#,
-        r#""max_tokens": 3, "stop_token_ids": [5.0, 6]"#,
+        r#""max_tokens": 3, "stop_token_ids": [5.0, 6], "seed": 7"#,
         r#""max_tokens": 3, "logit_bias": {"16.0": 1.0, "17": -1}"#,
         r#""max_tokens": 3, "priority": 0.0, "timeout": 5.0"#,
         r#""max_tokens": 3, "temperature": -0.0, "length_penalty": 1"#,
     ];
     for path in [COMPLETIONS, CHAT] {
         for more in fields {
-            let (status, answer) = app.post(path, ask(path, more));
+            // No end token is to come first.
+            let more = format!(r#"{more}, "ignore_eos": true"#);
+            let (status, answer) = app.post(path, ask(path, &more));
             assert_eq!(status, 200, "{path} {more}: {answer}");
             let choices = answer["choices"].as_array().expect("choices").len() as u64;
             assert_eq!(answer["usage"]["completion_tokens"], 3 * choices, "{more}");
