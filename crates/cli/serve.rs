@@ -251,8 +251,9 @@ fn example_body(model_name: &str) -> String {
     format!("'{}'", body.replace('\'', r"'\''"))
 }
 
-/// The tenants' file: the one that is named, or the one that is there. One that is there
-/// and cannot be read is no reason to serve everybody.
+/// The tenants' file: the one given, else the default one if it exists. A default file that
+/// exists but cannot be read is returned too, so that starting fails instead of serving
+/// without authentication.
 pub(crate) fn tenants_file(named: Option<&Path>) -> Option<PathBuf> {
     let default = PathBuf::from(TENANTS_FILE);
     let is_missing = |error: std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
