@@ -104,14 +104,15 @@ fn nothing_is_said_of_a_maximum_that_was_not_sent() {
     let app = App::new(ServerConfig::default());
     // The context has 128 tokens: what is left is what is generated.
     for (len, left) in [(100, 16), (120, 8), (127, 1)] {
-        let (status, answer) = app.post(COMPLETIONS, json!({ "prompt": vec![1; len] }));
+        let body = json!({ "prompt": vec![1; len], "ignore_eos": true });
+        let (status, answer) = app.post(COMPLETIONS, body);
         assert_eq!(
             (status, &answer["usage"]["completion_tokens"]),
             (200, &json!(left)),
             "{answer}"
         );
     }
-    let prompts = json!({ "prompt": [vec![1; 120], vec![1; 10]] });
+    let prompts = json!({ "prompt": [vec![1; 120], vec![1; 10]], "ignore_eos": true });
     let (_, answer) = app.post(COMPLETIONS, prompts);
     assert_eq!(answer["usage"]["completion_tokens"], 8 + 16, "each prompt has room of its own");
     let long = "x".repeat(200);
