@@ -25,7 +25,6 @@ const NO_SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
 const REQUEST: &[u8] = b"\x00\x00\x0b\x01\x05\x00\x00\x00\x01\x82\x86\x04\x07/health";
 const END_STREAM: u8 = 1;
 const HEADERS: u8 = 1;
-const PING: u8 = 6;
 const GOAWAY: u8 = 7;
 
 /// A frame's type and whether it ends its stream; none once the connection is closed.
@@ -94,7 +93,7 @@ async fn an_idle_connection_is_not_answered_in_http1() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_idle_connection_does_not_hold_the_end_up() {
     let drain_timeout = Duration::from_secs(10_000);
     let server = Server::start(ConnectionConfig { drain_timeout, ..Default::default() }).await;
@@ -103,11 +102,12 @@ async fn an_idle_connection_does_not_hold_the_end_up() {
     while !frame(&mut client).await.expect("it is answered").1 {}
     // It answers no PING from here on, as a client that hangs.
     server.signal().await;
+    // Time stands still meanwhile, so no time limit and no PING's ends the connection.
+    while !server.served.is_finished() {
+        tokio::task::yield_now().await;
+    }
     server.ended().await.expect("nothing was cut off");
-    let frames = frames(&mut client).await;
-    // One PING belongs to GOAWAY; a second asks whether a client that is waited for is there.
-    assert!(frames.contains(&GOAWAY), "{frames:?}");
-    assert!(frames.iter().filter(|frame| **frame == PING).count() <= 1, "{frames:?}");
+    assert!(frames(&mut client).await.contains(&GOAWAY));
 }
 
 #[tokio::test]
