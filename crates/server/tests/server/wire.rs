@@ -66,7 +66,7 @@ pub(super) struct Server {
     /// Gone where steps need no permit.
     pub(super) permits: Option<Sender<()>>,
     signals: mpsc::UnboundedSender<()>,
-    served: JoinHandle<Result<(), ServeError>>,
+    pub(super) served: JoinHandle<Result<(), ServeError>>,
 }
 
 impl Server {
