@@ -24,7 +24,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     compile::compile(compiler.path(), &here, &cuda, &kernels, &program)?;
     println!("cargo::rustc-env=SCONCE_SHIM={}", program.display());
     println!("cargo::rustc-env=SCONCE_SHIM_CXX={}", compiler.path().display());
-    for name in ["build.rs", "src/compile.rs", "shim.cpp", "shim.hpp", "main.cpp", "launch.hpp"] {
+    for name in [
+        "build.rs",
+        "src/compile.rs",
+        "shim.cpp",
+        "shim.hpp",
+        "fiber.hpp",
+        "main.cpp",
+        "launch.hpp",
+    ] {
         println!("cargo::rerun-if-changed={}", here.join(name).display());
     }
     println!("cargo::rerun-if-changed={}", cuda.display());

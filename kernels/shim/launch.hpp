@@ -15,6 +15,9 @@ struct Launch {
     uint64_t shared_bytes;
 };
 
+// Called with what is amiss before the process ends; it need not return.
+extern void (*on_failure)(const char* message);
+
 // Runs a kernel to its end; anything amiss ends the process.
 void launch(const Launch& launch, const void* params, size_t params_bytes);
 

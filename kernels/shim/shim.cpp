@@ -6,8 +6,8 @@
 #include <random>
 
 #include <sys/mman.h>
-#include <ucontext.h>
 
+#include "fiber.hpp"
 #include "launch.hpp"
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -18,6 +18,7 @@ namespace shim {
 
 Dim3 thread_index, block_index, block_dim, grid_dim;
 unsigned char* dynamic_shared;
+void (*on_failure)(const char* message);
 
 namespace {
 
@@ -32,7 +33,7 @@ struct Copy {
 };
 
 struct Fiber {
-    ucontext_t context;
+    Context context;
     unsigned char* stack;
     unsigned thread;
     State state;
@@ -58,7 +59,7 @@ std::vector<Warp> warps;
 std::vector<unsigned> ready;
 unsigned num_threads, waiting, done;
 Fiber* current;
-ucontext_t scheduler;
+Context scheduler;
 std::map<const void*, std::unique_ptr<unsigned char[]>> static_shared;
 std::mt19937_64 shuffle;
 const Kernel* running;
@@ -77,7 +78,7 @@ void to_fiber(Fiber& fiber) {
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_start_switch_fiber(&scheduler_fake_stack, fiber.stack, STACK_BYTES);
 #endif
-    swapcontext(&scheduler, &fiber.context);
+    scheduler.switch_to(fiber.context);
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_finish_switch_fiber(scheduler_fake_stack, nullptr, nullptr);
 #endif
@@ -89,7 +90,7 @@ void to_scheduler(bool for_good) {
     __sanitizer_start_switch_fiber(for_good ? nullptr : &fiber.fake_stack, scheduler_stack,
                                    scheduler_stack_bytes);
 #endif
-    swapcontext(&fiber.context, &scheduler);
+    fiber.context.switch_to(scheduler);
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_finish_switch_fiber(fiber.fake_stack, &scheduler_stack, &scheduler_stack_bytes);
 #endif
@@ -149,11 +150,7 @@ void run_block() {
         fiber.thread = i;
         fiber.meetings = 0;
         fiber.copies.assign(1, {});
-        getcontext(&fiber.context);
-        fiber.context.uc_stack.ss_sp = fiber.stack;
-        fiber.context.uc_stack.ss_size = STACK_BYTES;
-        fiber.context.uc_link = nullptr;
-        makecontext(&fiber.context, fiber_main, 0);
+        fiber.context.begin(fiber.stack, STACK_BYTES, fiber_main);
         release(fiber);
     }
     while (!ready.empty()) {
@@ -175,13 +172,24 @@ void run_block() {
 }  // namespace
 
 void fail(const std::string& message) {
-    fprintf(stderr, "%s, block (%u, %u, %u), thread %u: %s\n", running_name.c_str(), block_index.x,
-            block_index.y, block_index.z, current ? current->thread : 0, message.c_str());
+    char text[512];
+    snprintf(text, sizeof(text), "%s, block (%u, %u, %u), thread %u: %s", running_name.c_str(),
+             block_index.x, block_index.y, block_index.z, current ? current->thread : 0,
+             message.c_str());
+    if (on_failure != nullptr) {
+        on_failure(text);
+    }
+    fprintf(stderr, "%s\n", text);
     exit(3);
 }
 
 bool register_kernel(const char* name, Kernel kernel) {
     return kernels().emplace(name, kernel).second;
+}
+
+const Kernel* find_kernel(const std::string& name) {
+    const auto found = kernels().find(name);
+    return found == kernels().end() ? nullptr : &found->second;
 }
 
 void* shared_at(const void* place, size_t bytes) {
@@ -269,11 +277,10 @@ void copy_async_wait(int still_under_way) {
 void launch(const Launch& launch, const void* params, size_t params_bytes) {
     running_name = launch.kernel;
     current = nullptr;
-    const auto found = kernels().find(launch.kernel);
-    if (found == kernels().end()) {
+    running = find_kernel(launch.kernel);
+    if (running == nullptr) {
         fail("no such kernel");
     }
-    running = &found->second;
     running_params = params;
     if (params_bytes != running->params_bytes) {
         fail("its parameters have " + std::to_string(running->params_bytes) + " bytes, not " +

@@ -68,6 +68,8 @@ struct Kernel {
     unsigned max_threads;
 };
 bool register_kernel(const char* name, Kernel kernel);
+// Null where there is none of that name.
+const Kernel* find_kernel(const std::string& name);
 
 // Every lane of `mask` gives a value and gets that of lane `from(lane)`.
 template <typename T, typename From> T exchange(uint32_t mask, const T& value, From from) {

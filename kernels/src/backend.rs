@@ -9,6 +9,8 @@
 //! number of threads, or on what else is in the batch. One row or forty give
 //! the same bits.
 
+use std::time::Duration;
+
 use candle_core::Tensor;
 
 use crate::{
@@ -243,6 +245,15 @@ pub trait Backend: Send {
     /// # Errors
     /// The device failed, or the batch exceeds what it has room for.
     fn begin(&mut self, batch: &ForwardBatch) -> Result<(), KernelError>;
+
+    /// Waits until all of the step is computed, and says what the device took for it, if it
+    /// measures that.
+    ///
+    /// # Errors
+    /// The device failed, perhaps at something that it was asked for earlier.
+    fn finish(&mut self) -> Result<Option<Duration>, KernelError> {
+        Ok(None)
+    }
 
     /// `out[r] = table[batch.token_ids[r]]` for every row of the batch.
     ///

@@ -145,6 +145,10 @@ impl Driver for Failing {
         self.shim.download(from, bytes)
     }
 
+    fn finish(&mut self) -> Result<Option<Duration>, KernelError> {
+        self.shim.finish()
+    }
+
     fn launch<P: KernelParams>(
         &mut self,
         launch: &Launch<'_>,

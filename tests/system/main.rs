@@ -4,6 +4,8 @@
 mod banner;
 mod batching;
 mod cuda;
+#[cfg(feature = "cuda")]
+mod fake_gpu;
 mod golden;
 mod ledger;
 mod model;

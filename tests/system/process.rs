@@ -145,6 +145,12 @@ impl Server {
         assert!(sent.expect("kill runs").success());
     }
 
+    /// Waits until the process ends by itself.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn ended(&mut self) -> std::process::ExitStatus {
+        self.child.get_mut().expect("nobody panics with it").wait().expect("the process ends")
+    }
+
     /// Ends the process at once, whatever it does.
     pub(crate) fn kill(&self) {
         let mut child = self.child.lock().expect("nobody panics with it");

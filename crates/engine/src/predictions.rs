@@ -56,7 +56,7 @@ impl<E: Executor> EngineLoop<E> {
                 tracing::warn!("a step of the warm-up failed: {error}");
                 break;
             }
-            let step = step_started.elapsed();
+            let step = executor.device_time().unwrap_or_else(|| step_started.elapsed());
             // The first step of all touches memory for the first time.
             if index > 0 || step > WARM_UP_TIME {
                 self.model.observe(StepWork::of(&batch), step.as_secs_f64());

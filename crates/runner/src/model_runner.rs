@@ -1,6 +1,6 @@
 //! Computes scheduled batches on a backend.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, time::Duration};
 
 use sconce_kernels::{
     Backend, ForwardBatch, KernelError,
@@ -34,6 +34,7 @@ pub struct ModelRunner<B: Backend> {
     finished: VecDeque<SampledTokens>,
     /// Result arrays to use again.
     spare: Vec<SampledTokens>,
+    device_time: Option<Duration>,
     energy: Option<Box<dyn EnergyMeter>>,
 }
 
@@ -60,6 +61,7 @@ impl<B: Backend> ModelRunner<B> {
             logprobs: Vec::new(),
             finished: VecDeque::new(),
             spare: Vec::new(),
+            device_time: None,
             energy: None,
         }
     }
@@ -214,16 +216,7 @@ impl<B: Backend> Executor for ModelRunner<B> {
 
     /// Computes the step; what was sampled has been read back when it returns.
     fn launch(&mut self, batch: &ScheduledBatch) -> Result<(), ExecutorError> {
-        let result = self.compute(batch).map_err(|error| {
-            let message = error.to_string();
-            match error {
-                KernelError::Device { sticky: true, .. } => ExecutorError::DeviceLost(message),
-                KernelError::Device { .. } | KernelError::OutOfMemory { .. } => {
-                    ExecutorError::Fatal(message)
-                }
-                _ => ExecutorError::Step(message),
-            }
-        })?;
+        let result = self.compute(batch).map_err(|error| executor_error(&error))?;
         self.finished.push_back(result);
         Ok(())
     }
@@ -233,8 +226,26 @@ impl<B: Backend> Executor for ModelRunner<B> {
             .finished
             .pop_front()
             .ok_or_else(|| ExecutorError::Fatal("waited for a step never launched".to_owned()))?;
+        // A step that sampled nothing has read nothing back: it may still be under way.
+        self.device_time = self.backend.finish().map_err(|error| executor_error(&error))?;
         self.spare.push(std::mem::replace(sampled, result));
         Ok(())
+    }
+
+    fn device_time(&self) -> Option<Duration> {
+        self.device_time
+    }
+}
+
+/// What a backend's error means for the engine.
+fn executor_error(error: &KernelError) -> ExecutorError {
+    let message = error.to_string();
+    match error {
+        KernelError::Device { sticky: true, .. } => ExecutorError::DeviceLost(message),
+        KernelError::Device { .. } | KernelError::OutOfMemory { .. } => {
+            ExecutorError::Fatal(message)
+        }
+        _ => ExecutorError::Step(message),
     }
 }
 

@@ -1,5 +1,7 @@
 //! Where the serving half and the computing half meet.
 
+use std::time::Duration;
+
 use crate::{EnergyMeter, SampledTokens, ScheduledBatch};
 
 /// Computes steps. One thread owns it.
@@ -20,6 +22,12 @@ pub trait Executor {
     /// # Errors
     /// The step failed; see [`ExecutorError`] for what that means.
     fn wait(&mut self, sampled: &mut SampledTokens) -> Result<(), ExecutorError>;
+
+    /// What the step that was waited for last took on the device; `None` where the device
+    /// does not measure that, and the time from launch to the end of `wait` has to do.
+    fn device_time(&self) -> Option<Duration> {
+        None
+    }
 
     /// Measures the energy of the device that it computes on; `None` where that cannot be
     /// measured.
@@ -49,6 +57,10 @@ impl<E: Executor + ?Sized> Executor for Box<E> {
 
     fn wait(&mut self, sampled: &mut SampledTokens) -> Result<(), ExecutorError> {
         (**self).wait(sampled)
+    }
+
+    fn device_time(&self) -> Option<Duration> {
+        (**self).device_time()
     }
 
     fn energy_meter(&mut self) -> Option<Box<dyn EnergyMeter>> {

@@ -3,6 +3,7 @@
 use std::{
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use half::{bf16, f16};
@@ -85,6 +86,10 @@ impl Driver for ShimDriver {
         assert!(bytes.len() <= from.bytes, "more is read than there is");
         bytes.copy_from_slice(&lock(&self.memory).bytes_mut(from.address)[..bytes.len()]);
         Ok(())
+    }
+
+    fn finish(&mut self) -> Result<Option<Duration>, KernelError> {
+        Ok(None)
     }
 
     fn launch<P: KernelParams>(

@@ -1,5 +1,7 @@
 //! The operations as launches.
 
+use std::time::Duration;
+
 use candle_core::Tensor;
 
 use super::{
@@ -262,7 +264,12 @@ impl<D: Driver> Backend for Cuda<D> {
     }
 
     fn begin(&mut self, batch: &ForwardBatch) -> Result<(), KernelError> {
+        self.driver.begin_step()?;
         self.step.begin(&self.driver, batch)
+    }
+
+    fn finish(&mut self) -> Result<Option<Duration>, KernelError> {
+        self.driver.finish()
     }
 
     fn embedding_gather(

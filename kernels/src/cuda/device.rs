@@ -8,13 +8,14 @@ use std::{
     collections::HashMap,
     ffi::c_void,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use candle_core::CudaDevice;
 use cudarc::{
     cublas::{self, CudaBlas, result::CublasError},
     driver::{
-        CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr as _, DriverError,
+        CudaEvent, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr as _, DriverError,
         PinnedHostSlice, result as cuda, sys,
     },
     nvrtc::Ptx,
@@ -43,6 +44,8 @@ pub struct CudaDriver {
     modules: HashMap<&'static str, Arc<CudaModule>>,
     functions: HashMap<String, CudaFunction>,
     pinned: Mutex<Pinned>,
+    /// Recorded where a step begins and where it is waited for.
+    step: [CudaEvent; 2],
     description: String,
     multiprocessors: usize,
     /// Keeps candle's side of the device.
@@ -54,8 +57,23 @@ pub struct CudaMemory(CudaSlice<u8>);
 
 /// Host memory that the device reads by itself, in turns.
 struct Pinned {
-    buffers: Vec<PinnedHostSlice<u8>>,
+    buffers: Vec<PinnedBuffer>,
     next: usize,
+}
+
+/// A piece of it.
+struct PinnedBuffer {
+    memory: PinnedHostSlice<u8>,
+    /// Recorded after each copy from it. cudarc records the memory's own event only while it
+    /// tracks events, which it does not here.
+    read: CudaEvent,
+}
+
+impl Drop for PinnedBuffer {
+    fn drop(&mut self) {
+        // Whether or not the device still works, nothing reads the memory after this.
+        let _ = self.read.synchronize();
+    }
 }
 
 impl CudaDriver {
@@ -112,10 +130,17 @@ impl CudaDriver {
             modules.insert(file, module.map_err(|error| device_error(file, error))?);
         }
         let buffers = (0..NUM_PINNED)
-            // SAFETY: what is in it is written before it is read.
-            .map(|_| unsafe { context.alloc_pinned(PINNED_BYTES) }.map_err(failed))
-            .collect::<Result<_, _>>()?;
+            .map(|_| {
+                // SAFETY: what is in it is written before it is read.
+                let memory = unsafe { context.alloc_pinned(PINNED_BYTES) }?;
+                Ok(PinnedBuffer { memory, read: context.new_event(None)? })
+            })
+            .collect::<Result<_, _>>()
+            .map_err(failed)?;
+        let event = || context.new_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT));
+        let step = [event().map_err(failed)?, event().map_err(failed)?];
         Ok(Self {
+            step,
             blas,
             _blas_workspace: blas_workspace,
             modules,
@@ -200,12 +225,14 @@ impl Driver for CudaDriver {
             let next = pinned.next;
             pinned.next = (next + 1) % NUM_PINNED;
             let buffer = &mut pinned.buffers[next];
-            // Waits until the device has read what it held.
-            buffer.as_mut_slice().map_err(failed)?[..piece.len()].copy_from_slice(piece);
+            // Until the device has read what it held.
+            buffer.read.synchronize().map_err(failed)?;
+            buffer.memory.as_mut_slice().map_err(failed)?[..piece.len()].copy_from_slice(piece);
             let at = at + index * PINNED_BYTES;
             let mut to = memory.0.slice_mut(at..at + piece.len());
-            let from = Prefix { buffer, len: piece.len() };
+            let from = Prefix { buffer: &buffer.memory, len: piece.len() };
             self.stream.memcpy_htod(&from, &mut to).map_err(failed)?;
+            buffer.read.record(&self.stream).map_err(failed)?;
         }
         Ok(())
     }
@@ -217,6 +244,19 @@ impl Driver for CudaDriver {
             self.stream.memcpy_dtoh(&from, bytes).map_err(failed)?;
         }
         self.synchronize()
+    }
+
+    fn begin_step(&mut self) -> Result<(), KernelError> {
+        self.step[0].record(&self.stream).map_err(|error| device_error("a step's beginning", error))
+    }
+
+    fn finish(&mut self) -> Result<Option<Duration>, KernelError> {
+        let failed = |error| device_error("waiting for a step", error);
+        let [begin, end] = &self.step;
+        end.record(&self.stream).map_err(failed)?;
+        // Waits for both.
+        let ms = begin.elapsed_ms(end).map_err(failed)?;
+        Ok(Some(Duration::from_nanos((f64::from(ms) * 1e6).round() as u64)))
     }
 
     fn launch<P: KernelParams>(

@@ -4,6 +4,8 @@
 //! the same kernels on a CPU for tests. So all that decides which kernel runs on what
 //! is tested without a GPU.
 
+use std::time::Duration;
+
 use super::{DevicePointer, KernelParams};
 use crate::{Dtype, KernelError};
 
@@ -40,6 +42,21 @@ pub trait Driver: Send {
     /// # Errors
     /// The device failed, now or at something asked for earlier.
     fn download(&self, memory: &Self::Memory, bytes: &mut [u8]) -> Result<(), KernelError>;
+
+    /// Marks the beginning of a step, for [`Self::finish`].
+    ///
+    /// # Errors
+    /// The device failed.
+    fn begin_step(&mut self) -> Result<(), KernelError> {
+        Ok(())
+    }
+
+    /// Waits for all that was asked for. What the device took for it since the step began, if
+    /// it measures that.
+    ///
+    /// # Errors
+    /// The device failed, now or at something asked for earlier.
+    fn finish(&mut self) -> Result<Option<Duration>, KernelError>;
 
     /// Launches a kernel.
     ///

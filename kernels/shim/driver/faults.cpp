@@ -1,0 +1,104 @@
+#include "faults.hpp"
+
+#include <fstream>
+#include <sstream>
+
+#include "errors.hpp"
+
+namespace fake {
+namespace {
+
+bool parse(const std::string& word, uint64_t& number) {
+    if (word.empty() || word.find_first_not_of("0123456789") != std::string::npos) {
+        return false;
+    }
+    number = std::stoull(word);
+    return true;
+}
+
+}  // namespace
+
+std::string Faults::read(const std::string& path) {
+    std::ifstream file(path);
+    if (!file) {
+        return "it cannot be read";
+    }
+    std::string line;
+    for (int number = 1; std::getline(file, line); ++number) {
+        std::istringstream words(line.substr(0, line.find('#')));
+        std::string kind, more;
+        if (!(words >> kind)) {
+            continue;
+        }
+        Fault fault{Kind::Fail, "", 0, 0};
+        std::string n, value;
+        bool good = true;
+        if (kind == "fail") {
+            words >> fault.call >> n >> value;
+        } else if (kind == "hang") {
+            fault.kind = Kind::Hang;
+            words >> n;
+            value = "0";
+        } else {
+            fault.kind = kind == "sticky" ? Kind::Sticky : kind == "nan" ? Kind::Nan : Kind::Slow;
+            good = kind == "sticky" || kind == "nan" || kind == "slow";
+            words >> n >> value;
+        }
+        good = good && (parse(n, fault.n) || (n == "*" && fault.kind == Kind::Fail));
+        if (fault.kind == Kind::Fail || fault.kind == Kind::Sticky) {
+            const int error = error_of_name(value);
+            if (error > 0) {
+                value = std::to_string(error);
+            }
+        }
+        good = good && parse(value, fault.value) && !(words >> more);
+        if (!good) {
+            return "line " + std::to_string(number) + " is no fault: " + line;
+        }
+        faults.push_back(fault);
+    }
+    return {};
+}
+
+int Faults::of_call(const char* name) {
+    if (faults.empty()) {
+        return 0;
+    }
+    const uint64_t n = ++calls[name];
+    for (const Fault& fault : faults) {
+        if (fault.kind == Kind::Fail && fault.call == name && (fault.n == 0 || fault.n == n)) {
+            return int(fault.value);
+        }
+    }
+    return 0;
+}
+
+Faults::Launch Faults::of_launch() {
+    Launch launch;
+    ++launches;
+    for (const Fault& fault : faults) {
+        if (fault.n != launches) {
+            continue;
+        }
+        if (fault.kind == Kind::Sticky) {
+            launch.sticky = int(fault.value);
+        } else if (fault.kind == Kind::Hang) {
+            launch.hangs = true;
+        } else if (fault.kind == Kind::Nan) {
+            launch.nan_at_pointer = fault.value;
+        }
+    }
+    return launch;
+}
+
+uint64_t Faults::of_copy() {
+    ++copies;
+    for (const Fault& fault : faults) {
+        if (fault.kind == Kind::Slow && fault.n == copies) {
+            return fault.value;
+        }
+    }
+    return 1;
+}
+
+}  // namespace fake

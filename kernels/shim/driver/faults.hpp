@@ -1,0 +1,54 @@
+// Faults that a script asks for, one a line; # begins a comment:
+//   fail CALL N ERROR      the N-th call of a function (of the driver, or cublasCreate_v2,
+//                          cublasDestroy_v2, cublasGemmEx, curandCreateGenerator,
+//                          curandDestroyGenerator) fails, with the error's number or its
+//                          name (CUDA_ERROR_OUT_OF_MEMORY); N is * for all
+//   sticky N ERROR         the N-th launch fails when it runs, and takes the context along
+//   hang N                 the N-th launch never ends
+//   nan N K                after the N-th launch the memory that its K-th pointer points
+//                          to holds NaN in its first 64 bytes
+//   slow N FACTOR          the N-th copy takes so many times its time
+// Launches (matrix products among them) and copies are counted as they are asked for,
+// from 1.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+namespace fake {
+
+class Faults {
+public:
+    // What is wrong with the file, or nothing.
+    std::string read(const std::string& path);
+
+    // The error that this call of the function must return, or 0.
+    int of_call(const char* name);
+    struct Launch {
+        int sticky = 0;
+        bool hangs = false;
+        // From 1; 0 is none.
+        uint64_t nan_at_pointer = 0;
+    };
+    // What happens to the next launch.
+    Launch of_launch();
+    // What the next copy's time is multiplied with.
+    uint64_t of_copy();
+
+private:
+    enum class Kind { Fail, Sticky, Hang, Nan, Slow };
+    struct Fault {
+        Kind kind;
+        std::string call;
+        // 0: all.
+        uint64_t n;
+        uint64_t value;
+    };
+    std::vector<Fault> faults;
+    std::map<std::string, uint64_t> calls;
+    uint64_t launches = 0, copies = 0;
+};
+
+}  // namespace fake

@@ -1,0 +1,40 @@
+// What the environment asks of the fake driver:
+//   SCONCE_FAKE_GPU_PROFILE   which GPU it is (profiles.cpp); h100 unless set
+//   SCONCE_FAKE_GPU_MODE      when work runs: eager, late or random; eager unless set
+//   SCONCE_FAKE_GPU_SEED      of the mode `random`
+//   SCONCE_FAKE_GPU_DRIVER    what cuDriverGetVersion says; 13000 unless set
+//   SCONCE_FAKE_GPU_CHECKS    abort (unless set), or report: go on after a fault that a
+//                             GPU would not have noticed
+//   SCONCE_FAKE_GPU_FAULTS    a file of faults to inject (faults.hpp)
+#pragma once
+
+#include <cstdint>
+
+#include "faults.hpp"
+#include "profiles.hpp"
+
+namespace fake {
+
+// When the work of a stream runs.
+enum class Mode {
+    // As it is asked for.
+    Eager,
+    // As late as it may: when somebody waits for it.
+    Late,
+    // At every call, a random part of some streams' work.
+    Random,
+};
+
+struct Settings {
+    const Profile* profile;
+    Mode mode;
+    uint64_t seed;
+    int driver_version;
+    bool aborts;
+    Faults faults;
+};
+
+// Ends the process, with a message, where a variable cannot be read.
+Settings read_settings();
+
+}  // namespace fake
