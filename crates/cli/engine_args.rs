@@ -94,7 +94,7 @@ impl EngineArgs {
             max_num_seqs: self.max_num_seqs,
             max_num_batched_tokens: self.max_num_batched_tokens,
             max_num_queued_reqs: self.max_num_queued_reqs,
-            // An infinite time is none.
+            // `inf` does not fit a Duration and becomes None: no limit.
             target_itl: Duration::try_from_secs_f64(self.target_itl_ms * 1e-3).ok(),
             max_queue_wait: Duration::try_from_secs_f64(self.max_queue_wait).ok(),
             kv_cache_memory_bytes: self.kv_cache_memory_bytes,

@@ -46,7 +46,7 @@ pub(crate) fn start(format: LogFormat) -> io::Result<Log> {
     thread::Builder::new().name("sconce-log".to_owned()).spawn(move || {
         for item in items {
             match item {
-                // Nobody can be told that nobody can be told.
+                // There is nowhere left to report that standard error cannot be written.
                 Item::Line(line) => drop(io::stderr().write_all(&line)),
                 Item::Flush(done) => done.send(()).unwrap_or_default(),
             }

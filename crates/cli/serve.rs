@@ -77,6 +77,9 @@ pub(crate) struct Args {
     /// Log no line for each request
     #[arg(long, alias = "disable-uvicorn-access-log")]
     disable_access_log: bool,
+    /// Paths whose requests have no line in the log, such as /health,/metrics
+    #[arg(long, value_name = "PATHS", value_delimiter = ',')]
+    disable_access_log_for_endpoints: Vec<String>,
     /// How log lines are written
     #[arg(long, value_enum, default_value_t)]
     pub(crate) log_format: LogFormat,
@@ -153,6 +156,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             host: host.to_owned(),
             allowed_origins,
             access_log: !args.disable_access_log,
+            unlogged_paths: args.disable_access_log_for_endpoints.clone(),
             tenants,
             max_body_bytes: usize::try_from(args.max_body_bytes)?,
             seed: args.seed,
@@ -165,6 +169,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             max_connections_per_client: max_connections.div_ceil(4) * 3,
             keep_alive_timeout: Duration::from_secs(args.timeout_keep_alive),
             drain_timeout: Duration::from_secs(args.shutdown_timeout),
+            access_log: !args.disable_access_log,
             ..ConnectionConfig::default()
         };
         let engine = sconce.engine().clone();
@@ -246,8 +251,9 @@ fn example_body(model_name: &str) -> String {
     format!("'{}'", body.replace('\'', r"'\''"))
 }
 
-/// The tenants' file: the one that is named, or the one that is there. One that is there
-/// and cannot be read is no reason to serve everybody.
+/// The tenants' file: the one given, else the default one if it exists. A default file that
+/// exists but cannot be read is returned too, so that starting fails instead of serving
+/// without authentication.
 pub(crate) fn tenants_file(named: Option<&Path>) -> Option<PathBuf> {
     let default = PathBuf::from(TENANTS_FILE);
     let is_missing = |error: std::io::Error| error.kind() == std::io::ErrorKind::NotFound;

@@ -177,7 +177,7 @@ fn are_equal(a: &TensorView<'_>, b: &TensorView<'_>) -> bool {
     a.dtype() == b.dtype() && a.shape() == b.shape() && a.data() == b.data()
 }
 
-/// Maps a file, after what can be told from its first bytes.
+/// Maps a file after checking its length and the header in its first bytes.
 fn open(path: &Path) -> Result<MmapedSafetensors, MappedError> {
     let io = |reason| MappedError::Io { path: path.to_owned(), reason };
     let invalid = |reason: String| MappedError::Invalid { path: path.to_owned(), reason };

@@ -203,6 +203,9 @@ fn each_request_has_a_line_in_text_or_json_and_never_in_colour() {
         let text = logged(&[off]);
         assert!(!text.contains("sconce::access"), "{text}");
     }
+    let text = logged(&["--disable-access-log-for-endpoints", "/health,/nowhere"]);
+    assert_eq!(text.matches("sconce::access").count(), 1, "{text}");
+    assert!(!text.contains("/nowhere"), "{text}");
 }
 
 #[test]

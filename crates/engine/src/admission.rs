@@ -1,18 +1,12 @@
 //! Whether a request is taken now, in the engine's terms.
 
-use std::{
-    cmp::Reverse,
-    collections::BinaryHeap,
-    time::{Duration, Instant},
-};
+use std::time::Duration;
 
 use prometheus::IntCounter;
 use sconce_scheduler::{Admission, Ask, Refused, Scheduler, Shortage};
 use sconce_types::{RequestId, Tenant, TenantId};
 
-use crate::{
-    EngineRequest, Metrics, Overload, RequestError, stream::two_digits, tenants::TenantTable,
-};
+use crate::{Metrics, Overload, RequestError, SubmitError, stream::two_digits};
 
 /// What a tenant may expect now.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,7 +34,8 @@ pub struct Capacity {
     pub refused_for: Option<Duration>,
 }
 
-/// What submitting threads decide by.
+/// The state that submitting threads share, behind a lock: admission, and the counters of
+/// refusals.
 pub(crate) struct Door {
     pub(crate) admission: Admission,
     /// Each tenant's refused requests.
@@ -68,9 +63,18 @@ impl Door {
     }
 }
 
-/// A refusal in the client's terms, and the whole seconds after which to try again.
-pub(crate) fn explain(refused: &Refused) -> (Overload, Duration) {
+/// Why a request was not taken, in its client's terms.
+pub(crate) fn explain(ask: &Ask, refused: &Refused) -> SubmitError {
     let reason = match refused.shortage {
+        Shortage::ExceedsMinute { tokens_per_minute } => {
+            return SubmitError::ExceedsMinute {
+                choices: 1,
+                prompt_tokens: ask.prompt_len,
+                max_tokens: ask.max_tokens,
+                tokens_per_minute,
+            };
+        }
+        Shortage::Minute { tokens_per_minute } => Overload::TokensPerMinute { tokens_per_minute },
         Shortage::TenantQueue { max_queued } => Overload::QueueFull { max_queued },
         Shortage::Wait { expected, limit } => {
             Overload::QueueTooLong { expected: seconds(expected), limit: seconds(limit) }
@@ -87,38 +91,7 @@ pub(crate) fn explain(refused: &Refused) -> (Overload, Duration) {
         Shortage::Places | Shortage::Promised => Overload::Promised,
         Shortage::Unmeasured => Overload::Unmeasured,
     };
-    (reason, retry_after(refused.retry_after))
-}
-
-/// Refuses what its tenant's limit of tokens a minute forbids.
-///
-/// # Errors
-/// Why, and when to try again.
-pub(crate) fn check(
-    request: &EngineRequest,
-    tenants: &mut TenantTable,
-    now: Instant,
-) -> Result<(), RequestError> {
-    let Some(known) = tenants.get_mut(request.tenant) else { return Ok(()) };
-    let tokens = tokens_at_most(request);
-    let Some(seconds) = known.seconds_until(tokens, now) else {
-        return Ok(());
-    };
-    let tokens_per_minute = known.tenant.tokens_per_minute.unwrap_or(0);
-    if tokens > tokens_per_minute {
-        return Err(RequestError::ExceedsMinute {
-            choices: 1,
-            prompt_tokens: request.prompt.len(),
-            max_tokens: request.params.max_tokens as usize,
-            tokens_per_minute,
-        });
-    }
-    Err(overloaded(Overload::TokensPerMinute { tokens_per_minute }, seconds))
-}
-
-/// The tokens that a request may use, which its tenant's limit must have room for.
-pub(crate) fn tokens_at_most(request: &EngineRequest) -> u64 {
-    request.prompt.len() as u64 + u64::from(request.params.max_tokens)
+    SubmitError::Overloaded { reason, retry_after: retry_after(refused.retry_after) }
 }
 
 /// A refusal that names the time after which it no longer holds, in whole seconds.
@@ -130,21 +103,19 @@ fn retry_after(seconds: f64) -> Duration {
     Duration::from_secs(seconds.ceil().clamp(1.0, 3600.0) as u64)
 }
 
-/// What a tenant may expect now. `at` is the time by the clock of `admission`.
+/// What a tenant may expect `now`, by the clock of `admission`.
 pub(crate) fn capacity(
     tenant: TenantId,
     prompt_len: usize,
     scheduler: &Scheduler,
-    admission: &Admission,
-    tenants: &mut TenantTable,
-    (now, at): (Instant, f64),
+    admission: &mut Admission,
+    now: f64,
 ) -> Capacity {
     let (all, own) = (scheduler.stats(), scheduler.tenant_stats(tenant));
-    let expected = admission.expected(tenant, prompt_len, at);
+    let expected = admission.expected(tenant, prompt_len, now);
     let ask = Ask { id: RequestId(u64::MAX), tenant, prompt_len, max_tokens: 1, timeout: None };
-    let refused = admission.check(&ask, all.running + all.waiting == 0, at).err();
-    let wait =
-        tenants.get_mut(tenant).and_then(|known| known.seconds_until(prompt_len as u64, now));
+    let refused = admission.check(&ask, all.running + all.waiting == 0, now).err();
+    let wait = admission.minute_wait(tenant, prompt_len as u64, now);
     Capacity {
         running: own.running,
         waiting: own.waiting,
@@ -163,40 +134,11 @@ fn seconds(seconds: f64) -> Duration {
     Duration::try_from_secs_f64(seconds.min(1e9)).unwrap_or_default()
 }
 
-/// When requests end, or are refused after all.
-#[derive(Default)]
-pub(crate) struct Deadlines {
-    heap: BinaryHeap<Reverse<(Instant, RequestId, Deadline)>>,
-}
-
-/// What a moment is for a request.
+/// What must have happened to a request by its deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Deadline {
-    /// Its first token is there by then, or it matters no longer.
+    /// Its first token was generated.
     FirstToken,
-    /// It has ended by then.
+    /// It has ended.
     End,
-}
-
-impl Deadlines {
-    pub(crate) fn add(&mut self, at: Instant, id: RequestId, deadline: Deadline) {
-        self.heap.push(Reverse((at, id, deadline)));
-    }
-
-    /// The next that has passed.
-    pub(crate) fn pop(&mut self, now: Instant) -> Option<(RequestId, Deadline)> {
-        let &Reverse((at, id, deadline)) = self.heap.peek()?;
-        if at > now {
-            return None;
-        }
-        self.heap.pop();
-        Some((id, deadline))
-    }
-
-    /// Forgets those of requests that have ended, once they outnumber the others.
-    pub(crate) fn tidy(&mut self, num_live: usize, is_live: impl Fn(RequestId) -> bool) {
-        if self.heap.len() > 4 * num_live + 64 {
-            self.heap.retain(|Reverse((_, id, _))| is_live(*id));
-        }
-    }
 }

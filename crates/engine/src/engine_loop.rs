@@ -11,8 +11,8 @@ use std::{
 };
 
 use sconce_scheduler::{
-    Admission, ByRequest, Finish, Output, Scheduler, SchedulerConfig, SchedulerStats, StepModel,
-    StepWork,
+    Admission, ByRequest, Deadlines, Finish, Load, Output, Scheduler, SchedulerConfig,
+    SchedulerStats, StepModel, StepWork,
 };
 use sconce_types::{
     EndReason, Executor, ExecutorError, MeterEntry, MeterSink, RequestId, SampledTokens,
@@ -22,45 +22,44 @@ use sconce_types::{
 use crate::{
     EngineHandle, EngineLimits, EngineOptions, FinishReason, Metrics, RecordSink, RequestError,
     RequestEvent, TokenEvent,
-    admission::{self, Deadlines, Door},
+    admission::{self, Deadline, Door},
     engine::panic_message,
-    handle::{CONTROL_MESSAGES, Message, Shared},
     live::LiveRequest,
     metering::Meter,
+    publish::PUBLISHED_AT_ONCE,
+    shared::{CONTROL_MESSAGES, Message, Shared},
     tenants::TenantTable,
 };
 
 /// Messages that are read before a step is computed.
 const MESSAGES_A_TURN: usize = 1024;
-/// Least time between two looks at tenants' sums, unless a request ends.
-const PUBLISH_EVERY: Duration = Duration::from_millis(100);
-
-/// Tenants that are looked at whenever a request ends.
-const PUBLISHED_AT_ONCE: usize = 1024;
 
 /// What the engine's thread owns.
 pub(crate) struct EngineLoop<E> {
     pub(crate) scheduler: Scheduler,
-    /// None only while another is built.
+    /// `None` only while it is being rebuilt.
     pub(crate) executor: Option<E>,
     pub(crate) inbox: Receiver<Message>,
     pub(crate) cancels: Receiver<RequestId>,
     pub(crate) requests: ByRequest<LiveRequest>,
     pub(crate) tenants: TenantTable,
-    pub(crate) deadlines: Deadlines,
+    /// In seconds since the start.
+    pub(crate) deadlines: Deadlines<(RequestId, Deadline)>,
     pub(crate) model: StepModel,
     /// Seconds between tokens that prefill is to leave to decodes.
     pub(crate) target_itl: Option<f64>,
     /// Submissions that were read since the load was published, and when that was.
     pub(crate) given: usize,
     pub(crate) load_published: Option<Instant>,
+    /// Memory for the next load, which is filled before the lock is taken.
+    pub(crate) spare_load: Load,
     pub(crate) meter: Meter,
     pub(crate) sink: Option<Box<dyn MeterSink>>,
     pub(crate) recorder: Option<Box<dyn RecordSink>>,
     /// What the ledger is to be told.
     pub(crate) entries: Vec<MeterEntry>,
     /// When tenants' metrics were brought up to date.
-    published: Instant,
+    pub(crate) published: Instant,
     pub(crate) batch: ScheduledBatch,
     pub(crate) sampled: SampledTokens,
     pub(crate) outputs: Vec<Output>,
@@ -107,9 +106,10 @@ impl<E: Executor> EngineLoop<E> {
         }
         let max_queue_wait = options.max_queue_wait.map_or(f64::INFINITY, |t| t.as_secs_f64());
         let admission = Admission::new(&scheduler, &named, places, max_queue_wait);
+        let spare_load = Load::new(&scheduler);
         let shared = Arc::new(Shared::new(Door::new(admission, &named, &metrics)));
         let mut tenants = TenantTable::new();
-        tenants.update(&named, &metrics, Instant::now());
+        tenants.update(&named, &metrics);
         scheduler.set_tenants(&named);
         let handle = EngineHandle::new(
             inbox_sender,
@@ -131,6 +131,7 @@ impl<E: Executor> EngineLoop<E> {
             target_itl: options.target_itl.map(|target| target.as_secs_f64()),
             given: 0,
             load_published: None,
+            spare_load,
             sink,
             recorder,
             entries: Vec::new(),
@@ -191,7 +192,7 @@ impl<E: Executor> EngineLoop<E> {
         build: &mut impl FnMut() -> Result<(E, SchedulerConfig), String>,
     ) -> Result<(), String> {
         self.shared.restarting.store(true, Ordering::Release);
-        // What it holds is needed for the next.
+        // Its memory is needed for the next one.
         self.executor = None;
         let (executor, rebuilt_config) = build()?;
         if rebuilt_config != config {
@@ -249,11 +250,12 @@ impl<E: Executor> EngineLoop<E> {
         self.scheduler.commit(&self.batch, &self.sampled, &mut self.outputs);
         self.note_tokens();
         self.tell_ledger();
-        // Who reads its last token finds the metrics as they are after it.
+        // Before events are sent: a client that has its last token finds it in the metrics.
         self.publish_gauges();
         self.publish_tenants(step_ended);
         if self.ends_any() {
-            self.publish_load(0.0, true);
+            let now = self.tenants.len() <= PUBLISHED_AT_ONCE;
+            self.publish_load(0.0, now);
         }
         self.deliver(step_ended);
         let overhead = (step_started - turn_started) + step_ended.elapsed();
@@ -261,7 +263,7 @@ impl<E: Executor> EngineLoop<E> {
         Turn::Continue
     }
 
-    /// Ends what was dropped, before anything else is scheduled.
+    /// Ends requests whose streams were dropped, before the next step is scheduled.
     fn take_cancels(&mut self) {
         while let Ok(id) = self.cancels.try_recv() {
             // A request may finish before its cancellation is read.
@@ -273,12 +275,12 @@ impl<E: Executor> EngineLoop<E> {
     }
 
     fn take_messages(&mut self) -> Turn {
-        // However fast they come, a step is computed now and then.
+        // Bounded, so that steps go on however fast messages come.
         for _ in 0..MESSAGES_A_TURN {
             match self.inbox.try_recv() {
                 Ok(message) => self.take(message),
                 Err(TryRecvError::Empty) => return Turn::Continue,
-                // What runs still has readers: finish it.
+                // Running requests still have readers: finish them.
                 Err(TryRecvError::Disconnected) if !self.requests.is_empty() => {
                     return Turn::Continue;
                 }
@@ -304,20 +306,18 @@ impl<E: Executor> EngineLoop<E> {
                 let _ = reply.send(());
             }
             Message::Capacity(tenant, prompt_len, reply, _permit) => {
-                let now = Instant::now();
-                let at = (now, self.shared.seconds(now));
-                let (scheduler, tenants) = (&self.scheduler, &mut self.tenants);
-                let admission = &self.shared.door().admission;
+                let now = self.shared.seconds(Instant::now());
+                let admission = &mut self.shared.door().admission;
                 let capacity =
-                    admission::capacity(tenant, prompt_len, scheduler, admission, tenants, at);
-                // Whoever asked may have gone.
+                    admission::capacity(tenant, prompt_len, &self.scheduler, admission, now);
+                // The receiver may have been dropped.
                 let _ = reply.send(capacity);
             }
         }
     }
 
     fn set_tenants(&mut self, named: &[Tenant]) {
-        self.tenants.update(named, &self.metrics, Instant::now());
+        self.tenants.update(named, &self.metrics);
         self.scheduler.set_tenants(named);
     }
 
@@ -374,8 +374,8 @@ impl<E: Executor> EngineLoop<E> {
         }
     }
 
-    /// Counts the tokens of a step before anybody is told of them, and ends what completed a
-    /// stop string.
+    /// Updates usage, metrics and minutes with a step's tokens, before any event is sent, and
+    /// finishes the requests whose stop check matched.
     fn note_tokens(&mut self) {
         for output in &mut self.outputs {
             let live = self.requests.get_mut(&output.request);
@@ -395,13 +395,13 @@ impl<E: Executor> EngineLoop<E> {
         }
         for output in self.outputs.iter().filter(|output| output.finish.is_some()) {
             if let Some(live) = self.requests.get_mut(&output.request) {
-                live.refund(self.tenants.get_mut(live.tenant));
+                live.refund();
             }
         }
     }
 
-    /// Tells the ledger what this step changed, and waits until it has kept what the last
-    /// one did: so at most one step's tokens can be lost with the process.
+    /// Hands this step's entries to the ledger, which first waits until it has kept those of
+    /// the step before: so at most one step's tokens can be lost with the process.
     fn tell_ledger(&mut self) {
         let Self { sink, entries, requests, tenants, outputs, batch, .. } = self;
         let Some(sink) = sink else { return };
@@ -492,45 +492,10 @@ impl<E: Executor> EngineLoop<E> {
         turn
     }
 
-    fn ends_any(&self) -> bool {
+    /// Whether the step that was just computed ends a request.
+    pub(crate) fn ends_any(&self) -> bool {
         self.outputs.iter().any(|output| output.finish.is_some())
     }
-
-    /// Brings tenants' metrics up to date when one of their requests ends, else now and then.
-    fn publish_tenants(&mut self, now: Instant) {
-        let is_due = self.ends_any() && self.tenants.len() <= PUBLISHED_AT_ONCE;
-        if !is_due && !self.requests.is_empty() && now - self.published < PUBLISH_EVERY {
-            return;
-        }
-        self.published = now;
-        let Self { tenants, scheduler, metrics, meter, .. } = self;
-        for known in tenants.iter_mut() {
-            let stats = scheduler.tenant_stats(known.tenant.id);
-            known.metrics.running.set(gauge(stats.running));
-            known.metrics.waiting.set(gauge(stats.waiting));
-            known.publish();
-        }
-        metrics.idle_energy_joules.inc_by(std::mem::take(&mut meter.idle_uj) as f64 * 1e-6);
-    }
-
-    fn publish_gauges(&mut self) {
-        let stats = self.scheduler.stats();
-        self.metrics.num_requests_running.set(gauge(stats.running));
-        self.metrics.num_requests_waiting.set(gauge(stats.waiting));
-        self.metrics.kv_blocks_used.set(gauge(stats.used_blocks));
-        self.metrics.kv_cache_usage_perc.set(stats.used_blocks as f64 / stats.num_blocks as f64);
-        let Self { metrics, seen, .. } = self;
-        metrics.num_preemptions.inc_by(stats.preemptions - seen.preemptions);
-        let queries = stats.prefix_cache_queries - seen.prefix_cache_queries;
-        metrics.prefix_cache_queries.inc_by(queries);
-        metrics.prefix_cache_hits.inc_by(stats.prefix_cache_hits - seen.prefix_cache_hits);
-        *seen = stats;
-    }
-}
-
-/// A count as gauges hold it.
-fn gauge(n: usize) -> i64 {
-    i64::try_from(n).unwrap_or(i64::MAX)
 }
 
 fn end_reason(finish: &Finish) -> EndReason {

@@ -2,22 +2,23 @@
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        Arc,
+        atomic::Ordering,
         mpsc::{Sender, SyncSender, TrySendError},
     },
     time::{Duration, Instant},
 };
 
-use sconce_scheduler::{Ask, SchedulingPolicy, Shortage};
+use prometheus::IntCounter;
+use sconce_scheduler::{Ask, Refused, SchedulingPolicy, Shortage};
 use sconce_types::{
     BLOCK_SIZE, InvalidSamplingParams, RequestId, SamplingParams, Tenant, TenantId, TokenId,
 };
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 
 use crate::{
-    Capacity, Metrics, Overload, RequestEvent, RequestStream,
-    admission::{self, Door},
+    Capacity, Metrics, Overload, RequestStream, admission,
+    shared::{Message, Permit, Shared, Submission},
 };
 
 /// A request as the engine takes it: token ids only.
@@ -149,7 +150,7 @@ pub enum SubmitError {
         num_blocks: usize,
     },
     /// Too many requests wait already.
-    // How many there are is not told: most are others'.
+    // The message names no numbers: they would tell a tenant of other tenants' requests.
     #[error("the server's queue is full; try again in {} s", retry_after.as_secs())]
     QueueFull {
         /// Unfinished requests.
@@ -167,12 +168,38 @@ pub enum SubmitError {
         /// When it no longer should, in whole seconds.
         retry_after: Duration,
     },
+    /// It may use more tokens than its tenant has in any minute.
+    #[error(
+        "the request may use {} tokens, {prompt_tokens} of prompt and max_tokens = {max_tokens} \
+         for each of {choices}, but this tenant's limit is {tokens_per_minute} tokens a minute, \
+         so that it could never be taken; {}",
+        prompt_tokens + max_tokens * choices, advice(*prompt_tokens, *choices, *tokens_per_minute)
+    )]
+    ExceedsMinute {
+        /// Its choices.
+        choices: usize,
+        /// Tokens of their prompts, all together.
+        prompt_tokens: usize,
+        /// Tokens that each may generate.
+        max_tokens: usize,
+        /// The tenant's limit.
+        tokens_per_minute: u64,
+    },
     /// The engine takes no more requests.
     #[error("the engine is shutting down")]
     Draining,
     /// The engine's thread ended.
     #[error("the engine has stopped")]
     EngineLost,
+}
+
+/// What makes a request fit its tenant's minute.
+fn advice(prompt_tokens: usize, choices: usize, tokens_per_minute: u64) -> String {
+    let room = tokens_per_minute.saturating_sub(prompt_tokens as u64);
+    match room / choices.max(1) as u64 {
+        0 => "shorten the prompt or ask for fewer choices".to_owned(),
+        most => format!("lower max_tokens to at most {most}"),
+    }
 }
 
 /// How the engine's loop is.
@@ -189,115 +216,6 @@ pub enum Health {
     /// Its thread ended because the device answers no more: the process should end
     /// too, since nothing else in it can use the device.
     DeviceLost,
-}
-
-/// What is told to the engine's thread.
-pub(crate) enum Message {
-    Submit(Box<Submission>),
-    /// Tenants as they are from now on.
-    Tenants(Vec<Tenant>),
-    /// The ledger is to keep all that it was told, and then to say so.
-    Settle(oneshot::Sender<()>),
-    /// What a prompt of so many tokens may expect. Few of these wait at once.
-    Capacity(TenantId, usize, oneshot::Sender<Capacity>, OwnedSemaphorePermit),
-}
-
-/// Messages beside submissions that may wait to be read.
-pub(crate) const CONTROL_MESSAGES: usize = 64;
-
-/// A request on its way to the engine's thread.
-pub(crate) struct Submission {
-    pub(crate) id: RequestId,
-    pub(crate) request: EngineRequest,
-    pub(crate) stop: Option<Box<dyn StopCheck>>,
-    pub(crate) arrived: Instant,
-    pub(crate) events: mpsc::Sender<RequestEvent>,
-    pub(crate) permit: Permit,
-}
-
-/// What handles and the engine's thread share: counters, and a lock that is held for
-/// microseconds.
-pub(crate) struct Shared {
-    pub(crate) started: Instant,
-    /// Milliseconds from `started` to the loop's last turn.
-    pub(crate) last_turn_ms: AtomicU64,
-    pub(crate) idle: AtomicBool,
-    pub(crate) restarting: AtomicBool,
-    /// Set before `lost` is.
-    pub(crate) device_lost: AtomicBool,
-    lost: AtomicBool,
-    ended: Notify,
-    /// Asked for, and not done yet.
-    pub(crate) reset_prefix_cache: AtomicBool,
-    /// Milliseconds until a request should end, for those who find no place.
-    pub(crate) next_end_ms: AtomicU64,
-    /// Decides which requests are taken, while steps run.
-    door: Mutex<Door>,
-    /// Questions that may wait for the engine's thread.
-    questions: Arc<Semaphore>,
-    draining: AtomicBool,
-    unfinished: AtomicUsize,
-    drained: Notify,
-    next_id: AtomicU64,
-}
-
-impl Shared {
-    pub(crate) fn new(door: Door) -> Self {
-        Self {
-            next_end_ms: AtomicU64::new(0),
-            door: Mutex::new(door),
-            questions: Arc::new(Semaphore::new(CONTROL_MESSAGES / 2)),
-            started: Instant::now(),
-            last_turn_ms: AtomicU64::new(0),
-            idle: AtomicBool::new(true),
-            restarting: AtomicBool::new(false),
-            device_lost: AtomicBool::new(false),
-            lost: AtomicBool::new(false),
-            ended: Notify::new(),
-            reset_prefix_cache: AtomicBool::new(false),
-            draining: AtomicBool::new(false),
-            unfinished: AtomicUsize::new(0),
-            drained: Notify::new(),
-            next_id: AtomicU64::new(0),
-        }
-    }
-
-    pub(crate) fn beat(&self, idle: bool) {
-        let now_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.last_turn_ms.store(now_ms, Ordering::Relaxed);
-        self.idle.store(idle, Ordering::Relaxed);
-    }
-
-    pub(crate) fn door(&self) -> MutexGuard<'_, Door> {
-        // What is decided by it is never left half done.
-        self.door.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Seconds since the start, the clock of admission.
-    pub(crate) fn seconds(&self, at: Instant) -> f64 {
-        at.saturating_duration_since(self.started).as_secs_f64()
-    }
-
-    /// Tells everyone that the loop is over.
-    pub(crate) fn end(&self) {
-        self.lost.store(true, Ordering::Release);
-        self.ended.notify_waiters();
-    }
-}
-
-/// Counts one unfinished request until it is dropped.
-pub(crate) struct Permit {
-    shared: Arc<Shared>,
-    tenant: TenantId,
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        self.shared.door().admission.leave(self.tenant);
-        if self.shared.unfinished.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.shared.drained.notify_waiters();
-        }
-    }
 }
 
 /// The way into the engine; clones share it. The engine's thread ends once the
@@ -385,20 +303,16 @@ impl EngineHandle {
         let arrived = Instant::now();
         let mut door = self.shared.door();
         let is_idle = self.unfinished() == 0;
-        if let Err(refused) = door.admission.take(&ask, is_idle, self.shared.seconds(arrived)) {
-            let metric = door.refused(tenant);
-            drop(door);
-            if refused.shortage == Shortage::Places {
-                return Err(self.queue_full());
+        let taken = door.admission.take(&ask, is_idle, self.shared.seconds(arrived));
+        let minute = match taken {
+            Ok(admitted) => admitted.minute,
+            Err(refused) => {
+                let metric = door.refused(tenant);
+                drop(door);
+                return Err(self.refusal(&ask, &refused, metric));
             }
-            if let Some(metric) = metric {
-                metric.inc();
-            }
-            let (reason, retry_after) = admission::explain(&refused);
-            return Err(SubmitError::Overloaded { reason, retry_after });
-        }
-        self.shared.unfinished.fetch_add(1, Ordering::AcqRel);
-        let permit = Permit { shared: Arc::clone(&self.shared), tenant };
+        };
+        let permit = Permit::new(&self.shared, tenant, minute);
         let capacity = ask.max_tokens + prompt_events + 1;
         let (events, receiver) = mpsc::channel(capacity);
         let submission = Submission { id, request, stop, arrived, events, permit };
@@ -414,6 +328,16 @@ impl EngineHandle {
             Err(TrySendError::Full(_)) => Err(self.queue_full()),
             Err(TrySendError::Disconnected(_)) => Err(SubmitError::EngineLost),
         }
+    }
+
+    fn refusal(&self, ask: &Ask, refused: &Refused, metric: Option<IntCounter>) -> SubmitError {
+        if refused.shortage == Shortage::Places {
+            return self.queue_full();
+        }
+        if let Some(metric) = metric {
+            metric.inc();
+        }
+        admission::explain(ask, refused)
     }
 
     fn queue_full(&self) -> SubmitError {

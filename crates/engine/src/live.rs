@@ -14,8 +14,8 @@ use sconce_types::{
 use tokio::sync::mpsc;
 
 use crate::{
-    EngineRequest, Metrics, RecordedRequest, RequestError, RequestEvent, StopCheck, handle::Permit,
-    minute::Reservation, tenants::KnownTenant,
+    EngineRequest, Metrics, RecordedRequest, RequestError, RequestEvent, StopCheck, shared::Permit,
+    tenants::KnownTenant,
 };
 
 /// An unfinished request.
@@ -28,10 +28,8 @@ pub(crate) struct LiveRequest {
     first_scheduled: Option<Instant>,
     last_token: Instant,
     meter: RequestMeter,
-    /// What of its usage its tenant's sums have.
+    /// The part of its usage that its tenant's sums contain.
     settled: Metering,
-    /// Of its tenant's tokens a minute.
-    reservation: Option<Reservation>,
     stop: Option<Box<dyn StopCheck>>,
     scores_prompt: bool,
     prompt_len: usize,
@@ -41,7 +39,7 @@ pub(crate) struct LiveRequest {
     prices: Option<Prices>,
     is_labelled: bool,
     recording: Option<Box<Recording>>,
-    _permit: Permit,
+    permit: Permit,
 }
 
 /// What is kept of a request that is recorded.
@@ -78,7 +76,6 @@ impl LiveRequest {
             last_token: arrived,
             meter: RequestMeter::new(request.prompt.len()),
             settled: Metering::default(),
-            reservation: None,
             stop,
             scores_prompt: request.scores_prompt,
             prompt_len: request.prompt.len(),
@@ -88,18 +85,13 @@ impl LiveRequest {
             prices,
             is_labelled: false,
             recording: is_recorded.then(recording).map(Box::new),
-            _permit: permit,
+            permit,
         }
     }
 
     /// What it has used so far.
     pub(crate) fn usage(&self) -> &Metering {
         self.meter.usage()
-    }
-
-    /// Its part of its tenant's tokens a minute.
-    pub(crate) fn reserve(&mut self, reservation: Reservation) {
-        self.reservation = Some(reservation);
     }
 
     /// It takes a seat, for the first time or again.
@@ -151,7 +143,7 @@ impl LiveRequest {
             recording.tokens.push(token);
         }
         let Some(stop) = &mut self.stop else { return false };
-        // A bug in one request's check is that request's: its reader still looks itself.
+        // A panic in one request's check must not end the engine; the reader searches too.
         let ends = catch_unwind(AssertUnwindSafe(|| stop.ends_with(token)));
         ends.unwrap_or_else(|_| {
             tracing::error!("the check of a request's stop strings panicked");
@@ -160,7 +152,7 @@ impl LiveRequest {
         })
     }
 
-    /// Brings the sums of its tenant and of all up to date.
+    /// Adds what it used since the last call to its tenant's sums and to the metrics.
     pub(crate) fn settle(&mut self, metrics: &Metrics, tenant: Option<&mut KnownTenant>) {
         let fresh = self.meter.usage().since(&self.settled);
         self.settled = *self.meter.usage();
@@ -173,14 +165,10 @@ impl LiveRequest {
         }
     }
 
-    /// It uses no more: what it had reserved beyond what it used is its tenant's again.
-    pub(crate) fn refund(&mut self, tenant: Option<&mut KnownTenant>) {
-        let Some(reservation) = self.reservation.take() else { return };
+    /// It uses no more tokens: what it had reserved beyond those is its tenant's again.
+    pub(crate) fn refund(&mut self) {
         let Metering { prompt_tokens, generated_tokens, .. } = *self.meter.usage();
-        if let Some(tenant) = tenant {
-            let used = u64::from(prompt_tokens) + u64::from(generated_tokens);
-            tenant.minute.refund(reservation, used);
-        }
+        self.permit.refund(u64::from(prompt_tokens) + u64::from(generated_tokens));
     }
 
     /// The times of a token, once it is known to have been generated.

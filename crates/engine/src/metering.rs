@@ -63,7 +63,7 @@ impl Meter {
             self.pending_ns = 0;
             return;
         };
-        // A request has a part of many steps: they are added up first.
+        // A request takes part in many steps: its times are added up first.
         self.pending.sort_unstable_by_key(|&(id, _)| id);
         self.pending.dedup_by(|later, first| {
             let same = later.0 == first.0;
@@ -79,7 +79,7 @@ impl Meter {
         self.pending_ns = 0;
     }
 
-    /// What was used until now, while nothing ran, is nobody's.
+    /// Energy that was used until now, while nothing ran, is billed to no request.
     pub(crate) fn begin_work(&mut self) {
         if self.pending_ns == 0
             && let Some(used) = self.read()

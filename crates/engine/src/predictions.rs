@@ -1,5 +1,4 @@
-//! What the engine's thread measures and publishes, so that requests can be predicted
-//! where they are submitted.
+//! What the engine learns of steps before its first request, and how that bounds steps.
 
 use std::{
     sync::Arc,
@@ -11,29 +10,11 @@ use sconce_types::{Executor, RequestId, SampledTokens, SamplingParams, Scheduled
 
 use crate::engine_loop::EngineLoop;
 
-/// Least time between two publications of the load, for each so many tenants, unless a
-/// request ends: requests that are taken meanwhile are counted.
-const LOAD_EVERY: Duration = Duration::from_millis(2);
-const TENANTS_OF_A_LOAD: usize = 256;
 /// Steps of a warm-up at most, and the time after which it ends once enough are measured.
 const WARM_UP_STEPS: u32 = 16;
 const WARM_UP_TIME: Duration = Duration::from_millis(500);
 
 impl<E: Executor> EngineLoop<E> {
-    /// Publishes the load as it is once a step of `step` seconds has ended; without `now`
-    /// only if the last time is some time ago.
-    pub(crate) fn publish_load(&mut self, step: f64, now: bool) {
-        let at = Instant::now();
-        let every = LOAD_EVERY * (1 + self.tenants.len() / TENANTS_OF_A_LOAD) as u32;
-        if !now && self.load_published.is_some_and(|last| at - last < every) {
-            return;
-        }
-        self.load_published = Some(at);
-        let Self { scheduler, model, shared, given, .. } = self;
-        let (given, at) = (std::mem::take(given), shared.seconds(at));
-        shared.door().admission.publish(scheduler, model, given, at, step);
-    }
-
     /// Bounds the prefill of later steps by what steps took until now.
     pub(crate) fn limit_steps(&mut self) {
         let limit = self.target_itl.map(|target| StepLimit::new(target, &self.model));

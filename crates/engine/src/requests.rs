@@ -9,23 +9,20 @@ use crate::{
     Overload, RequestError,
     admission::{self, Deadline},
     engine_loop::EngineLoop,
-    handle::Submission,
     live::LiveRequest,
+    shared::Submission,
 };
 
 impl<E: Executor> EngineLoop<E> {
     pub(crate) fn accept(&mut self, submission: Submission) {
         let Submission { id, request, stop, arrived, events, permit } = submission;
         self.given += 1;
-        // Dropped before it got here: its cancellation, read or not, finds no request to end.
+        // Dropped before it was read. Its cancellation finds no request, which is harmless.
         if events.is_closed() {
             self.metrics.request_success.with_label_values(&["abort"]).inc();
             return;
         }
-        let now = Instant::now();
-        let refused = admission::check(&request, &mut self.tenants, now).err();
         let tenant = request.tenant;
-        let tokens = admission::tokens_at_most(&request);
         let known = self.tenants.get(tenant);
         let (prices, target) =
             known.map_or((None, None), |known| (known.tenant.prices, known.tenant.ttft_target));
@@ -33,41 +30,33 @@ impl<E: Executor> EngineLoop<E> {
         let mut live =
             LiveRequest::new(&request, stop, arrived, events, permit, prices, is_recorded);
         let timeout = request.timeout;
-        let outcome = refused.map_or_else(
-            || {
-                let request = Request {
-                    id,
-                    prompt: request.prompt,
-                    params: Arc::new(request.params),
-                    tenant,
-                    priority: request.priority,
-                    // No tenant finds what another computed, nor learns from its own
-                    // times what that was.
-                    cache_salt: u64::from(tenant.0),
-                };
-                let added = self.scheduler.add(request);
-                if added.is_ok()
-                    && let Some(known) = self.tenants.get_mut(tenant)
-                {
-                    live.reserve(known.minute.reserve(tokens, now));
-                }
-                added.map_err(|refusal| self.explain(tenant, &refusal))
-            },
-            Err,
-        );
-        match outcome {
+        let request = Request {
+            id,
+            prompt: request.prompt,
+            params: Arc::new(request.params),
+            tenant,
+            priority: request.priority,
+            // Tenants share no cached blocks: neither hits nor times tell one of them what
+            // another computed.
+            cache_salt: u64::from(tenant.0),
+        };
+        match self.scheduler.add(request) {
             Ok(()) => {
-                let at = |time, deadline| Some((arrived.checked_add(time?)?, deadline));
-                let deadlines = [at(target, Deadline::FirstToken), at(timeout, Deadline::End)];
-                for (at, deadline) in deadlines.into_iter().flatten() {
-                    self.deadlines.add(at, id, deadline);
+                let arrived = self.shared.seconds(arrived);
+                let deadlines = [(target, Deadline::FirstToken), (timeout, Deadline::End)];
+                for (time, deadline) in deadlines {
+                    let time = time.map_or(f64::INFINITY, |time| time.as_secs_f64());
+                    self.deadlines.add(arrived + time, (id, deadline));
                 }
                 self.requests.insert(id, live);
             }
-            Err(error) => {
+            Err(refusal) => {
                 if let Some(known) = self.tenants.get(tenant) {
                     known.metrics.refused.inc();
                 }
+                let error = self.explain(tenant, &refusal);
+                // Before the event is sent: its client may ask again at once.
+                live.refund();
                 live.fail(error);
             }
         }
@@ -89,9 +78,9 @@ impl<E: Executor> EngineLoop<E> {
         }
     }
 
-    /// Ends what can no longer matter.
+    /// Ends requests whose deadlines have passed.
     pub(crate) fn end_overdue(&mut self, now: Instant) {
-        while let Some((id, deadline)) = self.deadlines.pop(now) {
+        while let Some((id, deadline)) = self.deadlines.pop(self.shared.seconds(now)) {
             let Some(live) = self.requests.get(&id) else { continue };
             let error = match deadline {
                 Deadline::FirstToken if live.first_token.is_some() => continue,
@@ -113,7 +102,7 @@ impl<E: Executor> EngineLoop<E> {
             self.end(id, EndReason::Deadline, Some(error));
         }
         let requests = &self.requests;
-        self.deadlines.tidy(requests.len(), |id| requests.contains_key(&id));
+        self.deadlines.tidy(requests.len(), |(id, _)| requests.contains_key(id));
     }
 
     /// Ends a request that the scheduler has forgotten and that has not finished.
@@ -122,7 +111,7 @@ impl<E: Executor> EngineLoop<E> {
         let Some(mut live) = self.requests.remove(&id) else { return };
         live.note_release(Instant::now());
         live.settle(&self.metrics, self.tenants.get_mut(live.tenant));
-        live.refund(self.tenants.get_mut(live.tenant));
+        live.refund();
         if self.sink.is_some() {
             let tenant = self.tenants.get(live.tenant);
             self.entries.push(live.labelled_entry(id, tenant, Some(reason)));

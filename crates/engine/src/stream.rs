@@ -83,38 +83,12 @@ pub enum RequestError {
         /// That time.
         timeout: Duration,
     },
-    /// It may use more tokens than its tenant has in any minute.
-    #[error(
-        "the request may use {} tokens, {prompt_tokens} of prompt and max_tokens = {max_tokens} \
-         for each of {choices}, but this tenant's limit is {tokens_per_minute} tokens a minute, \
-         so that it could never be taken; {}",
-        prompt_tokens + max_tokens * choices, advice(*prompt_tokens, *choices, *tokens_per_minute)
-    )]
-    ExceedsMinute {
-        /// Its choices.
-        choices: usize,
-        /// Tokens of their prompts, all together.
-        prompt_tokens: usize,
-        /// Tokens that each may generate.
-        max_tokens: usize,
-        /// The tenant's limit.
-        tokens_per_minute: u64,
-    },
     /// The engine's thread ended.
     #[error("the engine has stopped")]
     EngineLost,
 }
 
-/// What makes a request fit its tenant's minute.
-fn advice(prompt_tokens: usize, choices: usize, tokens_per_minute: u64) -> String {
-    let room = tokens_per_minute.saturating_sub(prompt_tokens as u64);
-    match room / choices.max(1) as u64 {
-        0 => "shorten the prompt or ask for fewer choices".to_owned(),
-        most => format!("lower max_tokens to at most {most}"),
-    }
-}
-
-/// A time to two digits: more would tell what others' requests are made of.
+/// A time to two digits: more would let a tenant infer other tenants' requests.
 struct About(Duration);
 
 impl fmt::Display for About {
@@ -291,9 +265,10 @@ impl futures::Stream for RequestStream {
 impl Drop for RequestStream {
     fn drop(&mut self) {
         if !self.ended {
-            // Closed first: whoever has read the cancellation sees the closed channel.
+            // Closed first: the engine's thread, once it has read the cancellation, must see
+            // that the channel is closed.
             self.events.close();
-            // An engine that is gone has nothing left to cancel.
+            // Fails only if the engine has stopped, and then there is nothing to cancel.
             let _ = self.cancels.send(self.id);
         }
     }

@@ -1,10 +1,8 @@
 //! What the engine keeps of each tenant.
 
-use std::time::Instant;
-
 use sconce_types::{Metering, Tenant, TenantId};
 
-use crate::{Metrics, metrics::TenantMetrics, minute::Minute};
+use crate::{Metrics, metrics::TenantMetrics};
 
 /// The tenants that an engine knows, by id.
 pub(crate) struct TenantTable {
@@ -15,7 +13,6 @@ pub(crate) struct TenantTable {
 pub(crate) struct KnownTenant {
     pub(crate) tenant: Tenant,
     pub(crate) metrics: TenantMetrics,
-    pub(crate) minute: Minute,
     /// What was used and is not in the metrics yet.
     used: Metering,
 }
@@ -27,20 +24,18 @@ impl TenantTable {
 
     /// Takes tenants as they are from now on. Those that are not named stay known: they
     /// may have requests that run.
-    pub(crate) fn update(&mut self, tenants: &[Tenant], metrics: &Metrics, now: Instant) {
+    pub(crate) fn update(&mut self, tenants: &[Tenant], metrics: &Metrics) {
         for tenant in tenants {
             let index = tenant.id.index();
             if self.tenants.len() <= index {
                 self.tenants.resize_with(index + 1, || None);
             }
             match &mut self.tenants[index] {
-                // Its last minute stays: a reload gives nobody new tokens.
                 Some(known) => known.tenant = tenant.clone(),
                 unknown => {
                     *unknown = Some(KnownTenant {
                         tenant: tenant.clone(),
                         metrics: metrics.of_tenant(&tenant.name),
-                        minute: Minute::new(now),
                         used: Metering::default(),
                     });
                 }
@@ -85,11 +80,5 @@ impl KnownTenant {
         if used != Metering::default() {
             self.metrics.add(&used);
         }
-    }
-
-    /// Seconds until so many tokens may be taken; none if they may be now.
-    pub(crate) fn seconds_until(&mut self, tokens: u64, now: Instant) -> Option<f64> {
-        let limit = self.tenant.tokens_per_minute?;
-        self.minute.seconds_until(tokens, limit, now)
     }
 }

@@ -91,7 +91,7 @@ impl LedgerHealth {
 
     pub(crate) fn set_failing(&self, failing: bool) {
         if self.0.failing.swap(failing, Ordering::Relaxed) != failing {
-            self.tell();
+            self.notify();
         }
     }
 
@@ -99,7 +99,7 @@ impl LedgerHealth {
     fn set_stalled(&self, stalled: bool) -> bool {
         let changed = self.0.stalled.swap(stalled, Ordering::Relaxed) != stalled;
         if changed {
-            self.tell();
+            self.notify();
         }
         changed
     }
@@ -112,19 +112,19 @@ impl LedgerHealth {
         if self.0.lost.fetch_add(entries as u64, Ordering::Relaxed) == 0 {
             tracing::error!(entries, "the ledger has lost what requests used");
         }
-        self.tell();
+        self.notify();
     }
 
     pub(crate) fn note_replaced(&self) {
         self.0.replaced.fetch_add(1, Ordering::Relaxed);
-        self.tell();
+        self.notify();
     }
 
     fn state(&self) -> SinkState {
         SinkState { failing: self.failing(), lost: self.lost(), replaced: self.replaced() }
     }
 
-    fn tell(&self) {
+    fn notify(&self) {
         if let Some(listener) = self.0.listener.get() {
             listener(self.state());
         }
@@ -201,7 +201,7 @@ fn write_all(
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => break,
         }
-        writer.tend();
+        writer.run_due_tasks();
     }
     writer.finish();
 }
@@ -214,7 +214,7 @@ impl MeterSink for LedgerSink {
     fn on_change(&mut self, listener: Box<dyn Fn(SinkState) + Send + Sync>) {
         // The first listener stays.
         let _ = self.health.0.listener.set(listener);
-        self.health.tell();
+        self.health.notify();
     }
 
     fn record(&mut self, entries: &mut Vec<MeterEntry>) {
@@ -233,7 +233,7 @@ impl MeterSink for LedgerSink {
                 let has_backlog = !self.backlog.is_empty();
                 self.send(batch, entries);
                 if settles && has_backlog {
-                    // That was the backlog; what follows is the wish that all be written.
+                    // The first batch carried the backlog; an empty one asks for a settle.
                     self.spare = self.buffer(SETTLE_PATIENCE).ok();
                     if let Some(batch) = self.spare.take() {
                         self.send(batch, entries);

@@ -141,8 +141,8 @@ impl Writer {
         next.saturating_duration_since(Instant::now())
     }
 
-    /// Does what is due without a batch: looks after the file, tries again what failed.
-    pub(crate) fn tend(&mut self) {
+    /// Runs the periodic work that is due: checks the file, retries failed writes.
+    pub(crate) fn run_due_tasks(&mut self) {
         if self.next_look <= Instant::now() {
             self.look();
         }
@@ -186,7 +186,7 @@ impl Writer {
         match mend(&mut self.ledger, trouble, &self.files) {
             Ok(done) => {
                 tracing::warn!(path = %self.path.display(), "the ledger is mended: {done}");
-                self.take_up();
+                self.adopt_reopened();
                 self.next_try = Some(Instant::now());
             }
             Err(error) => {
@@ -197,8 +197,8 @@ impl Writer {
         }
     }
 
-    /// Goes on with a ledger that was opened again.
-    fn take_up(&mut self) {
+    /// Takes over the state of a ledger that was reopened.
+    fn adopt_reopened(&mut self) {
         if let Some(ledger) = &self.ledger {
             self.files = Files::of(ledger);
             self.run = ledger.run.clone();
@@ -210,7 +210,7 @@ impl Writer {
     /// Writes what is kept, for a while, or as far as that goes.
     fn try_again(&mut self) {
         if self.is_mending && self.ledger.is_some() {
-            // What is written now would go into a file that nobody finds.
+            // What is written now would go into a file that is no longer at this path.
             return self.look();
         }
         if self.ledger.is_none() {
@@ -218,7 +218,7 @@ impl Writer {
                 Ok(ledger) => self.ledger = Some(ledger),
                 Err(_) => return self.back_off(),
             }
-            self.take_up();
+            self.adopt_reopened();
         }
         let started = Instant::now();
         while !self.held.is_empty() {

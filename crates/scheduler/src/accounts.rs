@@ -381,7 +381,7 @@ impl Accounts {
             free -= weight;
             binding = index + 1;
         }
-        // Weights are whole numbers: what is left of none is none.
+        // Weights are whole numbers, so a rest below that is a rounding error of zero.
         let (free, others) = if free < 0.5 { (0.0, reserved) } else { (free, 1.0 - reserved) };
         // Minima that take everything leave a thousandth to the rest.
         let scale = if free == 0.0 { 1.0 } else { free / others.max(1e-3) };
@@ -446,8 +446,8 @@ impl Accounts {
         cost / self.total
     }
 
-    /// How many times its part of `whole` a tenant has, where that is more than once.
-    /// One sequence is nobody's too much.
+    /// How many times its part of `whole` a tenant has, where that is more than once. A
+    /// tenant's only sequence never counts as too much.
     pub(crate) fn overuse(&self, id: TenantId, used: usize, whole: usize) -> f64 {
         let part = (self.share(id) * whole as f64).ceil().max(1.0);
         let times = used as f64 / part;

@@ -1,26 +1,26 @@
 //! Whether a request is taken now.
 //!
-//! The decision is a pure function of a scheduler's published load, of what was taken since
-//! then, and of the time that it is told. So it can be made on any thread while a step
-//! runs, and in a simulation; what engines and the simulator share is this.
+//! The decision depends only on the load that a scheduler has published, on the requests
+//! that were taken since, and on the time that it is given. So it can be made on any thread
+//! while a step runs; engines and the simulator use the same code.
 //!
-//! First come the places of unfinished requests, then the tenant's queue, then what is
-//! predicted: of the wait, of the first token, of the whole answer, and of the answers
-//! that were promised before.
+//! The tenant's limit of tokens a minute is checked first, then the limits on unfinished
+//! requests, then the tenant's queue, then predictions: of the wait, of the first token, of
+//! the whole answer, and of the answers of requests that were taken before.
 
 use std::collections::VecDeque;
 
 use sconce_types::{RequestId, Tenant, TenantId};
 
-use crate::{Load, Prediction, Quotas, Scheduler, StepModel, StepWork};
+use crate::{Load, Minute, MinuteReservation, Prediction, Quotas, Scheduler, StepModel, StepWork};
 
-/// An answer must be predicted so much sooner than its deadline: later requests slow it
-/// down, and predictions err.
+/// The factor by which a predicted answer must be shorter than its timeout: later requests
+/// slow it down, and predictions err.
 const MARGIN: f64 = 1.15;
 /// Seconds after which what was measured of an idle engine may no longer hold.
 const STALE: f64 = 10.0;
 
-/// A request, as far as admission goes by it.
+/// What admission needs to know of a request.
 #[derive(Clone, Copy, Debug)]
 pub struct Ask {
     /// Its id.
@@ -35,10 +35,38 @@ pub struct Ask {
     pub timeout: Option<f64>,
 }
 
+impl Ask {
+    /// The most tokens that it may use, which its tenant's minute must have room for.
+    #[must_use]
+    pub fn tokens(&self) -> u64 {
+        self.prompt_len as u64 + self.max_tokens as u64
+    }
+}
+
+/// A request that was taken.
+#[derive(Debug)]
+pub struct Admitted {
+    /// What it may expect; `None` until enough was measured.
+    pub expected: Option<Prediction>,
+    /// Its part of its tenant's tokens a minute, for [`Admission::refund`]; `None` for a
+    /// tenant that was never named.
+    pub minute: Option<MinuteReservation>,
+}
+
 /// Why a request is not taken now. Times are in seconds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Shortage {
-    /// No place of an unfinished request is left to its tenant.
+    /// It may use more tokens than its tenant has in any minute.
+    ExceedsMinute {
+        /// The tenant's limit.
+        tokens_per_minute: u64,
+    },
+    /// What its tenant's requests of the last minute used, or may still use, leaves no room.
+    Minute {
+        /// The tenant's limit.
+        tokens_per_minute: u64,
+    },
+    /// Its tenant has as many unfinished requests as it may have.
     Places,
     /// Its tenant's queue is full.
     TenantQueue {
@@ -129,6 +157,8 @@ pub struct Admission {
     num_places: usize,
     max_queue_wait: f64,
     targets: Vec<Targets>,
+    /// Each tenant's tokens a minute.
+    minutes: Vec<Minute>,
     model: StepModel,
     /// As published, and what was taken since.
     load: Load,
@@ -155,6 +185,7 @@ impl Admission {
             num_places,
             max_queue_wait,
             targets: Vec::new(),
+            minutes: Vec::new(),
             model: StepModel::default(),
             load: Load::new(scheduler),
             step_end: 0.0,
@@ -166,7 +197,8 @@ impl Admission {
         admission
     }
 
-    /// Takes tenants' shares and targets as they are from now on.
+    /// Takes tenants' shares, limits and targets as they are from now on. What they have
+    /// taken of their minutes stays taken.
     pub fn set_tenants(&mut self, tenants: &[Tenant]) {
         self.quotas.set_tenants(tenants, self.num_places);
         let seconds = |time: Option<std::time::Duration>| {
@@ -177,15 +209,22 @@ impl Admission {
             self.targets.resize(self.targets.len().max(index + 1), Targets::NONE);
             self.targets[index] =
                 Targets { ttft: seconds(tenant.ttft_target), tpot: seconds(tenant.tpot_target) };
+            let len = self.minutes.len().max(index + 1);
+            self.minutes.resize_with(len, Minute::default);
+            self.minutes[index].set_limit(tenant.tokens_per_minute);
         }
     }
 
     /// Takes the load as it is once a step of `step` seconds that begins `now` has ended.
     /// Of the requests taken so far the scheduler was given the first `given` that it was
     /// not given before, in their order.
+    ///
+    /// `load` is the scheduler's, and is exchanged for the one before: a caller that holds
+    /// a lock has it filled by [`Scheduler::load`] before it locks.
     pub fn publish(
         &mut self,
         scheduler: &Scheduler,
+        load: &mut Load,
         model: &StepModel,
         given: usize,
         now: f64,
@@ -201,7 +240,7 @@ impl Admission {
             }
             None => false,
         });
-        scheduler.load(&mut self.load);
+        std::mem::swap(&mut self.load, load);
         if model.num_steps() != self.model.num_steps() {
             self.measured = now;
             self.model.clone_from(model);
@@ -307,17 +346,34 @@ impl Admission {
         is_kept && !would_be_kept
     }
 
+    /// Seconds until a tenant's minute has room for so many tokens; none if it has now.
+    pub fn minute_wait(&mut self, tenant: TenantId, tokens: u64, now: f64) -> Option<f64> {
+        // A caller may ask for a tenant that was never named, whatever its id.
+        self.minutes.get_mut(tenant.index())?.seconds_until(tokens, now)
+    }
+
+    fn check_minute(&mut self, ask: &Ask, now: f64) -> Result<(), Refused> {
+        let tokens = ask.tokens();
+        let Some(retry_after) = self.minute_wait(ask.tenant, tokens, now) else { return Ok(()) };
+        let limit = self.minutes[ask.tenant.index()].limit();
+        let tokens_per_minute = limit.unwrap_or(u64::MAX);
+        let shortage = if tokens > tokens_per_minute {
+            Shortage::ExceedsMinute { tokens_per_minute }
+        } else {
+            Shortage::Minute { tokens_per_minute }
+        };
+        Err(Refused { shortage, retry_after })
+    }
+
     /// Takes a request that comes `now`, or refuses it. What is taken has a place until
-    /// [`Admission::leave`], and counts as load until the scheduler is given it.
+    /// [`Admission::leave`], holds its part of its tenant's minute until
+    /// [`Admission::refund`], and counts as load until the scheduler is given it. What is
+    /// refused holds nothing.
     ///
     /// # Errors
     /// Why it is not taken, and when to try again.
-    pub fn take(
-        &mut self,
-        ask: &Ask,
-        is_idle: bool,
-        now: f64,
-    ) -> Result<Option<Prediction>, Refused> {
+    pub fn take(&mut self, ask: &Ask, is_idle: bool, now: f64) -> Result<Admitted, Refused> {
+        self.check_minute(ask, now)?;
         if !self.quotas.enter(ask.tenant) {
             let retry_after = self.load.seconds_per_end(&self.model);
             return Err(Refused { shortage: Shortage::Places, retry_after });
@@ -338,13 +394,23 @@ impl Admission {
         });
         self.reservations.push_back(Reservation { tenant, prompt_len, promise });
         self.load.add(tenant, prompt_len);
-        Ok(expected)
+        let minute = self.minutes.get_mut(tenant.index());
+        let minute = minute.map(|minute| minute.reserve(ask.tokens(), now));
+        Ok(Admitted { expected, minute })
     }
 
-    /// Takes the last request back, which the scheduler will not be given. Its place it keeps
-    /// until [`Admission::leave`].
+    /// Takes back the request that was taken last, which the scheduler will not be given. It
+    /// keeps its place until [`Admission::leave`].
     pub fn withdraw(&mut self) {
-        self.reservations.pop_back();
+        if let Some(Reservation { tenant, prompt_len, .. }) = self.reservations.pop_back() {
+            self.load.remove(tenant, prompt_len);
+        }
+    }
+
+    /// Gives back what a request of a tenant that uses no more tokens has not used of what
+    /// it had reserved.
+    pub fn refund(&mut self, tenant: TenantId, minute: MinuteReservation, used: u64) {
+        self.minutes[tenant.index()].refund(minute, used);
     }
 
     /// Gives back the place of a request that has ended.

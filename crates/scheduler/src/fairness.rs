@@ -1,4 +1,4 @@
-//! Who gives way to whom where tenants compete.
+//! Which sequences are preempted for which where tenants compete.
 
 use std::cmp::Reverse;
 

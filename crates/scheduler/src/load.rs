@@ -173,6 +173,15 @@ impl Load {
         self.waiting_tokens += prompt_len;
     }
 
+    /// Takes back what [`Load::add`] added.
+    pub fn remove(&mut self, tenant: TenantId, prompt_len: usize) {
+        let own = &mut self.tenants[tenant.index()];
+        own.waiting -= 1;
+        own.waiting_tokens -= prompt_len;
+        self.waiting -= 1;
+        self.waiting_tokens -= prompt_len;
+    }
+
     /// Requests that run or wait.
     #[must_use]
     pub fn unfinished(&self) -> usize {

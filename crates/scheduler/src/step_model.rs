@@ -4,7 +4,7 @@ use sconce_types::{Input, ScheduledBatch, ScheduledSequence};
 
 use crate::TokenCosts;
 
-/// What a step computes, as far as its time goes by it.
+/// The features of a step that its time depends on.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct StepWork {
     /// Prompt tokens.

@@ -13,13 +13,13 @@ use std::{
 
 use axum::{
     body::{Body, Bytes, HttpBody},
-    extract::{ConnectInfo, Request},
+    extract::{ConnectInfo, Request, State},
     middleware::Next,
     response::Response,
 };
 use http_body::{Frame, SizeHint};
 
-use crate::caller::ClientRequestId;
+use crate::{caller::ClientRequestId, state::AppState};
 
 /// Characters of a path or method that a line shows.
 const MAX_SHOWN: usize = 200;
@@ -88,8 +88,19 @@ struct Line {
     is_whole: bool,
 }
 
-/// Writes a line for every request; its id must be known already.
-pub(crate) async fn log(mut request: Request, next: Next) -> Response {
+/// Writes a line for every request but those for paths that are left out; its id must be
+/// known already.
+pub(crate) async fn log(
+    State(state): State<AppState>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    // Routes may end in a slash or not.
+    let path = request.uri().path();
+    let path = path.strip_suffix('/').filter(|path| !path.is_empty()).unwrap_or(path);
+    if state.config.unlogged_paths.iter().any(|unlogged| unlogged == path) {
+        return next.run(request).await;
+    }
     let stats = Arc::new(RequestStats::new());
     let request_id = request.extensions().get::<ClientRequestId>();
     let client = request.extensions().get::<ConnectInfo<SocketAddr>>();
@@ -112,10 +123,36 @@ pub(crate) async fn log(mut request: Request, next: Next) -> Response {
     response.map(|inner| Body::new(LoggedBody { inner, line }))
 }
 
+/// Milliseconds to three decimals, which the division leaves without rounding noise.
+fn ms(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1e6).round() / 1e3
+}
+
+/// What is known of a connection that was answered before it had a request.
+pub(crate) struct Refused {
+    pub(crate) client: Option<SocketAddr>,
+    pub(crate) status: u16,
+    /// Bytes of the answer's body.
+    pub(crate) bytes: usize,
+    /// Since the head's first byte, if one came.
+    pub(crate) took: Duration,
+}
+
+/// Writes the line of a refusal outside the router; fields that are not known are left out.
+pub(crate) fn refused(refused: Refused) {
+    tracing::info!(
+        target: "sconce::access",
+        client = refused.client.map(tracing::field::display),
+        status = refused.status,
+        complete = true,
+        bytes = refused.bytes,
+        total_ms = ms(refused.took),
+    );
+}
+
 impl Drop for Line {
     fn drop(&mut self) {
         let stats = &self.stats;
-        let ms = |time: Duration| (time.as_secs_f64() * 1e6).round() * 1e-3;
         let count = |of: &AtomicU64| Some(of.load(Ordering::Relaxed)).filter(|&count| count > 0);
         let wait = |of: &AtomicU64| count(of).map(|ns| ms(Duration::from_nanos(ns)));
         let prompt_tokens = count(&stats.prompt_tokens);
@@ -177,5 +214,24 @@ impl Drop for LoggedBody {
     fn drop(&mut self) {
         // A body of a known length is not asked once more after its last byte.
         self.line.is_whole |= self.inner.is_end_stream();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_have_three_decimals_at_most() {
+        for (nanos, shown) in [
+            (2_813_305_000, "2813.305"),
+            (1_001_000, "1.001"),
+            (1_499, "0.001"),
+            (1_500, "0.002"),
+            (30_000_000_000, "30000"),
+            (86_400_123_456_789, "86400123.457"),
+        ] {
+            assert_eq!(ms(Duration::from_nanos(nanos)).to_string(), shown);
+        }
     }
 }

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::{caller::AsAnyone, error::ApiError, state::AppState};
 
-/// Tokens of the prompt that is meant, if none is named.
+/// The prompt's length where the query does not give one.
 const DEFAULT_PROMPT_TOKENS: usize = 256;
 
 #[derive(Deserialize)]
@@ -36,7 +36,7 @@ pub(crate) async fn capacity(
         let message = format!("prompt_tokens is {prompt_tokens}, but must be from 1 to {most}");
         return Err(ApiError::invalid(Some("prompt_tokens"), message));
     }
-    // Whole-engine counts are made of others' requests.
+    // Counts for the whole engine would show a tenant what others do.
     let sees_all = match &caller {
         AsAnyone::Tenant(caller) => !caller.is_configured(),
         AsAnyone::Admin(_) => true,
@@ -61,7 +61,7 @@ pub(crate) async fn capacity(
             }
         },
     };
-    // Of no tenant: what a new one might expect.
+    // For no tenant in particular: an id that no tenant has, so what a new one could expect.
     let id = match &caller {
         AsAnyone::Tenant(caller) => caller.id,
         AsAnyone::Admin(_) => entry.map_or(TenantId(u32::MAX), |tenant| tenant.id),

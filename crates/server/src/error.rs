@@ -263,6 +263,15 @@ impl From<SubmitError> for ApiError {
             SubmitError::Overloaded { reason, retry_after } => {
                 RequestError::Overloaded { reason, retry_after }.into()
             }
+            // Not a 429: to try again would never help.
+            SubmitError::ExceedsMinute { choices, prompt_tokens, tokens_per_minute, .. } => {
+                // No maximum helps where the prompts leave no room for a token each.
+                let is_room = (prompt_tokens + choices) as u64 <= tokens_per_minute;
+                Self {
+                    code: Some("rate_limit_exceeded"),
+                    ..Self::invalid(is_room.then_some("max_tokens"), message)
+                }
+            }
             SubmitError::Draining | SubmitError::EngineLost => Self::unavailable(message),
         }
     }
@@ -274,15 +283,6 @@ impl From<RequestError> for ApiError {
         match error {
             RequestError::NonFiniteLogits | RequestError::StepFailed(_) => Self::internal(message),
             RequestError::Refused(_) => Self::invalid(None, message),
-            // Not a 429: to try again would never help.
-            RequestError::ExceedsMinute { choices, prompt_tokens, tokens_per_minute, .. } => {
-                // No maximum helps where the prompts leave no room for a token each.
-                let is_room = (prompt_tokens + choices) as u64 <= tokens_per_minute;
-                Self {
-                    code: Some("rate_limit_exceeded"),
-                    ..Self::invalid(is_room.then_some("max_tokens"), message)
-                }
-            }
             RequestError::EngineLost => Self::unavailable(message),
             RequestError::TimedOut { .. } => {
                 let error = Self::new(StatusCode::GATEWAY_TIMEOUT, "server_error", message);

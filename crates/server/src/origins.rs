@@ -1,4 +1,4 @@
-//! Web pages that may talk to the server, and those that try to without leave.
+//! Web pages that may use the server (CORS), and requests of other sites' pages.
 
 use std::net::IpAddr;
 
@@ -24,7 +24,7 @@ pub struct AllowedOrigins {
     listed: Vec<String>,
 }
 
-/// A text that is no origin.
+/// A text that is not an origin.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not an origin: write * or scheme://host[:port], without a path")]
 pub struct InvalidOrigin(String);
@@ -33,7 +33,7 @@ impl AllowedOrigins {
     /// Takes origins such as `https://chat.example.com`, or `*` for all.
     ///
     /// # Errors
-    /// The first text that is no origin.
+    /// The first text that is not an origin.
     pub fn new<T: AsRef<str>>(origins: impl IntoIterator<Item = T>) -> Result<Self, InvalidOrigin> {
         let mut allowed = Self::default();
         for origin in origins {
@@ -101,7 +101,7 @@ fn host_of(authority: &str) -> Option<&str> {
     (port.is_empty() || port.parse::<u16>().is_ok()).then_some(host)
 }
 
-/// Tells the requests of other sites' pages from all others.
+/// Recognises requests that browsers send for other sites' pages.
 #[derive(Clone, Debug)]
 pub(crate) struct Origins {
     /// The name that the server was told to listen on, in lower case.
@@ -134,8 +134,8 @@ impl Origins {
         })
     }
 
-    /// Whether a host can only be this one. Nobody else's page has an address or a name
-    /// of one label here: those are not for sale.
+    /// Whether a host name can only mean this server. IP addresses and names of one label
+    /// can, since nobody can register one in the public DNS and point it here.
     fn is_ours(&self, host: &str) -> bool {
         let host = host.strip_suffix('.').unwrap_or(host);
         let is_listed = || self.listed.iter().any(|origin| host_in(origin) == Some(host));
@@ -153,7 +153,7 @@ fn authority(request: &Parts) -> Option<String> {
     let mut hosts = hosts(&request.headers).collect::<Option<Vec<_>>>()?;
     hosts.extend(named);
     hosts.dedup();
-    // Two that differ are no browser's doing, and no honest client's.
+    // Browsers never send two that differ.
     if hosts.len() > 1 { None } else { Some(hosts.pop().unwrap_or_default()) }
 }
 

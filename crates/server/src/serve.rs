@@ -57,7 +57,7 @@ pub fn router(engine: EngineHandle, text: Arc<TextModel>, config: ServerConfig) 
     }
     router = router.layer(from_fn_with_state(state.clone(), middleware::count));
     if state.config.access_log {
-        router = router.layer(from_fn(access_log::log));
+        router = router.layer(from_fn_with_state(state.clone(), access_log::log));
     }
     router.layer(from_fn_with_state(state.clone(), middleware::request_id)).with_state(state)
 }
@@ -100,14 +100,14 @@ fn panic_message(cause: &(dyn Any + Send)) -> &str {
         .unwrap_or("a panic without a message")
 }
 
-/// Connections that may wait to be taken up: a burst beyond it is dropped by
-/// the system, and each of its clients tries again only after a second.
+/// The listener's backlog: the kernel drops connections beyond it, and each of their clients
+/// retries only after a second.
 const BACKLOG: u32 = 4096;
 
-/// Listens on a host's first address that can be had; port 0 picks a free one.
+/// Listens on the first of a host's addresses that can be bound; port 0 picks a free one.
 ///
 /// # Errors
-/// The host has no address, or none that this process may have.
+/// The host has no address, or none that can be bound.
 pub async fn listen(host: &str, port: u16) -> io::Result<TcpListener> {
     let mut refused = None;
     for address in lookup_host((host, port)).await? {

@@ -45,6 +45,8 @@ pub struct ServerConfig {
     pub allowed_origins: AllowedOrigins,
     /// Whether each request has a line in the log.
     pub access_log: bool,
+    /// Paths whose requests have none, such as `/health`.
+    pub unlogged_paths: Vec<String>,
     /// A step longer than this makes `/health` fail.
     pub step_patience: Duration,
 }
@@ -61,6 +63,7 @@ impl Default for ServerConfig {
             host: String::new(),
             allowed_origins: AllowedOrigins::default(),
             access_log: false,
+            unlogged_paths: Vec::new(),
             step_patience: Duration::from_secs(60),
         }
     }

@@ -1,7 +1,5 @@
 //! What requests should see, and when they end if they do not.
 
-use std::{cmp::Reverse, collections::BinaryHeap};
-
 use sconce_scheduler::Shortage;
 use sconce_types::Tenant;
 
@@ -31,37 +29,15 @@ impl Targets {
 /// How a request ends that is refused.
 pub(crate) fn outcome(shortage: Shortage) -> Outcome {
     match shortage {
-        Shortage::Places | Shortage::TenantQueue { .. } => Outcome::QueueFull,
+        Shortage::Minute { .. }
+        | Shortage::ExceedsMinute { .. }
+        | Shortage::Places
+        | Shortage::TenantQueue { .. } => Outcome::QueueFull,
         Shortage::Pace { .. } => Outcome::TooSlow,
         Shortage::Wait { .. }
         | Shortage::FirstToken { .. }
         | Shortage::End { .. }
         | Shortage::Promised
         | Shortage::Unmeasured => Outcome::TooLate,
-    }
-}
-
-/// When requests end if they have come no further.
-#[derive(Default)]
-pub(crate) struct Deadlines {
-    /// Times are not negative, so their bits are in their order.
-    heap: BinaryHeap<Reverse<(u64, u32)>>,
-}
-
-impl Deadlines {
-    pub(crate) fn add(&mut self, at: f64, request: u32) {
-        if at.is_finite() {
-            self.heap.push(Reverse((at.to_bits(), request)));
-        }
-    }
-
-    /// The next that has passed.
-    pub(crate) fn pop(&mut self, now: f64) -> Option<u32> {
-        let &Reverse((at, request)) = self.heap.peek()?;
-        if f64::from_bits(at) > now {
-            return None;
-        }
-        self.heap.pop();
-        Some(request)
     }
 }

@@ -3,7 +3,8 @@
 use std::{collections::HashMap, sync::Arc};
 
 use sconce_scheduler::{
-    Admission, Ask, Output, Request, Scheduler, StepLimit, StepModel, StepWork, TokenCosts,
+    Admission, Ask, Deadlines, Load, Output, Request, Scheduler, StepLimit, StepModel, StepWork,
+    TokenCosts,
 };
 use sconce_types::{
     Input, RequestId, Sample, SampleOutcome, SampledRow, SampledTokens, SamplingParams,
@@ -12,7 +13,7 @@ use sconce_types::{
 
 use crate::{
     ConfigError, Device, Policy, SimulationConfig,
-    admission::{self, Deadlines, Targets},
+    admission::{self, Targets},
     tally::{Outcome, Tally},
     trace::Arrival,
 };
@@ -67,6 +68,8 @@ pub(crate) struct Engine {
     costs: TokenCosts,
     /// Decides as in real engines: when a request comes, whatever step runs.
     admission: Admission,
+    /// Memory for the next load.
+    spare_load: Load,
     /// Requests that the scheduler was given since its load was published.
     given: usize,
     /// The step that was begun last, if its load is not published: when, and its
@@ -75,7 +78,8 @@ pub(crate) struct Engine {
     target_itl: Option<f64>,
     /// Requests that have not ended.
     unfinished: usize,
-    deadlines: Deadlines,
+    /// When requests end if they have come no further.
+    deadlines: Deadlines<u32>,
     /// Requests that came while a step ran.
     inbox: Vec<u32>,
     /// Whether a step runs, or is about to.
@@ -104,12 +108,16 @@ impl Engine {
                 (tenant.ttft_target, tenant.tpot_target) = (None, None);
             }
         }
+        // Limits of tokens a minute are not simulated.
+        known.iter_mut().for_each(|tenant| tenant.tokens_per_minute = None);
         let admission = Admission::new(&scheduler, &known, device.places(), max_queue_wait);
+        let spare_load = Load::new(&scheduler);
         Ok(Self {
             scheduler,
             learnt: StepModel::default(),
             costs: TokenCosts::default(),
             admission,
+            spare_load,
             given: 0,
             unpublished: None,
             target_itl: config.target_itl.map(|target| target.as_secs_f64()),
@@ -132,7 +140,9 @@ impl Engine {
         }
         if let Some((began, seconds)) = self.unpublished.take() {
             let given = std::mem::take(&mut self.given);
-            self.admission.publish(&self.scheduler, &self.learnt, given, began, seconds);
+            let Self { scheduler, spare_load, learnt, .. } = self;
+            scheduler.load(spare_load);
+            self.admission.publish(scheduler, spare_load, learnt, given, began, seconds);
         }
         let timeout = shared.targets[tenant as usize].end;
         let ask = Ask {
@@ -143,7 +153,7 @@ impl Engine {
             timeout: (shared.admission && timeout.is_finite()).then_some(timeout),
         };
         let expected = match self.admission.take(&ask, self.unfinished == 0, now) {
-            Ok(expected) => expected,
+            Ok(admitted) => admitted.expected,
             Err(refused) => {
                 shared.tally.end(request, admission::outcome(refused.shortage), 0.0);
                 return false;

@@ -74,7 +74,8 @@ impl ApiKeys {
     /// HTTP headers, and a key that is given twice is one key.
     ///
     /// # Errors
-    /// The first key that no request could bring, or that anybody could.
+    /// The first key that is empty, has an empty element between commas, or that an HTTP
+    /// header cannot carry.
     pub fn new<K: AsRef<str>>(keys: impl IntoIterator<Item = K>) -> Result<Self, InvalidApiKey> {
         let mut digests = Vec::new();
         for key in keys {
@@ -133,8 +134,8 @@ impl KeyDigest {
         Self(Sha256::digest(key.as_ref()).into())
     }
 
-    /// Whether it is the digest of a key that no request can bring, or that anybody can:
-    /// what `printf "$UNSET" | sha256sum` and `echo "$UNSET" | sha256sum` print.
+    /// Whether it is the digest of an empty key or of a line break alone, as from a variable
+    /// that was not set: what `printf "$UNSET" | sha256sum` and `echo "$UNSET" | sha256sum` print.
     fn is_of_nothing(&self) -> bool {
         ["", "\n", "\r\n"].into_iter().any(|blank| Self::of(blank) == *self)
     }

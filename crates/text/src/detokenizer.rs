@@ -91,8 +91,8 @@ enum State {
 }
 
 impl Detokenizer {
-    /// Goes on after `prompt`. Where that ends inside a character, the rest of it
-    /// gives the whole character; what it leaves invalid is not shown again.
+    /// Continues after `prompt`. If the prompt ends inside a character, the tokens that
+    /// complete it give the whole character. Its bytes that stay invalid give no U+FFFD.
     pub(crate) fn new(pieces: Arc<Pieces>, prompt: &[TokenId], skip_special_tokens: bool) -> Self {
         let state = match &pieces.table {
             Some(table) => {

@@ -1,31 +1,33 @@
-//! Tokens of long texts, in bounded memory and with an early end.
+//! Tokenizes long texts with bounded memory, and stops early at a limit of tokens.
 //!
-//! A tokenizer keeps some hundred bytes for each byte of a text until all of it is done. So
-//! long texts are tokenized in pieces where that gives the same tokens, and where it does
-//! not, pieces say at least how many tokens there will be.
+//! A tokenizer keeps some hundred bytes for each byte of a text until it has finished. So
+//! long texts are tokenized in pieces where that gives the same tokens. Where it does not,
+//! the tokens of the pieces are only counted, as an estimate of how many the whole has.
 
 use sconce_types::TokenId;
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
-use crate::TextError;
+use crate::{
+    TextError,
+    longest_token::{PieceCount, deletes_matches, longest_token},
+};
 
 /// Texts up to this length are tokenized at once.
 const PIECE_BYTES: usize = 16 << 10;
-/// What is normalized can be shorter: NFC makes two bytes of three, NFKC one of three.
-const NORMALIZED_PART: usize = 3;
-/// Tokens that a cut may add where it is not between two words.
-const TOKENS_PER_CUT: usize = 16;
-/// Cutting this anywhere between a word and a space before another must change nothing.
+/// A tokenizer can be used on pieces only if this text has the same tokens when it is cut
+/// between a word and the space before the next one.
 const SAMPLE: &str = "The quick brown fox's 123 jumps, over \"x9\" then I'll go to the end of the \
      day. na\u{ef}ve r\u{e9}sum\u{e9} two  spaces\n new line a1 b2 CamelCase fooBar in the case \
      of a lot of things that are not to be seen as one, and it is a good day for all of us x y";
 
-/// What of a tokenizer decides how texts can be cut.
+/// What decides how texts can be cut, worked out once from a tokenizer.
 #[derive(Debug)]
 pub(crate) struct Encoder {
-    /// Bytes of text that a token stands for at most.
+    /// Bytes of text that a token stands for at most; `usize::MAX` if there is no bound.
     longest_token: usize,
+    /// How to estimate the tokens of a text from those of its pieces, if that is possible.
+    piece_count: Option<PieceCount>,
     /// What is put around a text, where pieces of it may be tokenized alone.
     around: Option<Around>,
 }
@@ -38,13 +40,18 @@ struct Around {
 
 impl Encoder {
     pub(crate) fn new(tokenizer: &Tokenizer) -> Self {
-        let vocab = tokenizer.get_vocab(true);
-        let longest = vocab.keys().map(String::len).max().unwrap_or(1).max(1);
-        let shortens = if tokenizer.get_normalizer().is_some() { NORMALIZED_PART } else { 1 };
-        Self { longest_token: longest * shortens, around: around(tokenizer) }
+        Self {
+            longest_token: longest_token(tokenizer).unwrap_or(usize::MAX),
+            piece_count: PieceCount::new(tokenizer),
+            around: around(tokenizer),
+        }
     }
 
+    /// Bytes that so many tokens stand for at most; `usize::MAX` if there is no bound.
     pub(crate) fn max_bytes(&self, tokens: usize) -> usize {
+        if self.longest_token == usize::MAX {
+            return usize::MAX;
+        }
         tokens.saturating_mul(self.longest_token)
     }
 
@@ -70,7 +77,7 @@ impl Encoder {
                 let mut rest = text;
                 while !rest.is_empty() && ids.len() <= max_tokens {
                     let (piece, more) = rest.split_at(cut(rest).unwrap_or(rest.len()));
-                    if !may_fit(tokenizer, piece, max_tokens - ids.len())? {
+                    if !self.may_fit(tokenizer, piece, max_tokens - ids.len())? {
                         return Err(too_many);
                     }
                     ids.extend(encode(tokenizer, piece, false)?);
@@ -79,10 +86,40 @@ impl Encoder {
                 ids.extend_from_slice(after);
                 ids
             }
-            _ if !may_fit(tokenizer, text, max_tokens)? => return Err(too_many),
+            _ if !self.may_fit(tokenizer, text, max_tokens)? => return Err(too_many),
             _ => encode(tokenizer, text, add_special_tokens)?,
         };
         if ids.len() > max_tokens { Err(too_many) } else { Ok(ids) }
+    }
+
+    /// Whether a text can have so few tokens, by those of its pieces. A cut anywhere may
+    /// change the tokens on both sides, so a quarter more is allowed for.
+    fn may_fit(
+        &self,
+        tokenizer: &Tokenizer,
+        text: &str,
+        max_tokens: usize,
+    ) -> Result<bool, TextError> {
+        let Some(pieces) = self.piece_count else { return Ok(true) };
+        if text.len() <= 2 * PIECE_BYTES || max_tokens == usize::MAX {
+            return Ok(true);
+        }
+        let most = max_tokens.saturating_add(max_tokens / 4);
+        let (mut rest, mut count, mut cuts) = (text, 0, 1_usize);
+        while !rest.is_empty() {
+            let (piece, more) = rest.split_at(rest.floor_char_boundary(PIECE_BYTES));
+            count += if pieces.ignore_whitespace {
+                let words: Vec<&str> = piece.split_whitespace().collect();
+                encode(tokenizer, &words.join(" "), false)?.len()
+            } else {
+                encode(tokenizer, piece, false)?.len()
+            };
+            if count > most.saturating_add(cuts.saturating_mul(pieces.per_cut)) {
+                return Ok(false);
+            }
+            (rest, cuts) = (more, cuts + 1);
+        }
+        Ok(true)
     }
 }
 
@@ -94,25 +131,6 @@ fn encode(
     let encoding = tokenizer.encode_fast(text, add_special_tokens);
     let encoding = encoding.map_err(|error| TextError::Encode(error.to_string()))?;
     Ok(encoding.get_ids().to_vec())
-}
-
-/// Whether a text can have so few tokens, by those of its pieces. They are cut anywhere, so
-/// a quarter more is allowed for.
-fn may_fit(tokenizer: &Tokenizer, text: &str, max_tokens: usize) -> Result<bool, TextError> {
-    if text.len() <= 2 * PIECE_BYTES || max_tokens == usize::MAX {
-        return Ok(true);
-    }
-    let most = max_tokens.saturating_add(max_tokens / 4);
-    let (mut rest, mut count, mut cuts) = (text, 0, 1);
-    while !rest.is_empty() {
-        let (piece, more) = rest.split_at(rest.floor_char_boundary(PIECE_BYTES));
-        count += encode(tokenizer, piece, false)?.len();
-        if count > most.saturating_add(cuts * TOKENS_PER_CUT) {
-            return Ok(false);
-        }
-        (rest, cuts) = (more, cuts + 1);
-    }
-    Ok(true)
 }
 
 /// The first place after a piece's length where a text may be cut.
@@ -128,14 +146,15 @@ fn is_between_words(text: &[u8], at: usize) -> bool {
         && text.get(at + 1).is_some_and(u8::is_ascii_alphabetic)
 }
 
-/// What a tokenizer puts around a text, if texts may be cut between words: it splits them
-/// into words itself before it looks for tokens, no added token spans two words, and what
-/// it normalizes does not either.
+/// The special tokens that a tokenizer puts around a text, or `None` if texts may not be cut
+/// between words. They may be if the tokenizer splits them into words before it looks for
+/// tokens, and neither an added token nor a match of the normalizer spans two words.
 fn around(tokenizer: &Tokenizer) -> Option<Around> {
     let json = |part: Result<Value, _>| part.unwrap_or(Value::Null);
     let normalizer = json(serde_json::to_value(tokenizer.get_normalizer()));
     let keeps_words = normalizer.is_null() || normalizer["type"] == "NFC";
-    let splits = splits_words(&json(serde_json::to_value(tokenizer.get_pre_tokenizer())));
+    let pre_tokenizer = json(serde_json::to_value(tokenizer.get_pre_tokenizer()));
+    let splits = splits_words(&pre_tokenizer) && !deletes_matches(&pre_tokenizer);
     let spans_words = tokenizer.get_added_tokens_decoder().values().any(|token| {
         let text = token.content.as_bytes();
         let has_space = (0..text.len()).any(|at| text[at] == b' ');

@@ -27,11 +27,11 @@ const END_OF_TURN: &[&str] = &[
     "<turn|>",
     "<EOT>",
 ];
-/// What ends an answer where [`MESSAGE_END`] ends only one of its messages.
+/// The end of an answer in formats where [`MESSAGE_END`] ends one of its several messages.
 const ANSWER_END: &str = "<|return|>";
 const MESSAGE_END: &str = "<|end|>";
 
-/// An answer that no template contains.
+/// The assistant's message in a probe; no template contains this text.
 const PROBE: &str = "Qzx7answer7xzQ";
 
 /// Every token that a file of the model names as an end, in the order of
@@ -90,7 +90,7 @@ fn ends_of_turns(tokenizer: &Tokenizer, template: &ChatTemplate) -> Vec<TokenId>
         json!({ "role": "assistant", "content": PROBE }),
     ];
     let options = ChatTemplateOptions { add_generation_prompt: false, ..Default::default() };
-    // A template that refuses this conversation tells nothing.
+    // A template that refuses this conversation shows no end token.
     let rendered = template.render(&messages, &options).unwrap_or_default();
     if let Some((_, after)) = rendered.rsplit_once(PROBE) {
         let after = after.trim_start();

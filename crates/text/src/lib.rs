@@ -8,6 +8,7 @@ mod detokenizer;
 mod encoder;
 mod ends;
 mod error;
+mod longest_token;
 mod stop_strings;
 mod text_model;
 mod token_table;

@@ -1,6 +1,7 @@
 //! A model's text side: what its directory says of tokens and messages.
 
 use std::{
+    io::Read as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -15,6 +16,9 @@ use crate::{
     chat_template::ChatTemplate, detokenizer::Pieces, encoder::Encoder, ends::eos_token_ids,
     tokenizer_file,
 };
+
+/// Bytes of a chat template's file; the longest known ones have some twenty thousand.
+const MAX_TEMPLATE_BYTES: u64 = 1 << 20;
 
 /// What an operator sets instead of the model's own.
 #[derive(Clone, Debug, Default)]
@@ -247,15 +251,11 @@ fn chat_template(
     config: &TextConfig,
     tokenizer_config: &Value,
 ) -> Result<Option<ChatTemplate>, TextError> {
-    let read = |path: &Path| {
-        std::fs::read_to_string(path)
-            .map_err(|source| TextError::Io { path: path.to_owned(), source })
-    };
     let own_file = dir.join("chat_template.jinja");
     let (path, source) = if let Some(path) = &config.chat_template {
-        (path.clone(), read(path)?)
+        (path.clone(), read_template(path)?)
     } else if own_file.is_file() {
-        let source = read(&own_file)?;
+        let source = read_template(&own_file)?;
         (own_file, source)
     } else if let Some(source) = template_of(&tokenizer_config["chat_template"]) {
         (dir.join("tokenizer_config.json"), source.to_owned())
@@ -269,6 +269,19 @@ fn chat_template(
     ChatTemplate::new(&source, special_tokens(dir, tokenizer_config)?)
         .map(Some)
         .map_err(|reason| TextError::Invalid { path, reason: format!("chat template: {reason}") })
+}
+
+/// Reads a template's file, no further than a template can be long: it may be a device.
+fn read_template(path: &Path) -> Result<String, TextError> {
+    let io = |source| TextError::Io { path: path.to_owned(), source };
+    let mut source = String::new();
+    let mut file = std::fs::File::open(path).map_err(io)?.take(MAX_TEMPLATE_BYTES + 1);
+    file.read_to_string(&mut source).map_err(io)?;
+    if source.len() as u64 > MAX_TEMPLATE_BYTES {
+        let reason = format!("chat template: the file has more than {MAX_TEMPLATE_BYTES} bytes");
+        return Err(TextError::Invalid { path: path.to_owned(), reason });
+    }
+    Ok(source)
 }
 
 /// A template, or of several with names the default one.

@@ -110,7 +110,7 @@ impl TokenDecoder {
             let space = if first { "" } else { " " };
             return Some(tokens.into_iter().map(|token| format!("{space}{token}")).collect());
         }
-        // An empty token before them takes the first one's place.
+        // Decoders treat the first token differently, so an empty one is put before them.
         let before = usize::from(!first);
         let len = before + tokens.len();
         let mut texts = vec![String::new(); before];

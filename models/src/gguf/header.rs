@@ -1,5 +1,5 @@
-//! What a GGUF file is, told before it is read: candle's reader knows neither the types
-//! that it does not have, nor split files, nor other byte orders.
+//! Checks a GGUF file's header before candle reads it, for errors that candle's reader cannot
+//! explain: tensor types that it lacks, split files and other byte orders.
 
 use std::{
     collections::BTreeMap,
@@ -93,7 +93,7 @@ pub(super) fn check(path: &Path, file: &mut File) -> Result<(), GgufError> {
     }
     if !about.unsupported.is_empty() {
         let kinds: Vec<_> =
-            about.unsupported.iter().map(|(kind, found)| found.told(*kind)).collect();
+            about.unsupported.iter().map(|(kind, found)| found.describe(*kind)).collect();
         let what = format!("has tensors of types that are not read: {}", kinds.join(", "));
         let names = TYPES.iter().filter(|(_, _, is_read)| *is_read).map(|(_, name, _)| *name);
         let remedy = format!(
@@ -133,7 +133,7 @@ struct Found {
 }
 
 impl Found {
-    fn told(&self, kind: u32) -> String {
+    fn describe(&self, kind: u32) -> String {
         let known = TYPES.iter().find(|(number, ..)| *number == kind);
         let name =
             known.map_or_else(|| format!("number {kind}"), |(_, name, _)| (*name).to_owned());

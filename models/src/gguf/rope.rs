@@ -24,7 +24,8 @@ pub(super) fn scaling(
     if content.tensor_infos.contains_key(DIVISORS) {
         return llama3(metadata, content, file, head_dim);
     }
-    // As llama.cpp: a factor alone is a linear one, under its older key too; 0 is none.
+    // As llama.cpp: without a type a factor means linear scaling, under the older key too,
+    // and a factor of 0 means no scaling.
     let older = metadata.float_or("llama.rope.scale_linear", 0.0)?;
     let factor = metadata.float_or("llama.rope.scaling.factor", older)?;
     match metadata.optional_string("llama.rope.scaling.type")? {

@@ -11,7 +11,7 @@ use sconce_engine::{
     RequestEvent, RequestStream, SchedulerConfig, SchedulingPolicy, SubmitError,
 };
 use sconce_types::{
-    Executor, ExecutorError, SampledTokens, SamplingParams, ScheduledBatch, TenantId,
+    Executor, ExecutorError, SampledTokens, SamplingParams, ScheduledBatch, Tenant, TenantId,
 };
 
 const VOCAB_SIZE: u32 = 50;
@@ -126,6 +126,73 @@ fn a_burst_while_a_step_runs_fills_the_queue_once() {
         let Overload::QueueTooLong { expected, limit } = reason else { panic!("{reason:?}") };
         assert!(expected > limit && retry_after >= Duration::from_secs(1), "{expected:?}");
     }
+}
+
+/// A world with a limit of 300 tokens a minute in which a request for 208 of them runs.
+fn stalled_in_a_minute_of_300() -> (World, RequestStream) {
+    let limited = Tenant { tokens_per_minute: Some(300), ..Tenant::sole() };
+    let world = World::start(EngineOptions::new("slow").tenants(vec![limited]));
+    let running = world.stall();
+    (world, running)
+}
+
+#[test]
+fn what_exceeds_the_minute_is_refused_while_a_step_runs() {
+    let (world, _running) = stalled_in_a_minute_of_300();
+    let limit = Overload::TokensPerMinute { tokens_per_minute: 300 };
+    let (reason, retry_after) = refusal(world.handle.submit(request(8, 85, None)));
+    assert_eq!(reason, limit, "93 tokens where 92 are left");
+    assert!((1..=61).contains(&retry_after.as_secs()), "{retry_after:?}");
+    let error = world.handle.submit(request(8, 293, None)).expect_err("it never fits");
+    assert!(matches!(error, SubmitError::ExceedsMinute { tokens_per_minute: 300, .. }));
+    // What is refused for another reason leaves the minute as it was.
+    for _ in 0..3 {
+        let (reason, _) = refusal(world.handle.submit(request(8, 84, Some(1))));
+        assert!(matches!(reason, Overload::TooLate { .. }), "{reason:?}");
+    }
+    assert_eq!(world.handle.unfinished(), 1, "they hold no place");
+    let _waiting = world.handle.submit(request(8, 84, None)).expect("92 tokens are left");
+    assert_eq!(refusal(world.handle.submit(request(1, 1, None))).0, limit);
+    // A limit that is changed holds at once.
+    let raised = Tenant { tokens_per_minute: Some(302), ..Tenant::sole() };
+    world.handle.set_tenants(&[raised]).expect("the engine listens");
+    world.handle.submit(request(1, 1, None)).expect("two more tokens");
+    let refused = world.handle.metrics().render(true);
+    assert!(refused.contains("tenant=\"default\"} 6"), "{refused}");
+}
+
+#[test]
+fn a_request_that_is_dropped_while_a_step_runs_is_given_back_to_the_minute() {
+    let (world, running) = stalled_in_a_minute_of_300();
+    for _ in 0..3 {
+        let waiting = world.handle.submit(request(8, 84, None)).expect("92 tokens are left");
+        refusal(world.handle.submit(request(1, 1, None)));
+        // The engine reads it, and that it is gone, before the next step.
+        drop(waiting);
+        world.gate.send(()).expect("the engine waits at the gate");
+        world.begun.recv().expect("a step begins");
+    }
+    // What has run has used what it computed: 8 of prompt, and 12 tokens with this step's.
+    drop(running);
+    world.gate.send(()).expect("the engine waits at the gate");
+    let mut last = world.handle.submit(request(8, 84, None)).expect("92 tokens are left");
+    world.begun.recv().expect("a step begins");
+    refusal(world.handle.submit(request(8, 181, None)));
+    let _all = world.handle.submit(request(8, 180, None)).expect("20 and 92 of 300 are used");
+    world.gate.send(()).expect("the engine waits at the gate");
+    assert!(matches!(last.blocking_next(), Some(RequestEvent::Token(_))));
+}
+
+#[test]
+fn what_finds_the_inbox_full_is_given_back_to_the_minute() {
+    let (world, _running) = stalled_in_a_minute_of_300();
+    let limited = Tenant { tokens_per_minute: Some(300), ..Tenant::sole() };
+    while world.handle.set_tenants(std::slice::from_ref(&limited)).is_ok() {}
+    for _ in 0..3 {
+        let error = world.handle.submit(request(8, 84, None)).expect_err("nothing is read");
+        assert!(matches!(error, SubmitError::QueueFull { .. }), "{error:?}");
+    }
+    assert_eq!(world.handle.unfinished(), 1, "they hold no place");
 }
 
 #[test]

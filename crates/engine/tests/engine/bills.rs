@@ -14,7 +14,7 @@ use proptest::prelude::*;
 use sconce_engine::{
     Built, Engine, EngineHandle, EngineOptions, EngineRequest, FakeExecutor, FinishReason, Metrics,
     Overload, PrefixKey, RequestError, RequestEvent, RequestStream, SchedulerConfig,
-    SchedulingPolicy, StopCheck, TokenEvent,
+    SchedulingPolicy, StopCheck, SubmitError, TokenEvent,
 };
 use sconce_scheduler::Fault;
 use sconce_types::{
@@ -347,13 +347,16 @@ fn a_prompt_that_is_given_up_before_its_first_token_is_billed() {
     assert_eq!(entry.price_nano, Some(4 * 32 * 1_000));
     assert!(entry.usage.device_ns > 0);
     // What it used of the minute is used: 172 tokens are left.
-    let refused = last(started.engine.submit(request(0, 172, 1)).expect("there is room"));
-    let is_limit = |reason: &Overload| matches!(reason, Overload::TokensPerMinute { .. });
-    let error = refused.expect_err("128 of 300 tokens are used");
-    assert!(matches!(&error, RequestError::Overloaded { reason, .. } if is_limit(reason)));
+    let error = started.engine.submit(request(0, 172, 1)).expect_err("128 of 300 are used");
+    assert!(is_minute(&error), "{error:?}");
     let taken = started.engine.submit(request(0, 171, 1)).expect("there is room");
     drop(started.open);
     last(taken).expect("the rest was given back");
+}
+
+/// Whether a request was refused because its tenant's minute has no room for it now.
+fn is_minute(error: &SubmitError) -> bool {
+    matches!(error, SubmitError::Overloaded { reason: Overload::TokensPerMinute { .. }, .. })
 }
 
 /// What a sequence holds while others' prompts keep it from running is billed, also if it
@@ -445,11 +448,9 @@ fn a_minutes_tokens_are_reserved_and_survive_a_reload() {
     let limited = |limit| Tenant { tokens_per_minute: Some(limit), ..tenant(1) };
     let tenants = [tenant(0), limited(1_000)];
     let started = start(CONFIG, &tenants, &[], false);
-    let submit = |prompt_len, max_tokens| {
-        started.engine.submit(request(1, prompt_len, max_tokens)).expect("there is room")
-    };
+    let submit = |prompt_len, max_tokens| started.engine.submit(request(1, prompt_len, max_tokens));
     let flood = || {
-        let streams: Vec<_> = (0..100).map(|_| submit(2, 98)).collect();
+        let streams: Vec<_> = (0..100).filter_map(|_| submit(2, 98).ok()).collect();
         streams.into_iter().map(last).filter(Result::is_ok).count()
     };
     assert_eq!(flood(), 10, "a hundred tokens each");
@@ -472,13 +473,26 @@ fn a_minutes_tokens_are_reserved_and_survive_a_reload() {
     }
     let generated = started.engine.metrics().generation_tokens.get();
     assert_eq!(generated, 12 * 98 + 8 * 3);
-    match last(submit(200, 56)) {
-        Err(RequestError::Overloaded { reason: Overload::TokensPerMinute { .. }, .. }) => {}
-        other => panic!("it was to be refused for now: {other:?}"),
-    }
+    let error = submit(200, 56).expect_err("it is refused for now");
+    assert!(is_minute(&error), "{error:?}");
     started.engine.set_tenants(&[tenant(0), limited(255)]).expect("the engine listens");
-    let error = last(submit(200, 56)).expect_err("it never fits");
-    assert!(matches!(error, RequestError::ExceedsMinute { tokens_per_minute: 255, .. }));
+    let error = submit(200, 56).expect_err("it never fits");
+    assert!(matches!(error, SubmitError::ExceedsMinute { tokens_per_minute: 255, .. }));
     assert!(error.to_string().contains("255 tokens a minute"), "{error}");
     assert!(error.to_string().contains("max_tokens to at most 55"), "{error}");
+}
+
+#[test]
+fn what_a_failed_step_did_not_compute_is_given_back_to_the_minute() {
+    let limited = Tenant { tokens_per_minute: Some(200), ..tenant(0) };
+    let faults = [Fault::FailStep(1), Fault::NonFinite(RequestId(1))];
+    let started = start(CONFIG, &[limited], &faults, false);
+    let ask = |max_tokens| started.engine.submit(request(0, 20, max_tokens)).map(last);
+    let failed = ask(180).expect("it is as large as the minute");
+    assert!(matches!(failed, Err(RequestError::StepFailed(_))), "{failed:?}");
+    let failed = ask(180).expect("all was given back");
+    assert_eq!(failed.expect_err("its logits are not finite"), RequestError::NonFiniteLogits);
+    let error = ask(161).expect_err("its prompt was computed");
+    assert!(is_minute(&error), "{error:?}");
+    assert!(ask(160).expect("the rest was given back").is_ok());
 }

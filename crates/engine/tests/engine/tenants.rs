@@ -197,7 +197,7 @@ fn a_tenants_limits_refuse_its_own_requests_only() {
     drop(streams);
     drop(running);
     last(engine.submit(request(1, 40, 1)).expect("there is room")).expect("40 of 60 tokens");
-    match last(engine.submit(request(1, 40, 1)).expect("there is room")) {
+    match ask(&engine, request(1, 40, 1)) {
         Err(RequestError::Overloaded {
             reason: Overload::TokensPerMinute { tokens_per_minute: 60 },
             retry_after,

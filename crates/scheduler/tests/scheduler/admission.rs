@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use sconce_scheduler::{
-    Admission, Ask, Refused, Request, Scheduler, SchedulerConfig, SchedulingPolicy, Shortage,
+    Admission, Ask, Load, Refused, Request, Scheduler, SchedulerConfig, SchedulingPolicy, Shortage,
     StepModel, StepWork,
 };
 use sconce_types::{RequestId, SamplingParams, ScheduledBatch, Tenant, TenantId};
@@ -49,7 +49,8 @@ impl World {
     }
 
     fn publish(&mut self, given: usize, now: f64) {
-        self.admission.publish(&self.scheduler, &model(), given, now, 0.0);
+        let mut load = Load::new(&self.scheduler);
+        self.admission.publish(&self.scheduler, &mut load, &model(), given, now, 0.0);
     }
 
     fn ask(&mut self, tenant: u32, max_tokens: usize, timeout: Option<f64>) -> Result<(), Refused> {
@@ -189,4 +190,53 @@ fn output_lengths_that_were_seen_are_expected_again() {
     }
     world.publish(0, 1.0);
     assert_eq!(world.ask(0, 2_000, Some(20.0)), Ok(()), "answers end after a few tokens");
+}
+
+#[test]
+fn what_is_refused_holds_no_place_and_nothing_of_the_minute() {
+    let limited = Tenant { tokens_per_minute: Some(200), ..Tenant::sole() };
+    let mut world = World::new(std::slice::from_ref(&limited), f64::INFINITY);
+    let mut shortage = |max_tokens, timeout| {
+        let refused = world.ask(0, max_tokens, timeout).expect_err("it is refused");
+        (refused.shortage, world.admission.load().unfinished())
+    };
+    let tokens_per_minute = 200;
+    for _ in 0..1_001 {
+        assert_eq!(shortage(151, None), (Shortage::ExceedsMinute { tokens_per_minute }, 0));
+        assert!(matches!(shortage(150, Some(0.01)), (Shortage::FirstToken { .. }, 0)));
+    }
+    // A thousand places, and the whole minute.
+    assert_eq!(world.ask(0, 150, None), Ok(()));
+    let refused = world.ask(0, 1, None).expect_err("nothing is left");
+    assert_eq!(refused.shortage, Shortage::Minute { tokens_per_minute });
+    assert_eq!(refused.retry_after, 61.0, "taken in the second 1, asked in it");
+    // Other limits hold at once, for what was taken before them too.
+    let raised = Tenant { tokens_per_minute: Some(260), ..limited.clone() };
+    world.admission.set_tenants(&[raised]);
+    assert_eq!(world.ask(0, 10, None), Ok(()));
+    world.admission.set_tenants(&[limited]);
+    assert!(world.ask(0, 1, None).is_err());
+    world.admission.set_tenants(&[Tenant::sole()]);
+    assert_eq!(world.ask(0, 2_000, None), Ok(()));
+    // A tenant that was never named has no limit, and takes no memory.
+    assert_eq!(world.admission.minute_wait(TenantId(u32::MAX), 1_000, 1.0), None);
+}
+
+#[test]
+fn what_is_withdrawn_leaves_the_load_as_it_was() {
+    let mut world = World::new(&[Tenant::sole()], f64::INFINITY);
+    assert_eq!(world.ask(0, 64, Some(20.0)), Ok(()));
+    let load = |world: &World| format!("{:?}", world.admission.load());
+    let before = load(&world);
+    for _ in 0..3 {
+        assert_eq!(world.ask(0, 64, Some(20.0)), Ok(()));
+        assert_ne!(load(&world), before);
+        world.admission.withdraw();
+        assert_eq!(load(&world), before);
+    }
+    // The one before it still counts, until the scheduler has it.
+    world.publish(0, 1.0);
+    assert_eq!(load(&world), before);
+    world.publish(1, 1.0);
+    assert_eq!(world.admission.load().unfinished(), 0);
 }

@@ -2,6 +2,7 @@
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::Waker,
     time::Duration,
 };
 
@@ -9,12 +10,17 @@ use tokio::{net::TcpStream, time::Instant};
 
 use super::ConnectionConfig;
 
-/// The first look at whether a half-closed client is there, and the longest time between
-/// two looks; each waits twice as long as the one before.
-const FIRST_LOOK: Duration = Duration::from_millis(10);
-const LAST_LOOK: Duration = Duration::from_secs(1);
+/// The pause after the first check of whether a half-closed client is still there. It
+/// doubles with each check, up to [`MAX_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+/// The longest pause between two checks of whether a client is still there.
+pub(super) const MAX_PAUSE: Duration = Duration::from_secs(1);
 /// What every answer of HTTP/1 begins with.
 const PROBE: &[u8] = b"H";
+/// What a client of HTTP/2 sends first, and the part of it that no request of HTTP/1 begins
+/// with.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const PREFACE_METHOD: usize = b"PRI ".len();
 
 /// The state of one connection, shared by its socket, its requests and its driver.
 pub(super) struct Activity {
@@ -24,6 +30,8 @@ pub(super) struct Activity {
 
 struct State {
     http2: bool,
+    /// Bytes of HTTP/2's preface so far; `None` once the client sent anything else.
+    preface: Option<usize>,
     exchanges: Vec<Exchange>,
     /// Requests so far; their ids.
     begun: u64,
@@ -40,6 +48,8 @@ struct State {
     /// A request's body was not read to its end.
     unread: bool,
     half_closed: Option<HalfClosed>,
+    /// The driver, where it waits for the last exchange to end.
+    driver: Option<Waker>,
 }
 
 /// A request and its answer.
@@ -49,13 +59,11 @@ struct Exchange {
     received: bool,
     /// The answer has begun.
     answered: bool,
-    /// Since when a frame of the answer is taken, but the next is not asked for.
-    paused_since: Option<Instant>,
 }
 
-/// A client that has said it will send no more.
+/// A client that has closed its side for writing.
 struct HalfClosed {
-    next_look: Instant,
+    next_check: Instant,
     pause: Duration,
     probe: Probe,
 }
@@ -63,8 +71,9 @@ struct HalfClosed {
 #[derive(Clone, Copy, PartialEq)]
 enum Probe {
     Unsent,
-    /// The answer's first byte is sent, which hyper does not know.
+    /// The answer's first byte is sent, and hyper has not written it yet.
     Sent,
+    /// hyper has written that byte too, and its copy was discarded.
     Taken,
 }
 
@@ -85,6 +94,7 @@ impl Activity {
     pub(super) fn new(config: Arc<ConnectionConfig>) -> Self {
         let state = State {
             http2: false,
+            preface: Some(0),
             exchanges: Vec::new(),
             begun: 0,
             idle_since: Instant::now(),
@@ -94,6 +104,7 @@ impl Activity {
             wrote: false,
             unread: false,
             half_closed: None,
+            driver: None,
         };
         Self { state: Mutex::new(state), config }
     }
@@ -103,29 +114,35 @@ impl Activity {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn read(&self, len: usize) {
+    /// Takes note of what the client sent.
+    pub(super) fn read(&self, bytes: &[u8]) {
         let mut state = self.state();
-        if len > 0 && state.exchanges.is_empty() && state.head_since.is_none() && !state.http2 {
+        state.recognise(bytes);
+        if !bytes.is_empty()
+            && state.exchanges.is_empty()
+            && state.head_since.is_none()
+            && !state.http2
+        {
             state.head_since = Some(Instant::now());
         }
     }
 
-    /// Whether an answer is due, and nothing is known of its client's going away: hyper does
-    /// not look for that while it answers.
+    /// Whether an answer is due and its client is not known to have closed its side: hyper
+    /// does not read, so would not notice, while it answers.
     pub(super) fn may_be_left(&self) -> bool {
         let state = self.state();
         let mut exchanges = state.exchanges.iter();
         !state.http2 && state.half_closed.is_none() && exchanges.any(|exchange| exchange.received)
     }
 
-    /// The client sends no more.
+    /// The client has closed its side for writing.
     pub(super) fn half_closed(&self) {
         let now = Instant::now();
-        let client = HalfClosed { next_look: now, pause: FIRST_LOOK, probe: Probe::Unsent };
+        let client = HalfClosed { next_check: now, pause: FIRST_PAUSE, probe: Probe::Unsent };
         self.state().half_closed = Some(client);
     }
 
-    /// Whether the next byte that hyper writes is on its way already.
+    /// Whether the next byte that hyper writes was sent as the probe already.
     pub(super) fn take_probe(&self) -> bool {
         let mut state = self.state();
         match &mut state.half_closed {
@@ -166,7 +183,7 @@ impl Activity {
         state.http2 = http2;
         state.head_since = None;
         state.wrote = !state.flushed;
-        state.exchanges.push(Exchange { id, received, answered: false, paused_since: None });
+        state.exchanges.push(Exchange { id, received, answered: false });
         id
     }
 
@@ -195,19 +212,20 @@ impl Activity {
         exchange.received
     }
 
-    /// A frame of the answer is taken (or, with `None`, asked for).
-    pub(super) fn paused(&self, id: u64, since: Option<Instant>) {
-        if let Some(exchange) = self.state().exchange(id) {
-            exchange.paused_since = since;
-        }
-    }
-
     pub(super) fn end(&self, id: u64) {
         let mut state = self.state();
         state.exchanges.retain(|exchange| exchange.id != id);
         if state.exchanges.is_empty() {
             state.idle_since = Instant::now();
+            if let Some(driver) = state.driver.take() {
+                driver.wake();
+            }
         }
+    }
+
+    /// Wakes the driver when no exchange is left.
+    pub(super) fn wake_at_end(&self, driver: &Waker) {
+        self.state().driver = Some(driver.clone());
     }
 
     /// When to look again; or why the connection is to be closed.
@@ -215,12 +233,10 @@ impl Activity {
         let now = Instant::now();
         let config = &self.config;
         let mut state = self.state();
-        if state.half_closed.as_ref().is_some_and(|client| client.next_look <= now) {
+        if state.half_closed.as_ref().is_some_and(|client| client.next_check <= now) {
             state.look_for_client(socket, now)?;
         }
         let blocked = state.blocked_since.map(|since| since + config.write_timeout);
-        let paused = state.exchanges.iter().filter_map(|exchange| exchange.paused_since).min();
-        let paused = paused.map(|since| since + config.write_timeout);
         let next = if state.exchanges.is_empty() {
             Some(match state.head_since {
                 Some(since) => (since + config.head_timeout, Overdue::Head),
@@ -230,13 +246,12 @@ impl Activity {
         } else {
             None
         };
-        let limits = [blocked, paused].into_iter().flatten().map(|at| (at, Overdue::Blocked));
-        let limits = limits.chain(next);
-        let first = limits.min_by_key(|(at, _)| *at);
+        let blocked = blocked.map(|at| (at, Overdue::Blocked));
+        let first = blocked.into_iter().chain(next).min_by_key(|(at, _)| *at);
         if let Some((_, why)) = first.filter(|(at, _)| *at <= now) {
             return Err(why);
         }
-        let look = state.half_closed.as_ref().map(|client| client.next_look);
+        let look = state.half_closed.as_ref().map(|client| client.next_check);
         let at = first.map(|(at, _)| at).into_iter().chain(look).min();
         // Nothing is due while a request is computed; writing may begin at any time.
         Ok(at.unwrap_or(now + config.write_timeout))
@@ -249,15 +264,30 @@ impl Activity {
         due.max(usize::from(!state.flushed))
     }
 
-    /// Whether hyper has nothing to do for this connection but to wait for its client.
+    /// Whether the connection may be closed without cutting anything off: no answer is due
+    /// and all is written. On HTTP/2 a request that is not received whole is answered first.
     pub(super) fn is_quiet(&self) -> bool {
-        !self.state().http2 && self.unanswered() == 0
+        let state = self.state();
+        let mut exchanges = state.exchanges.iter();
+        state.flushed && !exchanges.any(|exchange| exchange.received || state.http2)
     }
 
-    /// Whether the client may be told of a failure: nothing else is on its way to it.
+    /// Whether the client speaks HTTP/2.
+    pub(super) fn is_http2(&self) -> bool {
+        self.state().http2
+    }
+
+    /// How long the client has been sending a request's head.
+    pub(super) fn head_age(&self) -> Duration {
+        self.state().head_since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    /// Whether an error may be sent in HTTP/1 outside of hyper: the client does not speak
+    /// HTTP/2, and nothing else is being sent.
     pub(super) fn may_refuse(&self) -> bool {
         let state = self.state();
-        !state.http2 && state.flushed && state.exchanges.is_empty()
+        let is_http2 = state.http2 || state.preface.is_some_and(|seen| seen >= PREFACE_METHOD);
+        !is_http2 && state.flushed && state.exchanges.is_empty()
     }
 
     /// Whether the client may be sending what will not be read.
@@ -272,8 +302,24 @@ impl State {
         self.exchanges.iter_mut().find(|exchange| exchange.id == id)
     }
 
-    /// A client that closed its socket looks like one that only sends no more, until it is
-    /// written to: then its system resets the connection. So where an answer is not begun,
+    /// Compares the connection's first bytes with HTTP/2's preface.
+    fn recognise(&mut self, bytes: &[u8]) {
+        let Some(seen) = self.preface.filter(|seen| *seen < PREFACE.len()) else { return };
+        let rest = PREFACE.get(seen..).unwrap_or_default();
+        let len = bytes.len().min(rest.len());
+        if bytes[..len] != rest[..len] {
+            self.preface = None;
+            return;
+        }
+        self.preface = Some(seen + len);
+        if seen + len == PREFACE.len() {
+            self.http2 = true;
+            self.head_since = None;
+        }
+    }
+
+    /// A FIN alone does not tell a closed socket from a half-closed one: only a write does,
+    /// which a closed socket's system answers with a reset. So where an answer has not begun,
     /// its first byte is sent ahead of it.
     fn look_for_client(&mut self, socket: &TcpStream, now: Instant) -> Result<(), Overdue> {
         let Some(client) = &mut self.half_closed else { return Ok(()) };
@@ -289,8 +335,8 @@ impl State {
                 Err(_) => return Err(Overdue::Gone),
             }
         }
-        client.next_look = now + client.pause;
-        client.pause = (2 * client.pause).min(LAST_LOOK);
+        client.next_check = now + client.pause;
+        client.pause = (2 * client.pause).min(MAX_PAUSE);
         Ok(())
     }
 }

@@ -5,20 +5,23 @@ use std::{
     net::SocketAddr,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use axum::{
     Router,
-    body::{Body, Bytes},
+    body::Body,
     extract::ConnectInfo,
     http::{HeaderValue, Request, Response, Version, header::CONNECTION},
 };
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
-use tokio::time::Instant;
 use tower::Service as _;
 
-use super::{Lifetime, activity::Activity};
+use super::{
+    Lifetime,
+    activity::Activity,
+    streams::{Piece, Stream},
+};
 
 /// Counts a request until its answer has been taken.
 struct Exchange {
@@ -43,8 +46,7 @@ pub(super) async fn answer(
     let http2 = request.version() == Version::HTTP_2;
     let id = activity.begin(http2, request.body().is_end_stream());
     let exchange = Exchange { activity: Arc::clone(&activity), id };
-    let mut request =
-        request.map(|body| Body::new(Received { body, activity: Arc::clone(&activity), id }));
+    let mut request = request.map(|body| Body::new(Received::new(body, &activity, id)));
     request.extensions_mut().insert(lifetime.clone());
     if let Some(client) = client {
         request.extensions_mut().insert(client);
@@ -55,26 +57,36 @@ pub(super) async fn answer(
     if (!received || lifetime.is_ending()) && !http2 {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    Ok(response.map(|body| Answer { body, exchange, http2 }))
+    Ok(response.map(|body| Answer { body, stream: Stream::current(), _exchange: exchange }))
 }
 
 /// A request's body as it comes.
-struct Received {
-    body: Incoming,
+struct Received<B: HttpBody = Incoming> {
+    body: B,
     activity: Arc<Activity>,
     id: u64,
+    /// It was read to its end, which a chunked body does not say of itself afterwards.
+    is_whole: bool,
 }
 
-impl HttpBody for Received {
-    type Data = Bytes;
-    type Error = hyper::Error;
+impl<B: HttpBody> Received<B> {
+    fn new(body: B, activity: &Arc<Activity>, id: u64) -> Self {
+        let is_whole = body.is_end_stream();
+        Self { body, activity: Arc::clone(activity), id, is_whole }
+    }
+}
+
+impl<B: HttpBody + Unpin> HttpBody for Received<B> {
+    type Data = B::Data;
+    type Error = B::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
         let frame = Pin::new(&mut self.body).poll_frame(cx);
-        if matches!(frame, Poll::Ready(None)) || self.body.is_end_stream() {
+        if !self.is_whole && (matches!(frame, Poll::Ready(None)) || self.body.is_end_stream()) {
+            self.is_whole = true;
             self.activity.received(self.id);
         }
         frame
@@ -89,9 +101,9 @@ impl HttpBody for Received {
     }
 }
 
-impl Drop for Received {
+impl<B: HttpBody> Drop for Received<B> {
     fn drop(&mut self) {
-        if !self.body.is_end_stream() {
+        if !self.is_whole {
             self.activity.left_unread();
         }
     }
@@ -100,30 +112,33 @@ impl Drop for Received {
 /// An answer's body as it is taken.
 pub(super) struct Answer {
     body: Body,
-    exchange: Exchange,
-    http2: bool,
+    /// On HTTP/2, where the end is held back until all else is written: with it hyper would
+    /// let go of the stream, and what its client does not read would stay in h2.
+    stream: Option<Arc<Stream>>,
+    _exchange: Exchange,
 }
 
 impl HttpBody for Answer {
-    type Data = Bytes;
+    type Data = Piece;
     type Error = axum::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let frame = Pin::new(&mut self.body).poll_frame(cx);
-        if self.http2 {
-            // On HTTP/1 a client that does not read blocks the socket, on HTTP/2 its stream:
-            // then the next frame is not asked for.
-            let is_taken = matches!(frame, Poll::Ready(Some(_)));
-            self.exchange.activity.paused(self.exchange.id, is_taken.then(Instant::now));
-        }
-        frame
+    ) -> Poll<Option<Result<Frame<Piece>, axum::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        let stream = self.stream.as_ref();
+        let Some(frame) = frame else {
+            if let Some(stream) = stream {
+                ready!(stream.poll_sent(cx));
+            }
+            return Poll::Ready(None);
+        };
+        Poll::Ready(Some(frame.map(|frame| frame.map_data(|bytes| Piece::new(bytes, stream)))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.body.is_end_stream() && !self.stream.as_ref().is_some_and(|stream| stream.has_unsent())
     }
 
     fn size_hint(&self) -> SizeHint {

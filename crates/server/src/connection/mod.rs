@@ -4,6 +4,7 @@ mod activity;
 mod driver;
 mod exchange;
 mod slots;
+mod streams;
 mod transport;
 
 use std::{io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
@@ -43,6 +44,8 @@ pub struct ConnectionConfig {
     pub write_timeout: Duration,
     /// How long running requests get to finish once the server is to end.
     pub drain_timeout: Duration,
+    /// Whether connections that are refused before they have a request get a line in the log.
+    pub access_log: bool,
 }
 
 impl Default for ConnectionConfig {
@@ -54,6 +57,7 @@ impl Default for ConnectionConfig {
             keep_alive_timeout: Duration::from_secs(75),
             write_timeout: Duration::from_secs(60),
             drain_timeout: Duration::from_secs(30),
+            access_log: false,
         }
     }
 }
@@ -186,7 +190,7 @@ struct Clients {
     router: Router,
     config: Arc<ConnectionConfig>,
     lifetime: Lifetime,
-    builder: Arc<hyper_util::server::conn::auto::Builder<hyper_util::rt::TokioExecutor>>,
+    builder: Arc<driver::Builder>,
     slots: Arc<Slots>,
     refusals: Arc<Semaphore>,
     /// Each ends with the number of its requests that were cut off.
@@ -199,7 +203,7 @@ impl Clients {
         Self {
             router,
             lifetime,
-            builder: Arc::new(driver::builder()),
+            builder: Arc::new(driver::builder(&config)),
             slots: Arc::new(slots),
             refusals: Arc::new(Semaphore::new(MAX_REFUSALS)),
             connections: JoinSet::new(),
@@ -227,7 +231,12 @@ impl Clients {
     fn refuse(&self, socket: TcpStream, limit: usize) {
         let Ok(permit) = Arc::clone(&self.refusals).try_acquire_owned() else { return };
         tracing::debug!("a connection over the limit of {limit} is refused");
-        driver::refuse(Arc::new(socket), &ApiError::too_many_connections(limit), permit);
+        let refusal = driver::Refusal {
+            error: ApiError::too_many_connections(limit),
+            took: Duration::ZERO,
+            is_logged: self.config.access_log,
+        };
+        driver::refuse(Arc::new(socket), refusal, permit);
     }
 
     /// Ends what is left of them; counts the requests that were cut off.

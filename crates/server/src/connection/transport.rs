@@ -30,9 +30,10 @@ impl AsyncRead for Transport {
     ) -> Poll<io::Result<()>> {
         loop {
             ready!(self.socket.poll_read_ready(cx))?;
+            let before = buf.filled().len();
             match self.socket.try_read_buf(buf) {
-                Ok(len) => {
-                    self.activity.read(len);
+                Ok(_) => {
+                    self.activity.read(&buf.filled()[before..]);
                     return Poll::Ready(Ok(()));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}

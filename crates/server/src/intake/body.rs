@@ -1,5 +1,7 @@
 //! Receiving a request's body.
 
+use std::time::Duration;
+
 use axum::{
     body::{Bytes, HttpBody as _},
     extract::Request,
@@ -8,14 +10,16 @@ use axum::{
 use futures::StreamExt as _;
 use tokio::time::{Instant, timeout_at};
 
-use super::Reservation;
+use super::{BodyConfig, Reservation};
 use crate::{caller::AsTenant, connection::Lifetime, error::ApiError, state::AppState};
 
 /// Bytes that are taken from the budget at a time.
 const STEP: usize = 64 << 10;
+/// Bodies up to this size may use the part of the budget that is kept for small ones.
+const SMALL_BYTES: usize = 64 << 10;
 
-/// Receives a body whole, within the limits of size, time and memory. The reservation is to
-/// be held as long as what the body said is.
+/// Receives a body whole, within the limits of size, time and memory. The reservation must
+/// be kept for as long as anything made of the body is.
 pub(crate) async fn read_body(
     request: Request,
     state: &AppState,
@@ -37,13 +41,14 @@ pub(crate) async fn read_body(
     let mut lifetime = parts.extensions.remove::<Lifetime>();
     let mut frames = body.into_data_stream();
     let mut reserved = state.intake.reservation(caller.id);
+    if declared > SMALL_BYTES {
+        reserved.set_large();
+    }
     let tenants = caller.num_tenants();
     let mut bytes: Vec<u8> = Vec::new();
-    let started = Instant::now();
+    let mut pace = Pace::new(config, Instant::now());
     loop {
-        let earned = bytes.len() as f64 / f64::from(config.min_bytes_per_second.max(1));
-        let in_all = started + config.timeout + std::time::Duration::from_secs_f64(earned);
-        let deadline = in_all.min(Instant::now() + config.pause_timeout);
+        let deadline = pace.deadline.min(Instant::now() + config.pause_timeout);
         let ending = async {
             match &mut lifetime {
                 Some(lifetime) => lifetime.ending().await,
@@ -63,9 +68,13 @@ pub(crate) async fn read_body(
             }
             None => return Ok((bytes.into(), reserved)),
         };
+        pace.note(config, frame.len(), Instant::now());
         let len = bytes.len() + frame.len();
         if len > limit {
             return Err(ApiError::body_too_large(limit));
+        }
+        if len > SMALL_BYTES {
+            reserved.set_large();
         }
         if len > reserved.bytes() {
             let more = (len - reserved.bytes()).max(declared.saturating_sub(bytes.len()).min(STEP));
@@ -78,5 +87,49 @@ pub(crate) async fn read_body(
             bytes.reserve_exact(grown.min(most) - bytes.len());
         }
         bytes.extend_from_slice(&frame);
+    }
+}
+
+/// When a body is too slow: each byte moves the deadline by its time at the minimum rate, but
+/// never further ahead than a new body's. So after each window of that length, bytes must
+/// have come at that rate, however fast the first ones did.
+struct Pace {
+    deadline: Instant,
+}
+
+impl Pace {
+    fn new(config: &BodyConfig, now: Instant) -> Self {
+        Self { deadline: now + config.timeout }
+    }
+
+    /// Takes note of bytes that came.
+    fn note(&mut self, config: &BodyConfig, bytes: usize, now: Instant) {
+        let earned = bytes as f64 / f64::from(config.min_bytes_per_second.max(1));
+        let deadline = self.deadline + Duration::from_secs_f64(earned);
+        self.deadline = deadline.min(now + config.timeout);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_sent_early_buy_no_time() {
+        let config = BodyConfig::default();
+        let start = Instant::now();
+        let mut pace = Pace::new(&config, start);
+        // Minutes at the minimum rate.
+        pace.note(&config, 4 << 20, start);
+        assert_eq!(pace.deadline, start + config.timeout);
+        // Half the rate uses the window up; the rate itself keeps its length.
+        let second = Duration::from_secs(1);
+        let rate = config.min_bytes_per_second as usize;
+        pace.note(&config, 5 * rate, start + 10 * second);
+        assert_eq!(pace.deadline, start + 35 * second);
+        pace.note(&config, 10 * rate, start + 20 * second);
+        assert_eq!(pace.deadline, start + 45 * second);
+        pace.note(&config, 20 * rate, start + 40 * second);
+        assert_eq!(pace.deadline, start + 65 * second);
     }
 }

@@ -14,11 +14,13 @@ use tokio::{
 
 use crate::error::ApiError;
 
-/// The part of what is for whoever comes that one of several tenants may take.
+/// One of several tenants may hold a quarter of the common part.
 const COMMON_PART: usize = 4;
+/// An eighth of every part is kept for small bodies.
+const SMALL_PART: usize = 8;
 
-/// Bytes that bodies may take. Half are each tenant's own, in equal parts; the rest is for
-/// whoever comes.
+/// Bytes that request bodies may hold. Half are divided equally among the tenants; the
+/// common part, which is the rest, is first come, first served.
 #[derive(Debug)]
 pub(super) struct Budget {
     total: usize,
@@ -32,7 +34,7 @@ struct Taken {
     by_tenant: HashMap<TenantId, Part>,
 }
 
-/// What one tenant has, or one body.
+/// What one tenant holds, or one body.
 #[derive(Clone, Copy, Debug, Default)]
 struct Part {
     own: usize,
@@ -45,6 +47,8 @@ pub(crate) struct Reservation {
     budget: Arc<Budget>,
     tenant: TenantId,
     part: Part,
+    /// Whether it is for a large body, which may not use what is kept for small ones.
+    is_large: bool,
 }
 
 impl Budget {
@@ -57,11 +61,13 @@ impl Budget {
     }
 
     /// Takes bytes for a tenant, one of so many, if they are there: its own first.
-    fn take(&self, tenant: TenantId, tenants: usize, bytes: usize) -> Option<Part> {
+    fn take(&self, tenant: TenantId, tenants: usize, bytes: usize, is_large: bool) -> Option<Part> {
         let (own, common) = match tenants {
             0 | 1 => (self.total, 0),
             _ => (self.total / 2 / tenants, self.total / 2),
         };
+        let usable = |part: usize| if is_large { part - part / SMALL_PART } else { part };
+        let (own, common) = (usable(own), usable(common));
         let mut taken = self.taken();
         let has = taken.by_tenant.get(&tenant).copied().unwrap_or_default();
         let part = Part { own: bytes.min(own.saturating_sub(has.own)), common: 0 };
@@ -81,7 +87,12 @@ impl Budget {
 
 impl Reservation {
     pub(super) fn none(budget: &Arc<Budget>, tenant: TenantId) -> Self {
-        Self { budget: Arc::clone(budget), tenant, part: Part::default() }
+        Self { budget: Arc::clone(budget), tenant, part: Part::default(), is_large: false }
+    }
+
+    /// Takes from now on nothing that is kept for small bodies.
+    pub(super) fn set_large(&mut self) {
+        self.is_large = true;
     }
 
     /// How many bytes it is for.
@@ -99,7 +110,7 @@ impl Reservation {
         let deadline = Instant::now() + patience;
         loop {
             let freed = self.budget.freed.notified();
-            if let Some(part) = self.budget.take(self.tenant, tenants, bytes) {
+            if let Some(part) = self.budget.take(self.tenant, tenants, bytes, self.is_large) {
                 self.part.own += part.own;
                 self.part.common += part.common;
                 return Ok(());
@@ -142,7 +153,7 @@ mod tests {
             let mut held = Reservation::none(&budget, TenantId(tenant));
             async move { held.grow(4, bytes, soon).await.map(|()| held) }
         };
-        // Its own hundred, and a quarter of what is for whoever comes.
+        // Its own hundred, and a quarter of the common part.
         let flood = hold(1, 200).await.expect("there is room");
         assert!(hold(1, 1).await.is_err());
         let other = hold(2, 100).await.expect("its own part");
@@ -151,6 +162,25 @@ mod tests {
         drop((other, again));
         assert!(budget.taken().by_tenant.is_empty());
         assert_eq!(budget.taken().common, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn large_bodies_leave_room_for_small_ones() {
+        let budget = Arc::new(Budget::new(1600));
+        for (tenants, most) in [(1, 1400), (4, 350)] {
+            let hold = |bytes, is_large| {
+                let mut held = Reservation::none(&budget, TenantId(0));
+                if is_large {
+                    held.set_large();
+                }
+                async move { held.grow(tenants, bytes, Duration::ZERO).await.map(|()| held) }
+            };
+            let large = hold(most, true).await.expect("all but an eighth");
+            assert!(hold(1, true).await.is_err(), "the rest is for small bodies");
+            let small = hold(most / 7, false).await.expect("an eighth");
+            assert!(hold(1, false).await.is_err(), "all is taken");
+            drop((large, small));
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use sconce_engine::{EngineLimits, EngineRequest, RequestError, SchedulingPolicy};
+use sconce_engine::{EngineLimits, EngineRequest, SchedulingPolicy, SubmitError};
 use sconce_text::StopStrings;
 use sconce_types::{BLOCK_SIZE, SamplingParams, TokenId};
 use serde::Deserialize;
@@ -263,7 +263,7 @@ impl Settings {
             None => Ok(max_tokens),
             Some(tokens_per_minute) => {
                 let max_tokens = asked.unwrap_or(least) as usize;
-                let refusal = RequestError::ExceedsMinute {
+                let refusal = SubmitError::ExceedsMinute {
                     choices,
                     prompt_tokens,
                     max_tokens,

@@ -11,17 +11,20 @@ use axum::{
     http::{Request, StatusCode},
 };
 use futures::StreamExt as _;
-use sconce_server::{ServerConfig, TenantDirectory};
+use sconce_server::{ConnectionConfig, ServerConfig, TenantDirectory};
 use sconce_tenants::{NewTenant, add, add_admin_key};
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
 use tracing_subscriber::fmt::MakeWriter;
 
-use super::app::{App, CHAT, COMPLETIONS};
+use super::{
+    app::{App, CHAT, COMPLETIONS},
+    wire::{IDLE, Server},
+};
 
 /// Lines that were logged.
 #[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<u8>>>);
+pub(super) struct Lines(Arc<Mutex<Vec<u8>>>);
 
 impl io::Write for Lines {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -43,13 +46,13 @@ impl<'a> MakeWriter<'a> for Lines {
 }
 
 impl Lines {
-    fn take(&self) -> String {
+    pub(super) fn take(&self) -> String {
         let bytes = std::mem::take(&mut *self.0.lock().expect("nobody panics with it"));
         String::from_utf8(bytes).expect("UTF-8")
     }
 
     /// The fields of the only line.
-    fn take_one(&self) -> Value {
+    pub(super) fn take_one(&self) -> Value {
         let text = self.take();
         let lines: Vec<Value> =
             text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
@@ -175,6 +178,66 @@ fn a_line_names_who_asked_and_holds_neither_keys_nor_prompts() {
             assert!(!text.contains(hidden), "{text:?} shows {hidden:?}");
         }
     }
+}
+
+#[test]
+fn polled_paths_can_be_left_out() {
+    let unlogged_paths = vec!["/health".to_owned(), "/metrics".to_owned()];
+    let config = ServerConfig { access_log: true, unlogged_paths, ..ServerConfig::default() };
+    let (app, lines) = (App::new(config), Lines::default());
+    let subscriber = tracing_subscriber::fmt().json().with_writer(lines.clone()).finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    for path in ["/health", "/health/", "/health?x=1", "/metrics"] {
+        assert_eq!(app.status("GET", path, &[]), 200);
+        assert_eq!(lines.take(), "", "{path}");
+    }
+    for (path, status) in [("/health/x", 404), ("/ping", 200), ("/", 404)] {
+        assert_eq!(app.status("GET", path, &[]), status);
+        assert_eq!(lines.take_one()["path"], path);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_refused_before_there_is_a_request_has_a_line() {
+    let lines = Lines::default();
+    let subscriber = tracing_subscriber::fmt().json().with_writer(lines.clone()).finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let config = ConnectionConfig { access_log: true, ..ConnectionConfig::default() };
+    let large = format!("GET / HTTP/1.1\r\nHost: {}", "x".repeat(100_000));
+    for (max_connections, sent, status) in [
+        (0, "", 503),
+        (1, "GET /version HTTP/1.1\r\nHost: te", 408),
+        (1, "GET / HTTP/one\r\n\r\n", 400),
+        (1, &large, 431),
+    ] {
+        let config = ConnectionConfig { max_connections, ..config.clone() };
+        let server = Server::start(config).await;
+        let mut client = server.connect().await;
+        let address = client.0.local_addr().expect("it is connected");
+        client.send(sent).await;
+        let text = client.rest_or_reset().await;
+        assert!(text.starts_with(&format!("HTTP/1.1 {status} ")), "{text}");
+        // Lines of other targets are none of requests.
+        let lines = lines.take();
+        let line = lines.lines().find(|line| line.contains("sconce::access"));
+        let line: Value = serde_json::from_str(line.unwrap_or_default()).expect("a line");
+        let fields = &line["fields"];
+        let body = text.split_once("\r\n\r\n").map_or(0, |(_, body)| body.len());
+        for (field, value) in [
+            ("status", json!(status)),
+            ("client", json!(address.to_string())),
+            ("bytes", json!(body)),
+            ("path", Value::Null),
+        ] {
+            assert_eq!(fields[field], value, "{field} of {line}");
+        }
+        let took = fields["total_ms"].as_f64().expect("a number");
+        assert_eq!(took > 0.0, status == 408, "{line}");
+    }
+    // Those that have one have no second line.
+    let server = Server::start(config).await;
+    server.ask(&IDLE.replace("Host", "Connection: close\r\nHost")).await;
+    assert_eq!(lines.take().matches("sconce::access").count(), 1);
 }
 
 #[test]

@@ -24,14 +24,16 @@ fn whole_numbers_may_be_written_as_floats() {
         r#""max_tokens": 3, "top_k": 50.0"#,
         r#""max_tokens": 3, "top_k": -1.0"#,
         r#""max_tokens": 3, "seed": 7.0, "n": 2.0"#,
-        r#""max_tokens": 3, "stop_token_ids": [5.0, 6]"#,
+        r#""max_tokens": 3, "stop_token_ids": [5.0, 6], "seed": 7"#,
         r#""max_tokens": 3, "logit_bias": {"16.0": 1.0, "17": -1}"#,
         r#""max_tokens": 3, "priority": 0.0, "timeout": 5.0"#,
         r#""max_tokens": 3, "temperature": -0.0, "length_penalty": 1"#,
     ];
     for path in [COMPLETIONS, CHAT] {
         for more in fields {
-            let (status, answer) = app.post(path, ask(path, more));
+            // No end token is to come first.
+            let more = format!(r#"{more}, "ignore_eos": true"#);
+            let (status, answer) = app.post(path, ask(path, &more));
             assert_eq!(status, 200, "{path} {more}: {answer}");
             let choices = answer["choices"].as_array().expect("choices").len() as u64;
             assert_eq!(answer["usage"]["completion_tokens"], 3 * choices, "{more}");
@@ -102,14 +104,15 @@ fn nothing_is_said_of_a_maximum_that_was_not_sent() {
     let app = App::new(ServerConfig::default());
     // The context has 128 tokens: what is left is what is generated.
     for (len, left) in [(100, 16), (120, 8), (127, 1)] {
-        let (status, answer) = app.post(COMPLETIONS, json!({ "prompt": vec![1; len] }));
+        let body = json!({ "prompt": vec![1; len], "ignore_eos": true });
+        let (status, answer) = app.post(COMPLETIONS, body);
         assert_eq!(
             (status, &answer["usage"]["completion_tokens"]),
             (200, &json!(left)),
             "{answer}"
         );
     }
-    let prompts = json!({ "prompt": [vec![1; 120], vec![1; 10]] });
+    let prompts = json!({ "prompt": [vec![1; 120], vec![1; 10]], "ignore_eos": true });
     let (_, answer) = app.post(COMPLETIONS, prompts);
     assert_eq!(answer["usage"]["completion_tokens"], 8 + 16, "each prompt has room of its own");
     let long = "x".repeat(200);

@@ -6,6 +6,7 @@ mod app;
 mod bills;
 mod faults;
 mod fields;
+mod http2;
 mod keys;
 mod reload;
 mod script;

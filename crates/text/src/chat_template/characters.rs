@@ -1,5 +1,7 @@
 //! Python's view of characters and of cases, where Rust's is another.
 
+use super::budget;
+
 /// `str.isspace` of a character.
 pub(super) fn is_space(c: char) -> bool {
     c.is_whitespace() || matches!(c, '\u{1c}'..='\u{1f}')
@@ -43,6 +45,18 @@ pub(super) fn is_identifier(text: &str) -> bool {
 
 fn is_cased(c: char) -> bool {
     c.is_lowercase() || c.is_uppercase()
+}
+
+/// `str.replace`, at most `count` times.
+pub(super) fn replace(
+    text: &str,
+    old: &str,
+    new: &str,
+    count: Option<usize>,
+) -> Result<String, minijinja::Error> {
+    let places = text.matches(old).take(count.unwrap_or(usize::MAX)).count();
+    budget::reserve(text.len().saturating_add(places.saturating_mul(new.len())))?;
+    Ok(text.replacen(old, new, places))
 }
 
 /// `str.capitalize`.

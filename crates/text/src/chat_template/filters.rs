@@ -1,6 +1,6 @@
 //! Filters, tests and functions where Jinja2's are other than minijinja's.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::LazyLock};
 
 use minijinja::{
     Environment, Error, ErrorKind, Value, filters,
@@ -10,9 +10,10 @@ use minijinja::{
 use super::{
     Raised,
     arguments::{bind, int, optional_int},
-    characters::{is_space, lines},
-    generator, json, percent, python,
-    source::{ADD, ITERABLE, PERCENT},
+    budget,
+    characters::{self, is_space, lines},
+    generator, json, operators, percent, python,
+    source::{ADD, CONCAT, ITERABLE, MULTIPLY, PERCENT},
     strftime,
 };
 
@@ -22,15 +23,44 @@ const MAX_PADDING: usize = 1 << 20;
 /// Characters of an indent at most, which every line repeats.
 const MAX_INDENT: usize = 256;
 
+/// Filters of minijinja that copy what they are given.
+const BUILT_IN: &[&str] = &[
+    "batch",
+    "capitalize",
+    "chain",
+    "groupby",
+    "lines",
+    "lower",
+    "pprint",
+    "reverse",
+    "slice",
+    "sort",
+    "split",
+    "striptags",
+    "sum",
+    "title",
+    "unique",
+    "upper",
+    "urlencode",
+    "wordcount",
+    "wordwrap",
+    "zip",
+];
+
 pub(super) fn add_to(environment: &mut Environment<'static>) {
     minijinja_contrib::add_to_environment(environment);
+    for &name in BUILT_IN {
+        environment.add_filter(name, move |args: Rest<ValueOrKwargs>| built_in(name, args));
+    }
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", |format: &str| {
         strftime::strftime(format, &jiff::ZonedDateTime::now())
     });
     environment.add_filter(PERCENT, percent::percent);
     environment.add_filter(ITERABLE, iterable);
-    environment.add_filter(ADD, add);
+    environment.add_filter(ADD, operators::add);
+    environment.add_filter(CONCAT, operators::concat);
+    environment.add_filter(MULTIPLY, operators::multiply);
     environment.add_filter("tojson", json::tojson);
     environment.add_filter("string", |value: &Value| python::str_of(value));
     environment.add_filter("format", printf);
@@ -49,7 +79,10 @@ pub(super) fn add_to(environment: &mut Environment<'static>) {
     environment.add_filter("indent", indent);
     environment.add_filter("truncate", truncate);
     environment.add_filter("list", |value: Value| {
-        iterable(value)?.try_iter().map(|items| items.collect::<Vec<_>>())
+        let value = iterable(value)?;
+        budget::spend_value(&value);
+        budget::check()?;
+        value.try_iter().map(|items| items.collect::<Vec<_>>())
     });
     environment.add_filter("map", generator::map);
     environment.add_filter("select", generator::select);
@@ -62,6 +95,33 @@ pub(super) fn add_to(environment: &mut Environment<'static>) {
     environment.add_test("sequence", is_sequence);
     environment.add_test("iterable", is_iterable);
     environment.add_test("callable", is_callable);
+}
+
+/// Runs a filter as minijinja has it, and counts what it takes and makes.
+fn built_in(name: &str, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
+    static ORIGINALS: LazyLock<Environment<'static>> = LazyLock::new(|| {
+        let mut originals = Environment::new();
+        minijinja_contrib::add_to_environment(&mut originals);
+        originals
+    });
+    let args = args.into_values();
+    let (value, others) = args.split_first().ok_or_else(|| invalid("a value is missing"))?;
+    budget::spend_value(value);
+    if matches!(name, "batch" | "slice") {
+        // They make so many entries, whatever they are given.
+        let count = others.first().and_then(Value::as_usize).unwrap_or(0);
+        budget::spend_entries(count);
+    }
+    budget::check()?;
+    if matches!(name, "pprint" | "upper" | "lower" | "title" | "capitalize") {
+        // A list is printed; that is counted first, because it may be long.
+        drop(value.as_str().is_none().then(|| python::str_of(value)));
+        budget::check()?;
+    }
+    let result = ORIGINALS.empty_state().apply_filter(name, &args)?;
+    budget::spend_value(&result);
+    budget::check()?;
+    Ok(result)
 }
 
 fn invalid(detail: impl Into<std::borrow::Cow<'static, str>>) -> Error {
@@ -78,35 +138,8 @@ fn iterable(value: Value) -> Result<Value, Error> {
     if value.is_none() {
         return Err(invalid("None is not iterable"));
     }
+    budget::check()?;
     Ok(value)
-}
-
-/// `+`, where text that is added to markup is escaped.
-fn add(left: &Value, right: &Value) -> Result<Value, Error> {
-    if let (Some(a), Some(b)) = (left.as_str(), right.as_str()) {
-        if !(left.is_safe() || right.is_safe()) {
-            return Ok(Value::from([a, b].concat()));
-        }
-        let (a, b) = (escape(left), escape(right));
-        return Ok(Value::from_safe_string([python::str_of(&a), python::str_of(&b)].concat()));
-    }
-    if let (Some(a), Some(b)) = (percent::number(left), percent::number(right)) {
-        if a.is_integer() && b.is_integer() {
-            let sum = i128::try_from(a)?.checked_add(i128::try_from(b)?);
-            let sum = sum.ok_or_else(|| invalid("a sum is beyond 128 bits"))?;
-            return Ok(i64::try_from(sum).map_or_else(|_| sum.into(), Value::from));
-        }
-        return Ok(Value::from(f64::try_from(a)? + f64::try_from(b)?));
-    }
-    let list = |value: &Value| matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable);
-    if list(left) && list(right) && left.is_tuple() == right.is_tuple() {
-        let items: Vec<Value> = left.try_iter()?.chain(right.try_iter()?).collect();
-        return Ok(match left.is_tuple() {
-            true => Value::from(Tuple::from(items)),
-            false => Value::from(items),
-        });
-    }
-    Err(invalid(format!("{} and {} cannot be added", left.kind(), right.kind())))
 }
 
 fn printf(format: &Value, args: Rest<ValueOrKwargs>) -> Result<String, Error> {
@@ -152,10 +185,7 @@ fn replace(value: &Value, args: Rest<ValueOrKwargs>) -> Result<String, Error> {
     };
     let (text, old, new) = (python::str_of(value), python::str_of(&old), python::str_of(&new));
     let count = optional_int("replace", &count)?.and_then(|count| usize::try_from(count).ok());
-    Ok(match count {
-        Some(count) => text.replacen(&old, &new, count),
-        None => text.replace(&old, &new),
-    })
+    characters::replace(&text, &old, &new, count)
 }
 
 fn trim(value: &Value, args: Rest<ValueOrKwargs>) -> Result<String, Error> {
@@ -171,6 +201,7 @@ fn join(value: &Value, args: Rest<ValueOrKwargs>) -> Result<String, Error> {
     let separator = separator.map(|separator| python::str_of(&separator)).unwrap_or_default();
     let mut out = String::new();
     for (i, item) in iterable(value.clone())?.try_iter()?.enumerate() {
+        budget::reserve(separator.len())?;
         out.push_str(if i > 0 { &separator } else { "" });
         let item = match attribute.as_ref().filter(|attribute| !attribute.is_none()) {
             Some(attribute) => path(item, attribute)?,
@@ -286,6 +317,7 @@ fn indent(value: &Value, args: Rest<ValueOrKwargs>) -> Result<String, Error> {
     for (i, line) in lines(&text, false).into_iter().enumerate() {
         out.push_str(if i > 0 { "\n" } else { "" });
         if if i == 0 { first } else { blank || !line.is_empty() } {
+            budget::reserve(indention.len())?;
             out.push_str(&indention);
         }
         out.push_str(line);
@@ -313,7 +345,7 @@ fn truncate(value: &Value, args: Rest<ValueOrKwargs>) -> Result<String, Error> {
 }
 
 /// MarkupSafe's escapes, which are other than minijinja's.
-fn escape(value: &Value) -> Value {
+pub(super) fn escape(value: &Value) -> Value {
     if value.is_safe() {
         return value.clone();
     }

@@ -8,6 +8,8 @@ use minijinja::{
     value::{Enumerator, Object, ObjectRepr, Rest, ValueOrKwargs},
 };
 
+use super::budget;
+
 #[derive(Debug)]
 pub(super) struct Generator(Mutex<Vec<Value>>);
 
@@ -39,6 +41,7 @@ impl Object for Generator {
 }
 
 fn generator(items: Vec<Value>) -> Value {
+    budget::spend_entries(items.len());
     Value::from_object(Generator(Mutex::new(items)))
 }
 

@@ -7,7 +7,7 @@ use minijinja::{
     value::{ObjectRepr, Rest, ValueKind, ValueOrKwargs},
 };
 
-use super::{arguments::bind, generator::Generator, python};
+use super::{arguments::bind, budget, generator::Generator, python};
 
 /// How deep a value may be nested: a namespace may hold itself.
 const MAX_DEPTH: usize = 200;
@@ -45,6 +45,7 @@ pub(super) fn tojson(value: &Value, args: Rest<ValueOrKwargs>) -> Result<Value, 
     let style = Style { indent, item_separator, key_separator, sort_keys, ensure_ascii };
     let mut out = String::new();
     dump(value, &style, 0, &mut out)?;
+    budget::reserve(out.len())?;
     Ok(Value::from(out))
 }
 
@@ -66,6 +67,9 @@ fn invalid(message: String) -> Error {
 }
 
 fn dump(value: &Value, style: &Style, depth: usize, out: &mut String) -> Result<(), Error> {
+    if out.len() >= budget::left() {
+        return budget::reserve(out.len());
+    }
     if depth > MAX_DEPTH {
         return Err(invalid(format!("a value is nested deeper than {MAX_DEPTH} levels")));
     }

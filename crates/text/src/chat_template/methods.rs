@@ -9,6 +9,7 @@ use minijinja_contrib::pycompat;
 
 use super::{
     arguments::{bind, int, optional_int, text},
+    budget,
     characters::{self, is_space},
     python,
     source::SLICE,
@@ -23,6 +24,8 @@ pub(super) fn call(
     method: &str,
     args: &[Value],
 ) -> Result<Value, Error> {
+    budget::spend_value(value);
+    budget::check()?;
     let result = match (value.kind(), value.as_str()) {
         _ if method == SLICE => Some(slice(value, args)?),
         (_, Some(string)) => string_method(string, method, args)?,
@@ -38,10 +41,13 @@ pub(super) fn call(
         }
         _ => None,
     };
-    match result {
-        Some(result) => Ok(result),
-        None => pycompat::unknown_method_callback(state, value, method, args),
-    }
+    let result = match result {
+        Some(result) => result,
+        None => pycompat::unknown_method_callback(state, value, method, args)?,
+    };
+    budget::spend_value(&result);
+    budget::check()?;
+    Ok(result)
 }
 
 fn invalid(detail: impl Into<std::borrow::Cow<'static, str>>) -> Error {
@@ -211,10 +217,7 @@ fn string_method(string: &str, method: &str, args: &[Value]) -> Result<Option<Va
             let [old, new, count] = bind(method, ["old", "new", "count"], args)?;
             let (old, new) = (text(method, &old)?, text(method, &new)?);
             let count = optional_int(method, &count)?.and_then(|n| usize::try_from(n).ok());
-            Ok(Some(Value::from(match count {
-                Some(count) => string.replacen(old, new, count),
-                None => string.replace(old, new),
-            })))
+            characters::replace(string, old, new, count).map(|text| Some(Value::from(text)))
         }
         "removeprefix" | "removesuffix" => {
             let [part] = bind(method, ["part"], args)?;
@@ -292,6 +295,7 @@ fn string_method(string: &str, method: &str, args: &[Value]) -> Result<Option<Va
             let [size] = bind(method, ["tabsize"], args)?;
             let size = optional_int(method, &size)?.unwrap_or(8).clamp(0, 256);
             let size = usize::try_from(size).unwrap_or(0);
+            budget::reserve(string.matches('\t').count().saturating_mul(size))?;
             Ok(Some(Value::from(characters::expand_tabs(string, size))))
         }
         "join" => {
@@ -305,6 +309,7 @@ fn string_method(string: &str, method: &str, args: &[Value]) -> Result<Option<Va
                 let part = item.as_str().ok_or_else(|| {
                     invalid(format!("join takes strings, but found a {}", item.kind()))
                 })?;
+                budget::reserve(part.len().saturating_add(string.len()))?;
                 parts.push(part.to_owned());
             }
             Ok(Some(Value::from(parts.join(string))))

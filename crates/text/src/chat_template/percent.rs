@@ -6,7 +6,7 @@ use minijinja::{
     value::ValueKind,
 };
 
-use super::python;
+use super::{budget, python};
 
 /// Characters that a width or a precision may ask for.
 const MAX_WIDTH: usize = 100_000;
@@ -122,7 +122,9 @@ pub(super) fn printf(text: &str, values: &[Value], mapping: &Value) -> Result<St
             Some(value) => value,
             None => values.next().cloned().ok_or_else(missing)?,
         };
-        out.push_str(&convert(&value, conversion, &flags, width, precision)?);
+        let text = convert(&value, conversion, &flags, width, precision)?;
+        budget::reserve(text.len())?;
+        out.push_str(&text);
     }
     out.push_str(rest);
     if values.next().is_some() && !by_name && mapping.kind() != ValueKind::Map {

@@ -7,16 +7,20 @@ use minijinja::{
     value::{ObjectRepr, ValueKind},
 };
 
+use super::budget;
+
 /// How deep lists and mappings are printed: a namespace may hold itself.
 const MAX_DEPTH: usize = 128;
 
-/// `str(value)`.
+/// `str(value)`. What exceeds the budget is cut; it then fails the next check.
 pub(super) fn str_of(value: &Value) -> String {
     if let Some(text) = value.as_str() {
+        budget::spend(text.len());
         return text.to_owned();
     }
     let mut out = String::new();
     write_value(value, 0, &mut out);
+    budget::spend(out.len());
     out
 }
 
@@ -24,6 +28,7 @@ pub(super) fn str_of(value: &Value) -> String {
 pub(super) fn repr(value: &Value) -> String {
     let mut out = String::new();
     write_repr(value, 0, &mut out);
+    budget::spend(out.len());
     out
 }
 
@@ -42,6 +47,10 @@ fn write_repr(value: &Value, depth: usize, out: &mut String) {
 
 /// What is no string.
 fn write_value(value: &Value, depth: usize, out: &mut String) {
+    // A list that holds another twice can print as far more than was made for it.
+    if out.len() >= budget::left() {
+        return;
+    }
     if depth > MAX_DEPTH {
         out.push_str("...");
         return;

@@ -8,9 +8,13 @@ pub(super) const PERCENT: &str = "__percent";
 /// What `for x in a` becomes, so that None is refused: `for x in (a)|__iterable`.
 pub(super) const ITERABLE: &str = "__iterable";
 
-/// What `a + b` becomes where markup may be among them, which escapes what is
-/// added to it: `(a)|__add(b)`.
+/// What `a + b` becomes, so that its size is counted and markup escapes what is added to
+/// it: `(a)|__add(b)`.
 pub(super) const ADD: &str = "__add";
+/// What `a ~ b` becomes, so that its size is counted: `(a)|__concat(b)`.
+pub(super) const CONCAT: &str = "__concat";
+/// What `a * b` becomes, so that its size is counted: `(a)|__multiply(b)`.
+pub(super) const MULTIPLY: &str = "__multiply";
 /// What `a[b:c:d]` becomes: `a.__slice(b, c, d)`.
 pub(super) const SLICE: &str = "__slice";
 
@@ -18,12 +22,12 @@ pub(super) const SLICE: &str = "__slice";
 /// - line ends become `\n`;
 /// - `{% generation %}` marks what the assistant wrote, for training; it becomes
 ///   a scope;
-/// - `%`, `for` and slices go through [`PERCENT`], [`ITERABLE`] and [`SLICE`];
+/// - `%`, `+`, `~`, `*`, `for` and slices go through [`PERCENT`], [`ADD`], [`CONCAT`],
+///   [`MULTIPLY`], [`ITERABLE`] and [`SLICE`];
 /// - a sign `+` goes;
 /// - escapes in strings that minijinja reads otherwise become the character.
 pub(super) fn rewrite(source: &str) -> String {
     let source = source.replace("\r\n", "\n").replace('\r', "\n");
-    let markup = ["safe", "escape"].iter().any(|filter| source.contains(filter));
     let mut out = String::with_capacity(source.len() + source.len() / 8);
     let mut at = 0;
     while let Some(found) = source[at..].find('{') {
@@ -34,7 +38,7 @@ pub(super) fn rewrite(source: &str) -> String {
         } else if rest.starts_with("{{") {
             tokens(&source, start + 2, "}}").map(|(tokens, end)| {
                 out.push_str(&source[at..start]);
-                push_block(&source, start, &tokens, end, markup, &mut out);
+                push_block(&source, start, &tokens, end, &mut out);
                 at = end;
                 end
             })
@@ -45,7 +49,7 @@ pub(super) fn rewrite(source: &str) -> String {
                 }
                 Some((tokens, end)) => {
                     out.push_str(&source[at..start]);
-                    push_block(&source, start, &tokens, end, markup, &mut out);
+                    push_block(&source, start, &tokens, end, &mut out);
                     at = end;
                     Some(end)
                 }
@@ -168,14 +172,7 @@ fn end_of_raw(source: &str, from: usize) -> Option<usize> {
 }
 
 /// Writes one `{{ … }}` or `{% … %}` anew.
-fn push_block(
-    source: &str,
-    start: usize,
-    tokens: &[Token],
-    end: usize,
-    markup: bool,
-    out: &mut String,
-) {
+fn push_block(source: &str, start: usize, tokens: &[Token], end: usize, out: &mut String) {
     let text = |token: &Token| &source[token.at.clone()];
     // What stands in for a token, and what comes behind it.
     let mut instead: Vec<Option<String>> = tokens
@@ -215,10 +212,12 @@ fn push_block(
         behind[operand_end].push(')');
     }
     let statement = source[start..].starts_with("{%");
-    for (first, plus, last) in additions(source, tokens, statement, markup) {
-        before[first].push('(');
-        instead[plus] = Some(format!(")|{ADD}("));
-        behind[last].push(')');
+    for (operator, filter) in [("*", MULTIPLY), ("~", CONCAT), ("+", ADD)] {
+        for (first, place, last) in binary(source, tokens, statement, operator) {
+            before[first].push('(');
+            instead[place] = Some(format!(")|{filter}("));
+            behind[last].push(')');
+        }
     }
     if statement && let Some(iterable) = iterable(source, tokens) {
         before[iterable.start].push('(');
@@ -284,19 +283,28 @@ fn slices(source: &str, tokens: &[Token]) -> Vec<(usize, Vec<usize>, usize)> {
     found
 }
 
-/// Every binary `+`, the first token of its left side and the last of its right
-/// side.
-fn additions(
+/// How tightly an operator binds; `None` for what binds tighter than `*`.
+fn precedence(operator: &str) -> Option<u8> {
+    match operator {
+        "**" | "." | "|" => None,
+        "*" | "/" | "//" | "%" => Some(3),
+        "~" => Some(2),
+        "+" | "-" => Some(1),
+        _ => Some(0),
+    }
+}
+
+/// Every place where an operator is binary, between the first token of its left side and
+/// the last of its right side.
+fn binary(
     source: &str,
     tokens: &[Token],
     statement: bool,
-    markup: bool,
+    operator: &str,
 ) -> Vec<(usize, usize, usize)> {
     let mut found: Vec<(usize, usize, usize)> = Vec::new();
-    if !markup {
-        return found;
-    }
-    // At each level of brackets: where the sum began, and its last plus.
+    let own = precedence(operator).unwrap_or(u8::MAX);
+    // At each level of brackets: where the left side began, and the last such operator.
     let mut levels: Vec<(usize, Option<usize>)> = vec![(usize::from(statement), None)];
     for (i, token) in tokens.iter().enumerate() {
         let text = &source[token.at.clone()];
@@ -311,21 +319,23 @@ fn additions(
                 continue;
             }
             (Kind::Close, _) => (true, false),
-            (Kind::Operator, "+" | "-") if after_operand => (true, false),
-            (Kind::Operator, "+" | "-" | "~" | "*" | "/" | "//" | "**" | "%" | "." | "|") => {
-                (false, false)
-            }
-            (Kind::Operator, _) => (true, true),
+            // A sign, or the star before arguments.
+            (Kind::Operator, "+" | "-" | "*") if !after_operand => (false, false),
+            (Kind::Operator, text) => match precedence(text) {
+                Some(other) if other < own => (true, true),
+                Some(other) if other == own => (true, false),
+                _ => (false, false),
+            },
             (Kind::Word, word) if is_keyword(word) => (true, true),
             _ => (false, false),
         };
-        if let Some(plus) = level.1.take_if(|_| ends) {
-            found.push((level.0, plus, i - 1));
+        if let Some(place) = level.1.take_if(|_| ends) {
+            found.push((level.0, place, i - 1));
         }
         if begins {
             level.0 = i + 1;
         }
-        if text == "+" && after_operand {
+        if text == operator && after_operand {
             level.1 = Some(i);
         }
         if token.kind == Kind::Close && levels.len() > 1 {
@@ -333,7 +343,7 @@ fn additions(
         }
     }
     let end = tokens.len().saturating_sub(1);
-    found.extend(levels.iter().filter_map(|(first, plus)| Some((*first, (*plus)?, end))));
+    found.extend(levels.iter().filter_map(|(first, place)| Some((*first, (*place)?, end))));
     found
 }
 

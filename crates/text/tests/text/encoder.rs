@@ -69,6 +69,166 @@ fn tokenizers() -> Vec<(&'static str, Value)> {
     ]
 }
 
+/// An added token that takes the whitespace beside it, as Phi-3's and RoBERTa's have.
+fn greedy_token(mut tokenizer: Value, lstrip: bool) -> Value {
+    let token = json!({
+        "id": 290, "content": "<greedy>", "special": true, "single_word": false,
+        "lstrip": lstrip, "rstrip": !lstrip, "normalized": false,
+    });
+    let added = tokenizer["added_tokens"].as_array_mut().expect("a list");
+    added.push(token);
+    tokenizer
+}
+
+fn with(mut tokenizer: Value, part: &str, value: Value) -> Value {
+    tokenizer[part] = value;
+    tokenizer
+}
+
+/// BERT's kind: a word with an unknown part, or of more than ten characters, is one token.
+fn word_piece() -> Value {
+    let vocab = json!({ "[UNK]": 0, "the": 1, "a": 2, "##a": 3, "##b": 4, "of": 5, "'": 6 });
+    json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+        "normalizer": null, "post_processor": null, "decoder": null,
+        "pre_tokenizer": { "type": "BertPreTokenizer" },
+        "model": { "type": "WordPiece", "unk_token": "[UNK]", "vocab": vocab,
+            "continuing_subword_prefix": "##", "max_input_chars_per_word": 2_000 },
+    })
+}
+
+fn word_level() -> Value {
+    let model = json!({
+        "type": "WordLevel", "unk_token": "[UNK]", "vocab": { "[UNK]": 0, "the": 1, "of": 2 },
+    });
+    with(with(word_piece(), "model", model), "pre_tokenizer", json!({ "type": "WhitespaceSplit" }))
+}
+
+/// T5's kind, whose unknown characters in a row are one token.
+fn unigram(bytes: bool) -> Value {
+    let known = ["<unk>", "\u{2581}", "\u{2581}the", "the", "\u{2581}of", "a", "b"];
+    let mut vocab: Vec<Value> = known.iter().map(|token| json!([token, -1.0])).collect();
+    if bytes {
+        vocab.extend((0..=255).map(|byte| json!([format!("<0x{byte:02X}>"), -9.0])));
+    }
+    json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+        "normalizer": null, "post_processor": null, "decoder": null,
+        "pre_tokenizer": { "type": "Metaspace", "replacement": "\u{2581}",
+            "prepend_scheme": "always", "split": true },
+        "model": { "type": "Unigram", "unk_id": 0, "vocab": vocab, "byte_fallback": bytes },
+    })
+}
+
+/// SentencePiece without tokens for bytes.
+fn characters(unk_token: Option<&str>, fuse_unk: bool) -> Value {
+    let mut tokenizer = sentencepiece();
+    tokenizer["model"]["byte_fallback"] = json!(false);
+    tokenizer["model"]["fuse_unk"] = json!(fuse_unk);
+    tokenizer["model"]["unk_token"] = json!(unk_token);
+    tokenizer
+}
+
+/// Tokenizers of which one token can stand for text of any length.
+fn unbounded() -> Vec<(&'static str, Value)> {
+    let normalized = |normalizer: Value| with(byte_level(), "normalizer", normalizer);
+    let bert = json!({
+        "type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": false,
+        "strip_accents": null, "lowercase": false,
+    });
+    let removed = |pattern: Value| {
+        let split = json!({
+            "type": "Split", "pattern": pattern, "behavior": "Removed", "invert": false,
+        });
+        let bytes = byte_level()["pre_tokenizer"].clone();
+        let sequence = json!({ "type": "Sequence", "pretokenizers": [split, bytes] });
+        with(byte_level(), "pre_tokenizer", sequence)
+    };
+    let replaced = |pattern: Value, content: &str| {
+        normalized(json!({ "type": "Replace", "pattern": pattern, "content": content }))
+    };
+    let mut some_bytes = byte_level();
+    let vocab = some_bytes["model"]["vocab"].as_object_mut().expect("a vocabulary");
+    vocab.remove("x").expect("it has all bytes");
+    vec![
+        ("lstrip", greedy_token(byte_level(), true)),
+        ("rstrip", greedy_token(byte_level(), false)),
+        ("word piece", word_piece()),
+        ("word level", word_level()),
+        ("unigram", unigram(false)),
+        ("fused unknown", characters(Some("<unk>"), true)),
+        ("no unknown", characters(None, false)),
+        ("a byte without a token", some_bytes),
+        ("Strip", normalized(json!({ "type": "Strip", "strip_left": true, "strip_right": true }))),
+        ("StripAccents", normalized(json!({ "type": "StripAccents" }))),
+        ("Nmt", normalized(json!({ "type": "Nmt" }))),
+        ("BertNormalizer", normalized(bert)),
+        ("Replace with nothing", replaced(json!({ "String": "x" }), "")),
+        ("Replace by pattern", replaced(json!({ "Regex": "<i>.*</i>| {2,}" }), " ")),
+        ("Split", removed(json!({ "Regex": "<i>.*</i>" }))),
+        ("Split at text", removed(json!({ "String": " " }))),
+    ]
+}
+
+/// Text that one kind or another makes little of.
+fn vanishing_texts() -> Vec<String> {
+    let many = |text: &str| text.repeat(34_000 / text.len() + 1);
+    vec![
+        many("x"),
+        many("\u{6f22}"),
+        many(" "),
+        many("\u{301}"),
+        many("\u{1}"),
+        format!("{}<greedy>", many(" ")),
+        format!("<greedy>{}", many(" \n")),
+        format!("<i>{}</i>", many("the of ")),
+        // A word of which the last part alone has a token for each character.
+        format!("{}{}", "\u{6f22}".repeat(11_000), "a".repeat(1_900)),
+        many(&format!("{}\u{6f22} ", "a".repeat(1_900))),
+    ]
+}
+
+#[test]
+fn a_text_is_refused_only_if_it_has_more_tokens() {
+    let bounded = [
+        ("unigram with bytes", unigram(true)),
+        ("unknown characters", characters(Some("<unk>"), false)),
+        ("lowercase", with(byte_level(), "normalizer", json!({ "type": "Lowercase" }))),
+        ("compatible", with(byte_level(), "normalizer", json!({ "type": "NFKC" }))),
+    ];
+    let all = unbounded().into_iter().chain(bounded).chain(tokenizers());
+    let mut texts = vanishing_texts();
+    // Four bytes that NFKC makes one of, and three that lower case makes one of.
+    texts.extend(["\u{1d400}".repeat(1_000), "\u{212a}".repeat(1_000)]);
+    for (name, json) in all {
+        let model = model(&json);
+        let reference = Tokenizer::from_bytes(json.to_string()).expect("it is one");
+        for text in &texts {
+            let expected = reference.encode(text.as_str(), false).expect("it encodes");
+            let most = expected.len();
+            let start: String = text.chars().take(12).collect();
+            assert!(text.len() <= model.max_bytes(most), "{name}: {start}: {most} tokens");
+            let tokens = model.encode_within(text, false, most);
+            assert_eq!(tokens.expect(name), expected.get_ids(), "{name}: {start}");
+            if let Some(fewer) = most.checked_sub(1) {
+                let refused = model.encode_within(text, false, fewer);
+                let is_refused = matches!(refused, Err(TextError::TooManyTokens { .. }));
+                assert!(is_refused, "{name}: {start}");
+            }
+        }
+    }
+}
+
+#[test]
+fn without_a_bound_of_bytes_a_long_text_is_refused_by_its_pieces() {
+    for (name, json) in unbounded() {
+        assert_eq!(model(&json).max_bytes(1), usize::MAX, "{name}");
+    }
+    let model = model(&greedy_token(byte_level(), true));
+    let long = model.encode_within(&"the of ".repeat(1 << 18), true, 100);
+    assert!(matches!(long, Err(TextError::TooManyTokens { most: 100 })));
+}
+
 /// Much text, with all that a tokenizer may look at beside a cut.
 fn text() -> impl Strategy<Value = String> {
     let part = prop_oneof![
@@ -107,7 +267,7 @@ proptest! {
 
 #[test]
 fn what_cannot_fit_is_refused_by_its_length() {
-    for (name, json) in tokenizers() {
+    for (name, json) in tokenizers().into_iter().chain([("unigram", unigram(true))]) {
         let model = model(&json);
         let most = model.max_bytes(100);
         assert!((100..10_000).contains(&most), "{name}: {most}");

@@ -182,6 +182,31 @@ fn what_fails_is_known_before_the_first_request() {
     assert!(load("{% if %}", &[]).is_err());
 }
 
+#[test]
+fn an_operators_template_is_read_up_to_a_length() {
+    let dir = tempfile::tempdir().expect("a directory");
+    write(dir.path(), "tokenizer.json", &byte_level());
+    let path = dir.path().join("operators.jinja");
+    let load = || {
+        TextModel::load(dir.path(), &TextConfig { chat_template: Some(path.clone()) })
+            .map(|model| user(&model).len())
+            .map_err(|error| error.to_string())
+    };
+    let missing = load().expect_err("there is no file");
+    assert!(missing.contains("operators.jinja: No such file"), "{missing}");
+    std::fs::write(&path, "a".repeat(1 << 20)).expect("it is written");
+    assert_eq!(load(), Ok(1 << 20));
+    std::fs::write(&path, "a".repeat((1 << 20) + 1)).expect("it is written");
+    let long = load().expect_err("it is too long");
+    assert!(long.ends_with("the file has more than 1048576 bytes"), "{long}");
+    std::fs::write(&path, b"\xff\xfe").expect("it is written");
+    let binary = load().expect_err("it is no text");
+    assert!(binary.contains("operators.jinja: stream did not contain valid UTF-8"), "{binary}");
+    std::fs::remove_file(&path).expect("it is removed");
+    std::fs::create_dir(&path).expect("it is made");
+    assert!(load().expect_err("a folder").starts_with("cannot read "));
+}
+
 proptest! {
     /// Whatever a template holds: it is refused, or it renders or fails.
     #[test]

@@ -1,0 +1,149 @@
+//! What handles and the engine's thread share, and the messages between them.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Instant,
+};
+
+use sconce_scheduler::MinuteReservation;
+use sconce_types::{RequestId, Tenant, TenantId};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+
+use crate::{Capacity, EngineRequest, RequestEvent, StopCheck, admission::Door};
+
+/// What is told to the engine's thread.
+pub(crate) enum Message {
+    Submit(Box<Submission>),
+    /// Tenants as they are from now on.
+    Tenants(Vec<Tenant>),
+    /// The ledger is to keep all that it was told, and then to say so.
+    Settle(oneshot::Sender<()>),
+    /// What a prompt of so many tokens may expect. Few of these wait at once.
+    Capacity(TenantId, usize, oneshot::Sender<Capacity>, OwnedSemaphorePermit),
+}
+
+/// Messages beside submissions that may wait to be read.
+pub(crate) const CONTROL_MESSAGES: usize = 64;
+
+/// A request on its way to the engine's thread.
+pub(crate) struct Submission {
+    pub(crate) id: RequestId,
+    pub(crate) request: EngineRequest,
+    pub(crate) stop: Option<Box<dyn StopCheck>>,
+    pub(crate) arrived: Instant,
+    pub(crate) events: mpsc::Sender<RequestEvent>,
+    pub(crate) permit: Permit,
+}
+
+/// What handles and the engine's thread share: counters, and a lock that is held for
+/// microseconds.
+pub(crate) struct Shared {
+    pub(crate) started: Instant,
+    /// Milliseconds from `started` to the loop's last turn.
+    pub(crate) last_turn_ms: AtomicU64,
+    pub(crate) idle: AtomicBool,
+    pub(crate) restarting: AtomicBool,
+    /// Set before `lost` is.
+    pub(crate) device_lost: AtomicBool,
+    pub(crate) lost: AtomicBool,
+    pub(crate) ended: Notify,
+    /// Asked for, and not done yet.
+    pub(crate) reset_prefix_cache: AtomicBool,
+    /// Milliseconds until a request should end, for those who find no place.
+    pub(crate) next_end_ms: AtomicU64,
+    /// Decides which requests are taken, while steps run.
+    door: Mutex<Door>,
+    /// Questions that may wait for the engine's thread.
+    pub(crate) questions: Arc<Semaphore>,
+    pub(crate) draining: AtomicBool,
+    pub(crate) unfinished: AtomicUsize,
+    pub(crate) drained: Notify,
+    pub(crate) next_id: AtomicU64,
+}
+
+impl Shared {
+    pub(crate) fn new(door: Door) -> Self {
+        Self {
+            next_end_ms: AtomicU64::new(0),
+            door: Mutex::new(door),
+            questions: Arc::new(Semaphore::new(CONTROL_MESSAGES / 2)),
+            started: Instant::now(),
+            last_turn_ms: AtomicU64::new(0),
+            idle: AtomicBool::new(true),
+            restarting: AtomicBool::new(false),
+            device_lost: AtomicBool::new(false),
+            lost: AtomicBool::new(false),
+            ended: Notify::new(),
+            reset_prefix_cache: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
+            unfinished: AtomicUsize::new(0),
+            drained: Notify::new(),
+            next_id: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn beat(&self, idle: bool) {
+        let now_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last_turn_ms.store(now_ms, Ordering::Relaxed);
+        self.idle.store(idle, Ordering::Relaxed);
+    }
+
+    pub(crate) fn door(&self) -> MutexGuard<'_, Door> {
+        // What is decided by it is never left half done.
+        self.door.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Seconds since the start, the clock of admission.
+    pub(crate) fn seconds(&self, at: Instant) -> f64 {
+        at.saturating_duration_since(self.started).as_secs_f64()
+    }
+
+    /// Tells everyone that the loop is over.
+    pub(crate) fn end(&self) {
+        self.lost.store(true, Ordering::Release);
+        self.ended.notify_waiters();
+    }
+}
+
+/// Counts one unfinished request until it is dropped, and holds its part of its tenant's
+/// tokens a minute.
+pub(crate) struct Permit {
+    shared: Arc<Shared>,
+    tenant: TenantId,
+    minute: Option<MinuteReservation>,
+}
+
+impl Permit {
+    /// Counts a request that admission has taken and that holds this part of the minute.
+    pub(crate) fn new(
+        shared: &Arc<Shared>,
+        tenant: TenantId,
+        minute: Option<MinuteReservation>,
+    ) -> Self {
+        shared.unfinished.fetch_add(1, Ordering::AcqRel);
+        Self { shared: Arc::clone(shared), tenant, minute }
+    }
+
+    /// The request uses no more tokens than it has `used`; the rest of what it had reserved
+    /// is its tenant's again. Only the first call counts.
+    pub(crate) fn refund(&mut self, used: u64) {
+        if let Some(minute) = self.minute.take() {
+            self.shared.door().admission.refund(self.tenant, minute, used);
+        }
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        // A request that ends normally was refunded before its last event was sent; what is
+        // left was never computed.
+        self.refund(0);
+        self.shared.door().admission.leave(self.tenant);
+        if self.shared.unfinished.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.shared.drained.notify_waiters();
+        }
+    }
+}
