@@ -10,7 +10,7 @@ use tokenizers::Tokenizer;
 
 use crate::{
     TextError,
-    longest_token::{PieceCount, deletes_matches, longest_token},
+    longest_token::{Parts, PieceCount, deletes_matches},
 };
 
 /// Texts up to this length are tokenized at once.
@@ -40,9 +40,10 @@ struct Around {
 
 impl Encoder {
     pub(crate) fn new(tokenizer: &Tokenizer) -> Self {
+        let parts = Parts::new(tokenizer);
         Self {
-            longest_token: longest_token(tokenizer).unwrap_or(usize::MAX),
-            piece_count: PieceCount::new(tokenizer),
+            longest_token: parts.longest_token().unwrap_or(usize::MAX),
+            piece_count: PieceCount::new(&parts),
             around: around(tokenizer),
         }
     }

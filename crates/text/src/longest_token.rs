@@ -16,23 +16,43 @@ const LAST_IN_UTF8: u8 = 0xf4;
 /// Tokens that a cut may add with any vocabulary.
 const MIN_PER_CUT: usize = 16;
 
-/// Bytes of text that a token stands for at most; `None` if there is no bound.
-pub(crate) fn longest_token(tokenizer: &Tokenizer) -> Option<usize> {
-    let added = tokenizer.get_added_tokens_decoder();
-    // Such a token takes all whitespace beside it.
-    if added.values().any(|token| token.lstrip || token.rstrip) {
-        return None;
+/// What the functions below go by, read from a tokenizer once.
+pub(crate) struct Parts<'a> {
+    tokenizer: &'a Tokenizer,
+    normalizer: Value,
+    pre_tokenizer: Value,
+    /// Bytes of the vocabulary's longest entry.
+    longest: usize,
+    /// Whether an added token takes the whitespace beside it.
+    strips: bool,
+}
+
+impl<'a> Parts<'a> {
+    pub(crate) fn new(tokenizer: &'a Tokenizer) -> Self {
+        // What has no such form is of no known type.
+        let json = |part: Result<Value, _>| part.unwrap_or_else(|_| "unknown".into());
+        let added = tokenizer.get_added_tokens_decoder();
+        Self {
+            tokenizer,
+            normalizer: json(serde_json::to_value(tokenizer.get_normalizer())),
+            pre_tokenizer: json(serde_json::to_value(tokenizer.get_pre_tokenizer())),
+            longest: tokenizer.get_vocab(true).keys().map(String::len).max().unwrap_or(1),
+            strips: added.values().any(|token| token.lstrip || token.rstrip),
+        }
     }
-    let json = |part: Result<Value, _>| part.unwrap_or_else(|_| "unknown".into());
-    let normalizer = json(serde_json::to_value(tokenizer.get_normalizer()));
-    let pre_tokenizer = json(serde_json::to_value(tokenizer.get_pre_tokenizer()));
-    let shrinks = normalizer_shrinks(&normalizer)?;
-    if removes_text(&pre_tokenizer) || !keeps_unknown_text(tokenizer, &normalizer, &pre_tokenizer) {
-        return None;
+
+    /// Bytes of text that a token stands for at most; `None` if there is no bound.
+    pub(crate) fn longest_token(&self) -> Option<usize> {
+        let Self { tokenizer, normalizer, pre_tokenizer, .. } = self;
+        let shrinks = normalizer_shrinks(normalizer)?;
+        if self.strips
+            || removes_text(pre_tokenizer)
+            || !keeps_unknown_text(tokenizer, normalizer, pre_tokenizer)
+        {
+            return None;
+        }
+        Some(self.longest.max(CHARACTER).saturating_mul(shrinks))
     }
-    let vocab = tokenizer.get_vocab(true);
-    let longest = vocab.keys().map(String::len).max().unwrap_or(1).max(CHARACTER);
-    Some(longest.saturating_mul(shrinks))
 }
 
 /// How many bytes a normalizer makes one byte of, at most; `None` if it can delete text.
@@ -134,26 +154,20 @@ pub(crate) struct PieceCount {
 
 impl PieceCount {
     /// `None` where pieces do not say how many tokens the whole has.
-    pub(crate) fn new(tokenizer: &Tokenizer) -> Option<Self> {
-        let json = |part: Result<Value, _>| part.unwrap_or(Value::Null);
-        let normalizer = json(serde_json::to_value(tokenizer.get_normalizer()));
-        let pre_tokenizer = json(serde_json::to_value(tokenizer.get_pre_tokenizer()));
-        if deletes_matches(&normalizer) || deletes_matches(&pre_tokenizer) {
+    pub(crate) fn new(parts: &Parts<'_>) -> Option<Self> {
+        if deletes_matches(&parts.normalizer) || deletes_matches(&parts.pre_tokenizer) {
             return None;
         }
         // A cut inside a token leaves at most all of its bytes as tokens.
-        let vocab = tokenizer.get_vocab(true);
-        let longest = vocab.keys().map(String::len).max().unwrap_or(1).max(MIN_PER_CUT);
-        let per_cut = match tokenizer.get_model() {
+        let longest = parts.longest.max(MIN_PER_CUT);
+        let per_cut = match parts.tokenizer.get_model() {
             // A word that is unknown as a whole, or too long, may be known in parts.
             ModelWrapper::WordPiece(model) => {
                 longest.max(model.max_input_chars_per_word.saturating_mul(2))
             }
             _ => longest,
         };
-        let added = tokenizer.get_added_tokens_decoder();
-        let ignore_whitespace = added.values().any(|token| token.lstrip || token.rstrip);
-        Some(Self { per_cut, ignore_whitespace })
+        Some(Self { per_cut, ignore_whitespace: parts.strips })
     }
 }
 

@@ -8,11 +8,6 @@ namespace {
 constexpr const char* CAPTURE = "Stream Management, cuStreamEndCapture";
 constexpr const char* GRAPHS = "Graph Management";
 
-CUresult no_stream() {
-    return refuse(CUDA_ERROR_INVALID_HANDLE, "this is no stream, or one that was destroyed",
-                  "Stream Management");
-}
-
 template <typename Handle> Graph* graph_of(Handle handle, std::set<Graph*>& among) {
     auto* graph = reinterpret_cast<Graph*>(handle);
     return among.count(graph) != 0 ? graph : nullptr;

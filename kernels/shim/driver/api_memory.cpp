@@ -25,11 +25,6 @@ CUmemoryPool the_pool() {
 uintptr_t address(CUdeviceptr pointer) { return static_cast<uintptr_t>(pointer); }
 void* host(CUdeviceptr pointer) { return reinterpret_cast<void*>(address(pointer)); }
 
-CUresult no_stream() {
-    return refuse(CUDA_ERROR_INVALID_HANDLE, "this is no stream, or one that was destroyed",
-                  "Stream Management");
-}
-
 CUresult allocate(CUdeviceptr* pointer, size_t bytes, Allocation*& allocation) {
     Device& d = device();
     if (pointer == nullptr || bytes == 0) {
@@ -68,12 +63,8 @@ CUresult to_free(CUdeviceptr pointer, Allocation*& allocation) {
 // A copy, or what fills memory: the device's side must not be freed yet.
 CUresult ask(Stream& stream, Op op, bool is_copy, uint64_t bytes, uint64_t rate) {
     Device& d = device();
-    for (const Span& span : op.spans) {
-        const std::string gone = d.memory.is_gone(span);
-        if (!gone.empty()) {
-            corrupt(op.name, gone, "CUresult: CUDA_ERROR_ILLEGAL_ADDRESS");
-            return CUDA_ERROR_INVALID_VALUE;
-        }
+    if (on_gone_memory(op)) {
+        return CUDA_ERROR_INVALID_VALUE;
     }
     op.ns = COPY_NS + bytes / rate;
     if (is_copy) {

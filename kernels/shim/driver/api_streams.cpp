@@ -10,11 +10,6 @@ namespace {
 constexpr const char* STREAMS = "Stream Management";
 constexpr const char* EVENTS = "Event Management";
 
-CUresult no_stream() {
-    return refuse(CUDA_ERROR_INVALID_HANDLE, "this is no stream, or one that was destroyed",
-                  STREAMS);
-}
-
 Event* event_of(CUevent handle) {
     auto* event = reinterpret_cast<Event*>(handle);
     return device().events.count(event) != 0 ? event : nullptr;

@@ -285,6 +285,22 @@ void run_some() {
     }
 }
 
+CUresult no_stream() {
+    return refuse(CUDA_ERROR_INVALID_HANDLE, "this is no stream, or one that was destroyed",
+                  "Stream Management");
+}
+
+bool on_gone_memory(const Op& op) {
+    for (const Span& span : op.spans) {
+        const std::string gone = device().memory.is_gone(span);
+        if (!gone.empty()) {
+            corrupt(op.name, gone, "CUresult: CUDA_ERROR_ILLEGAL_ADDRESS");
+            return true;
+        }
+    }
+    return false;
+}
+
 CUresult forbidden_in_capture(const Stream* stream, const char* what) {
     Device& d = device();
     for (const auto& other : d.streams) {

@@ -10,10 +10,14 @@ CUresult initialize();
 // The stream of a handle, the default ones among them; null where it is none, or was
 // destroyed.
 Stream* stream_of(CUstream handle);
+// The refusal of a handle that is no stream's.
+CUresult no_stream();
 Stream* new_stream(bool is_blocking);
 
 // Adds work to a stream, or to the graph that it captures, and runs what the mode says.
 void enqueue(Stream& stream, Op op);
+// Whether work is asked for on memory that is freed by then, which is said.
+bool on_gone_memory(const Op& op);
 // Work that an event waits for, put into a stream.
 std::shared_ptr<Recording> record(Stream& stream);
 

@@ -37,12 +37,8 @@ uint64_t product_ns(const Profile& profile, uint64_t flops, uint64_t bytes) {
 
 CUresult ask_launch(Stream& stream, Op op) {
     Device& d = device();
-    for (const Span& span : op.spans) {
-        const std::string gone = d.memory.is_gone(span);
-        if (!gone.empty()) {
-            corrupt(op.name, gone, "CUresult: CUDA_ERROR_ILLEGAL_ADDRESS");
-            return CUDA_ERROR_INVALID_VALUE;
-        }
+    if (on_gone_memory(op)) {
+        return CUDA_ERROR_INVALID_VALUE;
     }
     const Faults::Launch fault = d.settings.faults.of_launch();
     op.fails = fault.sticky;

@@ -5,6 +5,11 @@ use minijinja::{
     value::{Kwargs, ValueKind, from_args},
 };
 
+/// A filter, method or operator was given what it does not take.
+pub(super) fn invalid(detail: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+    Error::new(ErrorKind::InvalidOperation, detail)
+}
+
 /// Binds arguments to the names of a function's parameters.
 pub(super) fn bind<const N: usize>(
     function: &str,
@@ -69,5 +74,5 @@ fn wrong(function: &str, wanted: &str, value: &Option<Value>) -> Error {
         Some(value) => format!("{function} takes {wanted}, not a {}", value.kind()),
         None => format!("{function} lacks an argument: {wanted}"),
     };
-    Error::new(ErrorKind::InvalidOperation, detail)
+    invalid(detail)
 }

@@ -43,14 +43,6 @@ pub(super) fn spend(bytes: usize) {
     LEFT.set(left().saturating_sub(bytes));
 }
 
-/// Counts the size of a value that was made or walked over.
-pub(super) fn spend_value(value: &Value) {
-    spend(match value.as_str() {
-        Some(text) => text.len(),
-        None => value.len().unwrap_or(0).saturating_mul(ENTRY),
-    });
-}
-
 /// Counts so many entries of a list.
 pub(super) fn spend_entries(count: usize) {
     spend(count.saturating_mul(ENTRY));
@@ -68,4 +60,12 @@ pub(super) fn check() -> Result<(), Error> {
 pub(super) fn reserve(bytes: usize) -> Result<(), Error> {
     spend(bytes);
     check()
+}
+
+/// The same for the size of a value that is made or walked over.
+pub(super) fn reserve_value(value: &Value) -> Result<(), Error> {
+    reserve(match value.as_str() {
+        Some(text) => text.len(),
+        None => value.len().unwrap_or(0).saturating_mul(ENTRY),
+    })
 }

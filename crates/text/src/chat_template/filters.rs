@@ -3,13 +3,13 @@
 use std::{collections::BTreeMap, sync::LazyLock};
 
 use minijinja::{
-    Environment, Error, ErrorKind, Value, filters,
+    Environment, Error, Value, filters,
     value::{Kwargs, ObjectRepr, Rest, Tuple, ValueKind, ValueOrKwargs, from_args},
 };
 
 use super::{
     Raised,
-    arguments::{bind, int, optional_int},
+    arguments::{bind, int, invalid, optional_int},
     budget,
     characters::{self, is_space, lines},
     generator, json, operators, percent, python,
@@ -80,8 +80,7 @@ pub(super) fn add_to(environment: &mut Environment<'static>) {
     environment.add_filter("truncate", truncate);
     environment.add_filter("list", |value: Value| {
         let value = iterable(value)?;
-        budget::spend_value(&value);
-        budget::check()?;
+        budget::reserve_value(&value)?;
         value.try_iter().map(|items| items.collect::<Vec<_>>())
     });
     environment.add_filter("map", generator::map);
@@ -106,26 +105,22 @@ fn built_in(name: &str, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
     });
     let args = args.into_values();
     let (value, others) = args.split_first().ok_or_else(|| invalid("a value is missing"))?;
-    budget::spend_value(value);
+    budget::reserve_value(value)?;
     if matches!(name, "batch" | "slice") {
         // They make so many entries, whatever they are given.
         let count = others.first().and_then(Value::as_usize).unwrap_or(0);
         budget::spend_entries(count);
+        budget::check()?;
     }
-    budget::check()?;
-    if matches!(name, "pprint" | "upper" | "lower" | "title" | "capitalize") {
+    let prints = matches!(name, "pprint" | "upper" | "lower" | "title" | "capitalize");
+    if prints && value.as_str().is_none() {
         // A list is printed; that is counted first, because it may be long.
-        drop(value.as_str().is_none().then(|| python::str_of(value)));
+        let _ = python::str_of(value);
         budget::check()?;
     }
     let result = ORIGINALS.empty_state().apply_filter(name, &args)?;
-    budget::spend_value(&result);
-    budget::check()?;
+    budget::reserve_value(&result)?;
     Ok(result)
-}
-
-fn invalid(detail: impl Into<std::borrow::Cow<'static, str>>) -> Error {
-    Error::new(ErrorKind::InvalidOperation, detail)
 }
 
 fn raise_exception(message: &Value) -> Result<Value, Error> {

@@ -8,7 +8,7 @@ use minijinja::{
 use minijinja_contrib::pycompat;
 
 use super::{
-    arguments::{bind, int, optional_int, text},
+    arguments::{bind, int, invalid, optional_int, text},
     budget,
     characters::{self, is_space},
     python,
@@ -24,8 +24,7 @@ pub(super) fn call(
     method: &str,
     args: &[Value],
 ) -> Result<Value, Error> {
-    budget::spend_value(value);
-    budget::check()?;
+    budget::reserve_value(value)?;
     let result = match (value.kind(), value.as_str()) {
         _ if method == SLICE => Some(slice(value, args)?),
         (_, Some(string)) => string_method(string, method, args)?,
@@ -45,13 +44,8 @@ pub(super) fn call(
         Some(result) => result,
         None => pycompat::unknown_method_callback(state, value, method, args)?,
     };
-    budget::spend_value(&result);
-    budget::check()?;
+    budget::reserve_value(&result)?;
     Ok(result)
-}
-
-fn invalid(detail: impl Into<std::borrow::Cow<'static, str>>) -> Error {
-    Error::new(ErrorKind::InvalidOperation, detail)
 }
 
 fn sequence_method(value: &Value, method: &str, args: &[Value]) -> Result<Option<Value>, Error> {

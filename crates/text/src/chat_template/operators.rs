@@ -1,15 +1,11 @@
 //! `+`, `~` and `*` as Python and Jinja2 have them, within the budget.
 
 use minijinja::{
-    Error, ErrorKind, Value,
+    Error, Value,
     value::{Tuple, ValueKind},
 };
 
-use super::{budget, filters::escape, percent, python};
-
-fn invalid(detail: impl Into<std::borrow::Cow<'static, str>>) -> Error {
-    Error::new(ErrorKind::InvalidOperation, detail)
-}
+use super::{arguments::invalid, budget, filters::escape, percent, python};
 
 fn integer(number: i128) -> Value {
     i64::try_from(number).map_or_else(|_| number.into(), Value::from)
@@ -47,9 +43,8 @@ pub(super) fn add(left: &Value, right: &Value) -> Result<Value, Error> {
         return Ok(Value::from(f64::try_from(a)? + f64::try_from(b)?));
     }
     if is_list(left) && is_list(right) && left.is_tuple() == right.is_tuple() {
-        budget::spend_value(left);
-        budget::spend_value(right);
-        budget::check()?;
+        budget::reserve_value(left)?;
+        budget::reserve_value(right)?;
         let items: Vec<Value> = left.try_iter()?.chain(right.try_iter()?).collect();
         return Ok(list_like(left, items));
     }
@@ -87,8 +82,8 @@ pub(super) fn multiply(left: &Value, right: &Value) -> Result<Value, Error> {
         return Err(refused());
     }
     let items: Vec<Value> = value.try_iter()?.collect();
-    budget::spend_entries(items.len().saturating_mul(times));
-    budget::check()?;
     let len = items.len().saturating_mul(times);
+    budget::spend_entries(len);
+    budget::check()?;
     Ok(list_like(value, items.into_iter().cycle().take(len).collect()))
 }

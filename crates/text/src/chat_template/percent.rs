@@ -1,12 +1,12 @@
 //! `text % values`: Python's printf-style formatting.
 
 use minijinja::{
-    Error, ErrorKind, Value,
+    Error, Value,
     formatting::{FormatStyle, format},
     value::ValueKind,
 };
 
-use super::{budget, python};
+use super::{arguments::invalid, budget, python};
 
 /// Characters that a width or a precision may ask for.
 const MAX_WIDTH: usize = 100_000;
@@ -53,10 +53,6 @@ pub(super) fn number(value: &Value) -> Option<Value> {
         ValueKind::Number => Some(value.clone()),
         _ => None,
     }
-}
-
-fn invalid(detail: String) -> Error {
-    Error::new(ErrorKind::InvalidOperation, detail)
 }
 
 /// Formats `values`, or by name what `mapping` holds.
