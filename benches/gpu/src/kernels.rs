@@ -5,6 +5,7 @@
 
 use anyhow::Result;
 use candle_core::{Device, Tensor};
+use clap::ValueEnum as _;
 use sconce_kernels::{
     AttentionParams, Backend, CacheDtype, Dtype, ForwardBatch, KvLayout,
     cuda::{Cuda, CudaLimits, Driver},
@@ -54,8 +55,24 @@ const DRY: Sizes = Sizes {
     gemm_rows: &[2],
 };
 
-/// Measures every kernel.
-pub(crate) fn run<D: Driver>(driver: D, dry_run: bool) -> Result<()> {
+/// Kernels that are measured by one process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Group {
+    Elementwise,
+    Products,
+    Decode,
+    Prefill,
+    Sampling,
+}
+
+/// Prints the groups' names.
+pub(crate) fn list() {
+    let values = Group::value_variants().iter().filter_map(clap::ValueEnum::to_possible_value);
+    values.for_each(|value| report(&json!({ "group": value.get_name() })));
+}
+
+/// Measures the kernels of a group, or all.
+pub(crate) fn run<D: Driver>(driver: D, only: Option<Group>, dry_run: bool) -> Result<()> {
     let sizes = if dry_run { DRY } else { FULL };
     let most = sizes.decode_batches.iter().chain(sizes.gemm_rows).copied().max().unwrap_or(1);
     let longest = sizes.decode_context.max(sizes.prefill).next_multiple_of(16);
@@ -66,15 +83,24 @@ pub(crate) fn run<D: Driver>(driver: D, dry_run: bool) -> Result<()> {
     };
     report(&json!({ "device": driver.describe() }));
     let mut cuda = Cuda::new(driver, Dtype::Bf16, limits)?;
-    elementwise(&mut cuda, &sizes, dry_run)?;
-    products(&mut cuda, &sizes, dry_run)?;
-    for group in [4, 8] {
-        for &batch in sizes.decode_batches {
-            decode(&mut cuda, group, batch, sizes.decode_context, dry_run)?;
+    for &group in Group::value_variants() {
+        if only.is_some_and(|only| only != group) {
+            continue;
+        }
+        match group {
+            Group::Elementwise => elementwise(&mut cuda, &sizes, dry_run)?,
+            Group::Products => products(&mut cuda, &sizes, dry_run)?,
+            Group::Decode => {
+                for heads in [4, 8] {
+                    for &batch in sizes.decode_batches {
+                        decode(&mut cuda, heads, batch, sizes.decode_context, dry_run)?;
+                    }
+                }
+            }
+            Group::Prefill => prefill(&mut cuda, sizes.prefill, dry_run)?,
+            Group::Sampling => sampling(&mut cuda, &sizes, dry_run)?,
         }
     }
-    prefill(&mut cuda, sizes.prefill, dry_run)?;
-    sampling(&mut cuda, &sizes, dry_run)?;
     Ok(())
 }
 

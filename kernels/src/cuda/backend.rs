@@ -93,6 +93,11 @@ impl<D: Driver> Cuda<D> {
         &self.driver
     }
 
+    /// The device, to time what it does.
+    pub fn driver_mut(&mut self) -> &mut D {
+        &mut self.driver
+    }
+
     /// Launches a kernel, unless there is nothing for it to do.
     fn launch<P: KernelParams>(
         &mut self,

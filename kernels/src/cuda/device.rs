@@ -7,6 +7,8 @@
 use std::{
     collections::HashMap,
     ffi::c_void,
+    mem::ManuallyDrop,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -21,7 +23,7 @@ use cudarc::{
     nvrtc::Ptx,
 };
 
-use super::{DevicePointer, Driver, KernelParams, Launch, Matmul};
+use super::{DevicePointer, Driver, KernelParams, Launch, Matmul, start};
 use crate::{Dtype, KernelError};
 
 /// The kernels: each `.cu` file's stem, and its machine code for every architecture.
@@ -39,7 +41,7 @@ const PLAIN_SHARED_BYTES: usize = 48 << 10;
 /// A CUDA device.
 pub struct CudaDriver {
     stream: Arc<CudaStream>,
-    blas: Arc<CudaBlas>,
+    blas: ManuallyDrop<Arc<CudaBlas>>,
     _blas_workspace: CudaSlice<u8>,
     modules: HashMap<&'static str, Arc<CudaModule>>,
     functions: HashMap<String, CudaFunction>,
@@ -48,8 +50,8 @@ pub struct CudaDriver {
     step: [CudaEvent; 2],
     description: String,
     multiprocessors: usize,
-    /// Keeps candle's side of the device.
-    _device: CudaDevice,
+    /// candle's side of the device, which has the same cuBLAS and a cuRAND.
+    candle: ManuallyDrop<CudaDevice>,
 }
 
 /// Memory of a device.
@@ -76,21 +78,28 @@ impl Drop for PinnedBuffer {
     }
 }
 
+impl Drop for CudaDriver {
+    fn drop(&mut self) {
+        // cudarc panics where cuBLAS or cuRAND cannot be destroyed. Without the context they
+        // surely cannot, and their memory is gone with it.
+        if self.synchronize().is_ok() {
+            // SAFETY: neither is used after this.
+            let destroy = || unsafe {
+                ManuallyDrop::drop(&mut self.blas);
+                ManuallyDrop::drop(&mut self.candle);
+            };
+            let _ = catch_unwind(AssertUnwindSafe(destroy));
+        }
+    }
+}
+
 impl CudaDriver {
     /// Takes a device into use.
     ///
     /// # Errors
-    /// There is no such device, or no driver for it.
+    /// There is no such device, no driver for it, or one that cannot run the kernels.
     pub fn new(ordinal: usize) -> Result<Self, KernelError> {
-        cuda::init().map_err(|error| match error.0 {
-            sys::CUresult::CUDA_ERROR_STUB_LIBRARY => KernelError::Device {
-                op: "starting CUDA".to_owned(),
-                reason: "there is no NVIDIA driver (libcuda.so.1)".to_owned(),
-                sticky: false,
-            },
-            _ => device_error("starting CUDA", error),
-        })?;
-        let device = CudaDevice::new_with_stream(ordinal)?;
+        let device = start::open(ordinal)?;
         let stream = device.cuda_stream();
         let context = stream.context();
         let failed = |error| device_error("starting the device", error);
@@ -102,13 +111,6 @@ impl CudaDriver {
         let multiprocessors =
             attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
         let (major, minor) = context.compute_capability().map_err(failed)?;
-        if major < 8 {
-            return Err(KernelError::Unsupported {
-                what: format!("compute capability {major}.{minor}"),
-                device: "CUDA",
-                accepted: "8.0 (Ampere) and later are",
-            });
-        }
         let name = context.name().map_err(failed)?;
         let gib = context.total_mem().map_err(failed)? as f64 / f64::from(1 << 30);
         let description = format!("{name}, sm_{major}{minor}, {gib:.0} GiB");
@@ -141,7 +143,7 @@ impl CudaDriver {
         let step = [event().map_err(failed)?, event().map_err(failed)?];
         Ok(Self {
             step,
-            blas,
+            blas: ManuallyDrop::new(blas),
             _blas_workspace: blas_workspace,
             modules,
             functions: HashMap::new(),
@@ -149,7 +151,7 @@ impl CudaDriver {
             description,
             multiprocessors: usize::try_from(multiprocessors).unwrap_or(1),
             stream,
-            _device: device,
+            candle: ManuallyDrop::new(device),
         })
     }
 
@@ -333,7 +335,11 @@ impl Driver for CudaDriver {
                 CUBLAS_GEMM_DFALT,
             )
         };
-        done.map_err(|error| blas_error(OP, error))
+        done.map_err(|error| match self.synchronize() {
+            // cuBLAS says no more than that a launch failed; the driver knows whether for good.
+            Err(lost @ KernelError::Device { sticky: true, .. }) => lost,
+            _ => blas_error(OP, error),
+        })
     }
 
     fn memory_info(&self) -> Result<(usize, usize), KernelError> {
@@ -391,7 +397,7 @@ fn keep_freed_memory(device: sys::CUdevice) -> Result<(), DriverError> {
     }
 }
 
-fn device_error(op: &str, error: DriverError) -> KernelError {
+pub(super) fn device_error(op: &str, error: DriverError) -> KernelError {
     KernelError::Device {
         op: op.to_owned(),
         reason: format!("{error:?}"),
@@ -399,7 +405,6 @@ fn device_error(op: &str, error: DriverError) -> KernelError {
     }
 }
 
-/// cuBLAS says no more than that a launch failed; a sticky error shows at the next wait.
 fn blas_error(op: &str, error: CublasError) -> KernelError {
     KernelError::Device { op: op.to_owned(), reason: format!("{error:?}"), sticky: false }
 }

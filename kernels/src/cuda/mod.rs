@@ -15,6 +15,8 @@ mod names;
 mod params;
 mod sampler;
 mod staging;
+#[cfg(feature = "cuda")]
+mod start;
 mod step;
 
 pub use attention_plan::{AttentionPlan, Work};
