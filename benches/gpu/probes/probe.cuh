@@ -241,18 +241,19 @@ public:
         CHECK(cudaGraphDestroy(graph));
     }
     void launch(cudaStream_t stream) const { CHECK(cudaGraphLaunch(exec, stream)); }
-    // Edges that are programmatic: PDL kept its meaning in the capture.
-    size_t programmatic_edges() const {
-        size_t count = 0;
-        CHECK(cudaGraphGetEdges(graph, nullptr, nullptr, nullptr, &count));
+    // Edges that are programmatic, that is whether PDL kept its meaning in the capture; of
+    // at most 1,024 edges.
+    double programmatic_edges() const {
+        size_t count = 1024;
         std::vector<cudaGraphNode_t> from(count), to(count);
         std::vector<cudaGraphEdgeData> data(count);
-        if (count) {
-            CHECK(cudaGraphGetEdges(graph, from.data(), to.data(), data.data(), &count));
+        if (cudaGraphGetEdges(graph, from.data(), to.data(), data.data(), &count) != cudaSuccess) {
+            cudaGetLastError();
+            return NAN;
         }
-        return std::count_if(data.begin(), data.end(), [](const cudaGraphEdgeData& edge) {
+        return static_cast<double>(std::count_if(data.begin(), data.begin() + std::min<size_t>(count, data.size()), [](const cudaGraphEdgeData& edge) {
             return edge.type == cudaGraphDependencyTypeProgrammatic;
-        });
+        }));
     }
 };
 
