@@ -4,6 +4,7 @@
 // cuBLASLt's first 8 proposals. Weights are cold: launches of a graph take turns over far
 // more bytes than L2 holds. Seconds are those of one launch of such a graph.
 #include "cublas.hpp"
+#include "dependent.cuh"
 
 struct Params {
     const uint4* w;
@@ -61,6 +62,10 @@ template <int M, int DEPTH, Source SOURCE> __global__ void __launch_bounds__(512
         }
     }
 
+    // The next launch may start its own first loads; this one's are under way before it
+    // reads what its predecessor wrote.
+    pdl_trigger();
+    pdl_wait();
     auto* shared = reinterpret_cast<uint4*>(dynamic);
     const int stride = SOURCE == SHARED ? pieces + PAD : pieces;
     if (SOURCE == SHARED) {
@@ -171,7 +176,7 @@ struct Run {
         }
         return std::sqrt(off / norm);
     }
-    void poison() const { CHECK(cudaMemset(y, 0xff, sizeof(bf16) * m * shape.n)); }
+    void poison() const { CHECK(cudaMemsetAsync(y, 0xff, sizeof(bf16) * m * shape.n, stream)); }
     // Seconds a launch of `launch(weights, stream)`.
     template <typename F> double seconds(F&& launch) const {
         const int count = launches();
@@ -194,7 +199,7 @@ struct Best {
     }
 };
 
-template <int M, int DEPTH, Source SOURCE> void measure(const Run& run, int warps, int tiles, Best& best) {
+template <int M, int DEPTH, Source SOURCE> void measure(const Run& run, int warps, int tiles, bool pdl, Best& best) {
     const Machine& machine = Machine::get();
     if (!machine.in_time() || run.shape.n % (TILE * tiles) != 0) {
         return;
@@ -211,7 +216,7 @@ template <int M, int DEPTH, Source SOURCE> void measure(const Run& run, int warp
     const int grid = run.shape.n / (TILE * tiles);
     const auto launch = [&](const bf16* w, cudaStream_t stream) {
         const Params p{reinterpret_cast<const uint4*>(w), reinterpret_cast<const uint4*>(run.x), run.y, run.shape.n, run.shape.k, tiles};
-        kernel<<<grid, warps * 32, bytes, stream>>>(p);
+        ::launch(kernel, grid, warps * 32, bytes, stream, pdl, p);
     };
     run.poison();
     launch(run.weights(0), run.stream);
@@ -220,7 +225,8 @@ template <int M, int DEPTH, Source SOURCE> void measure(const Run& run, int warp
     const double error = run.error();
     const double seconds = run.seconds(launch);
     const std::string of = std::string("x ") + (SOURCE == SHARED ? "shared" : "global") + ", " + std::to_string(warps) +
-                           " warps, " + std::to_string(DEPTH) + " steps ahead, " + std::to_string(tiles) + " tiles";
+                           " warps, " + std::to_string(DEPTH) + " steps ahead, " + std::to_string(tiles) + " tiles" +
+                           (pdl ? ", PDL" : "");
     best.take(seconds, of);
     Line("gemv", run.name(of))
         .number("seconds", seconds)
@@ -234,9 +240,13 @@ template <int M, int DEPTH, Source SOURCE> void measure(const Run& run, int warp
 template <int M, Source SOURCE> void sweep(const Run& run, Best& best) {
     for (const int warps : {8, 4, 16}) {
         for (const int tiles : {1, 2, 4}) {
-            measure<M, 2, SOURCE>(run, warps, tiles, best);
-            measure<M, 4, SOURCE>(run, warps, tiles, best);
-            measure<M, 8, SOURCE>(run, warps, tiles, best);
+            measure<M, 2, SOURCE>(run, warps, tiles, false, best);
+            measure<M, 4, SOURCE>(run, warps, tiles, false, best);
+            measure<M, 8, SOURCE>(run, warps, tiles, false, best);
+            if (Machine::get().hopper() && warps != 4 && tiles != 4) {
+                measure<M, 4, SOURCE>(run, warps, tiles, true, best);
+                measure<M, 8, SOURCE>(run, warps, tiles, true, best);
+            }
         }
     }
 }

@@ -103,7 +103,7 @@ template <Way WAY> void measure(cudaStream_t stream, Data data, const float* log
         const float* from = logits + static_cast<size_t>(copy) * rows * ROW;
         count<WAY><<<dim3(BLOCKS, rows), THREADS, 0, s>>>(reinterpret_cast<const float4*>(from), bins, out);
     };
-    CHECK(cudaMemset(bins, 0, sizeof(uint32_t) * rows * BINS));
+    CHECK(cudaMemsetAsync(bins, 0, sizeof(uint32_t) * rows * BINS, stream));
     launch(0, stream);
     CHECK(cudaGetLastError());
     CHECK(cudaStreamSynchronize(stream));

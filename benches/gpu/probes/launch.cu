@@ -2,18 +2,7 @@
 // launch (PDL); cuBLAS in a graph; and merging partial results by the last block to
 // arrive (a ticket) against a second launch.
 #include "cublas.hpp"
-
-__device__ __forceinline__ void pdl_wait() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;\n" ::: "memory");
-#endif
-}
-
-__device__ __forceinline__ void pdl_trigger() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
-#endif
-}
+#include "dependent.cuh"
 
 __global__ void empty() {}
 
@@ -74,20 +63,6 @@ __global__ void __launch_bounds__(256) weigh(const uint4* w, const uint32_t* x, 
     }
 }
 
-template <typename... Parameters, typename... Arguments>
-void launch(void (*kernel)(Parameters...), int grid, int threads, cudaStream_t stream, bool pdl, Arguments... arguments) {
-    cudaLaunchConfig_t config{};
-    config.gridDim = dim3(grid);
-    config.blockDim = dim3(threads);
-    config.stream = stream;
-    cudaLaunchAttribute attribute{};
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
-    config.attrs = &attribute;
-    config.numAttrs = pdl ? 1 : 0;
-    CHECK(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
-}
-
 void eager(cudaStream_t stream) {
     const int count = 2000;
     for (const int grid : {1, Machine::get().sms}) {
@@ -119,7 +94,7 @@ template <Chain CHAIN> void chain_of_adds(cudaStream_t stream, uint32_t* ring, i
     const int count = grid * 128;
     const auto enqueue = [&](cudaStream_t s) {
         for (int i = 0; i < nodes; ++i) {
-            launch(add_one<CHAIN>, grid, 128, s, CHAIN != PLAIN, ring + (i % 2) * count, ring + (i + 1) % 2 * count, count);
+            launch(add_one<CHAIN>, grid, 128, 0, s, CHAIN != PLAIN, ring + (i % 2) * count, ring + (i + 1) % 2 * count, count);
         }
     };
     const Graph graph(stream, enqueue);
@@ -143,7 +118,7 @@ uint32_t chain_of_weighings(cudaStream_t stream, const uint4* w, uint32_t* ring,
     const size_t slice = static_cast<size_t>(grid) * 1024;
     const auto enqueue = [&](cudaStream_t s) {
         for (int i = 0; i < nodes; ++i) {
-            launch(weigh<CHAIN>, grid, 256, s, CHAIN != PLAIN, w + i * slice, ring + (i % 2) * grid, ring + (i + 1) % 2 * grid);
+            launch(weigh<CHAIN>, grid, 256, 0, s, CHAIN != PLAIN, w + i * slice, ring + (i % 2) * grid, ring + (i + 1) % 2 * grid);
         }
     };
     const Graph graph(stream, enqueue);
@@ -244,7 +219,7 @@ void merges(cudaStream_t stream) {
     auto* weight = allocate<float>(most);
     auto* tickets = allocate<uint32_t>(32);
     auto* out = allocate<float>(32 * VALUES);
-    CHECK(cudaMemset(tickets, 0, 32 * sizeof(uint32_t)));
+    CHECK(cudaMemsetAsync(tickets, 0, 32 * sizeof(uint32_t), stream));
     const int times = 40;
     for (const int sequences : {1, 8, 32}) {
         for (const int chunks : {8, 16, 64}) {
@@ -270,16 +245,16 @@ void merges(cudaStream_t stream) {
             const auto second_pdl = [&](cudaStream_t s) {
                 for (int i = 0; i < times; ++i) {
                     partials<SECOND><<<grid, VALUES, 0, s>>>(partial, weight, tickets, out, i);
-                    launch(merge, sequences, VALUES, s, true, partial, weight, out, chunks);
+                    launch(merge, sequences, VALUES, 0, s, true, partial, weight, out, chunks);
                 }
             };
             const double alone = graph_seconds(stream, 11, none) / times;
             const double by_second = graph_seconds(stream, 11, second) / times;
             const std::vector<float> expected = read_back(out, count);
-            CHECK(cudaMemset(out, 0xff, count * sizeof(float)));
+            CHECK(cudaMemsetAsync(out, 0xff, count * sizeof(float), stream));
             const double by_pdl = graph_seconds(stream, 11, second_pdl) / times;
             const bool right_pdl = read_back(out, count) == expected;
-            CHECK(cudaMemset(out, 0xff, count * sizeof(float)));
+            CHECK(cudaMemsetAsync(out, 0xff, count * sizeof(float), stream));
             const double by_ticket = graph_seconds(stream, 11, ticket) / times;
             const bool right = read_back(out, count) == expected;
             Line("launch", "merge of " + std::to_string(chunks) + " partials, " + std::to_string(sequences) + " sequences")
