@@ -66,7 +66,8 @@ template <int UNROLL> __global__ void copy_pieces(const uint4* from, uint4* to, 
 
 // `passes` reads of the whole buffer by the grid; each pass starts some blocks further on,
 // so that no SM reads its own bytes again.
-__global__ void __launch_bounds__(256) read_again(const uint4* from, uint32_t pieces, int passes, uint32_t* out) {
+__global__ void __launch_bounds__(256)
+    read_again(const uint4* from, uint32_t pieces, int passes, uint32_t* out) {
     constexpr int UNROLL = 8;
     const uint32_t run = blockDim.x * UNROLL;
     uint32_t total = 0;
@@ -93,22 +94,27 @@ __global__ void __launch_bounds__(256) read_again(const uint4* from, uint32_t pi
 __global__ void sum_words(const uint32_t* from, size_t count, uint32_t* out) {
     uint32_t total = 0;
     const size_t step = static_cast<size_t>(gridDim.x) * blockDim.x;
-    for (size_t i = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
+    for (size_t i = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
+         i += step) {
         total += from[i];
     }
     atomicAdd(out, total);
 }
 
 template <int UNROLL>
-void measure(const uint4* from, uint4* to, size_t bytes, uint32_t* out, uint32_t expected, int blocks, int threads) {
+void measure(const uint4* from, uint4* to, size_t bytes, uint32_t* out, uint32_t expected,
+             int blocks, int threads) {
     const Machine& machine = Machine::get();
     const size_t pieces = bytes / 16;
     const int grid = machine.sms * blocks;
-    const std::string shape = std::to_string(blocks) + " blocks an SM of " + std::to_string(threads) +
-                              " threads, " + std::to_string(UNROLL) + " loads";
+    const std::string shape = std::to_string(blocks) + " blocks an SM of " +
+                              std::to_string(threads) + " threads, " + std::to_string(UNROLL) +
+                              " loads";
     int resident = 0;
-    CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, read_pieces<UNROLL>, threads, 0));
-    const double in_flight = static_cast<double>(std::min(blocks, resident)) * threads * UNROLL * 16;
+    CHECK(
+        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, read_pieces<UNROLL>, threads, 0));
+    const double in_flight =
+        static_cast<double>(std::min(blocks, resident)) * threads * UNROLL * 16;
     if (out_of_time("read " + shape)) {
         return;
     }
@@ -154,11 +160,14 @@ int main() {
     double seconds = median_seconds(nullptr, 9, [&](cudaStream_t stream) {
         CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream));
     });
-    Line("bandwidth", "copy by cudaMemcpyAsync").number("seconds", seconds).number("bytes_per_second", 2.0 * bytes / seconds);
-    seconds = median_seconds(nullptr, 9, [&](cudaStream_t stream) {
-        CHECK(cudaMemsetAsync(to, 1, bytes, stream));
-    });
-    Line("bandwidth", "write by cudaMemsetAsync").number("seconds", seconds).number("bytes_per_second", bytes / seconds);
+    Line("bandwidth", "copy by cudaMemcpyAsync")
+        .number("seconds", seconds)
+        .number("bytes_per_second", 2.0 * bytes / seconds);
+    seconds = median_seconds(
+        nullptr, 9, [&](cudaStream_t stream) { CHECK(cudaMemsetAsync(to, 1, bytes, stream)); });
+    Line("bandwidth", "write by cudaMemsetAsync")
+        .number("seconds", seconds)
+        .number("bytes_per_second", bytes / seconds);
     for (const int threads : {256, 512, 1024}) {
         for (int blocks = 1; blocks * threads <= 2048; blocks *= 2) {
             measure<1>(from, to, bytes, out, expected, blocks, threads);

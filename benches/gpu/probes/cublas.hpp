@@ -35,8 +35,9 @@ private:
     Status (*create)(Handle*) = nullptr;
     Status (*set_stream)(Handle, cudaStream_t) = nullptr;
     Status (*set_workspace)(Handle, void*, size_t) = nullptr;
-    Status (*gemm_ex)(Handle, int, int, int, int, int, const void*, const void*, cudaDataType, int, const void*,
-                      cudaDataType, int, const void*, void*, cudaDataType, int, int, int) = nullptr;
+    Status (*gemm_ex)(Handle, int, int, int, int, int, const void*, const void*, cudaDataType, int,
+                      const void*, cudaDataType, int, const void*, void*, cudaDataType, int, int,
+                      int) = nullptr;
     Status (*lt_create)(Handle*) = nullptr;
     size_t (*lt_version)() = nullptr;
     Status (*desc_create)(void**, int, cudaDataType) = nullptr;
@@ -47,11 +48,14 @@ private:
     Status (*preference_create)(void**) = nullptr;
     Status (*preference_set)(void*, int, const void*, size_t) = nullptr;
     Status (*preference_destroy)(void*) = nullptr;
-    Status (*heuristic)(Handle, void*, void*, void*, void*, void*, void*, int, Proposal*, int*) = nullptr;
+    Status (*heuristic)(Handle, void*, void*, void*, void*, void*, void*, int, Proposal*,
+                        int*) = nullptr;
     Status (*algo_get)(const Algo*, int, void*, size_t, size_t*) = nullptr;
-    Status (*algo_check)(Handle, void*, void*, void*, void*, void*, const Algo*, Proposal*) = nullptr;
-    Status (*matmul)(Handle, void*, const void*, const void*, void*, const void*, void*, const void*, const void*,
-                     void*, void*, void*, const Algo*, void*, size_t, cudaStream_t) = nullptr;
+    Status (*algo_check)(Handle, void*, void*, void*, void*, void*, const Algo*,
+                         Proposal*) = nullptr;
+    Status (*matmul)(Handle, void*, const void*, const void*, void*, const void*, void*,
+                     const void*, const void*, void*, void*, void*, const Algo*, void*, size_t,
+                     cudaStream_t) = nullptr;
 
     static constexpr int TRANSPOSED = 1, PLAIN = 0, COMPUTE_F32 = 68, DEFAULT_ALGORITHM = -1;
     static constexpr int DESC_TRANSA = 3;
@@ -88,11 +92,16 @@ public:
     public:
         Plan(Cublas& owner, const Product& p) : owner(owner) {
             const int op = TRANSPOSED;
-            owner.expect(owner.desc_create(&desc, COMPUTE_F32, CUDA_R_32F), "cublasLtMatmulDescCreate");
-            owner.expect(owner.desc_set(desc, DESC_TRANSA, &op, sizeof op), "cublasLtMatmulDescSetAttribute");
-            owner.expect(owner.layout_create(&w, CUDA_R_16BF, p.k, p.n, p.k), "cublasLtMatrixLayoutCreate");
-            owner.expect(owner.layout_create(&x, CUDA_R_16BF, p.k, p.m, p.k), "cublasLtMatrixLayoutCreate");
-            owner.expect(owner.layout_create(&y, CUDA_R_16BF, p.n, p.m, p.n), "cublasLtMatrixLayoutCreate");
+            owner.expect(owner.desc_create(&desc, COMPUTE_F32, CUDA_R_32F),
+                         "cublasLtMatmulDescCreate");
+            owner.expect(owner.desc_set(desc, DESC_TRANSA, &op, sizeof op),
+                         "cublasLtMatmulDescSetAttribute");
+            owner.expect(owner.layout_create(&w, CUDA_R_16BF, p.k, p.n, p.k),
+                         "cublasLtMatrixLayoutCreate");
+            owner.expect(owner.layout_create(&x, CUDA_R_16BF, p.k, p.m, p.k),
+                         "cublasLtMatrixLayoutCreate");
+            owner.expect(owner.layout_create(&y, CUDA_R_16BF, p.n, p.m, p.n),
+                         "cublasLtMatrixLayoutCreate");
         }
         Plan(const Plan&) = delete;
         Plan& operator=(const Plan&) = delete;
@@ -151,8 +160,9 @@ public:
     // constructor's stream.
     void gemm(const Product& p, const bf16* w, const bf16* x, bf16* y) {
         const float one = 1, zero = 0;
-        expect(gemm_ex(handle, TRANSPOSED, PLAIN, p.n, p.m, p.k, &one, w, CUDA_R_16BF, p.k, x, CUDA_R_16BF, p.k, &zero,
-                       y, CUDA_R_16BF, p.n, COMPUTE_F32, DEFAULT_ALGORITHM),
+        expect(gemm_ex(handle, TRANSPOSED, PLAIN, p.n, p.m, p.k, &one, w, CUDA_R_16BF, p.k, x,
+                       CUDA_R_16BF, p.k, &zero, y, CUDA_R_16BF, p.n, COMPUTE_F32,
+                       DEFAULT_ALGORITHM),
                "cublasGemmEx");
     }
 
@@ -163,35 +173,43 @@ public:
         int found = 0;
         void* preference = nullptr;
         expect(preference_create(&preference), "cublasLtMatmulPreferenceCreate");
-        expect(preference_set(preference, PREF_WORKSPACE, &bytes, sizeof bytes), "cublasLtMatmulPreferenceSetAttribute");
-        expect(preference_set(preference, PREF_REDUCTION, &reductions, sizeof reductions), "cublasLtMatmulPreferenceSetAttribute");
-        if (heuristic(lt, plan.desc, plan.w, plan.x, plan.y, plan.y, preference, count, out.data(), &found) != 0) {
+        expect(preference_set(preference, PREF_WORKSPACE, &bytes, sizeof bytes),
+               "cublasLtMatmulPreferenceSetAttribute");
+        expect(preference_set(preference, PREF_REDUCTION, &reductions, sizeof reductions),
+               "cublasLtMatmulPreferenceSetAttribute");
+        if (heuristic(lt, plan.desc, plan.w, plan.x, plan.y, plan.y, preference, count, out.data(),
+                      &found) != 0) {
             found = 0;
         }
         preference_destroy(preference);
         out.resize(found);
-        out.erase(std::remove_if(out.begin(), out.end(), [](const Proposal& p) { return p.state != 0; }), out.end());
+        out.erase(
+            std::remove_if(out.begin(), out.end(), [](const Proposal& p) { return p.state != 0; }),
+            out.end());
         return out;
     }
 
     // Whether this algorithm can do another product.
     bool can(Plan& plan, const Proposal& proposal) {
         Proposal result{};
-        return algo_check(lt, plan.desc, plan.w, plan.x, plan.y, plan.y, &proposal.algo, &result) == 0 &&
+        return algo_check(lt, plan.desc, plan.w, plan.x, plan.y, plan.y, &proposal.algo, &result) ==
+                   0 &&
                result.state == 0 && result.workspace <= WORKSPACE;
     }
 
     // False if cuBLASLt refuses.
-    bool run(Plan& plan, const Proposal& proposal, const bf16* w, const bf16* x, bf16* y, cudaStream_t stream) {
+    bool run(Plan& plan, const Proposal& proposal, const bf16* w, const bf16* x, bf16* y,
+             cudaStream_t stream) {
         const float one = 1, zero = 0;
-        return matmul(lt, plan.desc, &one, w, plan.w, x, plan.x, &zero, y, plan.y, y, plan.y, &proposal.algo, workspace,
-                      WORKSPACE, stream) == 0;
+        return matmul(lt, plan.desc, &one, w, plan.w, x, plan.x, &zero, y, plan.y, y, plan.y,
+                      &proposal.algo, workspace, WORKSPACE, stream) == 0;
     }
 
     int split_k(const Proposal& proposal) { return config(proposal, ALGO_SPLIT_K); }
     std::string describe(const Proposal& proposal) {
-        return "id " + std::to_string(config(proposal, ALGO_ID)) + ", tile " + std::to_string(config(proposal, ALGO_TILE)) +
-               ", stages " + std::to_string(config(proposal, ALGO_STAGES)) + ", split-K " +
+        return "id " + std::to_string(config(proposal, ALGO_ID)) + ", tile " +
+               std::to_string(config(proposal, ALGO_TILE)) + ", stages " +
+               std::to_string(config(proposal, ALGO_STAGES)) + ", split-K " +
                std::to_string(config(proposal, ALGO_SPLIT_K));
     }
 
@@ -199,6 +217,7 @@ private:
     int config(const Proposal& proposal, int attribute) {
         int value = -1;
         size_t written = 0;
-        return algo_get(&proposal.algo, attribute, &value, sizeof value, &written) == 0 ? value : -1;
+        return algo_get(&proposal.algo, attribute, &value, sizeof value, &written) == 0 ? value
+                                                                                        : -1;
     }
 };

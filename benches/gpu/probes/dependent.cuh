@@ -20,7 +20,8 @@ __device__ __forceinline__ void pdl_trigger() {
 
 // A launch, after its predecessor on the stream or, with `pdl`, beside its end.
 template <typename... Parameters, typename... Arguments>
-void launch(void (*kernel)(Parameters...), int grid, int threads, size_t shared, cudaStream_t stream, bool pdl, Arguments... arguments) {
+void launch(void (*kernel)(Parameters...), int grid, int threads, size_t shared,
+            cudaStream_t stream, bool pdl, Arguments... arguments) {
     cudaLaunchConfig_t config{};
     config.gridDim = dim3(grid);
     config.blockDim = dim3(threads);

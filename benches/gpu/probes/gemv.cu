@@ -28,7 +28,8 @@ constexpr int PAD = 4;
 // rows g and g + 8. mma sums over k in any order, as long as A and B have the same: words
 // 0 and 1 of both rows are A of one mma, words 2 and 3 that of a second; and B of them are
 // the same words of x's row g at k = 8 j.
-template <int M, int DEPTH, Source SOURCE> __global__ void __launch_bounds__(512) gemv(const Params p) {
+template <int M, int DEPTH, Source SOURCE>
+__global__ void __launch_bounds__(512) gemv(const Params p) {
     extern __shared__ __align__(128) unsigned char dynamic[];
     const int lane = threadIdx.x % 32;
     const int warp = threadIdx.x / 32;
@@ -41,7 +42,8 @@ template <int M, int DEPTH, Source SOURCE> __global__ void __launch_bounds__(512
     const int mine = steps * (warp + 1) / warps - first;
     const int total = mine * p.tiles;
 
-    const uint4* low = p.w + (static_cast<size_t>(blockIdx.x) * p.tiles * TILE + g) * pieces + first * 4 + j;
+    const uint4* low =
+        p.w + (static_cast<size_t>(blockIdx.x) * p.tiles * TILE + g) * pieces + first * 4 + j;
     const size_t high = static_cast<size_t>(8) * pieces;
     const size_t next_tile = static_cast<size_t>(TILE) * pieces - static_cast<size_t>(mine) * 4;
     int fetched = 0;
@@ -112,7 +114,8 @@ template <int M, int DEPTH, Source SOURCE> __global__ void __launch_bounds__(512
         for (int w = 0; w < warps; ++w) {
             y += partial[((of * warps + w) * TILE + row) * 8 + m];
         }
-        p.y[static_cast<size_t>(m) * p.n + (blockIdx.x * p.tiles + of) * TILE + row] = __float2bfloat16_rn(y);
+        p.y[static_cast<size_t>(m) * p.n + (blockIdx.x * p.tiles + of) * TILE + row] =
+            __float2bfloat16_rn(y);
     }
 }
 
@@ -125,7 +128,8 @@ __global__ void reference(const bf16* w, const bf16* x, float* y, int n, int k) 
     }
     float sum = 0;
     for (int i = threadIdx.x % 32; i < k; i += 32) {
-        sum += __bfloat162float(w[static_cast<size_t>(row) * k + i]) * __bfloat162float(x[static_cast<size_t>(m) * k + i]);
+        sum += __bfloat162float(w[static_cast<size_t>(row) * k + i]) *
+               __bfloat162float(x[static_cast<size_t>(m) * k + i]);
     }
     for (int offset = 16; offset > 0; offset /= 2) {
         sum += __shfl_xor_sync(~0u, sum, offset);
@@ -162,8 +166,8 @@ struct Run {
     }
     const bf16* weights(int launch) const { return w + launch * elements(); }
     std::string name(const std::string& of) const {
-        return std::string(shape.name) + " " + std::to_string(shape.n) + "x" + std::to_string(shape.k) + ", M=" +
-               std::to_string(m) + ", " + of;
+        return std::string(shape.name) + " " + std::to_string(shape.n) + "x" +
+               std::to_string(shape.k) + ", M=" + std::to_string(m) + ", " + of;
     }
     // ||y - expected|| / ||expected|| of the first weights' y.
     double error() const {
@@ -180,11 +184,13 @@ struct Run {
     // Seconds a launch of `launch(weights, stream)`.
     template <typename F> double seconds(F&& launch) const {
         const int count = launches();
-        return graph_seconds(stream, REPEATS, [&](cudaStream_t s) {
-            for (int i = 0; i < count; ++i) {
-                launch(weights(i), s);
-            }
-        }) / count;
+        return graph_seconds(stream, REPEATS,
+                             [&](cudaStream_t s) {
+                                 for (int i = 0; i < count; ++i) {
+                                     launch(weights(i), s);
+                                 }
+                             }) /
+               count;
     }
 };
 
@@ -199,23 +205,31 @@ struct Best {
     }
 };
 
-template <int M, int DEPTH, Source SOURCE> void measure(const Run& run, int warps, int tiles, bool pdl, Best& best) {
+template <int M, int DEPTH, Source SOURCE>
+void measure(const Run& run, int warps, int tiles, bool pdl, Best& best) {
     const Machine& machine = Machine::get();
     if (!machine.in_time() || run.shape.n % (TILE * tiles) != 0) {
         return;
     }
-    const size_t bytes = (SOURCE == SHARED ? static_cast<size_t>(M) * (run.shape.k / 8 + PAD) * 16 : 0) +
-                         static_cast<size_t>(tiles) * warps * TILE * 8 * sizeof(float);
+    const size_t bytes =
+        (SOURCE == SHARED ? static_cast<size_t>(M) * (run.shape.k / 8 + PAD) * 16 : 0) +
+        static_cast<size_t>(tiles) * warps * TILE * 8 * sizeof(float);
     if (bytes > machine.device.sharedMemPerBlockOptin) {
         return;
     }
     const auto kernel = gemv<M, DEPTH, SOURCE>;
-    CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(machine.device.sharedMemPerBlockOptin)));
+    CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(machine.device.sharedMemPerBlockOptin)));
     int resident = 0;
     CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, warps * 32, bytes));
     const int grid = run.shape.n / (TILE * tiles);
     const auto launch = [&](const bf16* w, cudaStream_t stream) {
-        const Params p{reinterpret_cast<const uint4*>(w), reinterpret_cast<const uint4*>(run.x), run.y, run.shape.n, run.shape.k, tiles};
+        const Params p{reinterpret_cast<const uint4*>(w),
+                       reinterpret_cast<const uint4*>(run.x),
+                       run.y,
+                       run.shape.n,
+                       run.shape.k,
+                       tiles};
         ::launch(kernel, grid, warps * 32, bytes, stream, pdl, p);
     };
     run.poison();
@@ -224,28 +238,35 @@ template <int M, int DEPTH, Source SOURCE> void measure(const Run& run, int warp
     CHECK(cudaStreamSynchronize(run.stream));
     const double error = run.error();
     const double seconds = run.seconds(launch);
-    const std::string of = std::string("x ") + (SOURCE == SHARED ? "shared" : "global") + ", " + std::to_string(warps) +
-                           " warps, " + std::to_string(DEPTH) + " steps ahead, " + std::to_string(tiles) + " tiles" +
+    const std::string of = std::string("x ") + (SOURCE == SHARED ? "shared" : "global") + ", " +
+                           std::to_string(warps) + " warps, " + std::to_string(DEPTH) +
+                           " steps ahead, " + std::to_string(tiles) + " tiles" +
                            (pdl ? ", PDL" : "");
     best.take(seconds, of);
     Line("gemv", run.name(of))
         .number("seconds", seconds)
         .number("bytes_per_second", run.elements() * sizeof(bf16) / seconds)
-        .number("bytes_in_flight_an_sm", std::min(static_cast<double>(resident), static_cast<double>(grid) / machine.sms) * warps * DEPTH * 1024)
+        .number("bytes_in_flight_an_sm",
+                std::min(static_cast<double>(resident), static_cast<double>(grid) / machine.sms) *
+                    warps * DEPTH * 1024)
         .number("resident_blocks_an_sm", resident)
         .number("error", error)
         .truth("right", error < 5e-3);
 }
 
 template <int M, Source SOURCE> void sweep(const Run& run, Best& best) {
-    for (const int warps : {8, 4, 16}) {
-        for (const int tiles : {1, 2, 4}) {
-            measure<M, 2, SOURCE>(run, warps, tiles, false, best);
-            measure<M, 4, SOURCE>(run, warps, tiles, false, best);
-            measure<M, 8, SOURCE>(run, warps, tiles, false, best);
-            if (Machine::get().hopper() && warps != 4 && tiles != 4) {
-                measure<M, 4, SOURCE>(run, warps, tiles, true, best);
-                measure<M, 8, SOURCE>(run, warps, tiles, true, best);
+    measure<M, 2, SOURCE>(run, 8, 1, false, best);
+    measure<M, 4, SOURCE>(run, 4, 1, false, best);
+    measure<M, 8, SOURCE>(run, 4, 1, false, best);
+    measure<M, 4, SOURCE>(run, 8, 4, false, best);
+    measure<M, 8, SOURCE>(run, 8, 4, false, best);
+    for (const int warps : {8, 16}) {
+        for (const int tiles : {1, 2}) {
+            for (const bool pdl : {false, true}) {
+                if (!pdl || Machine::get().hopper()) {
+                    measure<M, 4, SOURCE>(run, warps, tiles, pdl, best);
+                    measure<M, 8, SOURCE>(run, warps, tiles, pdl, best);
+                }
             }
         }
     }
@@ -260,7 +281,8 @@ void library(const Run& run, Cublas& cublas) {
     cublas.gemm(product, run.weights(0), run.x, run.y);
     CHECK(cudaStreamSynchronize(run.stream));
     const double error = run.error();
-    const double seconds = run.seconds([&](const bf16* w, cudaStream_t) { cublas.gemm(product, w, run.x, run.y); });
+    const double seconds =
+        run.seconds([&](const bf16* w, cudaStream_t) { cublas.gemm(product, w, run.x, run.y); });
     const double bytes = run.elements() * sizeof(bf16);
     Line("gemv", run.name("cuBLAS"))
         .number("seconds", seconds)
@@ -280,7 +302,8 @@ void library(const Run& run, Cublas& cublas) {
         }
         CHECK(cudaStreamSynchronize(run.stream));
         const double off = run.error();
-        const double one = run.seconds([&](const bf16* w, cudaStream_t s) { cublas.run(plan, proposal, w, run.x, run.y, s); });
+        const double one = run.seconds(
+            [&](const bf16* w, cudaStream_t s) { cublas.run(plan, proposal, w, run.x, run.y, s); });
         if (one < best.seconds) {
             best_error = off;
         }
@@ -316,7 +339,8 @@ int main() {
     for (const Shape& shape : shapes) {
         for (const int m : {1, 8}) {
             Run run{stream, w, x, y, {}, shape, m};
-            reference<<<dim3((shape.n + 7) / 8, m), 256, 0, stream>>>(w, x, expected, shape.n, shape.k);
+            reference<<<dim3((shape.n + 7) / 8, m), 256, 0, stream>>>(w, x, expected, shape.n,
+                                                                      shape.k);
             CHECK(cudaGetLastError());
             CHECK(cudaStreamSynchronize(stream));
             run.expected = read_back(expected, static_cast<size_t>(m) * shape.n);

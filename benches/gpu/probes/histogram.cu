@@ -13,7 +13,8 @@ constexpr int FOURS = ROW / BLOCKS / THREADS / 4;
 constexpr float TOP = 20;
 
 enum Way { READ, ATOMIC, TWO_COPIES, MATCH, WEIGHTS };
-constexpr const char* WAYS[] = {"only read", "atomics", "atomics, two copies", "match, then atomics", "64-bit weights, with carry"};
+constexpr const char* WAYS[] = {"only read", "atomics", "atomics, two copies",
+                                "match, then atomics", "64-bit weights, with carry"};
 
 // Bins of 1/16 below TOP, the last one for all that is lower.
 __device__ __forceinline__ int bin_of(float logit) {
@@ -21,21 +22,26 @@ __device__ __forceinline__ int bin_of(float logit) {
 }
 
 // Block (part, row). Adds the row's counts to bins [rows, BINS].
-template <Way WAY> __global__ void __launch_bounds__(THREADS) count(const float4* logits, uint32_t* bins, float* out) {
+template <Way WAY>
+__global__ void __launch_bounds__(THREADS) count(const float4* logits, uint32_t* bins, float* out) {
     // With WEIGHTS the low and the high words.
     constexpr int COPIES = WAY == TWO_COPIES || WAY == WEIGHTS ? 2 : 1;
-    const float4* from = logits + (static_cast<size_t>(blockIdx.y) * ROW + blockIdx.x * (ROW / BLOCKS)) / 4;
+    const float4* from =
+        logits + (static_cast<size_t>(blockIdx.y) * ROW + blockIdx.x * (ROW / BLOCKS)) / 4;
     float4 four[FOURS];
 #pragma unroll
     for (int i = 0; i < FOURS; ++i) {
-        const uint4 bits = load_stream(reinterpret_cast<const uint4*>(from + i * THREADS + threadIdx.x));
-        four[i] = make_float4(__uint_as_float(bits.x), __uint_as_float(bits.y), __uint_as_float(bits.z), __uint_as_float(bits.w));
+        const uint4 bits =
+            load_stream(reinterpret_cast<const uint4*>(from + i * THREADS + threadIdx.x));
+        four[i] = make_float4(__uint_as_float(bits.x), __uint_as_float(bits.y),
+                              __uint_as_float(bits.z), __uint_as_float(bits.w));
     }
     if constexpr (WAY == READ) {
         float highest = -INFINITY;
 #pragma unroll
         for (int i = 0; i < FOURS; ++i) {
-            highest = fmaxf(highest, fmaxf(fmaxf(four[i].x, four[i].y), fmaxf(four[i].z, four[i].w)));
+            highest =
+                fmaxf(highest, fmaxf(fmaxf(four[i].x, four[i].y), fmaxf(four[i].z, four[i].w)));
         }
         out[(blockIdx.y * BLOCKS + blockIdx.x) * THREADS + threadIdx.x] = highest;
     } else {
@@ -81,27 +87,36 @@ template <Way WAY> __global__ void __launch_bounds__(THREADS) count(const float4
 }
 
 enum Data { FLAT, NORMAL, PEAKED, ONE_BIN };
-constexpr const char* DATA[] = {"flat over all bins", "normal, deviation 2.5", "normal, deviation 0.1", "one value"};
+constexpr const char* DATA[] = {"flat over all bins", "normal, deviation 2.5",
+                                "normal, deviation 0.1", "one value"};
 
 __global__ void make(Data data, float* out, size_t count) {
     const size_t step = static_cast<size_t>(gridDim.x) * blockDim.x;
-    for (size_t i = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
+    for (size_t i = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
+         i += step) {
         // Box and Muller's; the logarithm's argument never 0.
         const float u = 0.5f + 0.5f * uniform(i, 20);
         const float v = uniform(i, 21);
         const float normal = sqrtf(-2 * logf(fmaxf(u, 1e-9f))) * cospif(v);
-        out[i] = data == FLAT ? TOP - 128 * u : data == NORMAL ? 2.5f * normal : data == PEAKED ? 0.1f * normal : 1.0f;
+        out[i] = data == FLAT     ? TOP - 128 * u
+                 : data == NORMAL ? 2.5f * normal
+                 : data == PEAKED ? 0.1f * normal
+                                  : 1.0f;
     }
 }
 
-template <Way WAY> void measure(cudaStream_t stream, Data data, const float* logits, int rows, int copies, uint32_t* bins, float* out) {
-    const std::string name = std::string(WAYS[WAY]) + ", " + DATA[data] + ", " + std::to_string(rows) + " rows";
+template <Way WAY>
+void measure(cudaStream_t stream, Data data, const float* logits, int rows, int copies,
+             uint32_t* bins, float* out) {
+    const std::string name =
+        std::string(WAYS[WAY]) + ", " + DATA[data] + ", " + std::to_string(rows) + " rows";
     if (out_of_time(name)) {
         return;
     }
     const auto launch = [&](int copy, cudaStream_t s) {
         const float* from = logits + static_cast<size_t>(copy) * rows * ROW;
-        count<WAY><<<dim3(BLOCKS, rows), THREADS, 0, s>>>(reinterpret_cast<const float4*>(from), bins, out);
+        count<WAY><<<dim3(BLOCKS, rows), THREADS, 0, s>>>(reinterpret_cast<const float4*>(from),
+                                                          bins, out);
     };
     CHECK(cudaMemsetAsync(bins, 0, sizeof(uint32_t) * rows * BINS, stream));
     launch(0, stream);
@@ -119,11 +134,13 @@ template <Way WAY> void measure(cudaStream_t stream, Data data, const float* log
         }
     }
     // Launches over other logits, cold in L2.
-    const double seconds = graph_seconds(stream, 9, [&](cudaStream_t s) {
-        for (int copy = 0; copy < copies; ++copy) {
-            launch(copy, s);
-        }
-    }) / copies;
+    const double seconds = graph_seconds(stream, 9,
+                                         [&](cudaStream_t s) {
+                                             for (int copy = 0; copy < copies; ++copy) {
+                                                 launch(copy, s);
+                                             }
+                                         }) /
+                           copies;
     Line("histogram", name)
         .number("seconds", seconds)
         .number("bytes_per_second", static_cast<double>(rows) * ROW * sizeof(float) / seconds)

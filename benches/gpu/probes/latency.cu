@@ -119,12 +119,16 @@ uint32_t* chain(size_t bytes) {
 template <int LOADS> void measure(Buffers& b, const std::string& where, int blocks, int threads) {
     const Machine& machine = Machine::get();
     const double in_flight = static_cast<double>(blocks) * threads * LOADS * 16;
-    const std::string name = where + (blocks ? ", " + std::to_string(static_cast<int>(in_flight / KIB)) + " KiB in flight an SM" : ", alone");
+    const std::string name =
+        where +
+        (blocks ? ", " + std::to_string(static_cast<int>(in_flight / KIB)) + " KiB in flight an SM"
+                : ", alone");
     if (out_of_time(name)) {
         return;
     }
     int resident = 0;
-    CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, chase<LOADS>, std::max(threads, 32), 0));
+    CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, chase<LOADS>,
+                                                        std::max(threads, 32), 0));
     if (resident < blocks) {
         Line("latency", name).word("skipped", "the blocks are not resident together");
         return;

@@ -45,7 +45,8 @@ __global__ void __launch_bounds__(256) weigh(const uint4* w, const uint32_t* x, 
     }
     // Every block reads what every block wrote.
     const uint32_t before = __ldcg(x + threadIdx.x % gridDim.x);
-    uint32_t total = (threadIdx.x < gridDim.x ? before : 0) + sum(piece[0]) + sum(piece[1]) + sum(piece[2]) + sum(piece[3]);
+    uint32_t total = (threadIdx.x < gridDim.x ? before : 0) + sum(piece[0]) + sum(piece[1]) +
+                     sum(piece[2]) + sum(piece[3]);
 #pragma unroll
     for (int offset = 16; offset > 0; offset /= 2) {
         total += __shfl_xor_sync(~0u, total, offset);
@@ -90,11 +91,13 @@ void eager(cudaStream_t stream) {
     }
 }
 
-template <Chain CHAIN> void chain_of_adds(cudaStream_t stream, uint32_t* ring, int nodes, int grid) {
+template <Chain CHAIN>
+void chain_of_adds(cudaStream_t stream, uint32_t* ring, int nodes, int grid) {
     const int count = grid * 128;
     const auto enqueue = [&](cudaStream_t s) {
         for (int i = 0; i < nodes; ++i) {
-            launch(add_one<CHAIN>, grid, 128, 0, s, CHAIN != PLAIN, ring + (i % 2) * count, ring + (i + 1) % 2 * count, count);
+            launch(add_one<CHAIN>, grid, 128, 0, s, CHAIN != PLAIN, ring + (i % 2) * count,
+                   ring + (i + 1) % 2 * count, count);
         }
     };
     const Graph graph(stream, enqueue);
@@ -103,9 +106,11 @@ template <Chain CHAIN> void chain_of_adds(cudaStream_t stream, uint32_t* ring, i
     graph.launch(stream);
     CHECK(cudaStreamSynchronize(stream));
     const std::vector<uint32_t> out = read_back(ring, count);
-    const bool right = std::all_of(out.begin(), out.end(), [&](uint32_t x) { return x == static_cast<uint32_t>(nodes); });
+    const bool right = std::all_of(out.begin(), out.end(),
+                                   [&](uint32_t x) { return x == static_cast<uint32_t>(nodes); });
     const double seconds = median_seconds(stream, 21, [&](cudaStream_t s) { graph.launch(s); });
-    Line("launch", "graph of " + std::to_string(nodes) + " dependent kernels of " + std::to_string(grid) + " blocks, " + CHAINS[CHAIN])
+    Line("launch", "graph of " + std::to_string(nodes) + " dependent kernels of " +
+                       std::to_string(grid) + " blocks, " + CHAINS[CHAIN])
         .number("seconds_a_node", seconds / nodes)
         .number("seconds", seconds)
         .number("programmatic_edges", graph.programmatic_edges())
@@ -114,11 +119,13 @@ template <Chain CHAIN> void chain_of_adds(cudaStream_t stream, uint32_t* ring, i
 
 // Each block of a node reads 16 KiB of weights, new ones for every node.
 template <Chain CHAIN>
-uint32_t chain_of_weighings(cudaStream_t stream, const uint4* w, uint32_t* ring, int nodes, int grid, const uint32_t* expected) {
+uint32_t chain_of_weighings(cudaStream_t stream, const uint4* w, uint32_t* ring, int nodes,
+                            int grid, const uint32_t* expected) {
     const size_t slice = static_cast<size_t>(grid) * 1024;
     const auto enqueue = [&](cudaStream_t s) {
         for (int i = 0; i < nodes; ++i) {
-            launch(weigh<CHAIN>, grid, 256, 0, s, CHAIN != PLAIN, w + i * slice, ring + (i % 2) * grid, ring + (i + 1) % 2 * grid);
+            launch(weigh<CHAIN>, grid, 256, 0, s, CHAIN != PLAIN, w + i * slice,
+                   ring + (i % 2) * grid, ring + (i + 1) % 2 * grid);
         }
     };
     const Graph graph(stream, enqueue);
@@ -130,7 +137,8 @@ uint32_t chain_of_weighings(cudaStream_t stream, const uint4* w, uint32_t* ring,
         found += x;
     }
     const double seconds = median_seconds(stream, 21, [&](cudaStream_t s) { graph.launch(s); });
-    Line("launch", "graph of " + std::to_string(nodes) + " dependent kernels reading " + std::to_string(slice * 16 / KIB) + " KiB, " + CHAINS[CHAIN])
+    Line("launch", "graph of " + std::to_string(nodes) + " dependent kernels reading " +
+                       std::to_string(slice * 16 / KIB) + " KiB, " + CHAINS[CHAIN])
         .number("seconds_a_node", seconds / nodes)
         .number("bytes_per_second", static_cast<double>(slice) * 16 * nodes / seconds)
         .number("programmatic_edges", graph.programmatic_edges())
@@ -147,17 +155,22 @@ void library(cudaStream_t stream) {
     const bf16* w = random_bf16(1536 * 576, 0.05f, 8);
     const bf16* x = random_bf16(256 * 1536, 1, 9);
     auto* y = allocate<bf16>(256 * 1536);
-    for (const Product& p : {Product{1536, 1, 576}, Product{576, 1, 1536}, Product{1536, 64, 576}}) {
+    for (const Product& p :
+         {Product{1536, 1, 576}, Product{576, 1, 1536}, Product{1536, 64, 576}}) {
         const int nodes = 100;
         const auto enqueue = [&](cudaStream_t) {
             for (int i = 0; i < nodes; ++i) {
                 cublas.gemm(p, w, x, y);
             }
         };
-        const std::string name = "cuBLAS, hot, " + std::to_string(p.n) + "x" + std::to_string(p.k) + ", M=" + std::to_string(p.m);
+        const std::string name = "cuBLAS, hot, " + std::to_string(p.n) + "x" + std::to_string(p.k) +
+                                 ", M=" + std::to_string(p.m);
         const double one_by_one = median_seconds(stream, 11, enqueue) / nodes;
         const double in_graph = graph_seconds(stream, 11, enqueue) / nodes;
-        Line("launch", name).number("seconds_a_node", in_graph).number("eager_seconds", one_by_one).word("error", cublas.why());
+        Line("launch", name)
+            .number("seconds_a_node", in_graph)
+            .number("eager_seconds", one_by_one)
+            .word("error", cublas.why());
     }
 }
 
@@ -180,12 +193,14 @@ __device__ float merged(const float* partial, const float* weight, int chunks) {
 
 // Block (chunk, sequence) writes its partial; with TICKET the last of a sequence merges.
 template <Merge MERGE>
-__global__ void __launch_bounds__(VALUES) partials(float* partial, float* weight, uint32_t* tickets, float* out, uint32_t seed) {
+__global__ void __launch_bounds__(VALUES)
+    partials(float* partial, float* weight, uint32_t* tickets, float* out, uint32_t seed) {
     __shared__ bool last;
     const int chunks = gridDim.x;
     const int sequence = blockIdx.y;
     const int at = sequence * chunks + blockIdx.x;
-    partial[static_cast<size_t>(at) * VALUES + threadIdx.x] = uniform(at * VALUES + threadIdx.x, seed);
+    partial[static_cast<size_t>(at) * VALUES + threadIdx.x] =
+        uniform(at * VALUES + threadIdx.x, seed);
     if (threadIdx.x == 0) {
         weight[at] = 1.5f + uniform(at, seed + 1);
     }
@@ -202,15 +217,20 @@ __global__ void __launch_bounds__(VALUES) partials(float* partial, float* weight
         }
         __syncthreads();
         if (last) {
-            out[sequence * VALUES + threadIdx.x] = merged(partial + static_cast<size_t>(sequence) * chunks * VALUES, weight + sequence * chunks, chunks);
+            out[sequence * VALUES + threadIdx.x] =
+                merged(partial + static_cast<size_t>(sequence) * chunks * VALUES,
+                       weight + sequence * chunks, chunks);
         }
     }
 }
 
-__global__ void __launch_bounds__(VALUES) merge(const float* partial, const float* weight, float* out, int chunks) {
+__global__ void __launch_bounds__(VALUES)
+    merge(const float* partial, const float* weight, float* out, int chunks) {
     pdl_wait();
     const int sequence = blockIdx.x;
-    out[sequence * VALUES + threadIdx.x] = merged(partial + static_cast<size_t>(sequence) * chunks * VALUES, weight + sequence * chunks, chunks);
+    out[sequence * VALUES + threadIdx.x] =
+        merged(partial + static_cast<size_t>(sequence) * chunks * VALUES,
+               weight + sequence * chunks, chunks);
 }
 
 void merges(cudaStream_t stream) {
@@ -257,7 +277,8 @@ void merges(cudaStream_t stream) {
             CHECK(cudaMemsetAsync(out, 0xff, count * sizeof(float), stream));
             const double by_ticket = graph_seconds(stream, 11, ticket) / times;
             const bool right = read_back(out, count) == expected;
-            Line("launch", "merge of " + std::to_string(chunks) + " partials, " + std::to_string(sequences) + " sequences")
+            Line("launch", "merge of " + std::to_string(chunks) + " partials, " +
+                               std::to_string(sequences) + " sequences")
                 .number("partials_alone_seconds", alone)
                 .number("ticket_seconds", by_ticket)
                 .number("second_launch_seconds", by_second)
@@ -279,7 +300,9 @@ int main() {
                 empty<<<1, 32, 0, s>>>();
             }
         });
-        Line("launch", "graph of " + std::to_string(nodes) + " empty kernels of 1 block").number("seconds_a_node", seconds / nodes).number("seconds", seconds);
+        Line("launch", "graph of " + std::to_string(nodes) + " empty kernels of 1 block")
+            .number("seconds_a_node", seconds / nodes)
+            .number("seconds", seconds);
         for (const int grid : {1, machine.sms, 4 * machine.sms}) {
             chain_of_adds<PLAIN>(stream, ring, nodes, grid);
             if (machine.hopper()) {
@@ -289,7 +312,8 @@ int main() {
     }
     const int nodes = 100;
     const int grid = machine.sms;
-    const auto* w = reinterpret_cast<const uint4*>(random_words(static_cast<size_t>(nodes) * grid * 1024 * 4, 10));
+    const auto* w = reinterpret_cast<const uint4*>(
+        random_words(static_cast<size_t>(nodes) * grid * 1024 * 4, 10));
     const uint32_t expected = chain_of_weighings<PLAIN>(stream, w, ring, nodes, grid, nullptr);
     if (machine.hopper()) {
         chain_of_weighings<PDL>(stream, w, ring, nodes, grid, &expected);

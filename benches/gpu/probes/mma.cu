@@ -6,12 +6,14 @@
 constexpr double OPERATIONS = 2.0 * 16 * 8 * 16;
 
 __device__ __forceinline__ uint32_t two_bf16(uint64_t index, uint32_t seed) {
-    const __nv_bfloat162 two = __floats2bfloat162_rn(uniform(2 * index, seed), uniform(2 * index + 1, seed));
+    const __nv_bfloat162 two =
+        __floats2bfloat162_rn(uniform(2 * index, seed), uniform(2 * index + 1, seed));
     return *reinterpret_cast<const uint32_t*>(&two);
 }
 
 // ACCUMULATORS independent mma a warp, operands in registers.
-template <int ACCUMULATORS> __global__ void __launch_bounds__(512) from_registers(int iterations, float* out, uint32_t) {
+template <int ACCUMULATORS>
+__global__ void __launch_bounds__(512) from_registers(int iterations, float* out, uint32_t) {
     uint32_t a[4], b[ACCUMULATORS][2];
     float acc[ACCUMULATORS][4] = {};
     const int thread = blockIdx.x * blockDim.x + threadIdx.x;
@@ -37,7 +39,8 @@ template <int ACCUMULATORS> __global__ void __launch_bounds__(512) from_register
 
 // RATIO mma for each ldmatrix.x4: 1, the loaded matrices are A (as in decode); 2, they are
 // two k16 n8 tiles of B; 4, those meet two tiles of A (as in prefill).
-template <int RATIO> __global__ void __launch_bounds__(512) from_shared(int iterations, float* out, uint32_t elsewhere) {
+template <int RATIO>
+__global__ void __launch_bounds__(512) from_shared(int iterations, float* out, uint32_t elsewhere) {
     // 256 rows of 128 bytes, 16-byte pieces XORed with row % 8.
     __shared__ __align__(128) uint32_t tile[256 * 32];
     for (int i = threadIdx.x; i < 256 * 32; i += blockDim.x) {
@@ -83,7 +86,8 @@ template <int RATIO> __global__ void __launch_bounds__(512) from_shared(int iter
 #pragma unroll
                 for (int i = 0; i < RATIO; ++i) {
                     const uint32_t(&a)[4] = fixed[i / 2];
-                    mma_bf16(acc[(s * RATIO + i) % 8], a[0], a[1], a[2], a[3], now[i % 2 * 2], now[i % 2 * 2 + 1]);
+                    mma_bf16(acc[(s * RATIO + i) % 8], a[0], a[1], a[2], a[3], now[i % 2 * 2],
+                             now[i % 2 * 2 + 1]);
                 }
             }
         }
@@ -95,7 +99,8 @@ template <int RATIO> __global__ void __launch_bounds__(512) from_shared(int iter
     out[thread] = total;
 }
 
-template <typename K> void rate(const std::string& name, K kernel, int warps, double mma_an_iteration, float* out) {
+template <typename K>
+void rate(const std::string& name, K kernel, int warps, double mma_an_iteration, float* out) {
     const Machine& machine = Machine::get();
     if (out_of_time(name)) {
         return;
@@ -106,7 +111,8 @@ template <typename K> void rate(const std::string& name, K kernel, int warps, do
     });
     Line("mma", name + ", " + std::to_string(warps) + " warps a scheduler")
         .number("seconds", seconds)
-        .number("operations_per_second", OPERATIONS * mma_an_iteration * iterations * warps * 4 * machine.sms / seconds);
+        .number("operations_per_second",
+                OPERATIONS * mma_an_iteration * iterations * warps * 4 * machine.sms / seconds);
 }
 
 // What surrounds the column of B, or the row of A, whose product is looked at.
@@ -156,8 +162,11 @@ __global__ void neighbours(bool columns, Around what, bool moves, uint32_t* out)
             // The target's do not depend on where it is.
             return spread<F16>(mix(seed ^ mix((target_side ? 1000 : 2000 + 64 * of) + k)));
         };
-        const auto two = [&](bool of_b, int of, int k) { return element(of_b, of, k) | element(of_b, of, k + 1) << 16; };
-        const uint32_t a[4] = {two(false, g, 2 * j), two(false, g + 8, 2 * j), two(false, g, 2 * j + 8), two(false, g + 8, 2 * j + 8)};
+        const auto two = [&](bool of_b, int of, int k) {
+            return element(of_b, of, k) | element(of_b, of, k + 1) << 16;
+        };
+        const uint32_t a[4] = {two(false, g, 2 * j), two(false, g + 8, 2 * j),
+                               two(false, g, 2 * j + 8), two(false, g + 8, 2 * j + 8)};
         const uint32_t b[2] = {two(true, g, 2 * j), two(true, g, 2 * j + 8)};
         if (F16) {
             asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
@@ -198,8 +207,9 @@ template <bool F16> void bits(uint32_t* out) {
                 for (size_t i = 0; i < other.size(); ++i) {
                     different += other[i] != alone[i];
                 }
-                Line("mma", std::string("bits of a ") + (columns ? "column" : "row") + ", " + (F16 ? "f16" : "bf16") +
-                                ", among " + AROUND[what] + (moves ? ", at any place" : ""))
+                Line("mma", std::string("bits of a ") + (columns ? "column" : "row") + ", " +
+                                (F16 ? "f16" : "bf16") + ", among " + AROUND[what] +
+                                (moves ? ", at any place" : ""))
                     .number("outputs", static_cast<double>(nonzero))
                     .number("different", static_cast<double>(different));
             }
@@ -242,10 +252,13 @@ __device__ __forceinline__ uint32_t shifted(uint32_t four, uint32_t selector) {
 }
 
 enum Way { CVT_CHAIN, CVT_BOTH_HALVES, SHIFT_AND_MASK };
-constexpr const char* WAYS[] = {"cvt alone", "cvt of both halves of 32 bits", "shift and mask of 32 bits"};
+constexpr const char* WAYS[] = {"cvt alone", "cvt of both halves of 32 bits",
+                                "shift and mask of 32 bits"};
 
 // CHAINS independent chains a thread; each step's input is the last one's output.
-template <Way WAY> __global__ void __launch_bounds__(1024) conversions(int iterations, uint32_t* out, long long* clocks) {
+template <Way WAY>
+__global__ void __launch_bounds__(1024)
+    conversions(int iterations, uint32_t* out, long long* clocks) {
     constexpr int CHAINS = 8;
     uint32_t x[CHAINS];
     for (int i = 0; i < CHAINS; ++i) {
@@ -294,7 +307,8 @@ template <Way WAY> void conversion_rate(uint32_t* out, long long* clocks) {
         std::vector<long long> took = read_back(clocks, machine.sms);
         std::nth_element(took.begin(), took.begin() + took.size() / 2, took.end());
         const double steps = 8.0 * iterations * threads / took[took.size() / 2];
-        Line("mma", std::string("e4m3 to f16, ") + WAYS[WAY] + ", " + std::to_string(threads) + " threads an SM")
+        Line("mma", std::string("e4m3 to f16, ") + WAYS[WAY] + ", " + std::to_string(threads) +
+                        " threads an SM")
             .number("steps_an_sm_a_clock", steps)
             .number("values_an_sm_a_clock", steps * (WAY == CVT_CHAIN ? 2 : 4));
     }
@@ -303,7 +317,8 @@ template <Way WAY> void conversion_rate(uint32_t* out, long long* clocks) {
 float half_bits(uint32_t bits) {
     const int exponent = bits >> 10 & 31;
     const float mantissa = static_cast<float>(bits & 1023) / 1024;
-    const float size = exponent ? std::ldexp(1 + mantissa, exponent - 15) : std::ldexp(mantissa, -14);
+    const float size =
+        exponent ? std::ldexp(1 + mantissa, exponent - 15) : std::ldexp(mantissa, -14);
     return bits & 0x8000 ? -size : size;
 }
 
@@ -340,7 +355,9 @@ int main() {
                 }
             }
         }
-        Line("mma", "e4m3 to f16, shift and mask against cvt").number("different", static_cast<double>(different)).truth("right", different == 0);
+        Line("mma", "e4m3 to f16, shift and mask against cvt")
+            .number("different", static_cast<double>(different))
+            .truth("right", different == 0);
     }
     return 0;
 }

@@ -27,7 +27,9 @@ struct Entries {
     uint32_t count;
     uint32_t current, next;
 
-    __device__ Entries(const uint32_t* table, uint32_t count) : table(table), count(count) { fetch(0); }
+    __device__ Entries(const uint32_t* table, uint32_t count) : table(table), count(count) {
+        fetch(0);
+    }
     __device__ void fetch(uint32_t from) {
         const uint32_t i = from + threadIdx.x % 32;
         next = i < count ? __ldg(table + i) : 0;
@@ -43,16 +45,16 @@ struct Entries {
 };
 
 __device__ __forceinline__ void wait_groups(int pending) {
-#define WAIT(n)                                                       \
-    case n:                                                           \
-        asm volatile("cp.async.wait_group %0;\n" ::"n"(n) : "memory"); \
+#define WAIT(n)                                                                                    \
+    case n:                                                                                        \
+        asm volatile("cp.async.wait_group %0;\n" ::"n"(n) : "memory");                             \
         break;
     switch (pending) {
-        WAIT(1) WAIT(2) WAIT(3) WAIT(4) WAIT(5) WAIT(6) WAIT(7) WAIT(8) WAIT(9) WAIT(10) WAIT(11)
-        WAIT(12) WAIT(13) WAIT(14) WAIT(15) WAIT(16) WAIT(17) WAIT(18) WAIT(19) WAIT(20) WAIT(21)
-        WAIT(22) WAIT(23)
-    default:
-        asm volatile("cp.async.wait_group 0;\n" ::: "memory");
+        WAIT(1)
+        WAIT(2) WAIT(3) WAIT(4) WAIT(5) WAIT(6) WAIT(7) WAIT(8) WAIT(9) WAIT(10) WAIT(11) WAIT(12)
+            WAIT(13) WAIT(14) WAIT(15) WAIT(16) WAIT(17) WAIT(18) WAIT(19) WAIT(20) WAIT(21)
+                WAIT(22) WAIT(23) default : asm volatile("cp.async.wait_group 0;\n" ::
+                                                             : "memory");
     }
 #undef WAIT
 }
@@ -67,7 +69,9 @@ template <Way WAY, int PAGE> __global__ void __launch_bounds__(256) read_ring(co
     const int warp = threadIdx.x / 32;
     const int warps = blockDim.x / 32;
     unsigned char* ring = shared + static_cast<size_t>(warp) * p.slots * PAGE;
-    uint64_t* barriers = reinterpret_cast<uint64_t*>(shared + static_cast<size_t>(warps) * p.slots * PAGE) + warp * p.slots;
+    uint64_t* barriers =
+        reinterpret_cast<uint64_t*>(shared + static_cast<size_t>(warps) * p.slots * PAGE) +
+        warp * p.slots;
     if (WAY == BULK && lane == 0) {
         for (int i = 0; i < p.slots; ++i) {
             barrier_init(barriers + i, 1);
@@ -94,7 +98,10 @@ template <Way WAY, int PAGE> __global__ void __launch_bounds__(256) read_ring(co
 #pragma unroll
             for (int j = 0; j < PAGE / 512; ++j) {
                 const int at = j * 512 + lane * 16;
-                asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\n" ::"r"(shared_address(to + at)), "l"(from + at) : "memory");
+                asm volatile(
+                    "cp.async.cg.shared.global [%0], [%1], 16;\n" ::"r"(shared_address(to + at)),
+                    "l"(from + at)
+                    : "memory");
             }
         }
     };
@@ -140,7 +147,8 @@ template <Way WAY, int PAGE> __global__ void __launch_bounds__(256) read_ring(co
 }
 
 // SLOTS pages at a time straight to registers.
-template <int PAGE, int SLOTS> __global__ void __launch_bounds__(256) read_registers(const Params p) {
+template <int PAGE, int SLOTS>
+__global__ void __launch_bounds__(256) read_registers(const Params p) {
     const int lane = threadIdx.x % 32;
     const int warps = blockDim.x / 32;
     const uint64_t all = static_cast<uint64_t>(gridDim.x) * warps;
@@ -216,7 +224,8 @@ template <int PAGE> __global__ void __launch_bounds__(288) read_stages(const Par
             }
             // Bytes are expected before the first of them can land.
             __syncwarp();
-            bulk_copy(shared + stage * STAGE + lane * PAGE, p.pool + static_cast<uint64_t>(now) * PAGE, PAGE, full + stage);
+            bulk_copy(shared + stage * STAGE + lane * PAGE,
+                      p.pool + static_cast<uint64_t>(now) * PAGE, PAGE, full + stage);
             if (++stage == stages) {
                 stage = 0;
                 parity ^= 1;
@@ -246,7 +255,8 @@ template <int PAGE> __global__ void __launch_bounds__(288) read_stages(const Par
 __global__ void sum_words(const uint32_t* from, size_t count, uint32_t* out) {
     uint32_t total = 0;
     const size_t step = static_cast<size_t>(gridDim.x) * blockDim.x;
-    for (size_t i = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
+    for (size_t i = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
+         i += step) {
         total += from[i];
     }
     atomicAdd(out, total);
@@ -256,8 +266,8 @@ constexpr size_t POOL = 2 * GIB;
 constexpr int RESERVED_A_BLOCK = 1024;
 
 template <typename F>
-void report(const Params& p, const std::string& name, const char* way, size_t page, double in_flight, int blocks,
-            int warps, uint32_t expected, F&& launch) {
+void report(const Params& p, const std::string& name, const char* way, size_t page,
+            double in_flight, int blocks, int warps, uint32_t expected, F&& launch) {
     if (out_of_time(name)) {
         return;
     }
@@ -282,36 +292,45 @@ void ring(Params p, const char* order, size_t in_flight, int blocks, int warps, 
     const Machine& machine = Machine::get();
     p.slots = static_cast<int>(in_flight / (static_cast<size_t>(blocks) * warps * PAGE));
     // A whole number of slots, and no more than wait_groups knows.
-    if (static_cast<size_t>(p.slots) * blocks * warps * PAGE != in_flight || p.slots == 0 || p.slots > 24) {
+    if (static_cast<size_t>(p.slots) * blocks * warps * PAGE != in_flight || p.slots == 0 ||
+        p.slots > 24) {
         return;
     }
     const size_t bytes = static_cast<size_t>(p.slots) * warps * (PAGE + 8);
-    if ((bytes + RESERVED_A_BLOCK) * blocks > machine.device.sharedMemPerMultiprocessor || bytes > machine.device.sharedMemPerBlockOptin) {
+    if ((bytes + RESERVED_A_BLOCK) * blocks > machine.device.sharedMemPerMultiprocessor ||
+        bytes > machine.device.sharedMemPerBlockOptin) {
         return;
     }
-    CHECK(cudaFuncSetAttribute(read_ring<WAY, PAGE>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(machine.device.sharedMemPerBlockOptin)));
-    CHECK(cudaFuncSetAttribute(read_ring<WAY, PAGE>, cudaFuncAttributePreferredSharedMemoryCarveout, 100));
-    const std::string name = std::string(WAYS[WAY]) + ", " + order + " pages of " + std::to_string(PAGE / KIB) + " KiB, " +
-                             std::to_string(in_flight / KIB) + " KiB, " + std::to_string(blocks) + " x " +
-                             std::to_string(warps) + " warps";
-    report(p, name, WAYS[WAY], PAGE, static_cast<double>(in_flight), blocks, warps, expected, [&](cudaStream_t stream) {
-        read_ring<WAY, PAGE><<<machine.sms * blocks, warps * 32, bytes, stream>>>(p);
-    });
+    CHECK(cudaFuncSetAttribute(read_ring<WAY, PAGE>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(machine.device.sharedMemPerBlockOptin)));
+    CHECK(cudaFuncSetAttribute(read_ring<WAY, PAGE>, cudaFuncAttributePreferredSharedMemoryCarveout,
+                               100));
+    const std::string name = std::string(WAYS[WAY]) + ", " + order + " pages of " +
+                             std::to_string(PAGE / KIB) + " KiB, " +
+                             std::to_string(in_flight / KIB) + " KiB, " + std::to_string(blocks) +
+                             " x " + std::to_string(warps) + " warps";
+    report(p, name, WAYS[WAY], PAGE, static_cast<double>(in_flight), blocks, warps, expected,
+           [&](cudaStream_t stream) {
+               read_ring<WAY, PAGE><<<machine.sms * blocks, warps * 32, bytes, stream>>>(p);
+           });
 }
 
 template <int PAGE, int SLOTS> void registers(const Params& p, int blocks, uint32_t expected) {
     const Machine& machine = Machine::get();
     int resident = 0;
-    CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, read_registers<PAGE, SLOTS>, 256, 0));
+    CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, read_registers<PAGE, SLOTS>, 256,
+                                                        0));
     if (resident < blocks) {
         return;
     }
     const size_t in_flight = static_cast<size_t>(blocks) * 8 * SLOTS * PAGE;
     const std::string name = "registers, random pages of " + std::to_string(PAGE / KIB) + " KiB, " +
-                             std::to_string(in_flight / KIB) + " KiB, " + std::to_string(blocks) + " x 8 warps";
-    report(p, name, WAYS[REGISTERS], PAGE, static_cast<double>(in_flight), blocks, 8, expected, [&](cudaStream_t stream) {
-        read_registers<PAGE, SLOTS><<<machine.sms * blocks, 256, 0, stream>>>(p);
-    });
+                             std::to_string(in_flight / KIB) + " KiB, " + std::to_string(blocks) +
+                             " x 8 warps";
+    report(p, name, WAYS[REGISTERS], PAGE, static_cast<double>(in_flight), blocks, 8, expected,
+           [&](cudaStream_t stream) {
+               read_registers<PAGE, SLOTS><<<machine.sms * blocks, 256, 0, stream>>>(p);
+           });
 }
 
 template <int PAGE> void stages(const Params& p, int stages, uint32_t expected) {
@@ -320,12 +339,14 @@ template <int PAGE> void stages(const Params& p, int stages, uint32_t expected) 
     if (bytes > machine.device.sharedMemPerBlockOptin) {
         return;
     }
-    CHECK(cudaFuncSetAttribute(read_stages<PAGE>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
-    const std::string name = "bulk by one warp, random pages of " + std::to_string(PAGE / KIB) + " KiB, " +
-                             std::to_string(stages) + " stages of 32";
-    report(p, name, "bulk by one warp", PAGE, static_cast<double>(stages) * 32 * PAGE, 1, 9, expected, [&](cudaStream_t stream) {
-        read_stages<PAGE><<<machine.sms, 288, bytes, stream>>>(p, stages);
-    });
+    CHECK(cudaFuncSetAttribute(read_stages<PAGE>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(bytes)));
+    const std::string name = "bulk by one warp, random pages of " + std::to_string(PAGE / KIB) +
+                             " KiB, " + std::to_string(stages) + " stages of 32";
+    report(p, name, "bulk by one warp", PAGE, static_cast<double>(stages) * 32 * PAGE, 1, 9,
+           expected, [&](cudaStream_t stream) {
+               read_stages<PAGE><<<machine.sms, 288, bytes, stream>>>(p, stages);
+           });
 }
 
 // Every page size's cases, over a random and, for two of them, a sequential table.

@@ -74,7 +74,10 @@ inline const char*& probe_name() {
 // follows on this context means anything.
 inline void check(cudaError_t error, const char* call, int line) {
     if (error != cudaSuccess) {
-        Line(probe_name(), "error").word("error", cudaGetErrorString(error)).word("call", call).number("line", line);
+        Line(probe_name(), "error")
+            .word("error", cudaGetErrorString(error))
+            .word("call", call)
+            .number("line", line);
         std::_Exit(1);
     }
 }
@@ -110,7 +113,8 @@ struct Machine {
             .word("name", machine.device.name)
             .number("multiprocessors", machine.sms)
             .number("l2_bytes", machine.device.l2CacheSize)
-            .number("shared_bytes_a_block", static_cast<double>(machine.device.sharedMemPerBlockOptin))
+            .number("shared_bytes_a_block",
+                    static_cast<double>(machine.device.sharedMemPerBlockOptin))
             .number("maximum_clock_hertz", clock * 1e3);
         return machine;
     }
@@ -149,14 +153,16 @@ __host__ __device__ inline float uniform(uint64_t index, uint32_t seed) {
 
 static __global__ void fill_words(uint32_t* out, size_t count, uint32_t seed) {
     const size_t step = static_cast<size_t>(gridDim.x) * blockDim.x;
-    for (size_t i = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
+    for (size_t i = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
+         i += step) {
         out[i] = mix(i, seed);
     }
 }
 
 static __global__ void fill_bf16(bf16* out, size_t count, float scale, uint32_t seed) {
     const size_t step = static_cast<size_t>(gridDim.x) * blockDim.x;
-    for (size_t i = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
+    for (size_t i = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
+         i += step) {
         out[i] = __float2bfloat16_rn(scale * uniform(i, seed));
     }
 }
@@ -251,9 +257,11 @@ public:
             cudaGetLastError();
             return NAN;
         }
-        return static_cast<double>(std::count_if(data.begin(), data.begin() + std::min<size_t>(count, data.size()), [](const cudaGraphEdgeData& edge) {
-            return edge.type == cudaGraphDependencyTypeProgrammatic;
-        }));
+        return static_cast<double>(
+            std::count_if(data.begin(), data.begin() + std::min<size_t>(count, data.size()),
+                          [](const cudaGraphEdgeData& edge) {
+                              return edge.type == cudaGraphDependencyTypeProgrammatic;
+                          }));
     }
 };
 
