@@ -115,44 +115,12 @@ public:
 
     // `why()` says what is missing, if anything; then nothing else may be called.
     explicit Cublas(cudaStream_t stream) {
-        void* lt_library = dlopen("libcublasLt.so.13", RTLD_NOW | RTLD_GLOBAL);
-        void* library = lt_library ? dlopen("libcublas.so.13", RTLD_NOW) : nullptr;
-        if (!library) {
-            const char* error = dlerror();
-            wrong = error ? error : "dlopen failed";
-            return;
-        }
-        find(library, create, "cublasCreate_v2");
-        find(library, set_stream, "cublasSetStream_v2");
-        find(library, set_workspace, "cublasSetWorkspace_v2");
-        find(library, gemm_ex, "cublasGemmEx");
-        find(lt_library, lt_create, "cublasLtCreate");
-        find(lt_library, lt_version, "cublasLtGetVersion");
-        find(lt_library, desc_create, "cublasLtMatmulDescCreate");
-        find(lt_library, desc_set, "cublasLtMatmulDescSetAttribute");
-        find(lt_library, desc_destroy, "cublasLtMatmulDescDestroy");
-        find(lt_library, layout_create, "cublasLtMatrixLayoutCreate");
-        find(lt_library, layout_destroy, "cublasLtMatrixLayoutDestroy");
-        find(lt_library, preference_create, "cublasLtMatmulPreferenceCreate");
-        find(lt_library, preference_set, "cublasLtMatmulPreferenceSetAttribute");
-        find(lt_library, preference_destroy, "cublasLtMatmulPreferenceDestroy");
-        find(lt_library, heuristic, "cublasLtMatmulAlgoGetHeuristic");
-        find(lt_library, algo_get, "cublasLtMatmulAlgoConfigGetAttribute");
-        find(lt_library, algo_check, "cublasLtMatmulAlgoCheck");
-        find(lt_library, matmul, "cublasLtMatmul");
-        if (!wrong.empty()) {
-            return;
-        }
-        workspace = allocate<char>(WORKSPACE);
-        expect(create(&handle), "cublasCreate");
-        if (wrong.empty()) {
-            // The workspace after the stream: a new stream takes the default one back.
-            expect(set_stream(handle, stream), "cublasSetStream");
-            expect(set_workspace(handle, workspace, WORKSPACE), "cublasSetWorkspace");
-            expect(lt_create(&lt), "cublasLtCreate");
-        }
+        const double from = now();
+        load(stream);
+        Machine::get().forgive(now() - from);
     }
 
+    // What was missing or refused so far, if anything.
     const std::string& why() const { return wrong; }
     size_t version() const { return lt_version(); }
 
@@ -214,6 +182,45 @@ public:
     }
 
 private:
+    void load(cudaStream_t stream) {
+        void* lt_library = dlopen("libcublasLt.so.13", RTLD_NOW | RTLD_GLOBAL);
+        void* library = lt_library ? dlopen("libcublas.so.13", RTLD_NOW) : nullptr;
+        if (!library) {
+            const char* error = dlerror();
+            wrong = error ? error : "dlopen failed";
+            return;
+        }
+        find(library, create, "cublasCreate_v2");
+        find(library, set_stream, "cublasSetStream_v2");
+        find(library, set_workspace, "cublasSetWorkspace_v2");
+        find(library, gemm_ex, "cublasGemmEx");
+        find(lt_library, lt_create, "cublasLtCreate");
+        find(lt_library, lt_version, "cublasLtGetVersion");
+        find(lt_library, desc_create, "cublasLtMatmulDescCreate");
+        find(lt_library, desc_set, "cublasLtMatmulDescSetAttribute");
+        find(lt_library, desc_destroy, "cublasLtMatmulDescDestroy");
+        find(lt_library, layout_create, "cublasLtMatrixLayoutCreate");
+        find(lt_library, layout_destroy, "cublasLtMatrixLayoutDestroy");
+        find(lt_library, preference_create, "cublasLtMatmulPreferenceCreate");
+        find(lt_library, preference_set, "cublasLtMatmulPreferenceSetAttribute");
+        find(lt_library, preference_destroy, "cublasLtMatmulPreferenceDestroy");
+        find(lt_library, heuristic, "cublasLtMatmulAlgoGetHeuristic");
+        find(lt_library, algo_get, "cublasLtMatmulAlgoConfigGetAttribute");
+        find(lt_library, algo_check, "cublasLtMatmulAlgoCheck");
+        find(lt_library, matmul, "cublasLtMatmul");
+        if (!wrong.empty()) {
+            return;
+        }
+        workspace = allocate<char>(WORKSPACE);
+        expect(create(&handle), "cublasCreate");
+        if (wrong.empty()) {
+            // The workspace after the stream: a new stream takes the default one back.
+            expect(set_stream(handle, stream), "cublasSetStream");
+            expect(set_workspace(handle, workspace, WORKSPACE), "cublasSetWorkspace");
+            expect(lt_create(&lt), "cublasLtCreate");
+        }
+    }
+
     int config(const Proposal& proposal, int attribute) {
         int value = -1;
         size_t written = 0;

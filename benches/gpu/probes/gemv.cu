@@ -250,7 +250,7 @@ void measure(const Run& run, int warps, int tiles, bool pdl, Best& best) {
                 std::min(static_cast<double>(resident), static_cast<double>(grid) / machine.sms) *
                     warps * DEPTH * 1024)
         .number("resident_blocks_an_sm", resident)
-        .number("error", error)
+        .number("relative_error", error)
         .truth("right", error < 5e-3);
 }
 
@@ -287,7 +287,7 @@ void library(const Run& run, Cublas& cublas) {
     Line("gemv", run.name("cuBLAS"))
         .number("seconds", seconds)
         .number("bytes_per_second", bytes / seconds)
-        .number("error", error)
+        .number("relative_error", error)
         .truth("right", error < 5e-3);
     Cublas::Plan plan(cublas, product);
     Best best;
@@ -312,7 +312,7 @@ void library(const Run& run, Cublas& cublas) {
     Line("gemv", run.name("cuBLASLt, best of 8"))
         .number("seconds", best.seconds)
         .number("bytes_per_second", bytes / best.seconds)
-        .number("error", best_error)
+        .number("relative_error", best_error)
         .truth("right", best_error < 5e-3)
         .word("algorithm", best.name);
 }
