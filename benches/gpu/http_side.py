@@ -39,7 +39,8 @@ def company(url, streams, prompt_len, output_len):
         together = list(pool.map(lambda prompt: answer(url, prompt, output_len), prompts))
     same = sum(a == b for a, b in zip(alone, together))
     print(json.dumps({"answers": streams, "same_in_company": same}))
-    # Products' sums depend on the number of rows, so near ties may fall either way.
+    # Products' sums depend on the number of rows, so near ties may fall either way, as a few
+    # in a hundred tokens of random weights are; wrong keys or values leave no answer the same.
     if same < streams / 2:
         sys.exit(f"{same} of {streams} answers are the same alone and in company")
 

@@ -188,11 +188,11 @@ def serving(results):
 
 def probes(results):
     def row(line):
-        shown = {k: v for k, v in line.items() if k not in ("stage", "case", "probe")}
+        shown = {k: v for k, v in line.items() if k not in ("stage", "case", "probe", "what")}
         numbers = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())
-        return f"| {line['case']} | {numbers} |"
+        return f"| {line['case']} | {line.get('what', '')} | {numbers} |"
 
-    yield from results.table("| probe | result |", map(row, results.of("probes")))
+    yield from results.table("| probe | case | result |", map(row, results.of("probes")))
 
 
 def plot(results, path):

@@ -176,6 +176,9 @@ class Run:
                 if line.startswith("{"):
                     result = json.loads(line)
                     lines.append(result)
+                    # A probe has cases of its own.
+                    if "case" in result:
+                        result["what"] = result.pop("case")
                     self.write({"stage": stage, "case": name, **result})
                     self.note(stage, name, line)
                 else:

@@ -172,7 +172,7 @@ def first_light(run):
     with server(run, "first-light", run.models.take("small"), flags) as url:
         if not url:
             return
-        size = ["3", "40", "4"] if run.dry else ["32", "2500", "32"]
+        size = ["3", "40", "4"] if run.dry else ["32", "2500", "6"]
         run.case("first-light", "answers", python("http_side.py", "company", url, *size), 60)
         cell = (2, 20, 4, 2) if run.dry else (32, 256, 64, 64)
         bench_cell(run, "first-light", url, cell, 60)

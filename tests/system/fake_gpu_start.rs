@@ -10,15 +10,20 @@ use std::{
 
 use tempfile::TempDir;
 
-/// A folder of a model with a config alone: what is wrong with the device shows first.
-fn model() -> TempDir {
+use crate::model;
+
+/// A folder of a model without weights: what is wrong with the device shows first.
+fn unloadable() -> TempDir {
     let dir = TempDir::new().expect("a folder");
     let config = serde_json::json!({
         "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 64,
         "num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1,
-        "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "vocab_size": 64,
+        "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "vocab_size": 49152,
     });
     fs::write(dir.path().join("config.json"), config.to_string()).expect("the folder takes files");
+    for name in ["tokenizer.json", "tokenizer_config.json"] {
+        fs::copy(model::dir().join(name), dir.path().join(name)).expect("a file of the model");
+    }
     dir
 }
 
@@ -28,7 +33,7 @@ fn with_fake_gpu() -> PathBuf {
 
 /// What `sconce serve` says when it ends at once, and its exit code.
 fn refusal(fake_gpu: &[&str], faults: &str, device: &str) -> (Option<i32>, String) {
-    let dir = model();
+    let dir = unloadable();
     let script = dir.path().join("faults");
     fs::write(&script, faults).expect("the folder takes files");
     let mut command = Command::new(with_fake_gpu());
@@ -85,7 +90,7 @@ fn libraries_that_are_missing_are_named() {
                 symlink(file.path(), libraries.path().join(file.file_name())).expect("a link");
             }
         }
-        let dir = model();
+        let dir = unloadable();
         let mut command = Command::new(env!("CARGO_BIN_EXE_sconce"));
         command.arg("serve").arg(dir.path()).args(["--device", "auto", "--port", "0"]);
         command.env("LD_LIBRARY_PATH", libraries.path()).env("SCONCE_NO_HUB", "1");
