@@ -352,7 +352,11 @@ impl<D: Driver> Backend for Cuda<D> {
             hidden: word(hidden),
             eps,
         };
-        let kernel = of_dtype!("rms_norm", self.dtype);
+        let kernel = if hidden <= RmsNorm::NARROW {
+            of_dtype!("rms_norm", self.dtype)
+        } else {
+            of_dtype!("rms_norm_wide", self.dtype)
+        };
         self.launch(&row_launch(OP, kernel, rows), &params)
     }
 
@@ -413,8 +417,6 @@ impl<D: Driver> Backend for Cuda<D> {
         cache: &mut Self::KvCache,
     ) -> Result<(), KernelError> {
         const OP: &str = "rope_and_cache";
-        // Heads of a block.
-        const HEADS: usize = 4;
         self.step.check(OP, batch)?;
         let AttentionParams { num_heads, num_kv_heads, head_dim, .. } = *params;
         let rows = batch.num_tokens();
@@ -448,8 +450,8 @@ impl<D: Driver> Backend for Cuda<D> {
         let launch = Launch {
             file: OP,
             kernel: kernel.expect(CHECKED),
-            grid: [word(rows), word(heads.div_ceil(HEADS))],
-            threads: 128,
+            grid: RopeAndCache::grid(word(rows), word(heads), word(head_dim)),
+            threads: RopeAndCache::THREADS,
             shared_bytes: 0,
         };
         self.launch(&launch, &launch_params)

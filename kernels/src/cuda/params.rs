@@ -60,7 +60,7 @@ params! {
 }
 
 params! {
-    /// `rope_and_cache.cu`; grid `[tokens, heads of Q, K and V by 4]`, 128 threads.
+    /// `rope_and_cache.cu`; grid [`RopeAndCache::grid`], 128 threads.
     RopeAndCache {
         qkv, rope, positions, slot_mapping, q_norm, k_norm, cache;
         num_heads: u32,
@@ -149,4 +149,26 @@ pub struct SampledRow {
 impl SampledRow {
     /// The token of a row that cannot be drawn from.
     pub const NON_FINITE: u32 = u32::MAX;
+}
+
+impl RopeAndCache {
+    /// Threads of a block.
+    pub const THREADS: u32 = 128;
+
+    /// Blocks for so many tokens, with 4, 8 or 16 lanes for each head of Q, K and V, of which
+    /// each has 8 dimensions of each half.
+    #[must_use]
+    pub const fn grid(tokens: u32, heads: u32, head_dim: u32) -> [u32; 2] {
+        let lanes = match head_dim.div_ceil(16) {
+            0..=4 => 4,
+            5..=8 => 8,
+            _ => 16,
+        };
+        [tokens, (heads * lanes).div_ceil(Self::THREADS)]
+    }
+}
+
+impl RmsNorm {
+    /// The longest row that the kernel without `_wide` in its name takes.
+    pub const NARROW: usize = 4096;
 }
