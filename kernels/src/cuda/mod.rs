@@ -17,7 +17,7 @@ mod sampler;
 mod staging;
 mod step;
 
-pub use attention_plan::{AttentionPlan, Work};
+pub use attention_plan::{AttentionPlan, AttentionRoom, Work};
 pub use backend::{Cuda, CudaLimits};
 #[cfg(feature = "cuda")]
 pub use device::{CudaDriver, CudaMemory};
