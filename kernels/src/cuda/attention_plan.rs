@@ -186,10 +186,10 @@ impl AttentionPlan {
         TICKETS_OF_SEQUENCE * num_seqs * params.num_kv_heads
     }
 
-    /// Rows of partial results of a sequence of so many tokens, at most.
+    /// Rows of partial results of a decode in a sequence of so many tokens, at most.
     #[must_use]
     pub const fn most_partials(params: &AttentionParams, context_len: usize) -> usize {
-        context_len.div_ceil(CHUNK) * params.num_kv_heads * DECODE_ROWS
+        context_len.div_ceil(CHUNK) * params.num_heads
     }
 
     /// Bytes of so many rows of partial results.
