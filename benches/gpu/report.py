@@ -15,7 +15,6 @@ from pathlib import Path
 # kernel's name begins so, of which ceiling, share of it to reach
 SHARES = [
     ("decode attention, 32", "copy", 0.85),
-    ("decode attention, 64", "copy", 0.85),
     ("decode attention, 128", "copy", 0.85),
     ("rms_norm", "copy", 0.80),
     ("rope_and_cache", "copy", 0.80),

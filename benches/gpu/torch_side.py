@@ -9,6 +9,7 @@
 Without PyTorch, which only a dry run may lack, what needs it is skipped, and says so.
 """
 
+import itertools
 import json
 import statistics
 import sys
@@ -106,17 +107,16 @@ def attention():
     time = seconds(lambda: attend(q, k, v, is_causal=True, enable_gqa=True), [()])
     operations = 4 * 32 * 128 * length * (length + 1) / 2
     report(sdpa=f"prefill attention, {length}", seconds=time, operations_per_second=operations / time)
-    cases = [(b, c) for c in (1024, 4096) for b in (1, 8, 32, 128)] if on_gpu else [(2, 32)]
-    for group in [4, 8]:
-        for batch, context in cases:
-            heads = 32 // group
-            q = normal(batch, 32, 1, 128)
-            k, v = normal(batch, heads, context, 128), normal(batch, heads, context, 128)
-            time = seconds(lambda: attend(q, k, v, enable_gqa=True), [()])
-            moved = 2 * batch * heads * context * 128 * 2
-            name = f"decode attention, {batch} x {context}, GQA {group}"
-            report(sdpa=name, seconds=time, bytes_per_second=moved / time)
-            del q, k, v
+    contexts, batches = ([1024, 4096], [1, 8, 32, 128]) if on_gpu else ([40], [2])
+    for group, context, batch in itertools.product([4, 8], contexts, batches):
+        heads = 32 // group
+        q = normal(batch, 32, 1, 128)
+        k, v = normal(batch, heads, context, 128), normal(batch, heads, context, 128)
+        time = seconds(lambda: attend(q, k, v, enable_gqa=True), [()])
+        moved = 2 * batch * heads * context * 128 * 2
+        name = f"decode attention, {batch} x {context}, GQA {group}"
+        report(sdpa=name, seconds=time, bytes_per_second=moved / time)
+        del q, k, v
 
 
 def tokens(folder, batches):

@@ -172,6 +172,11 @@ impl CudaDriver {
             let bytes = i32::try_from(launch.shared_bytes).unwrap_or(i32::MAX);
             function.set_attribute(MAX, bytes).map_err(failed)?;
         }
+        if launch.shared_bytes > 0 {
+            use sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT as SHARE;
+            // In percent: as many blocks at a time as the multiprocessor's memory holds.
+            function.set_attribute(SHARE, 100).map_err(failed)?;
+        }
         let raw = function.cu_function();
         self.functions.insert(launch.kernel.to_owned(), function);
         Ok(raw)

@@ -19,7 +19,7 @@ mod staging;
 mod start;
 mod step;
 
-pub use attention_plan::{AttentionPlan, Work};
+pub use attention_plan::{AttentionPlan, AttentionRoom, Work};
 pub use backend::{Cuda, CudaLimits};
 #[cfg(feature = "cuda")]
 pub use device::{CudaDriver, CudaMemory};

@@ -84,10 +84,10 @@ params! {
 }
 
 params! {
-    /// `paged_attention.cu`; grid `[work, KV heads]`, 256 threads, shared memory as
-    /// [`super::AttentionPlan::shared_bytes`] has it.
+    /// `paged_attention.cu`, 256 threads, and `decode_attention.cu`, 128 threads; grid
+    /// `[KV heads, work]`, shared memory as [`super::AttentionPlan`] has it.
     PagedAttention {
-        work, q, cache, out, cu_seqlens_q, context_lens, block_tables, cu_blocks, partials, tickets;
+        work, q, cache, out, block_tables, partials, tickets;
         q_stride: u32,
         num_kv_heads: u32,
         group: u32,

@@ -33,8 +33,10 @@ tests! {
     copy_blocks_moves_whole_blocks_of_every_layer
     rope_rotates_queries_and_writes_keys_and_values_to_their_slots
     every_dtype_and_head_dim_matches_the_reference
+    every_context_matches_the_reference
     every_group_matches_the_reference
     windows_and_caps_match_the_reference
+    queries_beyond_f16_match_the_reference
     a_rows_bits_depend_on_its_own_context_only
     the_drawn_token_is_the_references
     log_probabilities_are_of_the_raw_logits
