@@ -12,7 +12,7 @@ extern "C" {
 int sconce_fake_fault(const char* name) {
     const std::lock_guard<std::mutex> lock(device().mutex);
     initialize();
-    return device().settings.faults.of_call(name);
+    return device().settings.faults.of_call(name).error;
 }
 
 int sconce_fake_enqueue(void* stream_handle, const sconce_fake_work* work) {
