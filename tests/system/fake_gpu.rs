@@ -132,8 +132,8 @@ struct Ask {
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Answer {
     tokens: Vec<String>,
-    logprobs: Vec<f64>,
-    second: Vec<f64>,
+    logprobs: Vec<f32>,
+    second: Vec<f32>,
 }
 
 impl Ask {
@@ -207,20 +207,21 @@ impl Answer {
     fn take(&mut self, logprobs: &Value) {
         let list = |name: &str| logprobs[name].as_array().cloned().unwrap_or_default();
         let tokens = list("tokens");
-        let number = |value: &Value| value.as_f64().expect("a number");
+        // Streams write an f32 with the digits that it needs.
+        let number = |value: &Value| value.as_f64().expect("a number") as f32;
         self.logprobs.extend(list("token_logprobs").iter().map(number));
         for (token, top) in tokens.iter().zip(list("top_logprobs")) {
             let token = token.as_str().expect("a token");
             let others = top.as_object().expect("the likeliest tokens");
             let others = others.iter().filter(|(name, _)| *name != token);
-            self.second.push(others.map(|(_, p)| number(p)).fold(f64::NEG_INFINITY, f64::max));
+            self.second.push(others.map(|(_, p)| number(p)).fold(f32::NEG_INFINITY, f32::max));
             self.tokens.push(token.to_owned());
         }
     }
 
     /// What came of it first.
     fn first(&self, tokens: usize) -> Self {
-        let first = |list: &[f64]| list.iter().copied().take(tokens).collect();
+        let first = |list: &[f32]| list.iter().copied().take(tokens).collect();
         let Self { tokens: all, logprobs, second } = self;
         let all = all.iter().take(tokens).cloned().collect();
         Self { tokens: all, logprobs: first(logprobs), second: first(second) }
@@ -228,7 +229,7 @@ impl Answer {
 
     /// Whether `self`, greedy, is `other` but for rounding: the same tokens, up to one where the
     /// two likeliest are within `bound` of each other, with log-probabilities within it.
-    fn assert_near(&self, other: &Self, bound: f64, label: &str) {
+    fn assert_near(&self, other: &Self, bound: f32, label: &str) {
         for (i, (own, token)) in self.tokens.iter().zip(&other.tokens).enumerate() {
             let margin = (other.logprobs[i] - other.second[i]).abs();
             if own != token {

@@ -2,7 +2,7 @@
 
 use std::thread;
 
-use super::{Answer, Ask, Gpu, Work, models, refusal};
+use super::{Answer, Ask, Gpu, Work, models, refusal, serving::FEW_BLOCKS};
 
 /// What these tests ask, its right answer, and what the device did for it.
 struct Right {
@@ -15,14 +15,14 @@ struct Right {
 }
 
 impl Right {
-    fn new(prompt_len: usize, max_tokens: usize) -> Self {
-        let gpu = Gpu::start(&models::tiny(), &[], &[]);
-        let mut loading = gpu.trace();
-        let ask = Ask::new(prompt_len, max_tokens, 1);
+    /// Of a server with these options, whose calls the scripts count.
+    fn new(args: &[&str]) -> Self {
+        let gpu = Gpu::start(&models::tiny(), &[], args);
+        let loading = gpu.trace();
+        let ask = Ask::new(100, 8, 1);
         let answer = ask.answer(&gpu.server);
         let mut trace = gpu.trace();
         let serving = trace.split_off(loading.len());
-        loading.retain(|work| work.ns > 0);
         Self { ask, answer, loading, serving }
     }
 
@@ -44,19 +44,24 @@ impl Right {
 /// be destroyed or freed. It is built once: then requests are refused, and nothing hangs.
 #[test]
 fn an_error_ends_what_ran_and_the_engine_is_built_anew_once() {
-    const UNDESTROYED: &str = "fail cublasDestroy_v2 * 13\nfail curandDestroyGenerator * 201\n\
-        fail cuMemFreeAsync * CUDA_ERROR_INVALID_VALUE\nfail cuMemFreeHost * 1\n\
-        fail cuEventDestroy_v2 * 1\nfail cuStreamDestroy_v2 * 1\nfail cuModuleUnload * 1\n\
-        fail cuDevicePrimaryCtxRelease_v2 * 1\n";
-    let right = Right::new(100, 8);
+    let one_seat = ["--max-num-seqs", "1"];
+    let right = Right::new(&one_seat);
+    // All memory of the first executor, and none of the second's.
+    let count = |name: &str| right.loading.iter().filter(|work| work.name == name).count();
+    let freed = count("cuMemFreeAsync") + 1..=count("cuMemAllocAsync");
+    let freed = freed.map(|nth| format!("fail cuMemFreeAsync {nth} 1\n"));
+    let undestroyed = "fail cublasDestroy_v2 * 13\nfail curandDestroyGenerator * 201\n\
+        fail cuMemFreeHost * 1\nfail cuEventDestroy_v2 * 1\nfail cuStreamDestroy_v2 * 1\n\
+        fail cuModuleUnload * 1\nfail cuDevicePrimaryCtxRelease_v2 * 1\n";
+    let undestroyed = undestroyed.to_owned() + &freed.collect::<String>();
     for (call, error, said, more) in [
-        ("cuLaunchKernel", "701", "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES", UNDESTROYED),
+        ("cuLaunchKernel", "701", "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES", &*undestroyed),
         ("cublasGemmEx", "14", "CUBLAS_STATUS_INTERNAL_ERROR", ""),
-        ("cuMemcpyHtoDAsync_v2", "999", "CUDA_ERROR_UNKNOWN", UNDESTROYED),
+        ("cuMemcpyHtoDAsync_v2", "999", "CUDA_ERROR_UNKNOWN", &*undestroyed),
         ("cuMemcpyDtoHAsync_v2", "1", "CUDA_ERROR_INVALID_VALUE", ""),
     ] {
         let script = format!("fail {call} {} {error}\n{more}", right.midway(call));
-        let mut gpu = Gpu::with_faults(&script, &["--mode", "late"], &["--max-num-seqs", "1"]);
+        let mut gpu = Gpu::with_faults(&script, &["--mode", "late"], &one_seat);
         let answers = thread::scope(|scope| {
             let ask = || scope.spawn(|| right.ask.send(&gpu.server));
             [ask(), ask(), ask()].map(|client| client.join().expect("it is answered"))
@@ -71,7 +76,7 @@ fn an_error_ends_what_ran_and_the_engine_is_built_anew_once() {
     let each = "fail cuLaunchKernel";
     let first = right.midway("cuLaunchKernel");
     let scripts: Vec<_> = (0..2).map(|n| format!("{each} {} 701", first * (n + 1))).collect();
-    let mut gpu = Gpu::with_faults(&scripts.join("\n"), &[], &[]);
+    let mut gpu = Gpu::with_faults(&scripts.join("\n"), &[], &one_seat);
     assert_eq!(right.ask.send(&gpu.server).0, 500);
     // Loading again takes fewer launches than that; some request meets the second.
     while right.ask.send(&gpu.server).0 == 200 {}
@@ -85,7 +90,7 @@ fn an_error_ends_what_ran_and_the_engine_is_built_anew_once() {
 /// call meets it.
 #[test]
 fn a_lost_device_ends_the_process_with_3() {
-    let right = Right::new(100, 8);
+    let right = Right::new(&[]);
     for mode in ["eager", "late", "random"] {
         for name in ["cuLaunchKernel", "cublasGemmEx"] {
             let script = format!("sticky {} CUDA_ERROR_ILLEGAL_ADDRESS", right.launch(name));
@@ -109,7 +114,7 @@ fn a_lost_device_ends_the_process_with_3() {
 /// needs no more memory.
 #[test]
 fn memory_runs_out_when_it_starts_or_never() {
-    let right = Right::new(100, 8);
+    let right = Right::new(&[]);
     let is_allocation = |work: &&Work| work.name.starts_with("cuMemAlloc");
     assert_eq!(right.serving.iter().filter(is_allocation).count(), 0, "while it serves");
     let gpu = Gpu::start(&models::tiny(), &[], &[]);
@@ -146,7 +151,7 @@ fn memory_runs_out_when_it_starts_or_never() {
 /// that a step is stuck, which takes too long to wait for here.
 #[test]
 fn a_device_that_hangs_does_not_keep_the_process() {
-    let right = Right::new(100, 8);
+    let right = Right::new(&[]);
     for mode in ["eager", "late"] {
         let script = format!("hang {}", right.launch("cuLaunchKernel"));
         let args = ["--shutdown-timeout", "1"];
@@ -167,21 +172,23 @@ fn a_device_that_hangs_does_not_keep_the_process() {
 /// the same batch, nor of who gets its blocks or asks the same again.
 #[test]
 fn not_a_number_costs_nobody_else_anything() {
-    let right = Right::new(100, 8);
-    // The queries, keys and values of the second chunk's first token, from the second layer
-    // on: what is wrong is in a full block of the cache before the prompt's end samples.
+    let args = [&["--max-num-seqs", "1"], &FEW_BLOCKS[..]].concat();
+    let right = Right::new(&args);
+    // In each chunk eight products, and one more in each step that samples. The first of the
+    // second chunk, and of the third step after the prompt: what comes of one row's queries is
+    // not a number, and so are that row's K and V in the next layer. The first is in a block that
+    // is full, and found by others, before the prompt's end samples.
     let products: Vec<_> =
         right.serving.iter().filter(|work| work.name.starts_with("cublasGemmEx")).collect();
-    let second_chunk = products.len() * 3 / 20;
-    for launch in [products[second_chunk].launch, right.launch("cublasGemmEx")] {
+    assert_eq!(products.len(), 4 * 8 + 1 + 7 * 9);
+    for launch in [products[8].launch, products[4 * 8 + 1 + 2 * 9].launch] {
         let script = format!("nan {launch} 3");
-        let args = ["--max-num-seqs", "1", "--kv-cache-memory-bytes", "136K"];
         let gpu = Gpu::with_faults(&script, &["--mode", "late"], &args);
         let (status, body) = right.ask.send(&gpu.server);
         assert!(status == 500 && body.contains("finite"), "{script}: {status} {body}");
         let short = Ask::new(3, 5, 9);
         let expected = short.answer(&Gpu::start(&models::tiny(), &[], &[]).server);
-        // Whatever blocks they get: there are 17.
+        // Whatever blocks they get: there are 8, and names keep some from being given out.
         for _ in 0..20 {
             assert_eq!(short.answer(&gpu.server), expected, "{script}");
         }
@@ -189,6 +196,7 @@ fn not_a_number_costs_nobody_else_anything() {
         assert_eq!(gpu.server.metric("sconce:engine_restarts_total"), 0.0);
         assert_eq!(gpu.server.metric("vllm:corrupted_requests_total"), 1.0);
     }
+    let right = Right::new(&["--no-enable-prefix-caching"]);
     // Beside others: one of the batch is hit, the others have their bits.
     let script = format!("nan {} 3", right.launch("cublasGemmEx") + 40);
     let gpu = Gpu::with_faults(&script, &["--mode", "late"], &["--no-enable-prefix-caching"]);

@@ -8,22 +8,24 @@ use std::{
 use super::{Answer, Ask, CHUNK, Gpu, models};
 
 /// Beside the CPU in bf16, in natural logarithms: activations are rounded elsewhere.
-const BOUND: f64 = 0.1;
-/// Blocks of 8 KiB in the tiny model's cache: the scenario's long prompts do not fit together.
-const FEW_BLOCKS: &str = "160K";
+const BOUND: f32 = 0.1;
+/// The tiny model's cache in 8 blocks of 8 KiB: the scenario's prompts nearly fill them, and
+/// where they grow together somebody is preempted.
+pub(super) const FEW_BLOCKS: [&str; 4] =
+    ["--max-model-len", "128", "--kv-cache-memory-bytes", "64K"];
 const SEEDS: u64 = 50;
 /// Which of the scenario's clients leave, and after how many tokens.
-const LEAVER: (usize, usize) = (4, 3);
+pub(super) const LEAVER: (usize, usize) = (4, 3);
 
 /// Prompts of one and of many chunks, greedy and drawn.
-fn scenario() -> Vec<Ask> {
+pub(super) fn scenario() -> Vec<Ask> {
     let drawn = |ask: Ask| Ask { temperature: 0.9, ..ask };
     vec![
-        Ask::new(150, 12, 1),
-        drawn(Ask::new(5, 20, 2)),
-        Ask::new(120, 8, 3),
-        drawn(Ask::new(40, 10, 4)),
-        Ask::new(9, 60, 5),
+        Ask::new(95, 8, 1),
+        drawn(Ask::new(47, 12, 2)),
+        Ask::new(31, 14, 3),
+        drawn(Ask::new(15, 16, 4)),
+        Ask::new(14, 24, 5),
     ]
 }
 
@@ -55,14 +57,14 @@ fn together(gpu: &Gpu) -> Vec<Answer> {
 #[test]
 fn answers_are_the_same_bits_in_any_batch_whenever_the_device_runs() {
     let model = models::tiny();
-    let args = ["--kv-cache-memory-bytes", FEW_BLOCKS];
     let alone = {
-        let gpu = Gpu::start(&model, &["--mode", "eager"], &args);
+        let gpu = Gpu::start(&model, &["--mode", "eager"], &FEW_BLOCKS);
         scenario().iter().map(|ask| ask.answer(&gpu.server)).collect::<Vec<_>>()
     };
-    let (next, preempted, cancelled) = (AtomicU64::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
+    let (next, preempted, cancelled) =
+        (AtomicU64::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
     let run = |fake_gpu: &[&str], label: &str| {
-        let mut gpu = Gpu::start(&model, fake_gpu, &args);
+        let mut gpu = Gpu::start(&model, fake_gpu, &FEW_BLOCKS);
         for (index, (answer, alone)) in together(&gpu).iter().zip(&alone).enumerate() {
             let len = if index == LEAVER.0 { answer.tokens.len() } else { usize::MAX };
             assert_eq!(*answer, alone.first(len), "{label}, request {index}");
@@ -92,8 +94,8 @@ fn answers_are_the_same_bits_in_any_batch_whenever_the_device_runs() {
         }
     });
     let (preempted, cancelled) = (preempted.into_inner(), cancelled.into_inner());
-    assert!(preempted > SEEDS as usize / 2, "{preempted} preemptions are few");
-    assert!(cancelled > SEEDS as usize / 2, "only {cancelled} clients left in time");
+    assert!(preempted >= 10, "{preempted} preemptions are few");
+    assert!(cancelled >= 10, "only {cancelled} clients left in time");
 }
 
 /// The default model's weights in two layers, a prompt of many chunks.
@@ -135,10 +137,10 @@ fn answers_are_the_cpus_in_bf16_and_float16() {
 /// by less.
 #[test]
 fn a_cache_in_fp8_serves_near_one_in_bf16() {
-    const FP8_BOUND: f64 = 0.5;
+    const FP8_BOUND: f32 = 0.5;
     let model = models::tiny();
     let of = |dtype: &str, fake_gpu: &[&str]| -> Vec<_> {
-        let args = ["--kv-cache-dtype", dtype, "--kv-cache-memory-bytes", FEW_BLOCKS];
+        let args = [&["--kv-cache-dtype", dtype], &FEW_BLOCKS[..]].concat();
         let gpu = Gpu::start(&model, fake_gpu, &args);
         let alone: Vec<_> = scenario().iter().map(|ask| ask.answer(&gpu.server)).collect();
         assert_eq!(together(&gpu)[..LEAVER.0], alone[..LEAVER.0], "{dtype}, {fake_gpu:?}");
@@ -149,14 +151,15 @@ fn a_cache_in_fp8_serves_near_one_in_bf16() {
     assert_eq!(fp8, of("fp8_e4m3", &["--mode", "random", "--seed", "3"]));
     let bf16 = of("auto", &["--mode", "late"]);
     assert_ne!(fp8, bf16, "it is another cache");
-    for (own, other) in fp8.iter().zip(&bf16).filter(|(own, _)| own.tokens.len() != 20) {
-        own.assert_near(other, FP8_BOUND, "fp8");
+    for (ask, (own, other)) in scenario().iter().zip(fp8.iter().zip(&bf16)) {
+        if ask.temperature == 0.0 {
+            own.assert_near(other, FP8_BOUND, "fp8");
+        }
     }
 }
 
 fn on_profile(name: &str) -> Vec<Answer> {
-    let args = ["--kv-cache-memory-bytes", FEW_BLOCKS];
-    let gpu = Gpu::start(&models::tiny(), &["--profile", name, "--mode", "late"], &args);
+    let gpu = Gpu::start(&models::tiny(), &["--profile", name, "--mode", "late"], &FEW_BLOCKS);
     let answers = scenario().iter().map(|ask| ask.answer(&gpu.server)).collect();
     gpu.assert_clean(name);
     answers
