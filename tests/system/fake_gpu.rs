@@ -1,130 +1,244 @@
-//! The binary, unchanged, on the fake GPU of `kernels/shim`, over HTTP: the default model
-//! with its weights cut to two layers.
+//! The binary, unchanged, on the fake GPU of `kernels/shim`, over HTTP.
+
+mod device_time;
+mod faults;
+mod models;
+mod planted;
+mod serving;
 
 use std::{
     fs::{self, File},
-    path::{Path, PathBuf},
+    io::{BufRead as _, BufReader},
+    net::TcpStream,
+    path::Path,
     process::{Command, Stdio},
-    sync::OnceLock,
 };
 
-use safetensors::SafeTensors;
+use serde_json::{Value, json};
+use tempfile::{NamedTempFile, TempDir};
 
-use crate::{model, process::Server};
+use crate::process::Server;
 
-const NUM_LAYERS: usize = 2;
-/// Of a step: the prompt below is computed in more than five.
-const BATCHED_TOKENS: &str = "32";
+/// Of a step, in tokens: prompts of many chunks need no more than a few hundred tokens.
+const CHUNK: usize = 32;
 
-/// The default model's folder without all but its first layers.
-fn cut_model() -> &'static Path {
-    static DIR: OnceLock<PathBuf> = OnceLock::new();
-    DIR.get_or_init(|| {
-        let to = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("cut-{}", std::process::id()));
-        fs::create_dir_all(&to).expect("the target folder takes files");
-        for name in ["generation_config.json", "tokenizer.json", "tokenizer_config.json"] {
-            fs::copy(model::dir().join(name), to.join(name)).expect("a file of the model");
-        }
-        let config = fs::read(model::dir().join("config.json")).expect("a config");
-        let mut config: serde_json::Value = serde_json::from_slice(&config).expect("JSON");
-        config["num_hidden_layers"] = NUM_LAYERS.into();
-        fs::write(to.join("config.json"), config.to_string()).expect("the folder takes files");
-        let bytes = fs::read(model::dir().join("model.safetensors")).expect("weights");
-        let all = SafeTensors::deserialize(&bytes).expect("a checkpoint");
-        let kept = all.tensors().into_iter().filter(|(name, _)| {
-            let layer = name.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'));
-            layer.is_none_or(|(layer, _)| layer.parse::<usize>().is_ok_and(|n| n < NUM_LAYERS))
-        });
-        safetensors::serialize_to_file(kept, None, &to.join("model.safetensors"))
-            .expect("the folder takes files");
-        to
-    })
+/// A server on a fake GPU, and the folder with its log, its faults and its trace.
+struct Gpu {
+    server: Server,
+    folder: TempDir,
 }
 
-/// A server of the cut model on the fake GPU, and the file that has its log.
-fn serve(fake_gpu: &[&str], args: &[&str]) -> (Server, PathBuf) {
+impl Gpu {
+    /// Serves a model with these options of `with-fake-gpu` and of `sconce serve`.
+    fn start(model: &Path, fake_gpu: &[&str], args: &[&str]) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let command = command(&folder, model, fake_gpu, args);
+        let log = File::create(folder.path().join("log")).expect("the folder takes files");
+        Self { server: Server::spawn_logging(command, Stdio::from(log)), folder }
+    }
+
+    /// The tiny model on an H100 with a script of faults.
+    fn with_faults(script: &str, fake_gpu: &[&str], args: &[&str]) -> Self {
+        let faults = script_file(script);
+        let path = faults.path().to_str().expect("UTF-8");
+        Self::start(&models::tiny(), &[&["--faults", path], fake_gpu].concat(), args)
+    }
+
+    /// What it logged, and what the fake driver said.
+    fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("log")).expect("the log")
+    }
+
+    /// Panics if the fake driver has found anything wrong.
+    fn assert_clean(&self, label: &str) {
+        let log = self.log();
+        assert!(!log.contains("fake GPU: "), "{label}: {log}");
+    }
+
+    /// The work that the device has done: the trace's lines.
+    fn trace(&self) -> Vec<Work> {
+        let text = fs::read_to_string(self.folder.path().join("trace")).expect("a trace");
+        text.lines().map(Work::of_line).collect()
+    }
+}
+
+/// A script of faults in a file.
+fn script_file(script: &str) -> NamedTempFile {
+    let faults = NamedTempFile::new().expect("a file");
+    fs::write(&faults, script).expect("the file can be written");
+    faults
+}
+
+/// What a server of the tiny model that does not start says, and the code that it ends with.
+fn refusal(script: &str, fake_gpu: &[&str], args: &[&str]) -> (Option<i32>, String) {
+    let (folder, faults) = (tempfile::tempdir().expect("a folder"), script_file(script));
+    let path = faults.path().to_str().expect("UTF-8");
+    let fake_gpu = [&["--faults", path], fake_gpu].concat();
+    let output = command(&folder, &models::tiny(), &fake_gpu, args).output();
+    let output = output.expect("the binary runs");
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+/// A command that serves a model on a fake GPU.
+fn command(folder: &TempDir, model: &Path, fake_gpu: &[&str], args: &[&str]) -> Command {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/shim/with-fake-gpu");
     let mut command = Command::new(script);
-    command.args(fake_gpu).arg(env!("CARGO_BIN_EXE_sconce")).env("SCONCE_NO_HUB", "1");
-    let log = cut_model().join(format!("log{}", fake_gpu.join("").replace('/', "-")));
-    let file = File::create(&log).expect("the folder takes files");
-    command.arg("serve").arg(cut_model()).args(["--port", "0", "--max-model-len", "512"]);
-    command.args(["--max-num-seqs", "4", "--max-num-batched-tokens", BATCHED_TOKENS]);
-    command.args(["--kv-cache-memory-bytes", "32M"]).args(args);
-    (Server::spawn_logging(command, Stdio::from(file)), log)
-}
-
-/// The response to a prompt of many chunks.
-fn ask(server: &Server) -> (u16, String) {
-    let prompt: Vec<String> = (0..60).map(|n| format!("{n} is a number,")).collect();
-    let body = serde_json::json!({
-        "prompt": prompt.join(" "), "max_tokens": 12, "temperature": 0, "ignore_eos": true,
-        "logprobs": 1,
-    });
-    server.send("POST", "/v1/completions", &body.to_string())
-}
-
-/// The text of the answer and its tokens' log-probabilities.
-fn answer(server: &Server) -> (String, Vec<f64>) {
-    let (status, body) = ask(server);
-    assert_eq!(status, 200, "{body}");
-    let body: serde_json::Value = serde_json::from_str(&body).expect("JSON");
-    let prompt_tokens = body["usage"]["prompt_tokens"].as_u64().expect("a number");
-    assert!(prompt_tokens > 5 * 32, "{prompt_tokens} tokens are too few chunks");
-    let choice = &body["choices"][0];
-    let logprobs = choice["logprobs"]["token_logprobs"].as_array().expect("a list");
-    let logprobs: Vec<f64> = logprobs.iter().filter_map(serde_json::Value::as_f64).collect();
-    assert_eq!(logprobs.len(), 12);
-    (choice["text"].as_str().expect("a text").to_owned(), logprobs)
-}
-
-/// With uploads through a ring of pinned buffers that nothing waited for, the late mode said
-/// "host memory was changed before an asynchronous copy had read it", and of which buffer.
-/// With steps timed by the host's clock, their time was another at every run.
-#[test]
-fn a_prompt_of_many_chunks_gets_the_same_tokens_and_time_whenever_the_device_runs() {
-    let of = |fake_gpu: &[&str]| {
-        let (mut server, log) = serve(fake_gpu, &["--device", "cuda"]);
-        let answer = answer(&server);
-        let [seconds, steps] =
-            ["sum", "count"].map(|what| server.metric(&format!("sconce:step_time_seconds_{what}")));
-        let said = fs::read_to_string(&log).expect("the log");
-        assert!(!said.contains("fake GPU: "), "{fake_gpu:?}: {said}");
-        assert!(server.terminate().success());
-        // Nanoseconds: sums of f64 differ in their last bits.
-        (answer, (seconds * 1e9).round(), steps)
-    };
-    let eager = of(&["--mode", "eager"]);
-    assert!(eager.1 > 0.0 && eager.2 > 12.0 + 5.0, "{eager:?}");
-    assert_eq!(of(&["--mode", "late"]), eager);
-    for seed in ["1", "2", "3"] {
-        assert_eq!(of(&["--mode", "random", "--seed", seed]), eager, "seed {seed}");
+    command.arg("--trace").arg(folder.path().join("trace")).args(fake_gpu);
+    command.arg(env!("CARGO_BIN_EXE_sconce")).env("SCONCE_NO_HUB", "1");
+    command.arg("serve").arg(model).args(["--port", "0"]);
+    for (flag, value) in [
+        ("--device", "cuda"),
+        ("--max-num-seqs", "4"),
+        ("--max-num-batched-tokens", &CHUNK.to_string()),
+        ("--max-model-len", "256"),
+        ("--kv-cache-memory-bytes", "1M"),
+    ] {
+        if !args.contains(&flag) {
+            command.args([flag, value]);
+        }
     }
-    let (server, _) = serve(&[], &["--device", "cpu", "--dtype", "bfloat16"]);
-    let ((text, logprobs), (same, theirs)) = (eager.0, answer(&server));
-    assert_eq!(text, same);
-    // Rounded to bf16 elsewhere.
-    let differ = logprobs.iter().zip(&theirs).any(|(own, other)| (own - other).abs() > 0.1);
-    assert!(!differ, "{logprobs:?}, on the CPU {theirs:?}");
+    command.args(args);
+    command
 }
 
-/// Other GPUs compute the same.
-#[test]
-fn every_profile_serves() {
-    let of = |profile: &str| answer(&serve(&["--profile", profile], &["--device", "cuda"]).0);
-    let h100 = of("h100");
-    for profile in ["a100", "h200", "b200"] {
-        assert_eq!(of(profile), h100, "{profile}");
+/// A line of a trace: what the device did, in virtual nanoseconds.
+#[derive(Clone, Debug)]
+struct Work {
+    ns: u64,
+    /// Which launch it was, from 1; 0 if it was none.
+    launch: u64,
+    name: String,
+}
+
+impl Work {
+    fn of_line(line: &str) -> Self {
+        let mut words = line.splitn(4, ' ').skip(1);
+        let mut number = || words.next().and_then(|word| word.parse().ok()).expect("a number");
+        let (ns, launch) = (number(), number());
+        Self { ns, launch, name: words.next().expect("a name").to_owned() }
     }
 }
 
-#[test]
-fn a_device_that_is_lost_ends_the_process_with_a_code_of_its_own() {
-    let script = cut_model().join("sticky");
-    fs::write(&script, "sticky 100 CUDA_ERROR_ILLEGAL_ADDRESS").expect("the folder takes files");
-    let script = script.to_str().expect("a name in UTF-8");
-    let (mut server, log) = serve(&["--mode", "late", "--faults", script], &["--device", "cuda"]);
-    let (status, body) = ask(&server);
-    assert!(status == 500 || status == 503, "{status} {body}");
-    assert_eq!(server.ended().code(), Some(3), "{}", fs::read_to_string(log).expect("the log"));
+/// A request for a completion.
+#[derive(Clone, Debug)]
+struct Ask {
+    prompt: Vec<u32>,
+    max_tokens: usize,
+    temperature: f64,
+    seed: u64,
+}
+
+/// A completion: its tokens with their log-probabilities, and those of the runner-up.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Answer {
+    tokens: Vec<String>,
+    logprobs: Vec<f32>,
+    second: Vec<f32>,
+}
+
+impl Ask {
+    /// Of that many prompt tokens, which depend on `seed`, all below 256.
+    fn new(prompt_len: usize, max_tokens: usize, seed: u64) -> Self {
+        let token = |i: usize| (i as u32 * 37 + i as u32 * i as u32 * 11 + seed as u32 * 101) % 250;
+        let prompt = (0..prompt_len).map(|i| 3 + token(i)).collect();
+        Self { prompt, max_tokens, temperature: 0.0, seed }
+    }
+
+    fn body(&self, stream: bool) -> Value {
+        let Self { prompt, max_tokens, temperature, seed } = self;
+        json!({
+            "prompt": prompt, "max_tokens": max_tokens, "temperature": temperature, "seed": seed,
+            "ignore_eos": true, "logprobs": 2, "stream": stream,
+        })
+    }
+
+    /// Status and body.
+    fn send(&self, server: &Server) -> (u16, String) {
+        server.send("POST", "/v1/completions", &self.body(false).to_string())
+    }
+
+    fn answer(&self, server: &Server) -> Answer {
+        let (status, body) = self.send(server);
+        assert_eq!(status, 200, "{body}");
+        let answer = Answer::of_body(&body);
+        assert_eq!(answer.tokens.len(), self.max_tokens);
+        answer
+    }
+
+    /// The same streamed, read until so many events have come; then the client leaves.
+    fn stream(&self, server: &Server, leave_after: usize) -> Answer {
+        let stream = server.open("POST", "/v1/completions", &self.body(true).to_string());
+        let text = read_until(stream, leave_after);
+        let mut answer = Answer::default();
+        let events = text.lines().filter_map(|line| line.strip_prefix("data: "));
+        for event in events.filter(|event| *event != "[DONE]") {
+            let chunk: Value = serde_json::from_str(event).expect("JSON");
+            assert!(chunk.get("error").is_none(), "{chunk}");
+            answer.take(&chunk["choices"][0]["logprobs"]);
+        }
+        answer
+    }
+}
+
+/// What a response says until so many of its events have come; then the client leaves.
+fn read_until(stream: TcpStream, events: usize) -> String {
+    let mut text = String::new();
+    let mut left = events;
+    for line in BufReader::new(stream).lines() {
+        let line = line.expect("UTF-8");
+        text.push_str(&line);
+        text.push('\n');
+        left -= usize::from(line.starts_with("data: "));
+        if left == 0 {
+            break;
+        }
+    }
+    text
+}
+
+impl Answer {
+    fn of_body(body: &str) -> Self {
+        let body: Value = serde_json::from_str(body).expect("JSON");
+        let mut answer = Self::default();
+        answer.take(&body["choices"][0]["logprobs"]);
+        answer
+    }
+
+    fn take(&mut self, logprobs: &Value) {
+        let list = |name: &str| logprobs[name].as_array().cloned().unwrap_or_default();
+        let tokens = list("tokens");
+        // Streams write an f32 with the digits that it needs.
+        let number = |value: &Value| value.as_f64().expect("a number") as f32;
+        self.logprobs.extend(list("token_logprobs").iter().map(number));
+        for (token, top) in tokens.iter().zip(list("top_logprobs")) {
+            let token = token.as_str().expect("a token");
+            let others = top.as_object().expect("the likeliest tokens");
+            let others = others.iter().filter(|(name, _)| *name != token);
+            self.second.push(others.map(|(_, p)| number(p)).fold(f32::NEG_INFINITY, f32::max));
+            self.tokens.push(token.to_owned());
+        }
+    }
+
+    /// What came of it first.
+    fn first(&self, tokens: usize) -> Self {
+        let first = |list: &[f32]| list.iter().copied().take(tokens).collect();
+        let Self { tokens: all, logprobs, second } = self;
+        let all = all.iter().take(tokens).cloned().collect();
+        Self { tokens: all, logprobs: first(logprobs), second: first(second) }
+    }
+
+    /// Whether `self`, greedy, is `other` but for rounding: the same tokens, up to one where the
+    /// two likeliest are within `bound` of each other, with log-probabilities within it.
+    fn assert_near(&self, other: &Self, bound: f32, label: &str) {
+        for (i, (own, token)) in self.tokens.iter().zip(&other.tokens).enumerate() {
+            let margin = (other.logprobs[i] - other.second[i]).abs();
+            if own != token {
+                assert!(margin <= bound, "{label}: token {i} is {own}, not {token}, by {margin}");
+                return;
+            }
+            let apart = (self.logprobs[i] - other.logprobs[i]).abs();
+            assert!(apart <= bound, "{label}: the log-probability of token {i} is off by {apart}");
+        }
+        assert_eq!(self.tokens.len(), other.tokens.len(), "{label}");
+    }
 }

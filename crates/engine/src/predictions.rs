@@ -30,7 +30,8 @@ impl<E: Executor> EngineLoop<E> {
         let executor = self.executor.as_mut().expect("it was just built");
         let (mut batch, mut sampled) = (ScheduledBatch::default(), SampledTokens::default());
         let mut outputs = Vec::new();
-        let started = Instant::now();
+        // Of what steps took, by the device's clock where it has one.
+        let mut spent = Duration::ZERO;
         for index in 0..WARM_UP_STEPS {
             // Prompts of several lengths beside several decodes tell their costs apart.
             let prompt_len = match index {
@@ -57,12 +58,13 @@ impl<E: Executor> EngineLoop<E> {
                 break;
             }
             let step = executor.device_time().unwrap_or_else(|| step_started.elapsed());
+            spent += step;
             // The first step of all touches memory for the first time.
             if index > 0 || step > WARM_UP_TIME {
                 self.model.observe(StepWork::of(&batch), step.as_secs_f64());
             }
             scheduler.commit(&batch, &sampled, &mut outputs);
-            let is_enough = self.model.is_known() && started.elapsed() > WARM_UP_TIME;
+            let is_enough = self.model.is_known() && spent > WARM_UP_TIME;
             if is_enough {
                 break;
             }

@@ -112,6 +112,15 @@ impl BlockPool {
         }
     }
 
+    /// Takes the name of a block that somebody holds away: it is not found any more.
+    pub fn forget_name(&mut self, id: BlockId) {
+        let block = &mut self.blocks[id.index()];
+        assert!(block.ref_count > 0, "only who holds a block knows what is in it");
+        if let Some(name) = block.name.take() {
+            self.by_hash.remove(&name);
+        }
+    }
+
     /// Takes all names away: nothing is found any more.
     pub fn forget_names(&mut self) {
         self.by_hash.clear();

@@ -68,7 +68,13 @@ impl Scheduler {
             if let Some(finish) = &output.finish {
                 any_finished = true;
                 let (tenant, generated) = (sequence.tenant, sequence.num_generated());
-                if *finish != Finish::NonFiniteLogits {
+                if *finish == Finish::NonFiniteLogits {
+                    // What is not finite may lie in the cache: nobody is to share it, or to
+                    // find it the next time. A chunk that samples nothing was not looked at.
+                    for &block in &sequence.block_table {
+                        self.pool.forget_name(block);
+                    }
+                } else {
                     self.learn_length(tenant, generated, *finish == Finish::Length);
                 }
                 self.remove(id);

@@ -59,8 +59,7 @@ CUresult cuInit(unsigned flags) {
         return refuse(CUDA_ERROR_INVALID_VALUE, "its flags must be 0", "Initialization");
     }
     initialize();
-    const int injected = device().settings.faults.of_call(__func__);
-    return CUresult(injected);
+    return CUresult(device().settings.faults.of_call(__func__).error);
 }
 
 CUresult cuDriverGetVersion(int* version) {

@@ -12,14 +12,16 @@ extern "C" {
 int sconce_fake_fault(const char* name) {
     const std::lock_guard<std::mutex> lock(device().mutex);
     initialize();
-    return device().settings.faults.of_call(name);
+    return device().settings.faults.of_call(name).error;
 }
 
 int sconce_fake_enqueue(void* stream_handle, const sconce_fake_work* work) {
-    const Call call(work->name);
+    // Faults of the library's function were looked up by it.
+    const Call call(__func__);
     if (call.failed != CUDA_SUCCESS) {
         return call.failed;
     }
+    device().call = work->name;
     Stream* const stream = stream_of(static_cast<CUstream>(stream_handle));
     if (stream == nullptr) {
         return refuse(CUDA_ERROR_INVALID_HANDLE, "its stream was destroyed", "cuBLAS, cublasSetStream");

@@ -88,9 +88,10 @@ Call::Call(const char* name, Needs needs) : lock(device().mutex) {
         failed = refuse(CUDA_ERROR_NOT_INITIALIZED, "cuInit was not called", "Initialization");
         return;
     }
-    const int injected = d.settings.faults.of_call(name);
-    if (injected != 0) {
-        failed = CUresult(injected);
+    const Faults::Answer injected = d.settings.faults.of_call(name);
+    if (injected.error != 0 || injected.is_skipped) {
+        failed = CUresult(injected.error);
+        is_skipped = injected.is_skipped;
         return;
     }
     if (needs == Needs::Init) {

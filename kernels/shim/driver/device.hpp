@@ -98,6 +98,8 @@ public:
     enum class Needs { Nothing, Init, Context };
     explicit Call(const char* name, Needs needs = Needs::Context);
     CUresult failed = CUDA_SUCCESS;
+    // Whether a script leaves the call out.
+    bool is_skipped = false;
 
 private:
     std::unique_lock<std::mutex> lock;
@@ -105,7 +107,7 @@ private:
 
 #define CALL(needs)                                            \
     const fake::Call call(__func__, fake::Call::Needs::needs); \
-    if (call.failed != CUDA_SUCCESS) {                         \
+    if (call.failed != CUDA_SUCCESS || call.is_skipped) {      \
         return call.failed;                                    \
     }
 

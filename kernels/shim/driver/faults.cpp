@@ -35,6 +35,10 @@ std::string Faults::read(const std::string& path) {
         bool good = true;
         if (kind == "fail") {
             words >> fault.call >> n >> value;
+        } else if (kind == "skip") {
+            fault.kind = Kind::Skip;
+            words >> fault.call >> n;
+            value = "0";
         } else if (kind == "hang") {
             fault.kind = Kind::Hang;
             words >> n;
@@ -44,7 +48,8 @@ std::string Faults::read(const std::string& path) {
             good = kind == "sticky" || kind == "nan" || kind == "slow";
             words >> n >> value;
         }
-        good = good && (parse(n, fault.n) || (n == "*" && fault.kind == Kind::Fail));
+        const bool is_of_calls = fault.kind == Kind::Fail || fault.kind == Kind::Skip;
+        good = good && (parse(n, fault.n) || (n == "*" && is_of_calls));
         if (fault.kind == Kind::Fail || fault.kind == Kind::Sticky) {
             const int error = error_of_name(value);
             if (error > 0) {
@@ -60,22 +65,23 @@ std::string Faults::read(const std::string& path) {
     return {};
 }
 
-int Faults::of_call(const char* name) {
+Faults::Answer Faults::of_call(const char* name) {
     if (faults.empty()) {
-        return 0;
+        return {};
     }
     const uint64_t n = ++calls[name];
     for (const Fault& fault : faults) {
-        if (fault.kind == Kind::Fail && fault.call == name && (fault.n == 0 || fault.n == n)) {
-            return int(fault.value);
+        const bool is_of_calls = fault.kind == Kind::Fail || fault.kind == Kind::Skip;
+        if (is_of_calls && fault.call == name && (fault.n == 0 || fault.n == n)) {
+            return {int(fault.value), fault.kind == Kind::Skip};
         }
     }
-    return 0;
+    return {};
 }
 
 Faults::Launch Faults::of_launch() {
     Launch launch;
-    ++launches;
+    launch.number = ++launches;
     for (const Fault& fault : faults) {
         if (fault.n != launches) {
             continue;

@@ -3,6 +3,9 @@
 //                          cublasDestroy_v2, cublasGemmEx, curandCreateGenerator,
 //                          curandDestroyGenerator) fails, with the error's number or its
 //                          name (CUDA_ERROR_OUT_OF_MEMORY); N is * for all
+//   skip CALL N            the N-th call does nothing and says that it succeeded, as if the
+//                          program had left it out; N is * for all. For functions that
+//                          give nothing back
 //   sticky N ERROR         the N-th launch fails when it runs, and takes the context along
 //   hang N                 the N-th launch never ends
 //   nan N K                after the N-th launch the memory that its K-th pointer points
@@ -24,13 +27,20 @@ public:
     // What is wrong with the file, or nothing.
     std::string read(const std::string& path);
 
-    // The error that this call of the function must return, or 0.
-    int of_call(const char* name);
+    struct Answer {
+        // The error that the call must return, or 0.
+        int error = 0;
+        bool is_skipped = false;
+    };
+    // What happens to this call of the function.
+    Answer of_call(const char* name);
     struct Launch {
         int sticky = 0;
         bool hangs = false;
         // From 1; 0 is none.
         uint64_t nan_at_pointer = 0;
+        // Which it is, from 1.
+        uint64_t number = 0;
     };
     // What happens to the next launch.
     Launch of_launch();
@@ -38,7 +48,7 @@ public:
     uint64_t of_copy();
 
 private:
-    enum class Kind { Fail, Sticky, Hang, Nan, Slow };
+    enum class Kind { Fail, Skip, Sticky, Hang, Nan, Slow };
     struct Fault {
         Kind kind;
         std::string call;

@@ -60,6 +60,14 @@ Settings read_settings() {
             refuse("SCONCE_FAKE_GPU_FAULTS", faults, wrong);
         }
     }
+    const std::string trace = variable("SCONCE_FAKE_GPU_TRACE", "");
+    if (!trace.empty()) {
+        settings.trace = fopen(trace.c_str(), "we");
+        if (settings.trace == nullptr) {
+            refuse("SCONCE_FAKE_GPU_TRACE", trace, "it cannot be written");
+        }
+        setvbuf(settings.trace, nullptr, _IOLBF, 0);
+    }
     return settings;
 }
 

@@ -6,9 +6,13 @@
 //   SCONCE_FAKE_GPU_CHECKS    abort (unless set), or report: go on after a fault that a
 //                             GPU would not have noticed
 //   SCONCE_FAKE_GPU_FAULTS    a file of faults to inject (faults.hpp)
+//   SCONCE_FAKE_GPU_TRACE     a file that gets a line for all work as it runs: when it began
+//                             and what it took, in virtual nanoseconds, the launch's number
+//                             (0 where it is none) and the call
 #pragma once
 
 #include <cstdint>
+#include <cstdio>
 
 #include "faults.hpp"
 #include "profiles.hpp"
@@ -32,6 +36,8 @@ struct Settings {
     int driver_version;
     bool aborts;
     Faults faults;
+    // Null where there is none.
+    std::FILE* trace;
 };
 
 // Ends the process, with a message, where a variable cannot be read.

@@ -101,6 +101,10 @@ bool run_next(Stream& stream) {
         stream.clock = std::max(stream.clock, waits_for->at);
     }
     execute(op);
+    if (d.settings.trace != nullptr) {
+        fprintf(d.settings.trace, "%lu %lu %lu %s\n", stream.clock, op.ns, op.launch,
+                op.name.c_str());
+    }
     stream.clock += op.ns;
     d.busy_ns += op.ns;
     if (op.records != nullptr) {

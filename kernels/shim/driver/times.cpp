@@ -43,6 +43,7 @@ CUresult ask_launch(Stream& stream, Op op) {
     const Faults::Launch fault = d.settings.faults.of_launch();
     op.fails = fault.sticky;
     op.hangs = fault.hangs;
+    op.launch = fault.number;
     if (fault.nan_at_pointer > 0 && fault.nan_at_pointer <= op.spans.size()) {
         const Span span = op.spans[fault.nan_at_pointer - 1];
         const auto run = op.run;

@@ -54,6 +54,8 @@ struct Op {
     // What it takes, and when it was asked for, in virtual nanoseconds.
     uint64_t ns = 0;
     uint64_t issued = 0;
+    // Which launch it is, from 1; 0 where it is none.
+    uint64_t launch = 0;
     // Never ends.
     bool hangs = false;
     // Fails with this CUresult when it runs, and takes the context along.

@@ -7,7 +7,6 @@
 use std::{
     collections::HashMap,
     ffi::c_void,
-    mem::ManuallyDrop,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -41,7 +40,10 @@ const PLAIN_SHARED_BYTES: usize = 48 << 10;
 /// A CUDA device.
 pub struct CudaDriver {
     stream: Arc<CudaStream>,
-    blas: ManuallyDrop<Arc<CudaBlas>>,
+    /// Candle's side of the device, with cuRAND's handle and a share of cuBLAS's: it goes
+    /// before the last share of that, so that each is destroyed under a guard of its own.
+    _device: Unpanicking<CudaDevice>,
+    blas: Unpanicking<Arc<CudaBlas>>,
     _blas_workspace: CudaSlice<u8>,
     modules: HashMap<&'static str, Arc<CudaModule>>,
     functions: HashMap<String, CudaFunction>,
@@ -50,8 +52,32 @@ pub struct CudaDriver {
     step: [CudaEvent; 2],
     description: String,
     multiprocessors: usize,
-    /// candle's side of the device, which has the same cuBLAS and a cuRAND.
-    candle: ManuallyDrop<CudaDevice>,
+}
+
+/// What is dropped without a panic: cudarc unwraps what destroying a handle of cuBLAS or
+/// cuRAND returns, which may be the error for which a driver is dropped.
+struct Unpanicking<T>(Option<T>);
+
+impl<T> Unpanicking<T> {
+    fn new(inner: T) -> Self {
+        Self(Some(inner))
+    }
+}
+
+impl<T> std::ops::Deref for Unpanicking<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        self.0.as_ref().expect("it is taken by its drop only")
+    }
+}
+
+impl<T> Drop for Unpanicking<T> {
+    fn drop(&mut self) {
+        let inner = self.0.take();
+        // Said on standard error by the panic; the handle's memory is lost with the process.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(inner)));
+    }
 }
 
 /// Memory of a device.
@@ -78,21 +104,6 @@ impl Drop for PinnedBuffer {
     }
 }
 
-impl Drop for CudaDriver {
-    fn drop(&mut self) {
-        // cudarc panics where cuBLAS or cuRAND cannot be destroyed. Without the context they
-        // surely cannot, and their memory is gone with it.
-        if self.synchronize().is_ok() {
-            // SAFETY: neither is used after this.
-            let destroy = || unsafe {
-                ManuallyDrop::drop(&mut self.blas);
-                ManuallyDrop::drop(&mut self.candle);
-            };
-            let _ = catch_unwind(AssertUnwindSafe(destroy));
-        }
-    }
-}
-
 impl CudaDriver {
     /// Takes a device into use.
     ///
@@ -114,7 +125,8 @@ impl CudaDriver {
         let name = context.name().map_err(failed)?;
         let gib = context.total_mem().map_err(failed)? as f64 / f64::from(1 << 30);
         let description = format!("{name}, sm_{major}{minor}, {gib:.0} GiB");
-        let blas = device.cublas_handle();
+        let blas = Unpanicking::new(device.cublas_handle());
+        let device = Unpanicking::new(device);
         let blas_workspace = stream.alloc_zeros::<u8>(BLAS_WORKSPACE_BYTES).map_err(failed)?;
         let address = blas_workspace.device_ptr(&stream).0;
         // SAFETY: the workspace lives as long as the driver, and it alone uses the handle.
@@ -143,7 +155,8 @@ impl CudaDriver {
         let step = [event().map_err(failed)?, event().map_err(failed)?];
         Ok(Self {
             step,
-            blas: ManuallyDrop::new(blas),
+            _device: device,
+            blas,
             _blas_workspace: blas_workspace,
             modules,
             functions: HashMap::new(),
@@ -151,7 +164,6 @@ impl CudaDriver {
             description,
             multiprocessors: usize::try_from(multiprocessors).unwrap_or(1),
             stream,
-            candle: ManuallyDrop::new(device),
         })
     }
 
@@ -341,7 +353,7 @@ impl Driver for CudaDriver {
             )
         };
         done.map_err(|error| match self.synchronize() {
-            // cuBLAS says no more than that a launch failed; the driver knows whether for good.
+            // cuBLAS says no more than that a launch failed; the driver, that it is lost.
             Err(lost @ KernelError::Device { sticky: true, .. }) => lost,
             _ => blas_error(OP, error),
         })

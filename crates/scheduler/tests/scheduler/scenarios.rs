@@ -443,6 +443,27 @@ fn another_salt_a_reset_and_scored_prompts_share_nothing() {
     assert_eq!(world.step(), [(4, 40)], "nothing is left");
 }
 
+/// What a request computed before its logits were not finite may be why they were not.
+#[test]
+fn nothing_of_a_request_with_logits_that_are_not_finite_is_found_again() {
+    let mut world = World::new(SchedulerConfig { max_num_batched_tokens: 32, ..CACHING });
+    world.executor.inject(Fault::NonFinite(RequestId(1)));
+    world.scheduler.add(salted(1, 40, 0)).expect("taken");
+    // Two full blocks are known after a chunk that samples nothing.
+    assert_eq!(world.step(), [(1, 32)]);
+    world.scheduler.add(salted(2, 60, 0)).expect("taken");
+    assert_eq!(world.step(), [(1, 8), (2, 24)], "the second shares them");
+    let finish = world.outputs.last().and_then(|output| output.finish.clone());
+    assert_eq!(finish, Some(Finish::NonFiniteLogits));
+    world.scheduler.add(salted(3, 40, 0)).expect("taken");
+    world.run();
+    let cached = |id| {
+        let outputs = world.outputs.iter().find(|output| output.request.0 == id);
+        outputs.map(|output| output.num_cached_tokens)
+    };
+    assert_eq!((cached(2), cached(3)), (Some(32), Some(0)));
+}
+
 #[test]
 fn cached_blocks_give_way_to_what_runs() {
     let mut world = World::new(SchedulerConfig { num_blocks: 4, ..CACHING });

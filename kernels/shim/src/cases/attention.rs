@@ -358,11 +358,14 @@ pub(super) fn a_rows_bits_depend_on_its_own_context_only<D: Driver>(bench: &mut 
     }
 }
 
+/// Makes a case of sequences, each with its context's length and its queries.
+type MakeCase<'a> = &'a dyn Fn(&[(usize, usize)]) -> Case;
+
 fn bits_are_of_the_context<D: Driver>(
     bench: &mut Bench<D>,
     what: &str,
     row: usize,
-    case: &dyn Fn(&[(usize, usize)]) -> Case,
+    case: MakeCase<'_>,
 ) {
     const LEN: usize = 600;
     let mut run = |case: &Case, how| case.run(bench, how).expect("the kernel runs");

@@ -105,6 +105,14 @@ CASE(too_many_threads) {
     MUST_BE(CUDA_ERROR_INVALID_VALUE, add_bias(row.kernel, row.params(), row.stream, 512));
 }
 
+// What was refused has not run; the driver has said so.
+CASE(an_error_is_swallowed) {
+    start();
+    Row row;
+    add_bias(row.kernel, row.params(), row.stream, 512);
+    CHECK(row.first() == 0);
+}
+
 CASE(too_many_blocks) {
     start();
     Row row;

@@ -124,6 +124,12 @@ const REFUSED: &[Told] = &[
         "50000 bytes of dynamic shared memory, of which it is allowed 49152",
     ),
     ("too_much_shared_memory", "eager", "NVIDIA H100 80GB HBM3 can have 232448"),
+    (
+        "an_error_is_swallowed",
+        "eager",
+        "512 threads a block, of which its launch bounds allow 256 (Execution Control): \
+         CUDA_ERROR_INVALID_VALUE",
+    ),
     ("too_many_threads", "eager", "512 threads a block, of which its launch bounds allow 256"),
     ("too_many_blocks", "eager", "a grid of 1 x 70000 x 1 blocks"),
     ("a_fatbin_cut_short", "eager", "the fatbin is cut short at byte"),
@@ -197,9 +203,29 @@ fn modes_differ_where_an_event_is_missing() {
     let default = |mode| run("the_default_stream_waits_for_blocking_ones", &[("MODE", mode)]);
     assert_eq!(stdout(&default("late")), "3f80");
     assert_eq!(stdout(&default("eager")), "4000");
-    for case in ["read_too_early", "a_query_is_no_wait"] {
+    for case in ["read_too_early", "a_query_is_no_wait", "a_time_taken_at_launch"] {
         let output = run(case, &[("MODE", "late")]);
         assert!(output.status.success(), "{case}: {}", stderr(&output));
+    }
+    // What fresh memory holds gives it away in every order.
+    for mode in ["eager", "late", "random"] {
+        let output = run("a_launch_before_its_upload", &[("MODE", mode)]);
+        assert_eq!(stdout(&output), "nan", "{mode}: {}", stderr(&output));
+    }
+}
+
+/// README.md says of ten mistakes which program makes each; what finds it is tested above.
+#[test]
+fn the_ten_planted_faults_are_programs_here() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = fs::read_to_string(folder.join("driver/README.md")).expect("the page");
+    let table = text.split("## Planted faults").nth(1).expect("a chapter of that name");
+    let rows: Vec<_> = table.lines().filter(|line| line.starts_with("| a")).collect();
+    assert_eq!(rows.len(), 10, "{rows:#?}");
+    let tests = fs::read_to_string(folder.join("tests/driver/main.rs")).expect("this file");
+    for row in rows {
+        let case = row.split('`').nth(1).expect("a program's name");
+        assert!(tests.contains(&format!("\"{case}\"")), "no test runs {case}");
     }
 }
 
@@ -249,6 +275,8 @@ fn faults_happen_as_the_script_says() {
     assert_eq!(of("sticky 1 700", "late").0, format!("0 {ILLEGAL} {ILLEGAL}"));
     assert_eq!(of("fail cuStreamSynchronize 1 719", "late").0, "0 719 0");
     assert_eq!(of("nan 1 2", "late").0, "0 0 0\nffff");
+    // The launch that was left out has added nothing.
+    assert_eq!(of("skip cuLaunchKernel 1", "late").0, "0 0 0\n0");
     let (_, said) = of("stcky 1 700", "late");
     assert!(said.contains("line 1 is no fault: stcky 1 700"), "{said}");
     let slow = |text: &str| {

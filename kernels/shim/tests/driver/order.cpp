@@ -117,6 +117,32 @@ CASE(times_are_exact) {
     printf("%.0f %.0f\n", copy * 1e6, launch * 1e6);
 }
 
+// An event's time is there once it was waited for.
+CASE(a_time_taken_at_launch) {
+    start();
+    Row row;
+    CUevent events[2] = {new_event(), new_event()};
+    MUST(cuEventRecord(events[0], row.stream));
+    row.add();
+    MUST(cuEventRecord(events[1], row.stream));
+    float ms;
+    MUST_BE(CUDA_ERROR_NOT_READY, cuEventElapsedTime(&ms, events[0], events[1]));
+    MUST(cuEventSynchronize(events[1]));
+    MUST(cuEventElapsedTime(&ms, events[0], events[1]));
+}
+
+// The bias is what fresh memory holds.
+CASE(a_launch_before_its_upload) {
+    start();
+    Row row;
+    AddBias params = row.params();
+    params.bias = allocate(32, row.stream);
+    MUST(add_bias(row.kernel, params, row.stream));
+    const float values[8] = {1, 1, 1, 1, 1, 1, 1, 1};
+    MUST(cuMemcpyHtoDAsync(params.bias, values, sizeof(values), row.stream));
+    printf("%s\n", (row.first() & 0x7f80) == 0x7f80 ? "nan" : "a number");
+}
+
 CASE(time_of_an_event_without_timing) {
     start();
     CUstream stream = new_stream();

@@ -1,0 +1,68 @@
+//! The unchanged binary with one of its calls to the driver left out, by a script: each is a
+//! mistake that could have been made, and is found. `kernels/shim/driver/README.md` lists them
+//! beside those that are planted in small programs.
+
+use super::{Answer, Ask, Gpu, Work, models, refusal};
+
+/// A prompt of several chunks.
+fn ask() -> Ask {
+    Ask::new(100, 6, 1)
+}
+
+/// What a server answers, and its trace until it was ready and after.
+fn right() -> (Answer, Vec<Work>, Vec<Work>) {
+    let gpu = Gpu::start(&models::tiny(), &[], &[]);
+    let ready = gpu.trace().len();
+    let answer = ask().answer(&gpu.server);
+    let mut trace = gpu.trace();
+    let serving = trace.split_off(ready);
+    (answer, trace, serving)
+}
+
+fn count(trace: &[Work], name: &str) -> usize {
+    trace.iter().filter(|work| work.name.starts_with(name)).count()
+}
+
+/// Without its event, or without waiting for it, a pinned buffer is filled again before the
+/// device has read it.
+#[test]
+fn a_missing_event_is_found() {
+    for call in ["cuEventRecord", "cuEventSynchronize"] {
+        let (code, said) = refusal(&format!("skip {call} *"), &["--mode", "late"], &[]);
+        assert_ne!(code, Some(0), "{call}");
+        let message = "host memory was changed before an asynchronous copy had read it: bytes 0";
+        assert!(said.contains(message), "{call}: {said}");
+    }
+}
+
+#[test]
+fn an_unset_shared_memory_attribute_is_found() {
+    let (code, said) = refusal("skip cuFuncSetAttribute *", &[], &[]);
+    assert_eq!(code, Some(1), "{said}");
+    let message = "(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES)";
+    assert!(said.contains("paged_attention") && said.contains(message), "{said}");
+}
+
+/// Whichever of a step's uploads or launches is missing, the answer tells: memory that was
+/// never written holds NaN, and what was written for another step is of another step.
+#[test]
+fn a_missing_upload_or_launch_changes_the_answer() {
+    let (right, loading, serving) = right();
+    for (call, of) in [
+        // The batches of the second chunk and the third: each step has a copy for the work of
+        // its attention too.
+        ("cuMemcpyHtoDAsync_v2", &[3, 5][..]),
+        // One of the first chunk's, one of the last token's.
+        ("cuLaunchKernel", &[4, count(&serving, "cuLaunchKernel") - 2]),
+    ] {
+        let before = count(&loading, call);
+        for nth in of {
+            let script = format!("skip {call} {}", before + nth);
+            let gpu = Gpu::with_faults(&script, &["--mode", "late"], &[]);
+            let (status, body) = ask().send(&gpu.server);
+            if status == 200 {
+                assert_ne!(Answer::of_body(&body), right, "{script} changed nothing");
+            }
+        }
+    }
+}
