@@ -367,12 +367,13 @@ mod tests {
         let mut batch = ForwardBatch::default();
         batch.push(&[0; 5], 300, &[0; 20]);
         let mut plan = AttentionPlan::default();
-        plan.plan(&batch, &params(1, 3), AttentionRoom { multiprocessors: 1, ..H200 });
+        let whole = AttentionRoom { max_partials: 0, ..H200 };
+        plan.plan(&batch, &params(1, 3), whole);
         let firsts: Vec<_> = plan.decodes.iter().map(|work| work.first_row).collect();
         assert_eq!((firsts, plan.prompts.len()), (vec![0, 8], 0));
         // Of a window each sees what its own rows do.
         let windowed = AttentionParams { sliding_window: Some(46), ..params(1, 3) };
-        plan.plan(&batch, &windowed, AttentionRoom { multiprocessors: 1, ..H200 });
+        plan.plan(&batch, &windowed, whole);
         let seen: Vec<_> = plan.decodes.iter().map(|work| work.first_seen).collect();
         assert_eq!(seen, [0, 1]);
     }
