@@ -100,18 +100,33 @@ params! {
 }
 
 params! {
-    /// `sampling.cu`; grid `[rows]`, 512 threads.
+    /// `sampling.cu`; grid `[slices, rows]`, 512 threads.
     Sampling {
-        logits, requests, biases, banned, seen, bias_raw, banned_raw, seen_raw, out, top;
+        logits, requests, biases, banned, seen, bias_raw, banned_raw, seen_raw, out, top,
+        slices, candidates, likeliest, tickets;
         vocab_size: u32,
         padding: u32,
     }
 }
 
 params! {
-    /// `token_logprobs` of `sampling.cu`; grid `[rows]`, 512 threads.
-    TokenLogprobs { logits, tokens, num_top, out, top; vocab_size: u32, padding: u32 }
+    /// `token_logprobs` of `sampling.cu`; grid `[slices, rows]`, 512 threads.
+    TokenLogprobs {
+        logits, tokens, num_top, out, top, slices, candidates, likeliest, tickets;
+        vocab_size: u32,
+        padding: u32,
+    }
 }
+
+/// Logits of a slice, which a block of [`Sampling`] reads.
+pub const SAMPLE_SLICE: usize = 8192;
+
+/// Slices that a row has at most.
+pub const MAX_SAMPLE_SLICES: usize = 40;
+
+/// Bytes that [`Sampling`] needs in its workspace for each slice of each row, in
+/// `slices`, `candidates` and `likeliest`; each row has a word in `tickets`, too.
+pub const SAMPLE_SLICE_BYTES: [usize; 3] = [48, 256 * 2, 48 * 8];
 
 /// Likeliest tokens that a row of [`Sampling`] reports at most.
 pub const MAX_TOP: usize = 32;

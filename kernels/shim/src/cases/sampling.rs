@@ -1,7 +1,9 @@
 //! Sampling against the reference's distribution and the request's own number.
 
 use sconce_kernels::{
-    cuda::{Driver, Launch, MAX_TOP, SampleRow, SampledRow, Sampling},
+    cuda::{
+        Driver, Launch, MAX_TOP, SAMPLE_SLICE, SAMPLE_SLICE_BYTES, SampleRow, SampledRow, Sampling,
+    },
     ops::sampling::{SampleRequest, SeenToken, uniform},
     reference,
 };
@@ -50,6 +52,9 @@ fn sample<D: Driver>(
     bench.clear();
     let mut room = |list: &[u32], words: usize| bench.buffer(&vec![0.0_f32; list.len() / words]);
     let raw = [room(&biases, 2), room(&banned, 1), room(&seen, 2)];
+    let vocab_size = logits.len() / rows.len();
+    let slices = vocab_size.div_ceil(SAMPLE_SLICE);
+    let work = SAMPLE_SLICE_BYTES.map(|bytes| bench.buffer(&vec![0xff_u8; rows.len() * slices * bytes]));
     let params = Sampling {
         logits: bench.buffer(logits),
         requests: bench.buffer(&rows),
@@ -61,19 +66,25 @@ fn sample<D: Driver>(
         seen_raw: raw[2],
         out: bench.buffer(&vec![0_u32; rows.len() * 3]),
         top: bench.buffer(&vec![0_u32; rows.len() * MAX_TOP * 2]),
-        vocab_size: (logits.len() / rows.len()) as u32,
+        slices: work[0],
+        candidates: work[1],
+        likeliest: work[2],
+        tickets: bench.buffer(&vec![0_u32; rows.len()]),
+        vocab_size: vocab_size as u32,
         padding: 0,
     };
     let launch = Launch {
         file: "sampling",
         kernel: "sampling",
-        grid: [rows.len() as u32, 1],
+        grid: [slices as u32, rows.len() as u32],
         threads: 512,
         shared_bytes: 0,
     };
     bench.launch(&launch, &params).expect("the kernel runs");
     let top = bench.read::<u32>(params.top);
     let out = bench.read::<SampledRow>(params.out);
+    let tickets = bench.read::<u32>(params.tickets);
+    assert!(tickets.iter().all(|&ticket| ticket == 0), "tickets are left for the next launch");
     out.iter()
         .zip(top.chunks_exact(MAX_TOP * 2))
         .map(|(row, top)| Row {
