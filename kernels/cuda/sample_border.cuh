@@ -183,8 +183,8 @@ template <typename Amounts>
 __device__ __forceinline__ uint64_t sum_slices(const Row& row, const Amounts& amount, uint64_t* room,
                                                uint64_t* sums) {
     static_assert(MAX_SLICES * SAMPLE_WARPS <= ROOM, "each warp's sum of each slice has a place");
-    const uint32_t num_slices = (row.vocab_size + SLICE - 1) / SLICE;
-    for (uint32_t slice = 0; slice < num_slices; ++slice) {
+    const uint32_t num = num_slices(row.vocab_size);
+    for (uint32_t slice = 0; slice < num; ++slice) {
         const Logits own = load_slice(row, slice * SLICE);
         uint64_t sum = 0;
 #pragma unroll
@@ -198,7 +198,7 @@ __device__ __forceinline__ uint64_t sum_slices(const Row& row, const Amounts& am
     }
     __syncthreads();
     uint64_t own = 0;
-    if (threadIdx.x < num_slices) {
+    if (threadIdx.x < num) {
         for (int warp = 0; warp < SAMPLE_WARPS; ++warp) {
             own += room[threadIdx.x * SAMPLE_WARPS + warp];
         }
@@ -294,6 +294,6 @@ __device__ __forceinline__ Border find_border(const Row& row, const Target& targ
     const uint64_t each = amount.counts ? 1 : amount.weights.of(logit_of(prefix));
     const Equals equals{amount, prefix};
     sum_slices(row, equals, room, sums);
-    const Part part = part_at(sums, (row.vocab_size + SLICE - 1) / SLICE, (wanted + each - 1) / each - 1);
+    const Part part = part_at(sums, num_slices(row.vocab_size), (wanted + each - 1) / each - 1);
     return {prefix, token_in_slice(row, part, equals)};
 }

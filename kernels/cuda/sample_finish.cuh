@@ -1,4 +1,4 @@
-// How a row's last block finishes it.
+// How a row's last block finishes it with what its slices told of.
 #pragma once
 
 #include "sample_border.cuh"
@@ -78,28 +78,6 @@ __device__ __forceinline__ uint32_t report_listed(const Slices& slices, uint32_t
     return write_top(room, len, num, log_sum, top);
 }
 
-// The same of the whole row, of raw logits.
-__device__ __forceinline__ uint32_t report_of_row(const Row& row, float largest, uint32_t num, float log_sum,
-                                                  uint64_t* room, TopToken* top) {
-    SHARED(uint32_t, count, 1);
-    SHARED(uint64_t, sums, MAX_SLICES);
-    const Amount counted{{0, NON_FINITE}, true, {largest, 1.0f}};
-    const Amount kept{find_border(row, {false, 0.0f, num}, counted, room, sums), true, {largest, 1.0f}};
-    if (threadIdx.x == 0) {
-        count[0] = 0;
-    }
-    __syncthreads();
-    for_row(row, [&](float logit, uint32_t token) {
-        if (kept.of(logit, token) > 0) {
-            room[atomicAdd(count, 1u)] = in_order(logit, token);
-        }
-    });
-    __syncthreads();
-    const uint32_t len = count[0];
-    block_sort(room, len);
-    return write_top(room, len, num, log_sum, top);
-}
-
 // A token's logit before it was adjusted.
 __device__ __forceinline__ float raw_logit(const Sampling& p, const SampleRow& request, const Row& row,
                                            uint32_t token) {
@@ -142,10 +120,18 @@ __device__ __forceinline__ uint32_t draw_unfiltered(const SampleRow& request, co
                           Amount{{0, NON_FINITE}, false, {slice.adjusted.largest(), weights.scale}});
 }
 
+// The smallest key that min-p keeps.
+__device__ __forceinline__ uint32_t least_key(const SampleRow& request, const Weights& weights) {
+    if (!(request.min_p > 0.0f)) {
+        return 0;
+    }
+    const float bound = weights.largest + logf(fminf(request.min_p, 1.0f)) / weights.scale;
+    return key_of(fminf(bound, weights.largest));
+}
+
 // Draws with filters from what slices told of; NOT_ENOUGH if that does not settle it.
 __device__ __forceinline__ uint32_t draw_listed(const SampleRow& request, const Row& row, const Slices& slices,
-                                                const Weights& weights, uint32_t least_key, uint64_t* room,
-                                                uint64_t* sums) {
+                                                const Weights& weights, uint64_t* room, uint64_t* sums) {
     constexpr uint32_t OWN = ROOM / SAMPLE_THREADS;
     SHARED(uint32_t, cell, 1);
     const bool has_top_k = request.has_top_k(row.vocab_size);
@@ -185,9 +171,10 @@ __device__ __forceinline__ uint32_t draw_listed(const SampleRow& request, const 
     const float beyond = float(listed.lowest) * (1.0f / 16.0f);
     bool is_all = listed.lowest == LOWEST_BIN || (weights.largest - beyond) * weights.scale > 29.0f;
     // min-p leaves the first so many, for they are in order.
+    const uint32_t least = least_key(request, weights);
     uint32_t own_count = 0;
     for (uint32_t place = threadIdx.x; place < listed.count; place += SAMPLE_THREADS) {
-        own_count += ~uint32_t(room[place] >> 32) >= least_key;
+        own_count += ~uint32_t(room[place] >> 32) >= least;
     }
     uint32_t len = block_total(own_count);
     is_all = is_all || len < listed.count;
@@ -248,24 +235,7 @@ __device__ __forceinline__ uint32_t draw_listed(const SampleRow& request, const 
     return uint32_t(room[place_passing(own, before.before, number)] >> 32);
 }
 
-// Draws with filters by searching the whole row.
-__device__ __forceinline__ uint32_t draw_of_row(const SampleRow& request, const Row& row, const Weights& weights,
-                                                uint32_t least_key, uint64_t* room, uint64_t* sums) {
-    Amount amount{{least_key, NON_FINITE}, true, weights};
-    // Top-k by counts, then top-p by weights.
-    for (int filter = 0; filter < 2; ++filter) {
-        const bool is_top_p = filter == 1;
-        if (is_top_p ? request.top_p < 1.0f : request.has_top_k(row.vocab_size)) {
-            amount.counts = !is_top_p;
-            amount.border = find_border(row, {is_top_p, request.top_p, request.top_k}, amount, room, sums);
-        }
-    }
-    amount.counts = false;
-    const uint64_t total = sum_slices(row, amount, room, sums);
-    const uint64_t number = part_of(total, uniform_bits(request.seed, request.index));
-    return token_in_slice(row, part_at(sums, (row.vocab_size + SLICE - 1) / SLICE, number), amount);
-}
-
+// NOT_ENOUGH if what slices told of does not settle it.
 __device__ __forceinline__ uint32_t choose(const SampleRow& request, const Row& row, const Slices& slices,
                                            const Best& best, uint64_t* room) {
     SHARED(uint64_t, sums, MAX_SLICES);
@@ -276,39 +246,30 @@ __device__ __forceinline__ uint32_t choose(const SampleRow& request, const Row& 
     if (!request.is_filtered(row.vocab_size)) {
         return draw_unfiltered(request, row, slices, weights, sums);
     }
-    uint32_t least_key = 0;
-    if (request.min_p > 0.0f) {
-        const float bound = weights.largest + logf(fminf(request.min_p, 1.0f)) / weights.scale;
-        least_key = key_of(fminf(bound, weights.largest));
-    }
-    const uint32_t token = draw_listed(request, row, slices, weights, least_key, room, sums);
-    return token != NOT_ENOUGH ? token : draw_of_row(request, row, weights, least_key, room, sums);
+    return draw_listed(request, row, slices, weights, room, sums);
 }
 
-__device__ __forceinline__ SampledRow finish_row(const Sampling& p, const SampleRow& request, const Row& row,
-                                                 const Slices& slices, uint64_t* room, TopToken* top) {
-    SampledRow result{NON_FINITE, 0.0f, 0};
+// Finishes a row, but for what is left open.
+__device__ __forceinline__ void finish_row(const Sampling& p, const SampleRow& request, const Row& row,
+                                           const Slices& slices, uint64_t* room, TopToken* top,
+                                           SampledRow& result, uint32_t& open) {
     const Best raw = slices.best(true);
     if (!raw.drawable()) {
-        return result;
+        return;
     }
     float log_sum = 0.0f;
     if (request.num_logprobs >= 0) {
-        const uint32_t num = uint32_t(request.num_logprobs);
         log_sum = log_sum_exp(slices, raw.largest());
-        result.num_top = report_listed(slices, num, log_sum, room, top);
-        if (result.num_top == NOT_ENOUGH) {
-            // Raw logits are searched, so they are put back for that.
-            const Adjustment adjustment{p, request, row, 0, row.vocab_size};
-            adjustment.undo();
-            result.num_top = report_of_row(row, raw.largest(), num, log_sum, room, top);
-            adjustment.apply();
-        }
+        result.num_top = report_listed(slices, uint32_t(request.num_logprobs), log_sum, room, top);
+        open |= result.num_top == NOT_ENOUGH ? LIKELIEST_OPEN : 0;
     }
     const Best best = slices.best(false);
     if (best.drawable()) {
         result.token = choose(request, row, slices, best, room);
-        result.logprob = raw_logit(p, request, row, result.token) - log_sum;
+        if (result.token == NOT_ENOUGH) {
+            open |= DRAW_OPEN;
+        } else {
+            result.logprob = raw_logit(p, request, row, result.token) - log_sum;
+        }
     }
-    return result;
 }

@@ -10,6 +10,9 @@ constexpr int SAMPLE_WARPS = SAMPLE_THREADS / WARP;
 constexpr int PIECES = 4;
 constexpr uint32_t SLICE = PIECES * 4 * SAMPLE_THREADS;
 constexpr uint32_t MAX_SLICES = 40;
+
+__device__ __forceinline__ uint32_t num_slices(uint32_t vocab_size) { return (vocab_size + SLICE - 1) / SLICE; }
+
 // Words of the block's working memory, which lists and histograms share.
 constexpr uint32_t ROOM = 2048;
 // A weight of 1; weights of 2^23 tokens sum to less than 2^64.

@@ -99,6 +99,16 @@ struct SliceResult {
     uint32_t padding;
 };
 
+// What a row's slices do not settle, so that the whole row is searched.
+constexpr uint32_t LIKELIEST_OPEN = 1;
+constexpr uint32_t DRAW_OPEN = 2;
+
+struct RowState {
+    // Slices that are described; zero before and after.
+    uint32_t ticket;
+    uint32_t open;
+};
+
 struct Workspace {
     // [rows, slices]
     SliceResult* slices;
@@ -106,8 +116,8 @@ struct Workspace {
     uint16_t* candidates;
     // [rows, slices, TOP_ROOM]: tokens and raw logits.
     TopToken* likeliest;
-    // [rows], zero before and after.
-    uint32_t* tickets;
+    // [rows]
+    RowState* rows;
 };
 
 struct Sampling {
@@ -149,8 +159,8 @@ struct Slices {
     }
 };
 
-__device__ __forceinline__ Slices slices_of(const Workspace& work, uint32_t row) {
-    const uint32_t num = gridDim.x;
+__device__ __forceinline__ Slices slices_of(const Workspace& work, uint32_t vocab_size, uint32_t row) {
+    const uint32_t num = num_slices(vocab_size);
     const size_t first = size_t(row) * num;
     return {work.slices + first, work.candidates + first * CANDIDATE_ROOM,
             work.likeliest + first * TOP_ROOM, num};

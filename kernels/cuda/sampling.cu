@@ -3,24 +3,24 @@
 //
 // A block reads 8,192 logits of a row, once, and leaves what the row's last block needs
 // to finish it: the largest, sums, and the candidates above a threshold of its own. What
-// all slices have told of is above the highest of those thresholds: nearly always that
-// is enough; else the last block searches the whole row (sample_border.cuh).
+// all slices have told of is above the highest of those thresholds. Nearly always that
+// is enough; a row for which it is not is searched whole by a second launch.
 //
 // Likelihoods are weights exp((logit - largest) / temperature) in fixed point, so sums
 // are exact: the same in any order. Slices depend on the vocabulary only, and sums in
 // float have an order of their own: a row's result depends on nothing but the row.
-#include "sample_finish.cuh"
+#include "sample_rest.cuh"
 #include "sample_slice.cuh"
 
 // Whether this is the last block of its row to come here: it sees what the others left.
-__device__ __forceinline__ bool is_last(uint32_t* ticket) {
+__device__ __forceinline__ bool is_last(RowState& state) {
     SHARED(uint32_t, last, 1);
     __syncthreads();
     if (threadIdx.x == 0) {
         __threadfence();
-        last[0] = atomicAdd(ticket, 1u) + 1 == gridDim.x;
+        last[0] = atomicAdd(&state.ticket, 1u) + 1 == gridDim.x;
         if (last[0]) {
-            *ticket = 0;
+            state.ticket = 0;
         }
         __threadfence();
     }
@@ -34,12 +34,32 @@ KERNEL(sampling, Sampling, SAMPLE_THREADS) {
     const uint32_t r = blockIdx.y;
     const SampleRow& request = p.requests[r];
     const Row row{p.logits + size_t(r) * p.vocab_size, p.vocab_size};
-    const Slices slices = slices_of(p.work, r);
+    const Slices slices = slices_of(p.work, p.vocab_size, r);
     scan_slice(p, request, row, slices, reinterpret_cast<uint32_t*>(room));
-    if (!is_last(p.work.tickets + r)) {
+    if (!is_last(p.work.rows[r])) {
         return;
     }
-    const SampledRow result = finish_row(p, request, row, slices, room, p.top + size_t(r) * MAX_TOP);
+    SampledRow result{NON_FINITE, 0.0f, 0};
+    uint32_t open = 0;
+    finish_row(p, request, row, slices, room, p.top + size_t(r) * MAX_TOP, result, open);
+    if (threadIdx.x == 0) {
+        p.out[r] = result;
+        p.work.rows[r].open = open;
+    }
+}
+
+// Finishes the rows that `sampling` left open. Grid: [rows].
+KERNEL(sampling_rest, Sampling, SAMPLE_THREADS) {
+    SHARED(uint64_t, room, ROOM);
+    const uint32_t r = blockIdx.x;
+    const uint32_t open = p.work.rows[r].open;
+    if (open == 0) {
+        return;
+    }
+    const Row row{p.logits + size_t(r) * p.vocab_size, p.vocab_size};
+    SampledRow result = p.out[r];
+    finish_rest(p, p.requests[r], row, slices_of(p.work, p.vocab_size, r), open, room,
+                p.top + size_t(r) * MAX_TOP, result);
     if (threadIdx.x == 0) {
         p.out[r] = result;
     }
@@ -68,7 +88,7 @@ KERNEL(token_logprobs, TokenLogprobs, SAMPLE_THREADS) {
     const uint32_t token = p.tokens[r];
     const uint32_t num_top = p.num_top[r];
     const Row row{const_cast<float*>(p.logits) + size_t(r) * p.vocab_size, p.vocab_size};
-    const Slices slices = slices_of(p.work, r);
+    const Slices slices = slices_of(p.work, p.vocab_size, r);
     const Logits own = load_slice(row, blockIdx.x * SLICE);
     SliceResult mine{};
     mine.raw = best_of(own, blockIdx.x * SLICE);
@@ -79,21 +99,37 @@ KERNEL(token_logprobs, TokenLogprobs, SAMPLE_THREADS) {
     if (threadIdx.x == 0) {
         slices.mine() = mine;
     }
-    if (!is_last(p.work.tickets + r)) {
+    if (!is_last(p.work.rows[r])) {
         return;
     }
     SampledRow result{token, NAN, 0};
+    uint32_t open = 0;
     const Best best = slices.best(true);
     if (best.drawable()) {
         const float log_sum = log_sum_exp(slices, best.largest());
-        TopToken* top = p.top + size_t(r) * MAX_TOP;
-        result.num_top = report_listed(slices, num_top, log_sum, room, top);
-        if (result.num_top == NOT_ENOUGH) {
-            result.num_top = report_of_row(row, best.largest(), num_top, log_sum, room, top);
-        }
+        result.num_top = report_listed(slices, num_top, log_sum, room, p.top + size_t(r) * MAX_TOP);
         result.logprob = row.logits[token] - log_sum;
+        open = result.num_top == NOT_ENOUGH ? LIKELIEST_OPEN : 0;
     }
     if (threadIdx.x == 0) {
         p.out[r] = result;
+        p.work.rows[r].open = open;
+    }
+}
+
+// Finishes the rows that `token_logprobs` left open. Grid: [rows].
+KERNEL(token_logprobs_rest, TokenLogprobs, SAMPLE_THREADS) {
+    SHARED(uint64_t, room, ROOM);
+    const uint32_t r = blockIdx.x;
+    if (p.work.rows[r].open == 0) {
+        return;
+    }
+    const Row row{const_cast<float*>(p.logits) + size_t(r) * p.vocab_size, p.vocab_size};
+    const Slices slices = slices_of(p.work, p.vocab_size, r);
+    const float largest = slices.best(true).largest();
+    const uint32_t num_top = report_of_row(row, largest, p.num_top[r], log_sum_exp(slices, largest), room,
+                                           p.top + size_t(r) * MAX_TOP);
+    if (threadIdx.x == 0) {
+        p.out[r].num_top = num_top;
     }
 }

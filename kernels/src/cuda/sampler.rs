@@ -4,7 +4,7 @@ use bytemuck::{NoUninit, Pod, Zeroable};
 
 use super::{
     CudaLimits, DevicePointer, Driver, Launch, MAX_SAMPLE_SLICES, MAX_TOP, SAMPLE_SLICE,
-    SAMPLE_SLICE_BYTES, SampleRow, SampledRow, Sampling, TokenLogprobs,
+    SAMPLE_SLICE_BYTES, SAMPLE_STATE_BYTES, SampleRow, SampledRow, Sampling, TokenLogprobs,
     staging::{Staging, room},
     word,
 };
@@ -45,7 +45,7 @@ struct Workspace<M> {
     slices: DevicePointer,
     candidates: DevicePointer,
     likeliest: DevicePointer,
-    tickets: DevicePointer,
+    states: DevicePointer,
     _memory: M,
 }
 
@@ -53,7 +53,7 @@ impl<M> Workspace<M> {
     fn new<D: Driver<Memory = M>>(driver: &D, max_rows: usize) -> Result<Self, KernelError> {
         let slices = max_rows * MAX_SAMPLE_SLICES;
         let sizes = SAMPLE_SLICE_BYTES.map(|bytes| (slices * bytes) as u64);
-        let bytes = sizes.iter().sum::<u64>() as usize + max_rows * size_of::<u32>();
+        let bytes = sizes.iter().sum::<u64>() as usize + max_rows * SAMPLE_STATE_BYTES;
         let memory = driver.allocate(bytes, "sampling's workspace")?;
         let start = driver.address(&memory).0;
         let [slices, candidates, likeliest] = sizes;
@@ -61,7 +61,7 @@ impl<M> Workspace<M> {
             slices: DevicePointer(start),
             candidates: DevicePointer(start + slices),
             likeliest: DevicePointer(start + slices + candidates),
-            tickets: DevicePointer(start + slices + candidates + likeliest),
+            states: DevicePointer(start + slices + candidates + likeliest),
             _memory: memory,
         })
     }
@@ -233,12 +233,16 @@ impl<M> Sampler<M> {
             slices: workspace.slices,
             candidates: workspace.candidates,
             likeliest: workspace.likeliest,
-            tickets: workspace.tickets,
+            states: workspace.states,
             vocab_size: word(vocab_size),
             padding: 0,
         };
         staging.send(driver)?;
-        driver.launch(&launch("sampling", rows.len(), vocab_size), &params)
+        driver.launch(&launch("sampling", rows.len(), vocab_size), &params)?;
+        if rows.iter().any(may_be_left_open) {
+            driver.launch(&launch_rest("sampling_rest", rows.len()), &params)?;
+        }
+        Ok(())
     }
 
     /// The log-probabilities of `tokens[i]` at row `i` of the logits.
@@ -266,12 +270,15 @@ impl<M> Sampler<M> {
                 slices: self.workspace.slices,
                 candidates: self.workspace.candidates,
                 likeliest: self.workspace.likeliest,
-                tickets: self.workspace.tickets,
+                states: self.workspace.states,
                 vocab_size: word(vocab_size),
                 padding: 0,
             };
             self.staging.send(driver)?;
             driver.launch(&launch("token_logprobs", tokens.len(), vocab_size), &params)?;
+            if num_top.iter().any(|&num| num > 0) {
+                driver.launch(&launch_rest("token_logprobs_rest", tokens.len()), &params)?;
+            }
             let (rows, tops) = self.results(driver, tokens.len(), true)?;
             out.extend(rows.iter().enumerate().map(|(i, row)| Logprobs {
                 token: row.token,
@@ -302,6 +309,17 @@ impl<M> Sampler<M> {
 fn launch(kernel: &'static str, rows: usize, vocab_size: usize) -> Launch<'static> {
     let grid = [word(vocab_size.div_ceil(SAMPLE_SLICE)), word(rows)];
     Launch { file: "sampling", kernel, grid, threads: THREADS, shared_bytes: 0 }
+}
+
+/// A launch that finishes what another left open.
+fn launch_rest(kernel: &'static str, rows: usize) -> Launch<'static> {
+    Launch { file: "sampling", kernel, grid: [word(rows), 1], threads: THREADS, shared_bytes: 0 }
+}
+
+/// Whether a row may need a search of the whole of it.
+fn may_be_left_open(row: &SampleRow) -> bool {
+    row.num_logprobs > 0
+        || row.temperature > 0.0 && (row.top_k > 0 || row.top_p < 1.0 || row.min_p > 0.0)
 }
 
 /// # Errors

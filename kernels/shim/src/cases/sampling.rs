@@ -2,7 +2,8 @@
 
 use sconce_kernels::{
     cuda::{
-        Driver, Launch, MAX_TOP, SAMPLE_SLICE, SAMPLE_SLICE_BYTES, SampleRow, SampledRow, Sampling,
+        Driver, Launch, MAX_TOP, SAMPLE_SLICE, SAMPLE_SLICE_BYTES, SAMPLE_STATE_BYTES, SampleRow,
+        SampledRow, Sampling,
     },
     ops::sampling::{SampleRequest, SeenToken, uniform},
     reference,
@@ -13,14 +14,16 @@ use crate::Bench;
 
 /// What the kernel gave for a row.
 #[derive(Debug, PartialEq)]
-struct Row {
-    token: u32,
-    logprob: f32,
-    top: Vec<(u32, f32)>,
+pub(super) struct Row {
+    pub(super) token: u32,
+    pub(super) logprob: f32,
+    pub(super) top: Vec<(u32, f32)>,
+    /// Whether the second launch had something to do.
+    pub(super) was_open: bool,
 }
 
 /// Samples rows of equal length.
-fn sample<D: Driver>(
+pub(super) fn sample<D: Driver>(
     bench: &mut Bench<D>,
     logits: &[f32],
     requests: &[SampleRequest<'_>],
@@ -54,7 +57,8 @@ fn sample<D: Driver>(
     let raw = [room(&biases, 2), room(&banned, 1), room(&seen, 2)];
     let vocab_size = logits.len() / rows.len();
     let slices = vocab_size.div_ceil(SAMPLE_SLICE);
-    let work = SAMPLE_SLICE_BYTES.map(|bytes| bench.buffer(&vec![0xff_u8; rows.len() * slices * bytes]));
+    let work =
+        SAMPLE_SLICE_BYTES.map(|bytes| bench.buffer(&vec![0xff_u8; rows.len() * slices * bytes]));
     let params = Sampling {
         logits: bench.buffer(logits),
         requests: bench.buffer(&rows),
@@ -69,7 +73,7 @@ fn sample<D: Driver>(
         slices: work[0],
         candidates: work[1],
         likeliest: work[2],
-        tickets: bench.buffer(&vec![0_u32; rows.len()]),
+        states: bench.buffer(&vec![0_u8; rows.len() * SAMPLE_STATE_BYTES]),
         vocab_size: vocab_size as u32,
         padding: 0,
     };
@@ -81,13 +85,17 @@ fn sample<D: Driver>(
         shared_bytes: 0,
     };
     bench.launch(&launch, &params).expect("the kernel runs");
+    let rest = Launch { kernel: "sampling_rest", grid: [rows.len() as u32, 1], ..launch };
+    bench.launch(&rest, &params).expect("the kernel runs");
     let top = bench.read::<u32>(params.top);
     let out = bench.read::<SampledRow>(params.out);
-    let tickets = bench.read::<u32>(params.tickets);
-    assert!(tickets.iter().all(|&ticket| ticket == 0), "tickets are left for the next launch");
+    let states = bench.read::<[u32; 2]>(params.states);
+    assert!(states.iter().all(|&[ticket, _]| ticket == 0), "tickets are left for the next launch");
     out.iter()
         .zip(top.chunks_exact(MAX_TOP * 2))
-        .map(|(row, top)| Row {
+        .zip(&states)
+        .map(|((row, top), &[_, open])| Row {
+            was_open: open != 0,
             token: row.token,
             logprob: row.logprob,
             top: top
