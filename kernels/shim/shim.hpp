@@ -133,6 +133,10 @@ template <typename T> T __shfl_sync(uint32_t mask, T value, int from) {
 template <typename T> T __shfl_xor_sync(uint32_t mask, T value, int with) {
     return shim::exchange(mask, value, [=](unsigned lane) { return lane ^ unsigned(with); });
 }
+template <typename T> T __shfl_up_sync(uint32_t mask, T value, int by) {
+    return shim::exchange(mask, value,
+                          [=](unsigned lane) { return lane < unsigned(by) ? lane : lane - by; });
+}
 inline uint32_t __ballot_sync(uint32_t mask, bool vote) {
     if (mask != 0xffffffffu) {
         shim::fail("votes of part of a warp are not emulated");
@@ -161,6 +165,8 @@ template <typename T> T atomicMax(T* at, T value) {
 
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline int __popc(uint32_t x) { return __builtin_popcount(x); }
+inline int __ffs(int x) { return __builtin_ffs(x); }
+inline int __float2int_rd(float x) { return int(std::floor(x)); }
 inline uint32_t __float_as_uint(float x) {
     uint32_t bits;
     memcpy(&bits, &x, sizeof(bits));

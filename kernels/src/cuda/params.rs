@@ -100,18 +100,38 @@ params! {
 }
 
 params! {
-    /// `sampling.cu`; grid `[rows]`, 512 threads.
+    /// `sampling.cu`, 512 threads: `sampling` of grid `[slices, rows]`, then
+    /// `sampling_rest` of grid `[rows]` where a request has filters or reports tokens.
     Sampling {
-        logits, requests, biases, banned, seen, bias_raw, banned_raw, seen_raw, out, top;
+        logits, requests, biases, banned, seen, bias_raw, banned_raw, seen_raw, out, top,
+        slices, candidates, likeliest, states;
         vocab_size: u32,
         padding: u32,
     }
 }
 
 params! {
-    /// `token_logprobs` of `sampling.cu`; grid `[rows]`, 512 threads.
-    TokenLogprobs { logits, tokens, num_top, out, top; vocab_size: u32, padding: u32 }
+    /// `sampling.cu`, 512 threads: `token_logprobs` of grid `[slices, rows]`, then
+    /// `token_logprobs_rest` of grid `[rows]` where tokens are reported.
+    TokenLogprobs {
+        logits, tokens, num_top, out, top, slices, candidates, likeliest, states;
+        vocab_size: u32,
+        padding: u32,
+    }
 }
+
+/// Logits of a slice, which a block of [`Sampling`] reads.
+pub const SAMPLE_SLICE: usize = 8192;
+
+/// Slices that a row has at most.
+pub const MAX_SAMPLE_SLICES: usize = 40;
+
+/// Bytes that [`Sampling`] needs in its workspace for each slice of each row, in
+/// `slices`, `candidates` and `likeliest`.
+pub const SAMPLE_SLICE_BYTES: [usize; 3] = [48, 256 * 2, 48 * 8];
+
+/// Bytes that each row needs in `states`, zero before the first launch.
+pub const SAMPLE_STATE_BYTES: usize = 8;
 
 /// Likeliest tokens that a row of [`Sampling`] reports at most.
 pub const MAX_TOP: usize = 32;

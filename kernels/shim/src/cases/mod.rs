@@ -6,6 +6,7 @@ pub mod backend;
 pub mod element;
 mod elementwise;
 mod sampling;
+mod sampling_wide;
 
 use sconce_kernels::cuda::Driver;
 
@@ -39,5 +40,11 @@ pub fn all<D: Driver>() -> Vec<Case<D>> {
         sampling::log_probabilities_are_of_the_raw_logits,
         sampling::the_order_of_threads_and_the_neighbours_change_nothing,
         sampling::rows_that_cannot_be_drawn_from_say_so,
+        sampling_wide::vocabularies_of_any_length_draw_the_references_token,
+        sampling_wide::equals_go_to_the_lowest_ids,
+        sampling_wide::most_rows_are_settled_by_their_slices,
+        sampling_wide::a_row_with_penalties_is_searched_raw_and_drawn_from_changed,
+        sampling_wide::a_rows_bits_are_its_own_over_several_slices,
+        sampling_wide::a_slice_that_cannot_be_drawn_from_ends_its_row,
     ]
 }

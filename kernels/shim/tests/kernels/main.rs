@@ -42,6 +42,12 @@ tests! {
     log_probabilities_are_of_the_raw_logits
     the_order_of_threads_and_the_neighbours_change_nothing
     rows_that_cannot_be_drawn_from_say_so
+    vocabularies_of_any_length_draw_the_references_token
+    equals_go_to_the_lowest_ids
+    most_rows_are_settled_by_their_slices
+    a_row_with_penalties_is_searched_raw_and_drawn_from_changed
+    a_rows_bits_are_its_own_over_several_slices
+    a_slice_that_cannot_be_drawn_from_ends_its_row
 }
 
 #[test]
