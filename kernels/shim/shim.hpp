@@ -77,6 +77,13 @@ template <typename T, typename From> T exchange(uint32_t mask, const T& value, F
     if (!(mask >> lane() & 1)) {
         fail("a lane takes part in a warp instruction whose mask leaves it out");
     }
+    if (mask == 0xffffffffu) {
+        // One meeting: what is left there stays long enough.
+        T result;
+        const unsigned char* slots = meet(&value, sizeof(T));
+        memcpy(&result, slots + from(lane()) % 32 * 64, sizeof(T));
+        return result;
+    }
     memcpy(warp_slot(lane()), &value, sizeof(T));
     sync_warp(mask);
     T result;
@@ -113,6 +120,8 @@ template <typename T, typename See> auto together(const T& value, See see) {
         #name, {[](const void* params) { name(*static_cast<const Params*>(params)); },       \
                 sizeof(Params), threads});                                                   \
     static void name(const Params& p)
+
+#define KERNEL_BESIDE(name, Params, threads, blocks) KERNEL(name, Params, threads)
 
 // Each place in the source (and each instance of a template) has its own memory.
 #define SHARED(type, name, count)                                                            \

@@ -25,7 +25,7 @@ struct Sizes {
     decode_batches: &'static [usize],
     decode_context: usize,
     prefill: usize,
-    sample_rows: usize,
+    sample_rows: &'static [usize],
     vocab_size: usize,
     gemm_rows: &'static [usize],
 }
@@ -37,7 +37,7 @@ const FULL: Sizes = Sizes {
     decode_batches: &[1, 32, 64, 128],
     decode_context: 4096,
     prefill: 8192,
-    sample_rows: 256,
+    sample_rows: &[1, 32, 256],
     vocab_size: 128_256,
     gemm_rows: &[1, 8, 32, 128, 256, 2048, 8192],
 };
@@ -49,7 +49,7 @@ const DRY: Sizes = Sizes {
     decode_batches: &[2],
     decode_context: 40,
     prefill: 24,
-    sample_rows: 2,
+    sample_rows: &[1, 2],
     vocab_size: 512,
     gemm_rows: &[2],
 };
@@ -57,11 +57,12 @@ const DRY: Sizes = Sizes {
 /// Measures every kernel.
 pub(crate) fn run<D: Driver>(driver: D, dry_run: bool) -> Result<()> {
     let sizes = if dry_run { DRY } else { FULL };
-    let most = sizes.decode_batches.iter().chain(sizes.gemm_rows).copied().max().unwrap_or(1);
+    let batches = sizes.decode_batches.iter().chain(sizes.gemm_rows).chain(sizes.sample_rows);
+    let most = batches.copied().max().unwrap_or(1);
     let longest = sizes.decode_context.max(sizes.prefill).next_multiple_of(16);
     let limits = CudaLimits {
         max_num_batched_tokens: sizes.tokens.max(longest).max(most),
-        max_num_seqs: most.max(sizes.sample_rows),
+        max_num_seqs: most,
         max_model_len: longest,
     };
     report(&json!({ "device": driver.describe() }));
@@ -296,26 +297,35 @@ fn prefill<D: Driver>(cuda: &mut Cuda<D>, len: usize, dry_run: bool) -> Result<(
     Ok(())
 }
 
+/// The same logits at every call: no request changes them. They are about normal, which
+/// makes the nucleus of top-p wide: a sixth of the vocabulary.
 fn sampling<D: Driver>(cuda: &mut Cuda<D>, sizes: &Sizes, dry_run: bool) -> Result<()> {
-    let &Sizes { sample_rows: rows, vocab_size, .. } = sizes;
+    let &Sizes { sample_rows, vocab_size, .. } = sizes;
     let k = 64;
-    let x = activations(cuda, 90, rows, k)?;
     let head = matrix(cuda, 91, vocab_size, k)?;
-    let mut logits = cuda.logits_buffer(rows, vocab_size)?;
-    cuda.linear(rows, &x, &head, None, &mut logits)?;
     let base = SampleRequest { temperature: 0.8, seed: 7, ..SampleRequest::default() };
-    for (name, request) in [
-        ("greedy", SampleRequest::default()),
-        ("temperature", base),
-        ("top-k, top-p", SampleRequest { top_k: 50, top_p: 0.9, ..base }),
-    ] {
-        let requests = vec![request; rows];
-        let mut sampled = Vec::with_capacity(rows);
-        let time = seconds(cuda, dry_run, |cuda, _| {
-            sampled.clear();
-            cuda.sample(&mut logits, &requests, &mut sampled)
-        })?;
-        result(&format!("sampling {rows} rows, {name}"), time, rows * vocab_size * 4, 0.0);
+    for &rows in sample_rows {
+        let x = activations(cuda, 90, rows, k)?;
+        let mut logits = cuda.logits_buffer(rows, vocab_size)?;
+        cuda.linear(rows, &x, &head, None, &mut logits)?;
+        for (name, request) in [
+            ("greedy", SampleRequest::default()),
+            ("temperature", base),
+            ("top-k, top-p", SampleRequest { top_k: 50, top_p: 0.9, ..base }),
+            ("wide top-p", SampleRequest { temperature: 1.0, top_p: 0.95, ..base }),
+            (
+                "greedy, 20 logprobs",
+                SampleRequest { num_logprobs: Some(20), ..SampleRequest::default() },
+            ),
+        ] {
+            let requests = vec![request; rows];
+            let mut sampled = Vec::with_capacity(rows);
+            let time = seconds(cuda, dry_run, |cuda, _| {
+                sampled.clear();
+                cuda.sample(&mut logits, &requests, &mut sampled)
+            })?;
+            result(&format!("sampling {rows} rows, {name}"), time, rows * vocab_size * 4, 0.0);
+        }
     }
     Ok(())
 }
