@@ -263,12 +263,12 @@ __device__ __forceinline__ void finish_row(const Sampling& p, const SampleRow& r
         result.num_top = report_listed(slices, uint32_t(request.num_logprobs), log_sum, room, top);
         open |= result.num_top == NOT_ENOUGH ? LIKELIEST_OPEN : 0;
     }
-    const Best best = slices.best(false);
+    const Best best = request.is_adjusted() ? slices.best(false) : raw;
     if (best.drawable()) {
         result.token = choose(request, row, slices, best, room);
         if (result.token == NOT_ENOUGH) {
             open |= DRAW_OPEN;
-        } else {
+        } else if (request.num_logprobs >= 0) {
             result.logprob = raw_logit(p, request, row, result.token) - log_sum;
         }
     }

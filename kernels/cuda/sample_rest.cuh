@@ -64,6 +64,8 @@ __device__ __forceinline__ void finish_rest(const Sampling& p, const SampleRow& 
     if (open & DRAW_OPEN) {
         const Weights weights{slices.best(false).largest(), request.scale()};
         result.token = draw_of_row(request, row, weights, room);
+    }
+    if (request.num_logprobs >= 0 && result.token != NON_FINITE) {
         result.logprob = raw_logit(p, request, row, result.token) - log_sum;
     }
 }

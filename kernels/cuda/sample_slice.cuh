@@ -50,6 +50,7 @@ struct SeenToken {
 struct SampledRow {
     // NON_FINITE where the row holds a NaN, an infinity, or nothing to draw.
     uint32_t token;
+    // If log-probabilities are asked for.
     float logprob;
     uint32_t num_top;
 };

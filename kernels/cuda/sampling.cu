@@ -29,7 +29,7 @@ __device__ __forceinline__ bool is_last(RowState& state) {
 }
 
 // Grid: [slices, rows].
-KERNEL(sampling, Sampling, SAMPLE_THREADS) {
+KERNEL_RESIDENT(sampling, Sampling, SAMPLE_THREADS, 2) {
     SHARED(uint64_t, room, ROOM);
     const uint32_t r = blockIdx.y;
     const SampleRow& request = p.requests[r];
@@ -49,7 +49,7 @@ KERNEL(sampling, Sampling, SAMPLE_THREADS) {
 }
 
 // Finishes the rows that `sampling` left open. Grid: [rows].
-KERNEL(sampling_rest, Sampling, SAMPLE_THREADS) {
+KERNEL_RESIDENT(sampling_rest, Sampling, SAMPLE_THREADS, 1) {
     SHARED(uint64_t, room, ROOM);
     const uint32_t r = blockIdx.x;
     const uint32_t open = p.work.rows[r].open;
@@ -82,7 +82,7 @@ struct TokenLogprobs {
 
 // Log-probabilities of given tokens, for prompts and scoring; NaN where the row has no
 // distribution. Grid: [slices, rows].
-KERNEL(token_logprobs, TokenLogprobs, SAMPLE_THREADS) {
+KERNEL_RESIDENT(token_logprobs, TokenLogprobs, SAMPLE_THREADS, 2) {
     SHARED(uint64_t, room, ROOM);
     const uint32_t r = blockIdx.y;
     const uint32_t token = p.tokens[r];
@@ -118,7 +118,7 @@ KERNEL(token_logprobs, TokenLogprobs, SAMPLE_THREADS) {
 }
 
 // Finishes the rows that `token_logprobs` left open. Grid: [rows].
-KERNEL(token_logprobs_rest, TokenLogprobs, SAMPLE_THREADS) {
+KERNEL_RESIDENT(token_logprobs_rest, TokenLogprobs, SAMPLE_THREADS, 1) {
     SHARED(uint64_t, room, ROOM);
     const uint32_t r = blockIdx.x;
     if (p.work.rows[r].open == 0) {

@@ -22,8 +22,9 @@ using e4m3 = __nv_fp8_e4m3;
     extern "C" __global__ void __launch_bounds__(threads)                          \
         name(const __grid_constant__ Params p)
 
-// The same, with registers for so many blocks on a multiprocessor.
-#define KERNEL_RESIDENT(name, Params, threads, blocks)                             \
+// A kernel of whose blocks so many at least run side by side on a multiprocessor, which
+// bounds its registers; without that the compiler weighs spills against more blocks.
+#define KERNEL_RESIDENT(name, Params, threads, blocks)                               \
     extern "C" __global__ void __launch_bounds__(threads, blocks)                  \
         name(const __grid_constant__ Params p)
 

@@ -77,6 +77,13 @@ template <typename T, typename From> T exchange(uint32_t mask, const T& value, F
     if (!(mask >> lane() & 1)) {
         fail("a lane takes part in a warp instruction whose mask leaves it out");
     }
+    if (mask == 0xffffffffu) {
+        // One meeting: what is left there stays long enough.
+        T result;
+        const unsigned char* slots = meet(&value, sizeof(T));
+        memcpy(&result, slots + from(lane()) % 32 * 64, sizeof(T));
+        return result;
+    }
     memcpy(warp_slot(lane()), &value, sizeof(T));
     sync_warp(mask);
     T result;

@@ -28,7 +28,7 @@ struct Sizes {
     /// Batch and context with an e4m3 cache.
     decode_fp8: &'static [(usize, usize)],
     prefill: usize,
-    sample_rows: usize,
+    sample_rows: &'static [usize],
     vocab_size: usize,
     gemm_rows: &'static [usize],
 }
@@ -41,7 +41,7 @@ const FULL: Sizes = Sizes {
     decode_contexts: &[1024, 4096],
     decode_fp8: &[(32, 4096), (128, 1024)],
     prefill: 8192,
-    sample_rows: 256,
+    sample_rows: &[1, 32, 256],
     vocab_size: 128_256,
     gemm_rows: &[1, 8, 32, 128, 256, 2048, 8192],
 };
@@ -54,7 +54,7 @@ const DRY: Sizes = Sizes {
     decode_contexts: &[40],
     decode_fp8: &[(2, 40)],
     prefill: 24,
-    sample_rows: 2,
+    sample_rows: &[1, 2],
     vocab_size: 512,
     gemm_rows: &[2],
 };
@@ -78,12 +78,13 @@ pub(crate) fn list() {
 /// Measures the kernels of a group, or all.
 pub(crate) fn run<D: Driver>(driver: D, only: Option<Group>, dry_run: bool) -> Result<()> {
     let sizes = if dry_run { DRY } else { FULL };
-    let most = sizes.decode_batches.iter().chain(sizes.gemm_rows).copied().max().unwrap_or(1);
+    let batches = sizes.decode_batches.iter().chain(sizes.gemm_rows).chain(sizes.sample_rows);
+    let most = batches.copied().max().unwrap_or(1);
     let context = sizes.decode_contexts.iter().copied().max().unwrap_or(1);
     let longest = context.max(sizes.prefill).next_multiple_of(16);
     let limits = CudaLimits {
         max_num_batched_tokens: sizes.tokens.max(longest).max(most),
-        max_num_seqs: most.max(sizes.sample_rows),
+        max_num_seqs: most,
         max_model_len: longest,
     };
     report(&json!({ "device": driver.describe() }));
@@ -343,26 +344,35 @@ fn prefill<D: Driver>(cuda: &mut Cuda<D>, len: usize, dry_run: bool) -> Result<(
     Ok(())
 }
 
+/// The same logits at every call: no request changes them. They are about normal, which
+/// makes the nucleus of top-p wide: a sixth of the vocabulary.
 fn sampling<D: Driver>(cuda: &mut Cuda<D>, sizes: &Sizes, dry_run: bool) -> Result<()> {
-    let &Sizes { sample_rows: rows, vocab_size, .. } = sizes;
+    let &Sizes { sample_rows, vocab_size, .. } = sizes;
     let k = 64;
-    let x = activations(cuda, 90, rows, k)?;
     let head = matrix(cuda, 91, vocab_size, k)?;
-    let mut logits = cuda.logits_buffer(rows, vocab_size)?;
-    cuda.linear(rows, &x, &head, None, &mut logits)?;
     let base = SampleRequest { temperature: 0.8, seed: 7, ..SampleRequest::default() };
-    for (name, request) in [
-        ("greedy", SampleRequest::default()),
-        ("temperature", base),
-        ("top-k, top-p", SampleRequest { top_k: 50, top_p: 0.9, ..base }),
-    ] {
-        let requests = vec![request; rows];
-        let mut sampled = Vec::with_capacity(rows);
-        let time = seconds(cuda, dry_run, |cuda, _| {
-            sampled.clear();
-            cuda.sample(&mut logits, &requests, &mut sampled)
-        })?;
-        result(&format!("sampling {rows} rows, {name}"), time, rows * vocab_size * 4, 0.0);
+    for &rows in sample_rows {
+        let x = activations(cuda, 90, rows, k)?;
+        let mut logits = cuda.logits_buffer(rows, vocab_size)?;
+        cuda.linear(rows, &x, &head, None, &mut logits)?;
+        for (name, request) in [
+            ("greedy", SampleRequest::default()),
+            ("temperature", base),
+            ("top-k, top-p", SampleRequest { top_k: 50, top_p: 0.9, ..base }),
+            ("wide top-p", SampleRequest { temperature: 1.0, top_p: 0.95, ..base }),
+            (
+                "greedy, 20 logprobs",
+                SampleRequest { num_logprobs: Some(20), ..SampleRequest::default() },
+            ),
+        ] {
+            let requests = vec![request; rows];
+            let mut sampled = Vec::with_capacity(rows);
+            let time = seconds(cuda, dry_run, |cuda, _| {
+                sampled.clear();
+                cuda.sample(&mut logits, &requests, &mut sampled)
+            })?;
+            result(&format!("sampling {rows} rows, {name}"), time, rows * vocab_size * 4, 0.0);
+        }
     }
     Ok(())
 }

@@ -265,6 +265,10 @@ pub fn what_does_not_fit_is_refused_by_name<D: Driver>(device: impl Fn() -> D) {
         batch.push(&[1; 320], 0, &[0; 20]);
     }
     assert!(matches!(cuda.begin(&batch), Err(KernelError::Shape { .. })));
+    // A vocabulary of more slices than there is room for.
+    let mut logits = cuda.logits_buffer(1, 40 * 8192 + 1).expect("room");
+    let refused = cuda.sample(&mut logits, &[SampleRequest::default()], &mut Vec::new());
+    assert!(refused.expect_err("too wide").to_string().contains("the vocabulary"));
     // A token outside the table, a position beyond RoPE's.
     let table = cuda.matrix(&[tensor(1, &[4, 16])], Dtype::Bf16.into()).expect("packs");
     let mut out = cuda.buffer(4, 16).expect("room");

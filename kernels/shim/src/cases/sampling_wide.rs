@@ -64,6 +64,20 @@ fn check(logits: &[f32], request: &SampleRequest<'_>, got: &Row, what: &str) {
     );
 }
 
+/// Checks that the `num` likeliest tokens are reported, equals by id.
+fn check_top(logits: &[f32], num: usize, got: &Row, what: &str) {
+    let mut order: Vec<usize> = (0..logits.len()).collect();
+    order.sort_by(|&a, &b| logits[b].partial_cmp(&logits[a]).expect("no NaN"));
+    let tokens: Vec<usize> = got.top.iter().map(|&(token, _)| token as usize).collect();
+    assert_eq!(tokens, order[..num], "{what}");
+    let wide: Vec<f64> = logits.iter().copied().map(f64::from).collect();
+    let want = reference::log_softmax(&wide);
+    for (token, logprob) in got.top.iter().copied().chain([(got.token, got.logprob)]) {
+        let want = want[token as usize];
+        assert!((f64::from(logprob) - want).abs() < 1e-4, "{what}: {token}: {logprob}, not {want}");
+    }
+}
+
 /// Each request on its own row, some with others' numbers.
 fn seeded(requests: Vec<SampleRequest<'static>>, seed: u64) -> Vec<SampleRequest<'static>> {
     let seeds = (0..).map(|i| seed * 1000 + i);
@@ -111,6 +125,9 @@ pub(super) fn equals_go_to_the_lowest_ids<D: Driver>(bench: &mut Bench<D>) {
     let mut zeros: Vec<f32> = vec![-1.0; LEN];
     zeros[8500] = -0.0;
     zeros[8600] = 0.0;
+    // Small weights, whose sums are far beyond 32 bits.
+    let mut small: Vec<f32> = vec![-8.0; LEN];
+    small[8999] = 0.0;
     let cases = [
         (&level, SampleRequest::default()),
         (&level, SampleRequest { top_k: 1, ..base }),
@@ -123,6 +140,7 @@ pub(super) fn equals_go_to_the_lowest_ids<D: Driver>(bench: &mut Bench<D>) {
         (&two, SampleRequest { min_p: 0.5, ..base }),
         (&zeros, SampleRequest::default()),
         (&zeros, SampleRequest { top_k: 1, ..base }),
+        (&small, SampleRequest { top_p: 0.8, ..base }),
     ];
     let requests: Vec<_> = cases
         .iter()
@@ -133,10 +151,7 @@ pub(super) fn equals_go_to_the_lowest_ids<D: Driver>(bench: &mut Bench<D>) {
     let got = sample(bench, &rows, &requests);
     for (i, (row, _)) in cases.iter().enumerate() {
         check(row, &requests[i], &got[i], &format!("row {i}"));
-        let mut order: Vec<usize> = (0..LEN).collect();
-        order.sort_by(|&a, &b| row[b].partial_cmp(&row[a]).expect("no NaN"));
-        let tokens: Vec<usize> = got[i].top.iter().map(|&(token, _)| token as usize).collect();
-        assert_eq!(tokens, order[..20], "row {i}");
+        check_top(row, 20, &got[i], &format!("row {i}"));
     }
     // Too many equals for what slices tell of: these rows were searched whole.
     assert!(got[2].was_open && got[3].was_open, "a level row is left open");
@@ -170,6 +185,9 @@ pub(super) fn most_rows_are_settled_by_their_slices<D: Driver>(bench: &mut Bench
     for (i, (row, _, open)) in cases.iter().enumerate() {
         assert_eq!(got[i].was_open, *open, "row {i}");
         check(row, &requests[i], &got[i], &format!("row {i}"));
+        if requests[i].num_logprobs.is_some() {
+            check_top(row, 20, &got[i], &format!("row {i}"));
+        }
     }
 }
 
@@ -204,14 +222,7 @@ pub(super) fn a_row_with_penalties_is_searched_raw_and_drawn_from_changed<D: Dri
     let only_drawn = SampleRequest { top_p: 0.6, ..SampleRequest::default() };
     let only_drawn = SampleRequest { temperature: 1.0, seed: 3, ..only_drawn };
     check(&changed, &only_drawn, got, "the changed row");
-    let want = reference::log_softmax(&wide);
-    let mut order: Vec<usize> = (0..LEN).collect();
-    order.sort_by(|&a, &b| wide[b].total_cmp(&wide[a]));
-    let tokens: Vec<usize> = got.top.iter().map(|&(token, _)| token as usize).collect();
-    assert_eq!(tokens, order[..20]);
-    for (token, logprob) in got.top.iter().copied().chain([(got.token, got.logprob)]) {
-        assert!((f64::from(logprob) - want[token as usize]).abs() < 1e-4);
-    }
+    check_top(&row, 20, got, "the raw row");
 }
 
 pub(super) fn a_rows_bits_are_its_own_over_several_slices<D: Driver>(bench: &mut Bench<D>) {

@@ -1,20 +1,36 @@
 //! Faults planted in the kernels' sources, each of which must be found: a test that
 //! cannot fail proves nothing.
 
-use std::{fs, path::Path, process};
+use std::{
+    fs,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
+    process,
+};
 
 use sconce_cuda_shim::{
     Bench, ShimDriver,
     cases::{
+        self,
         attention::{Case, spread},
         element::Element,
     },
     compile, compiler,
 };
 
-/// Replaces one piece of a kernel's source, builds the shim with it, and hands it to
-/// a check, which must not pass with it, but must without.
+/// Replaces one piece of the attention kernel's source, builds the shim with it, and
+/// hands it to a check, which must not pass with it, but must without.
 fn must_be_found(
+    name: &str,
+    fault: (&str, &str),
+    check: impl Fn(&mut Bench<ShimDriver>) -> Result<(), String>,
+) {
+    must_be_found_in(&["decode_attention.cu", "paged_attention.cu"], name, fault, check);
+}
+
+/// The same in any file that these kernels are made of.
+fn must_be_found_in(
+    kernels: &[&str],
     name: &str,
     (from, to): (&str, &str),
     check: impl Fn(&mut Bench<ShimDriver>) -> Result<(), String>,
@@ -35,8 +51,7 @@ fn must_be_found(
     }
     assert_eq!(changed, 1, "{name}: {from:?} stands in the sources once");
     let program = folder.join("shim");
-    let kernels =
-        ["decode_attention", "paged_attention"].map(|name| folder.join(format!("{name}.cu")));
+    let kernels: Vec<_> = kernels.iter().map(|kernel| folder.join(kernel)).collect();
     compile(compiler(), here, &folder, &kernels, &program).expect("the fault compiles");
     let outcome = check(&mut Bench::new(ShimDriver::of(&program)));
     fs::remove_dir_all(&folder).expect("the target folder is ours");
@@ -113,4 +128,38 @@ fn a_stale_scale_is_found() {
         let case = Case { cache_element: Element::E4m3, ..decode_and_prompt() };
         of_any_order(&case, bench)
     });
+}
+
+/// Plants a fault in sampling, which a case must find.
+fn case_must_find(name: &str, fault: (&str, &str), case: &str) {
+    must_be_found_in(&["sampling.cu"], name, fault, |bench| {
+        let (_, run) =
+            cases::all().into_iter().find(|(name, _)| *name == case).expect("a case of that name");
+        catch_unwind(AssertUnwindSafe(|| run(bench))).map_err(|_| "the case failed".to_owned())
+    });
+}
+
+/// Another slice may have told of less.
+#[test]
+fn a_threshold_of_one_slice_only_is_found() {
+    let fault = ("block_largest(threadIdx.x < slices.num ?", "block_largest(threadIdx.x < 1 ?");
+    case_must_find("threshold", fault, "most_rows_are_settled_by_their_slices");
+}
+
+#[test]
+fn a_lost_carry_is_found() {
+    let fault = ("uint32_t(amount >> 32) + carry;", "uint32_t(amount >> 32) + 0 * carry;");
+    case_must_find("carry", fault, "equals_go_to_the_lowest_ids");
+}
+
+#[test]
+fn zeros_told_apart_by_their_signs_are_found() {
+    let fault = ("__float_as_uint(logit + 0.0f)", "__float_as_uint(logit)");
+    case_must_find("zeros", fault, "equals_go_to_the_lowest_ids");
+}
+
+#[test]
+fn equals_drawn_in_any_order_are_found() {
+    let fault = ("own == key && candidate <= token", "own == key && candidate >= token");
+    case_must_find("equals", fault, "equals_go_to_the_lowest_ids");
 }
