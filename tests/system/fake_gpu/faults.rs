@@ -1,6 +1,6 @@
 //! What fails on the device, over HTTP: who is told, what goes on, what the process ends with.
 
-use std::thread;
+use std::{io::Read as _, thread};
 
 use super::{Answer, Ask, Gpu, Work, models, refusal, serving::FEW_BLOCKS};
 
@@ -103,6 +103,14 @@ fn a_lost_device_ends_the_process_with_3() {
                     });
                 }
             });
+            // Until it listens no more: an engine that has stopped without the process would
+            // be waited for without end.
+            while let Some(mut stream) = gpu.server.try_open("GET", "/health", "", "") {
+                let mut text = String::new();
+                // The process may end in the midst of it.
+                let _ = stream.read_to_string(&mut text);
+                assert!(!text.contains("the engine has stopped"), "{mode} {script}: {}", gpu.log());
+            }
             let code = gpu.server.ended().code();
             assert_eq!(code, Some(3), "{mode} {script}: {}", gpu.log());
             assert!(gpu.log().contains("CUDA_ERROR_ILLEGAL_ADDRESS"), "{}", gpu.log());
