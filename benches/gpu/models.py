@@ -128,7 +128,9 @@ def write_model(a):
         name = f"model-{index:05}-of-{len(shards):05}.safetensors"
         write_shard(a.dir / name, shard, numbers)
         weight_map.update({tensor[0]: name for tensor in shard})
-    (a.dir / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    total = sum(2 * elements(shape) for _, shape, _ in tensors(a))
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (a.dir / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
 def write_prompts(a):

@@ -2,12 +2,14 @@
 
     torch_side.py versions
     torch_side.py ceilings [--dry-run]
+    torch_side.py attention [--dry-run]
     torch_side.py tokens FOLDER BATCH...
     torch_side.py batching MODEL [--dry-run]
 
 Without PyTorch, which only a dry run may lack, what needs it is skipped, and says so.
 """
 
+import itertools
 import json
 import statistics
 import sys
@@ -86,25 +88,35 @@ def ceilings():
     a, b = normal(n, n), normal(n, n)
     time = seconds(lambda: a @ b, [()])
     report(ceiling="gemm", operations_per_second=2 * n**3 / time)
-    del a, b
 
-    attention = torch.nn.functional.scaled_dot_product_attention
+
+def attention():
+    """What PyTorch's attention takes for the kernels' cases."""
+    if torch is None:
+        print("skipped: no PyTorch")
+        return
+    where = device()
+    on_gpu = where == "cuda"
+
+    def normal(*shape):
+        return torch.randn(*shape, device=where, dtype=torch.bfloat16)
+
+    attend = torch.nn.functional.scaled_dot_product_attention
     length = 8192 if on_gpu else 32
     q, k, v = normal(1, 32, length, 128), normal(1, 8, length, 128), normal(1, 8, length, 128)
-    time = seconds(lambda: attention(q, k, v, is_causal=True, enable_gqa=True), [()])
+    time = seconds(lambda: attend(q, k, v, is_causal=True, enable_gqa=True), [()])
     operations = 4 * 32 * 128 * length * (length + 1) / 2
     report(sdpa=f"prefill attention, {length}", seconds=time, operations_per_second=operations / time)
-    context = 4096 if on_gpu else 32
-    for group in [4, 8]:
-        for batch in [1, 32, 64, 128] if on_gpu else [2]:
-            heads = 32 // group
-            q = normal(batch, 32, 1, 128)
-            k, v = normal(batch, heads, context, 128), normal(batch, heads, context, 128)
-            time = seconds(lambda: attention(q, k, v, enable_gqa=True), [()])
-            moved = 2 * batch * heads * context * 128 * 2
-            name = f"decode attention, {batch} x {context}, GQA {group}"
-            report(sdpa=name, seconds=time, bytes_per_second=moved / time)
-            del q, k, v
+    contexts, batches = ([1024, 4096], [1, 8, 32, 128]) if on_gpu else ([40], [2])
+    for group, context, batch in itertools.product([4, 8], contexts, batches):
+        heads = 32 // group
+        q = normal(batch, 32, 1, 128)
+        k, v = normal(batch, heads, context, 128), normal(batch, heads, context, 128)
+        time = seconds(lambda: attend(q, k, v, enable_gqa=True), [()])
+        moved = 2 * batch * heads * context * 128 * 2
+        name = f"decode attention, {batch} x {context}, GQA {group}"
+        report(sdpa=name, seconds=time, bytes_per_second=moved / time)
+        del q, k, v
 
 
 def tokens(folder, batches):
@@ -192,6 +204,8 @@ def main():
         versions()
     elif command == "ceilings":
         ceilings()
+    elif command == "attention":
+        attention()
     elif command == "tokens":
         tokens(Path(arguments[0]), arguments[1:])
     elif command == "batching":

@@ -1,109 +1,117 @@
 // Tiles of K and V on their way from the paged cache to tensor cores.
 #pragma once
 
+#include <type_traits>
+
 #include "kv_cache.cuh"
 
-// Tiles of K or V that a pipeline holds.
-constexpr int RING = 3;
+// Tokens of a tile: the scores of so many are held before they are weighed.
+constexpr int TILE = 64;
+constexpr int TILE_PAGES = TILE / BLOCK_TOKENS;
 
-// Tokens of a tile.
-template <int D> struct Shape {
-    static constexpr int TILE = D > 128 ? 16 : 32;
-    // Elements from one token to the next in shared memory: 16 bytes more than a row,
-    // so that eight rows' pieces lie in different banks.
-    template <typename E> static constexpr int STRIDE = D + 16 / int(sizeof(E));
-    template <typename E> static constexpr int SLOT = TILE * STRIDE<E>;
+// What tensor cores multiply: e4m3 is widened to f16, which holds it exactly.
+template <typename T, typename C> using Multiplied = std::conditional_t<sizeof(C) == 1, f16, T>;
+
+// A tile in shared memory.
+template <typename C, int D> struct Tile {
+    // Elements from one token to the next: 16 bytes more than a row, so that eight
+    // rows' pieces lie in different banks.
+    static constexpr int STRIDE = D + 16 / int(sizeof(C));
+    static constexpr int LEN = TILE * STRIDE;
 };
 
-// Where a token's row of K or V lies, for one sequence and KV head.
-struct Context {
-    const uint32_t* blocks;
-    uint32_t num_kv_heads;
-    uint32_t kv_head;
-    // Tokens that exist.
-    uint32_t length;
-};
-
-// Asks for one tile of K or V: `count` threads, of which this is the `index`-th,
-// take 16 bytes each in turn. Tokens that do not exist become zeros.
-template <typename C, int D>
-__device__ __forceinline__ void load_tile(C* slot, const C* cache, const Context& context, Half half,
-                                          uint32_t first_token, int index, int count) {
-    constexpr int TILE = Shape<D>::TILE;
-    constexpr int LEN = 16 / sizeof(C);
-    constexpr int PIECES = D / LEN;
-    for (int i = index; i < TILE * PIECES; i += count) {
-        const uint32_t token = first_token + i / PIECES;
-        const int piece = i % PIECES;
-        const bool valid = token < context.length;
-        const uint32_t block = valid ? context.blocks[token / BLOCK_TOKENS] : 0;
-        const C* from = cache + cache_row(block, half, context.kv_head, context.num_kv_heads,
-                                          token % BLOCK_TOKENS, D) + piece * LEN;
-        copy_async(slot + (i / PIECES) * Shape<D>::template STRIDE<C> + piece * LEN, from, valid);
-    }
-}
-
-// A ring of tiles in shared memory: K of the first tile, V of it, K of the next and
-// so on. `count` threads fill and empty it together; `Sync` is what keeps them so.
-template <typename T, typename C, int D, typename Sync> struct Ring {
-    static constexpr int TILE = Shape<D>::TILE;
+// A ring of SLOTS tiles in shared memory: K of the first tile, V of it, K of the next
+// and so on, of the tokens [first, end) of one sequence; those that do not exist are
+// zeros. The block's WARPS warps fill and empty it together. A warp has one page of
+// each tile, or a share of one, so that it looks a page up once for 16 rows; its lanes
+// look up 32 tiles' at a time.
+template <typename C, int D, int WARPS, int SLOTS> struct Ring {
     C* slots;
-    // An e4m3 tile is widened to here; else unused.
-    T* widened;
+    // The layer's cache from its KV head on.
     const C* cache;
-    Context context;
+    // Elements from a block's K to its V, and half of those from block to block.
+    size_t half_stride;
+    const uint32_t* blocks;
     uint32_t first;
     uint32_t end;
-    int index;
-    int count;
-    Sync sync;
-    // Half-tiles asked for and taken.
-    int asked = 0;
-    int taken = 0;
+    // Of this lane's tile of 32, the block that the warp's page is in.
+    uint32_t block = 0;
+    // Tiles of K or V asked for so far.
+    uint32_t asked = 0;
 
+    // Asks for the first ones.
+    __device__ __forceinline__ void start() {
+#pragma unroll
+        for (int i = 0; i < SLOTS - 1; ++i) {
+            ask();
+        }
+    }
+
+    // The next tile, ready to be read by all until they take the next one; what threads
+    // did before they took it, the others see.
+    __device__ __forceinline__ const C* take() {
+        copy_async_wait<SLOTS - 2>();
+        __syncthreads();
+        const C* tile = slots + (asked - (SLOTS - 1)) % SLOTS * Tile<C, D>::LEN;
+        // All are done with the tile before: its slot is free.
+        ask();
+        return tile;
+    }
+
+private:
     __device__ __forceinline__ void ask() {
-        const uint32_t token = first + uint32_t(asked / 2) * TILE;
+        const uint32_t tile = asked / 2;
+        const uint32_t token = first + tile * TILE;
         if (token < end) {
-            const Half half = asked % 2 == 0 ? KEYS : VALUES;
-            load_tile<C, D>(slots + (asked % RING) * Shape<D>::template SLOT<C>, cache, context, half, token,
-                            index, count);
+            constexpr int SHARES = WARPS / TILE_PAGES;
+            const int page = warp_id() % TILE_PAGES;
+            const uint32_t page_token = token + page * BLOCK_TOKENS;
+            if (asked % 2 == 0 && tile % WARP == 0) {
+                const uint32_t own = page_token + lane_id() * TILE;
+                block = own < end ? blocks[own / BLOCK_TOKENS] : 0;
+            }
+            const size_t half = size_t(__shfl_sync(ALL_LANES, block, tile % WARP)) * 2 + asked % 2;
+            const C* from = cache + half * half_stride;
+            C* to = slots + (asked % SLOTS) * Tile<C, D>::LEN + page * BLOCK_TOKENS * Tile<C, D>::STRIDE;
+            const int rows = page_token < end ? int(min(end - page_token, uint32_t(BLOCK_TOKENS))) : 0;
+            if (rows == BLOCK_TOKENS) {
+                copy_page<SHARES, true>(to, from, rows);
+            } else {
+                copy_page<SHARES, false>(to, from, rows);
+            }
         }
         // An empty group keeps the count of groups in step.
         copy_async_commit();
         ++asked;
     }
 
-    // The next half-tile, ready to be read by all.
-    __device__ __forceinline__ const T* take() {
-        copy_async_wait<RING - 1>();
-        sync();
-        C* slot = slots + (taken % RING) * Shape<D>::template SLOT<C>;
-        if constexpr (sizeof(C) == sizeof(T)) {
-            return slot;
-        } else {
-            for (int i = index; i < TILE * D; i += count) {
-                const int from = i / D * Shape<D>::template STRIDE<C> + i % D;
-                const int to = i / D * Shape<D>::template STRIDE<T> + i % D;
-                widened[to] = from_float<T>(to_float(slot[from]));
+    // Asks for the warp's share of a page: 16 bytes a lane in turn.
+    template <int SHARES, bool WHOLE>
+    __device__ __forceinline__ void copy_page(C* to, const C* from, int rows) const {
+        constexpr int STRIDE = Tile<C, D>::STRIDE;
+        constexpr int LEN = 16 / int(sizeof(C));
+        constexpr int PIECES = D / LEN;
+        constexpr int ROUND = SHARES * WARP;
+        const int first_piece = warp_id() / TILE_PAGES * WARP + lane_id();
+        if constexpr (ROUND % PIECES == 0) {
+            // A lane's pieces lie in one column: constants apart.
+            const int first_row = first_piece / PIECES;
+            to += first_row * STRIDE + first_piece % PIECES * LEN;
+            from += first_piece * LEN;
+#pragma unroll
+            for (int row = 0; row < BLOCK_TOKENS; row += ROUND / PIECES) {
+                copy_async(to + row * STRIDE, from + row * D, WHOLE || first_row + row < rows);
             }
-            sync();
-            return widened;
+        } else {
+#pragma unroll
+            for (int i = 0; i < BLOCK_TOKENS * PIECES; i += ROUND) {
+                const int piece = first_piece + i;
+                const int row = piece / PIECES;
+                if (row < BLOCK_TOKENS) {
+                    copy_async(to + row * STRIDE + piece % PIECES * LEN, from + piece * LEN,
+                               WHOLE || row < rows);
+                }
+            }
         }
     }
-
-    // The half-tile is no longer read: its slot may be filled again.
-    __device__ __forceinline__ void release() {
-        sync();
-        ++taken;
-        ask();
-    }
 };
-
-struct SyncWarp {
-    __device__ __forceinline__ void operator()() const { __syncwarp(); }
-};
-
-struct SyncBlock {
-    __device__ __forceinline__ void operator()() const { __syncthreads(); }
-};
-

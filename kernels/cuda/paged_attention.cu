@@ -1,140 +1,119 @@
-// Causal attention over the paged cache, ragged: prefill chunks and decodes of one
-// batch in one launch.
+// Causal attention of prompts over the paged cache. `attention.cuh` says in what order
+// things are added up.
 //
-// A warp has 16 packed rows: the Q heads of one KV head (GQA) of one or more query
-// tokens. The context is walked in chunks of CHUNK tokens; a chunk's partial result
-// (maximum, sum, output) starts afresh, and partials are merged in the order of the
-// chunks, whoever computed them. So a row's result depends on its own context only:
-// not on its neighbours, not on how the prompt was cut up, not on how many blocks
-// shared a context out. Inside a chunk it is FlashAttention-2's online softmax
-// (Dao, 2023) over tiles of TILE tokens, products on tensor cores.
-//
-// Two kinds of work: a block of SPLIT work gives each warp a chunk of the same rows
-// (decode), and the block that finishes last merges; a block of ROWS work gives each
-// warp 16 rows of one prompt, and its warps share the tiles of K and V.
-#include "kv_tiles.cuh"
+// A block has up to 128 packed rows of one sequence, a warp 16 of them, and the warps
+// share the tiles of K and V. With heads of 256 dimensions two warps have the same 16
+// rows and half of the outputs each.
+#include "attention.cuh"
 
-enum WorkKind : uint32_t { SPLIT = 0, ROWS = 1 };
-
-// What one block does.
-struct Work {
-    uint32_t kind;
-    uint32_t sequence;
-    // The first packed row: (row in its sequence) * group + head in its group.
-    uint32_t first_row;
-    // SPLIT: the first chunk, of those that are seen, and how many, at most WARPS.
-    uint32_t first_chunk;
-    uint32_t num_chunks;
-    // SPLIT: where the sequence's partials start, and its ticket; both for KV head 0.
-    uint32_t partial;
-    uint32_t ticket;
-    // SPLIT: blocks that share the rows, by KV head.
-    uint32_t num_blocks;
-};
-
-struct PagedAttention {
-    // [num_work]
-    const Work* work;
-    // [tokens, q_stride]: Q comes first in a row.
-    const void* q;
-    // The layer's cache.
-    const void* cache;
-    // [tokens, num_kv_heads * group * head_dim]
-    void* out;
-    // [num_seqs + 1]
-    const uint32_t* cu_seqlens_q;
-    // [num_seqs]
-    const uint32_t* context_lens;
-    // Of all sequences, end to end.
-    const uint32_t* block_tables;
-    // [num_seqs + 1]
-    const uint32_t* cu_blocks;
-    // [partials, 16, head_dim + 2], f32: outputs, then maximum and sum.
-    float* partials;
-    // [tickets], zero before and after.
-    uint32_t* tickets;
-    uint32_t q_stride;
-    uint32_t num_kv_heads;
-    // Q heads of a KV head.
-    uint32_t group;
-    // Positions a query sees, its own included; 0: all.
-    uint32_t window;
-    // Factor on q . k; with an e4m3 cache, of K's scale too.
-    float scale;
-    // Scores become cap * tanh(score / cap); 0: they do not.
-    float soft_cap;
-    // Factor on outputs: V's scale.
-    float v_scale;
-};
-
-constexpr int ATTENTION_THREADS = 256;
-constexpr int WARPS = ATTENTION_THREADS / WARP;
+constexpr int ROWS_THREADS = 256;
+constexpr int ROWS_WARPS = ROWS_THREADS / WARP;
 constexpr int ROWS_OF_WARP = 16;
-constexpr uint32_t CHUNK = 256;
 
-constexpr float LOG2E = 1.4426950408889634f;
-#define NEGATIVE_INFINITY (-__builtin_inff())
+template <typename C, int D> struct RowsShared {
+    static constexpr int SLOTS = D * int(sizeof(C)) > 256 ? 2 : 3;
+    // Warps of the same rows, and the dimensions of outputs of each.
+    static constexpr int SHARING = D > 128 ? 2 : 1;
+    static constexpr int OUT = D / SHARING;
+    static constexpr int ROWS = ROWS_WARPS / SHARING * ROWS_OF_WARP;
+    static constexpr int RING = SLOTS * Tile<C, D>::LEN * int(sizeof(C));
+    // [ROWS, D + 8], two bytes each: Q, at the end outputs.
+    static constexpr int QUERIES = ROWS * (D + 8) * 2;
+};
 
 // A warp's 16 rows, as its lanes hold them: lane l has rows l / 4 and l / 4 + 8.
 struct Rows {
-    // Each row's position; rows that do not exist see nothing.
-    int64_t position[2];
-    // The first position that it sees.
-    int64_t first[2];
+    // Each row's position, and the first that it sees.
+    int position[2];
+    int first[2];
+    // As Sequence::scale.
+    float scale[2];
+    // All rows see all of [plain_first, plain_end), and none sees beyond [first, end).
+    int plain_first;
+    int plain_end;
+    int seen_first;
+    int seen_end;
 };
 
-// Maximum, sum and outputs of 16 rows; an output tile of 8 dimensions is four
-// floats: dimensions 2 * (l % 4) + {0, 1} of both rows.
-template <int D> struct Partial {
+// Maximum, sum and outputs of 16 rows. A tile of 8 columns is four floats: columns
+// 2 * (l % 4) + {0, 1} of both rows; of a sum all columns are the same.
+template <int OUT> struct Partial {
     float maximum[2];
-    float sum[2];
-    float out[D / 8][4];
+    float sum[4];
+    float out[OUT / 8][4];
 
     __device__ __forceinline__ void clear() {
 #pragma unroll
-        for (int r = 0; r < 2; ++r) {
-            maximum[r] = NEGATIVE_INFINITY;
-            sum[r] = 0.0f;
-        }
+        for (int i = 0; i < 4; ++i) {
+            maximum[i / 2] = NEGATIVE_INFINITY;
+            sum[i] = 0.0f;
 #pragma unroll
-        for (int n = 0; n < D / 8; ++n) {
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
+            for (int n = 0; n < OUT / 8; ++n) {
                 out[n][i] = 0.0f;
             }
         }
     }
 };
 
-// 2^x; 0 for -infinity, exactly 1 for 0.
-__device__ __forceinline__ float power_of_two(float x) { return exp2f(x); }
-
-// The factors by which a partial of maximum `a` and one of maximum `b` are summed
-// under their common maximum. A partial that saw nothing leaves the other's bits.
-struct Weights {
-    float maximum;
-    float of_a;
-    float of_b;
-};
-
-__device__ __forceinline__ Weights merge_weights(float a, float b) {
-    const float maximum = fmaxf(a, b);
-    const float base = maximum == NEGATIVE_INFINITY ? 0.0f : maximum;
-    return {maximum, power_of_two(a - base), power_of_two(b - base)};
+// Two tiles' fragments of K: 16 tokens, two steps of 16 dimensions: [step][tile of tokens].
+template <typename M, typename C, int D>
+__device__ __forceinline__ void load_keys(uint32_t (&b)[2][2][2], const C* keys, int n, int k) {
+    const int lane = lane_id();
+    if constexpr (sizeof(C) == 1) {
+        uint32_t bytes[4];
+        ldmatrix_x4(bytes, keys + (n * 16 + lane % 16) * Tile<C, D>::STRIDE + k * 16 + lane / 16 * 16);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            widen(bytes[i], b[i / 2][i % 2][0], b[i / 2][i % 2][1]);
+        }
+    } else {
+#pragma unroll
+        for (int step = 0; step < 2; ++step) {
+            if (k + step < D / 16) {
+                // Tokens 0-7 and 8-15 of the 16, dimensions 0-7 and 8-15 of each.
+                const int token = n * 16 + lane / 16 * 8 + lane % 8;
+                uint32_t words[4];
+                ldmatrix_x4(words, keys + token * Tile<C, D>::STRIDE + (k + step) * 16 + lane / 8 % 2 * 8);
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    b[step][i / 2][i % 2] = words[i];
+                }
+            }
+        }
+    }
 }
 
-__device__ __forceinline__ float merged(const Weights& weights, float a, float b) {
-    return fmaf(b, weights.of_b, a * weights.of_a);
+// Two tiles' fragments of V: 16 dimensions, two steps of 16 tokens: [step][tile of
+// dimensions]. Of e4m3 the first tile has the even dimensions, the second the odd ones.
+template <typename M, typename C, int D>
+__device__ __forceinline__ void load_values(uint32_t (&b)[2][2][2], const C* values, int dim, int k) {
+    const int lane = lane_id();
+    if constexpr (sizeof(C) == 1) {
+        uint32_t bytes[4];
+        ldmatrix_x4_trans(bytes, values + (k * 16 + lane) * Tile<C, D>::STRIDE + dim);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            widen_crossed(bytes[i], b[i / 2][0][i % 2], b[i / 2][1][i % 2]);
+        }
+    } else {
+#pragma unroll
+        for (int step = 0; step < 2; ++step) {
+            const int token = (k + step) * 16 + lane / 8 % 2 * 8 + lane % 8;
+            uint32_t words[4];
+            ldmatrix_x4_trans(words, values + token * Tile<C, D>::STRIDE + dim + lane / 16 * 8);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                b[step][i / 2][i % 2] = words[i];
+            }
+        }
+    }
 }
 
-// Adds one tile's tokens to a chunk's partial.
-template <typename T, int D>
-__device__ __forceinline__ void score_tile(const uint32_t (&q)[D / 16][4], const T* keys,
-                                           const Rows& rows, uint32_t first_token,
-                                           const PagedAttention& p, Partial<D>& partial,
-                                           uint32_t (&probabilities)[Shape<D>::TILE / 16][4]) {
-    constexpr int TILE = Shape<D>::TILE;
-    constexpr int STRIDE = Shape<D>::template STRIDE<T>;
+// Adds one tile's tokens to a chunk's maximum; what is there is multiplied accordingly.
+template <typename M, typename C, int D, int OUT>
+__device__ __forceinline__ void score_tile(const M* queries, const C* keys, const Rows& rows, int first_token,
+                                           float soft_cap, Partial<OUT>& partial,
+                                           uint32_t (&probabilities)[TILE / 16][4]) {
     const int lane = lane_id();
     float scores[TILE / 8][4];
 #pragma unroll
@@ -145,113 +124,115 @@ __device__ __forceinline__ void score_tile(const uint32_t (&q)[D / 16][4], const
         }
     }
 #pragma unroll
-    for (int k = 0; k < D / 16; ++k) {
+    for (int k = 0; k < D / 16; k += 2) {
+        uint32_t q[2][4];
+#pragma unroll
+        for (int step = 0; step < 2; ++step) {
+            if (k + step < D / 16) {
+                ldmatrix_x4(q[step], queries + lane % 16 * (D + 8) + (k + step) * 16 + lane / 16 * 8);
+            }
+        }
 #pragma unroll
         for (int n = 0; n < TILE / 16; ++n) {
-            // Tokens 0-7 and 8-15 of the 16, dimensions 0-7 and 8-15 of each.
-            const int token = n * 16 + (lane / 16) * 8 + lane % 8;
-            const int dim = k * 16 + (lane / 8 % 2) * 8;
-            uint32_t b[4];
-            ldmatrix_x4(b, keys + token * STRIDE + dim);
-            const uint32_t low[2] = {b[0], b[1]};
-            const uint32_t high[2] = {b[2], b[3]};
-            mma<T>(scores[2 * n], q[k], low);
-            mma<T>(scores[2 * n + 1], q[k], high);
-        }
-    }
-    float maximum[2] = {partial.maximum[0], partial.maximum[1]};
+            uint32_t b[2][2][2];
+            load_keys<M, C, D>(b, keys, n, k);
 #pragma unroll
-    for (int n = 0; n < TILE / 8; ++n) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const int r = i / 2;
-            const int64_t token = int64_t(first_token) + n * 8 + (lane % 4) * 2 + i % 2;
-            float score = scores[n][i] * p.scale;
-            if (p.soft_cap > 0.0f) {
-                score = p.soft_cap * tanhf(score / p.soft_cap);
+            for (int step = 0; step < 2; ++step) {
+                if (k + step < D / 16) {
+                    mma<M>(scores[2 * n], q[step], b[step][0]);
+                    mma<M>(scores[2 * n + 1], q[step], b[step][1]);
+                }
             }
-            const bool seen = token <= rows.position[r] && token >= rows.first[r];
-            scores[n][i] = seen ? score * LOG2E : NEGATIVE_INFINITY;
-            maximum[r] = fmaxf(maximum[r], scores[n][i]);
         }
     }
-    float correction[2];
+    float factor[2] = {rows.scale[0], rows.scale[1]};
+    if (soft_cap > 0.0f) {
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-        maximum[r] = fmaxf(maximum[r], __shfl_xor_sync(ALL_LANES, maximum[r], 1));
-        maximum[r] = fmaxf(maximum[r], __shfl_xor_sync(ALL_LANES, maximum[r], 2));
-        const float base = maximum[r] == NEGATIVE_INFINITY ? 0.0f : maximum[r];
-        correction[r] = power_of_two(partial.maximum[r] - base);
-        partial.maximum[r] = maximum[r];
-        partial.sum[r] *= correction[r];
-        maximum[r] = base;
-    }
-#pragma unroll
-    for (int n = 0; n < TILE / 8; ++n) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            scores[n][i] = power_of_two(scores[n][i] - maximum[i / 2]);
-            partial.sum[i / 2] += scores[n][i];
-        }
-    }
-    // The maximum seldom grows, and multiplying with 1 changes nothing.
-    if (__any_sync(ALL_LANES, correction[0] != 1.0f || correction[1] != 1.0f)) {
-#pragma unroll
-        for (int n = 0; n < D / 8; ++n) {
+        for (int n = 0; n < TILE / 8; ++n) {
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
-                partial.out[n][i] *= correction[i / 2];
+                scores[n][i] = tanhf(scores[n][i] * rows.scale[i / 2]);
+            }
+        }
+        factor[0] = factor[1] = soft_cap;
+    }
+    if (first_token < rows.plain_first || first_token + TILE > rows.plain_end) {
+#pragma unroll
+        for (int n = 0; n < TILE / 8; ++n) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const int token = first_token + n * 8 + lane % 4 * 2 + i % 2;
+                if (token > rows.position[i / 2] || token < rows.first[i / 2]) {
+                    scores[n][i] = NEGATIVE_INFINITY;
+                }
             }
         }
     }
+    float base[2];
 #pragma unroll
-    for (int n = 0; n < TILE / 16; ++n) {
-        probabilities[n][0] = pack<T>(scores[2 * n][0], scores[2 * n][1]);
-        probabilities[n][1] = pack<T>(scores[2 * n][2], scores[2 * n][3]);
-        probabilities[n][2] = pack<T>(scores[2 * n + 1][0], scores[2 * n + 1][1]);
-        probabilities[n][3] = pack<T>(scores[2 * n + 1][2], scores[2 * n + 1][3]);
+    for (int r = 0; r < 2; ++r) {
+        float largest = NEGATIVE_INFINITY;
+#pragma unroll
+        for (int n = 0; n < TILE / 8; ++n) {
+            largest = fmaxf(largest, fmaxf(scores[n][2 * r], scores[n][2 * r + 1]));
+        }
+        largest = fmaxf(largest, __shfl_xor_sync(ALL_LANES, largest, 1));
+        largest = fmaxf(largest, __shfl_xor_sync(ALL_LANES, largest, 2));
+        const float maximum = fmaxf(partial.maximum[r], largest * factor[r]);
+        base[r] = maximum == NEGATIVE_INFINITY ? 0.0f : maximum;
+        const float correction = power_of_two(partial.maximum[r] - base[r]);
+        partial.maximum[r] = maximum;
+        partial.sum[2 * r] *= correction;
+        partial.sum[2 * r + 1] *= correction;
+#pragma unroll
+        for (int n = 0; n < OUT / 8; ++n) {
+            partial.out[n][2 * r] *= correction;
+            partial.out[n][2 * r + 1] *= correction;
+        }
     }
-}
-
-template <typename T, int D>
-__device__ __forceinline__ void weigh_tile(const uint32_t (&probabilities)[Shape<D>::TILE / 16][4],
-                                           const T* values, Partial<D>& partial) {
-    constexpr int STRIDE = Shape<D>::template STRIDE<T>;
-    const int lane = lane_id();
 #pragma unroll
-    for (int k = 0; k < Shape<D>::TILE / 16; ++k) {
+    for (int n = 0; n < TILE / 8; ++n) {
 #pragma unroll
-        for (int n = 0; n < D / 16; ++n) {
-            const int token = k * 16 + (lane / 8 % 2) * 8 + lane % 8;
-            const int dim = n * 16 + (lane / 16) * 8;
-            uint32_t b[4];
-            ldmatrix_x4_trans(b, values + token * STRIDE + dim);
-            const uint32_t low[2] = {b[0], b[1]};
-            const uint32_t high[2] = {b[2], b[3]};
-            mma<T>(partial.out[2 * n], probabilities[k], low);
-            mma<T>(partial.out[2 * n + 1], probabilities[k], high);
+        for (int r = 0; r < 2; ++r) {
+            const float low = power_of_two(fmaf(scores[n][2 * r], factor[r], -base[r]));
+            const float high = power_of_two(fmaf(scores[n][2 * r + 1], factor[r], -base[r]));
+            probabilities[n / 2][n % 2 * 2 + r] = pack<M>(low, high);
         }
     }
 }
 
-// Sums that four lanes hold parts of.
-template <int D> __device__ __forceinline__ void finish_chunk(Partial<D>& partial) {
+// Adds the tile's values from dimension `first_dim` on, weighed, to the chunk's sums.
+template <typename M, typename C, int D, int OUT>
+__device__ __forceinline__ void weigh_tile(const uint32_t (&probabilities)[TILE / 16][4], const C* values,
+                                           int first_dim, Partial<OUT>& partial) {
+    const uint32_t one = pack<M>(1.0f, 1.0f);
+    const uint32_t ones[2] = {one, one};
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-        partial.sum[r] += __shfl_xor_sync(ALL_LANES, partial.sum[r], 1);
-        partial.sum[r] += __shfl_xor_sync(ALL_LANES, partial.sum[r], 2);
+    for (int k = 0; k < TILE / 16; k += 2) {
+        mma<M>(partial.sum, probabilities[k], ones);
+        mma<M>(partial.sum, probabilities[k + 1], ones);
+#pragma unroll
+        for (int n = 0; n < OUT / 16; ++n) {
+            uint32_t b[2][2][2];
+            load_values<M, C, D>(b, values, first_dim + n * 16, k);
+#pragma unroll
+            for (int step = 0; step < 2; ++step) {
+                mma<M>(partial.out[2 * n], probabilities[k + step], b[step][0]);
+                mma<M>(partial.out[2 * n + 1], probabilities[k + step], b[step][1]);
+            }
+        }
     }
 }
 
-template <int D>
-__device__ __forceinline__ void merge_chunk(Partial<D>& all, const Partial<D>& chunk) {
+template <int OUT>
+__device__ __forceinline__ void merge_chunk(Partial<OUT>& all, const Partial<OUT>& chunk) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
         const Weights weights = merge_weights(all.maximum[r], chunk.maximum[r]);
         all.maximum[r] = weights.maximum;
-        all.sum[r] = merged(weights, all.sum[r], chunk.sum[r]);
+        all.sum[2 * r] = merged(weights, all.sum[2 * r], chunk.sum[2 * r]);
 #pragma unroll
-        for (int n = 0; n < D / 8; ++n) {
+        for (int n = 0; n < OUT / 8; ++n) {
 #pragma unroll
             for (int e = 0; e < 2; ++e) {
                 float& out = all.out[n][2 * r + e];
@@ -261,239 +242,93 @@ __device__ __forceinline__ void merge_chunk(Partial<D>& all, const Partial<D>& c
     }
 }
 
-// What a block's work refers to.
-template <typename T, int D> struct Sequence {
-    uint32_t first_token;
-    // Packed rows.
-    uint32_t num_rows;
-    uint32_t context_len;
-    uint32_t num_queries;
-    Context context;
+template <typename T, typename C, int D> __device__ __forceinline__ void attend(const PagedAttention& p) {
+    using M = Multiplied<T, C>;
+    using Shared = RowsShared<C, D>;
+    constexpr int OUT = Shared::OUT;
+    DYNAMIC_SHARED(shared);
+    M* const all_queries = reinterpret_cast<M*>(shared + Shared::RING);
+    const Work& work = p.work[blockIdx.y];
+    const Sequence<T, C, D> sequence(p, work, blockIdx.x);
+    const int count = int(min(uint32_t(Shared::ROWS), sequence.num_rows - work.first_row));
+    const uint32_t end = uint32_t(sequence.position(work.first_row + count - 1)) + 1;
+    const uint32_t first = uint32_t(sequence.first_seen(work.first_row)) / TILE * TILE;
+    auto ring = sequence.template ring<ROWS_WARPS, Shared::SLOTS>(reinterpret_cast<C*>(shared), first, end);
+    ring.start();
+    sequence.stage_queries(all_queries, warp_id(), ROWS_WARPS, Shared::ROWS);
+    __syncthreads();
 
-    __device__ __forceinline__ Sequence(const PagedAttention& p, const Work& work) {
-        first_token = p.cu_seqlens_q[work.sequence];
-        num_queries = p.cu_seqlens_q[work.sequence + 1] - first_token;
-        num_rows = num_queries * p.group;
-        context_len = p.context_lens[work.sequence];
-        context = {p.block_tables + p.cu_blocks[work.sequence], p.num_kv_heads, blockIdx.y,
-                   context_len};
-    }
-
-    __device__ __forceinline__ int64_t position(const PagedAttention& p, uint32_t row) const {
-        return int64_t(context_len) - num_queries + row / p.group;
-    }
-
-    __device__ __forceinline__ Rows rows(const PagedAttention& p, uint32_t first_row) const {
-        Rows rows;
+    // The warp's first row of the block's.
+    const int own = warp_id() / Shared::SHARING * ROWS_OF_WARP;
+    const M* queries = all_queries + own * sequence.Q_STRIDE;
+    const int first_dim = warp_id() % Shared::SHARING * OUT;
+    Rows rows;
 #pragma unroll
-        for (int r = 0; r < 2; ++r) {
-            const uint32_t row = first_row + lane_id() / 4 + 8 * r;
-            rows.position[r] = row < num_rows ? position(p, row) : -1;
-            rows.first[r] = p.window > 0 ? rows.position[r] + 1 - int64_t(p.window) : 0;
-        }
-        return rows;
+    for (int r = 0; r < 2; ++r) {
+        const int row = own + lane_id() / 4 + 8 * r;
+        rows.position[r] = sequence.position(work.first_row + row);
+        rows.first[r] = sequence.first_seen(work.first_row + row);
+        rows.scale[r] = sequence.scale(all_queries + row * sequence.Q_STRIDE);
     }
+    const uint32_t last_row = work.first_row + min(own + ROWS_OF_WARP, count) - 1;
+    rows.plain_first = sequence.first_seen(last_row);
+    rows.plain_end = sequence.position(work.first_row + own) + 1;
+    rows.seen_first = sequence.first_seen(work.first_row + own);
+    rows.seen_end = own < count ? sequence.position(last_row) + 1 : 0;
 
-    // The first chunk that any row from `first_row` on sees.
-    __device__ __forceinline__ uint32_t first_chunk(const PagedAttention& p, uint32_t first_row) const {
-        const int64_t seen = position(p, first_row) + 1 - int64_t(p.window);
-        return p.window > 0 && seen > 0 ? uint32_t(seen) / CHUNK : 0;
-    }
-
-    // Q's fragments of 16 rows from `first_row` on.
-    __device__ __forceinline__ void queries(const PagedAttention& p, uint32_t first_row,
-                                            uint32_t (&q)[D / 16][4]) const {
-#pragma unroll
-        for (int k = 0; k < D / 16; ++k) {
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                const uint32_t row = first_row + lane_id() / 4 + 8 * (i % 2);
-                const uint32_t dim = k * 16 + 8 * (i / 2) + 2 * (lane_id() % 4);
-                q[k][i] = 0;
-                if (row < num_rows) {
-                    const size_t token = first_token + row / p.group;
-                    const size_t head = size_t(blockIdx.y) * p.group + row % p.group;
-                    const T* x = static_cast<const T*>(p.q) + token * p.q_stride + head * D + dim;
-                    memcpy(&q[k][i], x, sizeof(uint32_t));
-                }
-            }
-        }
-    }
-
-    __device__ __forceinline__ T* out(const PagedAttention& p, uint32_t row) const {
-        const size_t token = first_token + row / p.group;
-        const size_t heads = size_t(p.num_kv_heads) * p.group;
-        const size_t head = size_t(blockIdx.y) * p.group + row % p.group;
-        return static_cast<T*>(p.out) + (token * heads + head) * D;
-    }
-
-    // Writes 16 finished rows.
-    __device__ __forceinline__ void store(const PagedAttention& p, uint32_t first_row,
-                                          const Partial<D>& partial) const {
-#pragma unroll
-        for (int r = 0; r < 2; ++r) {
-            const uint32_t row = first_row + lane_id() / 4 + 8 * r;
-            if (row >= num_rows) {
-                continue;
-            }
-            const float factor = p.v_scale / partial.sum[r];
-            T* to = out(p, row);
-#pragma unroll
-            for (int n = 0; n < D / 8; ++n) {
-                const uint32_t pair = pack<T>(partial.out[n][2 * r] * factor,
-                                              partial.out[n][2 * r + 1] * factor);
-                memcpy(to + n * 8 + 2 * (lane_id() % 4), &pair, sizeof(pair));
-            }
-        }
-    }
-};
-
-// Walks the tiles of [first, end) and adds each to `chunk`; `first` starts a chunk.
-// At each chunk's end `each` gets its partial.
-template <typename T, typename C, int D, typename Sync, typename Each>
-__device__ __forceinline__ void walk(const PagedAttention& p, Ring<T, C, D, Sync>& ring,
-                                     const uint32_t (&q)[D / 16][4], const Rows& rows, Each each) {
-    constexpr int TILE = Shape<D>::TILE;
-    for (int i = 0; i < RING; ++i) {
-        ring.ask();
-    }
-    Partial<D> chunk;
+    Partial<OUT> all;
+    Partial<OUT> chunk;
+    all.clear();
     chunk.clear();
-    for (uint32_t token = ring.first; token < ring.end; token += TILE) {
+    for (uint32_t token = first; token < end; token += TILE) {
+        // What no row sees changes no bit.
+        const bool sees = int(token) < rows.seen_end && int(token) + TILE > rows.seen_first;
         uint32_t probabilities[TILE / 16][4];
-        score_tile<T, D>(q, ring.take(), rows, token, p, chunk, probabilities);
-        ring.release();
-        weigh_tile<T, D>(probabilities, ring.take(), chunk);
-        ring.release();
-        if ((token + TILE) % CHUNK == 0 || token + TILE >= ring.end) {
-            finish_chunk(chunk);
-            each(chunk);
+        const C* keys = ring.take();
+        if (sees) {
+            score_tile<M, C, D>(queries, keys, rows, int(token), p.soft_cap, chunk, probabilities);
+        }
+        const C* values = ring.take();
+        if (sees) {
+            weigh_tile<M, C, D>(probabilities, values, first_dim, chunk);
+        }
+        if ((token + TILE) % CHUNK == 0 || token + TILE >= end) {
+            merge_chunk(all, chunk);
             chunk.clear();
         }
     }
     copy_async_wait<0>();
-}
-
-template <typename T, typename C, int D>
-__device__ __forceinline__ void split(const PagedAttention& p, const Work& work, unsigned char* shared) {
-    const Sequence<T, D> sequence(p, work);
-    const uint32_t begin = sequence.first_chunk(p, work.first_row);
-    const uint32_t chunks = (sequence.context_len + CHUNK - 1) / CHUNK - begin;
-    // Counted from the first that is seen.
-    const uint32_t chunk = work.first_chunk + warp_id();
-    const bool works = uint32_t(warp_id()) < work.num_chunks && chunk < chunks;
-    const uint32_t slot = work.partial + blockIdx.y * chunks;
-    if (works) {
-        uint32_t q[D / 16][4];
-        sequence.queries(p, work.first_row, q);
-        const Rows rows = sequence.rows(p, work.first_row);
-        constexpr size_t SLOTS = size_t(RING) * Shape<D>::template SLOT<C> * sizeof(C);
-        constexpr size_t WIDENED = Shape<D>::template SLOT<T> * sizeof(T);
-        constexpr size_t BYTES = SLOTS + (sizeof(C) == sizeof(T) ? 0 : WIDENED);
-        unsigned char* own = shared + warp_id() * BYTES;
-        const uint32_t first = (begin + chunk) * CHUNK;
-        const uint32_t end = min(first + CHUNK, sequence.context_len);
-        Ring<T, C, D, SyncWarp> ring{reinterpret_cast<C*>(own), reinterpret_cast<T*>(own + SLOTS),
-                                     static_cast<const C*>(p.cache), sequence.context, first, end,
-                                     lane_id(), WARP, SyncWarp{}};
-        walk<T, C, D>(p, ring, q, rows, [&](const Partial<D>& partial) {
-            if (chunks == 1) {
-                sequence.store(p, work.first_row, partial);
-                return;
-            }
-            float* to = p.partials + size_t(slot + chunk) * ROWS_OF_WARP * (D + 2);
-#pragma unroll
-            for (int r = 0; r < 2; ++r) {
-                float* row = to + (lane_id() / 4 + 8 * r) * (D + 2);
-#pragma unroll
-                for (int n = 0; n < D / 8; ++n) {
-                    row[n * 8 + 2 * (lane_id() % 4)] = partial.out[n][2 * r];
-                    row[n * 8 + 2 * (lane_id() % 4) + 1] = partial.out[n][2 * r + 1];
-                }
-                if (lane_id() % 4 == 0) {
-                    row[D] = partial.maximum[r];
-                    row[D + 1] = partial.sum[r];
-                }
-            }
-        });
-    }
-    if (chunks == 1) {
-        return;
-    }
-    SHARED(bool, last, 1);
-    __threadfence();
+    // Q has been read by all; outputs take its place.
     __syncthreads();
-    if (threadIdx.x == 0) {
-        uint32_t* ticket = p.tickets + work.ticket + blockIdx.y;
-        last[0] = atomicAdd(ticket, 1u) + 1 == work.num_blocks;
-        if (last[0]) {
-            *ticket = 0;
+    T* out = reinterpret_cast<T*>(all_queries);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+        const float factor = sequence.normalizer(all.sum[2 * r]);
+        T* row = out + (own + lane_id() / 4 + 8 * r) * sequence.Q_STRIDE + first_dim;
+#pragma unroll
+        for (int n = 0; n < OUT / 16; ++n) {
+            const float(&low)[4] = all.out[2 * n];
+            const float(&high)[4] = all.out[2 * n + 1];
+            uint32_t* to = reinterpret_cast<uint32_t*>(row + n * 16);
+            const int j = lane_id() % 4;
+            if constexpr (sizeof(C) == 1) {
+                to[2 * j] = pack<T>(low[2 * r] * factor, high[2 * r] * factor);
+                to[2 * j + 1] = pack<T>(low[2 * r + 1] * factor, high[2 * r + 1] * factor);
+            } else {
+                to[j] = pack<T>(low[2 * r] * factor, low[2 * r + 1] * factor);
+                to[4 + j] = pack<T>(high[2 * r] * factor, high[2 * r + 1] * factor);
+            }
         }
     }
     __syncthreads();
-    if (!last[0]) {
-        return;
-    }
-    __threadfence();
-    for (int i = threadIdx.x; i < ROWS_OF_WARP * D; i += ATTENTION_THREADS) {
-        const uint32_t row = work.first_row + i / D;
-        if (row >= sequence.num_rows) {
-            break;
-        }
-        float maximum = NEGATIVE_INFINITY;
-        float sum = 0.0f;
-        float out = 0.0f;
-        for (uint32_t c = 0; c < chunks; ++c) {
-            const float* from = p.partials + (size_t(slot + c) * ROWS_OF_WARP + i / D) * (D + 2);
-            const Weights weights = merge_weights(maximum, from[D]);
-            maximum = weights.maximum;
-            sum = merged(weights, sum, from[D + 1]);
-            out = merged(weights, out, from[i % D]);
-        }
-        sequence.out(p, row)[i % D] = from_float<T>(out * (p.v_scale / sum));
-    }
+    sequence.store_rows(out, warp_id(), ROWS_WARPS, count);
 }
 
-template <typename T, typename C, int D>
-__device__ __forceinline__ void rows_of_prompt(const PagedAttention& p, const Work& work,
-                                               unsigned char* shared) {
-    const Sequence<T, D> sequence(p, work);
-    const uint32_t first_row = work.first_row + warp_id() * ROWS_OF_WARP;
-    uint32_t q[D / 16][4];
-    sequence.queries(p, first_row, q);
-    const Rows rows = sequence.rows(p, first_row);
-    const uint32_t last_row = min(work.first_row + WARPS * ROWS_OF_WARP, sequence.num_rows) - 1;
-    const uint32_t end = uint32_t(sequence.position(p, last_row)) + 1;
-    const uint32_t first = sequence.first_chunk(p, work.first_row) * CHUNK;
-    constexpr size_t SLOTS = size_t(RING) * Shape<D>::template SLOT<C> * sizeof(C);
-    Ring<T, C, D, SyncBlock> ring{reinterpret_cast<C*>(shared), reinterpret_cast<T*>(shared + SLOTS),
-                                  static_cast<const C*>(p.cache), sequence.context, first, end,
-                                  int(threadIdx.x), ATTENTION_THREADS, SyncBlock{}};
-    Partial<D> all;
-    all.clear();
-    walk<T, C, D>(p, ring, q, rows, [&](const Partial<D>& chunk) { merge_chunk(all, chunk); });
-    sequence.store(p, first_row, all);
-}
+#define ATTENTION(name, T, C, D)                                                                   \
+    KERNEL(name##_d##D, PagedAttention, ROWS_THREADS) { attend<T, C, D>(p); }
 
-template <typename T, typename C, int D> __device__ __forceinline__ void attend(const PagedAttention& p) {
-    DYNAMIC_SHARED(shared);
-    const Work work = p.work[blockIdx.x];
-    if (work.kind == SPLIT) {
-        split<T, C, D>(p, work, shared);
-    } else {
-        rows_of_prompt<T, C, D>(p, work, shared);
-    }
-}
-
-#define ATTENTION(name, T, C)                                                                     \
-    KERNEL(name##_d64, PagedAttention, ATTENTION_THREADS) { attend<T, C, 64>(p); }                \
-    KERNEL(name##_d80, PagedAttention, ATTENTION_THREADS) { attend<T, C, 80>(p); }                \
-    KERNEL(name##_d96, PagedAttention, ATTENTION_THREADS) { attend<T, C, 96>(p); }                \
-    KERNEL(name##_d128, PagedAttention, ATTENTION_THREADS) { attend<T, C, 128>(p); }              \
-    KERNEL(name##_d256, PagedAttention, ATTENTION_THREADS) { attend<T, C, 256>(p); }
-
-// Grid: [work, KV heads].
-ATTENTION(paged_attention_bf16, bf16, bf16)
-ATTENTION(paged_attention_f16, f16, f16)
-ATTENTION(paged_attention_bf16_e4m3, bf16, e4m3)
-ATTENTION(paged_attention_f16_e4m3, f16, e4m3)
+// Grid: [KV heads, work].
+ATTENTION_OF_HEAD_DIMS(paged_attention_bf16, bf16, bf16)
+ATTENTION_OF_HEAD_DIMS(paged_attention_f16, f16, f16)
+ATTENTION_OF_HEAD_DIMS(paged_attention_bf16_e4m3, bf16, e4m3)
+ATTENTION_OF_HEAD_DIMS(paged_attention_f16_e4m3, f16, e4m3)

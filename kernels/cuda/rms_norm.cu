@@ -22,53 +22,82 @@ constexpr int NORM_THREADS = 256;
 // 16-byte pieces of a row that one thread holds at most.
 constexpr int NORM_PIECES = 8;
 
-template <typename T> __device__ __forceinline__ void rms_norm(const RmsNorm& p) {
+// For rows of at most HELD pieces a thread; all of them are asked for before one is used.
+template <typename T, int HELD> __device__ __forceinline__ void norm_row(const RmsNorm& p) {
     using Piece = Vector<T>;
     const uint32_t pieces = p.hidden / Piece::LEN;
     const size_t start = size_t(blockIdx.x) * pieces;
     const Piece* x = static_cast<const Piece*>(p.x) + start;
     Piece* residual = static_cast<Piece*>(p.residual);
     Piece* out = static_cast<Piece*>(p.out) + start;
-    float values[NORM_PIECES][Piece::LEN];
+    Piece held[HELD];
+#pragma unroll
+    for (int h = 0; h < HELD; ++h) {
+        const uint32_t i = threadIdx.x + h * NORM_THREADS;
+        if (i < pieces) {
+            held[h] = x[i];
+        }
+    }
+    if (residual != nullptr) {
+#pragma unroll
+        for (int h = 0; h < HELD; ++h) {
+            const uint32_t i = threadIdx.x + h * NORM_THREADS;
+            if (i < pieces) {
+                const Piece old = residual[start + i];
+#pragma unroll
+                for (int e = 0; e < Piece::LEN; ++e) {
+                    held[h].x[e] = from_float<T>(to_float(old.x[e]) + to_float(held[h].x[e]));
+                }
+                residual[start + i] = held[h];
+            }
+        }
+    }
     float sum = 0.0f;
 #pragma unroll
-    for (int held = 0; held < NORM_PIECES; ++held) {
-        const uint32_t i = threadIdx.x + held * NORM_THREADS;
-        if (i >= pieces) {
-            break;
-        }
-        Piece piece = x[i];
-        if (residual != nullptr) {
-            Piece old = residual[start + i];
+    for (int h = 0; h < HELD; ++h) {
+        if (threadIdx.x + h * NORM_THREADS < pieces) {
 #pragma unroll
             for (int e = 0; e < Piece::LEN; ++e) {
-                piece.x[e] = from_float<T>(to_float(old.x[e]) + to_float(piece.x[e]));
+                const float value = to_float(held[h].x[e]);
+                sum += value * value;
             }
-            residual[start + i] = piece;
-        }
-#pragma unroll
-        for (int e = 0; e < Piece::LEN; ++e) {
-            values[held][e] = to_float(piece.x[e]);
-            sum += values[held][e] * values[held][e];
         }
     }
     const float mean = block_sum<NORM_THREADS / WARP>(sum) / float(p.hidden);
     const float scale = rsqrtf(mean + p.eps);
 #pragma unroll
-    for (int held = 0; held < NORM_PIECES; ++held) {
-        const uint32_t i = threadIdx.x + held * NORM_THREADS;
-        if (i >= pieces) {
-            break;
-        }
-        Piece piece;
+    for (int h = 0; h < HELD; ++h) {
+        const uint32_t i = threadIdx.x + h * NORM_THREADS;
+        if (i < pieces) {
+            const Vector<float>* weights = reinterpret_cast<const Vector<float>*>(p.weight + i * Piece::LEN);
 #pragma unroll
-        for (int e = 0; e < Piece::LEN; ++e) {
-            const float weight = p.weight[i * Piece::LEN + e];
-            piece.x[e] = from_float<T>(values[held][e] * scale * weight);
+            for (int e = 0; e < Piece::LEN; ++e) {
+                const float weight = weights[e / Vector<float>::LEN].x[e % Vector<float>::LEN];
+                held[h].x[e] = from_float<T>(to_float(held[h].x[e]) * scale * weight);
+            }
+            out[i] = held[h];
         }
-        out[i] = piece;
+    }
+}
+
+// Rows of at most 4,096 elements; wider ones take registers that would leave fewer blocks.
+template <typename T> __device__ __forceinline__ void rms_norm(const RmsNorm& p) {
+    if (p.hidden <= NORM_THREADS * Vector<T>::LEN) {
+        norm_row<T, 1>(p);
+    } else {
+        norm_row<T, 2>(p);
+    }
+}
+
+template <typename T> __device__ __forceinline__ void rms_norm_wide(const RmsNorm& p) {
+    if (p.hidden <= 4 * NORM_THREADS * Vector<T>::LEN) {
+        norm_row<T, 4>(p);
+    } else {
+        norm_row<T, NORM_PIECES>(p);
     }
 }
 
 KERNEL(rms_norm_bf16, RmsNorm, NORM_THREADS) { rms_norm<bf16>(p); }
 KERNEL(rms_norm_f16, RmsNorm, NORM_THREADS) { rms_norm<f16>(p); }
+KERNEL(rms_norm_wide_bf16, RmsNorm, NORM_THREADS) { rms_norm_wide<bf16>(p); }
+KERNEL(rms_norm_wide_f16, RmsNorm, NORM_THREADS) { rms_norm_wide<f16>(p); }

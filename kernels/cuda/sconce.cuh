@@ -22,6 +22,11 @@ using e4m3 = __nv_fp8_e4m3;
     extern "C" __global__ void __launch_bounds__(threads)                          \
         name(const __grid_constant__ Params p)
 
+// The same, with registers for so many blocks on a multiprocessor.
+#define KERNEL_RESIDENT(name, Params, threads, blocks)                             \
+    extern "C" __global__ void __launch_bounds__(threads, blocks)                  \
+        name(const __grid_constant__ Params p)
+
 // A block's static shared memory: `name`, an array.
 #define SHARED(type, name, count) __shared__ type name[count]
 
@@ -40,6 +45,53 @@ template <> __device__ __forceinline__ f16 from_float(float x) { return __float2
 template <> __device__ __forceinline__ e4m3 from_float(float x) { return e4m3(x); }
 template <> __device__ __forceinline__ float from_float(float x) { return x; }
 
+// 2^x; 0 for -infinity and what underflows, exactly 1 for 0. Two units of the last
+// place (PTX ISA, "ex2").
+__device__ __forceinline__ float power_of_two(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// What f16s that `widen` gives are to be multiplied with. Compute capability 8.0 has no
+// conversion, but e4m3's bits moved by one are an f16 2^8 times smaller (which of NaN
+// makes 480).
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 890
+constexpr float WIDENED_UNIT = 256.0f;
+#else
+constexpr float WIDENED_UNIT = 1.0f;
+#endif
+
+// Four e4m3 as f16: bytes 0 and 1, and bytes 2 and 3.
+__device__ __forceinline__ void widen(uint32_t bytes, uint32_t& low, uint32_t& high) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 890
+    const uint32_t even = __byte_perm(bytes, 0, 0x1404);
+    const uint32_t odd = __byte_perm(bytes, 0, 0x3424);
+    low = (even & 0x80008000u) | ((even & 0x7f007f00u) >> 1);
+    high = (odd & 0x80008000u) | ((odd & 0x7f007f00u) >> 1);
+#else
+    asm("{\n"
+        ".reg .b16 l, h;\n"
+        "mov.b32 {l, h}, %2;\n"
+        "cvt.rn.f16x2.e4m3x2 %0, l;\n"
+        "cvt.rn.f16x2.e4m3x2 %1, h;\n"
+        "}\n"
+        : "=r"(low), "=r"(high)
+        : "r"(bytes));
+#endif
+}
+
+// The same: bytes 0 and 2, and bytes 1 and 3.
+__device__ __forceinline__ void widen_crossed(uint32_t bytes, uint32_t& low, uint32_t& high) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 890
+    const uint32_t even = bytes << 8;
+    low = (even & 0x80008000u) | ((even & 0x7f007f00u) >> 1);
+    high = (bytes & 0x80008000u) | ((bytes & 0x7f007f00u) >> 1);
+#else
+    widen(__byte_perm(bytes, 0, 0x3120), low, high);
+#endif
+}
+
 // D = A * B + C for one 16x8x16 tile of a warp (PTX ISA, "mma.m16n8k16").
 template <typename T>
 __device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
@@ -47,7 +99,7 @@ __device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], const
 template <>
 __device__ __forceinline__ void mma<bf16>(float (&d)[4], const uint32_t (&a)[4],
                                           const uint32_t (&b)[2]) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
                  "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
@@ -56,7 +108,7 @@ __device__ __forceinline__ void mma<bf16>(float (&d)[4], const uint32_t (&a)[4],
 template <>
 __device__ __forceinline__ void mma<f16>(float (&d)[4], const uint32_t (&a)[4],
                                          const uint32_t (&b)[2]) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
                  "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));

@@ -114,6 +114,8 @@ template <typename T, typename See> auto together(const T& value, See see) {
                 sizeof(Params), threads});                                                   \
     static void name(const Params& p)
 
+#define KERNEL_RESIDENT(name, Params, threads, blocks) KERNEL(name, Params, threads)
+
 // Each place in the source (and each instance of a template) has its own memory.
 #define SHARED(type, name, count)                                                            \
     static const char name##_place = 0;                                                      \
@@ -130,6 +132,10 @@ template <typename T> T __shfl_sync(uint32_t mask, T value, int from) {
 }
 template <typename T> T __shfl_xor_sync(uint32_t mask, T value, int with) {
     return shim::exchange(mask, value, [=](unsigned lane) { return lane ^ unsigned(with); });
+}
+template <typename T> T __shfl_up_sync(uint32_t mask, T value, int by) {
+    return shim::exchange(mask, value,
+                          [=](unsigned lane) { return lane < unsigned(by) ? lane : lane - by; });
 }
 inline uint32_t __ballot_sync(uint32_t mask, bool vote) {
     if (mask != 0xffffffffu) {
@@ -159,6 +165,8 @@ template <typename T> T atomicMax(T* at, T value) {
 
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline int __popc(uint32_t x) { return __builtin_popcount(x); }
+inline int __ffs(int x) { return __builtin_ffs(x); }
+inline int __float2int_rd(float x) { return int(std::floor(x)); }
 inline uint32_t __float_as_uint(float x) {
     uint32_t bits;
     memcpy(&bits, &x, sizeof(bits));
@@ -230,6 +238,35 @@ template <> inline e4m3 from_float(float x) {
     // Steps count on over the binades: 8 a binade after the first 8.
     const int code = unit == -9 ? steps : (unit + 9) * 8 + steps;
     return {uint8_t(sign | std::min(code, 0x7e))};
+}
+
+// 2^x; 0 for -infinity and what underflows.
+inline float power_of_two(float x) {
+    const float y = std::exp2(x);
+    return y < 0x1p-126f ? 0.0f : y;
+}
+
+// What f16s that `widen` gives are to be multiplied with.
+constexpr float WIDENED_UNIT = 1.0f;
+
+// Four e4m3 as f16: bytes 0 and 1, and bytes 2 and 3.
+inline void widen(uint32_t bytes, uint32_t& low, uint32_t& high) {
+    const auto pair = [bytes](int first) {
+        uint32_t word = 0;
+        for (int i = 1; i >= 0; --i) {
+            const e4m3 x = {uint8_t(bytes >> 8 * (first + i))};
+            word = word << 16 | from_float<f16>(to_float(x)).bits;
+        }
+        return word;
+    };
+    low = pair(0);
+    high = pair(2);
+}
+
+// The same: bytes 0 and 2, and bytes 1 and 3.
+inline void widen_crossed(uint32_t bytes, uint32_t& low, uint32_t& high) {
+    const uint32_t swapped = (bytes & 0xff0000ffu) | (bytes >> 8 & 0xff00u) | (bytes << 8 & 0xff0000u);
+    widen(swapped, low, high);
 }
 
 // One 16x8x16 product; fragments as the PTX ISA lays them out.

@@ -33,6 +33,12 @@ pub enum KernelError {
         /// What would be accepted.
         accepted: &'static str,
     },
+    /// There is no such device here, or no driver for one.
+    #[error("no CUDA device: {reason}")]
+    NoDevice {
+        /// What is missing.
+        reason: String,
+    },
     /// The device failed.
     #[error("{op}: the device failed: {reason}")]
     Device {

@@ -31,10 +31,17 @@ static void open_library(void) {
     }
 }
 
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+// Whether the real library cannot be opened.
+int OWN(_missing)(void) {
+    pthread_once(&once, open_library);
+    return library == NULL;
+}
+
 static int missing(void) { return MISSING; }
 
 __attribute__((visibility("hidden"), used)) void *OWN(_resolve)(size_t index) {
-    static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, open_library);
     void *target = library == NULL ? NULL : dlsym(library, symbol_names[index]);
     if (target == NULL) {

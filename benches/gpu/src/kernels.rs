@@ -5,6 +5,7 @@
 
 use anyhow::Result;
 use candle_core::{Device, Tensor};
+use clap::ValueEnum as _;
 use sconce_kernels::{
     AttentionParams, Backend, CacheDtype, Dtype, ForwardBatch, KvLayout,
     cuda::{Cuda, CudaLimits, Driver},
@@ -23,7 +24,9 @@ struct Sizes {
     hidden: usize,
     intermediate: usize,
     decode_batches: &'static [usize],
-    decode_context: usize,
+    decode_contexts: &'static [usize],
+    /// Batch and context with an e4m3 cache.
+    decode_fp8: &'static [(usize, usize)],
     prefill: usize,
     sample_rows: usize,
     vocab_size: usize,
@@ -34,8 +37,9 @@ const FULL: Sizes = Sizes {
     tokens: 4096,
     hidden: 4096,
     intermediate: 14_336,
-    decode_batches: &[1, 32, 64, 128],
-    decode_context: 4096,
+    decode_batches: &[1, 8, 32, 128],
+    decode_contexts: &[1024, 4096],
+    decode_fp8: &[(32, 4096), (128, 1024)],
     prefill: 8192,
     sample_rows: 256,
     vocab_size: 128_256,
@@ -47,18 +51,36 @@ const DRY: Sizes = Sizes {
     hidden: 256,
     intermediate: 64,
     decode_batches: &[2],
-    decode_context: 40,
+    decode_contexts: &[40],
+    decode_fp8: &[(2, 40)],
     prefill: 24,
     sample_rows: 2,
     vocab_size: 512,
     gemm_rows: &[2],
 };
 
-/// Measures every kernel.
-pub(crate) fn run<D: Driver>(driver: D, dry_run: bool) -> Result<()> {
+/// Kernels that are measured by one process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Group {
+    Elementwise,
+    Products,
+    Decode,
+    Prefill,
+    Sampling,
+}
+
+/// Prints the groups' names.
+pub(crate) fn list() {
+    let values = Group::value_variants().iter().filter_map(clap::ValueEnum::to_possible_value);
+    values.for_each(|value| report(&json!({ "group": value.get_name() })));
+}
+
+/// Measures the kernels of a group, or all.
+pub(crate) fn run<D: Driver>(driver: D, only: Option<Group>, dry_run: bool) -> Result<()> {
     let sizes = if dry_run { DRY } else { FULL };
     let most = sizes.decode_batches.iter().chain(sizes.gemm_rows).copied().max().unwrap_or(1);
-    let longest = sizes.decode_context.max(sizes.prefill).next_multiple_of(16);
+    let context = sizes.decode_contexts.iter().copied().max().unwrap_or(1);
+    let longest = context.max(sizes.prefill).next_multiple_of(16);
     let limits = CudaLimits {
         max_num_batched_tokens: sizes.tokens.max(longest).max(most),
         max_num_seqs: most.max(sizes.sample_rows),
@@ -66,15 +88,30 @@ pub(crate) fn run<D: Driver>(driver: D, dry_run: bool) -> Result<()> {
     };
     report(&json!({ "device": driver.describe() }));
     let mut cuda = Cuda::new(driver, Dtype::Bf16, limits)?;
-    elementwise(&mut cuda, &sizes, dry_run)?;
-    products(&mut cuda, &sizes, dry_run)?;
-    for group in [4, 8] {
-        for &batch in sizes.decode_batches {
-            decode(&mut cuda, group, batch, sizes.decode_context, dry_run)?;
+    for &group in Group::value_variants() {
+        if only.is_some_and(|only| only != group) {
+            continue;
+        }
+        match group {
+            Group::Elementwise => elementwise(&mut cuda, &sizes, dry_run)?,
+            Group::Products => products(&mut cuda, &sizes, dry_run)?,
+            Group::Decode => {
+                for group in [4, 8] {
+                    for &context in sizes.decode_contexts {
+                        for &batch in sizes.decode_batches {
+                            let shape = (batch, context);
+                            decode(&mut cuda, group, shape, CacheDtype::Bf16, dry_run)?;
+                        }
+                    }
+                    for &shape in sizes.decode_fp8 {
+                        decode(&mut cuda, group, shape, CacheDtype::Fp8E4m3, dry_run)?;
+                    }
+                }
+            }
+            Group::Prefill => prefill(&mut cuda, sizes.prefill, dry_run)?,
+            Group::Sampling => sampling(&mut cuda, &sizes, dry_run)?,
         }
     }
-    prefill(&mut cuda, sizes.prefill, dry_run)?;
-    sampling(&mut cuda, &sizes, dry_run)?;
     Ok(())
 }
 
@@ -213,6 +250,7 @@ fn attention_params(group: usize) -> AttentionParams {
     }
 }
 
+/// One layer in bf16.
 fn layout(params: &AttentionParams, num_blocks: usize) -> KvLayout {
     KvLayout {
         num_layers: 1,
@@ -223,23 +261,25 @@ fn layout(params: &AttentionParams, num_blocks: usize) -> KvLayout {
     }
 }
 
-/// A cache of random keys and values, all blocks of it.
+/// A cache of random keys and values, all blocks of all layers.
 fn filled_cache<D: Driver>(
     cuda: &mut Cuda<D>,
     params: &AttentionParams,
-    num_blocks: usize,
+    layout: KvLayout,
     rows: usize,
 ) -> Result<<Cuda<D> as Backend>::KvCache> {
     let cols = (params.num_heads + 2 * params.num_kv_heads) * params.head_dim;
-    let mut cache = cuda.kv_cache(layout(params, num_blocks))?;
+    let mut cache = cuda.kv_cache(layout)?;
     let rope = cuda.vector(&[random(61, rows, params.head_dim)?.flatten_all()?])?;
-    let blocks: Vec<u32> = (0..).take(num_blocks).collect();
+    let blocks: Vec<u32> = (0..).take(layout.num_blocks).collect();
     for (turn, blocks) in blocks.chunks(rows / 16).enumerate() {
         let mut qkv = activations(cuda, 60 + turn as u64 % 5, rows, cols)?;
         let mut batch = ForwardBatch::default();
         batch.push(&vec![0; blocks.len() * 16], 0, blocks);
         cuda.begin(&batch)?;
-        cuda.rope_and_cache(&batch, params, &rope, None, 0, &mut qkv, &mut cache)?;
+        for layer in 0..layout.num_layers {
+            cuda.rope_and_cache(&batch, params, &rope, None, layer, &mut qkv, &mut cache)?;
+        }
     }
     Ok(cache)
 }
@@ -247,15 +287,21 @@ fn filled_cache<D: Driver>(
 fn decode<D: Driver>(
     cuda: &mut Cuda<D>,
     group: usize,
-    num_seqs: usize,
-    context: usize,
+    (num_seqs, context): (usize, usize),
+    dtype: CacheDtype,
     dry_run: bool,
 ) -> Result<()> {
+    // No cache of a device holds so much.
+    const BEYOND_CACHES: usize = 256 << 20;
     let params = attention_params(group);
     let blocks_per_seq = context.div_ceil(16);
     let num_blocks = num_seqs * blocks_per_seq;
     let rows = blocks_per_seq * 16;
-    let cache = filled_cache(cuda, &params, num_blocks, rows)?;
+    let bytes = num_seqs * context * 2 * params.num_kv_heads * params.head_dim * dtype.size();
+    // Layers take turns.
+    let num_layers = if dry_run { 1 } else { BEYOND_CACHES.div_ceil(bytes) };
+    let layout = KvLayout { num_layers, dtype, ..layout(&params, num_blocks) };
+    let cache = filled_cache(cuda, &params, layout, rows)?;
     let cols = (params.num_heads + 2 * params.num_kv_heads) * params.head_dim;
     let qkv = activations(cuda, 70, num_seqs, cols)?;
     let mut out = cuda.buffer(num_seqs, params.num_heads * params.head_dim)?;
@@ -267,18 +313,19 @@ fn decode<D: Driver>(
         batch.push(&[0], context - 1, &blocks);
     }
     cuda.begin(&batch)?;
-    let time = seconds(cuda, dry_run, |cuda, _| {
-        cuda.paged_attention(&batch, &params, 0, &qkv, &cache, &mut out)
+    let time = seconds(cuda, dry_run, |cuda, call| {
+        cuda.paged_attention(&batch, &params, call % num_layers, &qkv, &cache, &mut out)
     })?;
-    let bytes = num_seqs * context * 2 * params.num_kv_heads * params.head_dim * 2;
-    result(&format!("decode attention, {num_seqs} x {context}, GQA {group}"), time, bytes, 0.0);
+    let fp8 = if dtype == CacheDtype::Fp8E4m3 { ", fp8 cache" } else { "" };
+    let name = format!("decode attention, {num_seqs} x {context}, GQA {group}{fp8}");
+    result(&name, time, bytes, 0.0);
     Ok(())
 }
 
 fn prefill<D: Driver>(cuda: &mut Cuda<D>, len: usize, dry_run: bool) -> Result<()> {
     let params = attention_params(4);
     let num_blocks = len.div_ceil(16);
-    let cache = filled_cache(cuda, &params, num_blocks, num_blocks * 16)?;
+    let cache = filled_cache(cuda, &params, layout(&params, num_blocks), num_blocks * 16)?;
     let cols = (params.num_heads + 2 * params.num_kv_heads) * params.head_dim;
     let qkv = activations(cuda, 80, len, cols)?;
     let mut out = cuda.buffer(len, params.num_heads * params.head_dim)?;

@@ -1,12 +1,11 @@
 //! What is checked and measured on a machine with a GPU, in one program, so that such
 //! a machine needs neither Rust nor this project's sources: `run.sh` calls it.
 //!
-//! Each command prints a line of JSON for each result. With `--dry-run` it runs on a
-//! CPU, the kernels in their shim, everything as small as can be: no figure of that
-//! means anything, but that every stage works.
+//! Each command prints a line of JSON for each result. With `--dry-run` everything is as
+//! small as can be, for the fake GPU of `kernels/shim`: no figure of that means anything,
+//! but that every stage works. Without the feature `cuda` the kernels run in their shim.
 
 use clap::{Parser, Subcommand};
-use sconce_cuda_shim::ShimDriver;
 
 mod check;
 mod kernels;
@@ -18,7 +17,7 @@ mod tokens;
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Cli {
-    /// Without a GPU, and as little as can be
+    /// As little as can be, for a fake GPU
     #[arg(long, global = true)]
     dry_run: bool,
     #[command(subcommand)]
@@ -32,9 +31,19 @@ enum Command {
         /// Only cases whose names contain this; few and small ones suit a sanitizer
         #[arg(long, default_value = "")]
         only: String,
+        /// Print the cases' names
+        #[arg(long)]
+        list: bool,
     },
     /// The kernels' bandwidths and rates
-    Kernels,
+    Kernels {
+        /// Only this group
+        #[arg(long)]
+        only: Option<kernels::Group>,
+        /// Print the groups' names
+        #[arg(long)]
+        list: bool,
+    },
     /// The time of a decode step by batch
     Steps(steps::Args),
     /// Greedy tokens of prompts, batched
@@ -43,32 +52,27 @@ enum Command {
 
 fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
-    if cli.dry_run {
-        return run(&cli, || Ok(ShimDriver::default()));
+    match &cli.command {
+        Command::Check { list: true, .. } => check::list(),
+        Command::Kernels { list: true, .. } => kernels::list(),
+        Command::Check { only, .. } => check::run(device, only)?,
+        Command::Kernels { only, .. } => kernels::run(device()?, *only, cli.dry_run)?,
+        Command::Steps(args) => steps::run(device()?, args)?,
+        Command::Tokens(args) => tokens::run(device()?, args)?,
     }
-    on_gpu(&cli)
+    Ok(())
 }
 
 #[cfg(feature = "cuda")]
-fn on_gpu(cli: &Cli) -> anyhow::Result<()> {
-    run(cli, || Ok(sconce_kernels::cuda::CudaDriver::new(0)?))
+fn device() -> anyhow::Result<sconce_kernels::cuda::CudaDriver> {
+    Ok(sconce_kernels::cuda::CudaDriver::new(0)?)
 }
 
+/// Without CUDA the kernels run in their shim.
 #[cfg(not(feature = "cuda"))]
-fn on_gpu(_: &Cli) -> anyhow::Result<()> {
-    anyhow::bail!("this build has no CUDA in it (--features cuda); there is --dry-run")
-}
-
-fn run<D: sconce_kernels::cuda::Driver + 'static>(
-    cli: &Cli,
-    device: impl Fn() -> anyhow::Result<D>,
-) -> anyhow::Result<()> {
-    match &cli.command {
-        Command::Check { only } => check::run(device, only),
-        Command::Kernels => kernels::run(device()?, cli.dry_run),
-        Command::Steps(args) => steps::run(device()?, args),
-        Command::Tokens(args) => tokens::run(device()?, args),
-    }
+#[expect(clippy::unnecessary_wraps, reason = "as the device that may be missing")]
+fn device() -> anyhow::Result<sconce_cuda_shim::ShimDriver> {
+    Ok(sconce_cuda_shim::ShimDriver::default())
 }
 
 /// A result, on a line of its own.

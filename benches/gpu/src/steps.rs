@@ -7,7 +7,10 @@ use sconce_kernels::cuda::Driver;
 use sconce_scheduler::{SchedulerConfig, SchedulingPolicy};
 use serde_json::json;
 
-use crate::{model, report, tokens};
+use crate::{
+    model, report,
+    tokens::{self, Step},
+};
 
 /// Flags of `steps`.
 #[derive(Debug, clap::Args)]
@@ -21,16 +24,23 @@ pub(crate) struct Args {
     /// Tokens of context
     #[arg(long, default_value_t = 1024)]
     context: usize,
-    /// Decode steps of each batch
+    /// Decode steps of each batch in which all sequences decode, at least
     #[arg(long, default_value_t = 24)]
     steps: u32,
 }
 
+/// Tokens of a step, at most.
+const MAX_BATCHED: usize = 2048;
+
 /// Prefills as many sequences as each batch has, then decodes.
 pub(crate) fn run<D: Driver + 'static>(driver: D, args: &Args) -> Result<()> {
     let most = args.batches.iter().copied().max().unwrap_or(1);
-    let longest = args.context + args.steps as usize;
-    let max_batched = 2048.min(longest * most);
+    let max_batched = MAX_BATCHED.min((args.context + args.steps as usize) * most);
+    // Sequences decode beside the prefill of those that come after them.
+    let beside =
+        |num_seqs: usize| num_seqs * args.context / (max_batched - num_seqs.min(max_batched - 1));
+    let answer = |num_seqs: usize| args.steps as usize + beside(num_seqs) + 1;
+    let longest = args.context + answer(most);
     let mut loaded = model::load(driver, &args.model, most, longest, max_batched)?;
     // A step reads a few rows of it only.
     let config: serde_json::Value =
@@ -59,23 +69,22 @@ pub(crate) fn run<D: Driver + 'static>(driver: D, args: &Args) -> Result<()> {
         let token = |s: usize, i: usize| ((s * 7_919 + i * 104_729) % vocab_size) as u32;
         let prompt = |s| (0..args.context).map(|i| token(s, i)).collect();
         let prompts = (0..num_seqs).map(prompt).collect();
-        let run = tokens::requests(&mut loaded.runner, config, prompts, args.steps)?;
-        // The last steps are those in which all decode: a few of the first are not.
-        let mut decoding: Vec<f64> = run
-            .steps
-            .iter()
-            .rev()
-            .filter(|(_, sequences)| *sequences == num_seqs)
-            .take(args.steps as usize / 2)
-            .map(|&(seconds, _)| seconds)
-            .collect();
-        decoding.sort_by(f64::total_cmp);
-        let all: f64 = run.steps.iter().map(|(seconds, _)| seconds).sum();
+        let max_tokens = u32::try_from(answer(num_seqs))?;
+        let run = tokens::requests(&mut loaded.runner, config, prompts, max_tokens)?;
+        // The first step in which all decode may have started cold.
+        let decoding = |step: &&Step| step.sequences == num_seqs && step.tokens == num_seqs;
+        let decoding: Vec<&Step> = run.steps.iter().filter(decoding).skip(1).collect();
+        let median = |of: &dyn Fn(&Step) -> Option<f64>| {
+            let mut all: Vec<f64> = decoding.iter().copied().filter_map(of).collect();
+            all.sort_by(f64::total_cmp);
+            all.get(all.len() / 2).copied()
+        };
         report(&json!({
             "batch": num_seqs,
-            "context": args.context,
-            "step_seconds": decoding.get(decoding.len() / 2),
-            "all_seconds": all,
+            "context": median(&|step| Some(step.context as f64 / num_seqs as f64)),
+            "step_seconds": median(&|step| Some(step.seconds)),
+            "device_seconds": median(&|step| step.device_seconds),
+            "all_seconds": run.steps.iter().map(|step| step.seconds).sum::<f64>(),
         }));
     }
     Ok(())

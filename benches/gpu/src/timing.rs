@@ -1,9 +1,7 @@
-//! How long launches take.
-
-use std::time::Instant;
+//! How long launches take, by the device's own events.
 
 use sconce_kernels::{
-    Backend as _, KernelError,
+    KernelError,
     cuda::{Cuda, Driver},
 };
 
@@ -20,13 +18,13 @@ pub(crate) fn seconds<D: Driver>(
 ) -> Result<f64, KernelError> {
     let mut number = 0;
     let mut repeat = |cuda: &mut Cuda<D>, calls: usize| {
-        let started = Instant::now();
+        cuda.driver_mut().begin_step()?;
         for _ in 0..calls {
             call(cuda, number)?;
             number += 1;
         }
-        cuda.memory_info()?;
-        Ok::<_, KernelError>(started.elapsed().as_secs_f64() / calls as f64)
+        let time = cuda.driver_mut().finish()?.unwrap_or_default();
+        Ok::<_, KernelError>(time.as_secs_f64() / calls as f64)
     };
     let first = repeat(cuda, 1)?;
     if dry_run {

@@ -31,8 +31,22 @@ pub(crate) struct Args {
 pub(crate) struct Run {
     /// Each request's tokens, in the order in which the requests were given.
     pub(crate) tokens: Vec<Vec<TokenId>>,
-    /// Seconds and sequences of each step.
-    pub(crate) steps: Vec<(f64, usize)>,
+    /// In their order.
+    pub(crate) steps: Vec<Step>,
+}
+
+/// A step that was run.
+pub(crate) struct Step {
+    /// From its launch until its tokens are known.
+    pub(crate) seconds: f64,
+    /// What the device took of that, where it measures it.
+    pub(crate) device_seconds: Option<f64>,
+    /// Sequences.
+    pub(crate) sequences: usize,
+    /// Tokens whose keys and values are read, of all sequences.
+    pub(crate) context: usize,
+    /// Tokens that are computed.
+    pub(crate) tokens: usize,
 }
 
 /// Prints each prompt's greedy tokens.
@@ -84,7 +98,13 @@ pub(crate) fn requests(
         let started = Instant::now();
         executor.launch(&batch)?;
         executor.wait(&mut sampled)?;
-        run.steps.push((started.elapsed().as_secs_f64(), batch.sequences.len()));
+        run.steps.push(Step {
+            seconds: started.elapsed().as_secs_f64(),
+            device_seconds: executor.device_time().map(|time| time.as_secs_f64()),
+            sequences: batch.sequences.len(),
+            context: batch.sequences.iter().map(|s| s.num_computed_tokens + s.input.len()).sum(),
+            tokens: batch.num_tokens,
+        });
         scheduler.commit(&batch, &sampled, &mut outputs);
         for output in outputs.drain(..) {
             let index = usize::try_from(output.request.0)?;

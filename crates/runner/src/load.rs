@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant};
 
 use sconce_kernels::{
-    Backend, CacheDtype, Dtype, KvLayout, WeightDtype,
+    Backend, CacheDtype, Dtype, KernelError, KvLayout, WeightDtype,
     cpu::{Cpu, CpuConfig, Isa},
     cuda::CudaLimits,
 };
-use sconce_models::{Loaded, ModelConfig, Workspace};
+use sconce_models::{Loaded, ModelConfig, ModelError, Workspace};
 use sconce_types::Executor;
 
 use crate::{
@@ -158,7 +158,10 @@ fn weight_dtype(options: &LoadOptions, dtype: Dtype) -> WeightDtype {
 
 #[cfg(feature = "cuda")]
 mod cuda {
-    use sconce_kernels::cuda::{Cuda, CudaDriver};
+    use sconce_kernels::{
+        KernelError,
+        cuda::{Cuda, CudaDriver},
+    };
 
     use super::{Energy, LoadError, LoadOptions, LoadedModel, load_on};
 
@@ -168,9 +171,9 @@ mod cuda {
     ) -> Result<LoadedModel, LoadError> {
         let mut uuid = None;
         let make = |dtype, limits| {
-            let driver = CudaDriver::new(0).map_err(|error| LoadError::NoDevice {
-                // A backtrace may follow.
-                reason: error.to_string().lines().next().unwrap_or_default().to_owned(),
+            let driver = CudaDriver::new(0).map_err(|error| match error {
+                KernelError::NoDevice { reason } => LoadError::NoDevice { reason },
+                error => LoadError::Device { error },
             })?;
             uuid = driver.uuid();
             Ok(Cuda::new(driver, dtype, limits)?)
@@ -224,14 +227,9 @@ pub fn load_on<B: Backend + 'static>(
     let mut backend = make(dtype, limits)?;
     end_phase(&mut times.device);
     let weight_dtype = weight_dtype(options, dtype);
-    let Loaded { model, weight_bytes, warnings } = sconce_models::load(
-        &options.dir,
-        &config,
-        &backend,
-        weight_dtype,
-        max_model_len,
-        progress,
-    )?;
+    let Loaded { model, weight_bytes, warnings } =
+        sconce_models::load(&options.dir, &config, &backend, weight_dtype, max_model_len, progress)
+            .map_err(|error| short_of_memory(&backend, error.into()))?;
     for warning in warnings {
         tracing::warn!("{}: {warning}", options.dir.display());
     }
@@ -244,14 +242,16 @@ pub fn load_on<B: Backend + 'static>(
         head_dim: shape.head_dim,
         dtype: options.kv_cache_dtype.unwrap_or(dtype.into()),
     };
-    let mut workspace = Workspace::new(&backend, &shape, max_num_batched_tokens, max_num_seqs)?;
+    let mut workspace = Workspace::new(&backend, &shape, max_num_batched_tokens, max_num_seqs)
+        .map_err(|error| short_of_memory(&backend, error.into()))?;
     let measured = memory::left_for_cache(
         &mut backend,
         &*model,
         &mut workspace,
         (layout, limits),
         options.gpu_memory_utilization,
-    )?;
+    )
+    .map_err(|error| short_of_memory(&backend, error.into()))?;
     let blocks_per_seq = max_model_len.div_ceil(16);
     layout.num_blocks = memory::num_blocks(
         options.kv_cache_memory_bytes.or(measured),
@@ -265,7 +265,8 @@ pub fn load_on<B: Backend + 'static>(
             needed_bytes: blocks_per_seq * layout.block_bytes(),
         });
     }
-    let cache = backend.kv_cache(layout)?;
+    let cache =
+        backend.kv_cache(layout).map_err(|error| short_of_memory(&backend, error.into()))?;
     end_phase(&mut times.cache);
     Ok(LoadedModel {
         device: backend.describe(),
@@ -283,4 +284,19 @@ pub fn load_on<B: Backend + 'static>(
         energy: "not measured".to_owned(),
         runner: ModelRunner::new(backend, model, cache, workspace, max_num_seqs),
     })
+}
+
+/// An error, with what the device has where it had too little.
+fn short_of_memory<B: Backend>(backend: &B, error: LoadError) -> LoadError {
+    let (what, bytes) = match &error {
+        LoadError::Kernel(KernelError::OutOfMemory { what, bytes })
+        | LoadError::Model(ModelError::Kernel(KernelError::OutOfMemory { what, bytes })) => {
+            (what.clone(), *bytes)
+        }
+        _ => return error,
+    };
+    match backend.memory_info() {
+        Ok(Some((free, total))) => LoadError::NoMemory { what, bytes, free, total },
+        _ => error,
+    }
 }

@@ -109,6 +109,29 @@ pub enum LoadError {
         /// What stands in the way.
         reason: String,
     },
+    /// There is a device, but it cannot be used.
+    #[error("the CUDA device cannot be used: {error}; --device cpu runs without it")]
+    Device {
+        /// What stands in the way.
+        error: KernelError,
+    },
+    /// The device's memory does not hold what the model and its limits take.
+    #[error(
+        "out of memory: {what} takes {bytes} bytes, but of the device's {total} only {free} are \
+         free; smaller --max-num-batched-tokens, --max-num-seqs or --kv-cache-memory-bytes take \
+         less, and so do other processes that are ended (nvidia-smi shows them); weights that do \
+         not fit need a smaller model"
+    )]
+    NoMemory {
+        /// What was to be allocated.
+        what: String,
+        /// Its size.
+        bytes: usize,
+        /// Bytes that are free.
+        free: usize,
+        /// Bytes that the device has.
+        total: usize,
+    },
     /// More context asked for than the model has.
     #[error("max_model_len is {asked}, but the model's context holds {limit} tokens")]
     MaxModelLen {

@@ -19,7 +19,7 @@ pub fn compile(
     program: &Path,
 ) -> io::Result<()> {
     let output = Command::new(compiler)
-        .args(["-std=c++17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"])
+        .args(["-std=c++17", "-O1", "-g1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"])
         // A product and a sum are two roundings unless a kernel says fmaf.
         .args(["-ffp-contract=off", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"])
         .arg("-I")

@@ -1,8 +1,10 @@
-//! Who computes what in an attention launch.
+//! Who computes what in attention: two launches, of rows of prompts and of decodes.
 //!
-//! How a context is shared out among blocks changes no result: chunks and the order
-//! in which they are merged are fixed (`paged_attention.cu`). So this is about speed
-//! only.
+//! How a context is shared out among blocks changes no result: chunks and the order in
+//! which they are added up are fixed (`attention.cuh`), and both kernels keep to it. So
+//! this is about speed only.
+
+use std::cmp::Reverse;
 
 use bytemuck::NoUninit;
 
@@ -11,134 +13,368 @@ use crate::{AttentionParams, ForwardBatch};
 
 /// Context tokens of a chunk.
 const CHUNK: usize = 256;
-/// Packed rows of a warp.
-const ROWS_OF_WARP: usize = 16;
-/// Warps of a block.
-const WARPS: usize = 8;
-/// Tiles of K or V that a pipeline holds.
-const RING: usize = 3;
+/// Packed rows of a sequence that `decode_attention.cu` computes, at most.
+const DECODE_ROWS: usize = 16;
+/// Tokens of a tile of K or V.
+const TILE: usize = 64;
+/// Floats before a partial result's outputs.
+const PARTIAL_HEAD: usize = 4;
+/// Pairs of a sequence's rows and a KV head have one ticket each, and a sequence has at
+/// most so many rows of 8.
+const TICKETS_OF_SEQUENCE: usize = DECODE_ROWS / 8;
+/// What a block costs beside its chunks, in chunks: its start, and partial results.
+const BLOCK_COST: f64 = 0.25;
+/// A multiprocessor reaches this much more with two blocks on it.
+const ALONE_COST: f64 = 1.1;
 
-/// What one block does, for each KV head; `paged_attention.cu` says what the fields
-/// are.
+/// What one block does, for each KV head; `attention.cuh` says what the fields are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, NoUninit)]
 #[repr(C)]
-#[expect(missing_docs, reason = "the .cu file says what each field is")]
+#[expect(missing_docs, reason = "the .cuh file says what each field is")]
 pub struct Work {
-    pub kind: u32,
-    pub sequence: u32,
+    pub first_query: u32,
+    pub num_queries: u32,
+    pub context_len: u32,
+    pub blocks: u32,
     pub first_row: u32,
     pub first_chunk: u32,
     pub num_chunks: u32,
+    pub first_seen: u32,
+    pub num_seen: u32,
+    pub num_blocks: u32,
     pub partial: u32,
     pub ticket: u32,
-    pub num_blocks: u32,
 }
 
-impl Work {
-    const SPLIT: u32 = 0;
-    const ROWS: u32 = 1;
+/// What bounds attention beside its batch.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionRoom {
+    /// Multiprocessors, among which decodes are shared out.
+    pub multiprocessors: usize,
+    /// Rows of partial results, `[head_dim + 4]` f32 each, that the workspace holds. A
+    /// sequence whose rows do not fit is not shared out.
+    pub max_partials: usize,
 }
 
-/// An attention launch's work; reused from step to step.
+/// Attention's work; reused from step to step.
 #[derive(Debug, Default)]
 pub struct AttentionPlan {
-    /// `[num_work]`: the grid's first dimension.
-    pub work: Vec<Work>,
-    /// Partial results that the workspace holds, `[16, head_dim + 2]` f32 each.
+    /// Of `paged_attention.cu`, the grid's second dimension: `[num_work]`.
+    pub prompts: Vec<Work>,
+    /// Of `decode_attention.cu`, likewise.
+    pub decodes: Vec<Work>,
+    /// Rows of partial results that the workspace must hold.
     pub num_partials: usize,
     /// Tickets, one u32 each, zero before and after.
     pub num_tickets: usize,
+    /// Decodes before they are shared out.
+    whole: Vec<Work>,
 }
 
 impl AttentionPlan {
-    /// Shares a batch's attention out. Of a decode's context a block gets as many
-    /// chunks as leave `enough_blocks` for the device, 1 to 8. Where partial results
-    /// would be more than `max_partials`, the sequences that are left are not split.
-    pub fn plan(
-        &mut self,
-        batch: &ForwardBatch,
-        params: &AttentionParams,
-        enough_blocks: usize,
-        max_partials: usize,
-    ) {
-        self.work.clear();
-        (self.num_partials, self.num_tickets) = (0, 0);
-        let group = params.num_heads / params.num_kv_heads;
-        let splits = |sequence| (1..=ROWS_OF_WARP).contains(&(batch.rows(sequence).len() * group));
-        let seen_chunks = |sequence: usize| {
+    /// Plans a batch's attention.
+    pub fn plan(&mut self, batch: &ForwardBatch, params: &AttentionParams, room: AttentionRoom) {
+        self.prompts.clear();
+        self.decodes.clear();
+        self.whole.clear();
+        let AttentionParams { num_heads, num_kv_heads, head_dim, .. } = *params;
+        let group = num_heads / num_kv_heads;
+        for sequence in 0..batch.num_seqs() {
+            let queries = batch.rows(sequence);
+            let rows = queries.len() * group;
             let context_len = batch.context_lens[sequence] as usize;
-            let first_position = context_len - batch.rows(sequence).len();
-            let begin = params
-                .sliding_window
-                .map_or(0, |window| (first_position + 1).saturating_sub(window) / CHUNK);
-            context_len.div_ceil(CHUNK) - begin
-        };
-        let sequences = 0..batch.num_seqs();
-        let all_chunks: usize = sequences.clone().filter(|&s| splits(s)).map(seen_chunks).sum();
-        let chunks_per_block =
-            (all_chunks * params.num_kv_heads / enough_blocks.max(1)).clamp(1, WARPS);
-        for sequence in sequences {
-            let rows = batch.rows(sequence).len() * group;
-            let work = Work { sequence: word(sequence), ..Work::default() };
-            let chunks = seen_chunks(sequence);
-            let partials = if chunks > 1 { chunks * params.num_kv_heads } else { 0 };
-            if !splits(sequence) || self.num_partials + partials > max_partials {
-                let firsts = (0..rows).step_by(WARPS * ROWS_OF_WARP);
-                self.work.extend(firsts.map(|first_row| Work {
-                    kind: Work::ROWS,
-                    first_row: word(first_row),
-                    ..work
-                }));
+            let work = Work {
+                first_query: word(queries.start),
+                num_queries: word(queries.len()),
+                context_len: word(context_len),
+                blocks: batch.cu_blocks[sequence],
+                ..Work::default()
+            };
+            if rows > DECODE_ROWS {
+                let firsts = (0..rows).step_by(Self::prompt_rows(head_dim));
+                self.prompts
+                    .extend(firsts.map(|first_row| Work { first_row: word(first_row), ..work }));
                 continue;
             }
-            let num_blocks = chunks.div_ceil(chunks_per_block);
-            self.work.extend((0..num_blocks).map(|block| Work {
-                kind: Work::SPLIT,
-                first_chunk: word(block * chunks_per_block),
-                num_chunks: word(chunks_per_block),
+            let columns = Self::decode_columns(group);
+            for first_row in (0..rows).step_by(columns) {
+                let position = |row: usize| context_len - queries.len() + row / group;
+                let first_seen = params
+                    .sliding_window
+                    .map_or(0, |window| (position(first_row) + 1).saturating_sub(window) / CHUNK);
+                let end = position(rows.min(first_row + columns) - 1) / CHUNK + 1;
+                let num_seen = word(end - first_seen);
+                self.whole.push(Work {
+                    first_row: word(first_row),
+                    first_chunk: word(first_seen),
+                    num_chunks: num_seen,
+                    first_seen: word(first_seen),
+                    num_seen,
+                    num_blocks: 1,
+                    ..work
+                });
+            }
+        }
+        self.share_out(group, num_kv_heads, room);
+        // Blocks start in this order: the longest must not be last.
+        self.prompts
+            .sort_by_key(|work| Reverse(u64::from(work.context_len) + u64::from(work.first_row)));
+        self.decodes.sort_by_key(|work| Reverse(work.num_chunks));
+    }
+
+    /// Shares decodes' chunks out among blocks, the longest sequences first.
+    fn share_out(&mut self, group: usize, num_kv_heads: usize, room: AttentionRoom) {
+        (self.num_partials, self.num_tickets) = (0, 0);
+        self.whole.sort_by_key(|work| Reverse(work.num_seen));
+        let most = chunks_of_block(&self.whole, num_kv_heads, room.multiprocessors);
+        for work in &self.whole {
+            let num_seen = work.num_seen as usize;
+            let mut num_blocks = num_seen.div_ceil(most);
+            let rows = (work.num_queries as usize * group - work.first_row as usize)
+                .min(Self::decode_columns(group));
+            let partials = num_seen * num_kv_heads * rows;
+            if self.num_partials + partials > room.max_partials {
+                num_blocks = 1;
+            }
+            if num_blocks == 1 {
+                self.decodes.push(*work);
+                continue;
+            }
+            // As even as they can be, each with one chunk at least.
+            let border = |block: usize| num_seen * block / num_blocks;
+            self.decodes.extend((0..num_blocks).map(|block| Work {
+                first_chunk: work.first_seen + word(border(block)),
+                num_chunks: word(border(block + 1) - border(block)),
+                num_blocks: word(num_blocks),
                 partial: word(self.num_partials),
                 ticket: word(self.num_tickets),
-                num_blocks: word(num_blocks),
-                ..work
+                ..*work
             }));
-            if chunks > 1 {
-                self.num_partials += partials;
-                self.num_tickets += params.num_kv_heads;
-            }
+            self.num_partials += partials;
+            self.num_tickets += num_kv_heads;
         }
     }
 
-    /// The most pieces of work of a batch of so many tokens and sequences.
+    /// Packed rows of a block of `paged_attention.cu`.
+    const fn prompt_rows(head_dim: usize) -> usize {
+        if head_dim > 128 { 64 } else { 128 }
+    }
+
+    /// Packed rows of a block of `decode_attention.cu`.
+    #[must_use]
+    pub const fn decode_columns(group: usize) -> usize {
+        if group > 8 { 16 } else { 8 }
+    }
+
+    /// The most work of a batch of so many tokens and sequences: of prompts, and of
+    /// decodes.
     #[must_use]
     pub const fn most_work(
         params: &AttentionParams,
         num_tokens: usize,
         num_seqs: usize,
         max_partials: usize,
-    ) -> usize {
+    ) -> (usize, usize) {
         let rows = num_tokens * params.num_heads / params.num_kv_heads;
-        rows.div_ceil(WARPS * ROWS_OF_WARP) + num_seqs + max_partials
+        let prompts = rows / Self::prompt_rows(params.head_dim) + num_seqs;
+        (prompts, TICKETS_OF_SEQUENCE * num_seqs + max_partials / params.num_kv_heads)
     }
 
-    /// Chunks of a context.
+    /// Tickets of so many sequences, at most.
     #[must_use]
-    pub const fn num_chunks(context_len: usize) -> usize {
-        context_len.div_ceil(CHUNK)
+    pub const fn most_tickets(params: &AttentionParams, num_seqs: usize) -> usize {
+        TICKETS_OF_SEQUENCE * num_seqs * params.num_kv_heads
     }
 
-    /// Bytes of `num` partial results.
+    /// Rows of partial results of a decode in a sequence of so many tokens, at most.
+    #[must_use]
+    pub const fn most_partials(params: &AttentionParams, context_len: usize) -> usize {
+        context_len.div_ceil(CHUNK) * params.num_heads
+    }
+
+    /// Bytes of so many rows of partial results.
     #[must_use]
     pub const fn partial_bytes(head_dim: usize, num: usize) -> usize {
-        num * ROWS_OF_WARP * (head_dim + 2) * size_of::<f32>()
+        num * (head_dim + PARTIAL_HEAD) * size_of::<f32>()
     }
 
-    /// Dynamic shared memory of a launch, for activations of two bytes and a cache of
-    /// `cache_bytes` an element.
+    /// Dynamic shared memory of a block of `paged_attention.cu`, for activations of two
+    /// bytes and a cache of `cache_bytes` an element.
     #[must_use]
-    pub fn shared_bytes(head_dim: usize, cache_bytes: usize) -> usize {
-        let tile = if head_dim > 128 { 16 } else { 32 };
-        let slot = |bytes: usize| tile * (head_dim + 16 / bytes) * bytes;
-        let widened = if cache_bytes == 2 { 0 } else { slot(2) };
-        WARPS * (RING * slot(cache_bytes) + widened)
+    pub const fn prompt_shared_bytes(head_dim: usize, cache_bytes: usize) -> usize {
+        let slots = if head_dim * cache_bytes > 256 { 2 } else { 3 };
+        slots * tile_bytes(head_dim, cache_bytes) + Self::prompt_rows(head_dim) * (head_dim + 8) * 2
+    }
+
+    /// Dynamic shared memory of a block of `decode_attention.cu` of so many columns.
+    #[must_use]
+    pub const fn decode_shared_bytes(head_dim: usize, cache_bytes: usize, columns: usize) -> usize {
+        let slots = if head_dim * cache_bytes > 256 { 2 } else { 4 };
+        let queries = columns * (head_dim + 8) * 2;
+        let probabilities = columns * TILE * 2;
+        let maxima = columns * 4 * size_of::<f32>();
+        slots * tile_bytes(head_dim, cache_bytes) + queries + probabilities + maxima
+    }
+
+    /// What kernels multiply q . k with, and their soft cap, for a factor on K.
+    #[must_use]
+    pub fn score_factors(params: &AttentionParams, k_scale: f32) -> (f32, f32) {
+        const LOG2_E: f32 = std::f32::consts::LOG2_E;
+        let scale = params.scale * k_scale;
+        params.soft_cap.map_or((scale * LOG2_E, 0.0), |cap| (scale / cap, cap * LOG2_E))
+    }
+}
+
+/// Bytes of a tile of K or V in shared memory.
+const fn tile_bytes(head_dim: usize, cache_bytes: usize) -> usize {
+    TILE * (head_dim * cache_bytes + 16)
+}
+
+/// Chunks that a block is given, so that no multiprocessor has much more to do than
+/// another: more of them leave some idle at the end, fewer cost a start each. `whole` is
+/// sorted, the longest first.
+fn chunks_of_block(whole: &[Work], num_kv_heads: usize, multiprocessors: usize) -> usize {
+    let longest = whole.first().map_or(1, |work| work.num_seen as usize).max(1);
+    let cost = |chunks: usize| {
+        let pieces: usize =
+            whole.iter().map(|work| (work.num_seen as usize).div_ceil(chunks)).sum();
+        let blocks = (pieces * num_kv_heads).div_ceil(multiprocessors.max(1)) as f64;
+        let alone = if blocks > 1.0 { 1.0 } else { ALONE_COST };
+        blocks * (chunks as f64 * alone + BLOCK_COST)
+    };
+    let sizes = std::iter::successors(Some(1), |&size: &usize| Some(size + (size / 2).max(1)));
+    let sizes = sizes.take_while(|&size| size < longest).chain([longest]);
+    sizes.map(|size| (cost(size), size)).min_by(|a, b| a.0.total_cmp(&b.0)).map_or(1, |best| best.1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A multiprocessor's shared memory, and what one block may ask of it, in KiB (CUDA C++
+    /// Programming Guide, "Technical Specifications per Compute Capability").
+    const SHARED_KIB: [(&str, usize, usize); 7] = [
+        ("8.0", 164, 163),
+        ("8.6", 100, 99),
+        ("8.7", 164, 163),
+        ("8.9", 100, 99),
+        ("9.0", 228, 227),
+        ("10.0", 228, 227),
+        ("12.0", 100, 99),
+    ];
+
+    #[test]
+    fn every_launch_fits_every_card_from_ampere_on() {
+        for (capability, of_multiprocessor, of_block) in SHARED_KIB {
+            for head_dim in [64, 80, 96, 128, 256] {
+                for cache_bytes in [1, 2] {
+                    let what = format!("{capability}, head_dim {head_dim}, {cache_bytes} bytes");
+                    let prompt = AttentionPlan::prompt_shared_bytes(head_dim, cache_bytes);
+                    assert!(prompt <= of_block << 10, "{what}: {prompt}");
+                    for columns in [8, 16] {
+                        let decode =
+                            AttentionPlan::decode_shared_bytes(head_dim, cache_bytes, columns);
+                        assert!(decode <= of_block << 10, "{what}, {columns}: {decode}");
+                        // A block costs 1 KiB more than it asks for.
+                        let blocks = (of_multiprocessor << 10) / (decode + 1024);
+                        let enough = if of_multiprocessor > 100 { 2 } else { 1 };
+                        assert!(blocks >= enough, "{what}, {columns}: {blocks} blocks");
+                    }
+                }
+            }
+        }
+    }
+
+    fn params(num_kv_heads: usize, group: usize) -> AttentionParams {
+        AttentionParams {
+            num_heads: num_kv_heads * group,
+            num_kv_heads,
+            head_dim: 64,
+            scale: 1.0,
+            sliding_window: None,
+            soft_cap: None,
+        }
+    }
+
+    fn decodes(contexts: &[usize]) -> ForwardBatch {
+        let mut batch = ForwardBatch::default();
+        for &context in contexts {
+            batch.push(&[0], context - 1, &vec![0; context.div_ceil(16)]);
+        }
+        batch
+    }
+
+    const H200: AttentionRoom = AttentionRoom { multiprocessors: 132, max_partials: usize::MAX };
+
+    #[test]
+    fn every_chunk_is_computed_once_and_every_partial_has_its_place() {
+        let contexts = [1, 256, 257, 5000, 70_000, 900];
+        for multiprocessors in [1, 3, 20, 132, usize::MAX] {
+            let mut plan = AttentionPlan::default();
+            let room = AttentionRoom { multiprocessors, ..H200 };
+            plan.plan(&decodes(&contexts), &params(2, 4), room);
+            let mut partials = 0;
+            for (sequence, context) in contexts.into_iter().enumerate() {
+                let of_sequence =
+                    plan.decodes.iter().filter(|w| w.first_query as usize == sequence);
+                let mut pieces: Vec<Work> = of_sequence.copied().collect();
+                pieces.sort_by_key(|work| work.first_chunk);
+                let mut next = 0;
+                for piece in &pieces {
+                    assert_eq!(piece.first_chunk, next);
+                    assert_eq!(piece.num_blocks as usize, pieces.len());
+                    next += piece.num_chunks;
+                }
+                assert_eq!(next as usize, context.div_ceil(CHUNK));
+                if pieces.len() > 1 {
+                    partials += next as usize * 2 * 4;
+                }
+            }
+            assert_eq!(plan.num_partials, partials);
+        }
+    }
+
+    #[test]
+    fn a_batch_that_fills_the_device_is_not_shared_out() {
+        let mut plan = AttentionPlan::default();
+        plan.plan(&decodes(&[1024; 128]), &params(8, 4), H200);
+        assert_eq!((plan.decodes.len(), plan.num_partials), (128, 0));
+        // One sequence alone is, down to its chunks.
+        plan.plan(&decodes(&[4096]), &params(8, 4), H200);
+        assert_eq!(plan.decodes.len(), 16);
+        // One that is long beside many that are not is.
+        let mut contexts = [1024; 64];
+        contexts[5] = 131_072;
+        plan.plan(&decodes(&contexts), &params(8, 4), H200);
+        let longest = plan.decodes.iter().map(|work| work.num_chunks).max();
+        assert!(longest.is_some_and(|chunks| chunks <= 16), "{longest:?}");
+    }
+
+    #[test]
+    fn the_longest_are_shared_out_where_there_is_not_room_for_all() {
+        let mut plan = AttentionPlan::default();
+        let max_partials = 70 * 8 * 4;
+        let room = AttentionRoom { max_partials, ..H200 };
+        plan.plan(&decodes(&[2048, 16_384, 4096]), &params(8, 4), room);
+        let blocks =
+            |sequence| plan.decodes.iter().filter(|work| work.first_query == sequence).count();
+        assert_eq!((blocks(0), blocks(2)), (1, 1));
+        assert!(blocks(1) > 1 && plan.num_partials <= max_partials);
+    }
+
+    #[test]
+    fn rows_beyond_a_block_have_blocks_of_their_own() {
+        let mut batch = ForwardBatch::default();
+        batch.push(&[0; 5], 300, &[0; 20]);
+        let mut plan = AttentionPlan::default();
+        let whole = AttentionRoom { max_partials: 0, ..H200 };
+        plan.plan(&batch, &params(1, 3), whole);
+        let firsts: Vec<_> = plan.decodes.iter().map(|work| work.first_row).collect();
+        assert_eq!((firsts, plan.prompts.len()), (vec![0, 8], 0));
+        // Of a window each sees what its own rows do.
+        let windowed = AttentionParams { sliding_window: Some(46), ..params(1, 3) };
+        plan.plan(&batch, &windowed, whole);
+        let seen: Vec<_> = plan.decodes.iter().map(|work| work.first_seen).collect();
+        assert_eq!(seen, [0, 1]);
     }
 }

@@ -5,13 +5,14 @@ use std::time::Duration;
 use candle_core::Tensor;
 
 use super::{
-    AddBias, AttentionPlan, CudaBuffer, CudaKvCache, CudaMatrix, CudaVector, DevicePointer, Driver,
-    EmbeddingGather, Gated, KernelParams, Launch, Matmul, PagedAttention, RmsNorm, RopeAndCache,
+    AddBias, AttentionPlan, AttentionRoom, CudaBuffer, CudaKvCache, CudaMatrix, CudaVector,
+    DevicePointer, Driver, EmbeddingGather, Gated, KernelParams, Launch, Matmul, PagedAttention,
+    RmsNorm, RopeAndCache,
     memory::decode,
     names::{self, of_dtype},
     sampler::Sampler,
     staging::{Staging, room},
-    step::{AttentionRoom, Step},
+    step::Step,
     word,
 };
 use crate::{
@@ -19,10 +20,9 @@ use crate::{
     ops::sampling::{Logprobs, SampleRequest, Sampled},
 };
 
-/// Bytes of attention's partial results; what does not fit is not split.
+/// Bytes of attention's partial results, where more than two sequences could need them:
+/// the longest are shared out among blocks then, the others are enough to fill the device.
 const PARTIAL_BYTES: usize = 64 << 20;
-/// Blocks a multiprocessor is given of an attention launch, where there are as many.
-const BLOCKS_OF_MULTIPROCESSOR: usize = 2;
 
 /// A cache is refused when it is made if no kernel takes it.
 const CHECKED: &str = "the cache was checked when it was made";
@@ -55,7 +55,7 @@ pub struct Cuda<D: Driver> {
 
 /// Room for attention's partial results and the tickets of those who merge them.
 struct Partials<M> {
-    head_dim: usize,
+    params: AttentionParams,
     max: usize,
     partials: DevicePointer,
     tickets: DevicePointer,
@@ -91,6 +91,11 @@ impl<D: Driver> Cuda<D> {
     #[must_use]
     pub fn driver(&self) -> &D {
         &self.driver
+    }
+
+    /// The device, to time what it does.
+    pub fn driver_mut(&mut self) -> &mut D {
+        &mut self.driver
     }
 
     /// Launches a kernel, unless there is nothing for it to do.
@@ -160,24 +165,33 @@ impl<D: Driver> Cuda<D> {
         &mut self,
         params: &AttentionParams,
     ) -> Result<(AttentionRoom, [DevicePointer; 2]), KernelError> {
-        let AttentionParams { num_kv_heads, head_dim, .. } = *params;
+        let head_dim = params.head_dim;
         let CudaLimits { max_num_seqs, max_model_len, .. } = self.limits;
-        let most = max_num_seqs * AttentionPlan::num_chunks(max_model_len) * num_kv_heads;
-        let max = most.min(PARTIAL_BYTES / AttentionPlan::partial_bytes(head_dim, 1));
-        let fits = |known: &Partials<_>| known.head_dim == head_dim && known.max >= max;
+        let of_sequence = AttentionPlan::most_partials(params, max_model_len);
+        let enough = PARTIAL_BYTES / AttentionPlan::partial_bytes(head_dim, 1);
+        let max = (max_num_seqs * of_sequence).min(enough.max(2 * of_sequence));
+        let fits = |known: &Partials<_>| {
+            let AttentionParams { num_heads, num_kv_heads, head_dim, .. } = known.params;
+            (num_heads, num_kv_heads, head_dim)
+                == (params.num_heads, params.num_kv_heads, params.head_dim)
+        };
         if !self.partials.as_ref().is_some_and(fits) {
             let what = "attention's partial results";
             let memory = [
                 self.driver.allocate(AttentionPlan::partial_bytes(head_dim, max), what)?,
-                self.driver.allocate(max * size_of::<u32>(), what)?,
+                self.driver.allocate(
+                    AttentionPlan::most_tickets(params, max_num_seqs) * size_of::<u32>(),
+                    what,
+                )?,
             ];
             let [partials, tickets] = [0, 1].map(|i| self.driver.address(&memory[i]));
-            self.partials = Some(Partials { head_dim, max, partials, tickets, _memory: memory });
+            self.partials =
+                Some(Partials { params: *params, max, partials, tickets, _memory: memory });
         }
         let partials = self.partials.as_ref().expect("they were made above");
         let room = AttentionRoom {
             max_partials: partials.max,
-            enough_blocks: BLOCKS_OF_MULTIPROCESSOR * self.driver.multiprocessors(),
+            multiprocessors: self.driver.multiprocessors(),
         };
         Ok((room, [partials.partials, partials.tickets]))
     }
@@ -347,7 +361,11 @@ impl<D: Driver> Backend for Cuda<D> {
             hidden: word(hidden),
             eps,
         };
-        let kernel = of_dtype!("rms_norm", self.dtype);
+        let kernel = if hidden <= RmsNorm::NARROW {
+            of_dtype!("rms_norm", self.dtype)
+        } else {
+            of_dtype!("rms_norm_wide", self.dtype)
+        };
         self.launch(&row_launch(OP, kernel, rows), &params)
     }
 
@@ -408,8 +426,6 @@ impl<D: Driver> Backend for Cuda<D> {
         cache: &mut Self::KvCache,
     ) -> Result<(), KernelError> {
         const OP: &str = "rope_and_cache";
-        // Heads of a block.
-        const HEADS: usize = 4;
         self.step.check(OP, batch)?;
         let AttentionParams { num_heads, num_kv_heads, head_dim, .. } = *params;
         let rows = batch.num_tokens();
@@ -443,8 +459,8 @@ impl<D: Driver> Backend for Cuda<D> {
         let launch = Launch {
             file: OP,
             kernel: kernel.expect(CHECKED),
-            grid: [word(rows), word(heads.div_ceil(HEADS))],
-            threads: 128,
+            grid: RopeAndCache::grid(word(rows), word(heads), word(head_dim)),
+            threads: RopeAndCache::THREADS,
             shared_bytes: 0,
         };
         self.launch(&launch, &launch_params)
@@ -468,39 +484,46 @@ impl<D: Driver> Backend for Cuda<D> {
         out.check(OP, "out", (rows, num_heads * head_dim), self.dtype)?;
         let group = num_heads / num_kv_heads;
         let (room, [partials, tickets]) = self.partials(params)?;
-        let (work, num_work) = self.step.work(&self.driver, batch, params, room)?;
+        let work = self.step.work(&self.driver, batch, params, room)?;
         let (k_scale, v_scale) = cache.scales;
-        let on_device = self.step.on_device;
-        let launch_params = PagedAttention {
-            work,
+        let (scale, soft_cap) = AttentionPlan::score_factors(params, k_scale);
+        let mut launch_params = PagedAttention {
+            work: work.prompts.0,
             q: qkv.address,
             cache: cache.layer(OP, layer, params)?,
             out: out.address,
-            cu_seqlens_q: on_device.cu_seqlens_q,
-            context_lens: on_device.context_lens,
-            block_tables: on_device.block_tables,
-            cu_blocks: on_device.cu_blocks,
+            block_tables: self.step.on_device.block_tables,
             partials,
             tickets,
             q_stride: word(q_stride),
             num_kv_heads: word(num_kv_heads),
             group: word(group),
             window: word(params.sliding_window.unwrap_or(0)),
-            scale: params.scale * k_scale,
-            soft_cap: params.soft_cap.unwrap_or(0.0),
+            scale,
+            soft_cap,
             v_scale,
             padding: 0,
         };
         let dtype = cache.layout.dtype;
-        let kernel = names::paged_attention((self.dtype, dtype), head_dim);
-        let launch = Launch {
+        let dtypes = (self.dtype, dtype);
+        let prompts = Launch {
             file: OP,
-            kernel: kernel.expect(CHECKED),
-            grid: [word(num_work), word(num_kv_heads)],
+            kernel: names::paged_attention(dtypes, head_dim).expect(CHECKED),
+            grid: [word(num_kv_heads), word(work.prompts.1)],
             threads: 256,
-            shared_bytes: AttentionPlan::shared_bytes(head_dim, dtype.size()),
+            shared_bytes: AttentionPlan::prompt_shared_bytes(head_dim, dtype.size()),
         };
-        self.launch(&launch, &launch_params)
+        self.launch(&prompts, &launch_params)?;
+        launch_params.work = work.decodes.0;
+        let columns = AttentionPlan::decode_columns(group);
+        let decodes = Launch {
+            file: "decode_attention",
+            kernel: names::decode_attention(dtypes, head_dim, columns).expect(CHECKED),
+            grid: [word(num_kv_heads), word(work.decodes.1)],
+            threads: 128,
+            shared_bytes: AttentionPlan::decode_shared_bytes(head_dim, dtype.size(), columns),
+        };
+        self.launch(&decodes, &launch_params)
     }
 
     fn sample(

@@ -22,7 +22,7 @@ use cudarc::{
     nvrtc::Ptx,
 };
 
-use super::{DevicePointer, Driver, KernelParams, Launch, Matmul};
+use super::{DevicePointer, Driver, KernelParams, Launch, Matmul, start};
 use crate::{Dtype, KernelError};
 
 /// The kernels: each `.cu` file's stem, and its machine code for every architecture.
@@ -108,17 +108,9 @@ impl CudaDriver {
     /// Takes a device into use.
     ///
     /// # Errors
-    /// There is no such device, or no driver for it.
+    /// There is no such device, no driver for it, or one that cannot run the kernels.
     pub fn new(ordinal: usize) -> Result<Self, KernelError> {
-        cuda::init().map_err(|error| match error.0 {
-            sys::CUresult::CUDA_ERROR_STUB_LIBRARY => KernelError::Device {
-                op: "starting CUDA".to_owned(),
-                reason: "there is no NVIDIA driver (libcuda.so.1)".to_owned(),
-                sticky: false,
-            },
-            _ => device_error("starting CUDA", error),
-        })?;
-        let device = CudaDevice::new_with_stream(ordinal)?;
+        let device = start::open(ordinal)?;
         let stream = device.cuda_stream();
         let context = stream.context();
         let failed = |error| device_error("starting the device", error);
@@ -130,13 +122,6 @@ impl CudaDriver {
         let multiprocessors =
             attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
         let (major, minor) = context.compute_capability().map_err(failed)?;
-        if major < 8 {
-            return Err(KernelError::Unsupported {
-                what: format!("compute capability {major}.{minor}"),
-                device: "CUDA",
-                accepted: "8.0 (Ampere) and later are",
-            });
-        }
         let name = context.name().map_err(failed)?;
         let gib = context.total_mem().map_err(failed)? as f64 / f64::from(1 << 30);
         let description = format!("{name}, sm_{major}{minor}, {gib:.0} GiB");
@@ -198,6 +183,11 @@ impl CudaDriver {
             use sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as MAX;
             let bytes = i32::try_from(launch.shared_bytes).unwrap_or(i32::MAX);
             function.set_attribute(MAX, bytes).map_err(failed)?;
+        }
+        if launch.shared_bytes > 0 {
+            use sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT as SHARE;
+            // In percent: as many blocks at a time as the multiprocessor's memory holds.
+            function.set_attribute(SHARE, 100).map_err(failed)?;
         }
         let raw = function.cu_function();
         self.functions.insert(launch.kernel.to_owned(), function);
@@ -424,7 +414,7 @@ fn keep_freed_memory(device: sys::CUdevice) -> Result<(), DriverError> {
     }
 }
 
-fn device_error(op: &str, error: DriverError) -> KernelError {
+pub(super) fn device_error(op: &str, error: DriverError) -> KernelError {
     KernelError::Device {
         op: op.to_owned(),
         reason: format!("{error:?}"),

@@ -88,9 +88,11 @@ impl<M> CudaMatrix<M> {
         let mut memory = driver.allocate(bytes, &format!("a weight [{n}, {k}]"))?;
         let mut at = 0;
         for part in parts {
-            let encoded = encode(part, dtype)?;
-            driver.upload(&mut memory, at, &encoded)?;
-            at += encoded.len();
+            encoded(part, dtype, |bytes| {
+                driver.upload(&mut memory, at, bytes)?;
+                at += bytes.len();
+                Ok(())
+            })?;
         }
         Ok(Self { address: driver.address(&memory), n, k, bytes, _memory: memory })
     }
@@ -112,7 +114,10 @@ impl<M> CudaVector<M> {
         let mut bytes = Vec::new();
         for part in parts {
             part.dims1()?;
-            bytes.extend(encode(part, Dtype::F32)?);
+            encoded(part, Dtype::F32, |part| {
+                bytes.extend_from_slice(part);
+                Ok(())
+            })?;
         }
         let mut memory = driver.allocate(bytes.len(), "a vector")?;
         driver.upload(&mut memory, 0, &bytes)?;
@@ -174,22 +179,27 @@ impl<M> CudaKvCache<M> {
     }
 }
 
-/// A CPU tensor's elements in another dtype, in the order of its rows.
-fn encode(tensor: &Tensor, dtype: Dtype) -> Result<Vec<u8>, KernelError> {
+/// Gives a CPU tensor's elements in a dtype, in the order of its rows, to `take`: without a
+/// copy where they have that dtype.
+fn encoded(
+    tensor: &Tensor,
+    dtype: Dtype,
+    take: impl FnOnce(&[u8]) -> Result<(), KernelError>,
+) -> Result<(), KernelError> {
     let tensor = tensor.contiguous()?;
     let (storage, layout) = tensor.storage_and_layout();
     let Storage::Cpu(storage) = &*storage else {
         return Err(candle_core::Error::Msg("weights come from CPU tensors".into()).into());
     };
     let range = layout.start_offset()..layout.start_offset() + tensor.elem_count();
-    Ok(match (storage, dtype) {
-        (CpuStorage::BF16(x), Dtype::Bf16) => bytemuck::cast_slice(&x[range]).to_vec(),
-        (CpuStorage::F16(x), Dtype::F16) => bytemuck::cast_slice(&x[range]).to_vec(),
-        (CpuStorage::F32(x), _) => convert(&x[range], dtype, |x| x),
-        (CpuStorage::BF16(x), _) => convert(&x[range], dtype, bf16::to_f32),
-        (CpuStorage::F16(x), _) => convert(&x[range], dtype, f16::to_f32),
-        _ => return Err(KernelError::Dtype { op: "weights", got: tensor.dtype() }),
-    })
+    match (storage, dtype) {
+        (CpuStorage::BF16(x), Dtype::Bf16) => take(bytemuck::cast_slice(&x[range])),
+        (CpuStorage::F16(x), Dtype::F16) => take(bytemuck::cast_slice(&x[range])),
+        (CpuStorage::F32(x), _) => take(&convert(&x[range], dtype, |x| x)),
+        (CpuStorage::BF16(x), _) => take(&convert(&x[range], dtype, bf16::to_f32)),
+        (CpuStorage::F16(x), _) => take(&convert(&x[range], dtype, f16::to_f32)),
+        _ => Err(KernelError::Dtype { op: "weights", got: tensor.dtype() }),
+    }
 }
 
 fn convert<T: Copy>(x: &[T], dtype: Dtype, to_f32: impl Fn(T) -> f32) -> Vec<u8> {

@@ -15,17 +15,20 @@ mod names;
 mod params;
 mod sampler;
 mod staging;
+#[cfg(feature = "cuda")]
+mod start;
 mod step;
 
-pub use attention_plan::{AttentionPlan, Work};
+pub use attention_plan::{AttentionPlan, AttentionRoom, Work};
 pub use backend::{Cuda, CudaLimits};
 #[cfg(feature = "cuda")]
 pub use device::{CudaDriver, CudaMemory};
 pub use driver::{Driver, Launch, Matmul};
 pub use memory::{CudaBuffer, CudaKvCache, CudaMatrix, CudaVector};
 pub use params::{
-    AddBias, CopyBlocks, DevicePointer, EmbeddingGather, Gated, KernelParams, MAX_TOP,
-    PagedAttention, RmsNorm, RopeAndCache, SampleRow, SampledRow, Sampling, TokenLogprobs,
+    AddBias, CopyBlocks, DevicePointer, EmbeddingGather, Gated, KernelParams, MAX_SAMPLE_SLICES,
+    MAX_TOP, PagedAttention, RmsNorm, RopeAndCache, SAMPLE_SLICE, SAMPLE_SLICE_BYTES,
+    SAMPLE_STATE_BYTES, SampleRow, SampledRow, Sampling, TokenLogprobs,
 };
 
 /// A size as kernels have it.

@@ -12,7 +12,7 @@ pub(super) use of_dtype;
 
 /// A kernel of activations and a cache, if there is one for both.
 macro_rules! of_cache {
-    ($stem:literal, $end:literal, $dtypes:expr) => {
+    ($stem:literal, $end:expr, $dtypes:expr) => {
         match $dtypes {
             (Dtype::Bf16, CacheDtype::Bf16) => Some(concat!($stem, "_bf16", $end)),
             (Dtype::F16, CacheDtype::F16) => Some(concat!($stem, "_f16", $end)),
@@ -39,6 +39,31 @@ pub(super) fn paged_attention(
         96 => of_cache!("paged_attention", "_d96", dtypes),
         128 => of_cache!("paged_attention", "_d128", dtypes),
         256 => of_cache!("paged_attention", "_d256", dtypes),
+        _ => None,
+    }
+}
+
+/// `decode_attention.cu`'s for activations, a cache, a head_dim and rows of a block.
+pub(super) fn decode_attention(
+    dtypes: (Dtype, CacheDtype),
+    head_dim: usize,
+    columns: usize,
+) -> Option<&'static str> {
+    macro_rules! of_columns {
+        ($head_dim:literal) => {
+            if columns == 8 {
+                of_cache!("decode_attention", concat!("_d", $head_dim, "_r8"), dtypes)
+            } else {
+                of_cache!("decode_attention", concat!("_d", $head_dim, "_r16"), dtypes)
+            }
+        };
+    }
+    match head_dim {
+        64 => of_columns!(64),
+        80 => of_columns!(80),
+        96 => of_columns!(96),
+        128 => of_columns!(128),
+        256 => of_columns!(256),
         _ => None,
     }
 }

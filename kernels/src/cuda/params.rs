@@ -60,7 +60,7 @@ params! {
 }
 
 params! {
-    /// `rope_and_cache.cu`; grid `[tokens, heads of Q, K and V by 4]`, 128 threads.
+    /// `rope_and_cache.cu`; grid [`RopeAndCache::grid`], 128 threads.
     RopeAndCache {
         qkv, rope, positions, slot_mapping, q_norm, k_norm, cache;
         num_heads: u32,
@@ -84,10 +84,10 @@ params! {
 }
 
 params! {
-    /// `paged_attention.cu`; grid `[work, KV heads]`, 256 threads, shared memory as
-    /// [`super::AttentionPlan::shared_bytes`] has it.
+    /// `paged_attention.cu`, 256 threads, and `decode_attention.cu`, 128 threads; grid
+    /// `[KV heads, work]`, shared memory as [`super::AttentionPlan`] has it.
     PagedAttention {
-        work, q, cache, out, cu_seqlens_q, context_lens, block_tables, cu_blocks, partials, tickets;
+        work, q, cache, out, block_tables, partials, tickets;
         q_stride: u32,
         num_kv_heads: u32,
         group: u32,
@@ -100,18 +100,38 @@ params! {
 }
 
 params! {
-    /// `sampling.cu`; grid `[rows]`, 512 threads.
+    /// `sampling.cu`, 512 threads: `sampling` of grid `[slices, rows]`, then
+    /// `sampling_rest` of grid `[rows]` where a request has filters or reports tokens.
     Sampling {
-        logits, requests, biases, banned, seen, bias_raw, banned_raw, seen_raw, out, top;
+        logits, requests, biases, banned, seen, bias_raw, banned_raw, seen_raw, out, top,
+        slices, candidates, likeliest, states;
         vocab_size: u32,
         padding: u32,
     }
 }
 
 params! {
-    /// `token_logprobs` of `sampling.cu`; grid `[rows]`, 512 threads.
-    TokenLogprobs { logits, tokens, num_top, out, top; vocab_size: u32, padding: u32 }
+    /// `sampling.cu`, 512 threads: `token_logprobs` of grid `[slices, rows]`, then
+    /// `token_logprobs_rest` of grid `[rows]` where tokens are reported.
+    TokenLogprobs {
+        logits, tokens, num_top, out, top, slices, candidates, likeliest, states;
+        vocab_size: u32,
+        padding: u32,
+    }
 }
+
+/// Logits of a slice, which a block of [`Sampling`] reads.
+pub const SAMPLE_SLICE: usize = 8192;
+
+/// Slices that a row has at most.
+pub const MAX_SAMPLE_SLICES: usize = 40;
+
+/// Bytes that [`Sampling`] needs in its workspace for each slice of each row, in
+/// `slices`, `candidates` and `likeliest`.
+pub const SAMPLE_SLICE_BYTES: [usize; 3] = [48, 256 * 2, 48 * 8];
+
+/// Bytes that each row needs in `states`, zero before the first launch.
+pub const SAMPLE_STATE_BYTES: usize = 8;
 
 /// Likeliest tokens that a row of [`Sampling`] reports at most.
 pub const MAX_TOP: usize = 32;
@@ -149,4 +169,26 @@ pub struct SampledRow {
 impl SampledRow {
     /// The token of a row that cannot be drawn from.
     pub const NON_FINITE: u32 = u32::MAX;
+}
+
+impl RopeAndCache {
+    /// Threads of a block.
+    pub const THREADS: u32 = 128;
+
+    /// Blocks for so many tokens, with 4, 8 or 16 lanes for each head of Q, K and V, of which
+    /// each has 8 dimensions of each half.
+    #[must_use]
+    pub const fn grid(tokens: u32, heads: u32, head_dim: u32) -> [u32; 2] {
+        let lanes = match head_dim.div_ceil(16) {
+            0..=4 => 4,
+            5..=8 => 8,
+            _ => 16,
+        };
+        [tokens, (heads * lanes).div_ceil(Self::THREADS)]
+    }
+}
+
+impl RmsNorm {
+    /// The longest row that the kernel without `_wide` in its name takes.
+    pub const NARROW: usize = 4096;
 }

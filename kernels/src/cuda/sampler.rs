@@ -3,8 +3,8 @@
 use bytemuck::{NoUninit, Pod, Zeroable};
 
 use super::{
-    CudaLimits, DevicePointer, Driver, Launch, MAX_TOP, SampleRow, SampledRow, Sampling,
-    TokenLogprobs,
+    CudaLimits, DevicePointer, Driver, Launch, MAX_SAMPLE_SLICES, MAX_TOP, SAMPLE_SLICE,
+    SAMPLE_SLICE_BYTES, SAMPLE_STATE_BYTES, SampleRow, SampledRow, Sampling, TokenLogprobs,
     staging::{Staging, room},
     word,
 };
@@ -13,7 +13,7 @@ use crate::{
     ops::sampling::{Logprobs, SampleRequest, Sampled},
 };
 
-/// Threads of a row's block; `sampling.cu` has the same number.
+/// Threads of a slice's block; `sampling.cu` has the same number.
 const THREADS: u32 = 512;
 /// Tokens that the lists of one launch have at least room for, beside what one row
 /// may bring.
@@ -40,6 +40,33 @@ struct TopToken {
     logprob: f32,
 }
 
+/// What slices leave for the last block of their row.
+struct Workspace<M> {
+    slices: DevicePointer,
+    candidates: DevicePointer,
+    likeliest: DevicePointer,
+    states: DevicePointer,
+    _memory: M,
+}
+
+impl<M> Workspace<M> {
+    fn new<D: Driver<Memory = M>>(driver: &D, max_rows: usize) -> Result<Self, KernelError> {
+        let slices = max_rows * MAX_SAMPLE_SLICES;
+        let sizes = SAMPLE_SLICE_BYTES.map(|bytes| (slices * bytes) as u64);
+        let bytes = sizes.iter().sum::<u64>() as usize + max_rows * SAMPLE_STATE_BYTES;
+        let memory = driver.allocate(bytes, "sampling's workspace")?;
+        let start = driver.address(&memory).0;
+        let [slices, candidates, likeliest] = sizes;
+        Ok(Self {
+            slices: DevicePointer(start),
+            candidates: DevicePointer(start + slices),
+            likeliest: DevicePointer(start + slices + candidates),
+            states: DevicePointer(start + slices + candidates + likeliest),
+            _memory: memory,
+        })
+    }
+}
+
 /// Lists and results of one launch after another.
 pub(super) struct Sampler<M> {
     staging: Staging<M>,
@@ -49,6 +76,7 @@ pub(super) struct Sampler<M> {
     _raw: M,
     raw_address: DevicePointer,
     max_rows: usize,
+    workspace: Workspace<M>,
     /// [`SampledRow`]s, then as many times [`MAX_TOP`] [`TopToken`]s.
     out: M,
     out_address: DevicePointer,
@@ -78,6 +106,7 @@ impl<M> Sampler<M> {
             raw_address: driver.address(&raw),
             _raw: raw,
             max_rows,
+            workspace: Workspace::new(driver, max_rows)?,
             out_address: driver.address(&out),
             out,
             words: Vec::with_capacity(results / size_of::<u32>()),
@@ -97,6 +126,7 @@ impl<M> Sampler<M> {
         requests: &[SampleRequest<'_>],
         out: &mut Vec<Sampled>,
     ) -> Result<(), KernelError> {
+        check_vocab_size("sample", vocab_size)?;
         let mut done = 0;
         while done < requests.len() {
             let count = self.list(&requests[done..])?;
@@ -184,7 +214,7 @@ impl<M> Sampler<M> {
         logits: DevicePointer,
         vocab_size: usize,
     ) -> Result<(), KernelError> {
-        let Self { staging, rows, biases, banned, seen, .. } = self;
+        let Self { staging, workspace, rows, biases, banned, seen, .. } = self;
         staging.clear();
         let raw = |list: usize| {
             DevicePointer(self.raw_address.0 + (list * self.max_listed * size_of::<f32>()) as u64)
@@ -200,11 +230,19 @@ impl<M> Sampler<M> {
             seen_raw: raw(2),
             out: self.out_address,
             top: top_address(self.out_address, rows.len()),
+            slices: workspace.slices,
+            candidates: workspace.candidates,
+            likeliest: workspace.likeliest,
+            states: workspace.states,
             vocab_size: word(vocab_size),
             padding: 0,
         };
         staging.send(driver)?;
-        driver.launch(&launch("sampling", rows.len()), &params)
+        driver.launch(&launch("sampling", rows.len(), vocab_size), &params)?;
+        if rows.iter().any(may_be_left_open) {
+            driver.launch(&launch_rest("sampling_rest", rows.len()), &params)?;
+        }
+        Ok(())
     }
 
     /// The log-probabilities of `tokens[i]` at row `i` of the logits.
@@ -217,6 +255,7 @@ impl<M> Sampler<M> {
         num_top: &[u32],
         out: &mut Vec<Logprobs>,
     ) -> Result<(), KernelError> {
+        check_vocab_size("logprobs", vocab_size)?;
         let mut first = 0;
         for (tokens, num_top) in tokens.chunks(self.max_rows).zip(num_top.chunks(self.max_rows)) {
             let at = first * vocab_size * size_of::<f32>();
@@ -228,11 +267,18 @@ impl<M> Sampler<M> {
                 num_top: self.staging.push(num_top)?,
                 out: self.out_address,
                 top: top_address(self.out_address, tokens.len()),
+                slices: self.workspace.slices,
+                candidates: self.workspace.candidates,
+                likeliest: self.workspace.likeliest,
+                states: self.workspace.states,
                 vocab_size: word(vocab_size),
                 padding: 0,
             };
             self.staging.send(driver)?;
-            driver.launch(&launch("token_logprobs", tokens.len()), &params)?;
+            driver.launch(&launch("token_logprobs", tokens.len(), vocab_size), &params)?;
+            if num_top.iter().any(|&num| num > 0) {
+                driver.launch(&launch_rest("token_logprobs_rest", tokens.len()), &params)?;
+            }
             let (rows, tops) = self.results(driver, tokens.len(), true)?;
             out.extend(rows.iter().enumerate().map(|(i, row)| Logprobs {
                 token: row.token,
@@ -260,8 +306,35 @@ impl<M> Sampler<M> {
     }
 }
 
-fn launch(kernel: &'static str, rows: usize) -> Launch<'static> {
+fn launch(kernel: &'static str, rows: usize, vocab_size: usize) -> Launch<'static> {
+    let grid = [word(vocab_size.div_ceil(SAMPLE_SLICE)), word(rows)];
+    Launch { file: "sampling", kernel, grid, threads: THREADS, shared_bytes: 0 }
+}
+
+/// A launch that finishes what another left open.
+fn launch_rest(kernel: &'static str, rows: usize) -> Launch<'static> {
     Launch { file: "sampling", kernel, grid: [word(rows), 1], threads: THREADS, shared_bytes: 0 }
+}
+
+/// Whether a row may need a search of the whole of it.
+fn may_be_left_open(row: &SampleRow) -> bool {
+    row.num_logprobs > 0
+        || row.temperature > 0.0 && (row.top_k > 0 || row.top_p < 1.0 || row.min_p > 0.0)
+}
+
+/// # Errors
+/// There are more tokens than the workspace's slices hold.
+fn check_vocab_size(op: &'static str, vocab_size: usize) -> Result<(), KernelError> {
+    const MOST: usize = MAX_SAMPLE_SLICES * SAMPLE_SLICE;
+    if vocab_size <= MOST {
+        return Ok(());
+    }
+    Err(KernelError::Shape {
+        op,
+        what: "the vocabulary",
+        got: vocab_size.to_string(),
+        expected: format!("at most {MOST} tokens"),
+    })
 }
 
 /// Where the likeliest tokens lie behind `rows` results.

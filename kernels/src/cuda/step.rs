@@ -1,7 +1,7 @@
 //! What the device is told of a step: the batch, and how its attention is shared out.
 
 use super::{
-    AttentionPlan, CudaLimits, DevicePointer, Driver, Work,
+    AttentionPlan, AttentionRoom, CudaLimits, DevicePointer, Driver, Work,
     staging::{Staging, room},
 };
 use crate::{AttentionParams, ForwardBatch, KernelError};
@@ -28,27 +28,21 @@ pub(super) struct BatchPointers {
     pub(super) token_ids: DevicePointer,
     pub(super) positions: DevicePointer,
     pub(super) slot_mapping: DevicePointer,
-    pub(super) cu_seqlens_q: DevicePointer,
-    pub(super) context_lens: DevicePointer,
     pub(super) block_tables: DevicePointer,
-    pub(super) cu_blocks: DevicePointer,
 }
 
 /// The work of attention on the device.
 struct Planned<M> {
     staging: Staging<M>,
     params: AttentionParams,
-    work: DevicePointer,
-    num_work: usize,
+    work: AttentionWork,
 }
 
-/// What bounds an attention launch beside its batch.
+/// Where a step's work of attention lies, and how much there is.
 #[derive(Clone, Copy)]
-pub(super) struct AttentionRoom {
-    /// Partial results that the workspace holds.
-    pub(super) max_partials: usize,
-    /// Blocks that keep the device busy.
-    pub(super) enough_blocks: usize,
+pub(super) struct AttentionWork {
+    pub(super) prompts: (DevicePointer, usize),
+    pub(super) decodes: (DevicePointer, usize),
 }
 
 impl<M> Step<M> {
@@ -58,9 +52,7 @@ impl<M> Step<M> {
     ) -> Result<Self, KernelError> {
         let CudaLimits { max_num_batched_tokens, max_num_seqs, max_model_len } = *limits;
         let blocks = max_num_seqs * max_model_len.div_ceil(16);
-        let capacity = 3 * room::<u32>(max_num_batched_tokens)
-            + 3 * room::<u32>(max_num_seqs + 1)
-            + room::<u32>(blocks);
+        let capacity = 3 * room::<u32>(max_num_batched_tokens) + room::<u32>(blocks);
         Ok(Self {
             limits: *limits,
             staging: Staging::new(driver, capacity, "a step's batch")?,
@@ -91,10 +83,7 @@ impl<M> Step<M> {
             token_ids: staging.push(&batch.token_ids)?,
             positions: staging.push(&batch.positions)?,
             slot_mapping: staging.push(&batch.slot_mapping)?,
-            cu_seqlens_q: staging.push(&batch.cu_seqlens_q)?,
-            context_lens: staging.push(&batch.context_lens)?,
             block_tables: staging.push(&batch.block_tables)?,
-            cu_blocks: staging.push(&batch.cu_blocks)?,
         };
         staging.send(driver)
     }
@@ -112,43 +101,50 @@ impl<M> Step<M> {
         })
     }
 
-    /// The work of attention with these parameters, and how much: planned and sent
-    /// once a step.
+    /// The work of attention with these parameters, planned and sent once a step.
     pub(super) fn work<D: Driver<Memory = M>>(
         &mut self,
         driver: &D,
         batch: &ForwardBatch,
         params: &AttentionParams,
         attention: AttentionRoom,
-    ) -> Result<(DevicePointer, usize), KernelError> {
+    ) -> Result<AttentionWork, KernelError> {
         let of_step = &self.plans[..self.num_planned];
         if let Some(planned) = of_step.iter().find(|planned| planned.params == *params) {
-            return Ok((planned.work, planned.num_work));
+            return Ok(planned.work);
         }
-        self.plan.plan(batch, params, attention.enough_blocks, attention.max_partials);
-        let work = &self.plan.work;
+        self.plan.plan(batch, params, attention);
+        let AttentionPlan { prompts, decodes, .. } = &self.plan;
         if self.num_planned == self.plans.len() {
             let CudaLimits { max_num_batched_tokens, max_num_seqs, .. } = self.limits;
-            let most = AttentionPlan::most_work(
+            let (prompts, decodes) = AttentionPlan::most_work(
                 params,
                 max_num_batched_tokens,
                 max_num_seqs,
                 attention.max_partials,
             );
             self.plans.push(Planned {
-                staging: Staging::new(driver, room::<Work>(most), "attention's work")?,
+                staging: Staging::new(
+                    driver,
+                    room::<Work>(prompts) + room::<Work>(decodes),
+                    "attention's work",
+                )?,
                 params: *params,
-                work: DevicePointer::NULL,
-                num_work: 0,
+                work: AttentionWork {
+                    prompts: (DevicePointer::NULL, 0),
+                    decodes: (DevicePointer::NULL, 0),
+                },
             });
         }
         let planned = &mut self.plans[self.num_planned];
         planned.staging.clear();
         planned.params = *params;
-        planned.work = planned.staging.push(work)?;
-        planned.num_work = work.len();
+        planned.work = AttentionWork {
+            prompts: (planned.staging.push(prompts)?, prompts.len()),
+            decodes: (planned.staging.push(decodes)?, decodes.len()),
+        };
         planned.staging.send(driver)?;
         self.num_planned += 1;
-        Ok((planned.work, planned.num_work))
+        Ok(planned.work)
     }
 }

@@ -2,14 +2,14 @@
 
 use sconce_kernels::{
     AttentionParams, ForwardBatch,
-    cuda::{AttentionPlan, Driver, Launch, PagedAttention},
+    cuda::{AttentionPlan, AttentionRoom, DevicePointer, Driver, Launch, PagedAttention},
     reference,
 };
 
 use super::element::{Element, numbers};
 use crate::Bench;
 
-const POOL: usize = 160;
+const POOL: usize = 480;
 
 /// A batch: for each sequence its context's length and how many of its last tokens
 /// ask; and what attention is to do.
@@ -25,29 +25,23 @@ pub struct Case {
     /// All tokens weigh the same, and the second chunk's values take the first's
     /// away and leave what is 4,096 times smaller: how they are added up shows.
     pub cancelling: bool,
+    /// What queries are multiplied with.
+    pub magnitude: f32,
 }
 
-/// How a launch is carried out, which must change no bit.
-#[derive(Clone, Copy)]
-pub struct How {
-    /// With more of them, fewer chunks of a context go to one block.
-    pub enough_blocks: usize,
-    /// Partial results that there is room for.
-    pub max_partials: usize,
+/// How work is shared out, which must change no bit.
+pub type How = AttentionRoom;
+
+/// A sequence's decode to one block.
+#[must_use]
+pub const fn packed() -> How {
+    How { multiprocessors: 1, max_partials: 0 }
 }
 
-impl How {
-    /// As many chunks to a block as it takes.
-    #[must_use]
-    pub const fn packed() -> Self {
-        Self { enough_blocks: 1, max_partials: usize::MAX }
-    }
-
-    /// A block for each chunk.
-    #[must_use]
-    pub const fn spread() -> Self {
-        Self { enough_blocks: usize::MAX, ..Self::packed() }
-    }
+/// A block for each chunk.
+#[must_use]
+pub const fn spread() -> How {
+    How { multiprocessors: usize::MAX, max_partials: usize::MAX }
 }
 
 impl Case {
@@ -68,7 +62,14 @@ impl Case {
             soft_cap: None,
         };
         let sequences = sequences.to_vec();
-        Self { element, cache_element: element, params, sequences, cancelling: false }
+        Self {
+            element,
+            cache_element: element,
+            params,
+            sequences,
+            cancelling: false,
+            magnitude: 1.0,
+        }
     }
 
     fn scales(&self) -> (f32, f32) {
@@ -96,7 +97,10 @@ impl Case {
     fn queries(&self, sequence: usize) -> Vec<f32> {
         let (len, _) = self.sequences[sequence];
         let all = len * self.params.num_heads * self.params.head_dim;
-        if self.cancelling { vec![0.0; all] } else { numbers(99 + len as u64 * 2, all) }
+        if self.cancelling {
+            return vec![0.0; all];
+        }
+        numbers(99 + len as u64 * 2, all).iter().map(|x| x * self.magnitude).collect()
     }
 
     fn batch(&self) -> ForwardBatch {
@@ -148,43 +152,57 @@ impl Case {
             }
         }
         let mut plan = AttentionPlan::default();
-        plan.plan(&batch, &self.params, how.enough_blocks, how.max_partials);
+        plan.plan(&batch, &self.params, how);
         let (k_scale, v_scale) = self.scales();
         bench.clear();
-        let partials = plan.num_partials * 16 * (head_dim + 2);
-        let params = PagedAttention {
-            work: bench.buffer(&plan.work),
+        let partials = AttentionPlan::partial_bytes(head_dim, plan.num_partials) / 4;
+        let group = num_heads / num_kv_heads;
+        let (scale, soft_cap) = AttentionPlan::score_factors(&self.params, k_scale);
+        let mut params = PagedAttention {
+            work: DevicePointer::NULL,
             q: bench.buffer(&q),
             cache: bench.buffer(&cache),
             out: bench.buffer(&self.element.poison(batch.num_tokens() * num_heads * head_dim)),
-            cu_seqlens_q: bench.buffer(&batch.cu_seqlens_q),
-            context_lens: bench.buffer(&batch.context_lens),
             block_tables: bench.buffer(&batch.block_tables),
-            cu_blocks: bench.buffer(&batch.cu_blocks),
             partials: bench.buffer(&vec![f32::NAN; partials]),
             tickets: bench.buffer(&vec![0_u32; plan.num_tickets]),
             q_stride: q_stride as u32,
             num_kv_heads: num_kv_heads as u32,
-            group: (num_heads / num_kv_heads) as u32,
+            group: group as u32,
             window: self.params.sliding_window.unwrap_or(0) as u32,
-            scale: self.params.scale * k_scale,
-            soft_cap: self.params.soft_cap.unwrap_or(0.0),
+            scale,
+            soft_cap,
             v_scale,
             padding: 0,
         };
-        let mut kernel = format!("paged_attention_{}", self.element.name());
+        let mut dtypes = self.element.name().to_owned();
         if self.cache_element != self.element {
-            kernel = format!("{kernel}_{}", self.cache_element.name());
+            dtypes = format!("{dtypes}_{}", self.cache_element.name());
         }
-        let kernel = format!("{kernel}_d{head_dim}");
-        let launch = Launch {
-            file: "paged_attention",
-            kernel: &kernel,
-            grid: [plan.work.len() as u32, num_kv_heads as u32],
-            threads: 256,
-            shared_bytes: AttentionPlan::shared_bytes(head_dim, size),
-        };
-        bench.launch(&launch, &params).map_err(|error| error.to_string())?;
+        let columns = AttentionPlan::decode_columns(group);
+        let launches = [
+            (
+                "paged_attention",
+                format!("paged_attention_{dtypes}_d{head_dim}"),
+                &plan.prompts,
+                (256, AttentionPlan::prompt_shared_bytes(head_dim, size)),
+            ),
+            (
+                "decode_attention",
+                format!("decode_attention_{dtypes}_d{head_dim}_r{columns}"),
+                &plan.decodes,
+                (128, AttentionPlan::decode_shared_bytes(head_dim, size, columns)),
+            ),
+        ];
+        for (file, kernel, work, (threads, shared_bytes)) in launches {
+            if work.is_empty() {
+                continue;
+            }
+            params.work = bench.buffer(work);
+            let grid = [num_kv_heads as u32, work.len() as u32];
+            let launch = Launch { file, kernel: &kernel, grid, threads, shared_bytes };
+            bench.launch(&launch, &params).map_err(|error| error.to_string())?;
+        }
         let tickets = bench.read::<u32>(params.tickets);
         if tickets.iter().any(|&ticket| ticket != 0) {
             return Err("the tickets were not handed back".to_owned());
@@ -238,65 +256,135 @@ impl Case {
     }
 }
 
-const PLAINLY: How = How::packed();
-
 /// One token, page borders, tile borders, chunk borders; decodes and prompts mixed.
-const RAGGED: &[(usize, usize)] = &[(1, 1), (16, 1), (17, 17), (33, 3), (257, 1), (40, 24)];
+const RAGGED: &[(usize, usize)] =
+    &[(1, 1), (15, 1), (16, 1), (17, 17), (33, 3), (65, 1), (257, 1), (70, 24)];
+
+const HEAD_DIMS: [usize; 5] = [64, 80, 96, 128, 256];
 
 pub(super) fn every_dtype_and_head_dim_matches_the_reference<D: Driver>(bench: &mut Bench<D>) {
     for element in Element::ACTIVATIONS {
         for cache_element in [element, Element::E4m3] {
-            for head_dim in [64, 80, 96, 128, 256] {
-                let case = Case { cache_element, ..Case::new(element, (2, 3, head_dim), RAGGED) };
-                let what = format!("{element:?} over {cache_element:?}, {head_dim}");
-                case.check(bench, PLAINLY).unwrap_or_else(|error| panic!("{what}: {error}"));
+            for head_dim in HEAD_DIMS {
+                // Of up to 8 rows in a block, and of more.
+                let few = Case::new(element, (2, 3, head_dim), RAGGED);
+                let more = Case::new(element, (1, 9, head_dim), &[(33, 1), (257, 1)]);
+                for case in [few, more] {
+                    let case = Case { cache_element, ..case };
+                    let what = format!("{element:?} over {cache_element:?}, {:?}", case.params);
+                    case.check(bench, packed()).unwrap_or_else(|error| panic!("{what}: {error}"));
+                }
             }
+        }
+    }
+}
+
+/// Contexts around the borders of pages and chunks, and long ones, whole and shared out.
+pub(super) fn every_context_matches_the_reference<D: Driver>(bench: &mut Bench<D>) {
+    let contexts = [1, 15, 16, 17, 255, 256, 257, 1000, 5000];
+    for cache_element in [Element::Bf16, Element::E4m3] {
+        let sequences = contexts.map(|context| (context, 1));
+        let case = Case { cache_element, ..Case::new(Element::Bf16, (1, 4, 64), &sequences) };
+        for how in [packed(), spread(), How { multiprocessors: 7, ..spread() }] {
+            let checked = case.check(bench, how);
+            checked.unwrap_or_else(|error| panic!("{cache_element:?}, {how:?}: {error}"));
         }
     }
 }
 
 pub(super) fn every_group_matches_the_reference<D: Driver>(bench: &mut Bench<D>) {
     for group in 1..=16 {
-        let case = Case::new(Element::F16, (1, group, 64), &[(19, 1), (37, 2), (21, 20)]);
-        case.check(bench, PLAINLY).unwrap_or_else(|error| panic!("group {group}: {error}"));
+        let case = Case::new(Element::F16, (1, group, 64), &[(19, 1), (37, 2), (300, 3), (21, 20)]);
+        for how in [packed(), spread()] {
+            case.check(bench, how).unwrap_or_else(|error| panic!("group {group}: {error}"));
+        }
     }
 }
 
 pub(super) fn windows_and_caps_match_the_reference<D: Driver>(bench: &mut Bench<D>) {
-    for window in [1, 5, 16, 256, 300] {
-        let mut case = Case::new(Element::F16, (1, 2, 64), &[(9, 9), (530, 1), (300, 20)]);
-        case.params.sliding_window = Some(window);
-        case.params.soft_cap = Some(4.0);
-        for how in [How::packed(), How::spread()] {
-            case.check(bench, how).unwrap_or_else(|error| panic!("window {window}: {error}"));
+    for cache_element in [Element::F16, Element::E4m3] {
+        for (window, soft_cap) in [
+            (Some(1), None),
+            (Some(5), Some(4.0)),
+            (Some(16), None),
+            (Some(70), Some(4.0)),
+            (Some(256), Some(4.0)),
+            (Some(300), None),
+            (None, Some(4.0)),
+        ] {
+            let sequences = [(9, 9), (530, 1), (600, 4), (300, 20)];
+            let mut case =
+                Case { cache_element, ..Case::new(Element::F16, (1, 2, 64), &sequences) };
+            case.params.sliding_window = window;
+            case.params.soft_cap = soft_cap;
+            for how in [packed(), spread()] {
+                case.check(bench, how)
+                    .unwrap_or_else(|error| panic!("window {window:?}, {soft_cap:?}: {error}"));
+            }
         }
+    }
+}
+
+/// An e4m3 cache is multiplied in f16: queries of bf16 that f16 does not hold are
+/// brought to its range first.
+pub(super) fn queries_beyond_f16_match_the_reference<D: Driver>(bench: &mut Bench<D>) {
+    for magnitude in [1e-12_f32, 1e12] {
+        let shape = (1, 4, 64);
+        let mut case = Case::new(Element::Bf16, shape, &[(300, 1), (80, 40)]);
+        case.cache_element = Element::E4m3;
+        case.magnitude = magnitude;
+        case.params.scale /= magnitude;
+        case.check(bench, packed()).unwrap_or_else(|error| panic!("{magnitude}: {error}"));
     }
 }
 
 /// Bits depend neither on how work is shared out, nor on the order of threads, nor
 /// on neighbours, nor on whether a row was computed as a decode or within a prompt.
 pub(super) fn a_rows_bits_depend_on_its_own_context_only<D: Driver>(bench: &mut Bench<D>) {
-    let (group, head_dim) = (4, 64);
-    let len = 600;
-    let alone = Case::new(Element::Bf16, (1, group, head_dim), &[(len, 1)]);
-    let mut run = |case: &Case, how| case.run(bench, how).expect("the kernel runs");
-    let want = run(&alone, PLAINLY);
-    // In three blocks, in two, and by a single warp.
-    let unsplit = How { max_partials: 0, ..How::packed() };
-    let two = Case::new(Element::Bf16, (1, group, head_dim), &[(len, 1), (513, 1)]);
-    for (case, how) in [(&alone, How::spread()), (&alone, unsplit)] {
-        assert_eq!(run(case, how), want, "shared out otherwise");
+    use Element::{Bf16, E4m3, F16};
+    for (element, cache_element, group, head_dim) in [
+        (Bf16, Bf16, 4, 64),
+        (F16, E4m3, 2, 80),
+        (F16, F16, 12, 96),
+        (Bf16, E4m3, 8, 128),
+        (Bf16, Bf16, 1, 256),
+    ] {
+        let what = format!("{element:?} over {cache_element:?}, {group} of {head_dim}");
+        let case = |sequences: &[(usize, usize)]| Case {
+            cache_element,
+            ..Case::new(element, (1, group, head_dim), sequences)
+        };
+        bits_are_of_the_context(bench, &what, group * head_dim * 2, &case);
     }
-    let two = run(&two, How { enough_blocks: 3, ..How::packed() });
-    assert_eq!(two[..want.len()], want[..], "two chunks to a block");
-    let mixed = Case::new(Element::Bf16, (1, group, head_dim), &[(40, 30), (len, 1), (3, 3)]);
-    let row = group * head_dim * 2;
-    assert_eq!(&run(&mixed, PLAINLY)[30 * row..][..row], &want[..], "beside others");
-    // As the last of five and of forty rows.
-    for queries in [5, 40] {
-        let prompt = Case::new(Element::Bf16, (1, group, head_dim), &[(len, queries)]);
-        let rows = run(&prompt, PLAINLY);
-        assert_eq!(&rows[rows.len() - row..], &want[..], "as the last of {queries} rows");
+}
+
+/// Makes a case of sequences, each with its context's length and its queries.
+type MakeCase<'a> = &'a dyn Fn(&[(usize, usize)]) -> Case;
+
+fn bits_are_of_the_context<D: Driver>(
+    bench: &mut Bench<D>,
+    what: &str,
+    row: usize,
+    case: MakeCase<'_>,
+) {
+    const LEN: usize = 600;
+    let mut run = |case: &Case, how| case.run(bench, how).expect("the kernel runs");
+    let alone = case(&[(LEN, 1)]);
+    let want = run(&alone, packed());
+    // In three blocks, and in two.
+    for how in [spread(), How { multiprocessors: 2, ..spread() }] {
+        assert_eq!(run(&alone, how), want, "{what}: shared out otherwise: {how:?}");
+    }
+    let mixed = case(&[(40, 30), (LEN, 1), (3, 3), (300, 1), (LEN, 1)]);
+    for how in [packed(), spread()] {
+        let rows = run(&mixed, how);
+        assert_eq!(&rows[30 * row..][..row], &want[..], "{what}: beside others");
+        assert_eq!(&rows[rows.len() - row..], &want[..], "{what}: the last of others");
+    }
+    // As the last of two and of forty rows.
+    for queries in [2, 40] {
+        let rows = run(&case(&[(LEN, queries)]), spread());
+        assert_eq!(&rows[rows.len() - row..], &want[..], "{what}: as the last of {queries} rows");
     }
 }
 
@@ -308,8 +396,9 @@ mod tests {
     fn nothing_to_do_is_done() {
         let mut plan = AttentionPlan::default();
         let case = Case::new(Element::Bf16, (1, 1, 64), &[]);
-        plan.plan(&ForwardBatch::default(), &case.params, 1, 8);
-        assert!(plan.work.is_empty() && plan.num_partials == 0 && plan.num_tickets == 0);
+        plan.plan(&ForwardBatch::default(), &case.params, packed());
+        assert!(plan.prompts.is_empty() && plan.decodes.is_empty());
+        assert!(plan.num_partials == 0 && plan.num_tickets == 0);
     }
 
     #[test]

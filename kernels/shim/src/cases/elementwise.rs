@@ -39,7 +39,7 @@ pub(super) fn embedding_gather_copies_the_tokens_rows<D: Driver>(bench: &mut Ben
 
 pub(super) fn rms_norm_norms_each_row_and_adds_the_residual_first<D: Driver>(bench: &mut Bench<D>) {
     for element in Element::ACTIVATIONS {
-        for (rows, hidden) in [(1, 8), (3, 576), (2, 4096), (1, 16384)] {
+        for (rows, hidden) in [(1, 8), (3, 576), (2, 4096), (1, 8192), (1, 16384)] {
             for with_residual in [false, true] {
                 let x = numbers(1, rows * hidden);
                 let residual = numbers(2, rows * hidden);
@@ -57,7 +57,8 @@ pub(super) fn rms_norm_norms_each_row_and_adds_the_residual_first<D: Driver>(ben
                     hidden: hidden as u32,
                     eps: 1e-5,
                 };
-                let kernel = format!("rms_norm_{}", element.name());
+                let wide = if hidden > RmsNorm::NARROW { "_wide" } else { "" };
+                let kernel = format!("rms_norm{wide}_{}", element.name());
                 let grid = [rows as u32, 1];
                 bench
                     .launch(&launch("rms_norm", &kernel, grid, 256), &params)
@@ -237,8 +238,10 @@ fn rope_case<D: Driver>(
         format!("{}_{}", element.name(), cache_element.name())
     };
     let kernel = format!("rope_and_cache_{suffix}");
-    let grid = [positions.len() as u32, heads.div_ceil(4) as u32];
-    bench.launch(&launch("rope_and_cache", &kernel, grid, 128), &params).expect("the kernel runs");
+    let grid = RopeAndCache::grid(positions.len() as u32, heads as u32, head_dim as u32);
+    bench
+        .launch(&launch("rope_and_cache", &kernel, grid, RopeAndCache::THREADS), &params)
+        .expect("the kernel runs");
     let got = element.decode(&bench.read(params.qkv));
     let cache = cache_element.decode(&bench.read(params.cache));
     let x = element.rounded(&qkv);

@@ -6,6 +6,7 @@ pub mod backend;
 pub mod element;
 mod elementwise;
 mod sampling;
+mod sampling_wide;
 
 use sconce_kernels::cuda::Driver;
 
@@ -30,12 +31,20 @@ pub fn all<D: Driver>() -> Vec<Case<D>> {
         elementwise::copy_blocks_moves_whole_blocks_of_every_layer,
         elementwise::rope_rotates_queries_and_writes_keys_and_values_to_their_slots,
         attention::every_dtype_and_head_dim_matches_the_reference,
+        attention::every_context_matches_the_reference,
         attention::every_group_matches_the_reference,
         attention::windows_and_caps_match_the_reference,
+        attention::queries_beyond_f16_match_the_reference,
         attention::a_rows_bits_depend_on_its_own_context_only,
         sampling::the_drawn_token_is_the_references,
         sampling::log_probabilities_are_of_the_raw_logits,
         sampling::the_order_of_threads_and_the_neighbours_change_nothing,
         sampling::rows_that_cannot_be_drawn_from_say_so,
+        sampling_wide::vocabularies_of_any_length_draw_the_references_token,
+        sampling_wide::equals_go_to_the_lowest_ids,
+        sampling_wide::most_rows_are_settled_by_their_slices,
+        sampling_wide::a_row_with_penalties_is_searched_raw_and_drawn_from_changed,
+        sampling_wide::a_rows_bits_are_its_own_over_several_slices,
+        sampling_wide::a_slice_that_cannot_be_drawn_from_ends_its_row,
     ]
 }

@@ -1,7 +1,10 @@
 //! Sampling against the reference's distribution and the request's own number.
 
 use sconce_kernels::{
-    cuda::{Driver, Launch, MAX_TOP, SampleRow, SampledRow, Sampling},
+    cuda::{
+        Driver, Launch, MAX_TOP, SAMPLE_SLICE, SAMPLE_SLICE_BYTES, SAMPLE_STATE_BYTES, SampleRow,
+        SampledRow, Sampling,
+    },
     ops::sampling::{SampleRequest, SeenToken, uniform},
     reference,
 };
@@ -11,14 +14,16 @@ use crate::Bench;
 
 /// What the kernel gave for a row.
 #[derive(Debug, PartialEq)]
-struct Row {
-    token: u32,
-    logprob: f32,
-    top: Vec<(u32, f32)>,
+pub(super) struct Row {
+    pub(super) token: u32,
+    pub(super) logprob: f32,
+    pub(super) top: Vec<(u32, f32)>,
+    /// Whether the second launch had something to do.
+    pub(super) was_open: bool,
 }
 
 /// Samples rows of equal length.
-fn sample<D: Driver>(
+pub(super) fn sample<D: Driver>(
     bench: &mut Bench<D>,
     logits: &[f32],
     requests: &[SampleRequest<'_>],
@@ -50,6 +55,10 @@ fn sample<D: Driver>(
     bench.clear();
     let mut room = |list: &[u32], words: usize| bench.buffer(&vec![0.0_f32; list.len() / words]);
     let raw = [room(&biases, 2), room(&banned, 1), room(&seen, 2)];
+    let vocab_size = logits.len() / rows.len();
+    let slices = vocab_size.div_ceil(SAMPLE_SLICE);
+    let work =
+        SAMPLE_SLICE_BYTES.map(|bytes| bench.buffer(&vec![0xff_u8; rows.len() * slices * bytes]));
     let params = Sampling {
         logits: bench.buffer(logits),
         requests: bench.buffer(&rows),
@@ -61,22 +70,32 @@ fn sample<D: Driver>(
         seen_raw: raw[2],
         out: bench.buffer(&vec![0_u32; rows.len() * 3]),
         top: bench.buffer(&vec![0_u32; rows.len() * MAX_TOP * 2]),
-        vocab_size: (logits.len() / rows.len()) as u32,
+        slices: work[0],
+        candidates: work[1],
+        likeliest: work[2],
+        states: bench.buffer(&vec![0_u8; rows.len() * SAMPLE_STATE_BYTES]),
+        vocab_size: vocab_size as u32,
         padding: 0,
     };
     let launch = Launch {
         file: "sampling",
         kernel: "sampling",
-        grid: [rows.len() as u32, 1],
+        grid: [slices as u32, rows.len() as u32],
         threads: 512,
         shared_bytes: 0,
     };
     bench.launch(&launch, &params).expect("the kernel runs");
+    let rest = Launch { kernel: "sampling_rest", grid: [rows.len() as u32, 1], ..launch };
+    bench.launch(&rest, &params).expect("the kernel runs");
     let top = bench.read::<u32>(params.top);
     let out = bench.read::<SampledRow>(params.out);
+    let states = bench.read::<[u32; 2]>(params.states);
+    assert!(states.iter().all(|&[ticket, _]| ticket == 0), "tickets are left for the next launch");
     out.iter()
         .zip(top.chunks_exact(MAX_TOP * 2))
-        .map(|(row, top)| Row {
+        .zip(&states)
+        .map(|((row, top), &[_, open])| Row {
+            was_open: open != 0,
             token: row.token,
             logprob: row.logprob,
             top: top

@@ -33,13 +33,21 @@ tests! {
     copy_blocks_moves_whole_blocks_of_every_layer
     rope_rotates_queries_and_writes_keys_and_values_to_their_slots
     every_dtype_and_head_dim_matches_the_reference
+    every_context_matches_the_reference
     every_group_matches_the_reference
     windows_and_caps_match_the_reference
+    queries_beyond_f16_match_the_reference
     a_rows_bits_depend_on_its_own_context_only
     the_drawn_token_is_the_references
     log_probabilities_are_of_the_raw_logits
     the_order_of_threads_and_the_neighbours_change_nothing
     rows_that_cannot_be_drawn_from_say_so
+    vocabularies_of_any_length_draw_the_references_token
+    equals_go_to_the_lowest_ids
+    most_rows_are_settled_by_their_slices
+    a_row_with_penalties_is_searched_raw_and_drawn_from_changed
+    a_rows_bits_are_its_own_over_several_slices
+    a_slice_that_cannot_be_drawn_from_ends_its_row
 }
 
 #[test]
