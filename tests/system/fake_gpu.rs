@@ -69,14 +69,22 @@ fn script_file(script: &str) -> NamedTempFile {
     faults
 }
 
-/// What a server of the tiny model that does not start says, and the code that it ends with.
-fn refusal(script: &str, fake_gpu: &[&str], args: &[&str]) -> (Option<i32>, String) {
+/// What a server that does not start says, and the code that it ends with.
+fn refusal(model: &Path, script: &str, fake_gpu: &[&str]) -> (Option<i32>, String) {
     let (folder, faults) = (tempfile::tempdir().expect("a folder"), script_file(script));
     let path = faults.path().to_str().expect("UTF-8");
-    let fake_gpu = [&["--faults", path], fake_gpu].concat();
-    let output = command(&folder, &models::tiny(), &fake_gpu, args).output();
-    let output = output.expect("the binary runs");
-    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    let mut command = command(&folder, model, &[&["--faults", path], fake_gpu].concat(), &[]);
+    let log = folder.path().join("log");
+    let file = File::create(&log).expect("the folder takes files");
+    let mut child = command.stdout(Stdio::piped()).stderr(file).spawn().expect("the binary runs");
+    // Its first line is the banner's.
+    let banner = BufReader::new(child.stdout.take().expect("it is piped")).lines().next();
+    if banner.is_some() {
+        child.kill().expect("it runs");
+    }
+    let status = child.wait().expect("it ends");
+    assert!(banner.is_none(), "{script}: it has started");
+    (status.code(), fs::read_to_string(log).expect("UTF-8"))
 }
 
 /// A command that serves a model on a fake GPU.

@@ -47,6 +47,9 @@ std::string Faults::read(const std::string& path) {
             fault.kind = kind == "sticky" ? Kind::Sticky : kind == "nan" ? Kind::Nan : Kind::Slow;
             good = kind == "sticky" || kind == "nan" || kind == "slow";
             words >> n >> value;
+            if (fault.kind == Kind::Nan) {
+                words >> fault.call;
+            }
         }
         const bool is_of_calls = fault.kind == Kind::Fail || fault.kind == Kind::Skip;
         good = good && (parse(n, fault.n) || (n == "*" && is_of_calls));
@@ -79,11 +82,13 @@ Faults::Answer Faults::of_call(const char* name) {
     return {};
 }
 
-Faults::Launch Faults::of_launch() {
+Faults::Launch Faults::of_launch(const std::string& name) {
     Launch launch;
     launch.number = ++launches;
+    const uint64_t of_name = ++launches_of[name];
     for (const Fault& fault : faults) {
-        if (fault.n != launches) {
+        const bool is_of_name = fault.kind == Kind::Nan && !fault.call.empty();
+        if (is_of_name ? fault.call != name || fault.n != of_name : fault.n != launches) {
             continue;
         }
         if (fault.kind == Kind::Sticky) {

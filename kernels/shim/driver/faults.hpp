@@ -8,8 +8,9 @@
 //                          give nothing back
 //   sticky N ERROR         the N-th launch fails when it runs, and takes the context along
 //   hang N                 the N-th launch never ends
-//   nan N K                after the N-th launch the memory that its K-th pointer points
-//                          to holds NaN in its first 64 bytes
+//   nan N K [NAME]         after the N-th launch the memory that its K-th pointer points
+//                          to holds NaN in its first 64 bytes; with a name, after the N-th
+//                          of a kernel or product of that name
 //   slow N FACTOR          the N-th copy takes so many times its time
 // Launches (matrix products among them) and copies are counted as they are asked for,
 // from 1.
@@ -42,8 +43,8 @@ public:
         // Which it is, from 1.
         uint64_t number = 0;
     };
-    // What happens to the next launch.
-    Launch of_launch();
+    // What happens to the next launch, which is of this kernel or product.
+    Launch of_launch(const std::string& name);
     // What the next copy's time is multiplied with.
     uint64_t of_copy();
 
@@ -57,7 +58,7 @@ private:
         uint64_t value;
     };
     std::vector<Fault> faults;
-    std::map<std::string, uint64_t> calls;
+    std::map<std::string, uint64_t> calls, launches_of;
     uint64_t launches = 0, copies = 0;
 };
 

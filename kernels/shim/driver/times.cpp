@@ -40,7 +40,9 @@ CUresult ask_launch(Stream& stream, Op op) {
     if (on_gone_memory(op)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    const Faults::Launch fault = d.settings.faults.of_launch();
+    // The call's name ends with the kernel's.
+    const std::string kernel = op.name.substr(op.name.rfind(' ') + 1);
+    const Faults::Launch fault = d.settings.faults.of_launch(kernel);
     op.fails = fault.sticky;
     op.hangs = fault.hangs;
     op.launch = fault.number;

@@ -1,6 +1,6 @@
 //! What fails on the device, over HTTP: who is told, what goes on, what the process ends with.
 
-use std::thread;
+use std::{io::Read as _, thread};
 
 use super::{Answer, Ask, Gpu, Work, models, refusal, serving::FEW_BLOCKS};
 
@@ -80,6 +80,8 @@ fn an_error_ends_what_ran_and_the_engine_is_built_anew_once() {
     assert_eq!(right.ask.send(&gpu.server).0, 500);
     // Loading again takes fewer launches than that; some request meets the second.
     while right.ask.send(&gpu.server).0 == 200 {}
+    // A moment after the request has its error.
+    while gpu.server.send("GET", "/health", "").0 == 200 {}
     let (status, body) = gpu.server.send("GET", "/health", "");
     assert!(status == 503 && body.contains("the engine has stopped"), "{status} {body}");
     assert_eq!(right.ask.send(&gpu.server).0, 503);
@@ -103,6 +105,14 @@ fn a_lost_device_ends_the_process_with_3() {
                     });
                 }
             });
+            // Until it listens no more: an engine that has stopped without the process would
+            // be waited for without end.
+            while let Some(mut stream) = gpu.server.try_open("GET", "/health", "", "") {
+                let mut text = String::new();
+                // The process may end in the midst of it.
+                let _ = stream.read_to_string(&mut text);
+                assert!(!text.contains("the engine has stopped"), "{mode} {script}: {}", gpu.log());
+            }
             let code = gpu.server.ended().code();
             assert_eq!(code, Some(3), "{mode} {script}: {}", gpu.log());
             assert!(gpu.log().contains("CUDA_ERROR_ILLEGAL_ADDRESS"), "{}", gpu.log());
@@ -122,13 +132,13 @@ fn memory_runs_out_when_it_starts_or_never() {
     drop(gpu);
     for nth in [1, 2, 3, all / 4, all / 2, all - 3, all - 1, all] {
         let script = format!("fail cuMemAllocAsync {nth} CUDA_ERROR_OUT_OF_MEMORY");
-        let (code, said) = refusal(&script, &["--mode", "late"], &[]);
+        let (code, said) = refusal(&models::tiny(), &script, &["--mode", "late"]);
         assert_eq!(code, Some(1), "{script} of {all}: {said}");
         let is_clear = said.contains("OUT_OF_MEMORY") || said.contains("memory");
         assert!(is_clear && !said.contains("panicked"), "{script} of {all}: {said}");
     }
     for call in ["cuMemHostAlloc", "cublasCreate_v2", "curandCreateGenerator", "cuModuleLoadData"] {
-        let (code, said) = refusal(&format!("fail {call} 1 2"), &[], &[]);
+        let (code, said) = refusal(&models::tiny(), &format!("fail {call} 1 2"), &[]);
         assert_eq!(code, Some(1), "{call}: {said}");
         assert!(!said.contains("panicked"), "{call}: {said}");
     }
@@ -198,7 +208,9 @@ fn not_a_number_costs_nobody_else_anything() {
     }
     let right = Right::new(&["--no-enable-prefix-caching"]);
     // Beside others: one of the batch is hit, the others have their bits.
-    let script = format!("nan {} 3", right.launch("cublasGemmEx") + 40);
+    let count = |of: &[Work]| of.iter().filter(|work| work.name == "cublasGemmEx").count();
+    let nth = count(&right.loading) + count(&right.serving);
+    let script = format!("nan {nth} 3 cublasGemmEx");
     let gpu = Gpu::with_faults(&script, &["--mode", "late"], &["--no-enable-prefix-caching"]);
     let answers = thread::scope(|scope| {
         let ask = || scope.spawn(|| right.ask.send(&gpu.server));

@@ -17,7 +17,6 @@ use crate::model;
 const NUM_LAYERS: usize = 2;
 const HIDDEN: usize = 128;
 const INTERMEDIATE: usize = 256;
-const HEAD_DIM: usize = 64;
 /// The bytes.
 const VOCAB: usize = 256;
 
@@ -60,11 +59,16 @@ pub(super) fn cut() -> PathBuf {
 /// Random weights, always the same: two layers of two heads that share one of K and V, a
 /// vocabulary of bytes.
 pub(super) fn tiny() -> PathBuf {
-    folder("tiny-1", |to| {
+    tiny_with(64)
+}
+
+/// The same with heads of another size.
+pub(super) fn tiny_with(head_dim: usize) -> PathBuf {
+    folder(&format!("tiny-{head_dim}-1"), |to| {
         let config = json!({
             "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": VOCAB,
             "hidden_size": HIDDEN, "intermediate_size": INTERMEDIATE, "num_hidden_layers": 2,
-            "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": HEAD_DIM,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": head_dim,
             "hidden_act": "silu", "max_position_embeddings": 1024, "rms_norm_eps": 1e-5,
             "rope_theta": 10000.0, "tie_word_embeddings": false, "attention_bias": false,
             "mlp_bias": false, "torch_dtype": "bfloat16", "bos_token_id": 1, "eos_token_id": 2,
@@ -90,10 +94,10 @@ pub(super) fn tiny() -> PathBuf {
         for layer in 0..2 {
             let scale = (3.0 / HIDDEN as f32).sqrt();
             for (name, rows, cols) in [
-                ("self_attn.q_proj", 2 * HEAD_DIM, HIDDEN),
-                ("self_attn.k_proj", HEAD_DIM, HIDDEN),
-                ("self_attn.v_proj", HEAD_DIM, HIDDEN),
-                ("self_attn.o_proj", HIDDEN, 2 * HEAD_DIM),
+                ("self_attn.q_proj", 2 * head_dim, HIDDEN),
+                ("self_attn.k_proj", head_dim, HIDDEN),
+                ("self_attn.v_proj", head_dim, HIDDEN),
+                ("self_attn.o_proj", HIDDEN, 2 * head_dim),
                 ("mlp.gate_proj", INTERMEDIATE, HIDDEN),
                 ("mlp.up_proj", INTERMEDIATE, HIDDEN),
                 ("mlp.down_proj", HIDDEN, INTERMEDIATE),

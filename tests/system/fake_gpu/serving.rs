@@ -169,13 +169,7 @@ fn on_profile(name: &str) -> Vec<Answer> {
 #[test]
 fn every_profile_serves_the_same() {
     let h100 = on_profile("h100");
-    for profile in ["a100", "h200", "b200"] {
+    for profile in ["a100", "l40s", "h200", "b200"] {
         assert_eq!(on_profile(profile), h100, "{profile}");
     }
-}
-
-#[test]
-#[ignore = "attention asks for 110,592 bytes of shared memory with head_dim 64: an L40S has 101,376"]
-fn an_l40s_serves_the_same() {
-    assert_eq!(on_profile("l40s"), on_profile("h100"));
 }

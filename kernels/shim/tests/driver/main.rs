@@ -274,7 +274,10 @@ fn faults_happen_as_the_script_says() {
     // An asynchronous error shows where somebody waits for it, and stays.
     assert_eq!(of("sticky 1 700", "late").0, format!("0 {ILLEGAL} {ILLEGAL}"));
     assert_eq!(of("fail cuStreamSynchronize 1 719", "late").0, "0 719 0");
-    assert_eq!(of("nan 1 2", "late").0, "0 0 0\nffff");
+    for nan in ["nan 1 2", "nan 1 2 add_bias_bf16"] {
+        assert_eq!(of(nan, "late").0, "0 0 0\nffff", "{nan}");
+    }
+    assert_eq!(of("nan 1 2 cublasGemmEx", "late").0, "0 0 0\n3f80");
     // The launch that was left out has added nothing.
     assert_eq!(of("skip cuLaunchKernel 1", "late").0, "0 0 0\n0");
     let (_, said) = of("stcky 1 700", "late");
