@@ -27,6 +27,9 @@ import threading
 import time
 from pathlib import Path
 
+import report
+import stages
+
 ROOT = Path(__file__).resolve().parents[2]
 # A case with less time than this would hardly start.
 LEAST_SECONDS = 3
@@ -44,7 +47,7 @@ class Run:
         self.started = time.monotonic()
         self.deadline = self.started + 60 * arguments.minutes
         self.stage_deadline = self.deadline
-        self.work = Path(tempfile.mkdtemp(prefix="sconce-gpu-"))
+        self.work = Path(tempfile.mkdtemp(prefix="sconce-gpu-", dir=self.roomy_memory()))
         self.lock = threading.Lock()
         self.log = (self.out / "run.log").open("w")
         self.environment = dict(os.environ)
@@ -53,7 +56,12 @@ class Run:
         self.results = None
         # Processes that outlive a case: servers, makers of models.
         self.background = []
-        self.cleanup = lambda: None
+
+    def roomy_memory(self):
+        """Where models lie in memory, if they fit: a disk would be what is measured."""
+        memory = Path("/dev/shm")
+        roomy = not self.dry and memory.is_dir() and shutil.disk_usage(memory).free > 40 << 30
+        return memory if roomy else None
 
     def find_binaries(self):
         """The folder of the binaries, and the libraries they need on the path."""
@@ -158,16 +166,7 @@ class Run:
         """The command's outcome, its lines of JSON and its other lines."""
         lines, errors = [], []
         try:
-            process = subprocess.Popen(
-                [str(word) for word in command],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                errors="replace",
-                env=self.environment,
-                cwd=ROOT,
-                start_new_session=True,
-            )
+            process = self.spawn(command, subprocess.PIPE, subprocess.PIPE)
         except OSError as error:
             return "failed", [], [str(error)]
 
@@ -206,6 +205,19 @@ class Run:
             reader.join(5)
         return outcome, lines, errors
 
+    def spawn(self, command, stdout, stderr):
+        """A process in a group of its own, so that all it starts can be ended with it."""
+        return subprocess.Popen(
+            [str(word) for word in command],
+            stdout=stdout,
+            stderr=stderr,
+            text=True,
+            errors="replace",
+            env=self.environment,
+            cwd=ROOT,
+            start_new_session=True,
+        )
+
     def note(self, stage, name, line):
         with self.lock:
             print(f"[{stage}: {name}] {line.rstrip()}", file=self.log, flush=True)
@@ -228,21 +240,13 @@ class Run:
     def start(self, command, output):
         """Starts a process that goes on beside the cases."""
         with open(output, "w") as file:
-            process = subprocess.Popen(
-                [str(word) for word in command],
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                env=self.environment,
-                cwd=ROOT,
-                start_new_session=True,
-            )
+            process = self.spawn(command, file, subprocess.STDOUT)
         self.background.append(process)
         return process
 
     def close(self):
         for process in self.background:
             kill(process)
-        self.cleanup()
         shutil.rmtree(self.work, ignore_errors=True)
 
 
@@ -256,9 +260,6 @@ def kill(process):
 
 
 def main():
-    import report
-    import stages
-
     names = [stage.name for stage in stages.STAGES]
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -40,18 +40,23 @@ def python(name, *words):
 
 
 def gpu(run, *words):
-    return [run.binaries / "sconce-gpu", *(["--dry-run"] if run.dry else []), *words]
+    return [run.binaries / "sconce-gpu", *dry(run), *words]
+
+
+def torch_side(run, *words):
+    return python("torch_side.py", *words, *dry(run))
+
+
+def dry(run):
+    return ["--dry-run"] if run.dry else []
 
 
 class Models:
     """Folders of models of random weights, made beside the first stages."""
 
     def __init__(self, run, wanted):
-        # In memory where there is room: a disk would be what is measured.
-        memory = Path("/dev/shm")
-        roomy = not run.dry and memory.is_dir() and shutil.disk_usage(memory).free > 40 << 30
-        self.folder = (memory / run.work.name) if roomy else run.work / "models"
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder = run.work / "models"
+        self.folder.mkdir()
         self.run = run
         self.making = {name: self.make(name) for name in wanted}
 
@@ -82,8 +87,6 @@ def prepare(run, names):
     if {"steps", "serving", "transformers"} & set(names):
         wanted.append("large")
     run.models = Models(run, wanted)
-    # In memory they outlive the work folder.
-    run.cleanup = lambda: shutil.rmtree(run.models.folder, ignore_errors=True)
 
 
 def machine(run):
@@ -94,8 +97,7 @@ def machine(run):
 
 
 def ceilings(run):
-    dry = ["--dry-run"] if run.dry else []
-    run.case("ceilings", "PyTorch's copy and product", python("torch_side.py", "ceilings", *dry), 60)
+    run.case("ceilings", "PyTorch's copy and product", torch_side(run, "ceilings"), 60)
 
 
 def checks(run):
@@ -218,8 +220,7 @@ def serving(run):
 
 
 def attention(run):
-    dry = ["--dry-run"] if run.dry else []
-    run.case("attention", "PyTorch's", python("torch_side.py", "attention", *dry), 60)
+    run.case("attention", "PyTorch's", torch_side(run, "attention"), 60)
 
 
 def probes(run):
@@ -228,8 +229,7 @@ def probes(run):
 
 
 def transformers(run):
-    dry = ["--dry-run"] if run.dry else []
-    command = python("torch_side.py", "batching", run.models.take("large"), *dry)
+    command = torch_side(run, "batching", run.models.take("large"))
     run.case("transformers", "continuous batching", command, 120)
 
 

@@ -36,6 +36,11 @@ def device():
     return "cpu"
 
 
+def normal(*shape):
+    """Random numbers in bf16, where the measurements run."""
+    return torch.randn(*shape, device=device(), dtype=torch.bfloat16)
+
+
 def seconds(call, inputs):
     """The median time of a call, over inputs in turns."""
     if not torch.cuda.is_available():
@@ -74,10 +79,6 @@ def ceilings():
         return
     where = device()
     on_gpu = where == "cuda"
-
-    def normal(*shape):
-        return torch.randn(*shape, device=where, dtype=torch.bfloat16)
-
     size = 1 << (31 if on_gpu else 20)
     source = torch.randint(0, 255, (size,), dtype=torch.uint8, device=where)
     target = torch.empty_like(source)
@@ -95,12 +96,7 @@ def attention():
     if torch is None:
         print("skipped: no PyTorch")
         return
-    where = device()
-    on_gpu = where == "cuda"
-
-    def normal(*shape):
-        return torch.randn(*shape, device=where, dtype=torch.bfloat16)
-
+    on_gpu = device() == "cuda"
     attend = torch.nn.functional.scaled_dot_product_attention
     length = 8192 if on_gpu else 32
     q, k, v = normal(1, 32, length, 128), normal(1, 8, length, 128), normal(1, 8, length, 128)

@@ -5,6 +5,7 @@ mod faults;
 mod models;
 mod planted;
 mod serving;
+mod start;
 
 use std::{
     fs::{self, File},
@@ -70,10 +71,10 @@ fn script_file(script: &str) -> NamedTempFile {
 }
 
 /// What a server that does not start says, and the code that it ends with.
-fn refusal(model: &Path, script: &str, fake_gpu: &[&str]) -> (Option<i32>, String) {
+fn refusal(model: &Path, script: &str, fake_gpu: &[&str], args: &[&str]) -> (Option<i32>, String) {
     let (folder, faults) = (tempfile::tempdir().expect("a folder"), script_file(script));
     let path = faults.path().to_str().expect("UTF-8");
-    let mut command = command(&folder, model, &[&["--faults", path], fake_gpu].concat(), &[]);
+    let mut command = command(&folder, model, &[&["--faults", path], fake_gpu].concat(), args);
     let log = folder.path().join("log");
     let file = File::create(&log).expect("the folder takes files");
     let mut child = command.stdout(Stdio::piped()).stderr(file).spawn().expect("the binary runs");
@@ -87,10 +88,14 @@ fn refusal(model: &Path, script: &str, fake_gpu: &[&str]) -> (Option<i32>, Strin
     (status.code(), fs::read_to_string(log).expect("UTF-8"))
 }
 
+/// The script that runs a command on a fake GPU.
+fn with_fake_gpu() -> Command {
+    Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/shim/with-fake-gpu"))
+}
+
 /// A command that serves a model on a fake GPU.
 fn command(folder: &TempDir, model: &Path, fake_gpu: &[&str], args: &[&str]) -> Command {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/shim/with-fake-gpu");
-    let mut command = Command::new(script);
+    let mut command = with_fake_gpu();
     command.arg("--trace").arg(folder.path().join("trace")).args(fake_gpu);
     command.arg(env!("CARGO_BIN_EXE_sconce")).env("SCONCE_NO_HUB", "1");
     command.arg("serve").arg(model).args(["--port", "0"]);

@@ -6,8 +6,6 @@ mod batching;
 mod cuda;
 #[cfg(feature = "cuda")]
 mod fake_gpu;
-#[cfg(feature = "cuda")]
-mod fake_gpu_start;
 mod golden;
 mod ledger;
 mod model;

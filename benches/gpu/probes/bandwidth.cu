@@ -90,17 +90,6 @@ __global__ void __launch_bounds__(256)
     atomicAdd(out, total);
 }
 
-// What read_pieces must find: by other code.
-__global__ void sum_words(const uint32_t* from, size_t count, uint32_t* out) {
-    uint32_t total = 0;
-    const size_t step = static_cast<size_t>(gridDim.x) * blockDim.x;
-    for (size_t i = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
-         i += step) {
-        total += from[i];
-    }
-    atomicAdd(out, total);
-}
-
 template <int UNROLL>
 void measure(const uint4* from, uint4* to, size_t bytes, uint32_t* out, uint32_t expected,
              int blocks, int threads) {
@@ -146,10 +135,7 @@ int main() {
     auto* from = reinterpret_cast<uint4*>(random_words(bytes / 4, 1));
     auto* to = reinterpret_cast<uint4*>(random_words(bytes / 4, 2));
     auto* out = allocate<uint32_t>(1);
-    CHECK(cudaMemset(out, 0, 4));
-    sum_words<<<1024, 256>>>(reinterpret_cast<uint32_t*>(from), bytes / 4, out);
-    CHECK(cudaGetLastError());
-    const uint32_t expected = read_back(out, 1)[0];
+    const uint32_t expected = sum_on_device(reinterpret_cast<uint32_t*>(from), bytes / 4, out);
 
     // The L2 cases' sums too, once.
     CHECK(cudaMemset(out, 0, 4));

@@ -252,16 +252,6 @@ template <int PAGE> __global__ void __launch_bounds__(288) read_stages(const Par
 #endif
 }
 
-__global__ void sum_words(const uint32_t* from, size_t count, uint32_t* out) {
-    uint32_t total = 0;
-    const size_t step = static_cast<size_t>(gridDim.x) * blockDim.x;
-    for (size_t i = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
-         i += step) {
-        total += from[i];
-    }
-    atomicAdd(out, total);
-}
-
 constexpr size_t POOL = 2 * GIB;
 constexpr int RESERVED_A_BLOCK = 1024;
 
@@ -387,10 +377,7 @@ int main() {
     }
     auto* pool = random_words(POOL / 4, 3);
     auto* out = allocate<uint32_t>(1);
-    CHECK(cudaMemset(out, 0, 4));
-    sum_words<<<1024, 256>>>(pool, POOL / 4, out);
-    CHECK(cudaGetLastError());
-    const uint32_t expected = read_back(out, 1)[0];
+    const uint32_t expected = sum_on_device(pool, POOL / 4, out);
     all<2048>(reinterpret_cast<unsigned char*>(pool), out, expected);
     all<4096>(reinterpret_cast<unsigned char*>(pool), out, expected);
     return 0;

@@ -316,3 +316,22 @@ __device__ __forceinline__ void mma_bf16(float (&d)[4], uint32_t a0, uint32_t a1
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
+
+// A template, so that programs that do not ask for it have none.
+template <typename Word> __global__ void sum_words(const Word* from, size_t count, Word* out) {
+    Word total = 0;
+    const size_t step = static_cast<size_t>(gridDim.x) * blockDim.x;
+    for (size_t i = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
+         i += step) {
+        total += from[i];
+    }
+    atomicAdd(out, total);
+}
+
+// What kernels that read all of it must find. `out` is one word on the device.
+template <typename Word> Word sum_on_device(const Word* from, size_t count, Word* out) {
+    CHECK(cudaMemset(out, 0, sizeof(Word)));
+    sum_words<<<1024, 256>>>(from, count, out);
+    CHECK(cudaGetLastError());
+    return read_back(out, 1)[0];
+}

@@ -21,18 +21,18 @@ const CUDA_VERSION: i32 = 13_000;
 /// [`KernelError::NoDevice`] where there is no driver or no such device; else what is wrong
 /// with the one there is.
 pub(super) fn open(ordinal: usize) -> Result<CudaDevice, KernelError> {
-    cuda::init().map_err(|error| not_started(ordinal, error))?;
+    let failed = |error| not_started(ordinal, error);
+    cuda::init().map_err(failed)?;
     check_version()?;
-    let count = cuda::device::get_count().map_err(|error| not_started(ordinal, error))?;
+    let count = cuda::device::get_count().map_err(failed)?;
     if usize::try_from(count).unwrap_or(0) <= ordinal {
         return Err(KernelError::NoDevice {
             reason: format!("the driver knows {count} devices, and this is number {ordinal}"),
         });
     }
     check_libraries()?;
-    let context = CudaContext::new(ordinal).map_err(|error| not_started(ordinal, error))?;
-    let (major, minor) =
-        context.compute_capability().map_err(|error| not_started(ordinal, error))?;
+    let context = CudaContext::new(ordinal).map_err(failed)?;
+    let (major, minor) = context.compute_capability().map_err(failed)?;
     if major < 8 {
         return Err(KernelError::Unsupported {
             what: format!("compute capability {major}.{minor}"),

@@ -132,13 +132,13 @@ fn memory_runs_out_when_it_starts_or_never() {
     drop(gpu);
     for nth in [1, 2, 3, all / 4, all / 2, all - 3, all - 1, all] {
         let script = format!("fail cuMemAllocAsync {nth} CUDA_ERROR_OUT_OF_MEMORY");
-        let (code, said) = refusal(&models::tiny(), &script, &["--mode", "late"]);
+        let (code, said) = refusal(&models::tiny(), &script, &["--mode", "late"], &[]);
         assert_eq!(code, Some(1), "{script} of {all}: {said}");
         let is_clear = said.contains("OUT_OF_MEMORY") || said.contains("memory");
         assert!(is_clear && !said.contains("panicked"), "{script} of {all}: {said}");
     }
     for call in ["cuMemHostAlloc", "cublasCreate_v2", "curandCreateGenerator", "cuModuleLoadData"] {
-        let (code, said) = refusal(&models::tiny(), &format!("fail {call} 1 2"), &[]);
+        let (code, said) = refusal(&models::tiny(), &format!("fail {call} 1 2"), &[], &[]);
         assert_eq!(code, Some(1), "{call}: {said}");
         assert!(!said.contains("panicked"), "{call}: {said}");
     }

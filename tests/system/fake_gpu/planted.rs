@@ -28,7 +28,8 @@ fn count(trace: &[Work], name: &str) -> usize {
 #[test]
 fn a_missing_event_is_found() {
     for call in ["cuEventRecord", "cuEventSynchronize"] {
-        let (code, said) = refusal(&models::tiny(), &format!("skip {call} *"), &["--mode", "late"]);
+        let (code, said) =
+            refusal(&models::tiny(), &format!("skip {call} *"), &["--mode", "late"], &[]);
         assert_ne!(code, Some(0), "{call}");
         let message = "host memory was changed before an asynchronous copy had read it: bytes 0";
         assert!(said.contains(message), "{call}: {said}");
@@ -38,7 +39,7 @@ fn a_missing_event_is_found() {
 #[test]
 fn an_unset_shared_memory_attribute_is_found() {
     // Attention with heads of 128 elements takes more than a block has without asking.
-    let (code, said) = refusal(&models::tiny_with(128), "skip cuFuncSetAttribute *", &[]);
+    let (code, said) = refusal(&models::tiny_with(128), "skip cuFuncSetAttribute *", &[], &[]);
     assert_eq!(code, Some(1), "{said}");
     let message = "(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES)";
     assert!(said.contains("paged_attention") && said.contains(message), "{said}");
