@@ -91,7 +91,7 @@ def prepare(run, names):
 
 def machine(run):
     run.case("machine", "Sconce", [run.binaries / "sconce", "--version"], 20)
-    run.case("machine", "PyTorch", python("torch_side.py", "versions"), 60)
+    run.case("machine", "PyTorch", torch_side(run, "versions"), 60)
     if shutil.which("nvidia-smi"):
         run.case("machine", "nvidia-smi", ["nvidia-smi"], 20)
 

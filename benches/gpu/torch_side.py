@@ -1,6 +1,6 @@
 """What PyTorch and transformers say on the same machine, one line of JSON a result.
 
-    torch_side.py versions
+    torch_side.py versions [--dry-run]
     torch_side.py ceilings [--dry-run]
     torch_side.py attention [--dry-run]
     torch_side.py tokens FOLDER BATCH...
@@ -66,7 +66,8 @@ def seconds(call, inputs):
 def versions():
     if torch is None:
         print("no PyTorch")
-        sys.exit(1)
+        # A dry run has no need of it.
+        sys.exit(0 if DRY else 1)
     import transformers
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
