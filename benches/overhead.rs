@@ -13,10 +13,10 @@ use std::{collections::BTreeMap, ffi::OsString, fmt::Write as _, path::Path, tim
 use clap::Parser;
 use sconce::{Options, Sconce, ServerConfig};
 use sconce_bench::{BenchArgs, Report};
-use sconce_scheduler::{Output, Request, Scheduler, SchedulerConfig, SchedulingPolicy};
-use sconce_types::{
-    RequestId, Sample, SampleOutcome, SampledRow, SampledTokens, SamplingParams, ScheduledBatch,
+use sconce_scheduler::{
+    CacheGroups, Output, Request, Scheduler, SchedulerConfig, SchedulingPolicy,
 };
+use sconce_types::{RequestId, Sample, SampleOutcome, SamplingParams, ScheduledBatch, StepResult};
 
 const STREAMS: usize = 256;
 const OUTPUT_LEN: u32 = 1000;
@@ -48,6 +48,8 @@ fn scheduler() -> f64 {
         max_model_len: 2048,
         num_blocks: STREAMS * 128,
         max_queued: STREAMS,
+        groups: CacheGroups::ONE,
+        depth: 1,
         prefix_cache: None,
         policy: SchedulingPolicy::Fair,
     };
@@ -58,7 +60,7 @@ fn scheduler() -> f64 {
         let request = Request::new(RequestId(id), prompt, params.into());
         scheduler.add(request).expect("there is room");
     }
-    let (mut batch, mut sampled) = (ScheduledBatch::default(), SampledTokens::default());
+    let (mut batch, mut result) = (ScheduledBatch::default(), StepResult::default());
     let (mut outputs, mut tokens): (Vec<Output>, u64) = (Vec::new(), 0);
     let started = Instant::now();
     loop {
@@ -66,17 +68,14 @@ fn scheduler() -> f64 {
         if batch.is_empty() {
             break;
         }
-        sampled.step = batch.step;
-        sampled.rows.clear();
-        sampled.rows.extend(batch.sequences.iter().map(|sequence| SampledRow {
-            outcome: match sequence.sample {
-                Sample::Nothing => SampleOutcome::Nothing,
-                Sample::Token { .. } => SampleOutcome::Token(7),
-            },
-            logprobs: None,
-            prompt_logprobs: Vec::new(),
-        }));
-        scheduler.commit(&batch, &sampled, &mut outputs);
+        result.clear(batch.step);
+        for sequence in &batch.sequences {
+            match sequence.sample {
+                Sample::Nothing => result.push(SampleOutcome::Nothing),
+                Sample::Token { .. } => result.push_token(7),
+            }
+        }
+        scheduler.commit(&batch, &mut result, &mut outputs);
         tokens += outputs.len() as u64;
         outputs.clear();
     }

@@ -9,10 +9,12 @@ use std::{
 };
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use sconce_scheduler::{Output, Request, Scheduler, SchedulerConfig, SchedulingPolicy};
+use sconce_scheduler::{
+    CacheGroups, Output, Request, Scheduler, SchedulerConfig, SchedulingPolicy,
+};
 use sconce_types::{
-    RequestId, Sample, SampleOutcome, SampledRow, SampledTokens, SamplingParams, ScheduledBatch,
-    Tenant, TenantId, TokenId,
+    RequestId, Sample, SampleOutcome, SamplingParams, ScheduledBatch, StepResult, Tenant, TenantId,
+    TokenId,
 };
 
 const PROMPT_LEN: usize = 32;
@@ -27,7 +29,7 @@ struct World {
     tenants: u32,
     next_id: u64,
     batch: ScheduledBatch,
-    sampled: SampledTokens,
+    result: StepResult,
     outputs: Vec<Output>,
 }
 
@@ -39,6 +41,8 @@ impl World {
             max_model_len: 512,
             num_blocks: running * 16,
             max_queued: 2 * queued,
+            groups: CacheGroups::ONE,
+            depth: 1,
             prefix_cache: None,
             policy: SchedulingPolicy::Fair,
         })
@@ -58,7 +62,7 @@ impl World {
             tenants,
             next_id: 0,
             batch: ScheduledBatch::default(),
-            sampled: SampledTokens::default(),
+            result: StepResult::default(),
             outputs: Vec::new(),
         };
         for _ in 0..running + queued {
@@ -88,27 +92,24 @@ impl World {
 
     fn schedule(&mut self) {
         self.scheduler.schedule(&mut self.batch);
-        self.sampled.step = self.batch.step;
     }
 
     /// Takes a result in which the first `ending` sequences that sample end.
     fn commit(&mut self, ending: usize) {
         let mut left = ending;
-        self.sampled.rows.clear();
-        self.sampled.rows.extend(self.batch.sequences.iter().map(|sequence| SampledRow {
-            outcome: match sequence.sample {
-                Sample::Nothing => SampleOutcome::Nothing,
+        self.result.clear(self.batch.step);
+        for sequence in &self.batch.sequences {
+            match sequence.sample {
+                Sample::Nothing => self.result.push(SampleOutcome::Nothing),
                 Sample::Token { .. } if left > 0 => {
                     left -= 1;
-                    SampleOutcome::Token(EOS)
+                    self.result.push_token(EOS);
                 }
-                Sample::Token { .. } => SampleOutcome::Token(TOKEN),
-            },
-            logprobs: None,
-            prompt_logprobs: Vec::new(),
-        }));
+                Sample::Token { .. } => self.result.push_token(TOKEN),
+            }
+        }
         self.outputs.clear();
-        self.scheduler.commit(&self.batch, &self.sampled, &mut self.outputs);
+        self.scheduler.commit(&self.batch, &mut self.result, &mut self.outputs);
     }
 
     /// One step, and as many arrivals as there were ends; the scheduler's time for the step.

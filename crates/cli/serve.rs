@@ -11,7 +11,7 @@ use std::{
 use anyhow::Context as _;
 use futures::{Stream, StreamExt as _, stream};
 use sconce::{
-    AllowedOrigins, ConnectionConfig, EngineHandle, EngineLimits, Options, Quantization, Sconce,
+    AllowedOrigins, ConnectionConfig, EngineHandle, Options, Quantization, SchedulerConfig, Sconce,
     ServerConfig, Summary, TenantDirectory, tenants::ApiKeys,
 };
 
@@ -213,7 +213,8 @@ fn banner(sconce: &Sconce, about: &About) -> String {
     let gib = summary.kv_cache_bytes as f64 / f64::from(1 << 30);
     let Summary { model_name, architecture, device, kv_cache_tokens, .. } = summary;
     let body = example_body(model_name);
-    let EngineLimits { num_blocks, max_model_len, max_num_seqs, max_queued, .. } = limits;
+    let SchedulerConfig { num_blocks, max_model_len, max_num_seqs, max_queued, .. } =
+        limits.scheduler;
     format!(
         r#"sconce {version}
   model     {model_name} ({architecture})

@@ -29,7 +29,8 @@ pub use recording::{Recorded, RecordingError, RecordingHead, read as read_record
 pub use replay::{Difference, Replay, ReplayError, replay};
 pub use sconce_engine::{
     Capacity, EngineHandle, EngineLimits, EngineRequest, FinishReason, Health, Metrics, Overload,
-    RequestError, RequestEvent, RequestStream, SchedulingPolicy, SubmitError, TokenEvent,
+    RequestError, RequestEvent, RequestStream, SchedulerConfig, SchedulingPolicy, SubmitError,
+    TokenEvent,
 };
 pub use sconce_ledger as ledger;
 pub use sconce_runner::{

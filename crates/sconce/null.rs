@@ -6,11 +6,11 @@
 
 use std::time::Duration;
 
-use sconce_engine::{Built, SchedulerConfig};
+use sconce_engine::{Built, CacheGroups, SchedulerConfig};
 use sconce_runner::LoadTimes;
 use sconce_types::{
-    BLOCK_SIZE, Executor, ExecutorError, Sample, SampleOutcome, SampledRow, SampledTokens,
-    ScheduledBatch, TokenId,
+    BLOCK_SIZE, Executor, ExecutorError, Sample, SampleOutcome, ScheduledBatch, StepResult,
+    TokenId, TokenMasks,
 };
 
 use crate::{Options, start::Loaded};
@@ -36,30 +36,31 @@ pub(crate) fn step_time(model: &str) -> Option<Duration> {
 
 /// Says the alphabet, over and over; blocks and contexts are never looked at.
 struct NullExecutor {
-    result: SampledTokens,
+    result: StepResult,
     step_time: Duration,
 }
 
 impl Executor for NullExecutor {
     fn launch(&mut self, batch: &ScheduledBatch) -> Result<(), ExecutorError> {
-        self.result.step = batch.step;
-        self.result.rows.clear();
-        self.result.rows.extend(batch.sequences.iter().map(|sequence| SampledRow {
-            outcome: match sequence.sample {
-                Sample::Nothing => SampleOutcome::Nothing,
-                Sample::Token { output_index } => SampleOutcome::Token(letter(output_index)),
-            },
-            logprobs: None,
-            prompt_logprobs: Vec::new(),
-        }));
+        self.result.clear(batch.step);
+        for sequence in &batch.sequences {
+            match sequence.sample {
+                Sample::Nothing => self.result.push(SampleOutcome::Nothing),
+                Sample::Token { output_index, .. } => self.result.push_token(letter(output_index)),
+            }
+        }
         Ok(())
     }
 
-    fn wait(&mut self, sampled: &mut SampledTokens) -> Result<(), ExecutorError> {
+    fn sample(&mut self, _: &TokenMasks) -> Result<(), ExecutorError> {
+        Ok(())
+    }
+
+    fn wait(&mut self, result: &mut StepResult) -> Result<(), ExecutorError> {
         if !self.step_time.is_zero() {
             std::thread::sleep(self.step_time);
         }
-        std::mem::swap(&mut self.result, sampled);
+        std::mem::swap(&mut self.result, result);
         Ok(())
     }
 }
@@ -80,6 +81,8 @@ pub(crate) fn build(
         max_model_len,
         num_blocks: CACHE_TOKENS.max(max_model_len).div_ceil(BLOCK_SIZE),
         max_queued: options.max_num_queued_reqs,
+        groups: CacheGroups::ONE,
+        depth: 1,
         prefix_cache: None,
         policy: options.scheduling_policy,
     };
@@ -94,8 +97,8 @@ pub(crate) fn build(
         load_times: LoadTimes::default(),
         energy: "not measured: no device".to_owned(),
     };
-    let executor = NullExecutor { result: SampledTokens::default(), step_time };
-    Built { executor, config, vocab_size: VOCAB_SIZE, info }
+    let executor = NullExecutor { result: StepResult::default(), step_time };
+    Built { executor, energy: None, config, vocab_size: VOCAB_SIZE, info }
 }
 
 #[cfg(test)]

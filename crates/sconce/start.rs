@@ -7,8 +7,8 @@ use std::{
 };
 
 use sconce_engine::{
-    Built, Engine, EngineHandle, EngineOptions, EngineRequest, PrefixKey, RecordSink, RequestError,
-    SchedulerConfig, SchedulingPolicy, StartError, SubmitError,
+    Built, CacheGroups, Engine, EngineHandle, EngineOptions, EngineRequest, PrefixKey, RecordSink,
+    RequestError, SchedulerConfig, SchedulingPolicy, StartError, SubmitError,
 };
 use sconce_ledger::{Ledger, LedgerError};
 use sconce_runner::{
@@ -278,6 +278,8 @@ impl Sconce {
                 max_num_batched_tokens: loaded.max_num_batched_tokens,
                 max_model_len: loaded.max_model_len,
                 num_blocks: loaded.num_blocks,
+                groups: CacheGroups::ONE,
+                depth: loaded.runner.depth(),
                 max_queued,
                 prefix_cache,
                 policy,
@@ -293,7 +295,13 @@ impl Sconce {
                 load_times: loaded.load_times,
                 energy: loaded.energy,
             };
-            Ok(Built { executor: loaded.runner, config, vocab_size: loaded.vocab_size, info })
+            Ok(Built {
+                executor: loaded.runner,
+                energy: loaded.meter,
+                config,
+                vocab_size: loaded.vocab_size,
+                info,
+            })
         })
     }
 
@@ -329,8 +337,8 @@ impl Sconce {
             quantization: loaded.quantization,
             kv_cache_dtype: loaded.kv_cache_dtype,
             weight_bytes: loaded.weight_bytes,
-            max_model_len: limits.max_model_len,
-            kv_cache_tokens: limits.num_blocks * sconce_types::BLOCK_SIZE,
+            max_model_len: limits.scheduler.max_model_len,
+            kv_cache_tokens: limits.scheduler.num_blocks * sconce_types::BLOCK_SIZE,
             kv_cache_bytes: loaded.kv_cache_bytes,
             load_times: loaded.load_times,
             energy: loaded.energy,

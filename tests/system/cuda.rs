@@ -5,7 +5,8 @@ use std::time::Duration;
 use sconce::Dtype;
 use sconce_cuda_shim::ShimDriver;
 use sconce_engine::{
-    Built, Engine, EngineRequest, Health, RequestEvent, SchedulerConfig, SchedulingPolicy,
+    Built, CacheGroups, Engine, EngineRequest, Health, RequestEvent, SchedulerConfig,
+    SchedulingPolicy,
 };
 use sconce_kernels::{
     KernelError,
@@ -48,10 +49,18 @@ fn built<D: Driver + 'static>(
         max_model_len: loaded.max_model_len,
         num_blocks: loaded.num_blocks,
         max_queued: 4,
+        groups: CacheGroups::ONE,
+        depth: 1,
         prefix_cache: None,
         policy: SchedulingPolicy::Fair,
     };
-    Ok(Built { executor: loaded.runner, config, vocab_size: loaded.vocab_size, info: () })
+    Ok(Built {
+        executor: loaded.runner,
+        energy: None,
+        config,
+        vocab_size: loaded.vocab_size,
+        info: (),
+    })
 }
 
 /// Logits are as near to f32 as those of transformers in bf16.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use sconce_kernels::cuda::Driver;
-use sconce_scheduler::{SchedulerConfig, SchedulingPolicy};
+use sconce_scheduler::{CacheGroups, SchedulerConfig, SchedulingPolicy};
 use serde_json::json;
 
 use crate::{
@@ -62,6 +62,8 @@ pub(crate) fn run<D: Driver + 'static>(driver: D, args: &Args) -> Result<()> {
             max_model_len: longest,
             num_blocks: loaded.num_blocks,
             max_queued: num_seqs,
+            groups: CacheGroups::ONE,
+            depth: 1,
             prefix_cache: None,
             policy: SchedulingPolicy::Fair,
         };

@@ -4,8 +4,10 @@ use std::{path::PathBuf, sync::Arc, time::Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use sconce_kernels::cuda::Driver;
-use sconce_scheduler::{Request, Scheduler, SchedulerConfig, SchedulingPolicy};
-use sconce_types::{Executor, RequestId, SampledTokens, SamplingParams, ScheduledBatch, TokenId};
+use sconce_scheduler::{CacheGroups, Request, Scheduler, SchedulerConfig, SchedulingPolicy};
+use sconce_types::{
+    Executor, RequestId, SamplingParams, ScheduledBatch, StepResult, TokenId, TokenMasks,
+};
 use serde_json::json;
 
 use crate::{model, report};
@@ -63,6 +65,8 @@ pub(crate) fn run<D: Driver + 'static>(driver: D, args: &Args) -> Result<()> {
         max_model_len: longest,
         num_blocks: loaded.num_blocks,
         max_queued: prompts.len(),
+        groups: CacheGroups::ONE,
+        depth: 1,
         prefix_cache: None,
         policy: SchedulingPolicy::Fair,
     };
@@ -88,7 +92,8 @@ pub(crate) fn requests(
         let params = Arc::clone(&params);
         scheduler.add(Request::new(RequestId(id), prompt, params))?;
     }
-    let (mut batch, mut sampled) = (ScheduledBatch::default(), SampledTokens::default());
+    let (mut batch, mut result) = (ScheduledBatch::default(), StepResult::default());
+    let masks = TokenMasks::default();
     let mut outputs = Vec::new();
     loop {
         scheduler.schedule(&mut batch);
@@ -97,15 +102,16 @@ pub(crate) fn requests(
         }
         let started = Instant::now();
         executor.launch(&batch)?;
-        executor.wait(&mut sampled)?;
+        executor.sample(&masks)?;
+        executor.wait(&mut result)?;
         run.steps.push(Step {
             seconds: started.elapsed().as_secs_f64(),
-            device_seconds: executor.device_time().map(|time| time.as_secs_f64()),
+            device_seconds: result.device_time.map(|time| time.as_secs_f64()),
             sequences: batch.sequences.len(),
             context: batch.sequences.iter().map(|s| s.num_computed_tokens + s.input.len()).sum(),
             tokens: batch.num_tokens,
         });
-        scheduler.commit(&batch, &sampled, &mut outputs);
+        scheduler.commit(&batch, &mut result, &mut outputs);
         for output in outputs.drain(..) {
             let index = usize::try_from(output.request.0)?;
             run.tokens[index].extend(output.token);

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use sconce_scheduler::{Output, Request, Scheduler, SchedulerConfig, SchedulingPolicy};
+use sconce_scheduler::{
+    CacheGroups, Output, Request, Scheduler, SchedulerConfig, SchedulingPolicy,
+};
 use sconce_types::{
-    RequestId, Sample, SampleOutcome, SampledRow, SampledTokens, SamplingParams, ScheduledBatch,
-    TokenId,
+    RequestId, Sample, SampleOutcome, SamplingParams, ScheduledBatch, StepResult, TokenId,
 };
 
 use crate::counted;
@@ -35,6 +36,8 @@ fn steps(ending: usize) {
         max_model_len: 512,
         num_blocks: RUNNING * 16,
         max_queued: RUNNING + QUEUED as usize,
+        groups: CacheGroups::ONE,
+        depth: 1,
         prefix_cache: None,
         policy: SchedulingPolicy::Fair,
     })
@@ -52,7 +55,7 @@ fn steps(ending: usize) {
     let mut steps = Steps {
         scheduler,
         batch: ScheduledBatch::default(),
-        sampled: SampledTokens::default(),
+        result: StepResult::default(),
         outputs: Vec::new(),
     };
     // Until all seats are taken, and every buffer has the size it needs.
@@ -73,27 +76,25 @@ fn steps(ending: usize) {
 struct Steps {
     scheduler: Scheduler,
     batch: ScheduledBatch,
-    sampled: SampledTokens,
+    result: StepResult,
     outputs: Vec<Output>,
 }
 
 impl Steps {
     /// Schedules and commits one step; the `ending` oldest sequences end.
     fn step(&mut self, ending: usize) {
-        let Self { scheduler, batch, sampled, outputs } = self;
+        let Self { scheduler, batch, result, outputs } = self;
         scheduler.schedule(batch);
-        sampled.step = batch.step;
-        sampled.rows.clear();
-        sampled.rows.extend(batch.sequences.iter().enumerate().map(|(index, sequence)| {
-            let outcome = match sequence.sample {
-                Sample::Nothing => SampleOutcome::Nothing,
-                Sample::Token { .. } if index < ending => SampleOutcome::Token(EOS),
-                Sample::Token { .. } => SampleOutcome::Token(TOKEN),
-            };
-            SampledRow { outcome, logprobs: None, prompt_logprobs: Vec::new() }
-        }));
+        result.clear(batch.step);
+        for (index, sequence) in batch.sequences.iter().enumerate() {
+            match sequence.sample {
+                Sample::Nothing => result.push(SampleOutcome::Nothing),
+                Sample::Token { .. } if index < ending => result.push_token(EOS),
+                Sample::Token { .. } => result.push_token(TOKEN),
+            }
+        }
         outputs.clear();
-        scheduler.commit(batch, sampled, outputs);
+        scheduler.commit(batch, result, outputs);
         let ended = outputs.iter().filter(|output| output.finish.is_some()).count();
         assert_eq!(ended, ending, "as many end as should");
     }

@@ -16,11 +16,11 @@ use axum::{
 };
 use futures::FutureExt as _;
 use http_body_util::BodyExt as _;
-use sconce_engine::{Built, Engine, EngineOptions, SchedulerConfig, SchedulingPolicy};
+use sconce_engine::{Built, CacheGroups, Engine, EngineOptions, SchedulerConfig, SchedulingPolicy};
 use sconce_server::{ServerConfig, router};
 use sconce_types::{
-    Executor, ExecutorError, Sample, SampleOutcome, SampledRow, SampledTokens, ScheduledBatch,
-    ScheduledSequence, TokenId,
+    Executor, ExecutorError, Sample, ScheduledBatch, ScheduledSequence, StepResult, TokenId,
+    TokenMasks,
 };
 use serde_json::json;
 use tower::ServiceExt as _;
@@ -43,13 +43,15 @@ pub(crate) fn frames(tokens: usize, copy: bool) {
         max_model_len: 512,
         num_blocks: 512,
         max_queued: STREAMS,
+        groups: CacheGroups::ONE,
+        depth: 1,
         prefix_cache: None,
         policy: SchedulingPolicy::Fair,
     };
     let mut executor = Some(Lockstep { token, launch, permits, rows: 0, step: 0 });
     let build = move || -> Result<_, Infallible> {
         let executor = executor.take().expect("it is built once");
-        Ok(Built { executor, config, vocab_size, info: () })
+        Ok(Built { executor, energy: None, config, vocab_size, info: () })
     };
     // Steps are slow under callgrind: a target would have prompts computed in chunks.
     let options = EngineOptions::new("lockstep").target_itl(None).max_queue_wait(None);
@@ -136,13 +138,13 @@ impl Executor for Lockstep {
         Ok(())
     }
 
-    fn wait(&mut self, sampled: &mut SampledTokens) -> Result<(), ExecutorError> {
-        let row = SampledRow {
-            outcome: SampleOutcome::Token(self.token),
-            logprobs: None,
-            prompt_logprobs: Vec::new(),
-        };
-        *sampled = SampledTokens { step: self.step, rows: vec![row; self.rows] };
+    fn sample(&mut self, _: &TokenMasks) -> Result<(), ExecutorError> {
+        Ok(())
+    }
+
+    fn wait(&mut self, result: &mut StepResult) -> Result<(), ExecutorError> {
+        result.clear(self.step);
+        (0..self.rows).for_each(|_| result.push_token(self.token));
         Ok(())
     }
 }

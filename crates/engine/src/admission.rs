@@ -137,6 +137,8 @@ fn seconds(seconds: f64) -> Duration {
 /// What must have happened to a request by its deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Deadline {
+    /// It is ready to be scheduled.
+    Ready,
     /// Its first token was generated.
     FirstToken,
     /// It has ended.

@@ -3,7 +3,7 @@
 use std::{any::Any, fmt::Display, sync::mpsc::channel, thread::JoinHandle};
 
 use sconce_scheduler::{Scheduler, SchedulerConfig};
-use sconce_types::Executor;
+use sconce_types::{EnergyMeter, Executor};
 
 use crate::{EngineHandle, EngineOptions, engine_loop::EngineLoop};
 
@@ -28,6 +28,8 @@ pub enum StartError<B> {
 pub struct Built<E, T> {
     /// Computes the steps.
     pub executor: E,
+    /// Measures the energy of the device that it computes on, where that can be measured.
+    pub energy: Option<Box<dyn EnergyMeter>>,
     /// The limits that the executor was sized for.
     pub config: SchedulerConfig,
     /// The model's vocabulary.
@@ -75,9 +77,10 @@ impl Engine {
                     Ok((built, scheduler))
                 });
                 match built {
-                    Ok((Built { executor, config, vocab_size, info }, scheduler)) => {
-                        let (handle, engine) =
-                            EngineLoop::new(options, vocab_size, executor, scheduler, config);
+                    Ok((Built { executor, energy, config, vocab_size, info }, scheduler)) => {
+                        let (handle, engine) = EngineLoop::new(
+                            options, vocab_size, executor, energy, scheduler, config,
+                        );
                         // Whoever asked may have gone; the loop then ends by itself.
                         let _ = report.send(Ok((handle, info)));
                         engine.run(config, || match build() {

@@ -5,7 +5,7 @@ use std::{
     sync::{
         Arc,
         atomic::Ordering,
-        mpsc::{Receiver, TryRecvError, channel, sync_channel},
+        mpsc::{Receiver, RecvTimeoutError, TryRecvError, sync_channel},
     },
     time::{Duration, Instant},
 };
@@ -15,8 +15,8 @@ use sconce_scheduler::{
     SchedulerStats, StepModel, StepWork,
 };
 use sconce_types::{
-    EndReason, Executor, ExecutorError, MeterEntry, MeterSink, RequestId, SampledTokens,
-    ScheduledBatch, Tenant,
+    EndReason, EnergyMeter, Executor, ExecutorError, MeterEntry, MeterSink, RequestId, Sample,
+    ScheduledBatch, StepResult, Tenant, TokenMasks,
 };
 
 use crate::{
@@ -24,15 +24,13 @@ use crate::{
     RequestEvent, TokenEvent,
     admission::{self, Deadline, Door},
     engine::panic_message,
+    flight::{Flight, Step},
     live::LiveRequest,
     metering::Meter,
     publish::PUBLISHED_AT_ONCE,
-    shared::{CONTROL_MESSAGES, Message, Shared},
+    shared::{CONTROL_MESSAGES, MESSAGES_A_REQUEST, Message, Shared},
     tenants::TenantTable,
 };
-
-/// Messages that are read before a step is computed.
-const MESSAGES_A_TURN: usize = 1024;
 
 /// What the engine's thread owns.
 pub(crate) struct EngineLoop<E> {
@@ -40,7 +38,8 @@ pub(crate) struct EngineLoop<E> {
     /// `None` only while it is being rebuilt.
     pub(crate) executor: Option<E>,
     pub(crate) inbox: Receiver<Message>,
-    pub(crate) cancels: Receiver<RequestId>,
+    /// Messages that are read in one turn: all that the inbox holds.
+    pub(crate) messages_a_turn: usize,
     pub(crate) requests: ByRequest<LiveRequest>,
     pub(crate) tenants: TenantTable,
     /// In seconds since the start.
@@ -60,8 +59,13 @@ pub(crate) struct EngineLoop<E> {
     pub(crate) entries: Vec<MeterEntry>,
     /// When tenants' metrics were brought up to date.
     pub(crate) published: Instant,
-    pub(crate) batch: ScheduledBatch,
-    pub(crate) sampled: SampledTokens,
+    pub(crate) flight: Flight,
+    pub(crate) masks: TokenMasks,
+    /// Words of a mask over the vocabulary.
+    pub(crate) mask_words: usize,
+    pub(crate) result: StepResult,
+    /// When the device ended the step before, as far as the engine knows.
+    pub(crate) step_ended: Instant,
     pub(crate) outputs: Vec<Output>,
     pub(crate) failed: Vec<RequestId>,
     /// What was published last.
@@ -82,22 +86,16 @@ impl<E: Executor> EngineLoop<E> {
     pub(crate) fn new(
         options: EngineOptions,
         vocab_size: usize,
-        mut executor: E,
+        executor: E,
+        energy: Option<Box<dyn EnergyMeter>>,
         mut scheduler: Scheduler,
         config: SchedulerConfig,
     ) -> (EngineHandle, Self) {
-        let limits = EngineLimits {
-            max_model_len: config.max_model_len,
-            vocab_size,
-            num_blocks: config.num_blocks,
-            max_num_seqs: config.max_num_seqs,
-            max_queued: config.max_queued,
-            policy: config.policy,
-        };
+        let limits = EngineLimits { vocab_size, scheduler: config };
         let places = config.max_num_seqs + config.max_queued;
-        let (inbox_sender, inbox) = sync_channel(places + CONTROL_MESSAGES);
-        // Bounded by the number of unfinished requests: each is cancelled once at most.
-        let (cancel_sender, cancels) = channel();
+        // Room for all messages that may be outstanding: none is ever lost.
+        let messages_a_turn = MESSAGES_A_REQUEST * places + CONTROL_MESSAGES;
+        let (inbox_sender, inbox) = sync_channel(messages_a_turn);
         let EngineOptions { model_name, tenants: named, mut sink, recorder, .. } = options;
         let metrics = Arc::new(Metrics::new(&model_name, config.num_blocks));
         if let Some(sink) = &mut sink {
@@ -111,19 +109,14 @@ impl<E: Executor> EngineLoop<E> {
         let mut tenants = TenantTable::new();
         tenants.update(&named, &metrics);
         scheduler.set_tenants(&named);
-        let handle = EngineHandle::new(
-            inbox_sender,
-            cancel_sender,
-            Arc::clone(&shared),
-            Arc::clone(&metrics),
-            limits,
-        );
+        let handle =
+            EngineHandle::new(inbox_sender, Arc::clone(&shared), Arc::clone(&metrics), limits);
         let mut engine = Self {
             scheduler,
-            meter: Meter::new(executor.energy_meter()),
+            meter: Meter::new(energy),
             executor: Some(executor),
             inbox,
-            cancels,
+            messages_a_turn,
             requests: ByRequest::default(),
             tenants,
             deadlines: Deadlines::default(),
@@ -136,8 +129,11 @@ impl<E: Executor> EngineLoop<E> {
             recorder,
             entries: Vec::new(),
             published: Instant::now(),
-            batch: ScheduledBatch::default(),
-            sampled: SampledTokens::default(),
+            flight: Flight::default(),
+            masks: TokenMasks::default(),
+            mask_words: vocab_size.div_ceil(32),
+            result: StepResult::default(),
+            step_ended: Instant::now(),
             outputs: Vec::new(),
             failed: Vec::new(),
             seen: SchedulerStats::default(),
@@ -208,7 +204,6 @@ impl<E: Executor> EngineLoop<E> {
 
     fn turn(&mut self) -> Turn {
         let turn_started = Instant::now();
-        self.take_cancels();
         if matches!(self.take_messages(), Turn::Stop) {
             return Turn::Stop;
         }
@@ -216,40 +211,158 @@ impl<E: Executor> EngineLoop<E> {
         if self.shared.reset_prefix_cache.swap(false, Ordering::AcqRel) {
             self.scheduler.reset_prefix_cache();
         }
-        self.scheduler.schedule(&mut self.batch);
-        for id in self.scheduler.preempted() {
-            if let Some(live) = self.requests.get_mut(id) {
-                live.note_release(turn_started);
-            }
+        if let Err(turn) = self.fill_flight() {
+            return turn;
         }
         self.publish_gauges();
-        if self.batch.is_empty() {
-            return self.wait_for_work();
-        }
+        let Some(step) = self.flight.pop_oldest() else {
+            return self.park();
+        };
         self.shared.beat(false);
-        self.publish_load(self.model.predict(StepWork::of(&self.batch)), false);
-        for admitted in &self.batch.admitted {
-            if let Some(live) = self.requests.get_mut(&admitted.request) {
-                live.note_admission(&self.metrics, turn_started);
-            }
-        }
-        let step_started = Instant::now();
+        let waited = Instant::now();
         let executor = self.executor.as_mut().expect("a turn is taken with an executor");
-        let outcome = executor.launch(&self.batch).and_then(|()| executor.wait(&mut self.sampled));
+        let outcome = executor.wait(&mut self.result);
         let step_ended = Instant::now();
         // A device that measures its steps knows best what they took.
-        let measured = executor.device_time().filter(|_| outcome.is_ok());
-        let step_time = measured.unwrap_or(step_ended - step_started);
+        let measured = self.result.device_time.filter(|_| outcome.is_ok());
+        let began = step.launched.max(self.step_ended);
+        let step_time = measured.unwrap_or(step_ended.saturating_duration_since(began));
+        self.step_ended = step_ended;
         self.metrics.step_time.observe(step_time.as_secs_f64());
-        self.metrics.iteration_tokens.observe(self.batch.num_tokens as f64);
-        self.share_step(step_time, (turn_started, step_ended), outcome.is_ok());
+        self.metrics.iteration_tokens.observe(step.batch.num_tokens as f64);
+        self.share_step(&step.batch, step_time, step_ended, outcome.is_ok());
         if let Err(error) = outcome {
-            return self.end_failed_step(&error);
+            return self.end_failed_step(step, &error);
         }
-        self.learn(step_time);
-        self.scheduler.commit(&self.batch, &self.sampled, &mut self.outputs);
-        self.note_tokens();
-        self.tell_ledger();
+        self.learn(&step.batch, step_time);
+        self.scheduler.commit(&step.batch, &mut self.result, &mut self.outputs);
+        self.note_released(&step.batch, step_ended);
+        self.note_tokens(&step.batch);
+        // The device first: its next step waits for the masks that these tokens lead to.
+        if let Err(error) = self.sample_newest() {
+            let newest = self.flight.pop_newest().expect("it was launched");
+            self.deliver_step(&step.batch, step_ended);
+            return self.end_failed_step(newest, &error);
+        }
+        self.deliver_step(&step.batch, step_ended);
+        self.flight.recycle(step.batch);
+        let overhead = (waited - turn_started) + step_ended.elapsed();
+        self.metrics.step_overhead.observe(overhead.as_secs_f64());
+        Turn::Continue
+    }
+
+    /// Schedules and launches steps until as many are in flight as may be.
+    fn fill_flight(&mut self) -> Result<(), Turn> {
+        let depth = self.executor.as_ref().expect("a turn is taken with an executor").depth();
+        while self.flight.has_room(depth) {
+            let scheduled = Instant::now();
+            let mut batch = self.flight.spare();
+            self.scheduler.schedule(&mut batch);
+            self.note_preempted(scheduled);
+            if batch.is_empty() {
+                self.flight.recycle(batch);
+                break;
+            }
+            self.note_scheduled(&batch, scheduled);
+            self.publish_load(self.model.predict(StepWork::of(&batch)), false);
+            let executor = self.executor.as_mut().expect("a turn is taken with an executor");
+            let launched = Instant::now();
+            let outcome = executor.launch(&batch);
+            let must_wait = batch.num_constrained > 0 && !self.flight.is_empty();
+            let step = Step { batch, launched };
+            if let Err(error) = outcome {
+                return Err(self.end_unlaunched_step(step, &error));
+            }
+            self.flight.push(step);
+            if !must_wait && let Err(error) = self.sample_newest() {
+                let newest = self.flight.pop_newest().expect("it was just launched");
+                return Err(self.end_unlaunched_step(newest, &error));
+            }
+        }
+        Ok(())
+    }
+
+    /// Samples the newest step, if that has yet to be done.
+    fn sample_newest(&mut self) -> Result<(), ExecutorError> {
+        let Self { flight, masks, requests, scheduler, executor, mask_words, .. } = self;
+        let Some(Step { batch, .. }) = flight.take_unsampled() else { return Ok(()) };
+        masks.clear();
+        if batch.num_constrained > 0 {
+            for (row, sequence) in batch.sequences.iter().enumerate() {
+                if let Sample::Token { constrained: true, .. } = sequence.sample {
+                    let live = requests.get_mut(&sequence.request);
+                    // A request that has ended needs none.
+                    masks.push(row, *mask_words, |words| {
+                        live.is_none_or(|live| live.fill_mask(words))
+                    });
+                }
+            }
+        }
+        let executor = executor.as_mut().expect("a turn is taken with an executor");
+        executor.sample(masks)?;
+        for row in masks.skipped() {
+            scheduler.skip_sample(batch.sequences[row].request);
+        }
+        Ok(())
+    }
+
+    /// Tells requests of the blocks that a step gave them, and those that it admitted.
+    fn note_scheduled(&mut self, batch: &ScheduledBatch, now: Instant) {
+        for admitted in &batch.admitted {
+            if let Some(live) = self.requests.get_mut(&admitted.request) {
+                live.note_admission(&self.metrics, now);
+            }
+        }
+        for sequence in batch.sequences.iter().filter(|s| !s.table_edits.is_empty()) {
+            if let Some(live) = self.requests.get_mut(&sequence.request) {
+                live.note_blocks(sequence.num_blocks, now);
+            }
+        }
+    }
+
+    fn note_preempted(&mut self, now: Instant) {
+        for id in self.scheduler.preempted() {
+            if let Some(live) = self.requests.get_mut(id) {
+                live.note_release(now);
+            }
+        }
+    }
+
+    /// Tells requests of the blocks that a commit has released.
+    fn note_released(&mut self, batch: &ScheduledBatch, now: Instant) {
+        self.note_preempted(now);
+        if self.scheduler.has_windows() {
+            for sequence in &batch.sequences {
+                if let Some(live) = self.requests.get_mut(&sequence.request) {
+                    live.note_blocks(self.scheduler.num_blocks(sequence.request), now);
+                }
+            }
+        }
+    }
+
+    /// Remembers requests that must not go on, as what bounds them panicked.
+    fn note_lost_constraints(&mut self) {
+        let unfinished = self.outputs.iter().filter(|output| output.finish.is_none());
+        let lost = unfinished
+            .map(|output| output.request)
+            .filter(|id| self.requests.get(id).is_some_and(|live| live.has_lost_constraint));
+        self.failed.extend(lost);
+    }
+
+    /// Ends them.
+    fn end_lost_constraints(&mut self) {
+        let mut failed = std::mem::take(&mut self.failed);
+        for id in failed.drain(..) {
+            self.scheduler.cancel(id);
+            let reason = "what bounds the request's tokens has failed".to_owned();
+            self.end(id, EndReason::Error, Some(RequestError::CannotRun { reason }));
+        }
+        self.failed = failed;
+    }
+
+    /// Tells everybody what a committed step brought.
+    fn deliver_step(&mut self, batch: &ScheduledBatch, step_ended: Instant) {
+        self.tell_ledger(batch);
         // Before events are sent: a client that has its last token finds it in the metrics.
         self.publish_gauges();
         self.publish_tenants(step_ended);
@@ -258,25 +371,12 @@ impl<E: Executor> EngineLoop<E> {
             self.publish_load(0.0, now);
         }
         self.deliver(step_ended);
-        let overhead = (step_started - turn_started) + step_ended.elapsed();
-        self.metrics.step_overhead.observe(overhead.as_secs_f64());
-        Turn::Continue
-    }
-
-    /// Ends requests whose streams were dropped, before the next step is scheduled.
-    fn take_cancels(&mut self) {
-        while let Ok(id) = self.cancels.try_recv() {
-            // A request may finish before its cancellation is read.
-            if self.requests.contains_key(&id) {
-                self.scheduler.cancel(id);
-                self.end(id, EndReason::Abort, None);
-            }
-        }
+        self.end_lost_constraints();
     }
 
     fn take_messages(&mut self) -> Turn {
         // Bounded, so that steps go on however fast messages come.
-        for _ in 0..MESSAGES_A_TURN {
+        for _ in 0..self.messages_a_turn {
             match self.inbox.try_recv() {
                 Ok(message) => self.take(message),
                 Err(TryRecvError::Empty) => return Turn::Continue,
@@ -293,9 +393,17 @@ impl<E: Executor> EngineLoop<E> {
     fn take(&mut self, message: Message) {
         match message {
             Message::Submit(submission) => self.accept(*submission),
+            Message::Cancel(id) => {
+                // A request may finish before its cancellation is read.
+                if self.requests.contains_key(&id) {
+                    self.scheduler.cancel(id);
+                    self.end(id, EndReason::Abort, None);
+                }
+            }
+            Message::Ready(id, outcome) => self.make_ready(id, outcome),
             Message::Tenants(named) => self.set_tenants(&named),
             Message::Settle(reply) => {
-                self.tell_ledger();
+                self.tell_ledger(&ScheduledBatch::default());
                 if let Some(sink) = &mut self.sink {
                     // An empty batch waits for the one before it.
                     sink.record(&mut self.entries);
@@ -321,35 +429,63 @@ impl<E: Executor> EngineLoop<E> {
         self.scheduler.set_tenants(named);
     }
 
-    fn wait_for_work(&mut self) -> Turn {
-        assert!(
-            self.requests.is_empty(),
-            "a scheduler with {} unfinished requests must schedule something",
-            self.requests.len()
+    /// Waits for a message where there is nothing to compute: no request is unfinished, or
+    /// none is ready, and then until the next deadline.
+    fn park(&mut self) -> Turn {
+        let blocked = self.scheduler.stats().blocked;
+        assert_eq!(
+            blocked,
+            self.requests.len(),
+            "a scheduler with unfinished requests that are ready schedules something"
         );
-        self.tell_ledger();
+        self.tell_ledger(&ScheduledBatch::default());
         self.publish_tenants(Instant::now());
         self.publish_load(0.0, true);
         self.shared.beat(true);
-        match self.inbox.recv() {
-            Ok(message) => {
-                self.meter.begin_work();
-                self.take(message);
-                Turn::Continue
+        let message = match self.deadlines.next().filter(|_| blocked > 0) {
+            Some(deadline) => {
+                let now = self.shared.seconds(Instant::now());
+                // Rounded up, so that the deadline has passed by then.
+                let left = Duration::from_secs_f64((deadline - now).clamp(0.0, 3600.0));
+                match self.inbox.recv_timeout(left + Duration::from_millis(1)) {
+                    Ok(message) => Some(message),
+                    Err(RecvTimeoutError::Timeout) => None,
+                    Err(RecvTimeoutError::Disconnected) => return Turn::Stop,
+                }
             }
-            Err(_) => Turn::Stop,
+            None => match self.inbox.recv() {
+                Ok(message) => Some(message),
+                Err(_) => return Turn::Stop,
+            },
+        };
+        if let Some(message) = message {
+            self.meter.begin_work();
+            self.take(message);
         }
+        Turn::Continue
     }
 
     /// Bills a step to those in it: its time, the blocks that they held until its end, and,
-    /// if it succeeded, the prompt tokens that it computed.
-    fn share_step(&mut self, step_time: Duration, span: (Instant, Instant), is_computed: bool) {
+    /// if it succeeded, the prompt tokens that it computed. What it computed for requests that
+    /// have ended meanwhile is discarded.
+    fn share_step(
+        &mut self,
+        batch: &ScheduledBatch,
+        step_time: Duration,
+        ended: Instant,
+        is_computed: bool,
+    ) {
         let step_ns = u64::try_from(step_time.as_nanos()).unwrap_or(u64::MAX);
-        let parts = self.meter.share_time(&self.model, &self.batch, step_ns);
-        for (sequence, &part) in self.batch.sequences.iter().zip(parts) {
-            if let Some(live) = self.requests.get_mut(&sequence.request) {
-                live.note_step(sequence, part, span, is_computed);
+        let parts = self.meter.share_time(&self.model, batch, step_ns);
+        let mut discarded_ns = 0;
+        for (sequence, &part) in batch.sequences.iter().zip(parts) {
+            match self.requests.get_mut(&sequence.request) {
+                Some(live) => live.note_step(sequence, part, ended, is_computed),
+                None => discarded_ns += part,
             }
+        }
+        if discarded_ns > 0 {
+            self.metrics.discarded_device_seconds.inc_by(discarded_ns as f64 * 1e-9);
         }
     }
 
@@ -364,10 +500,10 @@ impl<E: Executor> EngineLoop<E> {
     }
 
     /// Learns what steps take, and from that what tokens cost.
-    fn learn(&mut self, step_time: Duration) {
-        self.model.observe(StepWork::of(&self.batch), step_time.as_secs_f64());
+    fn learn(&mut self, batch: &ScheduledBatch, step_time: Duration) {
+        self.model.observe(StepWork::of(batch), step_time.as_secs_f64());
         self.limit_steps();
-        if self.batch.step.is_multiple_of(StepModel::COSTS_EVERY) {
+        if batch.step.is_multiple_of(StepModel::COSTS_EVERY) {
             self.scheduler.set_costs(self.model.costs());
             let gap = self.scheduler.seconds_per_end(&self.model).min(1e6);
             self.shared.next_end_ms.store((gap * 1e3) as u64, Ordering::Relaxed);
@@ -376,7 +512,7 @@ impl<E: Executor> EngineLoop<E> {
 
     /// Updates usage, metrics and minutes with a step's tokens, before any event is sent, and
     /// finishes the requests whose stop check matched.
-    fn note_tokens(&mut self) {
+    fn note_tokens(&mut self, batch: &ScheduledBatch) {
         for output in &mut self.outputs {
             let live = self.requests.get_mut(&output.request);
             if let (Some(live), Some(token)) = (live, output.token)
@@ -387,8 +523,9 @@ impl<E: Executor> EngineLoop<E> {
                 output.finish = Some(Finish::StopCheck);
             }
         }
+        self.note_lost_constraints();
         self.share_energy(self.ends_any());
-        for sequence in &self.batch.sequences {
+        for sequence in &batch.sequences {
             if let Some(live) = self.requests.get_mut(&sequence.request) {
                 live.settle(&self.metrics, self.tenants.get_mut(live.tenant));
             }
@@ -402,8 +539,8 @@ impl<E: Executor> EngineLoop<E> {
 
     /// Hands this step's entries to the ledger, which first waits until it has kept those of
     /// the step before: so at most one step's tokens can be lost with the process.
-    fn tell_ledger(&mut self) {
-        let Self { sink, entries, requests, tenants, outputs, batch, .. } = self;
+    fn tell_ledger(&mut self, batch: &ScheduledBatch) {
+        let Self { sink, entries, requests, tenants, outputs, .. } = self;
         let Some(sink) = sink else { return };
         let mut outputs = outputs.iter().peekable();
         for sequence in &batch.sequences {
@@ -463,17 +600,26 @@ impl<E: Executor> EngineLoop<E> {
         self.outputs = outputs;
     }
 
-    fn end_failed_step(&mut self, error: &ExecutorError) -> Turn {
+    /// Ends what a step computed that did not run: its launch failed, or its sampling.
+    fn end_unlaunched_step(&mut self, step: Step, error: &ExecutorError) -> Turn {
+        let now = Instant::now();
+        self.share_step(&step.batch, now - step.launched, now, false);
+        self.end_failed_step(step, error)
+    }
+
+    fn end_failed_step(&mut self, step: Step, error: &ExecutorError) -> Turn {
         tracing::error!("{error}");
         let mut failed = std::mem::take(&mut self.failed);
         let turn = match error {
             ExecutorError::Step(_) => {
-                self.scheduler.fail_batch(&self.batch, &mut failed);
+                self.scheduler.fail_batch(&step.batch, &mut failed);
+                self.note_preempted(Instant::now());
                 Turn::Continue
             }
-            // Whatever is in the cache is lost with it.
+            // Whatever is in the cache is lost with it, and what is in flight.
             ExecutorError::Fatal(_) => {
                 self.scheduler.fail_running(&mut failed);
+                self.flight.clear();
                 Turn::Rebuild
             }
             ExecutorError::DeviceLost(_) => {
@@ -487,8 +633,8 @@ impl<E: Executor> EngineLoop<E> {
             self.end(id, EndReason::Error, Some(event));
         }
         self.failed = failed;
-        self.batch.clear();
-        self.tell_ledger();
+        self.flight.recycle(step.batch);
+        self.tell_ledger(&ScheduledBatch::default());
         turn
     }
 

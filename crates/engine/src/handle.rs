@@ -4,20 +4,21 @@ use std::{
     sync::{
         Arc,
         atomic::Ordering,
-        mpsc::{Sender, SyncSender, TrySendError},
+        mpsc::{SyncSender, TrySendError},
     },
     time::{Duration, Instant},
 };
 
 use prometheus::IntCounter;
-use sconce_scheduler::{Ask, Refused, SchedulingPolicy, Shortage};
+use sconce_scheduler::{Ask, Refused, SchedulerConfig, Shortage};
 use sconce_types::{
-    BLOCK_SIZE, InvalidSamplingParams, RequestId, SamplingParams, Tenant, TenantId, TokenId,
+    BLOCK_SIZE, InvalidSamplingParams, NotReady, RequestId, SamplingParams, Tenant, TenantId,
+    TokenId,
 };
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
-    Capacity, Metrics, Overload, RequestStream, admission,
+    Capacity, Metrics, Overload, ReadySignal, RequestStream, StopCheck, TokenConstraint, admission,
     shared::{Message, Permit, Shared, Submission},
 };
 
@@ -42,13 +43,6 @@ pub struct EngineRequest {
     pub scores_prompt: bool,
 }
 
-/// Ends a request by its tokens, as a stop string does. Asked on the engine's thread, in the
-/// step that generated a token, so that nothing is generated after the end: it must be quick.
-pub trait StopCheck: Send {
-    /// Takes the next token; says whether it is the last.
-    fn ends_with(&mut self, token: TokenId) -> bool;
-}
-
 impl EngineRequest {
     /// A request of an engine's only tenant.
     #[must_use]
@@ -69,18 +63,10 @@ impl EngineRequest {
 /// What an engine accepts, fixed at its start.
 #[derive(Clone, Copy, Debug)]
 pub struct EngineLimits {
-    /// Tokens of prompt and output together.
-    pub max_model_len: usize,
     /// The model's vocabulary.
     pub vocab_size: usize,
-    /// KV-cache blocks in the pool.
-    pub num_blocks: usize,
-    /// Requests that run at once.
-    pub max_num_seqs: usize,
-    /// Requests that may wait beside those that run.
-    pub max_queued: usize,
-    /// Whose request is admitted next.
-    pub policy: SchedulingPolicy,
+    /// What its scheduler may use.
+    pub scheduler: SchedulerConfig,
 }
 
 impl EngineLimits {
@@ -89,7 +75,8 @@ impl EngineLimits {
     /// # Errors
     /// What [`EngineHandle::submit`] would refuse whatever the load.
     pub fn check(&self, prompt: &[TokenId], max_tokens: u32) -> Result<(), SubmitError> {
-        let Self { max_model_len, vocab_size, num_blocks, .. } = *self;
+        let Self { vocab_size, scheduler } = self;
+        let SchedulerConfig { max_model_len, num_blocks, .. } = *scheduler;
         let (prompt_len, max_tokens) = (prompt.len(), max_tokens as usize);
         if prompt_len == 0 {
             return Err(SubmitError::EmptyPrompt);
@@ -97,12 +84,12 @@ impl EngineLimits {
         if prompt_len + max_tokens > max_model_len {
             return Err(SubmitError::TooLong { prompt_len, max_tokens, max_model_len });
         }
-        let needed_blocks = (prompt_len + max_tokens).div_ceil(BLOCK_SIZE);
+        let needed_blocks = scheduler.peak_blocks(prompt_len + max_tokens);
         if needed_blocks > num_blocks {
             return Err(SubmitError::NeverFits { needed_blocks, num_blocks });
         }
-        match prompt.iter().find(|&&token| token as usize >= vocab_size) {
-            Some(&token) => Err(SubmitError::UnknownToken { token, vocab_size }),
+        match prompt.iter().find(|&&token| token as usize >= *vocab_size) {
+            Some(&token) => Err(SubmitError::UnknownToken { token, vocab_size: *vocab_size }),
             None => Ok(()),
         }
     }
@@ -223,7 +210,6 @@ pub enum Health {
 #[derive(Clone)]
 pub struct EngineHandle {
     inbox: SyncSender<Message>,
-    cancels: Sender<RequestId>,
     shared: Arc<Shared>,
     metrics: Arc<Metrics>,
     limits: EngineLimits,
@@ -232,12 +218,11 @@ pub struct EngineHandle {
 impl EngineHandle {
     pub(crate) fn new(
         inbox: SyncSender<Message>,
-        cancels: Sender<RequestId>,
         shared: Arc<Shared>,
         metrics: Arc<Metrics>,
         limits: EngineLimits,
     ) -> Self {
-        Self { inbox, cancels, shared, metrics, limits }
+        Self { inbox, shared, metrics, limits }
     }
 
     /// What the engine accepts.
@@ -275,6 +260,37 @@ impl EngineHandle {
         self.submit_until(request, None)
     }
 
+    /// The same of a request that is not ready to be scheduled, for this reason; it ends with
+    /// [`RequestError::NotReady`](crate::RequestError::NotReady) unless the signal makes it
+    /// ready within `timeout`.
+    ///
+    /// # Errors
+    /// As [`EngineHandle::submit`].
+    pub fn submit_not_ready(
+        &self,
+        request: EngineRequest,
+        stop: Option<Box<dyn StopCheck>>,
+        reason: NotReady,
+        timeout: Duration,
+    ) -> Result<(RequestStream, ReadySignal), SubmitError> {
+        let stream = self.submit_with(request, stop, None, Some((reason, timeout)))?;
+        let signal = ReadySignal::new(stream.id(), self.inbox.clone());
+        Ok((stream, signal))
+    }
+
+    /// The same under a constraint.
+    ///
+    /// # Errors
+    /// As [`EngineHandle::submit`].
+    pub fn submit_constrained(
+        &self,
+        request: EngineRequest,
+        stop: Option<Box<dyn StopCheck>>,
+        constraint: Box<dyn TokenConstraint>,
+    ) -> Result<RequestStream, SubmitError> {
+        self.submit_with(request, stop, Some(constraint), None)
+    }
+
     /// The same with something more to end it: then its last token has
     /// [`FinishReason::StopCheck`](crate::FinishReason::StopCheck).
     ///
@@ -284,6 +300,16 @@ impl EngineHandle {
         &self,
         request: EngineRequest,
         stop: Option<Box<dyn StopCheck>>,
+    ) -> Result<RequestStream, SubmitError> {
+        self.submit_with(request, stop, None, None)
+    }
+
+    fn submit_with(
+        &self,
+        request: EngineRequest,
+        stop: Option<Box<dyn StopCheck>>,
+        constraint: Option<Box<dyn TokenConstraint>>,
+        not_ready: Option<(NotReady, Duration)>,
     ) -> Result<RequestStream, SubmitError> {
         self.validate(&request)?;
         if self.shared.draining.load(Ordering::Acquire) {
@@ -315,7 +341,8 @@ impl EngineHandle {
         let permit = Permit::new(&self.shared, tenant, minute);
         let capacity = ask.max_tokens + prompt_events + 1;
         let (events, receiver) = mpsc::channel(capacity);
-        let submission = Submission { id, request, stop, arrived, events, permit };
+        let submission =
+            Submission { id, request, stop, constraint, not_ready, arrived, events, permit };
         // Under the lock: requests are read in the order in which they were taken.
         let sent = self.inbox.try_send(Message::Submit(Box::new(submission)));
         if sent.is_err() {
@@ -324,7 +351,7 @@ impl EngineHandle {
         // A submission that comes back has a permit, whose end needs the lock.
         drop(door);
         match sent {
-            Ok(()) => Ok(RequestStream::new(id, receiver, self.cancels.clone())),
+            Ok(()) => Ok(RequestStream::new(id, receiver, self.inbox.clone())),
             Err(TrySendError::Full(_)) => Err(self.queue_full()),
             Err(TrySendError::Disconnected(_)) => Err(SubmitError::EngineLost),
         }
@@ -341,7 +368,7 @@ impl EngineHandle {
     }
 
     fn queue_full(&self) -> SubmitError {
-        let limit = self.limits.max_num_seqs + self.limits.max_queued;
+        let limit = self.limits.scheduler.max_num_seqs + self.limits.scheduler.max_queued;
         let next_end = Duration::from_millis(self.shared.next_end_ms.load(Ordering::Relaxed));
         let retry_after = Duration::from_secs(next_end.as_secs_f64().ceil().max(1.0) as u64);
         SubmitError::QueueFull { unfinished: self.unfinished(), limit, retry_after }

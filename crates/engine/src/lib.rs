@@ -7,8 +7,10 @@
 //! them. Everything here is token ids; text is known only above.
 
 mod admission;
+mod constraint;
 mod engine;
 mod engine_loop;
+mod flight;
 mod handle;
 mod live;
 mod metering;
@@ -23,9 +25,12 @@ mod tenant_metrics;
 mod tenants;
 
 pub use admission::Capacity;
+pub use constraint::{ReadySignal, StopCheck, TokenConstraint};
 pub use engine::{Built, Engine, StartError};
-pub use handle::{EngineHandle, EngineLimits, EngineRequest, Health, StopCheck, SubmitError};
+pub use handle::{EngineHandle, EngineLimits, EngineRequest, Health, SubmitError};
 pub use metrics::{HTTP_METHOD_LABELS, Metrics};
 pub use options::{EngineOptions, RecordSink, RecordedRequest};
-pub use sconce_scheduler::{FakeExecutor, PrefixKey, SchedulerConfig, SchedulingPolicy};
+pub use sconce_scheduler::{
+    CacheGroups, FakeExecutor, PrefixKey, SchedulerConfig, SchedulingPolicy,
+};
 pub use stream::{FinishReason, Overload, RequestError, RequestEvent, RequestStream, TokenEvent};

@@ -8,14 +8,14 @@ use std::{
 
 use sconce_scheduler::RequestMeter;
 use sconce_types::{
-    EndReason, MeterEntry, MeterLabel, Metering, Prices, RequestId, SamplingParams,
+    EndReason, MeterEntry, MeterLabel, Metering, NotReady, Prices, RequestId, SamplingParams,
     ScheduledSequence, TenantId, TokenId,
 };
 use tokio::sync::mpsc;
 
 use crate::{
-    EngineRequest, Metrics, RecordedRequest, RequestError, RequestEvent, StopCheck, shared::Permit,
-    tenants::KnownTenant,
+    EngineRequest, Metrics, RecordedRequest, RequestError, RequestEvent, StopCheck,
+    TokenConstraint, shared::Permit, tenants::KnownTenant,
 };
 
 /// An unfinished request.
@@ -31,6 +31,10 @@ pub(crate) struct LiveRequest {
     /// The part of its usage that its tenant's sums contain.
     settled: Metering,
     stop: Option<Box<dyn StopCheck>>,
+    pub(crate) constraint: Option<Box<dyn TokenConstraint>>,
+    pub(crate) has_lost_constraint: bool,
+    /// What it waits for, and how long it may; `None` once it is ready.
+    pub(crate) not_ready: Option<(NotReady, Duration)>,
     scores_prompt: bool,
     prompt_len: usize,
     max_tokens: u32,
@@ -77,6 +81,9 @@ impl LiveRequest {
             meter: RequestMeter::new(request.prompt.len()),
             settled: Metering::default(),
             stop,
+            constraint: None,
+            has_lost_constraint: false,
+            not_ready: None,
             scores_prompt: request.scores_prompt,
             prompt_len: request.prompt.len(),
             max_tokens: request.params.max_tokens,
@@ -94,7 +101,7 @@ impl LiveRequest {
         self.meter.usage()
     }
 
-    /// It takes a seat, for the first time or again.
+    /// It takes a slot, for the first time or again.
     pub(crate) fn note_admission(&mut self, metrics: &Metrics, now: Instant) {
         if self.first_scheduled.is_none() {
             self.first_scheduled = Some(now);
@@ -103,17 +110,20 @@ impl LiveRequest {
         }
     }
 
-    /// Its part of a step that was scheduled and ended at these times, and whether the step
-    /// succeeded.
+    /// It holds so many blocks from now on.
+    pub(crate) fn note_blocks(&mut self, num_blocks: usize, now: Instant) {
+        self.meter.note_blocks(num_blocks, self.age_ns(now));
+    }
+
+    /// Its part of a step that ended then, and whether the step succeeded.
     pub(crate) fn note_step(
         &mut self,
         part: &ScheduledSequence,
         device_ns: u64,
-        (scheduled, ended): (Instant, Instant),
+        ended: Instant,
         is_computed: bool,
     ) {
-        let (scheduled, ended) = (self.age_ns(scheduled), self.age_ns(ended));
-        self.meter.note_step(part, device_ns, scheduled, ended);
+        self.meter.note_step(part, device_ns, self.age_ns(ended));
         if is_computed {
             self.meter.note_computed(part);
         }
@@ -142,6 +152,7 @@ impl LiveRequest {
         if let Some(recording) = &mut self.recording {
             recording.tokens.push(token);
         }
+        self.accept(token);
         let Some(stop) = &mut self.stop else { return false };
         // A panic in one request's check must not end the engine; the reader searches too.
         let ends = catch_unwind(AssertUnwindSafe(|| stop.ends_with(token)));
@@ -150,6 +161,33 @@ impl LiveRequest {
             self.stop = None;
             false
         })
+    }
+
+    fn accept(&mut self, token: TokenId) {
+        let Some(constraint) = &mut self.constraint else { return };
+        let accepted = catch_unwind(AssertUnwindSafe(|| constraint.accept(token)));
+        if accepted.is_err() {
+            self.lose_constraint();
+        }
+    }
+
+    /// Without its constraint a request must not go on; the engine ends it.
+    fn lose_constraint(&mut self) {
+        tracing::error!("a request's constraint panicked");
+        self.constraint = None;
+        self.has_lost_constraint = true;
+    }
+
+    /// Writes what it may generate next over `words`; says whether that is known yet.
+    pub(crate) fn fill_mask(&mut self, words: &mut [u32]) -> bool {
+        if let Some(constraint) = &mut self.constraint {
+            match catch_unwind(AssertUnwindSafe(|| constraint.fill_mask(words))) {
+                Ok(is_ready) => return is_ready,
+                Err(_) => self.lose_constraint(),
+            }
+        }
+        words.fill(u32::MAX);
+        true
     }
 
     /// Adds what it used since the last call to its tenant's sums and to the metrics.

@@ -3,7 +3,7 @@
 
 use prometheus::{
     Counter, Encoder as _, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter,
-    IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+    IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
     core::Collector,
     proto::{Metric, MetricFamily},
 };
@@ -70,6 +70,14 @@ pub struct Metrics {
     pub corrupted_requests: IntCounter,
     /// Executors that were lost and built anew.
     pub engine_restarts: IntCounter,
+    /// Requests that wait, by what for: `capacity`, or why they are not ready.
+    pub num_requests_waiting_by_reason: IntGaugeVec,
+    /// Seconds until requests that were not ready were, by what they waited for.
+    pub not_ready_time: HistogramVec,
+    /// Requests that ended because they were not ready in time, by what they waited for.
+    pub not_ready_expired: IntCounterVec,
+    /// Device time that no request is billed: of rows whose requests had ended meanwhile.
+    pub discarded_device_seconds: Counter,
     /// Joules that no request is billed: used while no step ran, or unread.
     pub idle_energy_joules: Counter,
     /// Whether the ledger cannot be written at the moment.
@@ -159,6 +167,28 @@ impl Metrics {
                 "sconce:engine_restarts_total",
                 "Executors that were lost and built anew.",
             ),
+            num_requests_waiting_by_reason: r.register(IntGaugeVec::new(
+                r.opts(
+                    "vllm:num_requests_waiting_by_reason",
+                    "Number of requests waiting to be processed, by what they wait for.",
+                ),
+                &["reason"],
+            )),
+            not_ready_time: r.histogram_vec(
+                "sconce:request_not_ready_time_seconds",
+                "Time until a request that was not ready to be scheduled was, by reason.",
+                &["reason"],
+                LATENCY_BUCKETS,
+            ),
+            not_ready_expired: r.counter_vec(
+                "sconce:request_not_ready_expired_total",
+                "Requests that were not ready to be scheduled in time, by reason.",
+                &["reason"],
+            ),
+            discarded_device_seconds: r.register(Counter::with_opts(r.opts(
+                "sconce:discarded_device_seconds_total",
+                "Device time of rows whose requests had ended, which no request is billed.",
+            ))),
             idle_energy_joules: r.register(Counter::with_opts(r.opts(
                 "sconce:idle_energy_joules_total",
                 "Energy that no request is billed: while no step ran, or while it could not be read.",

@@ -6,7 +6,7 @@ use std::{
 };
 
 use sconce_scheduler::{Request, Scheduler, SchedulerConfig, StepLimit, StepWork};
-use sconce_types::{Executor, RequestId, SampledTokens, SamplingParams, ScheduledBatch};
+use sconce_types::{Executor, RequestId, SamplingParams, ScheduledBatch, StepResult, TokenMasks};
 
 use crate::engine_loop::EngineLoop;
 
@@ -25,10 +25,11 @@ impl<E: Executor> EngineLoop<E> {
     /// nothing of them remains: no metric, no bill, no cached block. A step that fails ends
     /// it: requests will show what is wrong.
     pub(crate) fn warm_up(&mut self, config: SchedulerConfig) {
-        let config = SchedulerConfig { prefix_cache: None, ..config };
+        let config = SchedulerConfig { prefix_cache: None, depth: 1, ..config };
         let Ok(mut scheduler) = Scheduler::new(config) else { return };
         let executor = self.executor.as_mut().expect("it was just built");
-        let (mut batch, mut sampled) = (ScheduledBatch::default(), SampledTokens::default());
+        let (mut batch, mut result) = (ScheduledBatch::default(), StepResult::default());
+        let masks = TokenMasks::default();
         let mut outputs = Vec::new();
         // Of what steps took, by the device's clock where it has one.
         let mut spent = Duration::ZERO;
@@ -53,17 +54,21 @@ impl<E: Executor> EngineLoop<E> {
                 break;
             }
             let step_started = Instant::now();
-            if let Err(error) = executor.launch(&batch).and_then(|()| executor.wait(&mut sampled)) {
+            let outcome = executor
+                .launch(&batch)
+                .and_then(|()| executor.sample(&masks))
+                .and_then(|()| executor.wait(&mut result));
+            if let Err(error) = outcome {
                 tracing::warn!("a step of the warm-up failed: {error}");
                 break;
             }
-            let step = executor.device_time().unwrap_or_else(|| step_started.elapsed());
+            let step = result.device_time.unwrap_or_else(|| step_started.elapsed());
             spent += step;
             // The first step of all touches memory for the first time.
             if index > 0 || step > WARM_UP_TIME {
                 self.model.observe(StepWork::of(&batch), step.as_secs_f64());
             }
-            scheduler.commit(&batch, &sampled, &mut outputs);
+            scheduler.commit(&batch, &mut result, &mut outputs);
             let is_enough = self.model.is_known() && spent > WARM_UP_TIME;
             if is_enough {
                 break;

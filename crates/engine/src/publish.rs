@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use sconce_types::Executor;
+use sconce_types::{Executor, NotReady};
 
 use crate::engine_loop::EngineLoop;
 
@@ -44,7 +44,7 @@ impl<E: Executor> EngineLoop<E> {
         for known in tenants.iter_mut() {
             let stats = scheduler.tenant_stats(known.tenant.id);
             known.metrics.running.set(gauge(stats.running));
-            known.metrics.waiting.set(gauge(stats.waiting));
+            known.metrics.waiting.set(gauge(stats.waiting + stats.blocked));
             known.publish();
         }
         metrics.idle_energy_joules.inc_by(std::mem::take(&mut meter.idle_uj) as f64 * 1e-6);
@@ -53,7 +53,15 @@ impl<E: Executor> EngineLoop<E> {
     pub(crate) fn publish_gauges(&mut self) {
         let stats = self.scheduler.stats();
         self.metrics.num_requests_running.set(gauge(stats.running));
-        self.metrics.num_requests_waiting.set(gauge(stats.waiting));
+        self.metrics.num_requests_waiting.set(gauge(stats.waiting + stats.blocked));
+        if (stats.waiting, stats.blocked) != (self.seen.waiting, self.seen.blocked) {
+            let by_reason = &self.metrics.num_requests_waiting_by_reason;
+            by_reason.with_label_values(&["capacity"]).set(gauge(stats.waiting));
+            for reason in NotReady::ALL {
+                let blocked = self.scheduler.num_blocked_by(reason);
+                by_reason.with_label_values(&[reason.name()]).set(gauge(blocked));
+            }
+        }
         self.metrics.kv_blocks_used.set(gauge(stats.used_blocks));
         self.metrics.kv_cache_usage_perc.set(stats.used_blocks as f64 / stats.num_blocks as f64);
         let Self { metrics, seen, .. } = self;

@@ -6,7 +6,7 @@ use sconce_scheduler::{Refusal, Request};
 use sconce_types::{EndReason, Executor, RequestId, TenantId};
 
 use crate::{
-    Overload, RequestError,
+    Overload, RequestError, TokenConstraint,
     admission::{self, Deadline},
     engine_loop::EngineLoop,
     live::LiveRequest,
@@ -15,7 +15,8 @@ use crate::{
 
 impl<E: Executor> EngineLoop<E> {
     pub(crate) fn accept(&mut self, submission: Submission) {
-        let Submission { id, request, stop, arrived, events, permit } = submission;
+        let Submission { id, request, stop, constraint, not_ready, arrived, events, permit } =
+            submission;
         self.given += 1;
         // Dropped before it was read. Its cancellation finds no request, which is harmless.
         if events.is_closed() {
@@ -29,6 +30,9 @@ impl<E: Executor> EngineLoop<E> {
         let is_recorded = self.recorder.is_some();
         let mut live =
             LiveRequest::new(&request, stop, arrived, events, permit, prices, is_recorded);
+        let is_constrained = constraint.is_some();
+        live.constraint = constraint;
+        live.not_ready = not_ready;
         let timeout = request.timeout;
         let request = Request {
             id,
@@ -39,11 +43,18 @@ impl<E: Executor> EngineLoop<E> {
             // Tenants share no cached blocks: neither hits nor times tell one of them what
             // another computed.
             cache_salt: u64::from(tenant.0),
+            is_constrained,
+            not_ready: not_ready.map(|(reason, _)| reason),
         };
         match self.scheduler.add(request) {
             Ok(()) => {
                 let arrived = self.shared.seconds(arrived);
-                let deadlines = [(target, Deadline::FirstToken), (timeout, Deadline::End)];
+                let ready = not_ready.map(|(_, timeout)| timeout);
+                let deadlines = [
+                    (ready, Deadline::Ready),
+                    (target, Deadline::FirstToken),
+                    (timeout, Deadline::End),
+                ];
                 for (time, deadline) in deadlines {
                     let time = time.map_or(f64::INFINITY, |time| time.as_secs_f64());
                     self.deadlines.add(arrived + time, (id, deadline));
@@ -78,11 +89,41 @@ impl<E: Executor> EngineLoop<E> {
         }
     }
 
+    /// A request that was not ready is, or never will be.
+    pub(crate) fn make_ready(
+        &mut self,
+        id: RequestId,
+        outcome: Result<Option<Box<dyn TokenConstraint>>, String>,
+    ) {
+        // It may have ended meanwhile.
+        let Some(live) = self.requests.get_mut(&id) else { return };
+        let Some((reason, _)) = live.not_ready.take() else { return };
+        let waited = live.arrived.elapsed().as_secs_f64();
+        self.metrics.not_ready_time.with_label_values(&[reason.name()]).observe(waited);
+        match outcome {
+            Ok(constraint) => {
+                self.scheduler.unblock(id, constraint.is_some());
+                live.constraint = constraint;
+            }
+            Err(reason) => {
+                self.scheduler.cancel(id);
+                self.end(id, EndReason::Error, Some(RequestError::CannotRun { reason }));
+            }
+        }
+    }
+
     /// Ends requests whose deadlines have passed.
     pub(crate) fn end_overdue(&mut self, now: Instant) {
         while let Some((id, deadline)) = self.deadlines.pop(self.shared.seconds(now)) {
             let Some(live) = self.requests.get(&id) else { continue };
             let error = match deadline {
+                Deadline::Ready => match live.not_ready {
+                    Some((reason, timeout)) => {
+                        self.metrics.not_ready_expired.with_label_values(&[reason.name()]).inc();
+                        RequestError::NotReady { reason, timeout }
+                    }
+                    None => continue,
+                },
                 Deadline::FirstToken if live.first_token.is_some() => continue,
                 Deadline::FirstToken => {
                     let known = self.tenants.get(live.tenant);

@@ -5,18 +5,23 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use sconce_scheduler::MinuteReservation;
-use sconce_types::{RequestId, Tenant, TenantId};
+use sconce_types::{NotReady, RequestId, Tenant, TenantId};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
-use crate::{Capacity, EngineRequest, RequestEvent, StopCheck, admission::Door};
+use crate::{Capacity, EngineRequest, RequestEvent, StopCheck, TokenConstraint, admission::Door};
 
 /// What is told to the engine's thread.
 pub(crate) enum Message {
     Submit(Box<Submission>),
+    /// A request's stream was dropped.
+    Cancel(RequestId),
+    /// A request that was not ready is, under this constraint if any; or it never will be,
+    /// and why.
+    Ready(RequestId, Result<Option<Box<dyn TokenConstraint>>, String>),
     /// Tenants as they are from now on.
     Tenants(Vec<Tenant>),
     /// The ledger is to keep all that it was told, and then to say so.
@@ -25,7 +30,9 @@ pub(crate) enum Message {
     Capacity(TenantId, usize, oneshot::Sender<Capacity>, OwnedSemaphorePermit),
 }
 
-/// Messages beside submissions that may wait to be read.
+/// Messages of one request that may wait to be read: that it comes, is ready, and goes.
+pub(crate) const MESSAGES_A_REQUEST: usize = 3;
+/// Messages beside those of requests that may wait to be read.
 pub(crate) const CONTROL_MESSAGES: usize = 64;
 
 /// A request on its way to the engine's thread.
@@ -33,6 +40,9 @@ pub(crate) struct Submission {
     pub(crate) id: RequestId,
     pub(crate) request: EngineRequest,
     pub(crate) stop: Option<Box<dyn StopCheck>>,
+    pub(crate) constraint: Option<Box<dyn TokenConstraint>>,
+    /// What it waits for, and how long it may.
+    pub(crate) not_ready: Option<(NotReady, Duration)>,
     pub(crate) arrived: Instant,
     pub(crate) events: mpsc::Sender<RequestEvent>,
     pub(crate) permit: Permit,

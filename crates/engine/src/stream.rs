@@ -3,13 +3,15 @@
 use std::{
     fmt,
     pin::Pin,
-    sync::mpsc::Sender,
+    sync::mpsc::SyncSender,
     task::{Context, Poll},
     time::Duration,
 };
 
-use sconce_types::{Metering, RequestId, TokenId, TokenLogprobs};
+use sconce_types::{Metering, NotReady, RequestId, TokenId, TokenLogprobs};
 use tokio::sync::mpsc::Receiver;
+
+use crate::shared::Message;
 
 /// What happens to a request, in order.
 #[derive(Clone, Debug, PartialEq)]
@@ -82,6 +84,23 @@ pub enum RequestError {
     TimedOut {
         /// That time.
         timeout: Duration,
+    },
+    /// It was not ready to be scheduled within the time that it may wait for that.
+    #[error(
+        "what the request waits for ({}) was not ready within {} s",
+        reason.name(), timeout.as_secs_f64()
+    )]
+    NotReady {
+        /// What it waited for.
+        reason: NotReady,
+        /// How long it might.
+        timeout: Duration,
+    },
+    /// What it waited for cannot be had.
+    #[error("{reason}")]
+    CannotRun {
+        /// Why.
+        reason: String,
     },
     /// The engine's thread ended.
     #[error("the engine has stopped")]
@@ -186,21 +205,26 @@ pub enum Overload {
 ///
 /// The channel has room for every event the request can have, so a slow reader
 /// never holds the engine up, and memory is bounded by `max_tokens`.
-#[derive(Debug)]
 pub struct RequestStream {
     id: RequestId,
     events: Receiver<RequestEvent>,
-    cancels: Sender<RequestId>,
+    inbox: SyncSender<Message>,
     ended: bool,
+}
+
+impl fmt::Debug for RequestStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RequestStream").field("id", &self.id).finish_non_exhaustive()
+    }
 }
 
 impl RequestStream {
     pub(crate) fn new(
         id: RequestId,
         events: Receiver<RequestEvent>,
-        cancels: Sender<RequestId>,
+        inbox: SyncSender<Message>,
     ) -> Self {
-        Self { id, events, cancels, ended: false }
+        Self { id, events, inbox, ended: false }
     }
 
     /// The request's id.
@@ -268,8 +292,9 @@ impl Drop for RequestStream {
             // Closed first: the engine's thread, once it has read the cancellation, must see
             // that the channel is closed.
             self.events.close();
-            // Fails only if the engine has stopped, and then there is nothing to cancel.
-            let _ = self.cancels.send(self.id);
+            // The inbox has room for it. It fails only if the engine has stopped, and then there
+            // is nothing to cancel.
+            let _ = self.inbox.try_send(Message::Cancel(self.id));
         }
     }
 }

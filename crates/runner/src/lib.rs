@@ -2,14 +2,14 @@
 //!
 //! [`ModelRunner`] turns a scheduled batch into a ragged forward pass, samples
 //! from its logits, and keeps what a running sequence's sampling needs in its
-//! seat. It knows neither scheduling nor HTTP. The engine's thread owns it.
+//! slot. It knows neither scheduling nor HTTP. The engine's thread owns it.
 
 mod energy;
 mod load;
 mod memory;
 mod model_runner;
 mod options;
-mod seat;
+mod slot;
 
 pub use load::{LoadTimes, LoadedModel, load, load_on, load_on_cpu};
 pub use model_runner::ModelRunner;

@@ -8,7 +8,7 @@ use sconce_kernels::{
     cuda::CudaLimits,
 };
 use sconce_models::{Loaded, ModelConfig, ModelError, Workspace};
-use sconce_types::Executor;
+use sconce_types::{EnergyMeter, Executor};
 
 use crate::{
     DeviceChoice, LoadError, LoadOptions, ModelRunner, Quantization, energy::Energy, memory,
@@ -18,6 +18,8 @@ use crate::{
 pub struct LoadedModel<E = Box<dyn Executor>> {
     /// The executor.
     pub runner: E,
+    /// Measures the device's energy, where that can be measured.
+    pub meter: Option<Box<dyn EnergyMeter>>,
     /// The device, in words.
     pub device: String,
     /// The architecture's name.
@@ -68,7 +70,8 @@ impl LoadTimes {
 impl<B: Backend + 'static> LoadedModel<ModelRunner<B>> {
     fn measured_by(self, energy: Energy) -> LoadedModel {
         LoadedModel {
-            runner: Box::new(self.runner.measured_by(energy.meter)),
+            runner: Box::new(self.runner),
+            meter: energy.meter,
             energy: energy.description,
             device: self.device,
             architecture: self.architecture,
@@ -281,6 +284,7 @@ pub fn load_on<B: Backend + 'static>(
         num_blocks: layout.num_blocks,
         kv_cache_bytes: layout.num_blocks * layout.block_bytes(),
         load_times: times,
+        meter: None,
         energy: "not measured".to_owned(),
         runner: ModelRunner::new(backend, model, cache, workspace, max_num_seqs),
     })

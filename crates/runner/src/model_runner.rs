@@ -1,18 +1,16 @@
 //! Computes scheduled batches on a backend.
 
-use std::{collections::VecDeque, time::Duration};
-
 use sconce_kernels::{
     Backend, ForwardBatch, KernelError,
     ops::sampling::{Logprobs, Sampled},
 };
 use sconce_models::{CausalLm, Workspace};
 use sconce_types::{
-    BLOCK_SIZE, EnergyMeter, Executor, ExecutorError, Input, Sample, SampleOutcome, SampledRow,
-    SampledTokens, ScheduledBatch, ScheduledSequence, TokenId, TokenLogprobs,
+    BLOCK_SIZE, Executor, ExecutorError, Input, RowResult, Sample, SampleOutcome, ScheduledBatch,
+    Slot, StepResult, TokenId, TokenLogprobs, TokenMask, TokenMasks,
 };
 
-use crate::seat::Seat;
+use crate::slot::SlotState;
 
 /// The executor for real models: weights, KV cache and workspace of one model
 /// on one backend. Everything is allocated before it is ready.
@@ -23,19 +21,15 @@ pub struct ModelRunner<B: Backend> {
     workspace: Workspace<B>,
     /// Rows of logits that the workspace holds.
     max_logit_rows: usize,
-    seats: Vec<Option<Seat>>,
+    slots: Vec<Option<SlotState>>,
     forward: ForwardBatch,
-    blocks: Vec<u32>,
     rows: Vec<u32>,
     targets: Vec<(usize, u32, u32)>,
     sampled: Vec<Sampled>,
     logprobs: Vec<Logprobs>,
-    /// Steps computed and not yet waited for.
-    finished: VecDeque<SampledTokens>,
-    /// Result arrays to use again.
-    spare: Vec<SampledTokens>,
-    device_time: Option<Duration>,
-    energy: Option<Box<dyn EnergyMeter>>,
+    /// What the step in flight has to sample: the slot of each row, and what for.
+    pending: Vec<(Slot, Sample)>,
+    result: StepResult,
 }
 
 impl<B: Backend> ModelRunner<B> {
@@ -52,23 +46,15 @@ impl<B: Backend> ModelRunner<B> {
             cache,
             workspace,
             max_logit_rows: max_num_seqs,
-            seats: (0..max_num_seqs).map(|_| None).collect(),
+            slots: (0..max_num_seqs).map(|_| None).collect(),
             forward: ForwardBatch::default(),
-            blocks: Vec::new(),
             rows: Vec::new(),
             targets: Vec::new(),
             sampled: Vec::new(),
             logprobs: Vec::new(),
-            finished: VecDeque::new(),
-            spare: Vec::new(),
-            device_time: None,
-            energy: None,
+            pending: Vec::new(),
+            result: StepResult::default(),
         }
-    }
-
-    /// The same, with what measures its device's energy.
-    pub(crate) fn measured_by(self, energy: Option<Box<dyn EnergyMeter>>) -> Self {
-        Self { energy, ..self }
     }
 
     /// Logits after every token of a text, `[tokens.len(), vocab_size]`, for
@@ -96,60 +82,53 @@ impl<B: Backend> ModelRunner<B> {
         Ok(logits)
     }
 
-    fn compute(&mut self, batch: &ScheduledBatch) -> Result<SampledTokens, KernelError> {
+    fn forward(&mut self, batch: &ScheduledBatch) -> Result<(), KernelError> {
         for admitted in &batch.admitted {
-            self.seats[admitted.slot.index()] = Some(Seat::new(admitted));
+            self.slots[admitted.slot.index()] = Some(SlotState::new(admitted));
+        }
+        for edit in &batch.table_edits {
+            let slot = self.slots[edit.slot.index()].as_mut();
+            slot.expect("a table belongs to an admitted sequence").edit_table(edit);
         }
         self.prepare(batch);
         let Self { backend, model, cache, workspace, forward, .. } = self;
         model.forward(backend, forward, cache, workspace)?;
-        let mut result = self.spare.pop().unwrap_or_default();
-        result.step = batch.step;
-        result.rows.clear();
-        result.rows.extend(batch.sequences.iter().map(|_| SampledRow {
-            outcome: SampleOutcome::Nothing,
-            logprobs: None,
-            prompt_logprobs: Vec::new(),
-        }));
-        self.score_prompts(batch, &mut result.rows)?;
-        self.sample(batch, &mut result.rows)?;
-        Ok(result)
+        self.pending.clear();
+        self.pending
+            .extend(batch.sequences.iter().map(|sequence| (sequence.slot, sequence.sample)));
+        self.result.clear(batch.step);
+        batch.sequences.iter().for_each(|_| self.result.push(SampleOutcome::Nothing));
+        self.score_prompts(batch)
     }
 
     /// Fills the forward batch from the scheduled one.
     fn prepare(&mut self, batch: &ScheduledBatch) {
         self.forward.clear();
         for sequence in &batch.sequences {
-            self.blocks.clear();
-            let table = &batch.block_tables[sequence.block_table.clone()];
-            self.blocks.extend(table.iter().map(|block| block.0));
+            let slot = slot(&self.slots, sequence.slot);
             let last_sampled;
             let tokens = match &sequence.input {
                 Input::Tokens(range) => &batch.token_ids[range.clone()],
                 Input::LastSampled => {
-                    last_sampled = [seat(&self.seats, sequence)
+                    last_sampled = [slot
                         .last_sampled()
                         .expect("LastSampled is scheduled only after a sample")];
                     &last_sampled[..]
                 }
             };
-            self.forward.push(tokens, sequence.num_computed_tokens, &self.blocks);
+            self.forward.push(tokens, sequence.num_computed_tokens, slot.table());
         }
     }
 
     /// Log-probabilities of prompt tokens, in tiles of the workspace's logits.
-    fn score_prompts(
-        &mut self,
-        batch: &ScheduledBatch,
-        results: &mut [SampledRow],
-    ) -> Result<(), KernelError> {
+    fn score_prompts(&mut self, batch: &ScheduledBatch) -> Result<(), KernelError> {
         self.targets.clear();
         self.rows.clear();
         for (s, sequence) in batch.sequences.iter().enumerate() {
-            let seat = seat(&self.seats, sequence);
+            let slot = slot(&self.slots, sequence.slot);
             for (i, row) in self.forward.rows(s).enumerate() {
                 let predicted = sequence.num_computed_tokens + i + 1;
-                let Some((token, num_top)) = seat.prompt_logprob(predicted) else { break };
+                let Some((token, num_top)) = slot.prompt_logprob(predicted) else { break };
                 self.targets.push((s, token, num_top));
                 self.rows.push(u32::try_from(row).expect("rows are below 2^32"));
             }
@@ -161,25 +140,40 @@ impl<B: Backend> ModelRunner<B> {
             let num_top: Vec<u32> = targets.iter().map(|&(_, _, num_top)| num_top).collect();
             self.logprobs.clear();
             self.backend.logprobs(&self.workspace.logits, &tokens, &num_top, &mut self.logprobs)?;
-            for (&(s, ..), logprobs) in targets.iter().zip(self.logprobs.drain(..)) {
-                results[s].prompt_logprobs.push(token_logprobs(logprobs));
+            let StepResult { rows, logprobs, .. } = &mut self.result;
+            for (&(s, ..), scored) in targets.iter().zip(self.logprobs.drain(..)) {
+                let RowResult { prompt_logprobs, .. } = &mut rows[s];
+                if prompt_logprobs.start == prompt_logprobs.end {
+                    prompt_logprobs.start = logprobs.len();
+                }
+                logprobs.push(token_logprobs(scored));
+                prompt_logprobs.end = logprobs.len();
             }
         }
         Ok(())
     }
 
-    fn sample(
-        &mut self,
-        batch: &ScheduledBatch,
-        results: &mut [SampledRow],
-    ) -> Result<(), KernelError> {
+    fn sample_rows(&mut self, masks: &TokenMasks) -> Result<(), KernelError> {
         self.rows.clear();
-        let mut requests = Vec::with_capacity(batch.sequences.len());
-        for (s, sequence) in batch.sequences.iter().enumerate() {
-            if let Sample::Token { output_index } = sequence.sample {
-                self.rows.push(self.forward.cu_seqlens_q[s + 1] - 1);
-                requests.push(seat(&self.seats, sequence).sample_request(output_index));
+        let mut requests = Vec::with_capacity(self.pending.len());
+        for (s, &(slot_id, sample)) in self.pending.iter().enumerate() {
+            let Sample::Token { output_index, .. } = sample else { continue };
+            match masks.get(s) {
+                TokenMask::All => {}
+                TokenMask::Bits(_) => {
+                    return Err(KernelError::Unsupported {
+                        what: "a mask over the vocabulary".to_owned(),
+                        device: "the sampler",
+                        accepted: "none is",
+                    });
+                }
+                TokenMask::Skip => {
+                    self.result.rows[s].outcome = SampleOutcome::Skipped;
+                    continue;
+                }
             }
+            self.rows.push(self.forward.cu_seqlens_q[s + 1] - 1);
+            requests.push(slot(&self.slots, slot_id).sample_request(output_index));
         }
         if requests.is_empty() {
             return Ok(());
@@ -188,52 +182,46 @@ impl<B: Backend> ModelRunner<B> {
         self.sampled.clear();
         self.backend.sample(&mut self.workspace.logits, &requests, &mut self.sampled)?;
         drop(requests);
-        let sampling = batch
-            .sequences
-            .iter()
-            .zip(results)
-            .filter(|(sequence, _)| sequence.sample != Sample::Nothing);
-        for ((sequence, result), sampled) in sampling.zip(self.sampled.drain(..)) {
+        let StepResult { rows, tokens, logprobs, .. } = &mut self.result;
+        let sampling = self.pending.iter().zip(rows).filter(|((_, sample), row)| {
+            *sample != Sample::Nothing && row.outcome != SampleOutcome::Skipped
+        });
+        for ((&(slot, _), row), sampled) in sampling.zip(self.sampled.drain(..)) {
             match sampled {
-                Sampled::Token { token, logprobs } => {
-                    result.outcome = SampleOutcome::Token(token);
-                    result.logprobs = logprobs.map(token_logprobs);
-                    if let Some(seat) = &mut self.seats[sequence.slot.index()] {
-                        seat.note_sampled(token);
+                Sampled::Token { token, logprobs: of_token } => {
+                    row.outcome = SampleOutcome::Sampled;
+                    row.tokens = tokens.len()..tokens.len() + 1;
+                    tokens.push(token);
+                    row.logprobs.start = logprobs.len();
+                    logprobs.extend(of_token.map(token_logprobs));
+                    row.logprobs.end = logprobs.len();
+                    if let Some(slot) = &mut self.slots[slot.index()] {
+                        slot.note_sampled(token);
                     }
                 }
-                Sampled::NonFinite => result.outcome = SampleOutcome::NonFiniteLogits,
+                Sampled::NonFinite => row.outcome = SampleOutcome::NonFiniteLogits,
             }
         }
         Ok(())
     }
 }
 
+/// One step at a time: what is sampled is read back at once.
 impl<B: Backend> Executor for ModelRunner<B> {
-    fn energy_meter(&mut self) -> Option<Box<dyn EnergyMeter>> {
-        self.energy.take()
-    }
-
-    /// Computes the step; what was sampled has been read back when it returns.
     fn launch(&mut self, batch: &ScheduledBatch) -> Result<(), ExecutorError> {
-        let result = self.compute(batch).map_err(|error| executor_error(&error))?;
-        self.finished.push_back(result);
-        Ok(())
+        self.forward(batch).map_err(|error| executor_error(&error))
     }
 
-    fn wait(&mut self, sampled: &mut SampledTokens) -> Result<(), ExecutorError> {
-        let result = self
-            .finished
-            .pop_front()
-            .ok_or_else(|| ExecutorError::Fatal("waited for a step never launched".to_owned()))?;
+    fn sample(&mut self, masks: &TokenMasks) -> Result<(), ExecutorError> {
+        self.sample_rows(masks).map_err(|error| executor_error(&error))
+    }
+
+    fn wait(&mut self, result: &mut StepResult) -> Result<(), ExecutorError> {
         // A step that sampled nothing has read nothing back: it may still be under way.
-        self.device_time = self.backend.finish().map_err(|error| executor_error(&error))?;
-        self.spare.push(std::mem::replace(sampled, result));
+        let device_time = self.backend.finish().map_err(|error| executor_error(&error))?;
+        std::mem::swap(result, &mut self.result);
+        result.device_time = device_time;
         Ok(())
-    }
-
-    fn device_time(&self) -> Option<Duration> {
-        self.device_time
     }
 }
 
@@ -249,8 +237,8 @@ fn executor_error(error: &KernelError) -> ExecutorError {
     }
 }
 
-fn seat<'a>(seats: &'a [Option<Seat>], sequence: &ScheduledSequence) -> &'a Seat {
-    seats[sequence.slot.index()].as_ref().expect("a scheduled sequence was admitted to its seat")
+fn slot(slots: &[Option<SlotState>], slot: Slot) -> &SlotState {
+    slots[slot.index()].as_ref().expect("a scheduled sequence was admitted to its slot")
 }
 
 fn token_logprobs(Logprobs { token, logprob, top }: Logprobs) -> TokenLogprobs {

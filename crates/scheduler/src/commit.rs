@@ -1,32 +1,41 @@
 //! What becomes of a step's result.
 
-use std::cmp::Reverse;
-
 use sconce_types::{
-    BLOCK_SIZE, RequestId, Sample, SampleOutcome, SampledTokens, ScheduledBatch, TenantId, TokenId,
+    BLOCK_SIZE, RequestId, Sample, SampleOutcome, ScheduledBatch, StepResult, TenantId, TokenId,
+    TokenLogprobs,
 };
 
-use crate::{Finish, Output, Scheduler, sequence::Sequence};
+use crate::{
+    Finish, Output, Scheduler, Span,
+    sequence::{Leave, Sequence, State},
+};
 
 impl Scheduler {
-    /// Takes a step's result: appends tokens, ends what has finished, and
-    /// appends what each request got to `outputs`.
+    /// Takes the result of the oldest step in flight: appends tokens, ends what has finished,
+    /// and appends what each request got to `outputs`. Rows of requests that have ended since
+    /// the step was scheduled are discarded. Log-probabilities are taken out of `result`.
     ///
     /// # Panics
-    /// If `sampled` does not answer `batch`: an executor's bug.
+    /// If `result` does not answer `batch`: an executor's bug.
     pub fn commit(
         &mut self,
         batch: &ScheduledBatch,
-        sampled: &SampledTokens,
+        result: &mut StepResult,
         outputs: &mut Vec<Output>,
     ) {
-        assert_eq!(sampled.step, batch.step, "a result answers its own step");
-        assert_eq!(sampled.rows.len(), batch.sequences.len(), "a result has a row a sequence");
-        let mut any_finished = false;
-        for (scheduled, row) in batch.sequences.iter().zip(&sampled.rows) {
+        assert_eq!(result.step, batch.step, "a result answers its own step");
+        assert_eq!(result.rows.len(), batch.sequences.len(), "a result has a row a sequence");
+        self.preempted.clear();
+        let StepResult { rows, tokens, logprobs, .. } = result;
+        let (mut any_finished, mut any_left) = (false, false);
+        for (scheduled, row) in batch.sequences.iter().zip(rows) {
             let id = scheduled.request;
-            let sequence =
-                self.sequences.get_mut(&id).expect("nothing is cancelled while a step runs");
+            let sequence = self.sequences.get_mut(&id).expect("what a step computes is known");
+            sequence.steps_in_flight -= 1;
+            if sequence.has_ended() {
+                any_left |= sequence.steps_in_flight == 0;
+                continue;
+            }
             let first = scheduled.num_computed_tokens + 1;
             let reported = sequence.prompt_logprobs_reported;
             let fresh = reported.saturating_sub(first).min(row.prompt_logprobs.len());
@@ -35,49 +44,44 @@ impl Scheduler {
                 token: None,
                 logprobs: None,
                 num_cached_tokens: sequence.num_cached_tokens.unwrap_or(0),
-                prompt_logprobs: row.prompt_logprobs[fresh..].to_vec(),
+                prompt_logprobs: take(&mut logprobs[row.prompt_logprobs.clone()][fresh..]),
                 prompt_logprobs_start: first + fresh,
                 finish: None,
             };
             sequence.prompt_logprobs_reported = reported.max(first + row.prompt_logprobs.len());
+            let mut num_computed = scheduled.num_computed_tokens + scheduled.input.len();
             match (scheduled.sample, row.outcome) {
                 (Sample::Nothing, SampleOutcome::Nothing) => {}
-                (Sample::Token { .. }, SampleOutcome::Token(token)) => {
-                    sequence.num_in_flight -= 1;
+                (Sample::Token { .. }, SampleOutcome::Sampled) => {
+                    let [token] = tokens[row.tokens.clone()] else {
+                        panic!("a row without drafts samples one token")
+                    };
+                    sequence.num_sampling -= 1;
                     sequence.tokens.push(token);
                     output.token = Some(token);
-                    output.logprobs.clone_from(&row.logprobs);
+                    output.logprobs =
+                        logprobs[row.logprobs.clone()].first_mut().map(std::mem::take);
                     output.finish = finish_of(sequence, token);
+                }
+                // The last token is computed again, and sampled from.
+                (Sample::Token { constrained: true, .. }, SampleOutcome::Skipped) => {
+                    num_computed -= 1;
                 }
                 (_, SampleOutcome::NonFiniteLogits) => {
                     output.finish = Some(Finish::NonFiniteLogits);
                 }
                 (asked, got) => panic!("asked for {asked:?}, the executor answered {got:?}"),
             }
-            if let Some(key) = self.config.prefix_cache
-                && row.outcome != SampleOutcome::NonFiniteLogits
-            {
-                // What is computed now may be shared.
-                let num_computed = scheduled.num_computed_tokens + scheduled.input.len();
-                for index in sequence.num_named..num_computed / BLOCK_SIZE {
-                    let name = sequence.block_hash(key, index);
-                    self.pool.name(sequence.block_table[index], name);
-                    sequence.num_named += 1;
-                }
+            sequence.num_computed = num_computed;
+            if row.outcome != SampleOutcome::NonFiniteLogits {
+                self.keep_computed(id);
             }
             if let Some(finish) = &output.finish {
                 any_finished = true;
-                let (tenant, generated) = (sequence.tenant, sequence.num_generated());
-                if *finish == Finish::NonFiniteLogits {
-                    // What is not finite may lie in the cache: nobody is to share it, or to
-                    // find it the next time. A chunk that samples nothing was not looked at.
-                    for &block in &sequence.block_table {
-                        self.pool.forget_name(block);
-                    }
-                } else {
-                    self.learn_length(tenant, generated, *finish == Finish::Length);
-                }
-                self.remove(id);
+                self.finish(id, finish);
+            } else {
+                let sequence = &self.sequences[&id];
+                any_left |= sequence.state != State::Running && sequence.steps_in_flight == 0;
             }
             if output.token.is_some()
                 || output.finish.is_some()
@@ -87,14 +91,71 @@ impl Scheduler {
             }
         }
         if any_finished {
-            self.forget_removed();
+            self.forget_ended();
+        }
+        if any_finished || any_left {
+            self.release_left();
+        }
+    }
+
+    /// Lets full blocks be found by what a step computed into them, and releases those that
+    /// windows have left behind.
+    fn keep_computed(&mut self, id: RequestId) {
+        let groups = self.config.groups;
+        if self.config.prefix_cache.is_none() && !groups.has_windows() {
+            return;
+        }
+        let Self { sequences, pool, .. } = self;
+        let sequence = sequences.get_mut(&id).expect("a committed sequence is known");
+        if let Some(key) = self.config.prefix_cache {
+            for index in sequence.num_keyed..sequence.num_computed / BLOCK_SIZE {
+                let hash = sequence.block_hash(key, index);
+                for group in 0..groups.len() {
+                    let block = sequence.table.block(group, index);
+                    pool.set_key(block, (hash, group as u32));
+                }
+                sequence.num_keyed += 1;
+            }
+        }
+        if !groups.has_windows() {
+            return;
+        }
+        for (group, &span) in groups.spans().iter().enumerate() {
+            if span == Span::All {
+                continue;
+            }
+            let position = sequence.num_computed;
+            let (left, freed) = sequence.table.leave_behind(group, span, position, pool);
+            self.queue.release(sequence.tenant, left);
+            // What its prompt has yet to come to takes their places.
+            if sequence.num_scheduled < sequence.claims_until {
+                sequence.claim += freed;
+                self.claimed += freed;
+            }
+        }
+    }
+
+    /// Ends a request that a step has finished; `running` names it still.
+    fn finish(&mut self, id: RequestId, finish: &Finish) {
+        let sequence = self.sequences.get_mut(&id).expect("a finished sequence is known");
+        let (tenant, generated) = (sequence.tenant, sequence.num_generated());
+        if *finish == Finish::NonFiniteLogits {
+            // What is not finite may lie in the cache: no request is to share it now or to
+            // find it later. A chunk that samples nothing was not looked at.
+            sequence.table.blocks().for_each(|block| self.pool.remove_key(block));
+        }
+        if std::mem::replace(&mut sequence.state, State::Leaving(Leave::Ended)) == State::Running {
+            self.leaving.push(id);
+        }
+        if *finish != Finish::NonFiniteLogits {
+            self.learn_length(tenant, generated, *finish == Finish::Length);
         }
     }
 
     /// Ends a request whose answer is complete, as one is that a stop string ends: its
-    /// length says what later ones may have. Its blocks are free for the next step.
+    /// length says what later ones may have.
     pub fn stop(&mut self, id: RequestId) {
-        if let Some(sequence) = self.sequences.get(&id) {
+        if let Some(sequence) = self.sequences.get(&id).filter(|s| !s.has_ended()) {
             let (tenant, generated) = (sequence.tenant, sequence.num_generated());
             self.learn_length(tenant, generated, false);
         }
@@ -103,51 +164,76 @@ impl Scheduler {
 
     fn learn_length(&mut self, tenant: TenantId, generated: usize, was_cut: bool) {
         self.mean_output += (generated as f64 - self.mean_output) / 32.0;
-        self.accounts.note_length(tenant, generated, was_cut);
+        self.queue.note_length(tenant, generated, was_cut);
     }
 
-    /// Ends every sequence of a step that failed, and names them in `ended`.
+    /// Ends every request that a failed step computed, and names those that had not ended
+    /// in `ended`. Other steps in flight are not touched.
     pub fn fail_batch(&mut self, batch: &ScheduledBatch, ended: &mut Vec<RequestId>) {
+        self.preempted.clear();
         for scheduled in &batch.sequences {
-            self.remove(scheduled.request);
-            ended.push(scheduled.request);
+            let id = scheduled.request;
+            let sequence = self.sequences.get_mut(&id).expect("what a step computes is known");
+            sequence.steps_in_flight -= 1;
+            match std::mem::replace(&mut sequence.state, State::Leaving(Leave::Ended)) {
+                State::Leaving(Leave::Ended) => continue,
+                State::Running => self.leaving.push(id),
+                State::Leaving(Leave::Preempted) => {}
+                State::Waiting | State::Blocked(_) => {
+                    unreachable!("a step in flight computes what runs or leaves")
+                }
+            }
+            ended.push(id);
         }
-        self.forget_removed();
+        self.forget_ended();
+        self.release_left();
     }
 
-    /// Ends every sequence that holds blocks, whose contents are lost, and names them
-    /// in `ended`. Those that wait go on waiting.
+    /// Ends every request that holds blocks, whose contents are lost with all steps in
+    /// flight, and names those that had not ended in `ended`. What waits goes on waiting.
     pub fn fail_running(&mut self, ended: &mut Vec<RequestId>) {
-        for running in std::mem::take(&mut self.running) {
-            self.remove(running.id);
-            ended.push(running.id);
+        self.preempted.clear();
+        let running = std::mem::take(&mut self.running);
+        self.leaving.splice(0..0, running.iter().map(|running| running.id));
+        for id in &self.leaving {
+            let sequence = self.sequences.get_mut(id).expect("what runs or leaves is known");
+            sequence.steps_in_flight = 0;
+            let before = std::mem::replace(&mut sequence.state, State::Leaving(Leave::Ended));
+            if before != State::Leaving(Leave::Ended) {
+                ended.push(*id);
+            }
         }
+        self.release_left();
         self.reset_prefix_cache();
     }
 
     /// Forgets what the cache holds: nothing computed until now is found again.
     pub fn reset_prefix_cache(&mut self) {
-        self.pool.forget_names();
+        self.pool.remove_keys();
     }
 
-    /// Drops a sequence and what it holds; `running` is the caller's to mend.
-    pub(crate) fn remove(&mut self, id: RequestId) {
-        let Some(sequence) = self.sequences.remove(&id) else { return };
-        self.accounts.release(sequence.tenant, sequence.block_table.len());
-        self.pool.free(sequence.block_table.into_iter());
-        match sequence.slot {
-            Some(slot) => {
-                self.free_slots.push(Reverse(slot.0));
-                self.accounts.unseat(sequence.tenant);
-            }
-            None => self.accounts.dequeue(sequence.tenant, sequence.place, sequence.tokens.len()),
-        }
-    }
-
-    fn forget_removed(&mut self) {
+    /// Takes those that are leaving out of the running.
+    fn forget_ended(&mut self) {
         let Self { running, sequences, .. } = self;
-        running.retain(|running| sequences.contains_key(&running.id));
+        running.retain(|running| sequences[&running.id].state == State::Running);
     }
+
+    /// Releases the leaving that no step in flight computes any more.
+    fn release_left(&mut self) {
+        let mut leaving = std::mem::take(&mut self.leaving);
+        leaving.retain(|&id| {
+            let is_computed = self.sequences[&id].steps_in_flight > 0;
+            if !is_computed {
+                self.release(id);
+            }
+            is_computed
+        });
+        self.leaving = leaving;
+    }
+}
+
+fn take(logprobs: &mut [TokenLogprobs]) -> Vec<TokenLogprobs> {
+    logprobs.iter_mut().map(std::mem::take).collect()
 }
 
 fn finish_of(sequence: &Sequence, token: TokenId) -> Option<Finish> {

@@ -2,17 +2,17 @@
 
 use sconce_types::BLOCK_SIZE;
 
-use crate::PrefixKey;
+use crate::{CacheGroups, PrefixKey};
 
 /// Whose request is admitted next.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SchedulingPolicy {
-    /// Whoever came first.
+    /// The request that arrived first.
     Fcfs,
-    /// The lowest priority number, then whoever came first.
+    /// The lowest priority number, then the first arrival.
     Priority,
     /// The tenant that was served least for its weight; within it by priority, then
-    /// whoever came first.
+    /// by arrival.
     #[default]
     Fair,
 }
@@ -26,11 +26,15 @@ pub struct SchedulerConfig {
     pub max_num_batched_tokens: usize,
     /// Tokens of prompt and output together.
     pub max_model_len: usize,
-    /// Blocks in the KV cache.
+    /// Blocks in the KV cache, for all cache groups together.
     pub num_blocks: usize,
+    /// What the model's cache layers keep of a context.
+    pub groups: CacheGroups,
+    /// Steps in flight at most ([`sconce_types::Executor::depth`]): 1 or 2.
+    pub depth: usize,
     /// Requests that may wait.
     pub max_queued: usize,
-    /// Full blocks are found again by names under this key; `None` turns that off.
+    /// Full blocks are found again by hashes under this key; `None` turns that off.
     pub prefix_cache: Option<PrefixKey>,
     /// Whose request is admitted next.
     pub policy: SchedulingPolicy,
@@ -59,6 +63,8 @@ impl SchedulerConfig {
             max_num_batched_tokens,
             max_model_len,
             num_blocks,
+            groups: _,
+            depth,
             max_queued,
             prefix_cache: _,
             policy: _,
@@ -77,12 +83,22 @@ impl SchedulerConfig {
             let accepted = "at least 2: a token of prompt and one of output";
             return Err(ConfigError { field: "max_model_len", value: max_model_len, accepted });
         }
+        if !(1..=2).contains(&depth) {
+            return Err(ConfigError { field: "depth", value: depth, accepted: "1 or 2" });
+        }
         Ok(())
     }
 
-    /// Blocks that a sequence of so many tokens holds.
+    /// Entries of one group's block table that so many tokens take.
     #[must_use]
     pub const fn blocks_for(num_tokens: usize) -> usize {
         num_tokens.div_ceil(BLOCK_SIZE)
+    }
+
+    /// The most blocks, over all cache groups, that a sequence holds on its way to so many
+    /// tokens.
+    #[must_use]
+    pub fn peak_blocks(&self, num_tokens: usize) -> usize {
+        self.groups.peak_blocks(num_tokens, self.max_num_batched_tokens, self.depth)
     }
 }

@@ -23,6 +23,12 @@ impl<T: Ord + Copy> Deadlines<T> {
         }
     }
 
+    /// When the first is due.
+    #[must_use]
+    pub fn next(&self) -> Option<f64> {
+        self.heap.peek().map(|&Reverse((at, _))| f64::from_bits(at))
+    }
+
     /// Takes the first that is due.
     pub fn pop(&mut self, now: f64) -> Option<T> {
         let &Reverse((at, what)) = self.heap.peek()?;

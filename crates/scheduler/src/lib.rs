@@ -5,19 +5,20 @@
 //! here: the same calls give the same answers, so both run in a deterministic
 //! simulation. [`FakeExecutor`] is the other side of that simulation.
 
-mod accounts;
 mod admission;
 mod block_pool;
+mod block_table;
+mod cache_groups;
 mod commit;
 mod config;
 mod deadlines;
-mod fairness;
+mod fair_queue;
 mod fake_executor;
-mod id_hash;
 mod load;
 mod metering;
 mod minute;
 mod output_lengths;
+mod preemption;
 mod prefix;
 mod quotas;
 mod request;
@@ -27,17 +28,19 @@ mod step_limit;
 mod step_model;
 
 pub use admission::{Admission, Admitted, Ask, Refused, Shortage};
-pub use block_pool::BlockPool;
+pub use block_pool::{BlockKey, BlockPool};
+pub use cache_groups::{CacheGroups, MAX_CACHE_GROUPS, Span};
 pub use config::{ConfigError, SchedulerConfig, SchedulingPolicy};
 pub use deadlines::Deadlines;
 pub use fake_executor::{FakeExecutor, Fault};
-pub use id_hash::{ByRequest, IdHasher};
 pub use load::{Load, Prediction};
 pub use metering::{RequestMeter, Shares};
 pub use minute::{Minute, MinuteReservation};
 pub use prefix::{BlockHash, PrefixKey};
 pub use quotas::Quotas;
-pub use request::{Finish, Output, Refusal, Request, SchedulerStats, TenantStats, TokenCosts};
+pub use request::{
+    ByRequest, Finish, Output, Refusal, Request, SchedulerStats, TenantStats, TokenCosts,
+};
 pub use scheduler::Scheduler;
 pub use step_limit::StepLimit;
 pub use step_model::{StepModel, StepWork};

@@ -67,13 +67,13 @@ impl Prediction {
 impl Scheduler {
     /// Writes the present load over `load`.
     pub fn load(&self, load: &mut Load) {
-        let Self { config, accounts, .. } = self;
+        let Self { config, queue, .. } = self;
         (load.config, load.step_limit) = (*config, self.step_limit);
         (load.running, load.decodes, load.prefilling, load.context) = (0, 0.0, 0.0, 0.0);
         for running in &self.running {
             let sequence = &self.sequences[&running.id];
             load.running += 1;
-            load.context += sequence.num_computed_tokens as f64;
+            load.context += sequence.num_scheduled as f64;
             if sequence.is_decode() {
                 load.decodes += 1.0;
             } else {
@@ -81,18 +81,18 @@ impl Scheduler {
             }
         }
         load.used_blocks = self.pool.num_blocks() - self.pool.num_free();
-        (load.waiting, load.waiting_tokens) = (accounts.num_waiting(), accounts.waiting_tokens());
+        (load.waiting, load.waiting_tokens) = (queue.num_waiting(), queue.waiting_tokens());
         load.mean_output = self.mean_output;
         load.saturation = self.saturation;
         load.decode_cost = self.costs.decode;
         load.tenants.clear();
-        let ids = (0..accounts.len()).map(|index| TenantId(index as u32));
+        let ids = (0..queue.len()).map(|index| TenantId(index as u32));
         load.tenants.extend(ids.map(|id| self.tenant_load(id)));
-        load.stranger = self.tenant_load(TenantId(accounts.len() as u32));
+        load.stranger = self.tenant_load(TenantId(queue.len() as u32));
     }
 
     fn tenant_load(&self, id: TenantId) -> TenantLoad {
-        let accounts = &self.accounts;
+        let queue = &self.queue;
         let is_fair = self.config.policy == SchedulingPolicy::Fair;
         let mut load = TenantLoad {
             running: 0,
@@ -100,17 +100,17 @@ impl Scheduler {
             waiting_tokens: 0,
             max_running: usize::MAX,
             max_queued: usize::MAX,
-            share: if is_fair { accounts.share_if_active(id) } else { 1.0 },
-            debt: if is_fair { accounts.debt(id) } else { 0.0 },
-            credit: accounts.credit(id),
+            share: if is_fair { queue.share_if_active(id) } else { 1.0 },
+            debt: if is_fair { queue.debt(id) } else { 0.0 },
+            credit: queue.credit(id),
             lengths: OutputLengths::default(),
         };
-        if accounts.knows(id) {
-            let account = accounts.get(id);
-            load.running = account.running;
-            (load.waiting, load.waiting_tokens) = (account.waiting(), account.waiting_tokens());
-            (load.max_running, load.max_queued) = (account.max_running(), account.max_queued);
-            load.lengths = account.lengths;
+        if queue.knows(id) {
+            let tenant = queue.tenant(id);
+            load.running = tenant.running;
+            (load.waiting, load.waiting_tokens) = (tenant.waiting(), tenant.waiting_tokens());
+            (load.max_running, load.max_queued) = (tenant.max_running(), tenant.max_queued);
+            load.lengths = tenant.lengths;
         }
         load
     }

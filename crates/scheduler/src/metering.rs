@@ -11,8 +11,9 @@ use crate::{StepModel, StepWork};
 ///   if it was found in the prefix cache, as computed otherwise. What is computed again
 ///   after a preemption takes device time but is not billed as tokens again.
 /// - A step that fails is billed as device time; its tokens were not computed.
-/// - Blocks are billed from the schedule that gave them until the end of the request's
-///   last step, its preemption or its cancellation, whether or not a step ran it.
+/// - Blocks are billed from the schedule that gave them until the end of the request or
+///   its preemption, whether or not a step ran it. What a sequence that has ended keeps for a
+///   step in flight is not billed.
 #[derive(Clone, Debug, Default)]
 pub struct RequestMeter {
     usage: Metering,
@@ -40,18 +41,15 @@ impl RequestMeter {
         self.usage.queue_ns = queue_ns;
     }
 
-    /// Its part of a step, which may have failed: `device_ns` of the device, and its blocks
-    /// from when the step was scheduled until it ended.
-    pub fn note_step(
-        &mut self,
-        part: &ScheduledSequence,
-        device_ns: u64,
-        scheduled_ns: u64,
-        ended_ns: u64,
-    ) {
+    /// It holds so many blocks from now on.
+    pub fn note_blocks(&mut self, num_blocks: usize, now_ns: u64) {
+        self.bill_blocks(now_ns);
+        self.blocks = num_blocks as u64;
+    }
+
+    /// Its part of a step that ended, and may have failed: `device_ns` of the device.
+    pub fn note_step(&mut self, part: &ScheduledSequence, device_ns: u64, ended_ns: u64) {
         self.usage.device_ns += device_ns;
-        self.bill_blocks(scheduled_ns);
-        self.blocks = part.block_table.len() as u64;
         self.bill_blocks(ended_ns);
         let found = self.bill_prompt(part.num_computed_tokens);
         self.usage.cached_tokens += found;
@@ -144,13 +142,14 @@ mod tests {
 
     use super::*;
 
-    fn part(start: usize, len: usize, blocks: usize) -> ScheduledSequence {
+    fn part(start: usize, len: usize) -> ScheduledSequence {
         ScheduledSequence {
             request: RequestId(1),
             slot: Slot(0),
             input: Input::Tokens(0..len),
             num_computed_tokens: start,
-            block_table: 0..blocks,
+            num_blocks: 0,
+            table_edits: 0..0,
             sample: Sample::Nothing,
         }
     }
@@ -159,8 +158,8 @@ mod tests {
     fn a_prompts_tokens_are_billed_once_as_they_are_processed() {
         let mut meter = RequestMeter::new(100);
         let step = |meter: &mut RequestMeter, start, len, is_computed| {
-            let part = part(start, len, 7);
-            meter.note_step(&part, 5, 0, 0);
+            let part = part(start, len);
+            meter.note_step(&part, 5, 0);
             if is_computed {
                 meter.note_computed(&part);
             }
@@ -180,15 +179,19 @@ mod tests {
     #[test]
     fn blocks_are_billed_while_they_are_held() {
         let mut meter = RequestMeter::new(100);
-        meter.note_step(&part(0, 32, 2), 0, 100, 110);
+        meter.note_blocks(2, 100);
+        meter.note_step(&part(0, 32), 0, 110);
         assert_eq!(meter.usage().block_ns, 20);
-        // Paused from 110 to 150, where it grows.
-        meter.note_step(&part(32, 1, 3), 0, 150, 160);
+        // Not scheduled from 110 to 150, where it grows; another step is in flight until 155.
+        meter.note_blocks(3, 150);
+        meter.note_step(&part(32, 1), 0, 155);
+        meter.note_step(&part(33, 1), 0, 160);
         assert_eq!(meter.usage().block_ns, 20 + 2 * 40 + 3 * 10);
         meter.note_release(170);
         assert_eq!(meter.usage().block_ns, 130 + 3 * 10);
         // Preempted until 500, ended at 530.
-        meter.note_step(&part(0, 16, 1), 0, 500, 510);
+        meter.note_blocks(1, 500);
+        meter.note_step(&part(0, 16), 0, 510);
         meter.note_release(530);
         assert_eq!(meter.usage().block_ns, 160 + 30);
     }
@@ -197,7 +200,7 @@ mod tests {
     fn parts_sum_to_the_whole_and_go_by_work() {
         let row = |len, start| {
             let input = if len == 1 { Input::LastSampled } else { Input::Tokens(0..len) };
-            ScheduledSequence { input, ..part(start, 0, 0) }
+            ScheduledSequence { input, ..part(start, 0) }
         };
         let sequences = vec![row(1, 10), row(300, 0), row(1, 5)];
         let batch = ScheduledBatch { sequences, ..ScheduledBatch::default() };

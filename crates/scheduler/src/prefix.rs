@@ -1,16 +1,18 @@
-//! Names of full blocks, by which equal beginnings are found.
+//! Hashes of full blocks, by which equal prefixes are found.
 
 use std::{fmt, hash::Hasher as _};
 
-use sconce_types::TokenId;
+use sconce_types::{BLOCK_SIZE, RequestId, TokenId};
 use siphasher::sip128::{Hasher128 as _, SipHasher13};
 
-/// The name of a full block: a hash of its tokens and of all that come before them.
+use crate::{Scheduler, Span};
+
+/// The hash of a full block: of its tokens and of all that come before them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct BlockHash(pub u128);
 
-/// The key of all names. Nobody who does not know it can make two blocks of one name,
-/// so it is drawn at random when a server starts.
+/// The key of all block hashes. Without it nobody can make two blocks of one hash, so it is
+/// drawn at random when a server starts.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct PrefixKey(pub [u64; 2]);
 
@@ -22,14 +24,14 @@ impl fmt::Debug for PrefixKey {
 
 impl PrefixKey {
     /// What comes before a sequence's first block: equal tokens under different salts
-    /// have different names.
+    /// have different hashes.
     pub(crate) fn root(self, salt: u64) -> BlockHash {
         let mut hasher = self.hasher();
         hasher.write_u64(salt);
         BlockHash(hasher.finish128().as_u128())
     }
 
-    /// The name of a block of these tokens after another.
+    /// The hash of a block of these tokens after another.
     pub(crate) fn child(self, parent: BlockHash, tokens: &[TokenId]) -> BlockHash {
         let mut hasher = self.hasher();
         hasher.write_u128(parent.0);
@@ -42,12 +44,90 @@ impl PrefixKey {
     }
 }
 
+impl Scheduler {
+    /// Gives a waiting sequence the longest prefix of it that is cached, in whole blocks:
+    /// all blocks of groups that keep everything, and of a window those that the next token
+    /// needs. Its last token is always computed: what follows is sampled from it.
+    pub(crate) fn share_prefix(&mut self, id: RequestId) {
+        let Some(key) = self.config.prefix_cache else { return };
+        let sequence = self.sequences.get_mut(&id).expect("only known sequences are admitted");
+        // The log-probabilities of a prompt are those of tokens that are computed.
+        if sequence.params.prompt_logprobs.is_some() {
+            return;
+        }
+        let groups = self.config.groups;
+        let spans = groups.spans();
+        let mut len = (sequence.len() - 1) / BLOCK_SIZE;
+        for index in 0..len {
+            let hash = sequence.block_hash(key, index);
+            let mut kept = spans.iter().zip(0..).filter(|(span, _)| **span == Span::All);
+            if !kept.all(|(_, group)| self.pool.find((hash, group)).is_some()) {
+                len = index;
+                break;
+            }
+        }
+        if groups.has_windows() {
+            len = longest_in_windows(spans, len, |index, group| {
+                self.pool.find((sequence.block_hash(key, index), group)).is_some()
+            });
+        }
+        for (span, group) in spans.iter().zip(0..) {
+            let first = span.first_needed(len * BLOCK_SIZE) / BLOCK_SIZE;
+            sequence.table.begin(group as usize, first);
+            for index in first..len {
+                let hash = sequence.block_hash(key, index);
+                let block = self.pool.find((hash, group)).expect("it was found above");
+                self.pool.share(block);
+                sequence.table.push(group as usize, index, block);
+            }
+        }
+        sequence.num_keyed = len;
+        sequence.num_scheduled = len * BLOCK_SIZE;
+        sequence.num_computed = sequence.num_scheduled;
+        self.queue.hold(sequence.tenant, sequence.table.num_held());
+    }
+
+    /// Takes it away again from one that is not admitted after all.
+    pub(crate) fn unshare_prefix(&mut self, id: RequestId) {
+        let sequence = self.sequences.get_mut(&id).expect("only known sequences are admitted");
+        self.queue.release(sequence.tenant, sequence.table.num_held());
+        sequence.table.release(&mut self.pool);
+        sequence.num_keyed = 0;
+        sequence.num_scheduled = 0;
+        sequence.num_computed = 0;
+    }
+}
+
+/// The longest prefix of at most `len` blocks of which every window has those that the next
+/// token needs.
+fn longest_in_windows(
+    spans: &[Span],
+    mut len: usize,
+    mut is_cached: impl FnMut(usize, u32) -> bool,
+) -> usize {
+    loop {
+        let before = len;
+        for (span, group) in spans.iter().zip(0..).filter(|(span, _)| **span != Span::All) {
+            let mut index = len;
+            while index > span.first_needed(len * BLOCK_SIZE) / BLOCK_SIZE {
+                index -= 1;
+                if !is_cached(index, group) {
+                    len = index;
+                }
+            }
+        }
+        if len == before {
+            return len;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_name_depends_on_key_salt_predecessors_and_tokens() {
+    fn a_hash_depends_on_key_salt_predecessors_and_tokens() {
         let names = |key: u64, salt, tokens: [[TokenId; 2]; 2]| {
             let key = PrefixKey([key, 2]);
             let first = key.child(key.root(salt), &tokens[0]);

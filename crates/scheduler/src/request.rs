@@ -1,8 +1,13 @@
 //! What goes into a scheduler, and what comes out.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
-use sconce_types::{RequestId, SamplingParams, TenantId, TokenId, TokenLogprobs};
+use rustc_hash::FxBuildHasher;
+use sconce_types::{NotReady, RequestId, SamplingParams, TenantId, TokenId, TokenLogprobs};
+
+/// A map by request. Ids are counted by the engine, not chosen by clients, so
+/// nobody can make them collide.
+pub type ByRequest<T> = HashMap<RequestId, T, FxBuildHasher>;
 
 /// A request as the scheduler takes it.
 #[derive(Clone, Debug)]
@@ -19,13 +24,27 @@ pub struct Request {
     pub priority: i32,
     /// Only requests of one salt share cached blocks.
     pub cache_salt: u64,
+    /// Whether each of its tokens is sampled under a mask.
+    pub is_constrained: bool,
+    /// What it waits for before it enters its tenant's queue, until
+    /// [`Scheduler::unblock`](crate::Scheduler::unblock).
+    pub not_ready: Option<NotReady>,
 }
 
 impl Request {
     /// A request of an engine's only tenant.
     #[must_use]
     pub fn new(id: RequestId, prompt: Vec<TokenId>, params: Arc<SamplingParams>) -> Self {
-        Self { id, prompt, params, tenant: TenantId(0), priority: 0, cache_salt: 0 }
+        Self {
+            id,
+            prompt,
+            params,
+            tenant: TenantId(0),
+            priority: 0,
+            cache_salt: 0,
+            is_constrained: false,
+            not_ready: None,
+        }
     }
 }
 
@@ -123,10 +142,14 @@ pub struct Output {
 /// The scheduler's state in numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SchedulerStats {
-    /// Sequences with a seat.
+    /// Sequences with a slot that are not leaving it.
     pub running: usize,
-    /// Requests without one.
+    /// Requests in the queue.
     pub waiting: usize,
+    /// Requests that are not ready to be scheduled.
+    pub blocked: usize,
+    /// Sequences that have ended or are preempted, and that a step in flight computes still.
+    pub leaving: usize,
     /// Blocks held.
     pub used_blocks: usize,
     /// Blocks in all.
@@ -142,11 +165,13 @@ pub struct SchedulerStats {
 /// What a tenant has in a scheduler, in numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct TenantStats {
-    /// Sequences with a seat.
+    /// Sequences with a slot.
     pub running: usize,
-    /// Requests without one.
+    /// Requests in its queue.
     pub waiting: usize,
-    /// Tokens of those.
+    /// Requests of it that are not ready to be scheduled.
+    pub blocked: usize,
+    /// Tokens of those in its queue.
     pub waiting_tokens: usize,
     /// Blocks in its sequences' tables; shared ones count in each.
     pub blocks: usize,

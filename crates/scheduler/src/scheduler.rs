@@ -7,17 +7,16 @@ use std::{
 };
 
 use sconce_types::{
-    AdmittedSequence, BLOCK_SIZE, Input, RequestId, Sample, ScheduledBatch, ScheduledSequence,
-    Slot, Tenant, TenantId,
+    AdmittedSequence, BLOCK_SIZE, Input, NotReady, RequestId, Sample, ScheduledBatch,
+    ScheduledSequence, Slot, Tenant, TenantId,
 };
 
 use crate::{
-    BlockPool, ConfigError, Refusal, Request, SchedulerConfig, SchedulerStats, SchedulingPolicy,
-    TenantStats, TokenCosts,
-    accounts::Accounts,
-    fairness::Want,
-    id_hash::ByRequest,
-    sequence::Sequence,
+    BlockPool, ByRequest, ConfigError, Refusal, Request, SchedulerConfig, SchedulerStats,
+    SchedulingPolicy, Span, TenantStats, TokenCosts,
+    fair_queue::{FairQueue, Held},
+    preemption::Lack,
+    sequence::{Leave, Sequence, State},
     step_limit::{PrefillRoom, StepLimit},
 };
 
@@ -29,29 +28,38 @@ use crate::{
 /// run out, the newest running sequence is preempted and later recomputed; the
 /// oldest is never, so every request ends.
 ///
-/// Where several tenants compete under [`SchedulingPolicy::Fair`], who was served least
-/// for its weight is admitted first, its prompts before others'; what a tenant has beyond
-/// its share of seats and blocks is borrowed, and gives way to whoever has less than its
-/// own: a borrower's decodes wait where they would take the step's budget from such a
-/// prompt, its newest sequences are preempted where seats or blocks are wanted.
+/// Up to [`SchedulerConfig::depth`] batches may be scheduled and not yet committed. A
+/// sequence that ends or is preempted meanwhile is leaving: it keeps its slot and blocks
+/// until no step in flight computes it.
+///
+/// Where several tenants compete under [`SchedulingPolicy::Fair`], the tenant that was
+/// served least for its weight is admitted first, its prompts before others'; what a tenant
+/// has beyond its share of slots and blocks is borrowed, and goes back to tenants that have
+/// less than theirs: a borrower's decodes are deferred where they would take the step's
+/// budget from such a prompt, its newest sequences are preempted where slots or blocks are
+/// short.
 #[derive(Clone, Debug)]
 pub struct Scheduler {
     pub(crate) config: SchedulerConfig,
     pub(crate) pool: BlockPool,
     pub(crate) sequences: ByRequest<Sequence>,
-    pub(crate) accounts: Accounts,
+    pub(crate) queue: FairQueue,
     /// In order of admission.
     pub(crate) running: Vec<Running>,
+    /// Those in [`State::Leaving`].
+    pub(crate) leaving: Vec<RequestId>,
     pub(crate) free_slots: BinaryHeap<Reverse<u32>>,
+    /// Free blocks that running sequences claim for their prompts.
+    pub(crate) claimed: usize,
     pub(crate) costs: TokenCosts,
-    /// Preempted by the last schedule.
+    /// Preempted sequences whose slots and blocks the last call has freed.
     pub(crate) preempted: Vec<RequestId>,
     /// The order of a step, kept for its memory.
     pub(crate) rows: Vec<Row>,
     pub(crate) step: u64,
-    /// Tokens of an output, of late.
+    /// Tokens of recent outputs.
     pub(crate) mean_output: f64,
-    /// The part of the work, of late, in whose steps not all had room: from 0 to 1.
+    /// The part of recent work in whose steps not all had room: from 0 to 1.
     pub(crate) saturation: f64,
     pub(crate) step_limit: Option<StepLimit>,
     /// What is left of the present step's prefill, once a prompt has asked.
@@ -63,7 +71,7 @@ pub struct Scheduler {
     prefix_cache_hits: u64,
 }
 
-/// A sequence that has a seat.
+/// A running sequence.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Running {
     pub(crate) id: RequestId,
@@ -84,19 +92,10 @@ pub(crate) struct Row {
 pub(crate) enum Class {
     /// Decodes; without competition everything, in order of admission.
     First,
-    /// Prompts, that of whoever was served least first.
+    /// Prompts, by their tenants' counters.
     Prefill,
-    /// Decodes of who has more than its share, while a prompt of who has less waits.
-    Yielding,
-}
-
-/// Why a block table did not grow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Lack {
-    /// The pool has too few blocks.
-    Pool,
-    /// Its tenant may not hold more.
-    Tenant,
+    /// Decodes of tenants with more than their share, while a prompt of one with less waits.
+    Deferred,
 }
 
 impl Scheduler {
@@ -111,9 +110,11 @@ impl Scheduler {
             config,
             pool: BlockPool::new(config.num_blocks),
             sequences: ByRequest::default(),
-            accounts: Accounts::new(&config),
+            queue: FairQueue::new(&config),
             running: Vec::with_capacity(config.max_num_seqs),
+            leaving: Vec::with_capacity(config.max_num_seqs),
             free_slots: (0..slots).map(Reverse).collect(),
+            claimed: 0,
             costs: TokenCosts::default(),
             preempted: Vec::with_capacity(config.max_num_seqs),
             rows: Vec::with_capacity(config.max_num_seqs),
@@ -133,7 +134,7 @@ impl Scheduler {
     /// Takes tenants' weights and limits as they are from now on. Tenants that are not
     /// named keep theirs; one that never was has weight 1 and no limits.
     pub fn set_tenants(&mut self, tenants: &[Tenant]) {
-        self.accounts.configure(tenants);
+        self.queue.configure(tenants);
     }
 
     /// Takes what tokens cost from now on.
@@ -146,8 +147,9 @@ impl Scheduler {
     /// # Errors
     /// What could never finish, or a full queue.
     pub fn add(&mut self, request: Request) -> Result<(), Refusal> {
-        let Request { id, prompt, params, tenant, priority, cache_salt } = request;
-        let (prompt_len, max_tokens) = (prompt.len(), params.max_tokens as usize);
+        let Request { id, tenant, priority, .. } = request;
+        let not_ready = request.not_ready;
+        let (prompt_len, max_tokens) = (request.prompt.len(), request.params.max_tokens as usize);
         let SchedulerConfig { max_model_len, num_blocks, max_queued, .. } = self.config;
         if prompt_len == 0 {
             return Err(Refusal::EmptyPrompt);
@@ -158,57 +160,121 @@ impl Scheduler {
         if prompt_len.saturating_add(max_tokens) > max_model_len {
             return Err(Refusal::TooLong { prompt_len, max_tokens, max_model_len });
         }
-        let needed_blocks = SchedulerConfig::blocks_for(prompt_len + max_tokens);
+        let needed_blocks = self.config.peak_blocks(prompt_len + max_tokens);
         if needed_blocks > num_blocks {
             return Err(Refusal::NeverFits { needed_blocks, num_blocks });
         }
-        if self.accounts.num_waiting() >= max_queued {
+        if self.queue.num_waiting() + self.queue.num_blocked() >= max_queued {
             return Err(Refusal::QueueFull { max_queued });
         }
         if self.sequences.contains_key(&id) {
             return Err(Refusal::DuplicateId(id.0));
         }
-        self.accounts.ensure(tenant);
-        let account = self.accounts.get(tenant);
-        if needed_blocks > account.max_blocks {
-            let max_blocks = account.max_blocks;
+        self.queue.ensure(tenant);
+        let own = self.queue.tenant(tenant);
+        if needed_blocks > own.max_blocks {
+            let max_blocks = own.max_blocks;
             return Err(Refusal::TenantNeverFits { needed_blocks, max_blocks });
         }
-        // Who comes while seats are free only waits for the next step.
-        let could_run = self.free_slots.len().min(account.free_seats());
-        if account.waiting() >= account.max_queued.saturating_add(could_run) {
-            return Err(Refusal::TenantQueueFull { max_queued: account.max_queued });
+        // A request that arrives while slots are free only waits for the next step.
+        let could_run = self.free_slots.len().min(own.free_slots());
+        if own.waiting() + own.blocked >= own.max_queued.saturating_add(could_run) {
+            return Err(Refusal::TenantQueueFull { max_queued: own.max_queued });
         }
         self.arrivals += 1;
         let is_fcfs = self.config.policy == SchedulingPolicy::Fcfs;
         let place = (if is_fcfs { 0 } else { priority }, self.arrivals);
-        let sequence = Sequence::new(id, tenant, place, prompt, params, cache_salt);
-        self.accounts.enqueue(tenant, place, id, prompt_len);
+        let sequence = Sequence::new(request, place, &self.config.groups);
+        match not_ready {
+            Some(reason) => self.queue.block(tenant, reason),
+            None => self.queue.enqueue(tenant, place, id, prompt_len),
+        }
         self.sequences.insert(id, sequence);
         Ok(())
     }
 
-    /// Ends a request and frees what it holds; says whether there was one.
-    /// Not to be called between [`Scheduler::schedule`] and the commit of its batch.
+    /// Ends a request; says whether there was one. What it holds is free at once, or as soon
+    /// as no step in flight computes it.
     pub fn cancel(&mut self, id: RequestId) -> bool {
-        let Some(sequence) = self.sequences.get(&id) else { return false };
-        if sequence.slot.is_some() {
-            self.running.retain(|running| running.id != id);
+        let Some(sequence) = self.sequences.get_mut(&id) else { return false };
+        match sequence.state {
+            State::Blocked(reason) => {
+                let tenant = sequence.tenant;
+                self.sequences.remove(&id);
+                self.queue.unblock(tenant, reason);
+            }
+            State::Waiting => self.drop_waiting(id),
+            State::Running => {
+                self.running.retain(|running| running.id != id);
+                self.leave(id, Leave::Ended);
+            }
+            State::Leaving(Leave::Preempted) => sequence.state = State::Leaving(Leave::Ended),
+            State::Leaving(Leave::Ended) => return false,
         }
-        self.remove(id);
         true
     }
 
-    /// Writes the next step over `batch`; an empty batch means that there is
-    /// nothing to do. Each non-empty batch must be committed or failed before
-    /// the next.
+    /// A request is ready: it enters its tenant's queue, in the place of its arrival. Says
+    /// whether there is such a request that was not ready.
+    pub fn unblock(&mut self, id: RequestId, is_constrained: bool) -> bool {
+        let Some(sequence) = self.sequences.get_mut(&id) else { return false };
+        let State::Blocked(reason) = sequence.state else { return false };
+        sequence.state = State::Waiting;
+        sequence.is_constrained = is_constrained;
+        let (tenant, place, tokens) = (sequence.tenant, sequence.place, sequence.tokens.len());
+        self.queue.unblock(tenant, reason);
+        self.queue.enqueue(tenant, place, id, tokens);
+        true
+    }
+
+    /// Removes a request from its queue.
+    fn drop_waiting(&mut self, id: RequestId) {
+        let sequence = self.sequences.remove(&id).expect("a waiting request is known");
+        self.queue.dequeue(sequence.tenant, sequence.place, sequence.tokens.len());
+    }
+
+    /// A sequence that `running` does not name any more leaves its slot: now, or once no
+    /// step in flight computes it.
+    pub(crate) fn leave(&mut self, id: RequestId, why: Leave) {
+        let sequence = self.sequences.get_mut(&id).expect("a running sequence is known");
+        sequence.state = State::Leaving(why);
+        if sequence.steps_in_flight == 0 {
+            self.release(id);
+        } else {
+            self.leaving.push(id);
+        }
+    }
+
+    /// Frees the slot and the blocks of a sequence that leaves.
+    pub(crate) fn release(&mut self, id: RequestId) {
+        let sequence = self.sequences.get_mut(&id).expect("a leaving sequence is known");
+        let tenant = sequence.tenant;
+        self.claimed -= std::mem::take(&mut sequence.claim);
+        self.queue.release(tenant, sequence.table.num_held());
+        sequence.table.release(&mut self.pool);
+        let Slot(slot) = sequence.slot.take().expect("a leaving sequence has a slot");
+        self.free_slots.push(Reverse(slot));
+        if sequence.has_ended() {
+            self.sequences.remove(&id);
+        } else {
+            sequence.reset();
+            let (place, tokens) = (sequence.place, sequence.tokens.len());
+            self.queue.enqueue(tenant, place, id, tokens);
+            self.preempted.push(id);
+        }
+        self.queue.free_slot(tenant);
+    }
+
+    /// Writes the next step over `batch`; an empty batch means that there is nothing to
+    /// do before a step in flight ends. Each non-empty batch must be committed or failed, in
+    /// the order of their steps, and at most [`SchedulerConfig::depth`] may be in flight.
     pub fn schedule(&mut self, batch: &mut ScheduledBatch) {
         batch.clear();
         self.preempted.clear();
         self.step += 1;
         self.prefill_room = None;
-        self.accounts.pass_time(self.running.iter().map(|running| running.tenant));
-        if self.accounts.is_contended() {
+        self.queue.advance_virtual_time(self.running.iter().map(|running| running.tenant));
+        if self.queue.is_contended() {
             self.order_contended();
         } else {
             self.rows.clear();
@@ -226,7 +292,7 @@ impl Scheduler {
             self.step -= 1;
         } else {
             let budget = self.config.max_num_batched_tokens;
-            let is_full = self.accounts.num_waiting() > 0 || batch.num_tokens == budget;
+            let is_full = self.queue.num_waiting() > 0 || batch.num_tokens == budget;
             // Half of it goes by the last twenty full steps, or so.
             let part = batch.num_tokens as f64 / (30.0 * budget as f64);
             self.saturation += (f64::from(u8::from(is_full)) - self.saturation) * part.min(1.0);
@@ -245,20 +311,26 @@ impl Scheduler {
                 return;
             }
             let sequence = &self.sequences[&row.id];
-            // It gave way to another, and may even be back.
-            if sequence.slot.is_none() || sequence.last_step == self.step {
+            // It was preempted in this step, and may even be admitted again.
+            if sequence.state != State::Running || sequence.last_step == self.step {
                 continue;
             }
-            let (pending, context) = (sequence.num_pending(), sequence.num_computed_tokens);
+            if sequence.samples_its_last() {
+                continue;
+            }
+            let (pending, context) = (sequence.num_pending(), sequence.num_scheduled);
             assert!(pending > 0, "a running sequence has something to compute");
             let num_tokens =
                 if sequence.is_decode() { 1 } else { self.chunk_len(budget, context, pending) };
             if num_tokens == 0 {
                 continue;
             }
-            while let Err(lack) = self.grow_table(row.id, num_tokens) {
-                // What preempts somebody leaves no room to admit anybody.
+            while let Err((lack, missing)) = self.grow_table(row.id, num_tokens, num_tokens) {
+                // A step that preempts has no room to admit.
                 has_room = false;
+                if self.is_promised(row.tenant, lack, missing) {
+                    continue 'rows;
+                }
                 let victim = self.victim(&rows[index..], lack);
                 self.preempt(victim);
                 if victim == row.id {
@@ -272,15 +344,15 @@ impl Scheduler {
         }
     }
 
-    /// Admits those who wait, as far as there is room; where `before` is given, only
-    /// those who come before it. Says whether there is room for more.
+    /// Admits waiting requests as far as there is room; where `before` is given, only
+    /// those that come before it. Says whether there is room for more.
     fn admit_waiting(&mut self, batch: &mut ScheduledBatch, before: Option<&Row>) -> bool {
         loop {
             let budget = self.config.max_num_batched_tokens - batch.num_tokens;
             if budget == 0 {
                 return false;
             }
-            let Some((tenant, id)) = self.accounts.next() else { return false };
+            let Some((tenant, id)) = self.queue.next() else { return false };
             if before.is_some_and(|row| !self.comes_before(tenant, row)) {
                 return true;
             }
@@ -288,44 +360,49 @@ impl Scheduler {
                 return false;
             }
             if self.free_slots.is_empty() {
-                if self.take_back(tenant, id, Want::Seat) {
+                if self.take_back(tenant, id, Lack::Slot) {
                     continue;
                 }
                 return false;
             }
             self.share_prefix(id);
             // Room for all it has, not for its first chunk alone: a prefill that must
-            // give way midway is computed again from its start.
+            // be preempted midway is computed again from its start.
             let sequence = &self.sequences[&id];
-            let (num_pending, held) = (sequence.num_pending(), sequence.block_table.len());
-            let missing = SchedulerConfig::blocks_for(sequence.len()) - held;
-            let account = self.accounts.get(tenant);
-            if !account.may_hold(missing, account.running + 1) {
+            let (num_pending, context) = (sequence.num_pending(), sequence.num_scheduled);
+            let missing = self.missing_to_admit(sequence);
+            let own = self.queue.tenant(tenant);
+            if !own.may_hold(missing, own.running + 1) {
                 self.unshare_prefix(id);
-                self.accounts.stand_aside(tenant);
+                self.queue.park(tenant);
                 continue;
             }
-            if missing > self.pool.num_free() {
+            if missing + self.claimed > self.pool.num_free() {
                 self.unshare_prefix(id);
-                if self.take_back(tenant, id, Want::Blocks) {
+                if self.take_back(tenant, id, Lack::Blocks) {
                     continue;
                 }
                 return false;
             }
-            let context = sequence.num_computed_tokens;
             let num_tokens = self.chunk_len(budget, context, num_pending);
             if num_tokens == 0 {
                 self.unshare_prefix(id);
                 return false;
             }
             self.note_prefix(id);
-            // All of it is held from now on: nobody newer takes it between two chunks.
-            self.grow_table(id, num_pending).expect("the room was seen above");
-            let Reverse(slot) = self.free_slots.pop().expect("a free seat was seen above");
+            // All of it is held or claimed from now on: no newer sequence takes it between
+            // two chunks.
+            let sequence = self.sequences.get_mut(&id).expect("a waiting request is known");
+            sequence.claim = missing;
+            sequence.claims_until = sequence.len();
+            self.claimed += missing;
+            self.grow_table(id, num_pending, num_tokens).expect("the room was seen above");
+            let Reverse(slot) = self.free_slots.pop().expect("a free slot was seen above");
             self.admissions += 1;
-            let sequence = self.sequences.get_mut(&id).expect("who waits is live");
-            self.accounts.dequeue(tenant, sequence.place, sequence.tokens.len());
-            self.accounts.seat(tenant);
+            let sequence = self.sequences.get_mut(&id).expect("a waiting request is known");
+            self.queue.dequeue(tenant, sequence.place, sequence.tokens.len());
+            self.queue.take_slot(tenant);
+            sequence.state = State::Running;
             sequence.slot = Some(Slot(slot));
             sequence.admission = self.admissions;
             self.running.push(Running { id, tenant });
@@ -340,32 +417,22 @@ impl Scheduler {
         }
     }
 
-    /// Gives a sequence the longest beginning of it that is cached, in whole blocks. Its
-    /// last token is always computed: what follows is sampled from it.
-    fn share_prefix(&mut self, id: RequestId) {
-        let Some(key) = self.config.prefix_cache else { return };
-        let sequence = self.sequences.get_mut(&id).expect("only live sequences are admitted");
-        // The log-probabilities of a prompt are those of tokens that are computed.
-        if sequence.params.prompt_logprobs.is_some() {
-            return;
-        }
-        for index in 0..(sequence.len() - 1) / BLOCK_SIZE {
-            let Some(block) = self.pool.find(sequence.block_hash(key, index)) else { break };
-            self.pool.share(block);
-            sequence.block_table.push(block);
-        }
-        sequence.num_named = sequence.block_table.len();
-        sequence.num_computed_tokens = sequence.num_named * BLOCK_SIZE;
-        self.accounts.hold(sequence.tenant, sequence.num_named);
-    }
-
-    /// Takes it away again from one that is not admitted after all.
-    fn unshare_prefix(&mut self, id: RequestId) {
-        let sequence = self.sequences.get_mut(&id).expect("only live sequences are admitted");
-        self.accounts.release(sequence.tenant, sequence.block_table.len());
-        self.pool.free(sequence.block_table.drain(..));
-        sequence.num_named = 0;
-        sequence.num_computed_tokens = 0;
+    /// Blocks that a waiting sequence needs for all its tokens beside those that it shares.
+    fn missing_to_admit(&self, sequence: &Sequence) -> usize {
+        let SchedulerConfig { groups, max_num_batched_tokens, depth, .. } = &self.config;
+        let all = SchedulerConfig::blocks_for(sequence.len());
+        let missing = groups.spans().iter().enumerate().map(|(group, span)| {
+            let held = sequence.table.first(group)..sequence.table.len(group);
+            let own = match span {
+                Span::All => held.len(),
+                // A block that others share too is not free once the window has left it.
+                Span::Window(_) => held
+                    .filter(|&index| self.pool.ref_count(sequence.table.block(group, index)) == 1)
+                    .count(),
+            };
+            span.peak_blocks(all, max_num_batched_tokens * depth).saturating_sub(own)
+        });
+        missing.sum()
     }
 
     /// Counts what an admitted sequence found.
@@ -373,46 +440,69 @@ impl Scheduler {
         if self.config.prefix_cache.is_none() {
             return;
         }
-        let sequence = self.sequences.get_mut(&id).expect("only live sequences are admitted");
+        let sequence = self.sequences.get_mut(&id).expect("only known sequences are admitted");
         if sequence.num_cached_tokens.is_none() {
-            sequence.num_cached_tokens = Some(sequence.num_computed_tokens);
+            sequence.num_cached_tokens = Some(sequence.num_scheduled);
             self.prefix_cache_queries += sequence.prompt_len as u64;
-            self.prefix_cache_hits += sequence.num_computed_tokens as u64;
-            let cost = self.costs.cached * sequence.num_computed_tokens as f64;
-            self.accounts.charge(sequence.tenant, cost);
+            self.prefix_cache_hits += sequence.num_scheduled as u64;
+            let cost = self.costs.cached * sequence.num_scheduled as f64;
+            self.queue.charge(sequence.tenant, cost);
         }
     }
 
-    /// Extends a sequence's block table to cover `num_tokens` more, or leaves
-    /// it as it is where there are too few blocks.
-    fn grow_table(&mut self, id: RequestId, num_tokens: usize) -> Result<(), Lack> {
-        let sequence = self.sequences.get_mut(&id).expect("only live sequences are scheduled");
-        let needed = SchedulerConfig::blocks_for(sequence.num_computed_tokens + num_tokens);
-        let missing = needed.saturating_sub(sequence.block_table.len());
-        if missing == 0 {
-            return Ok(());
+    /// Extends a sequence's block tables to cover so many tokens more, in groups that keep
+    /// everything and in those that keep a window; or leaves them as they are where there are
+    /// too few blocks, and says how many are missing.
+    fn grow_table(
+        &mut self,
+        id: RequestId,
+        tokens: usize,
+        window_tokens: usize,
+    ) -> Result<(), (Lack, usize)> {
+        let sequence = self.sequences.get_mut(&id).expect("only known sequences are scheduled");
+        let spans = self.config.groups.spans();
+        let needed = |span: Span| {
+            let tokens = if span == Span::All { tokens } else { window_tokens };
+            SchedulerConfig::blocks_for(sequence.num_scheduled + tokens)
+        };
+        let missing =
+            |(group, &span): (usize, &Span)| needed(span).saturating_sub(sequence.table.len(group));
+        let missing: usize = spans.iter().enumerate().map(missing).sum();
+        if missing > 0 {
+            let tenant = self.queue.tenant(sequence.tenant);
+            if !tenant.may_hold(missing, tenant.running) {
+                return Err((Lack::TenantBlocks, missing));
+            }
+            let free = self.pool.num_free() - (self.claimed - sequence.claim);
+            if missing > free {
+                return Err((Lack::Blocks, missing - free));
+            }
+            for (group, &span) in spans.iter().enumerate() {
+                let tokens = if span == Span::All { tokens } else { window_tokens };
+                let end = SchedulerConfig::blocks_for(sequence.num_scheduled + tokens);
+                for index in sequence.table.len(group)..end {
+                    let block = self.pool.allocate().expect("the free blocks were counted above");
+                    sequence.table.push(group, index, block);
+                }
+            }
+            self.queue.hold(sequence.tenant, missing);
         }
-        let account = self.accounts.get(sequence.tenant);
-        if !account.may_hold(missing, account.running) {
-            return Err(Lack::Tenant);
+        if sequence.claim > 0 {
+            // Once the whole prompt is scheduled it claims nothing more.
+            let is_last = sequence.num_scheduled + window_tokens >= sequence.claims_until;
+            let taken = if is_last { sequence.claim } else { missing.min(sequence.claim) };
+            sequence.claim -= taken;
+            self.claimed -= taken;
         }
-        if missing > self.pool.num_free() {
-            return Err(Lack::Pool);
-        }
-        for _ in 0..missing {
-            let block = self.pool.allocate().expect("the free blocks were counted above");
-            sequence.block_table.push(block);
-        }
-        self.accounts.hold(sequence.tenant, missing);
         Ok(())
     }
 
     fn push_scheduled(&mut self, id: RequestId, num_tokens: usize, batch: &mut ScheduledBatch) {
-        let sequence = self.sequences.get_mut(&id).expect("only live sequences are scheduled");
-        let start = sequence.num_computed_tokens;
+        let sequence = self.sequences.get_mut(&id).expect("only known sequences are scheduled");
+        let start = sequence.num_scheduled;
         let end = start + num_tokens;
         let reaches_end = end == sequence.len();
-        let is_decode = sequence.sampled_in_seat && reaches_end && num_tokens == 1;
+        let is_decode = sequence.num_sampled_in_slot > 0 && reaches_end && num_tokens == 1;
         let input = if is_decode {
             Input::LastSampled
         } else {
@@ -423,34 +513,51 @@ impl Scheduler {
         let sample = if reaches_end {
             let output_index = u32::try_from(sequence.num_output_tokens())
                 .expect("max_tokens, a 32-bit number, bounds the output");
-            sequence.num_in_flight += 1;
-            sequence.sampled_in_seat = true;
-            Sample::Token { output_index }
+            sequence.num_sampling += 1;
+            sequence.num_sampled_in_slot += 1;
+            let constrained = sequence.is_constrained;
+            batch.num_constrained += usize::from(constrained);
+            Sample::Token { output_index, constrained }
         } else {
             Sample::Nothing
         };
-        let table_start = batch.block_tables.len();
-        batch.block_tables.extend_from_slice(&sequence.block_table);
+        let slot = sequence.slot.expect("scheduled sequences have a slot");
+        let edits = batch.table_edits.len();
+        sequence.table.tell(slot, &mut batch.table_edits);
         batch.sequences.push(ScheduledSequence {
             request: id,
-            slot: sequence.slot.expect("scheduled sequences have a seat"),
+            slot,
             input,
             num_computed_tokens: start,
-            block_table: table_start..batch.block_tables.len(),
+            num_blocks: sequence.table.num_held(),
+            table_edits: edits..batch.table_edits.len(),
             sample,
         });
         batch.num_tokens += num_tokens;
-        sequence.num_computed_tokens = end;
+        sequence.num_scheduled = end;
+        sequence.steps_in_flight += 1;
         sequence.last_step = self.step;
         // What is computed again after a preemption was charged before.
         let fresh = end.saturating_sub(sequence.num_charged.max(start)) as f64;
         sequence.num_charged = sequence.num_charged.max(end);
         let cost = if is_decode { self.costs.decode * fresh } else { fresh };
-        self.accounts.charge(sequence.tenant, cost);
+        self.queue.charge(sequence.tenant, cost);
     }
 
-    /// Requests that the last [`Scheduler::schedule`] preempted: it freed their blocks. One
-    /// may have been admitted again since.
+    /// A row of a step in flight was not sampled, as its mask was not ready
+    /// ([`sconce_types::TokenMask::Skip`]): its last token is computed and sampled again.
+    pub fn skip_sample(&mut self, id: RequestId) {
+        let Some(sequence) = self.sequences.get_mut(&id) else { return };
+        if !sequence.has_ended() {
+            sequence.num_scheduled -= 1;
+            sequence.num_sampling -= 1;
+            sequence.num_sampled_in_slot -= 1;
+        }
+    }
+
+    /// Preempted requests whose slots and blocks the last call of [`Scheduler::schedule`],
+    /// [`Scheduler::commit`] or [`Scheduler::fail_batch`] has freed. One may have been admitted
+    /// again since.
     #[must_use]
     pub fn preempted(&self) -> &[RequestId] {
         &self.preempted
@@ -459,7 +566,26 @@ impl Scheduler {
     /// Tokens generated for a request; `None` if there is no such request.
     #[must_use]
     pub fn num_generated(&self, id: RequestId) -> Option<usize> {
-        self.sequences.get(&id).map(Sequence::num_generated)
+        self.sequences.get(&id).filter(|s| !s.has_ended()).map(Sequence::num_generated)
+    }
+
+    /// Requests that are not ready, for this reason.
+    #[must_use]
+    pub fn num_blocked_by(&self, reason: NotReady) -> usize {
+        self.queue.num_blocked_by(reason)
+    }
+
+    /// Whether a cache group keeps only a window, so that a commit releases blocks.
+    #[must_use]
+    pub fn has_windows(&self) -> bool {
+        self.config.groups.has_windows()
+    }
+
+    /// Blocks that an unfinished request holds.
+    #[must_use]
+    pub fn num_blocks(&self, id: RequestId) -> usize {
+        let sequence = self.sequences.get(&id).filter(|sequence| !sequence.has_ended());
+        sequence.map_or(0, |sequence| sequence.table.num_held())
     }
 
     /// The state in numbers.
@@ -467,7 +593,9 @@ impl Scheduler {
     pub fn stats(&self) -> SchedulerStats {
         SchedulerStats {
             running: self.running.len(),
-            waiting: self.accounts.num_waiting(),
+            waiting: self.queue.num_waiting(),
+            blocked: self.queue.num_blocked(),
+            leaving: self.leaving.len(),
             used_blocks: self.pool.num_blocks() - self.pool.num_free(),
             num_blocks: self.pool.num_blocks(),
             preemptions: self.preemptions,
@@ -479,64 +607,96 @@ impl Scheduler {
     /// What a tenant has here, in numbers.
     #[must_use]
     pub fn tenant_stats(&self, id: TenantId) -> TenantStats {
-        if !self.accounts.knows(id) {
+        if !self.queue.knows(id) {
             return TenantStats::default();
         }
-        let account = self.accounts.get(id);
+        let own = self.queue.tenant(id);
         TenantStats {
-            running: account.running,
-            waiting: account.waiting(),
-            waiting_tokens: account.waiting_tokens(),
-            blocks: account.blocks,
-            share: self.accounts.share(id),
-            counter: account.counter(),
+            running: own.running,
+            waiting: own.waiting(),
+            blocked: own.blocked,
+            waiting_tokens: own.waiting_tokens(),
+            blocks: own.blocks,
+            share: self.queue.share(id),
+            counter: own.counter(),
         }
     }
 
-    /// Checks everything that must hold between steps.
+    /// Checks everything that must hold between calls.
     ///
     /// # Panics
     /// Naming the invariant that is broken.
     pub fn check_invariants(&self) {
-        self.pool.check_invariants(self.sequences.values().map(|s| &s.block_table[..]));
+        self.pool.check_invariants(self.sequences.values().flat_map(|s| s.table.blocks()));
         assert_eq!(
-            self.running.len() + self.accounts.num_waiting(),
+            self.running.len()
+                + self.leaving.len()
+                + self.queue.num_waiting()
+                + self.queue.num_blocked(),
             self.sequences.len(),
-            "every request runs or waits"
+            "every request runs, waits, is blocked or leaves"
         );
-        assert!(self.running.len() <= self.config.max_num_seqs, "seats are bounded");
         let mut taken: Vec<u32> = self.free_slots.iter().map(|&Reverse(slot)| slot).collect();
         for Running { id, tenant } in &self.running {
             let sequence = &self.sequences[id];
-            assert_eq!(sequence.tenant, *tenant, "a seat is its tenant's");
-            taken.push(sequence.slot.expect("a running sequence has a seat").0);
-            assert!(
-                sequence.block_table.len() * BLOCK_SIZE >= sequence.num_computed_tokens,
-                "a block table covers what was computed"
-            );
+            assert_eq!(sequence.state, State::Running);
+            assert_eq!(sequence.tenant, *tenant, "a running sequence's tenant is its own");
             assert!(sequence.num_pending() > 0, "a running sequence has something to compute");
+        }
+        for id in &self.leaving {
+            let sequence = &self.sequences[id];
+            assert!(matches!(sequence.state, State::Leaving(_)), "what leaves says so");
+            assert!(sequence.steps_in_flight > 0, "what no step computes has left");
+        }
+        let claimed: usize = self.sequences.values().map(|sequence| sequence.claim).sum();
+        assert_eq!(claimed, self.claimed, "claims are summed");
+        assert!(claimed <= self.pool.num_free(), "claimed blocks are free");
+        let mut held: BTreeMap<TenantId, Held> = BTreeMap::new();
+        for sequence in self.sequences.values() {
+            let held = held.entry(sequence.tenant).or_default();
+            held.running += usize::from(sequence.slot.is_some());
+            held.waiting += usize::from(sequence.state == State::Waiting);
+            held.blocked += usize::from(matches!(sequence.state, State::Blocked(_)));
+            held.blocks += sequence.table.num_held();
+            taken.extend(sequence.slot.map(|slot| slot.0));
+            self.check_sequence(sequence);
         }
         taken.sort_unstable();
         assert!(
             taken.iter().copied().eq(0..self.config.max_num_seqs as u32),
-            "every seat is free or taken, once"
+            "every slot is free or taken, once"
         );
-        let mut held: BTreeMap<TenantId, (usize, usize, usize)> = BTreeMap::new();
-        for sequence in self.sequences.values() {
-            let (running, waiting, blocks) = held.entry(sequence.tenant).or_default();
-            *running += usize::from(sequence.slot.is_some());
-            *waiting += usize::from(sequence.slot.is_none());
-            *blocks += sequence.block_table.len();
-            assert!(
-                sequence.tokens.len() < sequence.prompt_len + sequence.params.max_tokens as usize,
-                "request {} goes on only below max_tokens",
-                sequence.id.0
-            );
-            if sequence.slot.is_none() {
-                assert!(sequence.block_table.is_empty(), "a waiting request holds no block");
-                assert_eq!(sequence.num_computed_tokens, 0, "a waiting request starts anew");
-            }
+        self.queue.check_invariants(&held);
+    }
+
+    fn check_sequence(&self, sequence: &Sequence) {
+        let Sequence { id, params, table, .. } = sequence;
+        assert!(
+            sequence.has_ended()
+                || sequence.tokens.len() < sequence.prompt_len + params.max_tokens as usize,
+            "request {} goes on only below max_tokens",
+            id.0
+        );
+        assert!(
+            sequence.num_output_tokens() <= params.max_tokens as usize,
+            "request {} samples at most max_tokens",
+            id.0
+        );
+        assert!(sequence.num_computed <= sequence.num_scheduled, "what is computed was scheduled");
+        assert!(sequence.steps_in_flight as usize <= self.config.depth, "steps are bounded");
+        if matches!(sequence.state, State::Waiting | State::Blocked(_)) {
+            assert_eq!(table.num_held(), 0, "a waiting request holds no block");
+            assert_eq!(sequence.num_scheduled, 0, "a waiting request starts anew");
+            return;
         }
-        self.accounts.check_invariants(&held);
+        for (group, span) in self.config.groups.spans().iter().enumerate() {
+            let needed = span.first_needed(sequence.num_computed) / BLOCK_SIZE;
+            assert!(
+                table.first(group) <= needed
+                    && table.len(group) * BLOCK_SIZE >= sequence.num_scheduled,
+                "the table of request {} in group {group} covers what its steps read and write",
+                id.0
+            );
+        }
     }
 }

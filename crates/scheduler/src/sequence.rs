@@ -2,81 +2,126 @@
 
 use std::sync::Arc;
 
-use sconce_types::{BLOCK_SIZE, BlockId, RequestId, SamplingParams, Slot, TenantId, TokenId};
+use sconce_types::{BLOCK_SIZE, NotReady, RequestId, SamplingParams, Slot, TenantId, TokenId};
 
-use crate::{BlockHash, PrefixKey, accounts::Place};
+use crate::{
+    BlockHash, CacheGroups, PrefixKey, Request, block_table::BlockTable, fair_queue::Place,
+};
+
+/// Where a request is between its arrival and its end.
+///
+/// `Blocked → Waiting → Running → Leaving → gone`, or back to `Waiting` after a preemption. A
+/// sequence that no step in flight computes leaves at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    /// Not ready to be scheduled; it is in no queue and holds nothing.
+    Blocked(NotReady),
+    /// In its tenant's queue; it holds nothing.
+    Waiting,
+    /// It has a slot and blocks.
+    Running,
+    /// It keeps slot and blocks until no step in flight computes it.
+    Leaving(Leave),
+}
+
+/// Why a sequence leaves its slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Leave {
+    /// The request has ended: what steps in flight compute for it is discarded.
+    Ended,
+    /// It was preempted: what steps in flight compute for it counts.
+    Preempted,
+}
 
 /// A request between its arrival and its end.
 #[derive(Clone, Debug)]
 pub(crate) struct Sequence {
     pub(crate) id: RequestId,
     pub(crate) tenant: TenantId,
-    /// Where it stands in its tenant's line while it waits.
+    pub(crate) state: State,
+    /// Its place in its tenant's queue while it waits.
     pub(crate) place: Place,
     /// Counts admissions: of two running sequences the newer has the higher.
     pub(crate) admission: u64,
     pub(crate) params: Arc<SamplingParams>,
-    /// Prompt, then output. The token sampled last may be unknown yet: it is
-    /// counted by `num_in_flight`, not held here.
+    pub(crate) is_constrained: bool,
+    /// Prompt, then output. Tokens that steps in flight sample are not known yet: they are
+    /// counted by `num_sampling`, not held here.
     pub(crate) tokens: Vec<TokenId>,
     pub(crate) prompt_len: usize,
     /// Tokens whose keys and values are in the cache, or will be once the
     /// steps scheduled so far are computed.
-    pub(crate) num_computed_tokens: usize,
+    pub(crate) num_scheduled: usize,
+    /// Tokens whose keys and values committed steps have computed.
+    pub(crate) num_computed: usize,
+    /// Steps that compute it and are not committed yet.
+    pub(crate) steps_in_flight: u32,
     /// The step that it was scheduled in last.
     pub(crate) last_step: u64,
     /// Tokens that its tenant was charged for.
     pub(crate) num_charged: usize,
     /// Tokens being sampled by steps that are not committed yet.
-    pub(crate) num_in_flight: usize,
-    /// Append-only while it runs.
-    pub(crate) block_table: Vec<BlockId>,
-    /// Names of its first full blocks, as far as they were needed.
+    pub(crate) num_sampling: usize,
+    pub(crate) table: BlockTable,
+    /// Blocks that it needs for its prompt and does not hold yet; they stay free for it.
+    pub(crate) claim: usize,
+    /// Tokens up to which it claims blocks: all that it had when it was admitted.
+    pub(crate) claims_until: usize,
+    /// Hashes of its first full blocks, as far as they were needed.
     pub(crate) block_hashes: Vec<BlockHash>,
-    /// Blocks whose names the pool knows.
-    pub(crate) num_named: usize,
+    /// Blocks whose keys the pool knows.
+    pub(crate) num_keyed: usize,
     /// Whose cached blocks it may share.
     pub(crate) cache_salt: u64,
     /// Prompt tokens found in the cache when it was first admitted.
     pub(crate) num_cached_tokens: Option<usize>,
-    /// Its seat; `None` while it waits.
+    /// Its slot; `None` while it waits.
     pub(crate) slot: Option<Slot>,
     /// Prompt log-probabilities up to this position were reported.
     pub(crate) prompt_logprobs_reported: usize,
-    /// Whether its seat was taken in a step and has sampled there, so that the
-    /// executor knows the newest token.
-    pub(crate) sampled_in_seat: bool,
+    /// Tokens that it sampled since it has its slot: if there are any, the executor knows the
+    /// newest token.
+    pub(crate) num_sampled_in_slot: usize,
 }
 
 impl Sequence {
-    pub(crate) fn new(
-        id: RequestId,
-        tenant: TenantId,
-        place: Place,
-        prompt: Vec<TokenId>,
-        params: Arc<SamplingParams>,
-        cache_salt: u64,
-    ) -> Self {
+    pub(crate) fn new(request: Request, place: Place, groups: &CacheGroups) -> Self {
+        let Request {
+            id,
+            prompt,
+            params,
+            tenant,
+            cache_salt,
+            is_constrained,
+            not_ready,
+            priority: _,
+        } = request;
         Self {
             id,
             tenant,
+            state: not_ready.map_or(State::Waiting, State::Blocked),
             place,
             admission: 0,
             params,
+            is_constrained,
             prompt_len: prompt.len(),
             tokens: prompt,
-            num_computed_tokens: 0,
+            num_scheduled: 0,
+            num_computed: 0,
+            steps_in_flight: 0,
             last_step: 0,
             num_charged: 0,
-            num_in_flight: 0,
-            block_table: Vec::new(),
+            num_sampling: 0,
+            table: BlockTable::new(groups.len()),
+            claim: 0,
+            claims_until: 0,
             block_hashes: Vec::new(),
-            num_named: 0,
+            num_keyed: 0,
             cache_salt,
             num_cached_tokens: None,
             slot: None,
             prompt_logprobs_reported: 1,
-            sampled_in_seat: false,
+            num_sampled_in_slot: 0,
         }
     }
 
@@ -87,25 +132,36 @@ impl Sequence {
 
     /// Tokens known or being sampled.
     pub(crate) fn len(&self) -> usize {
-        self.tokens.len() + self.num_in_flight
+        self.tokens.len() + self.num_sampling
     }
 
-    /// Tokens still to be computed.
+    /// Tokens still to be scheduled.
     pub(crate) fn num_pending(&self) -> usize {
-        self.len() - self.num_computed_tokens
+        self.len() - self.num_scheduled
     }
 
     /// Whether all that is left to compute is the token that was sampled last.
     pub(crate) fn is_decode(&self) -> bool {
-        self.sampled_in_seat && self.num_pending() == 1
+        self.num_sampled_in_slot > 0 && self.num_pending() == 1
     }
 
-    /// Generated tokens, those in flight included.
+    /// Generated tokens, those being sampled included.
     pub(crate) fn num_output_tokens(&self) -> usize {
         self.len() - self.prompt_len
     }
 
-    /// The name of its `index`-th block, whose tokens must be known.
+    /// Whether the last token that it may generate is being sampled: there is nothing more to
+    /// schedule unless that step fails it.
+    pub(crate) fn samples_its_last(&self) -> bool {
+        self.num_sampling > 0 && self.num_output_tokens() >= self.params.max_tokens as usize
+    }
+
+    /// Whether the request has ended and only its slot is held.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.state == State::Leaving(Leave::Ended)
+    }
+
+    /// The hash of its `index`-th block, whose tokens must be known.
     pub(crate) fn block_hash(&mut self, key: PrefixKey, index: usize) -> BlockHash {
         for i in self.block_hashes.len()..=index {
             let parent = self.block_hashes.last().copied();
@@ -116,12 +172,15 @@ impl Sequence {
         self.block_hashes[index]
     }
 
-    /// Back to the start, keeping what was generated.
-    pub(crate) fn reset(&mut self) -> Option<Slot> {
-        self.num_computed_tokens = 0;
-        self.num_named = 0;
-        self.num_in_flight = 0;
-        self.sampled_in_seat = false;
-        self.slot.take()
+    /// Back to the start, keeping what was generated. The table must have been released.
+    pub(crate) fn reset(&mut self) {
+        assert_eq!(self.steps_in_flight, 0, "no step in flight computes what starts anew");
+        self.state = State::Waiting;
+        self.num_scheduled = 0;
+        self.num_computed = 0;
+        self.num_keyed = 0;
+        self.num_sampling = 0;
+        self.num_sampled_in_slot = 0;
+        self.claims_until = 0;
     }
 }

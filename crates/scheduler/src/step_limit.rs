@@ -99,9 +99,12 @@ impl Scheduler {
             let sequences = running.iter().map(|running| &sequences[&running.id]);
             let mut decodes = StepWork::default();
             for sequence in sequences.filter(|sequence| sequence.is_decode()) {
-                decodes.decode += 1.0;
                 // A token that this step samples is not attended to yet.
                 let is_scheduled = sequence.last_step == *step;
+                if !is_scheduled && sequence.samples_its_last() {
+                    continue;
+                }
+                decodes.decode += 1.0;
                 decodes.attended += (sequence.len() - usize::from(is_scheduled)) as f64;
             }
             PrefillRoom { seconds: limit.seconds_for_prefill(decodes), tokens: 0 }

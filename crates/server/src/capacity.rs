@@ -30,7 +30,7 @@ pub(crate) async fn capacity(
     let Query(query) =
         query.map_err(|error| ApiError::invalid(Some("prompt_tokens"), error.body_text()))?;
     let limits = *state.engine.limits();
-    let most = limits.max_model_len - 1;
+    let most = limits.scheduler.max_model_len - 1;
     let prompt_tokens = query.prompt_tokens.unwrap_or(DEFAULT_PROMPT_TOKENS.min(most));
     if prompt_tokens == 0 || prompt_tokens > most {
         let message = format!("prompt_tokens is {prompt_tokens}, but must be from 1 to {most}");
@@ -78,10 +78,10 @@ pub(crate) async fn capacity(
             "share": now.share,
             "running": now.total_running,
             "waiting": now.total_waiting,
-            "max_running": limits.max_num_seqs,
-            "max_waiting": limits.max_queued,
+            "max_running": limits.scheduler.max_num_seqs,
+            "max_waiting": limits.scheduler.max_queued,
             "kv_blocks_free": now.free_blocks,
-            "kv_blocks": limits.num_blocks,
+            "kv_blocks": limits.scheduler.num_blocks,
         });
     }
     Ok(Json(json!({

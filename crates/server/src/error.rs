@@ -284,6 +284,10 @@ impl From<RequestError> for ApiError {
             RequestError::NonFiniteLogits | RequestError::StepFailed(_) => Self::internal(message),
             RequestError::Refused(_) => Self::invalid(None, message),
             RequestError::EngineLost => Self::unavailable(message),
+            RequestError::NotReady { .. } => {
+                Self { code: Some("overloaded"), ..Self::unavailable(message) }
+            }
+            RequestError::CannotRun { .. } => Self::invalid(None, message),
             RequestError::TimedOut { .. } => {
                 let error = Self::new(StatusCode::GATEWAY_TIMEOUT, "server_error", message);
                 Self { code: Some("timeout"), ..error }

@@ -287,7 +287,9 @@ fn wanted_words(wanted: &str) -> String {
 mod tests {
     use std::{convert::Infallible, thread};
 
-    use sconce_engine::{Built, Engine, FakeExecutor, SchedulerConfig, SchedulingPolicy};
+    use sconce_engine::{
+        Built, CacheGroups, Engine, FakeExecutor, SchedulerConfig, SchedulingPolicy,
+    };
     use sconce_text::TextModel;
     use serde_json::json;
 
@@ -306,11 +308,19 @@ mod tests {
             max_model_len: 64,
             num_blocks: 8,
             max_queued: 1,
+            groups: CacheGroups::ONE,
+            depth: 1,
             prefix_cache: None,
             policy: SchedulingPolicy::Fair,
         };
         let build = move || -> Result<_, Infallible> {
-            Ok(Built { executor: FakeExecutor::new(257, 8, 1), config, vocab_size: 257, info: () })
+            Ok(Built {
+                executor: FakeExecutor::new(257, 8, 1),
+                energy: None,
+                config,
+                vocab_size: 257,
+                info: (),
+            })
         };
         let (_, engine, ()) = Engine::start("fake", build).expect("the engine starts");
         AppState::new(engine, Arc::new(TextModel::bytes()), ServerConfig::default())

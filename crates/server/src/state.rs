@@ -87,7 +87,10 @@ pub(crate) struct AppState {
 impl AppState {
     pub(crate) fn new(engine: EngineHandle, text: Arc<TextModel>, config: ServerConfig) -> Self {
         let limits = engine.limits();
-        let intake = Intake::new(&config.bodies, limits.max_num_seqs + limits.max_queued);
+        let intake = Intake::new(
+            &config.bodies,
+            limits.scheduler.max_num_seqs + limits.scheduler.max_queued,
+        );
         let origin = config.seed.unwrap_or_else(|| rand::rng().random());
         Self {
             engine,

@@ -2,7 +2,7 @@
 
 use std::{fs, io, path::PathBuf};
 
-use sconce_scheduler::{SchedulerConfig, SchedulingPolicy};
+use sconce_scheduler::{CacheGroups, SchedulerConfig, SchedulingPolicy};
 use sconce_types::{Input, ScheduledBatch};
 use serde::{Deserialize, Serialize};
 
@@ -157,6 +157,8 @@ impl Device {
             max_model_len: self.max_model_len,
             num_blocks: self.num_blocks,
             max_queued: self.places(),
+            groups: CacheGroups::ONE,
+            depth: 1,
             prefix_cache: None,
             policy,
         }

@@ -7,8 +7,8 @@ use sconce_scheduler::{
     TokenCosts,
 };
 use sconce_types::{
-    Input, RequestId, Sample, SampleOutcome, SampledRow, SampledTokens, SamplingParams,
-    ScheduledBatch, Tenant, TenantId,
+    Input, RequestId, Sample, SampleOutcome, SamplingParams, ScheduledBatch, StepResult, Tenant,
+    TenantId,
 };
 
 use crate::{
@@ -28,7 +28,7 @@ pub(crate) struct Shared<'a> {
     /// One for each length of an output.
     params: HashMap<u32, Arc<SamplingParams>>,
     batch: ScheduledBatch,
-    sampled: SampledTokens,
+    result: StepResult,
     outputs: Vec<Output>,
 }
 
@@ -48,7 +48,7 @@ impl<'a> Shared<'a> {
             tally: Tally::new(arrivals, tenants.len()),
             params: HashMap::new(),
             batch: ScheduledBatch::default(),
-            sampled: SampledTokens::default(),
+            result: StepResult::default(),
             outputs: Vec::new(),
         }
     }
@@ -249,8 +249,7 @@ impl Engine {
         let tally = &mut shared.tally;
         tally.steps += 1;
         tally.longest_step = tally.longest_step.max(seconds);
-        shared.sampled.step = shared.batch.step;
-        shared.sampled.rows.clear();
+        shared.result.clear(shared.batch.step);
         let in_window = end <= tally.window;
         for sequence in &shared.batch.sequences {
             let request = sequence.request.0 as usize;
@@ -269,18 +268,13 @@ impl Engine {
                 };
                 tally.served[record.tenant as usize] += cost;
             }
-            let outcome = match sequence.sample {
-                Sample::Nothing => SampleOutcome::Nothing,
-                Sample::Token { .. } => SampleOutcome::Token(0),
-            };
-            shared.sampled.rows.push(SampledRow {
-                outcome,
-                logprobs: None,
-                prompt_logprobs: Vec::new(),
-            });
+            match sequence.sample {
+                Sample::Nothing => shared.result.push(SampleOutcome::Nothing),
+                Sample::Token { .. } => shared.result.push_token(0),
+            }
         }
         let mut outputs = std::mem::take(&mut shared.outputs);
-        self.scheduler.commit(&shared.batch, &shared.sampled, &mut outputs);
+        self.scheduler.commit(&shared.batch, &mut shared.result, &mut outputs);
         for output in outputs.drain(..) {
             self.note(&output, end, seconds, shared);
         }

@@ -1,6 +1,6 @@
 //! What a scheduler asks of an executor in one step, and what it gets back.
 
-use std::{ops::Range, sync::Arc};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use crate::{BlockId, RequestId, SamplingParams, Slot, TokenId};
 
@@ -12,17 +12,20 @@ use crate::{BlockId, RequestId, SamplingParams, Slot, TokenId};
 pub struct ScheduledBatch {
     /// Counts from 1 over the engine's life.
     pub step: u64,
-    /// Sequences seated in this step; the executor (re)initialises their slots
+    /// Sequences that take a slot in this step; the executor (re)initialises their slots
     /// before it computes anything. A preempted sequence is admitted anew.
     pub admitted: Vec<AdmittedSequence>,
     /// The sequences to compute, in the order of the batch's rows.
     pub sequences: Vec<ScheduledSequence>,
     /// Input tokens of all sequences whose input is [`Input::Tokens`].
     pub token_ids: Vec<TokenId>,
-    /// Block tables of all sequences.
-    pub block_tables: Vec<BlockId>,
+    /// Entries of block tables that are new since the slot's last step. The executor keeps
+    /// the tables by slot; an entry holds until it is overwritten.
+    pub table_edits: Vec<TableEdit>,
     /// Input tokens in all, [`Input::LastSampled`] counting one each.
     pub num_tokens: usize,
+    /// Rows of [`Sample::Token`] that are constrained.
+    pub num_constrained: usize,
 }
 
 impl ScheduledBatch {
@@ -31,8 +34,9 @@ impl ScheduledBatch {
         self.admitted.clear();
         self.sequences.clear();
         self.token_ids.clear();
-        self.block_tables.clear();
+        self.table_edits.clear();
         self.num_tokens = 0;
+        self.num_constrained = 0;
     }
 
     /// Whether there is nothing to compute.
@@ -42,7 +46,7 @@ impl ScheduledBatch {
     }
 }
 
-/// A sequence that takes a seat.
+/// A sequence that takes a slot.
 #[derive(Clone, Debug)]
 pub struct AdmittedSequence {
     /// Whose.
@@ -58,21 +62,36 @@ pub struct AdmittedSequence {
     pub prompt_len: usize,
 }
 
+/// One entry of a slot's block table: tokens `index * BLOCK_SIZE ..` of the sequence lie in
+/// `block`, in the cache layers of one group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TableEdit {
+    /// Whose table.
+    pub slot: Slot,
+    /// The cache group.
+    pub group: u32,
+    /// The entry.
+    pub index: u32,
+    /// What it is from now on.
+    pub block: BlockId,
+}
+
 /// One sequence's part of a step.
 #[derive(Clone, Debug)]
 pub struct ScheduledSequence {
     /// Whose.
     pub request: RequestId,
-    /// Its seat.
+    /// Its slot.
     pub slot: Slot,
     /// The tokens to compute.
     pub input: Input,
     /// Tokens whose keys and values are in the cache already: the position of
     /// the first input token.
     pub num_computed_tokens: usize,
-    /// Its block table, a range of [`ScheduledBatch::block_tables`]. It covers
-    /// the input tokens too.
-    pub block_table: Range<usize>,
+    /// Blocks that it holds, over all cache groups.
+    pub num_blocks: usize,
+    /// Its table's new entries: a range of [`ScheduledBatch::table_edits`].
+    pub table_edits: Range<usize>,
     /// What to sample after the last input token.
     pub sample: Sample,
 }
@@ -82,7 +101,7 @@ pub struct ScheduledSequence {
 pub enum Input {
     /// A range of [`ScheduledBatch::token_ids`].
     Tokens(Range<usize>),
-    /// The one token that the executor sampled last for this seat. The
+    /// The one token that the executor sampled last for this slot. The
     /// scheduler need not know it, so a step can be launched before the one
     /// before it has been read back.
     LastSampled,
@@ -115,28 +134,169 @@ pub enum Sample {
     Token {
         /// The index.
         output_index: u32,
+        /// Whether a mask comes with the call of [`crate::Executor::sample`].
+        constrained: bool,
     },
 }
 
-/// What a step sampled.
+/// Which tokens the constrained rows of a step may sample.
 #[derive(Clone, Debug, Default)]
-pub struct SampledTokens {
+pub struct TokenMasks {
+    /// By row, ascending: an index of [`ScheduledBatch::sequences`], and its words.
+    rows: Vec<(usize, RowMask)>,
+    words: Vec<u32>,
+}
+
+#[derive(Clone, Debug)]
+enum RowMask {
+    Skip,
+    Words(Range<usize>),
+}
+
+/// What a row may sample.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenMask<'a> {
+    /// Any token.
+    All,
+    /// Token `t` if bit `t % 32` of word `t / 32` is set.
+    Bits(&'a [u32]),
+    /// The mask was not ready: the row samples nothing, and is computed again.
+    Skip,
+}
+
+impl TokenMasks {
+    /// Removes all masks and keeps their memory.
+    pub fn clear(&mut self) {
+        self.rows.clear();
+        self.words.clear();
+    }
+
+    /// Adds the mask of a row above all that have one: `num_words` words that `fill` is
+    /// given, all zero. Where `fill` says `false` the mask is not ready and the row is skipped.
+    ///
+    /// # Panics
+    /// If rows do not ascend.
+    pub fn push(&mut self, row: usize, num_words: usize, fill: impl FnOnce(&mut [u32]) -> bool) {
+        assert!(self.rows.last().is_none_or(|&(last, _)| last < row), "masks ascend by row");
+        let from = self.words.len();
+        self.words.resize(from + num_words, 0);
+        let mask = if fill(&mut self.words[from..]) {
+            RowMask::Words(from..from + num_words)
+        } else {
+            self.words.truncate(from);
+            RowMask::Skip
+        };
+        self.rows.push((row, mask));
+    }
+
+    /// What a row may sample.
+    #[must_use]
+    pub fn get(&self, row: usize) -> TokenMask<'_> {
+        match self.rows.binary_search_by_key(&row, |&(row, _)| row) {
+            Err(_) => TokenMask::All,
+            Ok(at) => match &self.rows[at].1 {
+                RowMask::Skip => TokenMask::Skip,
+                RowMask::Words(range) => TokenMask::Bits(&self.words[range.clone()]),
+            },
+        }
+    }
+
+    /// The rows that are skipped, ascending.
+    pub fn skipped(&self) -> impl Iterator<Item = usize> {
+        self.rows.iter().filter(|(_, mask)| matches!(mask, RowMask::Skip)).map(|&(row, _)| row)
+    }
+
+    /// Whether no row has a mask.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+}
+
+impl TokenMask<'_> {
+    /// Whether a token may be sampled.
+    #[must_use]
+    pub fn allows(&self, token: TokenId) -> bool {
+        match self {
+            Self::All => true,
+            Self::Bits(words) => {
+                let word = words.get(token as usize / 32).copied().unwrap_or(0);
+                word >> (token % 32) & 1 == 1
+            }
+            Self::Skip => false,
+        }
+    }
+}
+
+/// What a step computed. The arrays are flat and reused from step to step.
+#[derive(Clone, Debug, Default)]
+pub struct StepResult {
     /// The step it answers.
     pub step: u64,
+    /// What the step took on the device; `None` where the device does not measure that.
+    pub device_time: Option<Duration>,
     /// One row for each of [`ScheduledBatch::sequences`], in their order.
-    pub rows: Vec<SampledRow>,
+    pub rows: Vec<RowResult>,
+    /// Sampled tokens of all rows.
+    pub tokens: Vec<TokenId>,
+    /// Log-probabilities of all rows: of prompt tokens, and of sampled ones.
+    pub logprobs: Vec<TokenLogprobs>,
+}
+
+impl StepResult {
+    /// Empties the result for a step and keeps its memory.
+    pub fn clear(&mut self, step: u64) {
+        self.step = step;
+        self.device_time = None;
+        self.rows.clear();
+        self.tokens.clear();
+        self.logprobs.clear();
+    }
+
+    /// Appends a row that sampled nothing, and without log-probabilities.
+    pub fn push(&mut self, outcome: SampleOutcome) {
+        self.push_row(outcome, None, None, []);
+    }
+
+    /// Appends a row of one sampled token without log-probabilities.
+    pub fn push_token(&mut self, token: TokenId) {
+        self.push_row(SampleOutcome::Sampled, Some(token), None, []);
+    }
+
+    /// Appends a row, with its token, that token's log-probabilities and those of the prompt.
+    pub fn push_row(
+        &mut self,
+        outcome: SampleOutcome,
+        token: Option<TokenId>,
+        logprobs: Option<TokenLogprobs>,
+        prompt_logprobs: impl IntoIterator<Item = TokenLogprobs>,
+    ) {
+        let starts = (self.tokens.len(), self.logprobs.len());
+        self.tokens.extend(token);
+        self.logprobs.extend(prompt_logprobs);
+        let middle = self.logprobs.len();
+        self.logprobs.extend(logprobs);
+        self.rows.push(RowResult {
+            outcome,
+            tokens: starts.0..self.tokens.len(),
+            logprobs: middle..self.logprobs.len(),
+            prompt_logprobs: starts.1..middle,
+        });
+    }
 }
 
 /// One sequence's result of a step.
-#[derive(Clone, Debug, PartialEq)]
-pub struct SampledRow {
-    /// The token, if one was asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RowResult {
+    /// What came of sampling.
     pub outcome: SampleOutcome,
-    /// Its log-probabilities, if the request wants them.
-    pub logprobs: Option<TokenLogprobs>,
-    /// Log-probabilities of prompt tokens that this step's rows predict, for
-    /// positions `num_computed_tokens + 1 ..`, if the request wants them.
-    pub prompt_logprobs: Vec<TokenLogprobs>,
+    /// What was sampled: a range of [`StepResult::tokens`].
+    pub tokens: Range<usize>,
+    /// A range of [`StepResult::logprobs`]: one for each of `tokens`, or none.
+    pub logprobs: Range<usize>,
+    /// Log-probabilities of the prompt tokens that this step's rows predict, for positions
+    /// `num_computed_tokens + 1 ..`: a range of [`StepResult::logprobs`].
+    pub prompt_logprobs: Range<usize>,
 }
 
 /// What came of sampling.
@@ -144,15 +304,17 @@ pub struct SampledRow {
 pub enum SampleOutcome {
     /// Nothing was asked for.
     Nothing,
-    /// The token.
-    Token(TokenId),
+    /// [`RowResult::tokens`], at least one.
+    Sampled,
+    /// The row's mask was not ready ([`TokenMask::Skip`]).
+    Skipped,
     /// The logits were not finite; ends this request alone.
     NonFiniteLogits,
 }
 
 /// Log-probabilities at one position, of the model's own distribution: before
 /// penalties, bias, temperature and truncation.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct TokenLogprobs {
     /// The token that stands at the position.
     pub token: TokenId,

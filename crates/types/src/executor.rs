@@ -1,39 +1,40 @@
 //! Where the serving half and the computing half meet.
 
-use std::time::Duration;
-
-use crate::{EnergyMeter, SampledTokens, ScheduledBatch};
+use crate::{ScheduledBatch, StepResult, TokenMasks};
 
 /// Computes steps. One thread owns it.
 ///
-/// `launch` starts a step and may return before it is done; `wait` finishes
-/// the oldest step launched and not yet waited for. A caller may launch one
-/// step more before it waits, as long as every [`crate::Input`] it schedules
-/// can be known by then.
+/// A step is launched, sampled and waited for: `launch` starts its forward pass, `sample`
+/// chooses its tokens, `wait` reads them back. Calls may return before the device is done.
+/// Each launched step is sampled before another is launched, and steps are waited for in
+/// the order of their launch. Up to [`Executor::depth`] steps may be launched and not yet
+/// waited for; then step N + 1 takes its [`crate::Input::LastSampled`] from what step N
+/// sampled, wherever that is.
 pub trait Executor {
-    /// Starts computing a batch.
+    /// Steps that may be in flight: 1 or 2.
+    fn depth(&self) -> usize {
+        1
+    }
+
+    /// Starts computing a batch: table edits, forward pass, logits.
     ///
     /// # Errors
-    /// The step did not run; see [`ExecutorError`] for what that means.
+    /// The step did not run, and is over: it is neither sampled nor waited for; see
+    /// [`ExecutorError`] for what that means.
     fn launch(&mut self, batch: &ScheduledBatch) -> Result<(), ExecutorError>;
 
-    /// Waits for the oldest launched step and writes its result over `sampled`.
+    /// Samples the step that was launched last. Every row of
+    /// [`crate::Sample::Token`] that is constrained has a mask.
     ///
     /// # Errors
-    /// The step failed; see [`ExecutorError`] for what that means.
-    fn wait(&mut self, sampled: &mut SampledTokens) -> Result<(), ExecutorError>;
+    /// The step failed, and is over: it is not waited for.
+    fn sample(&mut self, masks: &TokenMasks) -> Result<(), ExecutorError>;
 
-    /// What the step that was waited for last took on the device; `None` where the device
-    /// does not measure that, and the time from launch to the end of `wait` has to do.
-    fn device_time(&self) -> Option<Duration> {
-        None
-    }
-
-    /// Measures the energy of the device that it computes on; `None` where that cannot be
-    /// measured.
-    fn energy_meter(&mut self) -> Option<Box<dyn EnergyMeter>> {
-        None
-    }
+    /// Waits for the oldest step in flight and writes its result over `result`.
+    ///
+    /// # Errors
+    /// The step failed, and is over; see [`ExecutorError`] for what that means.
+    fn wait(&mut self, result: &mut StepResult) -> Result<(), ExecutorError>;
 }
 
 /// Why a step failed.
@@ -51,19 +52,19 @@ pub enum ExecutorError {
 }
 
 impl<E: Executor + ?Sized> Executor for Box<E> {
+    fn depth(&self) -> usize {
+        (**self).depth()
+    }
+
     fn launch(&mut self, batch: &ScheduledBatch) -> Result<(), ExecutorError> {
         (**self).launch(batch)
     }
 
-    fn wait(&mut self, sampled: &mut SampledTokens) -> Result<(), ExecutorError> {
-        (**self).wait(sampled)
+    fn sample(&mut self, masks: &TokenMasks) -> Result<(), ExecutorError> {
+        (**self).sample(masks)
     }
 
-    fn device_time(&self) -> Option<Duration> {
-        (**self).device_time()
-    }
-
-    fn energy_meter(&mut self) -> Option<Box<dyn EnergyMeter>> {
-        (**self).energy_meter()
+    fn wait(&mut self, result: &mut StepResult) -> Result<(), ExecutorError> {
+        (**self).wait(result)
     }
 }

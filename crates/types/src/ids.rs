@@ -18,9 +18,9 @@ pub struct TenantId(pub u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BlockId(pub u32);
 
-/// A running sequence's seat in the executor, below `max_num_seqs`. A seat
+/// A running sequence's slot in the executor, below `max_num_seqs`. A slot
 /// belongs to one sequence from its admission until it finishes or is
-/// preempted, and is then given to another.
+/// preempted and no step in flight computes it, and is then given to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Slot(pub u32);
 
@@ -41,7 +41,7 @@ impl TenantId {
 }
 
 impl Slot {
-    /// The seat as an index.
+    /// The slot as an index.
     #[must_use]
     pub const fn index(self) -> usize {
         self.0 as usize

@@ -7,11 +7,12 @@ use std::{
 };
 
 use sconce_engine::{
-    Built, Engine, EngineHandle, EngineOptions, EngineRequest, FakeExecutor, Overload,
+    Built, CacheGroups, Engine, EngineHandle, EngineOptions, EngineRequest, FakeExecutor, Overload,
     RequestEvent, RequestStream, SchedulerConfig, SchedulingPolicy, SubmitError,
 };
 use sconce_types::{
-    Executor, ExecutorError, SampledTokens, SamplingParams, ScheduledBatch, Tenant, TenantId,
+    Executor, ExecutorError, SamplingParams, ScheduledBatch, StepResult, Tenant, TenantId,
+    TokenMasks,
 };
 
 const VOCAB_SIZE: u32 = 50;
@@ -21,6 +22,8 @@ const CONFIG: SchedulerConfig = SchedulerConfig {
     max_model_len: 512,
     num_blocks: 512,
     max_queued: 200,
+    groups: CacheGroups::ONE,
+    depth: 1,
     prefix_cache: None,
     policy: SchedulingPolicy::Fair,
 };
@@ -43,9 +46,13 @@ impl Executor for Slow {
         self.fake.launch(batch)
     }
 
-    fn wait(&mut self, sampled: &mut SampledTokens) -> Result<(), ExecutorError> {
+    fn sample(&mut self, masks: &TokenMasks) -> Result<(), ExecutorError> {
+        self.fake.sample(masks)
+    }
+
+    fn wait(&mut self, result: &mut StepResult) -> Result<(), ExecutorError> {
         std::thread::sleep(TOKEN_TIME * self.tokens);
-        self.fake.wait(sampled)
+        self.fake.wait(result)
     }
 }
 
@@ -64,7 +71,13 @@ impl World {
             let fake = FakeExecutor::new(VOCAB_SIZE, CONFIG.num_blocks, CONFIG.max_num_seqs);
             let (begun, gate) = ends.take().expect("it is built once");
             let executor = Slow { fake, tokens: 0, begun, gate };
-            Ok(Built { executor, config: CONFIG, vocab_size: VOCAB_SIZE as usize, info: () })
+            Ok(Built {
+                executor,
+                energy: None,
+                config: CONFIG,
+                vocab_size: VOCAB_SIZE as usize,
+                info: (),
+            })
         };
         let (_, handle, ()) = Engine::start(options, build).expect("the engine starts");
         Self { handle, begun, gate }
@@ -208,7 +221,13 @@ fn before_anything_is_measured_one_hurried_request_is_tried() {
 fn a_warm_up_measures_and_leaves_nothing_behind() {
     let build = || -> Result<_, Infallible> {
         let executor = FakeExecutor::new(VOCAB_SIZE, CONFIG.num_blocks, CONFIG.max_num_seqs);
-        Ok(Built { executor, config: CONFIG, vocab_size: VOCAB_SIZE as usize, info: () })
+        Ok(Built {
+            executor,
+            energy: None,
+            config: CONFIG,
+            vocab_size: VOCAB_SIZE as usize,
+            info: (),
+        })
     };
     let options = EngineOptions::new("warm").warm_up(true);
     let (_, handle, ()) = Engine::start(options, build).expect("the engine starts");

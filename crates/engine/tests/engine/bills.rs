@@ -12,14 +12,14 @@ use std::{
 
 use proptest::prelude::*;
 use sconce_engine::{
-    Built, Engine, EngineHandle, EngineOptions, EngineRequest, FakeExecutor, FinishReason, Metrics,
-    Overload, PrefixKey, RequestError, RequestEvent, RequestStream, SchedulerConfig,
-    SchedulingPolicy, StopCheck, SubmitError, TokenEvent,
+    Built, CacheGroups, Engine, EngineHandle, EngineOptions, EngineRequest, FakeExecutor,
+    FinishReason, Metrics, Overload, PrefixKey, RequestError, RequestEvent, RequestStream,
+    SchedulerConfig, SchedulingPolicy, StopCheck, SubmitError, TokenEvent,
 };
 use sconce_scheduler::Fault;
 use sconce_types::{
     EndReason, EnergyMeter, Executor, ExecutorError, MeterEntry, MeterSink, Metering, Prices,
-    RequestId, SampledTokens, SamplingParams, ScheduledBatch, Tenant, TenantId, TokenId,
+    RequestId, SamplingParams, ScheduledBatch, StepResult, Tenant, TenantId, TokenId, TokenMasks,
 };
 
 const VOCAB_SIZE: u32 = 50;
@@ -29,6 +29,8 @@ const CONFIG: SchedulerConfig = SchedulerConfig {
     max_model_len: 256,
     num_blocks: 64,
     max_queued: 200,
+    groups: CacheGroups::ONE,
+    depth: 1,
     prefix_cache: None,
     policy: SchedulingPolicy::Fair,
 };
@@ -100,12 +102,12 @@ impl Executor for Watched {
         outcome
     }
 
-    fn wait(&mut self, sampled: &mut SampledTokens) -> Result<(), ExecutorError> {
-        self.fake.wait(sampled)
+    fn sample(&mut self, masks: &TokenMasks) -> Result<(), ExecutorError> {
+        self.fake.sample(masks)
     }
 
-    fn energy_meter(&mut self) -> Option<Box<dyn EnergyMeter>> {
-        Some(Box::new(Meter(Arc::clone(&self.seen))))
+    fn wait(&mut self, result: &mut StepResult) -> Result<(), ExecutorError> {
+        self.fake.wait(result)
     }
 }
 
@@ -180,7 +182,14 @@ fn start(config: SchedulerConfig, tenants: &[Tenant], faults: &[Fault], is_gated
         let mut fake = FakeExecutor::new(VOCAB_SIZE, config.num_blocks, config.max_num_seqs);
         faults.iter().for_each(|fault| fake.inject(fault.clone()));
         let executor = Watched { fake, seen: Arc::clone(&watched), gate: gate.take() };
-        Ok(Built { executor, config, vocab_size: VOCAB_SIZE as usize, info: () })
+        let energy: Box<dyn EnergyMeter> = Box::new(Meter(Arc::clone(&watched)));
+        Ok(Built {
+            executor,
+            energy: Some(energy),
+            config,
+            vocab_size: VOCAB_SIZE as usize,
+            info: (),
+        })
     };
     let sink: Option<Box<dyn MeterSink>> = Some(Box::new(ledger.clone()));
     let options = EngineOptions::new("fake").tenants(tenants.to_vec()).sink(sink);

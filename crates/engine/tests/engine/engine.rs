@@ -8,12 +8,14 @@ use std::{
 };
 
 use sconce_engine::{
-    Built, Engine, EngineHandle, EngineRequest, FakeExecutor, FinishReason, Health, RequestError,
-    RequestEvent, RequestStream, SchedulerConfig, SchedulingPolicy, StartError, SubmitError,
+    Built, CacheGroups, Engine, EngineHandle, EngineRequest, FakeExecutor, FinishReason, Health,
+    RequestError, RequestEvent, RequestStream, SchedulerConfig, SchedulingPolicy, StartError,
+    SubmitError,
 };
 use sconce_scheduler::Fault;
 use sconce_types::{
-    Executor, ExecutorError, RequestId, SampledTokens, SamplingParams, ScheduledBatch, TokenId,
+    Executor, ExecutorError, RequestId, SamplingParams, ScheduledBatch, StepResult, TokenId,
+    TokenMasks,
 };
 
 const VOCAB_SIZE: u32 = 50;
@@ -23,6 +25,8 @@ const CONFIG: SchedulerConfig = SchedulerConfig {
     max_model_len: 64,
     num_blocks: 12,
     max_queued: 8,
+    groups: CacheGroups::ONE,
+    depth: 1,
     prefix_cache: None,
     policy: SchedulingPolicy::Fair,
 };
@@ -32,7 +36,13 @@ fn start(faults: &[Fault]) -> (Engine, EngineHandle) {
     let build = move || -> Result<_, Infallible> {
         let mut executor = FakeExecutor::new(VOCAB_SIZE, CONFIG.num_blocks, CONFIG.max_num_seqs);
         faults.iter().for_each(|fault| executor.inject(fault.clone()));
-        Ok(Built { executor, config: CONFIG, vocab_size: VOCAB_SIZE as usize, info: () })
+        Ok(Built {
+            executor,
+            energy: None,
+            config: CONFIG,
+            vocab_size: VOCAB_SIZE as usize,
+            info: (),
+        })
     };
     let (engine, handle, ()) = Engine::start("fake", build).expect("the engine starts");
     (engine, handle)
@@ -136,8 +146,12 @@ impl Executor for Gated {
         self.fake.launch(batch)
     }
 
-    fn wait(&mut self, sampled: &mut SampledTokens) -> Result<(), ExecutorError> {
-        self.fake.wait(sampled)
+    fn sample(&mut self, masks: &TokenMasks) -> Result<(), ExecutorError> {
+        self.fake.sample(masks)
+    }
+
+    fn wait(&mut self, result: &mut StepResult) -> Result<(), ExecutorError> {
+        self.fake.wait(result)
     }
 }
 
@@ -150,7 +164,13 @@ fn a_request_dropped_before_the_engine_reads_it_never_runs() {
         let fake = FakeExecutor::new(VOCAB_SIZE, CONFIG.num_blocks, CONFIG.max_num_seqs);
         let (begun, gate) = ends.take().expect("it is built once");
         let executor = Gated { fake, begun, gate };
-        Ok(Built { executor, config: CONFIG, vocab_size: VOCAB_SIZE as usize, info: () })
+        Ok(Built {
+            executor,
+            energy: None,
+            config: CONFIG,
+            vocab_size: VOCAB_SIZE as usize,
+            info: (),
+        })
     };
     let (_, handle, ()) = Engine::start("gated", build).expect("the engine starts");
     let first = handle.submit(request(4, 1)).expect("taken");
@@ -215,7 +235,13 @@ fn an_executor_that_does_not_come_back_ends_everything() {
         times += 1;
         let mut executor = FakeExecutor::new(VOCAB_SIZE, CONFIG.num_blocks, CONFIG.max_num_seqs);
         executor.inject(Fault::LoseExecutor(1));
-        let built = Built { executor, config: CONFIG, vocab_size: VOCAB_SIZE as usize, info: () };
+        let built = Built {
+            executor,
+            energy: None,
+            config: CONFIG,
+            vocab_size: VOCAB_SIZE as usize,
+            info: (),
+        };
         if times == 1 { Ok(built) } else { Err("no memory") }
     };
     let (engine, handle, ()) = Engine::start("fake", build).expect("the engine starts");

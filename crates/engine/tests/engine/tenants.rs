@@ -8,13 +8,13 @@ use std::{
 };
 
 use sconce_engine::{
-    Built, Engine, EngineHandle, EngineOptions, EngineRequest, FakeExecutor, Overload,
+    Built, CacheGroups, Engine, EngineHandle, EngineOptions, EngineRequest, FakeExecutor, Overload,
     RequestError, RequestEvent, RequestStream, SchedulerConfig, SchedulingPolicy, SubmitError,
     TokenEvent,
 };
 use sconce_types::{
     EndReason, EnergyMeter, Executor, ExecutorError, MeterEntry, MeterSink, Metering, Prices,
-    RequestId, SampledTokens, SamplingParams, ScheduledBatch, Tenant, TenantId,
+    RequestId, SamplingParams, ScheduledBatch, StepResult, Tenant, TenantId, TokenMasks,
 };
 
 const VOCAB_SIZE: u32 = 50;
@@ -24,6 +24,8 @@ const CONFIG: SchedulerConfig = SchedulerConfig {
     max_model_len: 256,
     num_blocks: 64,
     max_queued: 60,
+    groups: CacheGroups::ONE,
+    depth: 1,
     prefix_cache: None,
     policy: SchedulingPolicy::Fair,
 };
@@ -51,15 +53,15 @@ impl Executor for Device {
         self.fake.launch(batch)
     }
 
-    fn wait(&mut self, sampled: &mut SampledTokens) -> Result<(), ExecutorError> {
+    fn sample(&mut self, masks: &TokenMasks) -> Result<(), ExecutorError> {
+        self.fake.sample(masks)
+    }
+
+    fn wait(&mut self, result: &mut StepResult) -> Result<(), ExecutorError> {
         if !self.token_time.is_zero() {
             std::thread::sleep(self.token_time * self.tokens);
         }
-        self.fake.wait(sampled)
-    }
-
-    fn energy_meter(&mut self) -> Option<Box<dyn EnergyMeter>> {
-        Some(Box::new(Meter(Arc::clone(&self.energy))))
+        self.fake.wait(result)
     }
 }
 
@@ -85,7 +87,13 @@ fn start(tenants: Vec<Tenant>, token_time: Duration) -> Started {
     let build = move || -> Result<_, Infallible> {
         let fake = FakeExecutor::new(VOCAB_SIZE, CONFIG.num_blocks, CONFIG.max_num_seqs);
         let executor = Device { fake, token_time, tokens: 0, energy: Arc::clone(&device_energy) };
-        Ok(Built { executor, config: CONFIG, vocab_size: VOCAB_SIZE as usize, info: () })
+        Ok(Built {
+            executor,
+            energy: Some(Box::new(Meter(Arc::clone(&device_energy)))),
+            config: CONFIG,
+            vocab_size: VOCAB_SIZE as usize,
+            info: (),
+        })
     };
     let options = EngineOptions::new("fake").tenants(tenants).sink(Some(Box::new(kept.clone())));
     let (_, engine, ()) = Engine::start(options, build).expect("the engine starts");

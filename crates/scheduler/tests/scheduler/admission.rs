@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use sconce_scheduler::{
-    Admission, Ask, Load, Refused, Request, Scheduler, SchedulerConfig, SchedulingPolicy, Shortage,
-    StepModel, StepWork,
+    Admission, Ask, CacheGroups, Load, Refused, Request, Scheduler, SchedulerConfig,
+    SchedulingPolicy, Shortage, StepModel, StepWork,
 };
 use sconce_types::{RequestId, SamplingParams, ScheduledBatch, Tenant, TenantId};
 
@@ -14,6 +14,8 @@ const LIMITS: SchedulerConfig = SchedulerConfig {
     max_model_len: 4096,
     num_blocks: 4096,
     max_queued: 1000,
+    groups: CacheGroups::ONE,
+    depth: 1,
     prefix_cache: None,
     policy: SchedulingPolicy::Fair,
 };
@@ -180,13 +182,9 @@ fn output_lengths_that_were_seen_are_expected_again() {
         let request = Request::new(RequestId(id), vec![0; 4], Arc::new(params));
         world.scheduler.add(request).expect("it is taken");
         world.scheduler.schedule(&mut batch);
-        let row = sconce_types::SampledRow {
-            outcome: sconce_types::SampleOutcome::Token(7),
-            logprobs: None,
-            prompt_logprobs: Vec::new(),
-        };
-        let sampled = sconce_types::SampledTokens { step: batch.step, rows: vec![row] };
-        world.scheduler.commit(&batch, &sampled, &mut outputs);
+        let mut result = sconce_types::StepResult { step: batch.step, ..Default::default() };
+        result.push_token(7);
+        world.scheduler.commit(&batch, &mut result, &mut outputs);
     }
     world.publish(0, 1.0);
     assert_eq!(world.ask(0, 2_000, Some(20.0)), Ok(()), "answers end after a few tokens");

@@ -13,7 +13,11 @@ pub(crate) struct Bills {
     shares: Shares,
     open: HashMap<RequestId, Bill>,
     closed: Totals,
+    /// Of rows whose request had ended.
+    discarded: Totals,
     happened: Totals,
+    /// A fault to plant.
+    pub(crate) forgets_discarded: bool,
 }
 
 /// A request's meter, and how each position of its prompt was processed first.
@@ -79,21 +83,37 @@ impl Bills {
         }
     }
 
-    /// A step ran for so long while so many blocks were held.
-    pub(crate) fn step(
-        &mut self,
-        batch: &ScheduledBatch,
-        ns: u64,
-        blocks: usize,
-        is_computed: bool,
-    ) {
-        let scheduled = self.clock_ns;
-        self.pass(ns, blocks);
+    /// A step was scheduled: its rows hold what they were given.
+    pub(crate) fn schedule(&mut self, batch: &ScheduledBatch) {
+        for part in batch.sequences.iter().filter(|part| !part.table_edits.is_empty()) {
+            let bill = self.open.get_mut(&part.request).expect("what is scheduled is live");
+            bill.meter.note_blocks(part.num_blocks, self.clock_ns);
+        }
+    }
+
+    /// A request holds so many blocks from now on, as its windows moved on.
+    pub(crate) fn hold(&mut self, id: RequestId, blocks: usize) {
+        if let Some(bill) = self.open.get_mut(&id) {
+            bill.meter.note_blocks(blocks, self.clock_ns);
+        }
+    }
+
+    /// The device ran for so long.
+    pub(crate) fn run_device(&mut self, ns: u64) {
         self.happened.device_ns += ns;
+    }
+
+    /// A step that took so much of it is shared out.
+    pub(crate) fn step(&mut self, batch: &ScheduledBatch, ns: u64, is_computed: bool) {
         let parts = self.shares.of_step(&self.model, batch, ns);
         for (part, &device_ns) in batch.sequences.iter().zip(parts) {
-            let bill = self.open.get_mut(&part.request).expect("who is scheduled is live");
-            bill.meter.note_step(part, device_ns, scheduled, self.clock_ns);
+            let Some(bill) = self.open.get_mut(&part.request) else {
+                if !self.forgets_discarded {
+                    self.discarded.device_ns += device_ns;
+                }
+                continue;
+            };
+            bill.meter.note_step(part, device_ns, self.clock_ns);
             let cached = bill.process(part.num_computed_tokens);
             let mut computed = 0;
             if is_computed {
@@ -117,9 +137,15 @@ impl Bills {
         self.closed.add(Totals::of(bill.meter.usage()));
     }
 
-    /// All that was used is billed to somebody, and nothing else: as if everything ended now.
+    /// Device time that is no request's.
+    pub(crate) fn discarded_ns(&self) -> u64 {
+        self.discarded.device_ns
+    }
+
+    /// Requests and what was discarded sum to what was used: as if everything ended now.
     pub(crate) fn check(&self) {
         let mut billed = self.closed;
+        billed.add(self.discarded);
         for bill in self.open.values() {
             let mut meter = bill.meter.clone();
             meter.note_release(self.clock_ns);

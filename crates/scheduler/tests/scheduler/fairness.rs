@@ -4,10 +4,12 @@
 use std::{collections::HashMap, sync::Arc};
 
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
-use sconce_scheduler::{Output, Request, Scheduler, SchedulerConfig, SchedulingPolicy, TokenCosts};
+use sconce_scheduler::{
+    CacheGroups, Output, Request, Scheduler, SchedulerConfig, SchedulingPolicy, TokenCosts,
+};
 use sconce_types::{
-    BLOCK_SIZE, Input, RequestId, Sample, SampleOutcome, SampledRow, SampledTokens, SamplingParams,
-    ScheduledBatch, Tenant, TenantId,
+    BLOCK_SIZE, Input, RequestId, Sample, SampleOutcome, SamplingParams, ScheduledBatch,
+    StepResult, Tenant, TenantId,
 };
 
 const PREFILL_COST: f64 = 1.0;
@@ -19,6 +21,8 @@ const LIMITS: SchedulerConfig = SchedulerConfig {
     max_model_len: 256,
     num_blocks: 128,
     max_queued: 10_000,
+    groups: CacheGroups::ONE,
+    depth: 1,
     prefix_cache: None,
     policy: SchedulingPolicy::Fair,
 };
@@ -27,7 +31,7 @@ const LIMITS: SchedulerConfig = SchedulerConfig {
 struct World {
     scheduler: Scheduler,
     batch: ScheduledBatch,
-    sampled: SampledTokens,
+    result: StepResult,
     outputs: Vec<Output>,
     next_id: u64,
     tenants: HashMap<RequestId, usize>,
@@ -49,7 +53,7 @@ impl World {
         Self {
             scheduler,
             batch: ScheduledBatch::default(),
-            sampled: SampledTokens::default(),
+            result: StepResult::default(),
             outputs: Vec::new(),
             next_id: 0,
             tenants: HashMap::new(),
@@ -95,8 +99,7 @@ impl World {
             return false;
         }
         self.now += 0.25 + self.batch.num_tokens as f64 / LIMITS.max_num_batched_tokens as f64;
-        self.sampled.step = self.batch.step;
-        self.sampled.rows.clear();
+        self.result.clear(self.batch.step);
         for sequence in &self.batch.sequences {
             let tenant = self.tenants[&sequence.request];
             let end = sequence.num_computed_tokens + sequence.input.len();
@@ -107,16 +110,12 @@ impl World {
             let cost = if is_decode { DECODE_COST } else { PREFILL_COST };
             self.served[tenant] += cost * fresh as f64;
             self.tokens[tenant] += fresh;
-            self.sampled.rows.push(SampledRow {
-                outcome: match sequence.sample {
-                    Sample::Nothing => SampleOutcome::Nothing,
-                    Sample::Token { .. } => SampleOutcome::Token(7),
-                },
-                logprobs: None,
-                prompt_logprobs: Vec::new(),
-            });
+            match sequence.sample {
+                Sample::Nothing => self.result.push(SampleOutcome::Nothing),
+                Sample::Token { .. } => self.result.push_token(7),
+            }
         }
-        self.scheduler.commit(&self.batch, &self.sampled, &mut self.outputs);
+        self.scheduler.commit(&self.batch, &mut self.result, &mut self.outputs);
         for output in self.outputs.drain(..) {
             if output.token.is_some()
                 && let Some(arrived) = self.arrived.remove(&output.request)

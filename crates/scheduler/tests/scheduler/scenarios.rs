@@ -4,12 +4,12 @@
 use std::sync::Arc;
 
 use sconce_scheduler::{
-    FakeExecutor, Fault, Finish, Output, PrefixKey, Refusal, Request, Scheduler, SchedulerConfig,
-    SchedulingPolicy, StepLimit, StepModel, StepWork,
+    CacheGroups, FakeExecutor, Fault, Finish, Output, PrefixKey, Refusal, Request, Scheduler,
+    SchedulerConfig, SchedulingPolicy, StepLimit, StepModel, StepWork,
 };
 use sconce_types::{
-    Executor as _, Input, RequestId, Sample, SampleOutcome, SampledRow, SampledTokens,
-    SamplingParams, ScheduledBatch, TenantId, TokenId,
+    Executor as _, Input, RequestId, Sample, SamplingParams, ScheduledBatch, StepResult, TenantId,
+    TokenId, TokenMasks,
 };
 
 const VOCAB_SIZE: u32 = 50;
@@ -19,6 +19,8 @@ const LIMITS: SchedulerConfig = SchedulerConfig {
     max_model_len: 128,
     num_blocks: 64,
     max_queued: 8,
+    groups: CacheGroups::ONE,
+    depth: 1,
     prefix_cache: None,
     policy: SchedulingPolicy::Fair,
 };
@@ -53,10 +55,11 @@ impl World {
     }
 
     fn compute(&mut self) {
-        let mut sampled = SampledTokens::default();
+        let mut result = StepResult::default();
         self.executor.launch(&self.batch).expect("no fault is injected");
-        self.executor.wait(&mut sampled).expect("it was launched");
-        self.scheduler.commit(&self.batch, &sampled, &mut self.outputs);
+        self.executor.sample(&TokenMasks::default()).expect("it was launched");
+        self.executor.wait(&mut result).expect("it was launched");
+        self.scheduler.commit(&self.batch, &mut result, &mut self.outputs);
         self.scheduler.check_invariants();
     }
 
@@ -111,10 +114,16 @@ fn a_long_prompt_is_computed_in_chunks_beside_a_decode() {
     assert_eq!(world.batch.sequences[1].sample, Sample::Nothing);
     assert_eq!(world.step(), [(1, 1), (2, 15)]);
     assert_eq!(world.step(), [(1, 1), (2, 10)]);
-    assert_eq!(world.batch.sequences[1].sample, Sample::Token { output_index: 0 });
+    assert_eq!(
+        world.batch.sequences[1].sample,
+        Sample::Token { output_index: 0, constrained: false }
+    );
     assert_eq!(world.step(), [(1, 1), (2, 1)]);
     assert_eq!(world.batch.sequences[1].input, Input::LastSampled);
-    assert_eq!(world.batch.sequences[1].sample, Sample::Token { output_index: 1 });
+    assert_eq!(
+        world.batch.sequences[1].sample,
+        Sample::Token { output_index: 1, constrained: false }
+    );
 }
 
 /// The longest time between two tokens of 8 streams while a prompt of 4,000 tokens is
@@ -265,7 +274,7 @@ fn a_preempted_sequence_keeps_its_tokens_and_counts_on() {
     assert_eq!((admitted.prompt_len, &admitted.token_ids[1..]), (1, &before[..]));
     let sequence = &world.batch.sequences[0];
     assert_eq!(sequence.input, Input::Tokens(0..3));
-    assert_eq!(sequence.sample, Sample::Token { output_index: 2 });
+    assert_eq!(sequence.sample, Sample::Token { output_index: 2, constrained: false });
     world.compute();
     world.run();
     assert_eq!(world.tokens(2), solo(1, 8));
@@ -314,10 +323,9 @@ fn end_and_stop_tokens_end_a_request_once_min_tokens_exist() {
         for &token in sampled {
             assert_eq!(world.ended(), [1; 0], "{sampled:?} end too soon");
             assert_eq!(world.schedule().len(), 1);
-            let outcome = SampleOutcome::Token(token);
-            let row = SampledRow { outcome, logprobs: None, prompt_logprobs: Vec::new() };
-            let sampled = SampledTokens { step: world.batch.step, rows: vec![row] };
-            world.scheduler.commit(&world.batch, &sampled, &mut world.outputs);
+            let mut result = StepResult { step: world.batch.step, ..StepResult::default() };
+            result.push_token(token);
+            world.scheduler.commit(&world.batch, &mut result, &mut world.outputs);
         }
         assert_eq!(world.tokens(1), sampled, "the last token is reported too");
         assert_eq!(world.outputs.last().and_then(|o| o.finish.clone()), Some(finish));

@@ -187,7 +187,7 @@ fn prepare(state: &AppState, caller: AsTenant, body: ChatBody) -> Result<Prepare
         add_generation_prompt: body.add_generation_prompt.unwrap_or(true),
         kwargs: body.chat_template_kwargs.unwrap_or_default(),
     };
-    let (text, most) = (&state.text, limits.max_model_len);
+    let (text, most) = (&state.text, limits.scheduler.max_model_len);
     let prompt = encode(text, body.messages, &options, add_special_tokens, most)?;
     let max_tokens = settings
         .max_tokens(limits, &[prompt.len()], max_tokens, None)

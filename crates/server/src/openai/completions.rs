@@ -79,7 +79,7 @@ impl Prompts {
             Self::Text(text) => vec![text],
             Self::Texts(texts) => texts,
         };
-        let most = state.engine.limits().max_model_len;
+        let most = state.engine.limits().scheduler.max_model_len;
         let encode = |text: String| {
             let tokens = state.text.encode_within(&text, special, most)?;
             Ok(Prompt { tokens, text: Some(text) })

@@ -184,7 +184,7 @@ impl Shared {
             stream: stream.then(|| self.stream_options.unwrap_or_default()),
             include_metering,
             has_seed: self.seed.is_some(),
-            priority: priority(self.priority, &caller, state.engine.limits().policy)?,
+            priority: priority(self.priority, &caller, state.engine.limits().scheduler.policy)?,
             timeout: timeout(self.timeout)?,
             caller,
         })
@@ -240,7 +240,10 @@ impl Settings {
             if let Some(asked) = asked {
                 return Ok(asked);
             }
-            let most = limits.max_model_len.min(limits.num_blocks.saturating_mul(BLOCK_SIZE));
+            let most = limits
+                .scheduler
+                .max_model_len
+                .min(limits.scheduler.num_blocks.saturating_mul(BLOCK_SIZE));
             let room = most.checked_sub(prompt_len).filter(|&room| room > 0);
             let room = room.ok_or_else(|| ApiError::prompt_too_long(prompt_len, most))?;
             // A prompt over its tenant's limits is refused by them, in their words.

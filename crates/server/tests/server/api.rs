@@ -11,7 +11,8 @@ use axum::{
 use http_body_util::BodyExt as _;
 use proptest::prelude::*;
 use sconce_engine::{
-    Built, Engine, EngineHandle, FakeExecutor, PrefixKey, SchedulerConfig, SchedulingPolicy,
+    Built, CacheGroups, Engine, EngineHandle, FakeExecutor, PrefixKey, SchedulerConfig,
+    SchedulingPolicy,
 };
 use sconce_server::{ServerConfig, router};
 use sconce_tenants::ApiKeys;
@@ -69,13 +70,15 @@ impl App {
             max_model_len: 128,
             num_blocks: 32,
             max_queued: 64,
+            groups: CacheGroups::ONE,
+            depth: 1,
             prefix_cache: Some(PrefixKey([1, 2])),
             policy: SchedulingPolicy::Fair,
         };
         let build = move || -> Result<_, Infallible> {
             let executor = FakeExecutor::new(VOCAB_SIZE, limits.num_blocks, limits.max_num_seqs);
             let vocab_size = VOCAB_SIZE as usize;
-            Ok(Built { executor, config: limits, vocab_size, info: () })
+            Ok(Built { executor, energy: None, config: limits, vocab_size, info: () })
         };
         let (_, engine, ()) = Engine::start("fake", build).expect("the engine starts");
         let config = ServerConfig { served_model_names: vec!["fake".into()], ..config };

@@ -9,7 +9,9 @@ use axum::{
 };
 use http_body_util::BodyExt as _;
 use sconce_engine::SchedulingPolicy;
-use sconce_engine::{Built, Engine, EngineHandle, EngineOptions, FakeExecutor, SchedulerConfig};
+use sconce_engine::{
+    Built, CacheGroups, Engine, EngineHandle, EngineOptions, FakeExecutor, SchedulerConfig,
+};
 use sconce_server::{ServerConfig, router};
 use sconce_text::TextModel;
 use serde_json::Value;
@@ -33,6 +35,8 @@ impl App {
             max_model_len: 128,
             num_blocks: 32,
             max_queued: 64,
+            groups: CacheGroups::ONE,
+            depth: 1,
             prefix_cache: None,
             policy: SchedulingPolicy::Fair,
         };
@@ -41,7 +45,7 @@ impl App {
         let build = move || -> Result<_, Infallible> {
             let tokens = u32::try_from(vocab_size).expect("a few hundred");
             let executor = FakeExecutor::new(tokens, limits.num_blocks, limits.max_num_seqs);
-            Ok(Built { executor, config: limits, vocab_size, info: () })
+            Ok(Built { executor, energy: None, config: limits, vocab_size, info: () })
         };
         let options = EngineOptions::new("fake").tenants(config.tenants.tenants());
         let (_, engine, ()) = Engine::start(options, build).expect("the engine starts");

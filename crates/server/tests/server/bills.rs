@@ -15,15 +15,15 @@ use axum::{
 };
 use http_body_util::BodyExt as _;
 use sconce_engine::{
-    Built, Engine, EngineHandle, EngineOptions, FakeExecutor, PrefixKey, SchedulerConfig,
-    SchedulingPolicy,
+    Built, CacheGroups, Engine, EngineHandle, EngineOptions, FakeExecutor, PrefixKey,
+    SchedulerConfig, SchedulingPolicy,
 };
 use sconce_server::{ServerConfig, TenantDirectory, router};
 use sconce_tenants::{ApiKey, NewTenant, add, add_admin_key};
 use sconce_text::TextModel;
 use sconce_types::{
-    EndReason, Executor, ExecutorError, MeterEntry, MeterSink, RequestId, SampledTokens,
-    ScheduledBatch,
+    EndReason, Executor, ExecutorError, MeterEntry, MeterSink, RequestId, ScheduledBatch,
+    StepResult, TokenMasks,
 };
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
@@ -35,6 +35,8 @@ const LIMITS: SchedulerConfig = SchedulerConfig {
     max_model_len: 256,
     num_blocks: 128,
     max_queued: 64,
+    groups: CacheGroups::ONE,
+    depth: 1,
     prefix_cache: Some(PrefixKey([1, 2])),
     policy: SchedulingPolicy::Priority,
 };
@@ -51,8 +53,12 @@ impl Executor for Slow {
         self.fake.launch(batch)
     }
 
-    fn wait(&mut self, sampled: &mut SampledTokens) -> Result<(), ExecutorError> {
-        self.fake.wait(sampled)
+    fn sample(&mut self, masks: &TokenMasks) -> Result<(), ExecutorError> {
+        self.fake.sample(masks)
+    }
+
+    fn wait(&mut self, result: &mut StepResult) -> Result<(), ExecutorError> {
+        self.fake.wait(result)
     }
 }
 
@@ -100,7 +106,7 @@ impl App {
         let build = move || -> Result<_, Infallible> {
             let fake = FakeExecutor::new(257, LIMITS.num_blocks, LIMITS.max_num_seqs);
             let executor = Slow { fake, step };
-            Ok(Built { executor, config: LIMITS, vocab_size: 257, info: () })
+            Ok(Built { executor, energy: None, config: LIMITS, vocab_size: 257, info: () })
         };
         let ledger = Ledger::default();
         let options = EngineOptions::new("fake").tenants(tenants.tenants());
@@ -380,7 +386,7 @@ fn priorities_are_those_that_the_tenants_file_names() {
 fn without_tenants_any_priority_is_taken_and_metrics_need_no_key() {
     let build = || -> Result<_, Infallible> {
         let executor = FakeExecutor::new(257, LIMITS.num_blocks, LIMITS.max_num_seqs);
-        Ok(Built { executor, config: LIMITS, vocab_size: 257, info: () })
+        Ok(Built { executor, energy: None, config: LIMITS, vocab_size: 257, info: () })
     };
     let (_, engine, ()) = Engine::start("fake", build).expect("the engine starts");
     let router = router(engine, Arc::new(TextModel::bytes()), ServerConfig::default());

@@ -8,7 +8,9 @@ use axum::{
     http::{Request, StatusCode},
 };
 use http_body_util::BodyExt as _;
-use sconce_engine::{Built, Engine, EngineHandle, FakeExecutor, SchedulerConfig, SchedulingPolicy};
+use sconce_engine::{
+    Built, CacheGroups, Engine, EngineHandle, FakeExecutor, SchedulerConfig, SchedulingPolicy,
+};
 use sconce_scheduler::Fault;
 use sconce_server::{ConnectionConfig, ServeError, ServerConfig, listen, router, serve};
 use sconce_text::TextModel;
@@ -21,6 +23,8 @@ const LIMITS: SchedulerConfig = SchedulerConfig {
     max_model_len: 128,
     num_blocks: 32,
     max_queued: 16,
+    groups: CacheGroups::ONE,
+    depth: 1,
     prefix_cache: None,
     policy: SchedulingPolicy::Fair,
 };
@@ -34,7 +38,7 @@ fn app(fault: Fault) -> (EngineHandle, Router) {
         let tokens = u32::try_from(vocab_size).expect("a few hundred");
         let mut executor = FakeExecutor::new(tokens, LIMITS.num_blocks, LIMITS.max_num_seqs);
         executor.inject(fault.clone());
-        Ok(Built { executor, config: LIMITS, vocab_size, info: () })
+        Ok(Built { executor, energy: None, config: LIMITS, vocab_size, info: () })
     };
     let (_, engine, ()) = Engine::start("fake", build).expect("the engine starts");
     let config = ServerConfig { served_model_names: vec!["fake".into()], ..Default::default() };

@@ -8,12 +8,14 @@ use axum::{
     http::{Request, StatusCode},
 };
 use http_body_util::BodyExt as _;
-use sconce_engine::{Built, Engine, EngineHandle, PrefixKey, SchedulerConfig, SchedulingPolicy};
+use sconce_engine::{
+    Built, CacheGroups, Engine, EngineHandle, PrefixKey, SchedulerConfig, SchedulingPolicy,
+};
 use sconce_server::{ServerConfig, router};
 use sconce_text::{TextConfig, TextModel};
 use sconce_types::{
-    Executor, ExecutorError, Input, Sample, SampleOutcome, SampledRow, SampledTokens,
-    SamplingParams, ScheduledBatch, ScheduledSequence, TokenId, TokenLogprobs,
+    Executor, ExecutorError, Input, Sample, SampleOutcome, SamplingParams, ScheduledBatch,
+    ScheduledSequence, StepResult, TokenId, TokenLogprobs, TokenMasks,
 };
 use serde_json::{Map, Value, json};
 use tokio::runtime::Runtime;
@@ -88,22 +90,22 @@ fn text_model() -> TextModel {
 struct ScriptedExecutor {
     script: HashMap<TokenId, TokenId>,
     top: Vec<(TokenId, f32)>,
-    seats: HashMap<usize, Seat>,
-    result: Option<SampledTokens>,
+    slots: HashMap<usize, ScriptedSlot>,
+    result: StepResult,
 }
 
-struct Seat {
+struct ScriptedSlot {
     params: Arc<SamplingParams>,
     prompt: Vec<TokenId>,
     last: TokenId,
 }
 
 impl ScriptedExecutor {
-    fn compute(&mut self, batch: &ScheduledBatch, sequence: &ScheduledSequence) -> SampledRow {
-        let seat = self.seats.get_mut(&sequence.slot.index()).expect("it was admitted");
+    fn compute(&mut self, batch: &ScheduledBatch, sequence: &ScheduledSequence) {
+        let slot = self.slots.get_mut(&sequence.slot.index()).expect("it was admitted");
         let len = sequence.input.len();
         if let Input::Tokens(range) = &sequence.input {
-            seat.last = batch.token_ids[range.end - 1];
+            slot.last = batch.token_ids[range.end - 1];
         }
         let logprobs = |token: TokenId, num_top: u32| {
             let standing = self.top.iter().find(|&&(other, _)| other == token);
@@ -111,18 +113,18 @@ impl ScriptedExecutor {
             TokenLogprobs { token, logprob: standing.map_or(-9.0, |&(_, logprob)| logprob), top }
         };
         let start = sequence.num_computed_tokens;
-        let end = seat.prompt.len().min(start + len + 1);
-        let predicted = seat.prompt.get(start + 1..end).unwrap_or_default();
-        let prompt_logprobs = seat.params.prompt_logprobs.map_or_else(Vec::new, |num_top| {
+        let end = slot.prompt.len().min(start + len + 1);
+        let predicted = slot.prompt.get(start + 1..end).unwrap_or_default();
+        let prompt_logprobs = slot.params.prompt_logprobs.map_or_else(Vec::new, |num_top| {
             predicted.iter().map(|&token| logprobs(token, num_top)).collect()
         });
         let Sample::Token { .. } = sequence.sample else {
-            return SampledRow { outcome: SampleOutcome::Nothing, logprobs: None, prompt_logprobs };
+            return self.result.push_row(SampleOutcome::Nothing, None, None, prompt_logprobs);
         };
-        let token = self.script.get(&seat.last).copied().unwrap_or(id("</s>"));
-        seat.last = token;
-        let logprobs = seat.params.logprobs.map(|num_top| logprobs(token, num_top));
-        SampledRow { outcome: SampleOutcome::Token(token), logprobs, prompt_logprobs }
+        let token = self.script.get(&slot.last).copied().unwrap_or(id("</s>"));
+        slot.last = token;
+        let logprobs = slot.params.logprobs.map(|num_top| logprobs(token, num_top));
+        self.result.push_row(SampleOutcome::Sampled, Some(token), logprobs, prompt_logprobs);
     }
 }
 
@@ -130,16 +132,20 @@ impl Executor for ScriptedExecutor {
     fn launch(&mut self, batch: &ScheduledBatch) -> Result<(), ExecutorError> {
         for admitted in &batch.admitted {
             let prompt = admitted.token_ids[..admitted.prompt_len].to_vec();
-            let seat = Seat { params: Arc::clone(&admitted.params), prompt, last: 0 };
-            self.seats.insert(admitted.slot.index(), seat);
+            let slot = ScriptedSlot { params: Arc::clone(&admitted.params), prompt, last: 0 };
+            self.slots.insert(admitted.slot.index(), slot);
         }
-        let rows = batch.sequences.iter().map(|sequence| self.compute(batch, sequence)).collect();
-        self.result = Some(SampledTokens { step: batch.step, rows });
+        self.result.clear(batch.step);
+        batch.sequences.iter().for_each(|sequence| self.compute(batch, sequence));
         Ok(())
     }
 
-    fn wait(&mut self, sampled: &mut SampledTokens) -> Result<(), ExecutorError> {
-        *sampled = self.result.take().expect("a step was launched");
+    fn sample(&mut self, _: &TokenMasks) -> Result<(), ExecutorError> {
+        Ok(())
+    }
+
+    fn wait(&mut self, result: &mut StepResult) -> Result<(), ExecutorError> {
+        std::mem::swap(result, &mut self.result);
         Ok(())
     }
 }
@@ -163,6 +169,8 @@ impl Server {
             max_model_len: 256,
             num_blocks: 128,
             max_queued: 64,
+            groups: CacheGroups::ONE,
+            depth: 1,
             prefix_cache: None::<PrefixKey>,
             policy: SchedulingPolicy::Fair,
         };
@@ -170,8 +178,13 @@ impl Server {
         let vocab_size = text.vocab_size();
         let build = move || -> Result<_, Infallible> {
             let (script, top) = (HashMap::clone(&script), top.clone());
-            let executor = ScriptedExecutor { script, top, seats: HashMap::new(), result: None };
-            Ok(Built { executor, config, vocab_size, info: () })
+            let executor = ScriptedExecutor {
+                script,
+                top,
+                slots: HashMap::new(),
+                result: StepResult::default(),
+            };
+            Ok(Built { executor, energy: None, config, vocab_size, info: () })
         };
         let (_, engine, ()) = Engine::start("script", build).expect("the engine starts");
         let config =

@@ -4,7 +4,9 @@ use std::{convert::Infallible, sync::Arc};
 
 use axum::{body::Body, http::Request};
 use http_body_util::BodyExt as _;
-use sconce_engine::{Built, Engine, EngineHandle, FakeExecutor, SchedulerConfig, SchedulingPolicy};
+use sconce_engine::{
+    Built, CacheGroups, Engine, EngineHandle, FakeExecutor, SchedulerConfig, SchedulingPolicy,
+};
 use sconce_server::{ServerConfig, router};
 use sconce_text::{TextConfig, TextModel};
 use serde_json::{Value, json};
@@ -17,12 +19,14 @@ fn engine() -> EngineHandle {
         max_model_len: 128,
         num_blocks: 16,
         max_queued: 4,
+        groups: CacheGroups::ONE,
+        depth: 1,
         prefix_cache: None,
         policy: SchedulingPolicy::Fair,
     };
     let build = move || -> Result<_, Infallible> {
         let executor = FakeExecutor::new(257, limits.num_blocks, limits.max_num_seqs);
-        Ok(Built { executor, config: limits, vocab_size: 257, info: () })
+        Ok(Built { executor, energy: None, config: limits, vocab_size: 257, info: () })
     };
     Engine::start("fake", build).expect("the engine starts").1
 }

@@ -9,8 +9,8 @@ use axum::{
 };
 use http_body_util::BodyExt as _;
 use sconce_engine::{
-    Built, Engine, EngineHandle, EngineOptions, FakeExecutor, PrefixKey, SchedulerConfig,
-    SchedulingPolicy,
+    Built, CacheGroups, Engine, EngineHandle, EngineOptions, FakeExecutor, PrefixKey,
+    SchedulerConfig, SchedulingPolicy,
 };
 use sconce_server::{ServerConfig, TenantDirectory, router};
 use sconce_tenants::{ApiKey, NewTenant, add, add_admin_key};
@@ -25,6 +25,8 @@ const LIMITS: SchedulerConfig = SchedulerConfig {
     max_model_len: 256,
     num_blocks: 64,
     max_queued: 64,
+    groups: CacheGroups::ONE,
+    depth: 1,
     prefix_cache: Some(PrefixKey([1, 2])),
     policy: SchedulingPolicy::Fair,
 };
@@ -53,7 +55,7 @@ impl App {
         let tenants = TenantDirectory::open(&file).expect("the file is valid");
         let build = || -> Result<_, Infallible> {
             let executor = FakeExecutor::new(257, LIMITS.num_blocks, LIMITS.max_num_seqs);
-            Ok(Built { executor, config: LIMITS, vocab_size: 257, info: () })
+            Ok(Built { executor, energy: None, config: LIMITS, vocab_size: 257, info: () })
         };
         let options = EngineOptions::new("fake").tenants(tenants.tenants());
         let (_, engine, ()) = Engine::start(options, build).expect("the engine starts");

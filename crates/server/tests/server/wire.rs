@@ -19,11 +19,12 @@ use futures::{SinkExt as _, channel::mpsc, future::join_all};
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use sconce_engine::{
-    Built, Engine, EngineHandle, FakeExecutor, PrefixKey, SchedulerConfig, SchedulingPolicy,
+    Built, CacheGroups, Engine, EngineHandle, FakeExecutor, PrefixKey, SchedulerConfig,
+    SchedulingPolicy,
 };
 use sconce_server::{ConnectionConfig, ServeError, ServerConfig, listen, router, serve};
 use sconce_text::TextModel;
-use sconce_types::{Executor, ExecutorError, SampledTokens, ScheduledBatch};
+use sconce_types::{Executor, ExecutorError, ScheduledBatch, StepResult, TokenMasks};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -38,6 +39,8 @@ const LIMITS: SchedulerConfig = SchedulerConfig {
     max_model_len: 4096,
     num_blocks: 1024,
     max_queued: 64,
+    groups: CacheGroups::ONE,
+    depth: 1,
     prefix_cache: Some(PrefixKey([1, 2])),
     policy: SchedulingPolicy::Fair,
 };
@@ -55,8 +58,12 @@ impl Executor for Gated {
         self.inner.launch(batch)
     }
 
-    fn wait(&mut self, sampled: &mut SampledTokens) -> Result<(), ExecutorError> {
-        self.inner.wait(sampled)
+    fn sample(&mut self, masks: &TokenMasks) -> Result<(), ExecutorError> {
+        self.inner.sample(masks)
+    }
+
+    fn wait(&mut self, result: &mut StepResult) -> Result<(), ExecutorError> {
+        self.inner.wait(result)
     }
 }
 
@@ -86,7 +93,7 @@ impl Server {
             let inner = FakeExecutor::new(tokens, LIMITS.num_blocks, LIMITS.max_num_seqs);
             let permits = permits.take().expect("it is built once");
             let executor = Gated { inner, permits };
-            Ok(Built { executor, config: LIMITS, vocab_size, info: () })
+            Ok(Built { executor, energy: None, config: LIMITS, vocab_size, info: () })
         };
         let (_, engine, ()) = Engine::start("fake", build).expect("the engine starts");
         let names = vec!["fake".into()];

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use sconce_kernels::ops::sampling::{SampleRequest, SeenToken};
-use sconce_types::{AdmittedSequence, SamplingParams, TokenId};
+use sconce_types::{AdmittedSequence, SamplingParams, TableEdit, TokenId};
 
-/// The state of one seat. It is set anew at each admission, so a seat never
+/// The state of one slot. It is set anew at each admission, so a slot never
 /// carries anything from one sequence to the next.
 #[derive(Debug)]
-pub(crate) struct Seat {
+pub(crate) struct SlotState {
     params: Arc<SamplingParams>,
     /// Prompt and earlier output, as known at admission.
     token_ids: Vec<TokenId>,
@@ -18,9 +18,11 @@ pub(crate) struct Seat {
     /// End and stop tokens, banned until `min_tokens` exist.
     end_tokens: Vec<TokenId>,
     last_sampled: Option<TokenId>,
+    /// Its block table: indices into the pool.
+    table: Vec<u32>,
 }
 
-impl Seat {
+impl SlotState {
     pub(crate) fn new(admitted: &AdmittedSequence) -> Self {
         let AdmittedSequence { params, token_ids, prompt_len, .. } = admitted;
         let end_tokens = if params.min_tokens > 0 {
@@ -28,24 +30,39 @@ impl Seat {
         } else {
             Vec::new()
         };
-        let mut seat = Self {
+        let mut slot = Self {
             params: Arc::clone(params),
             token_ids: token_ids.clone(),
             prompt_len: *prompt_len,
             seen: Vec::new(),
             end_tokens,
             last_sampled: None,
+            table: Vec::new(),
         };
         if params.has_penalties() {
             let (prompt, output) = token_ids.split_at(*prompt_len);
             for &token in prompt {
-                seat.see(token, 0);
+                slot.see(token, 0);
             }
             for &token in output {
-                seat.see(token, 1);
+                slot.see(token, 1);
             }
         }
-        seat
+        slot
+    }
+
+    /// Takes a new entry of its block table.
+    pub(crate) fn edit_table(&mut self, edit: &TableEdit) {
+        let index = edit.index as usize;
+        if self.table.len() <= index {
+            self.table.resize(index + 1, 0);
+        }
+        self.table[index] = edit.block.0;
+    }
+
+    /// Its block table.
+    pub(crate) fn table(&self) -> &[u32] {
+        &self.table
     }
 
     /// The token sampled last; none before the first since admission.
