@@ -15,9 +15,12 @@ use sconce_kernels::{
     cuda::{Cuda, CudaLimits},
 };
 use sconce_runner::{LoadError, LoadOptions, Quantization};
-use sconce_scheduler::{Output, PrefixKey, Request, Scheduler, SchedulerConfig, SchedulingPolicy};
+use sconce_scheduler::{
+    CacheGroups, Output, PrefixKey, Request, Scheduler, SchedulerConfig, SchedulingPolicy,
+};
 use sconce_types::{
-    Executor, RequestId, SampledTokens, SamplingParams, ScheduledBatch, TokenId, TokenLogprobs,
+    Executor, RequestId, SamplingParams, ScheduledBatch, StepResult, TokenId, TokenLogprobs,
+    TokenMasks,
 };
 
 use crate::tiny::{self, VOCAB};
@@ -181,9 +184,10 @@ impl Kept {
 }
 
 /// The border to the executor: computes a batch.
-fn compute(runner: &mut impl Executor, batch: &ScheduledBatch, sampled: &mut SampledTokens) {
+fn compute(runner: &mut impl Executor, batch: &ScheduledBatch, result: &mut StepResult) {
     runner.launch(batch).expect("the batch is launched");
-    runner.wait(sampled).expect("the batch is computed");
+    runner.sample(&TokenMasks::default()).expect("the batch is sampled");
+    runner.wait(result).expect("the batch is computed");
 }
 
 /// The border to the scheduler: runs all requests to their ends.
@@ -193,6 +197,8 @@ fn answer(mut runner: impl Executor, workload: &Workload) -> Kept {
         max_num_batched_tokens: workload.max_num_batched_tokens,
         max_model_len: workload.max_model_len(),
         num_blocks: workload.num_blocks,
+        groups: CacheGroups::ONE,
+        depth: 1,
         max_queued: REQUESTS,
         prefix_cache: Some(PrefixKey([3, 4])),
         policy: SchedulingPolicy::Fair,
@@ -200,7 +206,7 @@ fn answer(mut runner: impl Executor, workload: &Workload) -> Kept {
     let mut scheduler = Scheduler::new(config).expect("the limits are valid");
     let mut kept =
         Kept { hashes: vec![[Hash::EMPTY; 3]; REQUESTS], ended: 0, preemptions: 0, prefix_hits: 0 };
-    let (mut batch, mut sampled) = (ScheduledBatch::default(), SampledTokens::default());
+    let (mut batch, mut result) = (ScheduledBatch::default(), StepResult::default());
     let mut outputs = Vec::new();
     let mut arrivals = arrivals(workload).into_iter().zip(0..).peekable();
     for step in 0.. {
@@ -217,8 +223,8 @@ fn answer(mut runner: impl Executor, workload: &Workload) -> Kept {
             }
             continue;
         }
-        compute(&mut runner, &batch, &mut sampled);
-        scheduler.commit(&batch, &sampled, &mut outputs);
+        compute(&mut runner, &batch, &mut result);
+        scheduler.commit(&batch, &mut result, &mut outputs);
         outputs.drain(..).for_each(|output| kept.take(&output));
     }
     assert_eq!(kept.ended, REQUESTS, "every request ends");

@@ -228,8 +228,6 @@ impl<E: Executor> EngineLoop<E> {
         let began = step.launched.max(self.step_ended);
         let step_time = measured.unwrap_or(step_ended.saturating_duration_since(began));
         self.step_ended = step_ended;
-        self.metrics.step_time.observe(step_time.as_secs_f64());
-        self.metrics.iteration_tokens.observe(step.batch.num_tokens as f64);
         self.share_step(&step.batch, step_time, step_ended, outcome.is_ok());
         if let Err(error) = outcome {
             return self.end_failed_step(step, &error);
@@ -465,7 +463,7 @@ impl<E: Executor> EngineLoop<E> {
         Turn::Continue
     }
 
-    /// Bills a step to those in it: its time, the blocks that they held until its end, and,
+    /// Counts a step, and bills it to those in it: its time, the blocks that they held until its end, and,
     /// if it succeeded, the prompt tokens that it computed. What it computed for requests that
     /// have ended meanwhile is discarded.
     fn share_step(
@@ -475,6 +473,8 @@ impl<E: Executor> EngineLoop<E> {
         ended: Instant,
         is_computed: bool,
     ) {
+        self.metrics.step_time.observe(step_time.as_secs_f64());
+        self.metrics.iteration_tokens.observe(batch.num_tokens as f64);
         let step_ns = u64::try_from(step_time.as_nanos()).unwrap_or(u64::MAX);
         let parts = self.meter.share_time(&self.model, batch, step_ns);
         let mut discarded_ns = 0;
@@ -603,7 +603,7 @@ impl<E: Executor> EngineLoop<E> {
     /// Ends what a step computed that did not run: its launch failed, or its sampling.
     fn end_unlaunched_step(&mut self, step: Step, error: &ExecutorError) -> Turn {
         let now = Instant::now();
-        self.share_step(&step.batch, now - step.launched, now, false);
+        self.share_step(&step.batch, now.saturating_duration_since(step.launched), now, false);
         self.end_failed_step(step, error)
     }
 

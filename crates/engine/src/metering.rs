@@ -132,7 +132,8 @@ mod tests {
             slot: Slot(id as u32),
             input: if len == 1 { Input::LastSampled } else { Input::Tokens(0..len) },
             num_computed_tokens,
-            block_table: 0..0,
+            num_blocks: 0,
+            table_edits: 0..0,
             sample: Sample::Nothing,
         });
         ScheduledBatch { sequences: sequences.collect(), ..ScheduledBatch::default() }

@@ -5,15 +5,15 @@
 //! Numbers are drawn for each iteration anew, from its own seed, so what one draws shifts no
 //! other; the batches are hashed by what they mean, not by their types.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use sconce_scheduler::{
-    FakeExecutor, Fault, Output, PrefixKey, Request, Scheduler, SchedulerConfig, SchedulingPolicy,
-    StepLimit, StepModel,
+    CacheGroups, FakeExecutor, Fault, Output, PrefixKey, Request, Scheduler, SchedulerConfig,
+    SchedulingPolicy, StepLimit, StepModel,
 };
 use sconce_types::{
-    Executor as _, Input, RequestId, Sample, SampledTokens, SamplingParams, ScheduledBatch, Tenant,
-    TenantId, TokenId,
+    Executor as _, Input, RequestId, Sample, SamplingParams, ScheduledBatch, Slot, StepResult,
+    Tenant, TenantId, TokenId, TokenMasks,
 };
 
 /// A hash for each episode.
@@ -94,15 +94,21 @@ impl Hash {
     }
 
     /// The border to the batch's types.
-    fn add_batch(&mut self, batch: &ScheduledBatch) {
+    fn add_batch(&mut self, batch: &ScheduledBatch, tables: &mut HashMap<Slot, Vec<u64>>) {
         self.add(batch.step);
         self.add(batch.num_tokens as u64);
         self.add(batch.admitted.len() as u64);
         for admitted in &batch.admitted {
+            tables.insert(admitted.slot, Vec::new());
             self.add(admitted.request.0);
             self.add(admitted.slot.index() as u64);
             self.add(admitted.token_ids.len() as u64);
             self.add(admitted.prompt_len as u64);
+        }
+        for edit in &batch.table_edits {
+            let table = tables.get_mut(&edit.slot).expect("its slot is taken");
+            assert_eq!(table.len(), edit.index as usize, "a table only grows");
+            table.push(edit.block.index() as u64);
         }
         self.add(batch.sequences.len() as u64);
         for sequence in &batch.sequences {
@@ -116,11 +122,10 @@ impl Hash {
                 Input::LastSampled => self.add(u64::MAX),
             }
             self.add(sequence.num_computed_tokens as u64);
-            let table = &batch.block_tables[sequence.block_table.clone()];
-            self.add_list(table.iter().map(|block| block.index() as u64));
+            self.add_list(tables[&sequence.slot].iter().copied());
             self.add(match sequence.sample {
                 Sample::Nothing => u64::MAX,
-                Sample::Token { output_index } => u64::from(output_index),
+                Sample::Token { output_index, .. } => u64::from(output_index),
             });
         }
     }
@@ -163,6 +168,8 @@ impl Episode {
             max_model_len: numbers.from(20, 120),
             num_blocks: numbers.from(6, 20),
             max_queued: numbers.from(4, 20),
+            groups: CacheGroups::ONE,
+            depth: 1,
             prefix_cache: numbers.percent(70).then(|| PrefixKey([numbers.next(), numbers.next()])),
             policy: policies[seed as usize % 5 % 3],
         };
@@ -241,6 +248,8 @@ impl Episode {
             tenant: TenantId(numbers.below(self.num_tenants) as u32),
             priority: numbers.from(0, 2) as i32 - 1,
             cache_salt,
+            is_constrained: false,
+            not_ready: None,
         };
         let is_bad = numbers.percent(2);
         if self.scheduler.add(request).is_err() {
@@ -254,13 +263,16 @@ impl Episode {
     }
 
     /// The border to the executor: computes a batch, or says that it failed.
-    fn compute(&mut self, batch: &ScheduledBatch, sampled: &mut SampledTokens) -> bool {
-        self.executor.launch(batch).and_then(|()| self.executor.wait(sampled)).is_ok()
+    fn compute(&mut self, batch: &ScheduledBatch, result: &mut StepResult) -> bool {
+        let launched = self.executor.launch(batch);
+        let sampled = launched.and_then(|()| self.executor.sample(&TokenMasks::default()));
+        sampled.and_then(|()| self.executor.wait(result)).is_ok()
     }
 
     /// Runs until there were so many batches.
     fn run(&mut self) {
-        let (mut batch, mut sampled) = (ScheduledBatch::default(), SampledTokens::default());
+        let (mut batch, mut result) = (ScheduledBatch::default(), StepResult::default());
+        let mut tables = HashMap::new();
         let (mut outputs, mut ended): (Vec<Output>, Vec<RequestId>) = (Vec::new(), Vec::new());
         let mut batches = 0;
         for iteration in 1.. {
@@ -284,12 +296,12 @@ impl Episode {
                 continue;
             }
             batches += 1;
-            self.hash.add_batch(&batch);
+            self.hash.add_batch(&batch, &mut tables);
             if numbers.percent(1) {
                 self.executor.inject(Fault::FailStep(batch.step));
             }
-            if self.compute(&batch, &mut sampled) {
-                self.scheduler.commit(&batch, &sampled, &mut outputs);
+            if self.compute(&batch, &mut result) {
+                self.scheduler.commit(&batch, &mut result, &mut outputs);
                 ended.extend(outputs.drain(..).filter(|o| o.finish.is_some()).map(|o| o.request));
             } else {
                 self.scheduler.fail_batch(&batch, &mut ended);
