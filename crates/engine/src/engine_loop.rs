@@ -623,6 +623,7 @@ impl<E: Executor> EngineLoop<E> {
                 Turn::Rebuild
             }
             ExecutorError::DeviceLost(_) => {
+                self.flight.clear();
                 failed.extend(self.requests.keys());
                 self.shared.device_lost.store(true, Ordering::Release);
                 Turn::Stop
@@ -635,6 +636,11 @@ impl<E: Executor> EngineLoop<E> {
         self.failed = failed;
         self.flight.recycle(step.batch);
         self.tell_ledger(&ScheduledBatch::default());
+        // What waited for this step's tokens waits for them no more.
+        if let Err(error) = self.sample_newest() {
+            let newest = self.flight.pop_newest().expect("it was launched");
+            return self.end_failed_step(newest, &error);
+        }
         turn
     }
 

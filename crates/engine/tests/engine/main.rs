@@ -3,4 +3,6 @@
 mod admission;
 mod bills;
 mod engine;
+mod not_ready;
+mod simulation;
 mod tenants;
