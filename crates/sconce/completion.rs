@@ -1,6 +1,6 @@
 //! A completion as text.
 
-use sconce_engine::{FinishReason, RequestError, RequestEvent, RequestStream};
+use sconce_engine::{End, RequestError, RequestEvent, RequestStream};
 use sconce_text::Detokenizer;
 
 /// The text of one completion as it comes. Dropping it cancels the request.
@@ -8,7 +8,7 @@ pub struct Completion {
     stream: RequestStream,
     detokenizer: Detokenizer,
     text: String,
-    finish: Option<FinishReason>,
+    finish: Option<End>,
     num_tokens: usize,
 }
 
@@ -45,7 +45,7 @@ impl Completion {
 
     /// Why it finished; `None` while it runs.
     #[must_use]
-    pub fn finish_reason(&self) -> Option<FinishReason> {
+    pub fn finish_reason(&self) -> Option<End> {
         self.finish
     }
 
@@ -68,7 +68,7 @@ impl Completion {
                 self.num_tokens += 1;
                 self.finish = event.finish;
                 // A token that ends the completion is no part of its text.
-                if !matches!(event.finish, Some(FinishReason::Stop { .. })) {
+                if !matches!(event.finish, Some(End::Stop { .. })) {
                     self.detokenizer.push(event.token, &mut self.text);
                 }
                 if self.finish.is_some() {

@@ -28,7 +28,7 @@ pub use completion::Completion;
 pub use recording::{Recorded, RecordingError, RecordingHead, read as read_recording};
 pub use replay::{Difference, Replay, ReplayError, replay};
 pub use sconce_engine::{
-    Capacity, EngineHandle, EngineLimits, EngineRequest, FinishReason, Health, Metrics, Overload,
+    Capacity, End, EngineHandle, EngineLimits, EngineRequest, Health, Metrics, Overload,
     RequestError, RequestEvent, RequestStream, SchedulerConfig, SchedulingPolicy, SubmitError,
     TokenEvent,
 };

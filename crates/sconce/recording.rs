@@ -9,7 +9,7 @@ use std::{
 };
 
 use sconce_engine::{RecordSink, RecordedRequest};
-use sconce_types::{EndReason, SamplingParams, TokenId};
+use sconce_types::{End, SamplingParams, TokenId};
 use serde::{Deserialize, Serialize};
 
 /// The format's version.
@@ -46,7 +46,7 @@ pub struct Recorded {
     /// What was generated.
     pub tokens: Vec<TokenId>,
     /// Why it ended.
-    pub end: EndReason,
+    pub end: End,
 }
 
 /// Why a recording cannot be used.
@@ -208,7 +208,7 @@ mod tests {
                 prompt: vec![1, 2],
                 params: params.clone(),
                 tokens: vec![5; 4],
-                end: EndReason::Length,
+                end: End::Length,
             });
         }
         recorder.settle();

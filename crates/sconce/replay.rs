@@ -1,7 +1,7 @@
 //! Running recorded requests again: the same tokens, alone or under load.
 
 use sconce_engine::{EngineHandle, EngineRequest, RequestError, RequestEvent, SubmitError};
-use sconce_types::{EndReason, TokenId};
+use sconce_types::{End, TokenId};
 use tokio::task::JoinSet;
 
 use crate::recording::Recorded;
@@ -85,7 +85,7 @@ pub async fn replay(
 async fn run(engine: EngineHandle, request: Recorded) -> Result<Option<Difference>, ReplayError> {
     let Recorded { request_id, prompt, mut params, tokens, end } = request;
     // A stop string may have ended it, which a recording does not hold.
-    if end != EndReason::Length {
+    if end != End::Length {
         params.max_tokens = u32::try_from(tokens.len()).unwrap_or(u32::MAX);
         params.min_tokens = params.min_tokens.min(params.max_tokens);
     }

@@ -5,7 +5,7 @@ use sconce::{
     EngineRequest, Options, Recorded, RequestEvent, SamplingParams, Sconce, hub::HubOptions,
     read_recording, replay,
 };
-use sconce_types::EndReason;
+use sconce_types::End;
 
 use crate::model;
 
@@ -70,7 +70,7 @@ fn two_hundred_requests_are_replayed_token_by_token_under_load() {
     let (head, recorded) = read_recording(&path).expect("the recording is valid");
     assert_eq!(head, recorder.summary().recording_head());
     drop(recorder);
-    let given_up = recorded.iter().filter(|request| request.end == EndReason::Abort).count();
+    let given_up = recorded.iter().filter(|request| request.end == End::Abort).count();
     assert!(recorded.len() >= REQUESTS - 5 && given_up > 3, "{}, {given_up}", recorded.len());
     // Other neighbours, other chunks, another order of arrival.
     let other =

@@ -292,7 +292,7 @@ impl EngineHandle {
     }
 
     /// The same with something more to end it: then its last token has
-    /// [`FinishReason::StopCheck`](crate::FinishReason::StopCheck).
+    /// [`End::StopCheck`](crate::End::StopCheck).
     ///
     /// # Errors
     /// As [`EngineHandle::submit`].

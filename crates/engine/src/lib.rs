@@ -8,6 +8,7 @@
 
 mod admission;
 mod constraint;
+mod deliver;
 mod engine;
 mod engine_loop;
 mod flight;
@@ -33,4 +34,5 @@ pub use options::{EngineOptions, RecordSink, RecordedRequest};
 pub use sconce_scheduler::{
     CacheGroups, FakeExecutor, PrefixKey, SchedulerConfig, SchedulingPolicy,
 };
-pub use stream::{FinishReason, Overload, RequestError, RequestEvent, RequestStream, TokenEvent};
+pub use sconce_types::End;
+pub use stream::{Overload, RequestError, RequestEvent, RequestStream, TokenEvent};

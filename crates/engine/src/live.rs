@@ -8,7 +8,7 @@ use std::{
 
 use sconce_scheduler::RequestMeter;
 use sconce_types::{
-    EndReason, MeterEntry, MeterLabel, Metering, NotReady, Prices, RequestId, SamplingParams,
+    End, MeterEntry, MeterLabel, Metering, NotReady, Prices, RequestId, SamplingParams,
     ScheduledSequence, TenantId, TokenId,
 };
 use tokio::sync::mpsc;
@@ -232,9 +232,9 @@ impl LiveRequest {
         self.last_token = now;
     }
 
-    pub(crate) fn observe_finish(&self, metrics: &Metrics, reason: &str, now: Instant) {
+    pub(crate) fn observe_finish(&self, metrics: &Metrics, end: End, now: Instant) {
         let generated = self.usage().generated_tokens;
-        metrics.request_success.with_label_values(&[reason]).inc();
+        metrics.request_success.with_label_values(&[end.name()]).inc();
         metrics.e2e_latency.observe((now - self.arrived).as_secs_f64());
         metrics.request_prompt_tokens.observe(self.prompt_len as f64);
         metrics.request_generation_tokens.observe(f64::from(generated));
@@ -258,7 +258,7 @@ impl LiveRequest {
         &mut self,
         request: RequestId,
         tenant: Option<&KnownTenant>,
-        end: Option<EndReason>,
+        end: Option<End>,
     ) -> MeterEntry {
         let (usage, price_nano) = (*self.usage(), self.price_nano());
         let mut entry = MeterEntry { request, label: None, usage, price_nano, end };
@@ -273,7 +273,7 @@ impl LiveRequest {
     }
 
     /// What is kept of it, if it is recorded and generated anything.
-    pub(crate) fn recorded(&mut self, id: RequestId, end: EndReason) -> Option<RecordedRequest> {
+    pub(crate) fn recorded(&mut self, id: RequestId, end: End) -> Option<RecordedRequest> {
         let Recording { prompt, params, tokens } = *self.recording.take()?;
         let request_id = Arc::clone(&self.request_id);
         let recorded = RecordedRequest { id, request_id, prompt, params, tokens, end };

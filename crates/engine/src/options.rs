@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use sconce_types::{EndReason, MeterSink, RequestId, SamplingParams, Tenant, TokenId};
+use sconce_types::{End, MeterSink, RequestId, SamplingParams, Tenant, TokenId};
 
 /// What an engine is started with beside its executor.
 pub struct EngineOptions {
@@ -95,7 +95,7 @@ pub struct RecordedRequest {
     /// What was generated.
     pub tokens: Vec<TokenId>,
     /// Why it ended.
-    pub end: EndReason,
+    pub end: End,
 }
 
 /// Keeps requests that ended. Called on the engine's thread: it must not wait.

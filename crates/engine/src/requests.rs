@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Instant};
 
 use sconce_scheduler::{Refusal, Request};
-use sconce_types::{EndReason, Executor, RequestId, TenantId};
+use sconce_types::{End, Executor, RequestId, TenantId};
 
 use crate::{
     Overload, RequestError, TokenConstraint,
@@ -107,7 +107,7 @@ impl<E: Executor> EngineLoop<E> {
             }
             Err(reason) => {
                 self.scheduler.cancel(id);
-                self.end(id, EndReason::Error, Some(RequestError::CannotRun { reason }));
+                self.end(id, End::Error, Some(RequestError::CannotRun { reason }));
             }
         }
     }
@@ -140,14 +140,14 @@ impl<E: Executor> EngineLoop<E> {
                 }
             };
             self.scheduler.cancel(id);
-            self.end(id, EndReason::Deadline, Some(error));
+            self.end(id, End::Deadline, Some(error));
         }
         let requests = &self.requests;
         self.deadlines.tidy(requests.len(), |(id, _)| requests.contains_key(id));
     }
 
     /// Ends a request that the scheduler has forgotten and that has not finished.
-    pub(crate) fn end(&mut self, id: RequestId, reason: EndReason, error: Option<RequestError>) {
+    pub(crate) fn end(&mut self, id: RequestId, reason: End, error: Option<RequestError>) {
         self.share_energy(true);
         let Some(mut live) = self.requests.remove(&id) else { return };
         live.note_release(Instant::now());
@@ -157,12 +157,7 @@ impl<E: Executor> EngineLoop<E> {
             let tenant = self.tenants.get(live.tenant);
             self.entries.push(live.labelled_entry(id, tenant, Some(reason)));
         }
-        let label = match reason {
-            EndReason::Error => "error",
-            EndReason::Deadline => "deadline",
-            _ => "abort",
-        };
-        self.metrics.request_success.with_label_values(&[label]).inc();
+        self.metrics.request_success.with_label_values(&[reason.name()]).inc();
         if let Some(error) = error {
             live.fail(error);
         }
@@ -170,7 +165,7 @@ impl<E: Executor> EngineLoop<E> {
     }
 
     /// Records a request that has ended, if requests are recorded.
-    pub(crate) fn keep(&mut self, id: RequestId, mut live: LiveRequest, end: EndReason) {
+    pub(crate) fn keep(&mut self, id: RequestId, mut live: LiveRequest, end: End) {
         let Some(recorder) = &mut self.recorder else { return };
         if let Some(recorded) = live.recorded(id, end) {
             recorder.record(recorded);

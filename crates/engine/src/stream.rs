@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use sconce_types::{Metering, NotReady, RequestId, TokenId, TokenLogprobs};
+use sconce_types::{End, Metering, NotReady, RequestId, TokenId, TokenLogprobs};
 use tokio::sync::mpsc::Receiver;
 
 use crate::shared::Message;
@@ -42,21 +42,7 @@ pub struct TokenEvent {
     /// The price of that, in billionths of the currency; `None` without prices.
     pub price_nano: Option<u64>,
     /// Set on the last token.
-    pub finish: Option<FinishReason>,
-}
-
-/// Why a request finished.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FinishReason {
-    /// The model's end token, or one of the request's stop tokens.
-    Stop {
-        /// Which of the request's own `stop_token_ids`, if it was one.
-        stop_token: Option<TokenId>,
-    },
-    /// Its [`StopCheck`](crate::StopCheck) said so.
-    StopCheck,
-    /// `max_tokens` were generated.
-    Length,
+    pub finish: Option<End>,
 }
 
 /// Why a request ended without finishing.

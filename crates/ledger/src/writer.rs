@@ -7,7 +7,7 @@ use std::{
 };
 
 use rusqlite::{CachedStatement, Connection, ErrorCode, TransactionBehavior, params};
-use sconce_types::{EndReason, MeterEntry, MeterLabel, RequestId};
+use sconce_types::{End, MeterEntry, MeterLabel, RequestId};
 
 use crate::{
     Ledger, LedgerHealth,
@@ -340,7 +340,7 @@ impl<'c> Statements<'c> {
         let (queue, device) = (integer(usage.queue_ns), integer(usage.device_ns));
         let (block, energy) = (integer(usage.block_ns), usage.energy_uj.map(integer));
         let price = entry.price_nano.map(integer);
-        let end = entry.end.map(end_name);
+        let end = entry.end.map(End::name);
         if let Some(label) = label {
             let arrived = integer(label.arrived_unix_ms);
             self.add_tenant.execute([&label.tenant])?;
@@ -389,16 +389,6 @@ fn row_id(run: i64, request: RequestId) -> Option<i64> {
 /// largest.
 fn integer(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
-}
-
-fn end_name(end: EndReason) -> &'static str {
-    match end {
-        EndReason::Stop => "stop",
-        EndReason::Length => "length",
-        EndReason::Abort => "abort",
-        EndReason::Deadline => "deadline",
-        EndReason::Error => "error",
-    }
 }
 
 #[cfg(test)]

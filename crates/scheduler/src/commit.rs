@@ -1,12 +1,12 @@
 //! What becomes of a step's result.
 
 use sconce_types::{
-    BLOCK_SIZE, RequestId, Sample, SampleOutcome, ScheduledBatch, StepResult, TenantId, TokenId,
-    TokenLogprobs,
+    BLOCK_SIZE, End, RequestId, Sample, SampleOutcome, ScheduledBatch, StepResult, TenantId,
+    TokenId, TokenLogprobs,
 };
 
 use crate::{
-    Finish, Output, Scheduler, Span,
+    Output, Scheduler, Span,
     sequence::{Leave, Sequence, State},
 };
 
@@ -68,7 +68,7 @@ impl Scheduler {
                     num_computed -= 1;
                 }
                 (_, SampleOutcome::NonFiniteLogits) => {
-                    output.finish = Some(Finish::NonFiniteLogits);
+                    output.finish = Some(End::NonFiniteLogits);
                 }
                 (asked, got) => panic!("asked for {asked:?}, the executor answered {got:?}"),
             }
@@ -136,10 +136,10 @@ impl Scheduler {
     }
 
     /// Ends a request that a step has finished; `running` names it still.
-    fn finish(&mut self, id: RequestId, finish: &Finish) {
+    fn finish(&mut self, id: RequestId, finish: &End) {
         let sequence = self.sequences.get_mut(&id).expect("a finished sequence is known");
         let (tenant, generated) = (sequence.tenant, sequence.num_generated());
-        if *finish == Finish::NonFiniteLogits {
+        if *finish == End::NonFiniteLogits {
             // What is not finite may lie in the cache: no request is to share it now or to
             // find it later. A chunk that samples nothing was not looked at.
             sequence.table.blocks().for_each(|block| self.pool.remove_key(block));
@@ -147,8 +147,8 @@ impl Scheduler {
         if std::mem::replace(&mut sequence.state, State::Leaving(Leave::Ended)) == State::Running {
             self.leaving.push(id);
         }
-        if *finish != Finish::NonFiniteLogits {
-            self.learn_length(tenant, generated, *finish == Finish::Length);
+        if *finish != End::NonFiniteLogits {
+            self.learn_length(tenant, generated, *finish == End::Length);
         }
     }
 
@@ -236,16 +236,16 @@ fn take(logprobs: &mut [TokenLogprobs]) -> Vec<TokenLogprobs> {
     logprobs.iter_mut().map(std::mem::take).collect()
 }
 
-fn finish_of(sequence: &Sequence, token: TokenId) -> Option<Finish> {
+fn finish_of(sequence: &Sequence, token: TokenId) -> Option<End> {
     let params = &sequence.params;
     let num_output = sequence.tokens.len() - sequence.prompt_len;
     if num_output > params.min_tokens as usize {
         if params.eos_token_ids.contains(&token) {
-            return Some(Finish::Stop { token: None });
+            return Some(End::Stop { token: None });
         }
         if params.stop_token_ids.contains(&token) {
-            return Some(Finish::Stop { token: Some(token) });
+            return Some(End::Stop { token: Some(token) });
         }
     }
-    (num_output >= params.max_tokens as usize).then_some(Finish::Length)
+    (num_output >= params.max_tokens as usize).then_some(End::Length)
 }

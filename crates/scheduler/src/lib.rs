@@ -9,11 +9,13 @@ mod admission;
 mod block_pool;
 mod block_table;
 mod cache_groups;
+mod claims;
 mod commit;
 mod config;
 mod deadlines;
 mod fair_queue;
 mod fake_executor;
+mod invariants;
 mod load;
 mod metering;
 mod minute;
@@ -38,9 +40,7 @@ pub use metering::{RequestMeter, Shares};
 pub use minute::{Minute, MinuteReservation};
 pub use prefix::{BlockHash, PrefixKey};
 pub use quotas::Quotas;
-pub use request::{
-    ByRequest, Finish, Output, Refusal, Request, SchedulerStats, TenantStats, TokenCosts,
-};
+pub use request::{ByRequest, Output, Refusal, Request, SchedulerStats, TenantStats, TokenCosts};
 pub use scheduler::Scheduler;
 pub use step_limit::StepLimit;
 pub use step_model::{StepModel, StepWork};

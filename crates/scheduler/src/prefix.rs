@@ -96,6 +96,21 @@ impl Scheduler {
         sequence.num_scheduled = 0;
         sequence.num_computed = 0;
     }
+
+    /// Counts what an admitted sequence found.
+    pub(crate) fn note_prefix(&mut self, id: RequestId) {
+        if self.config.prefix_cache.is_none() {
+            return;
+        }
+        let sequence = self.sequences.get_mut(&id).expect("only known sequences are admitted");
+        if sequence.num_cached_tokens.is_none() {
+            sequence.num_cached_tokens = Some(sequence.num_scheduled);
+            self.prefix_cache_queries += sequence.prompt_len as u64;
+            self.prefix_cache_hits += sequence.num_scheduled as u64;
+            let cost = self.costs.cached * sequence.num_scheduled as f64;
+            self.queue.charge(sequence.tenant, cost);
+        }
+    }
 }
 
 /// The longest prefix of at most `len` blocks of which every window has those that the next

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use rustc_hash::FxBuildHasher;
-use sconce_types::{NotReady, RequestId, SamplingParams, TenantId, TokenId, TokenLogprobs};
+use sconce_types::{End, NotReady, RequestId, SamplingParams, TenantId, TokenId, TokenLogprobs};
 
 /// A map by request. Ids are counted by the engine, not chosen by clients, so
 /// nobody can make them collide.
@@ -104,22 +104,6 @@ pub enum Refusal {
     DuplicateId(u64),
 }
 
-/// How a request finished.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Finish {
-    /// An end token (`None`) or one of the request's `stop_token_ids`.
-    Stop {
-        /// The stop token.
-        token: Option<TokenId>,
-    },
-    /// `max_tokens` were generated.
-    Length,
-    /// A check of its tokens that runs beside the scheduler, which never says this itself.
-    StopCheck,
-    /// Its logits were not finite; no token comes with this.
-    NonFiniteLogits,
-}
-
 /// What a step brought one request.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Output {
@@ -136,7 +120,7 @@ pub struct Output {
     /// The position of the first of them.
     pub prompt_logprobs_start: usize,
     /// Set if the request has ended.
-    pub finish: Option<Finish>,
+    pub finish: Option<End>,
 }
 
 /// The scheduler's state in numbers.

@@ -1,20 +1,16 @@
 //! What each step computes.
 
-use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, BinaryHeap},
-    sync::Arc,
-};
+use std::{cmp::Reverse, collections::BinaryHeap, sync::Arc};
 
 use sconce_types::{
-    AdmittedSequence, BLOCK_SIZE, Input, NotReady, RequestId, Sample, ScheduledBatch,
-    ScheduledSequence, Slot, Tenant, TenantId,
+    AdmittedSequence, Input, NotReady, RequestId, Sample, ScheduledBatch, ScheduledSequence, Slot,
+    Tenant, TenantId,
 };
 
 use crate::{
     BlockPool, ByRequest, ConfigError, Refusal, Request, SchedulerConfig, SchedulerStats,
-    SchedulingPolicy, Span, TenantStats, TokenCosts,
-    fair_queue::{FairQueue, Held},
+    SchedulingPolicy, TenantStats, TokenCosts,
+    fair_queue::FairQueue,
     preemption::Lack,
     sequence::{Leave, Sequence, State},
     step_limit::{PrefillRoom, StepLimit},
@@ -67,8 +63,8 @@ pub struct Scheduler {
     arrivals: u64,
     admissions: u64,
     pub(crate) preemptions: u64,
-    prefix_cache_queries: u64,
-    prefix_cache_hits: u64,
+    pub(crate) prefix_cache_queries: u64,
+    pub(crate) prefix_cache_hits: u64,
 }
 
 /// A running sequence.
@@ -417,86 +413,6 @@ impl Scheduler {
         }
     }
 
-    /// Blocks that a waiting sequence needs for all its tokens beside those that it shares.
-    fn missing_to_admit(&self, sequence: &Sequence) -> usize {
-        let SchedulerConfig { groups, max_num_batched_tokens, depth, .. } = &self.config;
-        let all = SchedulerConfig::blocks_for(sequence.len());
-        let missing = groups.spans().iter().enumerate().map(|(group, span)| {
-            let held = sequence.table.first(group)..sequence.table.len(group);
-            let own = match span {
-                Span::All => held.len(),
-                // A block that others share too is not free once the window has left it.
-                Span::Window(_) => held
-                    .filter(|&index| self.pool.ref_count(sequence.table.block(group, index)) == 1)
-                    .count(),
-            };
-            span.peak_blocks(all, max_num_batched_tokens * depth).saturating_sub(own)
-        });
-        missing.sum()
-    }
-
-    /// Counts what an admitted sequence found.
-    fn note_prefix(&mut self, id: RequestId) {
-        if self.config.prefix_cache.is_none() {
-            return;
-        }
-        let sequence = self.sequences.get_mut(&id).expect("only known sequences are admitted");
-        if sequence.num_cached_tokens.is_none() {
-            sequence.num_cached_tokens = Some(sequence.num_scheduled);
-            self.prefix_cache_queries += sequence.prompt_len as u64;
-            self.prefix_cache_hits += sequence.num_scheduled as u64;
-            let cost = self.costs.cached * sequence.num_scheduled as f64;
-            self.queue.charge(sequence.tenant, cost);
-        }
-    }
-
-    /// Extends a sequence's block tables to cover so many tokens more, in groups that keep
-    /// everything and in those that keep a window; or leaves them as they are where there are
-    /// too few blocks, and says how many are missing.
-    fn grow_table(
-        &mut self,
-        id: RequestId,
-        tokens: usize,
-        window_tokens: usize,
-    ) -> Result<(), (Lack, usize)> {
-        let sequence = self.sequences.get_mut(&id).expect("only known sequences are scheduled");
-        let spans = self.config.groups.spans();
-        let needed = |span: Span| {
-            let tokens = if span == Span::All { tokens } else { window_tokens };
-            SchedulerConfig::blocks_for(sequence.num_scheduled + tokens)
-        };
-        let missing =
-            |(group, &span): (usize, &Span)| needed(span).saturating_sub(sequence.table.len(group));
-        let missing: usize = spans.iter().enumerate().map(missing).sum();
-        if missing > 0 {
-            let tenant = self.queue.tenant(sequence.tenant);
-            if !tenant.may_hold(missing, tenant.running) {
-                return Err((Lack::TenantBlocks, missing));
-            }
-            let free = self.pool.num_free() - (self.claimed - sequence.claim);
-            if missing > free {
-                return Err((Lack::Blocks, missing - free));
-            }
-            for (group, &span) in spans.iter().enumerate() {
-                let tokens = if span == Span::All { tokens } else { window_tokens };
-                let end = SchedulerConfig::blocks_for(sequence.num_scheduled + tokens);
-                for index in sequence.table.len(group)..end {
-                    let block = self.pool.allocate().expect("the free blocks were counted above");
-                    sequence.table.push(group, index, block);
-                }
-            }
-            self.queue.hold(sequence.tenant, missing);
-        }
-        if sequence.claim > 0 {
-            // Once the whole prompt is scheduled it claims nothing more.
-            let is_last = sequence.num_scheduled + window_tokens >= sequence.claims_until;
-            let taken = if is_last { sequence.claim } else { missing.min(sequence.claim) };
-            sequence.claim -= taken;
-            self.claimed -= taken;
-        }
-        Ok(())
-    }
-
     fn push_scheduled(&mut self, id: RequestId, num_tokens: usize, batch: &mut ScheduledBatch) {
         let sequence = self.sequences.get_mut(&id).expect("only known sequences are scheduled");
         let start = sequence.num_scheduled;
@@ -619,84 +535,6 @@ impl Scheduler {
             blocks: own.blocks,
             share: self.queue.share(id),
             counter: own.counter(),
-        }
-    }
-
-    /// Checks everything that must hold between calls.
-    ///
-    /// # Panics
-    /// Naming the invariant that is broken.
-    pub fn check_invariants(&self) {
-        self.pool.check_invariants(self.sequences.values().flat_map(|s| s.table.blocks()));
-        assert_eq!(
-            self.running.len()
-                + self.leaving.len()
-                + self.queue.num_waiting()
-                + self.queue.num_blocked(),
-            self.sequences.len(),
-            "every request runs, waits, is blocked or leaves"
-        );
-        let mut taken: Vec<u32> = self.free_slots.iter().map(|&Reverse(slot)| slot).collect();
-        for Running { id, tenant } in &self.running {
-            let sequence = &self.sequences[id];
-            assert_eq!(sequence.state, State::Running);
-            assert_eq!(sequence.tenant, *tenant, "a running sequence's tenant is its own");
-            assert!(sequence.num_pending() > 0, "a running sequence has something to compute");
-        }
-        for id in &self.leaving {
-            let sequence = &self.sequences[id];
-            assert!(matches!(sequence.state, State::Leaving(_)), "what leaves says so");
-            assert!(sequence.steps_in_flight > 0, "what no step computes has left");
-        }
-        let claimed: usize = self.sequences.values().map(|sequence| sequence.claim).sum();
-        assert_eq!(claimed, self.claimed, "claims are summed");
-        assert!(claimed <= self.pool.num_free(), "claimed blocks are free");
-        let mut held: BTreeMap<TenantId, Held> = BTreeMap::new();
-        for sequence in self.sequences.values() {
-            let held = held.entry(sequence.tenant).or_default();
-            held.running += usize::from(sequence.slot.is_some());
-            held.waiting += usize::from(sequence.state == State::Waiting);
-            held.blocked += usize::from(matches!(sequence.state, State::Blocked(_)));
-            held.blocks += sequence.table.num_held();
-            taken.extend(sequence.slot.map(|slot| slot.0));
-            self.check_sequence(sequence);
-        }
-        taken.sort_unstable();
-        assert!(
-            taken.iter().copied().eq(0..self.config.max_num_seqs as u32),
-            "every slot is free or taken, once"
-        );
-        self.queue.check_invariants(&held);
-    }
-
-    fn check_sequence(&self, sequence: &Sequence) {
-        let Sequence { id, params, table, .. } = sequence;
-        assert!(
-            sequence.has_ended()
-                || sequence.tokens.len() < sequence.prompt_len + params.max_tokens as usize,
-            "request {} goes on only below max_tokens",
-            id.0
-        );
-        assert!(
-            sequence.num_output_tokens() <= params.max_tokens as usize,
-            "request {} samples at most max_tokens",
-            id.0
-        );
-        assert!(sequence.num_computed <= sequence.num_scheduled, "what is computed was scheduled");
-        assert!(sequence.steps_in_flight as usize <= self.config.depth, "steps are bounded");
-        if matches!(sequence.state, State::Waiting | State::Blocked(_)) {
-            assert_eq!(table.num_held(), 0, "a waiting request holds no block");
-            assert_eq!(sequence.num_scheduled, 0, "a waiting request starts anew");
-            return;
-        }
-        for (group, span) in self.config.groups.spans().iter().enumerate() {
-            let needed = span.first_needed(sequence.num_computed) / BLOCK_SIZE;
-            assert!(
-                table.first(group) <= needed
-                    && table.len(group) * BLOCK_SIZE >= sequence.num_scheduled,
-                "the table of request {} in group {group} covers what its steps read and write",
-                id.0
-            );
         }
     }
 }

@@ -5,6 +5,7 @@
 //! [`Executor`] answers with. This crate depends on no other crate of Sconce.
 
 mod batch;
+mod end;
 mod executor;
 mod ids;
 mod metering;
@@ -16,11 +17,10 @@ pub use batch::{
     AdmittedSequence, Input, RowResult, Sample, SampleOutcome, ScheduledBatch, ScheduledSequence,
     StepResult, TableEdit, TokenLogprobs, TokenMask, TokenMasks,
 };
+pub use end::End;
 pub use executor::{Executor, ExecutorError};
 pub use ids::{BLOCK_SIZE, BlockId, RequestId, Slot, TenantId, TokenId};
-pub use metering::{
-    EndReason, EnergyMeter, MeterEntry, MeterLabel, MeterSink, Metering, SinkState,
-};
+pub use metering::{EnergyMeter, MeterEntry, MeterLabel, MeterSink, Metering, SinkState};
 pub use not_ready::NotReady;
 pub use sampling_params::{
     InvalidSamplingParams, MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_STOP_TOKEN_IDS, SamplingParams,

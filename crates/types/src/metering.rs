@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::RequestId;
+use crate::{End, RequestId};
 
 /// What a request has used so far. Times are nanoseconds: they are shared out in whole
 /// ones, so that the requests' sum is what was measured.
@@ -56,22 +56,6 @@ pub struct MeterLabel {
     pub arrived_unix_ms: u64,
 }
 
-/// Why a request ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum EndReason {
-    /// An end token or a stop token.
-    Stop,
-    /// `max_tokens` were generated.
-    Length,
-    /// Its client went away, or found a stop string.
-    Abort,
-    /// Its deadline passed.
-    Deadline,
-    /// A step failed, or its logits were not finite.
-    Error,
-}
-
 /// What a request has used, as of one step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MeterEntry {
@@ -84,7 +68,7 @@ pub struct MeterEntry {
     /// The price of that, in billionths of the currency; `None` without prices.
     pub price_nano: Option<u64>,
     /// Given with the last entry.
-    pub end: Option<EndReason>,
+    pub end: Option<End>,
 }
 
 /// Keeps what requests used.

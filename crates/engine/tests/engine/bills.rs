@@ -12,14 +12,14 @@ use std::{
 
 use proptest::prelude::*;
 use sconce_engine::{
-    Built, CacheGroups, Engine, EngineHandle, EngineOptions, EngineRequest, FakeExecutor,
-    FinishReason, Metrics, Overload, PrefixKey, RequestError, RequestEvent, RequestStream,
-    SchedulerConfig, SchedulingPolicy, StopCheck, SubmitError, TokenEvent,
+    Built, CacheGroups, End, Engine, EngineHandle, EngineOptions, EngineRequest, FakeExecutor,
+    Metrics, Overload, PrefixKey, RequestError, RequestEvent, RequestStream, SchedulerConfig,
+    SchedulingPolicy, StopCheck, SubmitError, TokenEvent,
 };
 use sconce_scheduler::Fault;
 use sconce_types::{
-    EndReason, EnergyMeter, Executor, ExecutorError, MeterEntry, MeterSink, Metering, Prices,
-    RequestId, SamplingParams, ScheduledBatch, StepResult, Tenant, TenantId, TokenId, TokenMasks,
+    EnergyMeter, Executor, ExecutorError, MeterEntry, MeterSink, Metering, Prices, RequestId,
+    SamplingParams, ScheduledBatch, StepResult, Tenant, TenantId, TokenId, TokenMasks,
 };
 
 const VOCAB_SIZE: u32 = 50;
@@ -351,7 +351,7 @@ fn a_prompt_that_is_given_up_before_its_first_token_is_billed() {
     drop(stream);
     started.open.send(()).expect("it waits");
     let entry = started.settle().remove(&id).expect("it is billed");
-    assert_eq!(entry.end, Some(EndReason::Abort));
+    assert_eq!(entry.end, Some(End::Abort));
     assert_eq!((entry.usage.prompt_tokens, entry.usage.generated_tokens), (4 * 32, 0));
     assert_eq!(entry.price_nano, Some(4 * 32 * 1_000));
     assert!(entry.usage.device_ns > 0);
@@ -402,7 +402,7 @@ fn blocks_are_billed_while_a_sequence_is_paused_and_until_it_ends() {
     let entries = started.ledger.entries.lock().expect("nothing panics with it");
     let bills: Vec<_> = entries.iter().filter(|entry| entry.request == id).collect();
     let [.., before, end] = &bills[..] else { panic!("it ran before it ended") };
-    assert_eq!((before.end, end.end), (None, Some(EndReason::Abort)));
+    assert_eq!((before.end, end.end), (None, Some(End::Abort)));
     let billed = u128::from(end.usage.block_ns - before.usage.block_ns);
     // At least two blocks: its prompt and twenty tokens.
     assert!(billed >= 2 * held.as_nanos(), "{billed} block-ns in {held:?}");
@@ -426,13 +426,13 @@ fn a_check_of_its_tokens_ends_a_request_in_the_same_step() {
     ];
     let ids = streams.each_ref().map(RequestStream::id);
     let [stopped, broken] = streams.map(|stream| last(stream).expect("it finishes"));
-    assert_eq!(stopped.finish, Some(FinishReason::StopCheck));
+    assert_eq!(stopped.finish, Some(End::StopCheck));
     assert_eq!(stopped.usage.generated_tokens, 7);
-    assert_eq!(broken.finish, Some(FinishReason::Length), "its own check is given up, no more");
+    assert_eq!(broken.finish, Some(End::Length), "its own check is given up, no more");
     let entries = started.settle();
     assert_eq!(
         (entries[&ids[0]].end, entries[&ids[0]].usage),
-        (Some(EndReason::Stop), stopped.usage)
+        (Some(End::StopCheck), stopped.usage)
     );
     let metrics = started.engine.metrics();
     assert_eq!(metrics.generation_tokens.get(), 7 + 5);

@@ -8,7 +8,7 @@ use std::{
 };
 
 use sconce_engine::{
-    Built, CacheGroups, Engine, EngineHandle, EngineRequest, FakeExecutor, FinishReason, Health,
+    Built, CacheGroups, End, Engine, EngineHandle, EngineRequest, FakeExecutor, Health,
     RequestError, RequestEvent, RequestStream, SchedulerConfig, SchedulingPolicy, StartError,
     SubmitError,
 };
@@ -54,7 +54,7 @@ fn request(prompt_len: u32, max_tokens: u32) -> EngineRequest {
 }
 
 /// A request's tokens, and how it ended.
-fn read(mut stream: RequestStream) -> (Vec<TokenId>, Result<FinishReason, RequestError>) {
+fn read(mut stream: RequestStream) -> (Vec<TokenId>, Result<End, RequestError>) {
     let mut tokens = Vec::new();
     let mut end = None;
     while let Some(event) = stream.blocking_next() {
@@ -79,7 +79,7 @@ fn every_request_gets_the_tokens_it_would_get_alone() {
         requests.iter().map(|request| handle.submit(request.clone()).expect("taken")).collect();
     for (request, stream) in requests.iter().zip(streams) {
         let expected = FakeExecutor::expected_tokens(&request.prompt, &request.params, VOCAB_SIZE);
-        assert_eq!(read(stream), (expected, Ok(FinishReason::Length)));
+        assert_eq!(read(stream), (expected, Ok(End::Length)));
     }
     let metrics = handle.metrics();
     assert_eq!(metrics.generation_tokens.get(), 240);
@@ -118,7 +118,7 @@ fn a_full_queue_refuses_and_recovers() {
     assert!(streams.len() >= limit);
     drop(streams.split_off(1));
     let (_, end) = read(streams.pop().expect("the first"));
-    assert_eq!(end, Ok(FinishReason::Length));
+    assert_eq!(end, Ok(End::Length));
     // There is room again once the engine has read the cancellations.
     let stream = loop {
         match handle.submit(request(4, 3)) {
@@ -177,7 +177,7 @@ fn a_request_dropped_before_the_engine_reads_it_never_runs() {
     has_begun.recv().expect("its step begins");
     drop(handle.submit(request(4, 60)).expect("taken"));
     drop(open);
-    assert_eq!(read(first).1, Ok(FinishReason::Length));
+    assert_eq!(read(first).1, Ok(End::Length));
     let (tokens, _) = read(handle.submit(request(5, 3)).expect("taken"));
     assert_eq!(tokens.len(), 3);
     let metrics = handle.metrics();
@@ -205,7 +205,7 @@ fn logits_that_are_not_finite_end_their_request_alone() {
     let bad = handle.submit(request(4, 10)).expect("taken");
     let good = handle.submit(request(6, 10)).expect("taken");
     assert_eq!(read(bad), (Vec::new(), Err(RequestError::NonFiniteLogits)));
-    assert_eq!(read(good).1, Ok(FinishReason::Length));
+    assert_eq!(read(good).1, Ok(End::Length));
     assert_eq!(handle.metrics().corrupted_requests.get(), 1);
 }
 
@@ -221,7 +221,7 @@ fn a_lost_executor_is_built_anew_and_what_waited_goes_on() {
         requests.iter().map(|request| handle.submit(request.clone()).expect("taken")).collect();
     for (request, stream) in requests.iter().zip(streams) {
         let expected = FakeExecutor::expected_tokens(&request.prompt, &request.params, VOCAB_SIZE);
-        assert_eq!(read(stream), (expected, Ok(FinishReason::Length)));
+        assert_eq!(read(stream), (expected, Ok(End::Length)));
     }
     assert_eq!(handle.metrics().engine_restarts.get(), 1);
     assert_eq!(handle.metrics().kv_blocks_used.get(), 0);

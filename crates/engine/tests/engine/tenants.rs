@@ -13,8 +13,8 @@ use sconce_engine::{
     TokenEvent,
 };
 use sconce_types::{
-    EndReason, EnergyMeter, Executor, ExecutorError, MeterEntry, MeterSink, Metering, Prices,
-    RequestId, SamplingParams, ScheduledBatch, StepResult, Tenant, TenantId, TokenMasks,
+    End, EnergyMeter, Executor, ExecutorError, MeterEntry, MeterSink, Metering, Prices, RequestId,
+    SamplingParams, ScheduledBatch, StepResult, Tenant, TenantId, TokenMasks,
 };
 
 const VOCAB_SIZE: u32 = 50;
@@ -176,7 +176,7 @@ fn what_requests_used_sums_to_what_was_measured() {
     }
     let ends = entries.iter().filter_map(|entry| entry.end.map(|end| (entry.request, end)));
     for (id, end) in ends {
-        let expected = if dropped.contains(&id) { EndReason::Abort } else { EndReason::Length };
+        let expected = if dropped.contains(&id) { End::Abort } else { End::Length };
         assert!(end == expected || dropped.contains(&id), "{id:?} ended by {end:?}");
     }
     let sum = |of: fn(&Metering) -> u64| latest.values().map(of).sum::<u64>();
@@ -254,7 +254,7 @@ fn what_cannot_be_in_time_is_refused_or_ended() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     runtime.block_on(engine.settle()).expect("the engine answers");
     let ends = kept.0.lock().expect("nothing panics with it");
-    let overdue = ends.iter().filter(|entry| entry.end == Some(EndReason::Deadline));
+    let overdue = ends.iter().filter(|entry| entry.end == Some(End::Deadline));
     let used: Vec<_> = overdue.map(|entry| entry.usage.generated_tokens).collect();
     assert!(matches!(used[..], [tokens] if (1..200).contains(&tokens)), "{used:?}");
 }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use sconce_ledger::{By, UsageRow};
-use sconce_types::{EndReason, MeterEntry, MeterSink as _};
+use sconce_types::{End, MeterEntry, MeterSink as _};
 use tempfile::tempdir;
 
 use super::{ended, ends, entry, label, sink, usage};
@@ -29,7 +29,7 @@ fn batch(round: u32, n: u64) -> impl Iterator<Item = MeterEntry> {
         let label = if request == n { label("a", &format!("{round}-{n}"), n) } else { None };
         let tokens = u32::try_from(n - request).expect("there are few");
         let entry = entry(request, label, tokens);
-        if n - request == RUNNING { ended(entry, EndReason::Length) } else { entry }
+        if n - request == RUNNING { ended(entry, End::Length) } else { entry }
     })
 }
 

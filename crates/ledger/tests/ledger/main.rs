@@ -10,7 +10,7 @@ mod sums;
 use std::path::Path;
 
 use sconce_ledger::{By, Ledger, LedgerSink, Query, Usage};
-use sconce_types::{EndReason, MeterEntry, MeterLabel, Metering, RequestId};
+use sconce_types::{End, MeterEntry, MeterLabel, Metering, RequestId};
 
 fn sink(path: &Path) -> LedgerSink {
     let ledger = Ledger::open(path, "a-model").expect("nobody else has the ledger open");
@@ -36,7 +36,7 @@ fn entry(request: u64, label: Option<MeterLabel>, tokens: u32) -> MeterEntry {
     MeterEntry { request: RequestId(request), label, usage, price_nano, end: None }
 }
 
-fn ended(entry: MeterEntry, end: EndReason) -> MeterEntry {
+fn ended(entry: MeterEntry, end: End) -> MeterEntry {
     MeterEntry { end: Some(end), ..entry }
 }
 

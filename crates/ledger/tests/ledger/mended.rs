@@ -7,7 +7,7 @@ use std::{
 };
 
 use sconce_ledger::{By, Ledger, LedgerError, LedgerSink};
-use sconce_types::{EndReason, MeterSink as _};
+use sconce_types::{End, MeterSink as _};
 use tempfile::{TempDir, tempdir};
 
 use super::{ended, ends, entry, label, sink, usage};
@@ -25,11 +25,14 @@ impl Server {
         let path = directory.path().join("ledger.db");
         // A run before this one.
         let mut earlier = sink(&path);
-        earlier.record(&mut vec![ended(entry(0, label("a", "early", 0), 5), EndReason::Stop)]);
+        earlier.record(&mut vec![ended(
+            entry(0, label("a", "early", 0), 5),
+            End::Stop { token: None },
+        )]);
         drop(earlier);
         let mut server = Self { ledger: sink(&path), path, directory };
         server.record(vec![
-            ended(entry(0, label("a", "done", 1), 10), EndReason::Length),
+            ended(entry(0, label("a", "done", 1), 10), End::Length),
             entry(1, label("b", "running", 2), 1),
         ]);
         server
@@ -48,8 +51,8 @@ impl Server {
     /// The running request goes on and ends, and another comes.
     fn go_on(&mut self) {
         self.record(vec![
-            ended(entry(1, None, 20), EndReason::Stop),
-            ended(entry(2, label("a", "late", 3), 40), EndReason::Stop),
+            ended(entry(1, None, 20), End::Stop { token: None }),
+            ended(entry(2, label("a", "late", 3), 40), End::Stop { token: None }),
         ]);
     }
 

@@ -1,7 +1,7 @@
 //! Where SQLite cannot write, what was recorded is written as soon as it can.
 
 use sconce_ledger::By;
-use sconce_types::{EndReason, MeterSink as _};
+use sconce_types::{End, MeterSink as _};
 use tempfile::tempdir;
 
 use super::{ended, ends, entry, label, sink, usage};
@@ -21,7 +21,7 @@ fn what_could_not_be_written_is_written_with_a_later_batch() {
     other.execute_batch("ALTER TABLE requests RENAME TO elsewhere").expect("nobody writes");
     batch.extend([entry(0, None, 2), entry(1, label("b", "one", 1), 1)]);
     ledger.record(&mut batch);
-    batch.push(ended(entry(1, None, 3), EndReason::Stop));
+    batch.push(ended(entry(1, None, 3), End::Stop { token: None }));
     ledger.record(&mut batch);
     assert!(health.failing());
     batch.extend([entry(0, None, 5), entry(2, label("b", "two", 2), 0)]);

@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 use sconce_ledger::{By, Ledger, LedgerError, Query};
-use sconce_types::{EndReason, MeterSink as _};
+use sconce_types::{End, MeterSink as _};
 use tempfile::tempdir;
 
 use super::{ended, ends, entry, label, sink, usage};
@@ -53,7 +53,7 @@ fn what_an_earlier_server_left_unfinished_is_interrupted() {
         // Each run counts its requests from 0.
         let done = entry(0, label("a", &format!("done-{run}"), 0), 1);
         let open = entry(1, label("a", &format!("open-{run}"), 0), 1);
-        ledger.record(&mut vec![ended(done, EndReason::Deadline), open]);
+        ledger.record(&mut vec![ended(done, End::Deadline), open]);
         drop(ledger);
         assert_eq!(ends(&path), ends_of(run + 1, None));
     }

@@ -1,7 +1,7 @@
 //! What was recorded is what is summed.
 
 use sconce_ledger::{By, Ledger, Query, UsageRow};
-use sconce_types::{EndReason, MeterSink as _};
+use sconce_types::{End, MeterSink as _};
 use tempfile::tempdir;
 
 use super::{ended, ends, entry, label, sink, usage};
@@ -25,10 +25,10 @@ fn usage_is_summed_by_tenant_model_day_and_request() {
     batch[0].price_nano = None;
     ledger.record(&mut batch);
     assert!(batch.is_empty());
-    batch.extend([entry(1, None, 10), ended(entry(2, None, 5), EndReason::Stop)]);
+    batch.extend([entry(1, None, 10), ended(entry(2, None, 5), End::Stop { token: None })]);
     ledger.record(&mut batch);
     // The last of a request's entries stands, and it stands however often it is written.
-    let last = ended(entry(1, None, 12), EndReason::Length);
+    let last = ended(entry(1, None, 12), End::Length);
     batch.extend([last.clone(), last.clone()]);
     ledger.record(&mut batch);
     batch.push(last);

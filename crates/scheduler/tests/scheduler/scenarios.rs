@@ -4,12 +4,12 @@
 use std::sync::Arc;
 
 use sconce_scheduler::{
-    CacheGroups, FakeExecutor, Fault, Finish, Output, PrefixKey, Refusal, Request, Scheduler,
+    CacheGroups, FakeExecutor, Fault, Output, PrefixKey, Refusal, Request, Scheduler,
     SchedulerConfig, SchedulingPolicy, StepLimit, StepModel, StepWork,
 };
 use sconce_types::{
-    Executor as _, Input, RequestId, Sample, SamplingParams, ScheduledBatch, StepResult, TenantId,
-    TokenId, TokenMasks,
+    End, Executor as _, Input, RequestId, Sample, SamplingParams, ScheduledBatch, StepResult,
+    TenantId, TokenId, TokenMasks,
 };
 
 const VOCAB_SIZE: u32 = 50;
@@ -302,14 +302,14 @@ fn prompt_logprobs_are_reported_once_though_the_prompt_is_computed_twice() {
 
 #[test]
 fn end_and_stop_tokens_end_a_request_once_min_tokens_exist() {
-    let eos = Finish::Stop { token: None };
-    let stop = Finish::Stop { token: Some(8) };
+    let eos = End::Stop { token: None };
+    let stop = End::Stop { token: Some(8) };
     for (min_tokens, sampled, finish) in [
         (0, &[9][..], eos.clone()),
         (0, &[5, 8], stop),
         (2, &[9, 8, 9], eos),
-        (0, &[5, 5, 5, 5], Finish::Length),
-        (4, &[9, 9, 9, 9], Finish::Length),
+        (0, &[5, 5, 5, 5], End::Length),
+        (4, &[9, 9, 9, 9], End::Length),
     ] {
         let mut world = World::new(LIMITS);
         let params = SamplingParams {
@@ -462,7 +462,7 @@ fn nothing_of_a_request_with_logits_that_are_not_finite_is_found_again() {
     world.scheduler.add(salted(2, 60, 0)).expect("taken");
     assert_eq!(world.step(), [(1, 8), (2, 24)], "the second shares them");
     let finish = world.outputs.last().and_then(|output| output.finish.clone());
-    assert_eq!(finish, Some(Finish::NonFiniteLogits));
+    assert_eq!(finish, Some(End::NonFiniteLogits));
     world.scheduler.add(salted(3, 40, 0)).expect("taken");
     world.run();
     let cached = |id| {

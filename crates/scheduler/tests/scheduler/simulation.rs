@@ -14,11 +14,11 @@ use std::{
 use proptest::prelude::*;
 use rand::{SeedableRng as _, rngs::StdRng, seq::IteratorRandom as _};
 use sconce_scheduler::{
-    CacheGroups, FakeExecutor, Fault, Finish, Output, PrefixKey, Request, Scheduler,
-    SchedulerConfig, SchedulingPolicy, Span, StepLimit, StepModel, StepWork,
+    CacheGroups, FakeExecutor, Fault, Output, PrefixKey, Request, Scheduler, SchedulerConfig,
+    SchedulingPolicy, Span, StepLimit, StepModel, StepWork,
 };
 use sconce_types::{
-    BLOCK_SIZE, BlockId, Executor as _, Input, NotReady, RequestId, Sample, SamplingParams,
+    BLOCK_SIZE, BlockId, End, Executor as _, Input, NotReady, RequestId, Sample, SamplingParams,
     ScheduledBatch, Slot, StepResult, Tenant, TenantId, TokenId, TokenMask, TokenMasks,
 };
 
@@ -619,11 +619,11 @@ impl Simulation {
             let expected = self.live.remove(&id).expect("it was live above");
             self.bills.end(id);
             match finish {
-                Finish::NonFiniteLogits => assert!(expected.non_finite),
-                Finish::StopCheck => unreachable!("only an engine has checks"),
-                Finish::Stop { .. } | Finish::Length => {
+                End::NonFiniteLogits => assert!(expected.non_finite),
+                End::Stop { .. } | End::Length => {
                     assert_eq!(expected.got, expected.tokens.len(), "it ends where it should");
                 }
+                other => panic!("a scheduler does not end requests with {other:?}"),
             }
         }
     }

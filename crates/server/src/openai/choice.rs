@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, mem, sync::Arc};
 
-use sconce_engine::{FinishReason, RequestError, RequestEvent, RequestStream, StopCheck};
+use sconce_engine::{End, RequestError, RequestEvent, RequestStream, StopCheck};
 use sconce_text::Detokenizer;
 use sconce_types::{Metering, TokenId, TokenLogprobs};
 use serde::Serialize;
@@ -172,12 +172,11 @@ impl Choice {
             delta.finish = Some(Finish { reason: "stop", stop_reason: Some(stop) });
             return Ok(());
         }
-        delta.finish = event.finish.map(|finish| match finish {
-            FinishReason::Length => Finish { reason: "length", stop_reason: None },
-            FinishReason::StopCheck => Finish { reason: "stop", stop_reason: None },
-            FinishReason::Stop { stop_token } => {
-                Finish { reason: "stop", stop_reason: stop_token.map(StopReason::Token) }
+        delta.finish = event.finish.map(|end| match end {
+            End::Stop { token } => {
+                Finish { reason: end.name(), stop_reason: token.map(StopReason::Token) }
             }
+            end => Finish { reason: end.name(), stop_reason: None },
         });
         Ok(())
     }

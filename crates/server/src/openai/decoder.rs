@@ -1,6 +1,6 @@
 //! A choice's tokens as text, up to a stop string.
 
-use sconce_engine::{FinishReason, StopCheck};
+use sconce_engine::{End, StopCheck};
 use sconce_text::{Detokenizer, StopStrings};
 use sconce_types::TokenId;
 
@@ -27,7 +27,7 @@ impl Decoder {
     pub(super) fn push(
         &mut self,
         token: TokenId,
-        finish: Option<FinishReason>,
+        finish: Option<End>,
         out: &mut String,
     ) -> Option<usize> {
         self.num_tokens += 1;
@@ -35,7 +35,7 @@ impl Decoder {
         let mut found = None;
         self.piece.clear();
         // A token that ends the choice is no part of its text.
-        let is_end = matches!(finish, Some(FinishReason::Stop { .. }));
+        let is_end = matches!(finish, Some(End::Stop { .. }));
         if !is_end || self.stops.include_in_output() {
             self.detokenizer.push(token, &mut self.piece);
             if !self.stops.is_empty()

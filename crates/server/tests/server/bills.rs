@@ -22,8 +22,8 @@ use sconce_server::{ServerConfig, TenantDirectory, router};
 use sconce_tenants::{ApiKey, NewTenant, add, add_admin_key};
 use sconce_text::TextModel;
 use sconce_types::{
-    EndReason, Executor, ExecutorError, MeterEntry, MeterSink, RequestId, ScheduledBatch,
-    StepResult, TokenMasks,
+    End, Executor, ExecutorError, MeterEntry, MeterSink, RequestId, ScheduledBatch, StepResult,
+    TokenMasks,
 };
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
@@ -197,16 +197,16 @@ fn usage_the_ledger_and_the_metrics_count_the_same_tokens() {
     let late = letters.iter().rev().find(|c| text.find(c.as_str()) > Some(5)).expect("a letter");
     let ids: Vec<u32> = late.bytes().map(u32::from).collect();
     let cases = [
-        (json!({ "stop": late }), "stop", EndReason::Stop),
-        (json!({ "stop": late, "include_stop_str_in_output": true }), "stop", EndReason::Stop),
-        (json!({ "stop": [late, "never there"], "n": 3 }), "", EndReason::Stop),
-        (json!({ "stop_token_ids": ids }), "stop", EndReason::Stop),
-        (json!({ "max_tokens": 9, "ignore_eos": true }), "length", EndReason::Length),
-        (json!({ "n": 4, "max_tokens": 9, "ignore_eos": true }), "length", EndReason::Length),
-        (json!({ "prompt": ["a", "bc"], "n": 2, "max_tokens": 5 }), "", EndReason::Length),
-        (json!({ "echo": true, "max_tokens": 0 }), "length", EndReason::Length),
-        (json!({ "echo": true, "max_tokens": 0, "logprobs": 1 }), "length", EndReason::Length),
-        (json!({ "echo": true, "max_tokens": 7 }), "", EndReason::Length),
+        (json!({ "stop": late }), "stop", "stop"),
+        (json!({ "stop": late, "include_stop_str_in_output": true }), "stop", "stop"),
+        (json!({ "stop": [late, "never there"], "n": 3 }), "", "stop"),
+        (json!({ "stop_token_ids": ids }), "stop", "stop"),
+        (json!({ "max_tokens": 9, "ignore_eos": true }), "length", "length"),
+        (json!({ "n": 4, "max_tokens": 9, "ignore_eos": true }), "length", "length"),
+        (json!({ "prompt": ["a", "bc"], "n": 2, "max_tokens": 5 }), "", "length"),
+        (json!({ "echo": true, "max_tokens": 0 }), "length", "length"),
+        (json!({ "echo": true, "max_tokens": 0, "logprobs": 1 }), "length", "length"),
+        (json!({ "echo": true, "max_tokens": 7 }), "", "length"),
     ];
     app.entries();
     let mut all = [metrics.prompt_tokens.get(), metrics.generation_tokens.get()];
@@ -225,7 +225,10 @@ fn usage_the_ledger_and_the_metrics_count_the_same_tokens() {
         assert!((told - device as f64 * 1e-9).abs() < 1e-9, "{more}: {answer}");
         if !reason.is_empty() {
             assert_eq!(answer["choices"][0]["finish_reason"], reason, "{more}");
-            assert!(entries.iter().all(|entry| entry.end == Some(end)), "{more}: {entries:?}");
+            assert!(
+                entries.iter().all(|entry| entry.end.map(End::name) == Some(end)),
+                "{more}: {entries:?}"
+            );
         }
         if more["max_tokens"] == 0 {
             assert_eq!(usage["completion_tokens"], 0, "{more}");
@@ -261,7 +264,7 @@ fn what_times_out_or_is_left_was_told_what_it_is_billed() {
     let [.., last, error] = &chunks[..] else { panic!("tokens, then an error") };
     assert_eq!(error["error"]["code"], "timeout", "{error}");
     let entries = app.entries();
-    assert_eq!(entries[0].end, Some(EndReason::Deadline));
+    assert_eq!(entries[0].end, Some(End::Deadline));
     assert_eq!(last["usage"]["completion_tokens"], generated(&entries));
     assert_eq!(metrics.generation_tokens.get(), generated(&entries));
     // Its client leaves after the first chunk.
@@ -276,7 +279,7 @@ fn what_times_out_or_is_left_was_told_what_it_is_billed() {
         events(std::str::from_utf8(&bytes).expect("UTF-8")).len() as u64
     });
     let left = app.entries();
-    assert_eq!((left.len(), left[0].end), (1, Some(EndReason::Abort)));
+    assert_eq!((left.len(), left[0].end), (1, Some(End::Abort)));
     assert!((read..200).contains(&generated(&left)), "{read} were read: {left:?}");
     assert_eq!(metrics.generation_tokens.get(), generated(&entries) + generated(&left));
 }
