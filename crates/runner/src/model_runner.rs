@@ -6,25 +6,23 @@ use sconce_kernels::{
     Backend, ForwardBatch, KernelError,
     ops::sampling::{Logprobs, Sampled},
 };
-use sconce_models::{CausalLm, Workspace};
+use sconce_models::Buf;
 use sconce_types::{
     BLOCK_SIZE, EnergyMeter, Executor, ExecutorError, Input, Sample, SampleOutcome, SampledRow,
     SampledTokens, ScheduledBatch, ScheduledSequence, TokenId, TokenLogprobs,
 };
 
-use crate::seat::Seat;
+use crate::{forward::Forward, seat::Seat};
 
-/// The executor for real models: weights, KV cache and workspace of one model
+/// The executor for real models: weights, KV cache and buffers of one model
 /// on one backend. Everything is allocated before it is ready.
 pub struct ModelRunner<B: Backend> {
-    backend: B,
-    model: Box<dyn CausalLm<B>>,
+    forward: Forward<B>,
     cache: B::KvCache,
-    workspace: Workspace<B>,
-    /// Rows of logits that the workspace holds.
+    /// Rows that get logits at a time.
     max_logit_rows: usize,
     seats: Vec<Option<Seat>>,
-    forward: ForwardBatch,
+    batch: ForwardBatch,
     blocks: Vec<u32>,
     rows: Vec<u32>,
     targets: Vec<(usize, u32, u32)>,
@@ -40,20 +38,16 @@ pub struct ModelRunner<B: Backend> {
 
 impl<B: Backend> ModelRunner<B> {
     pub(crate) fn new(
-        backend: B,
-        model: Box<dyn CausalLm<B>>,
+        forward: Forward<B>,
         cache: B::KvCache,
-        workspace: Workspace<B>,
         max_num_seqs: usize,
     ) -> Self {
         Self {
-            backend,
-            model,
+            forward,
             cache,
-            workspace,
             max_logit_rows: max_num_seqs,
             seats: (0..max_num_seqs).map(|_| None).collect(),
-            forward: ForwardBatch::default(),
+            batch: ForwardBatch::default(),
             blocks: Vec::new(),
             rows: Vec::new(),
             targets: Vec::new(),
@@ -85,13 +79,13 @@ impl<B: Backend> ModelRunner<B> {
         let blocks: Vec<u32> = (0..num_blocks).collect();
         let mut logits = Vec::new();
         for (index, tokens) in tokens.chunks(self.max_logit_rows).enumerate() {
-            self.forward.clear();
-            self.forward.push(tokens, index * self.max_logit_rows, &blocks);
+            self.batch.clear();
+            self.batch.push(tokens, index * self.max_logit_rows, &blocks);
             let rows: Vec<u32> = (0..).take(tokens.len()).collect();
-            let Self { backend, model, cache, workspace, forward, .. } = self;
-            model.forward(backend, forward, cache, workspace)?;
-            model.logits(backend, &rows, workspace)?;
-            logits.extend(backend.read(&workspace.logits, rows.len())?);
+            let Self { forward, batch, cache, .. } = self;
+            let hidden = forward.hidden(batch, cache)?;
+            let of_rows = forward.logits(batch, cache, &hidden, &rows)?;
+            logits.extend(forward.read(of_rows, rows.len())?);
         }
         Ok(logits)
     }
@@ -101,8 +95,7 @@ impl<B: Backend> ModelRunner<B> {
             self.seats[admitted.slot.index()] = Some(Seat::new(admitted));
         }
         self.prepare(batch);
-        let Self { backend, model, cache, workspace, forward, .. } = self;
-        model.forward(backend, forward, cache, workspace)?;
+        let hidden = self.forward.hidden(&self.batch, &mut self.cache)?;
         let mut result = self.spare.pop().unwrap_or_default();
         result.step = batch.step;
         result.rows.clear();
@@ -111,14 +104,14 @@ impl<B: Backend> ModelRunner<B> {
             logprobs: None,
             prompt_logprobs: Vec::new(),
         }));
-        self.score_prompts(batch, &mut result.rows)?;
-        self.sample(batch, &mut result.rows)?;
+        self.score_prompts(batch, &hidden, &mut result.rows)?;
+        self.sample(batch, &hidden, &mut result.rows)?;
         Ok(result)
     }
 
     /// Fills the forward batch from the scheduled one.
     fn prepare(&mut self, batch: &ScheduledBatch) {
-        self.forward.clear();
+        self.batch.clear();
         for sequence in &batch.sequences {
             self.blocks.clear();
             let table = &batch.block_tables[sequence.block_table.clone()];
@@ -133,21 +126,22 @@ impl<B: Backend> ModelRunner<B> {
                     &last_sampled[..]
                 }
             };
-            self.forward.push(tokens, sequence.num_computed_tokens, &self.blocks);
+            self.batch.push(tokens, sequence.num_computed_tokens, &self.blocks);
         }
     }
 
-    /// Log-probabilities of prompt tokens, in tiles of the workspace's logits.
+    /// Log-probabilities of prompt tokens, in tiles of as many rows as get logits at a time.
     fn score_prompts(
         &mut self,
         batch: &ScheduledBatch,
+        hidden: &Buf,
         results: &mut [SampledRow],
     ) -> Result<(), KernelError> {
         self.targets.clear();
         self.rows.clear();
         for (s, sequence) in batch.sequences.iter().enumerate() {
             let seat = seat(&self.seats, sequence);
-            for (i, row) in self.forward.rows(s).enumerate() {
+            for (i, row) in self.batch.rows(s).enumerate() {
                 let predicted = sequence.num_computed_tokens + i + 1;
                 let Some((token, num_top)) = seat.prompt_logprob(predicted) else { break };
                 self.targets.push((s, token, num_top));
@@ -156,11 +150,11 @@ impl<B: Backend> ModelRunner<B> {
         }
         let tile_len = self.max_logit_rows;
         for (rows, targets) in self.rows.chunks(tile_len).zip(self.targets.chunks(tile_len)) {
-            self.model.logits(&mut self.backend, rows, &mut self.workspace)?;
+            let logits = self.forward.logits(&self.batch, &mut self.cache, hidden, rows)?;
             let tokens: Vec<u32> = targets.iter().map(|&(_, token, _)| token).collect();
             let num_top: Vec<u32> = targets.iter().map(|&(_, _, num_top)| num_top).collect();
             self.logprobs.clear();
-            self.backend.logprobs(&self.workspace.logits, &tokens, &num_top, &mut self.logprobs)?;
+            self.forward.logprobs(logits, &tokens, &num_top, &mut self.logprobs)?;
             for (&(s, ..), logprobs) in targets.iter().zip(self.logprobs.drain(..)) {
                 results[s].prompt_logprobs.push(token_logprobs(logprobs));
             }
@@ -171,22 +165,23 @@ impl<B: Backend> ModelRunner<B> {
     fn sample(
         &mut self,
         batch: &ScheduledBatch,
+        hidden: &Buf,
         results: &mut [SampledRow],
     ) -> Result<(), KernelError> {
         self.rows.clear();
         let mut requests = Vec::with_capacity(batch.sequences.len());
         for (s, sequence) in batch.sequences.iter().enumerate() {
             if let Sample::Token { output_index } = sequence.sample {
-                self.rows.push(self.forward.cu_seqlens_q[s + 1] - 1);
+                self.rows.push(self.batch.cu_seqlens_q[s + 1] - 1);
                 requests.push(seat(&self.seats, sequence).sample_request(output_index));
             }
         }
         if requests.is_empty() {
             return Ok(());
         }
-        self.model.logits(&mut self.backend, &self.rows, &mut self.workspace)?;
+        let logits = self.forward.logits(&self.batch, &mut self.cache, hidden, &self.rows)?;
         self.sampled.clear();
-        self.backend.sample(&mut self.workspace.logits, &requests, &mut self.sampled)?;
+        self.forward.sample(logits, &requests, &mut self.sampled)?;
         drop(requests);
         let sampling = batch
             .sequences
@@ -227,7 +222,7 @@ impl<B: Backend> Executor for ModelRunner<B> {
             .pop_front()
             .ok_or_else(|| ExecutorError::Fatal("waited for a step never launched".to_owned()))?;
         // A step that sampled nothing has read nothing back: it may still be under way.
-        self.device_time = self.backend.finish().map_err(|error| executor_error(&error))?;
+        self.device_time = self.forward.backend.finish().map_err(|error| executor_error(&error))?;
         self.spare.push(std::mem::replace(sampled, result));
         Ok(())
     }

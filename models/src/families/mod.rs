@@ -1,0 +1,5 @@
+//! The model families: each file is a config.json's fields, the weights in the order of the
+//! forward pass with the checkpoint's names, and the forward pass.
+
+pub mod llama;
+pub(crate) mod mistral;
