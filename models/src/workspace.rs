@@ -170,3 +170,115 @@ impl<B: Backend> Workspace<B> {
         assert_eq!(buf.pass, self.pass, "a buffer that was lent in an earlier pass");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use sconce_kernels::{
+        Backend,
+        cpu::{Cpu, CpuBuffer, CpuConfig},
+    };
+
+    use super::{Buf, Workspace};
+
+    fn cpu() -> Cpu {
+        Cpu::new(CpuConfig { threads: Some(1), ..CpuConfig::default() })
+    }
+
+    fn poison(buffer: &mut CpuBuffer) {
+        buffer.rows_mut(buffer.capacity()).fill(f32::NAN);
+    }
+
+    /// The rows that an operation would write.
+    fn write(workspace: &mut Workspace<Cpu>, buf: &mut Buf, value: f32) {
+        workspace.get_mut(buf).rows_mut(2).fill(value);
+    }
+
+    #[test]
+    fn the_lowest_free_buffer_of_its_columns_is_lent() {
+        let cpu = cpu();
+        let mut workspace = Workspace::new(3, 2);
+        workspace.begin();
+        let take = |workspace: &mut Workspace<_>, cols| workspace.take(&cpu, cols).expect("room");
+        let [a, b, c] = [16, 32, 16].map(|cols| take(&mut workspace, cols));
+        assert_eq!([a.index, b.index, c.index], [0, 1, 2]);
+        // Of as many columns, but of as many rows as get logits.
+        let logits = workspace.take_logits(&cpu, 16).expect("room");
+        assert_eq!(logits.index, 3);
+        assert_eq!(workspace.columns(), [16, 32, 16, 16]);
+        assert_eq!([&c, &logits].map(|buf| workspace.get(buf).capacity()), [3, 2]);
+        workspace.free(c);
+        workspace.free(a);
+        let like = workspace.take_like(&cpu, &b).expect("room");
+        assert_eq!(like.index, 4, "the other of 32 columns is lent");
+        assert_eq!(take(&mut workspace, 16).index, 0);
+        // What was never given back is free in the next pass.
+        workspace.begin();
+        workspace.freeze();
+        let again = [16, 32, 16, 32].map(|cols| take(&mut workspace, cols).index);
+        assert_eq!(again, [0, 1, 2, 4]);
+    }
+
+    #[test]
+    #[should_panic(expected = "beyond what the first one took")]
+    fn a_frozen_workspace_does_not_grow() {
+        let cpu = cpu();
+        let mut workspace = Workspace::new(3, 2);
+        workspace.begin();
+        let _lent = workspace.take(&cpu, 16).expect("room");
+        workspace.freeze();
+        let _beyond = workspace.take(&cpu, 16);
+    }
+
+    #[test]
+    #[should_panic(expected = "lent in an earlier pass")]
+    fn a_handle_ends_with_its_pass() {
+        let cpu = cpu();
+        let mut workspace = Workspace::new(3, 2);
+        workspace.begin();
+        let buf = workspace.take(&cpu, 16).expect("room");
+        workspace.begin();
+        let _stale = workspace.get(&buf);
+    }
+
+    /// What a layer would do that gives back what it goes on to read, if it could: no safe
+    /// code outside this file can make a second handle of a buffer.
+    #[test]
+    fn poison_shows_what_is_read_after_it_was_given_back() {
+        let mut cpu = cpu();
+        let mut sums = [false, true].map(|is_poisoned| {
+            let mut workspace = Workspace::new(2, 2);
+            if is_poisoned {
+                workspace.poison_freed(poison);
+            }
+            workspace.begin();
+            let mut x = workspace.take(&cpu, 16).expect("room");
+            write(&mut workspace, &mut x, 1.0);
+            let forged = Buf { index: x.index, pass: x.pass };
+            workspace.free(x);
+            cpu.read(workspace.get(&forged), 1).expect("it is there").iter().sum::<f32>()
+        });
+        assert_eq!(sums[0], 16.0);
+        assert!(sums[1].is_nan());
+        // A pass that begins gives back whatever is still lent.
+        let mut workspace = Workspace::new(2, 2);
+        workspace.poison_freed(poison);
+        workspace.begin();
+        let mut lost = workspace.take(&cpu, 16).expect("room");
+        write(&mut workspace, &mut lost, 1.0);
+        workspace.begin();
+        let found = workspace.take(&cpu, 16).expect("room");
+        sums[0] = cpu.read(workspace.get(&found), 1).expect("it is there").iter().sum();
+        assert!(sums[0].is_nan());
+    }
+
+    #[test]
+    #[should_panic(expected = "two handles are of two buffers")]
+    fn an_operation_never_writes_what_it_reads() {
+        let cpu = cpu();
+        let mut workspace = Workspace::new(2, 2);
+        workspace.begin();
+        let mut x = workspace.take(&cpu, 16).expect("room");
+        let forged = Buf { index: x.index, pass: x.pass };
+        let _both = workspace.pair(&forged, &mut x);
+    }
+}

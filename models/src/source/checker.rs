@@ -163,3 +163,84 @@ impl Source for Checker<'_> {
         &mut self.checked.spec
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use candle_core::{DType, Device, Tensor};
+    use sconce_kernels::mapped::MappedSafetensors;
+
+    use super::Checker;
+    use crate::{ModelError, source::Scope};
+
+    fn files(tensors: &[(&str, &[usize])]) -> (tempfile::TempDir, MappedSafetensors) {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("model.safetensors");
+        let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &Device::Cpu);
+        let tensors: HashMap<_, _> = tensors
+            .iter()
+            .map(|(name, shape)| ((*name).to_owned(), zeros(shape).expect("a tensor")))
+            .collect();
+        candle_core::safetensors::save(&tensors, &path).expect("it is written");
+        (dir, MappedSafetensors::open(&[path]).expect("it is whole"))
+    }
+
+    /// An encoder of two layers beside a pooler: names that no family here has.
+    fn check(tensors: &[(&str, &[usize])]) -> Result<(Vec<String>, Vec<String>), ModelError> {
+        let (_dir, files) = files(tensors);
+        let mut checker = Checker::new(&files);
+        let mut scope = Scope::root(&mut checker);
+        scope.at("encoder").layers(2, |s| s.at("mlp").matrix(&[("up", 3), ("gate", 3)], 2))?;
+        scope.vector(&[("pooler", 2)], "bias")?;
+        checker.finish().map(|(checked, warnings)| (checked.order, warnings))
+    }
+
+    const FITS: [(&str, &[usize]); 5] = [
+        ("encoder.layers.0.mlp.up.weight", &[3, 2]),
+        ("encoder.layers.0.mlp.gate.weight", &[3, 2]),
+        ("encoder.layers.1.mlp.up.weight", &[3, 2]),
+        ("encoder.layers.1.mlp.gate.weight", &[3, 2]),
+        ("pooler.bias", &[2]),
+    ];
+
+    #[test]
+    fn tensors_are_ordered_as_they_were_asked_for() {
+        let (order, warnings) = check(&FITS).expect("all of it is there");
+        assert_eq!(order, FITS.map(|(name, _)| name));
+        assert_eq!(warnings, [""; 0]);
+    }
+
+    #[test]
+    fn what_stands_below_a_name_that_was_asked_for_is_of_the_model() {
+        // Names below which this model has nothing: told, and left alone.
+        let others = [("model.layers.0.mlp.up.weight", &[1][..]), ("lm_head.weight", &[1])];
+        let (_, warnings) = check(&[&FITS[..], &others[..]].concat()).expect("no harm");
+        let told = "tensors that are not used: lm_head.weight, model.layers.0.mlp.up.weight";
+        assert_eq!(warnings, [told]);
+        for own in ["encoder.layers.2.mlp.up.weight", "encoder.mask", "pooler.weight"] {
+            match check(&[&FITS[..], &[(own, &[1][..])]].concat()) {
+                Err(ModelError::Tensors { problems }) => {
+                    assert_eq!(problems, [format!("{own} has no place in the model")]);
+                }
+                other => panic!("{own}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn missing_misshapen_and_unused_are_named_together() {
+        let mut tensors = FITS.to_vec();
+        tensors[1] = ("encoder.layers.0.mlp.gates.weight", &[3, 2]);
+        tensors[4] = ("pooler.bias", &[3]);
+        let Err(ModelError::Tensors { problems }) = check(&tensors) else {
+            panic!("a broken checkpoint was accepted")
+        };
+        let expected = [
+            "encoder.layers.0.mlp.gate.weight [3, 2] is missing",
+            "pooler.bias is [3], but must be [2]",
+            "encoder.layers.0.mlp.gates.weight has no place in the model",
+        ];
+        assert_eq!(problems, expected);
+    }
+}

@@ -3,7 +3,8 @@
 use std::{collections::HashMap, path::Path};
 
 use candle_core::{DType, Device, Tensor};
-use sconce_models::{ModelConfig, ModelError};
+use sconce_kernels::cpu::Cpu;
+use sconce_models::{Checkpoint, ModelError, llama};
 use serde_json::{Value, json};
 
 /// The sizes of a Llama small enough to be computed in f64 by a plain loop.
@@ -127,11 +128,17 @@ pub(crate) fn write_config(dir: &Path, config: &Value) {
     std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
 }
 
-/// Reads a config.json of the given contents.
-pub(crate) fn read_config(config: &Value) -> Result<ModelConfig, ModelError> {
+/// A directory that holds a Llama or a Mistral.
+pub(crate) fn config_of(dir: &Path) -> Result<llama::Config, ModelError> {
+    let checkpoint = Checkpoint::<Cpu>::open(dir)?;
+    Ok(checkpoint.config::<llama::Config>().expect("a Llama or a Mistral").clone())
+}
+
+/// Reads a config.json of the given contents: its architecture and fields.
+pub(crate) fn read_config(config: &Value) -> Result<(&'static str, llama::Config), ModelError> {
     let dir = tempfile::tempdir().unwrap();
     write_config(dir.path(), config);
-    ModelConfig::read(dir.path())
+    Ok((Checkpoint::<Cpu>::open(dir.path())?.architecture(), config_of(dir.path())?))
 }
 
 /// SplitMix64 (Steele et al., 2014): the same numbers everywhere.
