@@ -47,11 +47,13 @@ fn registry<B: Backend + 'static>() -> [Entry<B>; 2] {
     [entry::<LlamaForCausalLM, B>(), entry::<MistralForCausalLM, B>()]
 }
 
+type Read<B> = fn(&Fields<'_>) -> Result<Box<dyn Configured<B>>, ModelError>;
+
 /// A family on a backend.
 struct Entry<B: Backend> {
     architecture: &'static str,
     model_type: &'static str,
-    read: fn(&Fields<'_>) -> Result<Box<dyn Configured<B>>, ModelError>,
+    read: Read<B>,
 }
 
 fn entry<F: Family + 'static, B: Backend + 'static>() -> Entry<B>

@@ -2,9 +2,8 @@
 
 use sconce_kernels::AttentionParams;
 
-/// What the runner sizes its memory by. Nobody writes it: a model's constructor tells its
-/// [`Source`](crate::source::Source) of each part as it asks for that part's weights, so
-/// the two cannot disagree.
+/// What the runner sizes its memory by. It is not written by hand: layers declare their
+/// part as they ask for their weights, so the two cannot disagree.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ModelSpec {
     /// The attention of each layer that keeps keys and values; its index is the layer's in

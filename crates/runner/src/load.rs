@@ -254,8 +254,7 @@ pub fn load_on<B: Backend + 'static>(
         });
     }
     let backend = &forward.backend;
-    let cache =
-        backend.kv_cache(layout).map_err(|error| short_of_memory(backend, error.into()))?;
+    let cache = backend.kv_cache(layout).map_err(|error| short_of_memory(backend, error.into()))?;
     end_phase(&mut times.cache);
     Ok(LoadedModel {
         device: backend.describe(),

@@ -37,11 +37,7 @@ pub struct ModelRunner<B: Backend> {
 }
 
 impl<B: Backend> ModelRunner<B> {
-    pub(crate) fn new(
-        forward: Forward<B>,
-        cache: B::KvCache,
-        max_num_seqs: usize,
-    ) -> Self {
+    pub(crate) fn new(forward: Forward<B>, cache: B::KvCache, max_num_seqs: usize) -> Self {
         Self {
             forward,
             cache,

@@ -132,10 +132,7 @@ impl Family for LlamaForCausalLM {
         config.base.max_position_embeddings
     }
 
-    fn build<S: Source>(
-        config: &Config,
-        s: &mut Scope<'_, S>,
-    ) -> Result<Llama<S::W>, ModelError> {
+    fn build<S: Source>(config: &Config, s: &mut Scope<'_, S>) -> Result<Llama<S::W>, ModelError> {
         Llama::build(config, s)
     }
 }

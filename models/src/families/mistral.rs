@@ -42,10 +42,7 @@ impl Family for MistralForCausalLM {
         config.base.max_position_embeddings
     }
 
-    fn build<S: Source>(
-        config: &Config,
-        s: &mut Scope<'_, S>,
-    ) -> Result<Llama<S::W>, ModelError> {
+    fn build<S: Source>(config: &Config, s: &mut Scope<'_, S>) -> Result<Llama<S::W>, ModelError> {
         Llama::build(config, s)
     }
 }

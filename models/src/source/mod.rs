@@ -12,8 +12,8 @@ use std::sync::Arc;
 
 pub(crate) use checker::{Checked, Checker};
 pub(crate) use packer::Packer;
-pub(crate) use scope::Scope;
 use sconce_kernels::Backend;
+pub(crate) use scope::Scope;
 
 use crate::{ModelError, ModelSpec, RopeParams};
 
