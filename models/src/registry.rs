@@ -8,7 +8,7 @@ use serde_json::Map;
 use crate::{
     Model, ModelError,
     config::{Fields, clip, refuse},
-    families::{llama::LlamaForCausalLM, mistral::MistralForCausalLM},
+    families::{llama::LlamaForCausalLM, mistral::MistralForCausalLM, qwen2::Qwen2ForCausalLM},
     source::{Checker, Packer, Scope, Source, Weights},
 };
 
@@ -43,8 +43,12 @@ pub(crate) trait Family {
 }
 
 /// The families, a line each.
-fn registry<B: Backend + 'static>() -> [Entry<B>; 2] {
-    [entry::<LlamaForCausalLM, B>(), entry::<MistralForCausalLM, B>()]
+fn registry<B: Backend + 'static>() -> Vec<Entry<B>> {
+    vec![
+        entry::<LlamaForCausalLM, B>(),
+        entry::<MistralForCausalLM, B>(),
+        entry::<Qwen2ForCausalLM, B>(),
+    ]
 }
 
 type Read<B> = fn(&Fields<'_>) -> Result<Box<dyn Configured<B>>, ModelError>;

@@ -34,10 +34,20 @@ pub struct Decoder {
 
 /// What a config class takes for fields that are absent.
 pub(crate) struct Defaults {
+    pub(crate) vocab_size: usize,
     pub(crate) intermediate_size: usize,
     pub(crate) max_position_embeddings: usize,
-    /// `None`: as many as heads of Q, where the field is null too.
-    pub(crate) num_key_value_heads: Option<usize>,
+    pub(crate) num_key_value_heads: KvHeads,
+}
+
+/// `num_key_value_heads` where it is absent or null.
+pub(crate) enum KvHeads {
+    /// As many as heads of Q.
+    AsQ,
+    /// So many where it is absent; null is refused.
+    Absent(usize),
+    /// So many where it is absent, as many as heads of Q where it is null.
+    AbsentNullAsQ(usize),
 }
 
 impl Decoder {
@@ -46,7 +56,7 @@ impl Decoder {
     /// # Errors
     /// A field that cannot be served, by name.
     pub(crate) fn read(config: &Fields<'_>, defaults: &Defaults) -> Result<Self, ModelError> {
-        let vocab_size = config.size("vocab_size", 32_000, MAX_SIZE)?;
+        let vocab_size = config.size("vocab_size", defaults.vocab_size, MAX_SIZE)?;
         let hidden_size = config.size("hidden_size", 4096, MAX_SIZE)?;
         let intermediate_size =
             config.size("intermediate_size", defaults.intermediate_size, MAX_SIZE)?;
@@ -57,11 +67,13 @@ impl Decoder {
             defaults.max_position_embeddings,
             MAX_POSITIONS,
         )?;
+        let kv_heads = "num_key_value_heads";
         let num_key_value_heads = match defaults.num_key_value_heads {
-            Some(default) => config.size("num_key_value_heads", default, MAX_SIZE)?,
-            None => config
-                .nullable_size("num_key_value_heads", MAX_SIZE)?
-                .unwrap_or(num_attention_heads),
+            KvHeads::AbsentNullAsQ(default) if config.get(kv_heads).is_none() => default,
+            KvHeads::Absent(default) => config.size(kv_heads, default, MAX_SIZE)?,
+            KvHeads::AsQ | KvHeads::AbsentNullAsQ(_) => {
+                config.nullable_size(kv_heads, MAX_SIZE)?.unwrap_or(num_attention_heads)
+            }
         };
         let own_head_dim = config.nullable_size("head_dim", MAX_SIZE)?;
         if own_head_dim.is_none() && !hidden_size.is_multiple_of(num_attention_heads) {

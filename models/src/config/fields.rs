@@ -1,5 +1,7 @@
 //! Typed access to the fields of a JSON object, absent, null or given.
 
+use std::ops::RangeInclusive;
+
 use serde_json::{Map, Value};
 
 use crate::ModelError;
@@ -41,10 +43,31 @@ impl<'a> Fields<'a> {
         default: usize,
         limit: usize,
     ) -> Result<usize, ModelError> {
+        self.whole(field, default, 1..=limit)
+    }
+
+    /// A whole number from 0 to `limit`; null is refused.
+    pub(crate) fn count(
+        &self,
+        field: &str,
+        default: usize,
+        limit: usize,
+    ) -> Result<usize, ModelError> {
+        self.whole(field, default, 0..=limit)
+    }
+
+    fn whole(
+        &self,
+        field: &str,
+        default: usize,
+        accepted: RangeInclusive<usize>,
+    ) -> Result<usize, ModelError> {
         let Some(value) = self.get(field) else { return Ok(default) };
-        let size = value.as_u64().and_then(|size| usize::try_from(size).ok());
-        size.filter(|size| (1..=limit).contains(size))
-            .ok_or_else(|| self.wrong(field, value, &format!("a whole number from 1 to {limit}")))
+        let number = value.as_u64().and_then(|number| usize::try_from(number).ok());
+        number.filter(|number| accepted.contains(number)).ok_or_else(|| {
+            let (least, most) = (accepted.start(), accepted.end());
+            self.wrong(field, value, &format!("a whole number from {least} to {most}"))
+        })
     }
 
     /// A whole number from 1 to `limit`; null is as absent.

@@ -4,10 +4,12 @@
 mod decoder;
 mod fields;
 mod rope;
+mod windows;
 
 pub use decoder::Decoder;
-pub(crate) use decoder::Defaults;
+pub(crate) use decoder::{Defaults, KvHeads};
 pub(crate) use fields::{Fields, clip, refuse};
+pub(crate) use windows::windows;
 
 /// No size in a config.json may be larger; real ones are far below.
 pub(crate) const MAX_SIZE: usize = 1 << 24;

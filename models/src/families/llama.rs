@@ -4,7 +4,7 @@ use sconce_kernels::{Backend, KernelError};
 
 use crate::{
     Buf, Model, ModelError, Pass,
-    config::{Decoder, Defaults, Fields},
+    config::{Decoder, Defaults, Fields, KvHeads},
     layers::{Attention, AttentionConfig, Embedding, GatedMlp, LmHead, RmsNorm},
     registry::Family,
     source::{Scope, Source, Weights},
@@ -26,9 +26,10 @@ pub struct Config {
 impl Config {
     fn read(config: &Fields<'_>) -> Result<Self, ModelError> {
         let defaults = Defaults {
+            vocab_size: 32_000,
             intermediate_size: 11_008,
             max_position_embeddings: 2048,
-            num_key_value_heads: None,
+            num_key_value_heads: KvHeads::AsQ,
         };
         Ok(Self {
             base: Decoder::read(config, &defaults)?,
@@ -36,6 +37,11 @@ impl Config {
             mlp_bias: config.flag("mlp_bias", false)?,
             sliding_window: None,
         })
+    }
+
+    /// What [`Llama::build`] makes of it.
+    pub(crate) fn build<S: Source>(&self, s: &mut Scope<'_, S>) -> Result<Llama<S::W>, ModelError> {
+        Llama::build(&self.base, |_| self.attention(), self.mlp_bias, s)
     }
 
     fn attention(&self) -> AttentionConfig {
@@ -51,7 +57,8 @@ impl Config {
     }
 }
 
-/// A Llama; its fields follow the forward pass, with the checkpoint's names.
+/// A Llama, or a family that differs from it in its config.json and in how its layers
+/// attend; its fields follow the forward pass, with the checkpoint's names.
 pub(crate) struct Llama<W: Weights> {
     embed_tokens: Embedding<W>,
     layers: Vec<Layer<W>>,
@@ -67,27 +74,29 @@ struct Layer<W: Weights> {
 }
 
 impl<W: Weights> Llama<W> {
+    /// Asks for every weight. `attention` says how a layer attends, by its index.
     pub(crate) fn build<S: Source<W = W>>(
-        config: &Config,
+        base: &Decoder,
+        attention: impl Fn(usize) -> AttentionConfig,
+        mlp_bias: bool,
         s: &mut Scope<'_, S>,
     ) -> Result<Self, ModelError> {
-        let &Decoder { vocab_size, hidden_size, intermediate_size, rms_norm_eps, .. } =
-            &config.base;
+        let &Decoder { vocab_size, hidden_size, intermediate_size, rms_norm_eps, .. } = base;
         let norm = |s: &mut Scope<'_, S>, name| RmsNorm::load(s, name, hidden_size, rms_norm_eps);
-        let tied = config.base.tie_word_embeddings;
+        let tied = base.tie_word_embeddings;
         let (embed_tokens, lm_head) = s.vocabulary(tied, "model.embed_tokens", "lm_head");
         Ok(Self {
             embed_tokens: Embedding::load(s, embed_tokens, vocab_size, hidden_size)?,
-            layers: s.at("model").layers(config.base.num_hidden_layers, |s| {
+            layers: s.at("model").layers(base.num_hidden_layers, |s, index| {
                 Ok(Layer {
                     input_layernorm: norm(s, "input_layernorm")?,
-                    self_attn: Attention::load(&mut s.at("self_attn"), &config.attention())?,
+                    self_attn: Attention::load(&mut s.at("self_attn"), &attention(index))?,
                     post_attention_layernorm: norm(s, "post_attention_layernorm")?,
                     mlp: GatedMlp::load(
                         &mut s.at("mlp"),
                         hidden_size,
                         intermediate_size,
-                        config.mlp_bias,
+                        mlp_bias,
                     )?,
                 })
             })?,
@@ -133,6 +142,6 @@ impl Family for LlamaForCausalLM {
     }
 
     fn build<S: Source>(config: &Config, s: &mut Scope<'_, S>) -> Result<Llama<S::W>, ModelError> {
-        Llama::build(config, s)
+        config.build(s)
     }
 }

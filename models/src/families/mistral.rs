@@ -3,7 +3,7 @@
 use super::llama::{Config, Llama};
 use crate::{
     ModelError,
-    config::{Decoder, Defaults, Fields, MAX_SIZE, refuse},
+    config::{Decoder, Defaults, Fields, KvHeads, MAX_SIZE, refuse},
     registry::Family,
     source::{Scope, Source, Weights},
 };
@@ -23,9 +23,10 @@ impl Family for MistralForCausalLM {
             return Err(refuse("layer_types", &"present", accepted));
         }
         let defaults = Defaults {
+            vocab_size: 32_000,
             intermediate_size: 14_336,
             max_position_embeddings: 131_072,
-            num_key_value_heads: Some(8),
+            num_key_value_heads: KvHeads::Absent(8),
         };
         Ok(Config {
             base: Decoder::read(config, &defaults)?,
@@ -43,6 +44,6 @@ impl Family for MistralForCausalLM {
     }
 
     fn build<S: Source>(config: &Config, s: &mut Scope<'_, S>) -> Result<Llama<S::W>, ModelError> {
-        Llama::build(config, s)
+        config.build(s)
     }
 }

@@ -3,3 +3,4 @@
 
 pub mod llama;
 pub(crate) mod mistral;
+pub mod qwen2;

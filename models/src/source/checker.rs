@@ -191,7 +191,7 @@ mod tests {
         let (_dir, files) = files(tensors);
         let mut checker = Checker::new(&files);
         let mut scope = Scope::root(&mut checker);
-        scope.at("encoder").layers(2, |s| s.at("mlp").matrix(&[("up", 3), ("gate", 3)], 2))?;
+        scope.at("encoder").layers(2, |s, _| s.at("mlp").matrix(&[("up", 3), ("gate", 3)], 2))?;
         scope.vector(&[("pooler", 2)], "bias")?;
         checker.finish().map(|(checked, warnings)| (checked.order, warnings))
     }

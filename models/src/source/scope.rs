@@ -29,9 +29,9 @@ impl<'a, S: Source> Scope<'a, S> {
     pub(crate) fn layers<T>(
         &mut self,
         count: usize,
-        mut build: impl FnMut(&mut Scope<'_, S>) -> Result<T, ModelError>,
+        mut build: impl FnMut(&mut Scope<'_, S>, usize) -> Result<T, ModelError>,
     ) -> Result<Vec<T>, ModelError> {
-        (0..count).map(|index| build(&mut self.at(&format!("layers.{index}")))).collect()
+        (0..count).map(|index| build(&mut self.at(&format!("layers.{index}")), index)).collect()
     }
 
     /// `{name}.weight` of each part, `[n, k]`, on top of each other.

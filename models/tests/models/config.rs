@@ -130,7 +130,7 @@ fn a_class_is_found_among_several() {
         (both, Value::Null, "architectures is LlamaForCausalLM, MistralForCausalLM"),
         (json!("LlamaForCausalLM"), Value::Null, "a list of strings"),
         (json!(["LlamaForCausalLM", 1]), Value::Null, "a list of strings"),
-        (json!(["LlamaForCausalLM"]), json!("qwen2"), "model_type is qwen2"),
+        (json!(["LlamaForCausalLM"]), json!("gemma2"), "model_type is gemma2"),
         (json!(["LlamaForCausalLM"]), json!(1), "model_type is 1"),
         (Value::Null, Value::Null, "architectures is absent"),
     ] {
@@ -147,7 +147,7 @@ fn an_unknown_family_is_told_which_are_known_and_the_nearest() {
         config["model_type"] = model_type;
         tiny::read_config(&config).unwrap_err().to_string()
     };
-    let known = "must be one of LlamaForCausalLM, MistralForCausalLM";
+    let known = "must be one of LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM";
     for (class, nearest) in
         [("LLaMAForCausalLM", "LlamaForCausalLM"), ("MixtralForCausalLM", "MistralForCausalLM")]
     {
@@ -156,7 +156,10 @@ fn an_unknown_family_is_told_which_are_known_and_the_nearest() {
         assert!(told.contains(class) && told.ends_with(&expected), "{told}");
     }
     let told = message(Value::Null, json!("mistrall"));
-    assert!(told.ends_with("one of llama, mistral; the nearest of these is mistral"), "{told}");
+    assert!(
+        told.ends_with("one of llama, mistral, qwen2; the nearest of these is mistral"),
+        "{told}"
+    );
     // There is nothing to be near to.
     assert!(message(Value::Null, Value::Null).ends_with(known));
     let both = json!(["LlamaForCausalLM", "MistralForCausalLM"]);

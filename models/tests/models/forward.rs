@@ -110,9 +110,10 @@ impl<'a> Plain<'a> {
         }
     }
 
-    fn attend(&self, q: &[f64], keys: &[Vec<f64>], values: &[Vec<f64>]) -> Vec<f64> {
-        let Tiny { heads, kv_heads, head_dim, sliding_window, .. } = *self.tiny;
-        let first = keys.len().saturating_sub(sliding_window.unwrap_or(usize::MAX));
+    fn attend(&self, layer: usize, q: &[f64], keys: &[Vec<f64>], values: &[Vec<f64>]) -> Vec<f64> {
+        let Tiny { heads, kv_heads, head_dim, .. } = *self.tiny;
+        let window = self.tiny.window(layer).unwrap_or(usize::MAX);
+        let first = keys.len().saturating_sub(window);
         let mut out = Vec::new();
         for (head, q) in q.chunks(head_dim).enumerate() {
             let kv = head / (heads / kv_heads) * head_dim..;
@@ -150,7 +151,7 @@ impl<'a> Plain<'a> {
                 self.rope(&mut k, position);
                 keys.push(k);
                 values.push(self.linear(&name("self_attn.v_proj"), &normed));
-                let attended = self.attend(&q, &keys, &values);
+                let attended = self.attend(layer, &q, &keys, &values);
                 add(x, self.linear(&name("self_attn.o_proj"), &attended));
                 let normed = self.norm(&name("post_attention_layernorm"), x);
                 let gate = self.linear(&name("mlp.gate_proj"), &normed);
@@ -166,11 +167,13 @@ impl<'a> Plain<'a> {
     }
 }
 
-fn variants() -> [Tiny; 3] {
+fn variants() -> [Tiny; 4] {
     let tiny = Tiny::default();
     let biased = Tiny { tied: false, biased: true, ..tiny.clone() };
     let windowed = Tiny { sliding_window: Some(9), heads: 6, kv_heads: 1, ..tiny.clone() };
-    [tiny, biased, windowed]
+    let class = Some("Qwen2ForCausalLM");
+    let qwen2 = Tiny { class, tied: false, sliding_window: Some(9), ..tiny.clone() };
+    [tiny, biased, windowed, qwen2]
 }
 
 fn tokens(len: usize, seed: u64) -> Vec<u32> {

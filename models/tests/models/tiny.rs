@@ -7,7 +7,7 @@ use sconce_kernels::cpu::Cpu;
 use sconce_models::{Checkpoint, ModelError, llama};
 use serde_json::{Value, json};
 
-/// The sizes of a Llama small enough to be computed in f64 by a plain loop.
+/// The sizes of a model small enough to be computed in f64 by a plain loop.
 #[derive(Clone, Debug)]
 pub(crate) struct Tiny {
     pub(crate) vocab: usize,
@@ -20,6 +20,8 @@ pub(crate) struct Tiny {
     pub(crate) tied: bool,
     pub(crate) biased: bool,
     pub(crate) sliding_window: Option<usize>,
+    /// The architecture; `None` is a Llama with biases, a Mistral without.
+    pub(crate) class: Option<&'static str>,
 }
 
 impl Default for Tiny {
@@ -35,6 +37,7 @@ impl Default for Tiny {
             tied: true,
             biased: false,
             sliding_window: None,
+            class: None,
         }
     }
 }
@@ -44,8 +47,9 @@ impl Tiny {
     pub(crate) fn config(&self) -> Value {
         json!({
             // The one has biases, the other a window.
-            "architectures":
-                [if self.biased { "LlamaForCausalLM" } else { "MistralForCausalLM" }],
+            "architectures": [self.class.unwrap_or(
+                if self.biased { "LlamaForCausalLM" } else { "MistralForCausalLM" }
+            )],
             "vocab_size": self.vocab,
             "hidden_size": self.hidden,
             "intermediate_size": self.intermediate,
@@ -60,8 +64,15 @@ impl Tiny {
             "attention_bias": self.biased,
             "mlp_bias": self.biased,
             "sliding_window": self.sliding_window,
+            "use_sliding_window": self.sliding_window.is_some(),
+            "max_window_layers": 1,
             "hidden_act": "silu",
         })
+    }
+
+    /// Positions that a layer's queries see, if not all: Qwen's first layer sees them.
+    pub(crate) fn window(&self, layer: usize) -> Option<usize> {
+        self.sliding_window.filter(|_| self.class.is_none() || layer >= 1)
     }
 
     /// The name and shape of every tensor.
@@ -90,7 +101,9 @@ impl Tiny {
                 ("mlp.down_proj", hidden, intermediate),
             ] {
                 shapes.push((name(&format!("{linear}.weight")), vec![n, k]));
-                if self.biased {
+                let of_qwen2 =
+                    ["q_proj", "k_proj", "v_proj"].iter().any(|end| linear.ends_with(end));
+                if self.biased || (of_qwen2 && self.class == Some("Qwen2ForCausalLM")) {
                     shapes.push((name(&format!("{linear}.bias")), vec![n]));
                 }
             }
