@@ -8,7 +8,10 @@ use serde_json::Map;
 use crate::{
     Model, ModelError,
     config::{Fields, clip, refuse},
-    families::{llama::LlamaForCausalLM, mistral::MistralForCausalLM, qwen2::Qwen2ForCausalLM},
+    families::{
+        llama::LlamaForCausalLM, mistral::MistralForCausalLM, qwen2::Qwen2ForCausalLM,
+        qwen3::Qwen3ForCausalLM,
+    },
     source::{Checker, Packer, Scope, Source, Weights},
 };
 
@@ -48,6 +51,7 @@ fn registry<B: Backend + 'static>() -> Vec<Entry<B>> {
         entry::<LlamaForCausalLM, B>(),
         entry::<MistralForCausalLM, B>(),
         entry::<Qwen2ForCausalLM, B>(),
+        entry::<Qwen3ForCausalLM, B>(),
     ]
 }
 

@@ -38,6 +38,8 @@ pub(crate) struct Defaults {
     pub(crate) intermediate_size: usize,
     pub(crate) max_position_embeddings: usize,
     pub(crate) num_key_value_heads: KvHeads,
+    /// `None`: hidden_size over the heads, where the field is null too.
+    pub(crate) head_dim: Option<usize>,
 }
 
 /// `num_key_value_heads` where it is absent or null.
@@ -75,7 +77,10 @@ impl Decoder {
                 config.nullable_size(kv_heads, MAX_SIZE)?.unwrap_or(num_attention_heads)
             }
         };
-        let own_head_dim = config.nullable_size("head_dim", MAX_SIZE)?;
+        let own_head_dim = match defaults.head_dim {
+            Some(default) => Some(config.size("head_dim", default, MAX_SIZE)?),
+            None => config.nullable_size("head_dim", MAX_SIZE)?,
+        };
         if own_head_dim.is_none() && !hidden_size.is_multiple_of(num_attention_heads) {
             let accepted = format!("a divisor of hidden_size, {hidden_size}");
             return Err(refuse("num_attention_heads", &num_attention_heads, accepted));

@@ -30,6 +30,7 @@ impl Config {
             intermediate_size: 11_008,
             max_position_embeddings: 2048,
             num_key_value_heads: KvHeads::AsQ,
+            head_dim: None,
         };
         Ok(Self {
             base: Decoder::read(config, &defaults)?,
@@ -51,6 +52,7 @@ impl Config {
             num_kv_heads: self.base.num_key_value_heads,
             qkv_bias: self.attention_bias,
             o_bias: self.attention_bias,
+            qk_norm: None,
             sliding_window: self.sliding_window,
             rope: self.base.rope,
         }

@@ -27,6 +27,7 @@ impl Family for MistralForCausalLM {
             intermediate_size: 14_336,
             max_position_embeddings: 131_072,
             num_key_value_heads: KvHeads::Absent(8),
+            head_dim: None,
         };
         Ok(Config {
             base: Decoder::read(config, &defaults)?,

@@ -4,3 +4,4 @@
 pub mod llama;
 pub(crate) mod mistral;
 pub mod qwen2;
+pub mod qwen3;

@@ -27,6 +27,7 @@ impl Config {
             num_kv_heads: self.base.num_key_value_heads,
             qkv_bias: true,
             o_bias: false,
+            qk_norm: None,
             sliding_window: self.windows[index],
             rope: self.base.rope,
         }
@@ -47,6 +48,7 @@ impl Family for Qwen2ForCausalLM {
             intermediate_size: 22_016,
             max_position_embeddings: 32_768,
             num_key_value_heads: KvHeads::AbsentNullAsQ(32),
+            head_dim: None,
         };
         let base = Decoder::read(config, &defaults)?;
         Ok(Config { windows: windows(config, base.num_hidden_layers)?, base })

@@ -147,6 +147,14 @@ impl<'a> Plain<'a> {
                 let normed = self.norm(&name("input_layernorm"), x);
                 let mut q = self.linear(&name("self_attn.q_proj"), &normed);
                 let mut k = self.linear(&name("self_attn.k_proj"), &normed);
+                if self.tiny.class == Some("Qwen3ForCausalLM") {
+                    for (heads, norm) in [(&mut q, "q_norm"), (&mut k, "k_norm")] {
+                        for head in heads.chunks_mut(self.tiny.head_dim) {
+                            let normed = self.norm(&name(&format!("self_attn.{norm}")), head);
+                            head.copy_from_slice(&normed);
+                        }
+                    }
+                }
                 self.rope(&mut q, position);
                 self.rope(&mut k, position);
                 keys.push(k);
@@ -167,13 +175,14 @@ impl<'a> Plain<'a> {
     }
 }
 
-fn variants() -> [Tiny; 4] {
+fn variants() -> [Tiny; 5] {
     let tiny = Tiny::default();
     let biased = Tiny { tied: false, biased: true, ..tiny.clone() };
     let windowed = Tiny { sliding_window: Some(9), heads: 6, kv_heads: 1, ..tiny.clone() };
     let class = Some("Qwen2ForCausalLM");
     let qwen2 = Tiny { class, tied: false, sliding_window: Some(9), ..tiny.clone() };
-    [tiny, biased, windowed, qwen2]
+    let qwen3 = Tiny { class: Some("Qwen3ForCausalLM"), head_dim: 32, ..tiny.clone() };
+    [tiny, biased, windowed, qwen2, qwen3]
 }
 
 fn tokens(len: usize, seed: u64) -> Vec<u32> {

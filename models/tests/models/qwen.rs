@@ -1,7 +1,7 @@
 //! Qwen's config.json, where it differs from Llama's.
 
 use sconce_kernels::cpu::Cpu;
-use sconce_models::{Checkpoint, Decoder, ModelError, qwen2};
+use sconce_models::{Checkpoint, Decoder, ModelError, qwen2, qwen3};
 use serde_json::{Value, json};
 
 use crate::tiny;
@@ -19,6 +19,10 @@ fn read<C: Clone + 'static>(class: &str, fields: &Value) -> Result<C, ModelError
 
 fn qwen2(fields: &Value) -> Result<qwen2::Config, ModelError> {
     read("Qwen2ForCausalLM", fields)
+}
+
+fn qwen3(fields: &Value) -> Result<qwen3::Config, ModelError> {
+    read("Qwen3ForCausalLM", fields)
 }
 
 #[test]
@@ -39,12 +43,25 @@ fn defaults_are_those_of_the_config_class() {
     assert_eq!(base, expected);
     assert_eq!((base.rope.head_dim, base.rope.theta), (128, 10_000.0));
     assert_eq!(windows, vec![None; 32]);
+    let third = qwen3(&json!({})).unwrap();
+    assert_eq!(third, qwen3::Config { base, attention_bias: false, windows });
     // Absent it is 32, null it is the heads of Q.
     let kv_heads = |fields| qwen2(&fields).map(|config| config.base.num_key_value_heads);
     assert_eq!(kv_heads(json!({ "num_attention_heads": 64 })).unwrap(), 32);
     let null = json!({ "num_attention_heads": 64, "num_key_value_heads": null });
     assert_eq!(kv_heads(null).unwrap(), 64);
     assert!(kv_heads(json!({ "num_attention_heads": 16 })).is_err());
+}
+
+#[test]
+fn the_heads_of_qwen3_are_not_cut_from_the_hidden_size() {
+    let fields = json!({ "num_attention_heads": 64, "attention_bias": true });
+    assert_eq!(qwen2(&fields).unwrap().base.rope.head_dim, 64);
+    let config = qwen3(&fields).unwrap();
+    assert!(config.attention_bias);
+    assert_eq!(config.base.rope.head_dim, 128);
+    let error = qwen3(&json!({ "head_dim": null })).unwrap_err().to_string();
+    assert!(error.contains("head_dim is null"), "{error}");
 }
 
 #[test]

@@ -91,6 +91,11 @@ impl Tiny {
             for norm in ["input_layernorm", "post_attention_layernorm"] {
                 shapes.push((name(&format!("{norm}.weight")), vec![hidden]));
             }
+            if self.class == Some("Qwen3ForCausalLM") {
+                for norm in ["self_attn.q_norm", "self_attn.k_norm"] {
+                    shapes.push((name(&format!("{norm}.weight")), vec![self.head_dim]));
+                }
+            }
             for (linear, n, k) in [
                 ("self_attn.q_proj", q, hidden),
                 ("self_attn.k_proj", kv, hidden),
