@@ -228,6 +228,63 @@ fn unsafe_code_lives_in_kernels() {
     }
 }
 
+/// A family is a config.json's fields, weights and a forward pass: what its layers run on,
+/// and what a step holds, are other rooms' business.
+#[test]
+fn model_families_know_neither_devices_nor_batches() {
+    const MAX_FAMILY_LINES: usize = 200;
+    let rooms = ["config", "families", "layers", "registry", "source"];
+    let at_the_root = ["Buf", "Model", "ModelError", "Pass"];
+    let families = root().join("models/src/families");
+    let mut found = 0;
+    for (path, text) in sources(&["rs"]).iter().filter(|(path, _)| path.starts_with(&families)) {
+        found += 1;
+        let shown = path.display();
+        let lines = text.lines().count();
+        assert!(lines <= MAX_FAMILY_LINES, "{shown} has {lines} lines, over {MAX_FAMILY_LINES}");
+        let code = text.lines().map(|line| line.split("//").next().unwrap_or_default());
+        let code: String = code.flat_map(|line| [line, "\n"]).collect();
+        for crate_name in ["candle", "serde", "std::", "half::"] {
+            assert!(!code.contains(crate_name), "{shown} names {crate_name}");
+        }
+        for kernels in code.split("sconce_kernels").skip(1) {
+            let is_allowed = kernels.starts_with("::{Backend, KernelError};");
+            assert!(is_allowed, "{shown} takes more of sconce_kernels than Backend and its error");
+        }
+        for word in ["p.ops", "p.step", "p.cache", "p.rows"] {
+            assert!(!code.contains(word), "{shown} reaches into a pass: {word}");
+        }
+        for tail in code.split("crate::").skip(1) {
+            let tail: String =
+                tail.split(';').next().unwrap_or_default().split_whitespace().collect();
+            for name in first_names(&tail) {
+                let is_known = rooms.contains(&name) || at_the_root.contains(&name);
+                assert!(is_known, "{shown} names crate::{name}");
+            }
+        }
+    }
+    assert!(found >= 2, "only {found} families found");
+    assert_eq!(first_names("{Buf,layers::{Linear,mlp::X},Pass}"), ["Buf", "layers", "Pass"]);
+}
+
+/// The first names of a path, or of all paths in braces.
+fn first_names(path: &str) -> Vec<&str> {
+    let Some(list) = path.strip_prefix('{') else {
+        return path.split(|c: char| !c.is_alphanumeric() && c != '_').take(1).collect();
+    };
+    let mut depth = 0;
+    let at_top = |c: char| {
+        depth += match c {
+            '{' => 1,
+            '}' => -1,
+            _ => 0,
+        };
+        depth == 0 && c == ','
+    };
+    let paths = list.split(at_top).filter(|path| !path.is_empty());
+    paths.filter_map(|path| path.split([':', '}']).next()).filter(|name| !name.is_empty()).collect()
+}
+
 #[test]
 fn nothing_is_left_open_or_left_out() {
     let markers =

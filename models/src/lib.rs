@@ -1,22 +1,32 @@
 //! Model families and their checkpoints.
 //!
 //! A model is written down once, in the order of its forward pass and with the
-//! checkpoint's names (`llama.rs`), over any [`sconce_kernels::Backend`]. Models
-//! take `&self`; the KV cache, the batch and the workspace are passed in.
+//! checkpoint's names (`families/`), out of `layers/`, over any
+//! [`sconce_kernels::Backend`]. Its constructor asks a `source` for weights and so declares
+//! what the model needs. Models take `&self`; what changes is passed in with the [`Pass`].
 
-mod causal_lm;
+mod checkpoint;
 mod config;
 mod error;
+mod families;
 pub mod gguf;
 mod json;
-mod llama;
+mod layers;
+mod pass;
 mod read_ahead;
+mod registry;
 mod rope;
 mod shards;
-mod weights;
+mod source;
+mod spec;
+mod workspace;
 
-pub use causal_lm::{CausalLm, Loaded, ModelShape, Workspace, load};
-pub use config::{ModelConfig, RopeScaling};
+pub use checkpoint::{Checkpoint, Loaded};
+pub use config::Decoder;
 pub use error::ModelError;
-pub use rope::rope_table;
+pub use families::{llama, qwen2, qwen3};
+pub use pass::{Model, Pass};
+pub use rope::{RopeParams, RopeScaling};
 pub use sconce_kernels::mapped::{LFS_POINTER, lfs_advice};
+pub use spec::ModelSpec;
+pub use workspace::{Buf, Workspace};

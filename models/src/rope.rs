@@ -1,27 +1,77 @@
-//! The table of rotary embeddings.
+//! Rotary embeddings: their parameters and the table that follows.
 
 use std::f64::consts::TAU;
 
-use crate::{ModelConfig, RopeScaling};
+/// Rotary embeddings (Su et al., 2021) over whole heads.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RopeParams {
+    /// Elements of a head.
+    pub head_dim: usize,
+    /// The base of the frequencies.
+    pub theta: f64,
+    /// How the frequencies are scaled for long contexts.
+    pub scaling: RopeScaling,
+}
 
-/// Cosines and sines for positions `0 .. max_positions`, as
-/// [`sconce_kernels::Backend::rope_and_cache`] reads them:
-/// `[max_positions, head_dim]`, half cosines, half sines. Computed in f64.
-#[must_use]
-pub fn rope_table(config: &ModelConfig, max_positions: usize) -> Vec<f32> {
-    let half = config.head_dim / 2;
-    let frequencies = frequencies(config.head_dim, config.rope_theta, config.rope_scaling);
-    let factor = match config.rope_scaling {
-        RopeScaling::Yarn { attention_factor, .. } => attention_factor,
-        _ => 1.0,
-    };
-    let mut table = Vec::with_capacity(max_positions * config.head_dim);
-    for position in 0..max_positions {
-        let angle = |i: usize| position as f64 * frequencies[i];
-        table.extend((0..half).map(|i| (angle(i).cos() * factor) as f32));
-        table.extend((0..half).map(|i| (angle(i).sin() * factor) as f32));
+/// Scalings of RoPE's frequencies.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum RopeScaling {
+    /// None.
+    Default,
+    /// All frequencies divided by the factor (position interpolation, Chen et al., 2023).
+    Linear {
+        /// The factor.
+        factor: f64,
+    },
+    /// Low frequencies divided, high ones kept, a ramp between (Llama 3.1).
+    Llama3 {
+        /// The factor for low frequencies.
+        factor: f64,
+        /// Wavelengths above `original / low_freq_factor` are low frequencies.
+        low_freq_factor: f64,
+        /// Wavelengths below `original / high_freq_factor` are high ones.
+        high_freq_factor: f64,
+        /// The context the model was first trained with.
+        original_max_position_embeddings: usize,
+    },
+    /// YaRN (Peng et al., 2023).
+    Yarn {
+        /// The factor.
+        factor: f64,
+        /// The context the model was first trained with.
+        original_max_position_embeddings: usize,
+        /// Rotations over the context above which a frequency is kept.
+        beta_fast: f64,
+        /// Rotations below which it is divided.
+        beta_slow: f64,
+        /// Whether the borders of the ramp are rounded to whole dimensions.
+        truncate: bool,
+        /// Factor on cosines and sines.
+        attention_factor: f64,
+    },
+}
+
+impl RopeParams {
+    /// Cosines and sines for positions `0 .. max_positions`, as
+    /// [`sconce_kernels::Backend::rope_and_cache`] reads them:
+    /// `[max_positions, head_dim]`, half cosines, half sines. Computed in f64.
+    #[must_use]
+    pub fn table(&self, max_positions: usize) -> Vec<f32> {
+        let &Self { head_dim, theta, scaling } = self;
+        let half = head_dim / 2;
+        let frequencies = frequencies(head_dim, theta, scaling);
+        let factor = match scaling {
+            RopeScaling::Yarn { attention_factor, .. } => attention_factor,
+            _ => 1.0,
+        };
+        let mut table = Vec::with_capacity(max_positions * head_dim);
+        for position in 0..max_positions {
+            let angle = |i: usize| position as f64 * frequencies[i];
+            table.extend((0..half).map(|i| (angle(i).cos() * factor) as f32));
+            table.extend((0..half).map(|i| (angle(i).sin() * factor) as f32));
+        }
+        table
     }
-    table
 }
 
 /// Radians a position, `[head_dim / 2]`.

@@ -5,6 +5,7 @@
 //! slot. It knows neither scheduling nor HTTP. The engine's thread owns it.
 
 mod energy;
+mod forward;
 mod load;
 mod memory;
 mod model_runner;

@@ -3,15 +3,16 @@
 use std::time::{Duration, Instant};
 
 use sconce_kernels::{
-    Backend, CacheDtype, Dtype, KernelError, KvLayout, WeightDtype,
+    AttentionParams, Backend, CacheDtype, Dtype, KernelError, KvLayout, WeightDtype,
     cpu::{Cpu, CpuConfig, Isa},
     cuda::CudaLimits,
 };
-use sconce_models::{Loaded, ModelConfig, ModelError, Workspace};
+use sconce_models::{Checkpoint, Loaded, ModelError, ModelSpec};
 use sconce_types::{EnergyMeter, Executor};
 
 use crate::{
-    DeviceChoice, LoadError, LoadOptions, ModelRunner, Quantization, energy::Energy, memory,
+    DeviceChoice, LoadError, LoadOptions, ModelRunner, Quantization, energy::Energy,
+    forward::Forward, memory,
 };
 
 /// A model that is ready to run, and what a person should know of it.
@@ -212,8 +213,8 @@ pub fn load_on<B: Backend + 'static>(
 ) -> Result<LoadedModel<ModelRunner<B>>, LoadError> {
     options.check()?;
     let max_num_batched_tokens = options.max_num_batched_tokens.unwrap_or(max_num_batched_tokens);
-    let config = ModelConfig::read(&options.dir)?;
-    let limit = config.max_position_embeddings;
+    let checkpoint = Checkpoint::open(&options.dir)?;
+    let limit = checkpoint.max_positions();
     let max_model_len = options.max_model_len.unwrap_or(limit);
     if max_model_len > limit {
         return Err(LoadError::MaxModelLen { asked: max_model_len, limit });
@@ -227,34 +228,21 @@ pub fn load_on<B: Backend + 'static>(
         phase_started = Instant::now();
     };
     let limits = CudaLimits { max_num_batched_tokens, max_num_seqs, max_model_len };
-    let mut backend = make(dtype, limits)?;
+    let backend = make(dtype, limits)?;
     end_phase(&mut times.device);
     let weight_dtype = weight_dtype(options, dtype);
-    let Loaded { model, weight_bytes, warnings } =
-        sconce_models::load(&options.dir, &config, &backend, weight_dtype, max_model_len, progress)
-            .map_err(|error| short_of_memory(&backend, error.into()))?;
+    let Loaded { model, spec, weight_bytes, warnings } = checkpoint
+        .load(&backend, weight_dtype, max_model_len, progress)
+        .map_err(|error| short_of_memory(&backend, error.into()))?;
     for warning in warnings {
         tracing::warn!("{}: {warning}", options.dir.display());
     }
     end_phase(&mut times.weights);
-    let shape = *model.shape();
-    let mut layout = KvLayout {
-        num_layers: shape.num_layers,
-        num_blocks: 0,
-        num_kv_heads: shape.num_kv_heads,
-        head_dim: shape.head_dim,
-        dtype: options.kv_cache_dtype.unwrap_or(dtype.into()),
-    };
-    let mut workspace = Workspace::new(&backend, &shape, max_num_batched_tokens, max_num_seqs)
-        .map_err(|error| short_of_memory(&backend, error.into()))?;
-    let measured = memory::left_for_cache(
-        &mut backend,
-        &*model,
-        &mut workspace,
-        (layout, limits),
-        options.gpu_memory_utilization,
-    )
-    .map_err(|error| short_of_memory(&backend, error.into()))?;
+    let mut layout = kv_layout(&spec, options.kv_cache_dtype.unwrap_or(dtype.into()));
+    let mut forward = Forward::new(backend, model, max_num_batched_tokens, max_num_seqs);
+    let utilization = options.gpu_memory_utilization;
+    let measured = memory::left_for_cache(&mut forward, (layout, limits), utilization)
+        .map_err(|error| short_of_memory(&forward.backend, error.into()))?;
     let blocks_per_seq = max_model_len.div_ceil(16);
     layout.num_blocks = memory::num_blocks(
         options.kv_cache_memory_bytes.or(measured),
@@ -268,17 +256,17 @@ pub fn load_on<B: Backend + 'static>(
             needed_bytes: blocks_per_seq * layout.block_bytes(),
         });
     }
-    let cache =
-        backend.kv_cache(layout).map_err(|error| short_of_memory(&backend, error.into()))?;
+    let backend = &forward.backend;
+    let cache = backend.kv_cache(layout).map_err(|error| short_of_memory(backend, error.into()))?;
     end_phase(&mut times.cache);
     Ok(LoadedModel {
         device: backend.describe(),
-        architecture: config.architecture.clone(),
+        architecture: checkpoint.architecture().to_owned(),
         dtype,
         quantization: options.quantization,
         kv_cache_dtype: layout.dtype,
         weight_bytes,
-        vocab_size: shape.vocab_size,
+        vocab_size: spec.vocab_size,
         max_model_len,
         max_num_batched_tokens,
         num_blocks: layout.num_blocks,
@@ -286,8 +274,17 @@ pub fn load_on<B: Backend + 'static>(
         load_times: times,
         meter: None,
         energy: "not measured".to_owned(),
-        runner: ModelRunner::new(backend, model, cache, workspace, max_num_seqs),
+        runner: ModelRunner::new(forward, cache, max_num_seqs),
     })
+}
+
+/// The cache of a model's layers, without blocks yet.
+fn kv_layout(spec: &ModelSpec, dtype: CacheDtype) -> KvLayout {
+    let shape = |layer: &AttentionParams| (layer.num_kv_heads, layer.head_dim);
+    let mut shapes = spec.cache_layers.iter().map(shape);
+    let (num_kv_heads, head_dim) = shapes.next().expect("a model has layers");
+    assert!(shapes.all(|other| other == (num_kv_heads, head_dim)), "layers of unlike caches");
+    KvLayout { num_layers: spec.cache_layers.len(), num_blocks: 0, num_kv_heads, head_dim, dtype }
 }
 
 /// An error, with what the device has where it had too little.

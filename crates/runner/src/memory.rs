@@ -3,7 +3,8 @@
 use sconce_kernels::{
     Backend, ForwardBatch, KernelError, KvLayout, cuda::CudaLimits, ops::sampling::SampleRequest,
 };
-use sconce_models::{CausalLm, Workspace};
+
+use crate::forward::Forward;
 
 /// KV-cache memory on a CPU where none was asked for, at most.
 const DEFAULT_CPU_BYTES: u64 = 4 << 30;
@@ -19,20 +20,18 @@ pub(crate) fn num_blocks(asked: Option<u64>, block_bytes: usize, useful_blocks: 
     if asked.is_some() { blocks } else { blocks.min(useful_blocks) }
 }
 
-/// Bytes that a device with memory of its own has left for the KV cache, once
-/// everything else that a step takes is allocated; `None` for other devices. To find
-/// out, it computes a step as large as the limits allow.
+/// Computes a step, so that all that steps take is allocated, the KV cache apart: one as
+/// large as the limits allow where the device has memory of its own, else one of a row.
+/// Returns the bytes that such a device has left for the cache.
 pub(crate) fn left_for_cache<B: Backend>(
-    backend: &mut B,
-    model: &dyn CausalLm<B>,
-    workspace: &mut Workspace<B>,
+    forward: &mut Forward<B>,
     (layout, limits): (KvLayout, CudaLimits),
     utilization: f64,
 ) -> Result<Option<u64>, KernelError> {
-    if backend.memory_info()?.is_none() {
-        return Ok(None);
-    }
-    let CudaLimits { max_num_batched_tokens, max_num_seqs, max_model_len } = limits;
+    let has_memory = forward.backend.memory_info()?.is_some();
+    let one = CudaLimits { max_num_batched_tokens: 1, max_num_seqs: 1, max_model_len: 1 };
+    let CudaLimits { max_num_batched_tokens, max_num_seqs, max_model_len } =
+        if has_memory { limits } else { one };
     // All sequences write to the same blocks: nobody reads the result.
     let longest = max_model_len.min(max_num_batched_tokens);
     let blocks: Vec<u32> = (0..).take(longest.div_ceil(16)).collect();
@@ -44,15 +43,17 @@ pub(crate) fn left_for_cache<B: Backend>(
         batch.push(&tokens[..len], 0, &blocks);
         left -= len;
     }
-    let mut cache = backend.kv_cache(KvLayout { num_blocks: blocks.len(), ..layout })?;
-    model.forward(backend, &batch, &mut cache, workspace)?;
+    let layout = KvLayout { num_blocks: blocks.len(), ..layout };
+    let mut cache = forward.backend.kv_cache(layout)?;
+    let hidden = forward.hidden(&batch, &mut cache)?;
     let num_rows = batch.num_tokens().min(max_num_seqs);
     let rows: Vec<u32> = (0..).take(num_rows).collect();
-    model.logits(backend, &rows, workspace)?;
+    let logits = forward.logits(&batch, &mut cache, &hidden, &rows)?;
     let requests = vec![SampleRequest::default(); num_rows];
-    backend.sample(&mut workspace.logits, &requests, &mut Vec::new())?;
+    forward.sample(logits, &requests, &mut Vec::new())?;
+    forward.freeze();
     drop(cache);
-    Ok(backend.memory_info()?.map(|(free, total)| {
+    Ok(forward.backend.memory_info()?.map(|(free, total)| {
         let others = (total as f64 * (1.0 - utilization)) as u64;
         (free as u64).saturating_sub(others)
     }))

@@ -4,25 +4,25 @@ use sconce_kernels::{
     Backend, ForwardBatch, KernelError,
     ops::sampling::{Logprobs, Sampled},
 };
-use sconce_models::{CausalLm, Workspace};
+use sconce_models::Buf;
 use sconce_types::{
     BLOCK_SIZE, Executor, ExecutorError, Input, RowResult, Sample, SampleOutcome, ScheduledBatch,
     Slot, StepResult, TokenId, TokenLogprobs, TokenMask, TokenMasks,
 };
 
-use crate::slot::SlotState;
+use crate::{forward::Forward, slot::SlotState};
 
 /// The executor for real models: weights, KV cache and workspace of one model
 /// on one backend. Everything is allocated before it is ready.
 pub struct ModelRunner<B: Backend> {
-    backend: B,
-    model: Box<dyn CausalLm<B>>,
+    forward: Forward<B>,
     cache: B::KvCache,
-    workspace: Workspace<B>,
-    /// Rows of logits that the workspace holds.
+    /// Rows that get logits at a time.
     max_logit_rows: usize,
     slots: Vec<Option<SlotState>>,
-    forward: ForwardBatch,
+    batch: ForwardBatch,
+    /// The hidden states of the batch, until they are sampled from.
+    hidden: Option<Buf>,
     rows: Vec<u32>,
     targets: Vec<(usize, u32, u32)>,
     sampled: Vec<Sampled>,
@@ -33,21 +33,14 @@ pub struct ModelRunner<B: Backend> {
 }
 
 impl<B: Backend> ModelRunner<B> {
-    pub(crate) fn new(
-        backend: B,
-        model: Box<dyn CausalLm<B>>,
-        cache: B::KvCache,
-        workspace: Workspace<B>,
-        max_num_seqs: usize,
-    ) -> Self {
+    pub(crate) fn new(forward: Forward<B>, cache: B::KvCache, max_num_seqs: usize) -> Self {
         Self {
-            backend,
-            model,
+            forward,
             cache,
-            workspace,
             max_logit_rows: max_num_seqs,
             slots: (0..max_num_seqs).map(|_| None).collect(),
-            forward: ForwardBatch::default(),
+            batch: ForwardBatch::default(),
+            hidden: None,
             rows: Vec::new(),
             targets: Vec::new(),
             sampled: Vec::new(),
@@ -71,18 +64,18 @@ impl<B: Backend> ModelRunner<B> {
         let blocks: Vec<u32> = (0..num_blocks).collect();
         let mut logits = Vec::new();
         for (index, tokens) in tokens.chunks(self.max_logit_rows).enumerate() {
-            self.forward.clear();
-            self.forward.push(tokens, index * self.max_logit_rows, &blocks);
+            self.batch.clear();
+            self.batch.push(tokens, index * self.max_logit_rows, &blocks);
             let rows: Vec<u32> = (0..).take(tokens.len()).collect();
-            let Self { backend, model, cache, workspace, forward, .. } = self;
-            model.forward(backend, forward, cache, workspace)?;
-            model.logits(backend, &rows, workspace)?;
-            logits.extend(backend.read(&workspace.logits, rows.len())?);
+            let Self { forward, batch, cache, .. } = self;
+            let hidden = forward.hidden(batch, cache)?;
+            let of_rows = forward.logits(batch, cache, &hidden, &rows)?;
+            logits.extend(forward.read(of_rows, rows.len())?);
         }
         Ok(logits)
     }
 
-    fn forward(&mut self, batch: &ScheduledBatch) -> Result<(), KernelError> {
+    fn compute(&mut self, batch: &ScheduledBatch) -> Result<(), KernelError> {
         for admitted in &batch.admitted {
             self.slots[admitted.slot.index()] = Some(SlotState::new(admitted));
         }
@@ -91,19 +84,20 @@ impl<B: Backend> ModelRunner<B> {
             slot.expect("a table belongs to an admitted sequence").edit_table(edit);
         }
         self.prepare(batch);
-        let Self { backend, model, cache, workspace, forward, .. } = self;
-        model.forward(backend, forward, cache, workspace)?;
+        let hidden = self.forward.hidden(&self.batch, &mut self.cache)?;
         self.pending.clear();
         self.pending
             .extend(batch.sequences.iter().map(|sequence| (sequence.slot, sequence.sample)));
         self.result.clear(batch.step);
         batch.sequences.iter().for_each(|_| self.result.push(SampleOutcome::Nothing));
-        self.score_prompts(batch)
+        self.score_prompts(batch, &hidden)?;
+        self.hidden = Some(hidden);
+        Ok(())
     }
 
     /// Fills the forward batch from the scheduled one.
     fn prepare(&mut self, batch: &ScheduledBatch) {
-        self.forward.clear();
+        self.batch.clear();
         for sequence in &batch.sequences {
             let slot = slot(&self.slots, sequence.slot);
             let last_sampled;
@@ -116,17 +110,17 @@ impl<B: Backend> ModelRunner<B> {
                     &last_sampled[..]
                 }
             };
-            self.forward.push(tokens, sequence.num_computed_tokens, slot.table());
+            self.batch.push(tokens, sequence.num_computed_tokens, slot.table());
         }
     }
 
-    /// Log-probabilities of prompt tokens, in tiles of the workspace's logits.
-    fn score_prompts(&mut self, batch: &ScheduledBatch) -> Result<(), KernelError> {
+    /// Log-probabilities of prompt tokens, in tiles of as many rows as get logits at a time.
+    fn score_prompts(&mut self, batch: &ScheduledBatch, hidden: &Buf) -> Result<(), KernelError> {
         self.targets.clear();
         self.rows.clear();
         for (s, sequence) in batch.sequences.iter().enumerate() {
             let slot = slot(&self.slots, sequence.slot);
-            for (i, row) in self.forward.rows(s).enumerate() {
+            for (i, row) in self.batch.rows(s).enumerate() {
                 let predicted = sequence.num_computed_tokens + i + 1;
                 let Some((token, num_top)) = slot.prompt_logprob(predicted) else { break };
                 self.targets.push((s, token, num_top));
@@ -135,11 +129,11 @@ impl<B: Backend> ModelRunner<B> {
         }
         let tile_len = self.max_logit_rows;
         for (rows, targets) in self.rows.chunks(tile_len).zip(self.targets.chunks(tile_len)) {
-            self.model.logits(&mut self.backend, rows, &mut self.workspace)?;
+            let logits = self.forward.logits(&self.batch, &mut self.cache, hidden, rows)?;
             let tokens: Vec<u32> = targets.iter().map(|&(_, token, _)| token).collect();
             let num_top: Vec<u32> = targets.iter().map(|&(_, _, num_top)| num_top).collect();
             self.logprobs.clear();
-            self.backend.logprobs(&self.workspace.logits, &tokens, &num_top, &mut self.logprobs)?;
+            self.forward.logprobs(logits, &tokens, &num_top, &mut self.logprobs)?;
             let StepResult { rows, logprobs, .. } = &mut self.result;
             for (&(s, ..), scored) in targets.iter().zip(self.logprobs.drain(..)) {
                 let RowResult { prompt_logprobs, .. } = &mut rows[s];
@@ -172,15 +166,16 @@ impl<B: Backend> ModelRunner<B> {
                     continue;
                 }
             }
-            self.rows.push(self.forward.cu_seqlens_q[s + 1] - 1);
+            self.rows.push(self.batch.cu_seqlens_q[s + 1] - 1);
             requests.push(slot(&self.slots, slot_id).sample_request(output_index));
         }
         if requests.is_empty() {
             return Ok(());
         }
-        self.model.logits(&mut self.backend, &self.rows, &mut self.workspace)?;
+        let hidden = self.hidden.take().expect("a step is launched before it is sampled");
+        let logits = self.forward.logits(&self.batch, &mut self.cache, &hidden, &self.rows)?;
         self.sampled.clear();
-        self.backend.sample(&mut self.workspace.logits, &requests, &mut self.sampled)?;
+        self.forward.sample(logits, &requests, &mut self.sampled)?;
         drop(requests);
         let StepResult { rows, tokens, logprobs, .. } = &mut self.result;
         let sampling = self.pending.iter().zip(rows).filter(|((_, sample), row)| {
@@ -209,7 +204,7 @@ impl<B: Backend> ModelRunner<B> {
 /// One step at a time: what is sampled is read back at once.
 impl<B: Backend> Executor for ModelRunner<B> {
     fn launch(&mut self, batch: &ScheduledBatch) -> Result<(), ExecutorError> {
-        self.forward(batch).map_err(|error| executor_error(&error))
+        self.compute(batch).map_err(|error| executor_error(&error))
     }
 
     fn sample(&mut self, masks: &TokenMasks) -> Result<(), ExecutorError> {
@@ -218,7 +213,7 @@ impl<B: Backend> Executor for ModelRunner<B> {
 
     fn wait(&mut self, result: &mut StepResult) -> Result<(), ExecutorError> {
         // A step that sampled nothing has read nothing back: it may still be under way.
-        let device_time = self.backend.finish().map_err(|error| executor_error(&error))?;
+        let device_time = self.forward.backend.finish().map_err(|error| executor_error(&error))?;
         std::mem::swap(result, &mut self.result);
         result.device_time = device_time;
         Ok(())

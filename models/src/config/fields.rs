@@ -1,32 +1,34 @@
 //! Typed access to the fields of a JSON object, absent, null or given.
 
+use std::ops::RangeInclusive;
+
 use serde_json::{Map, Value};
 
 use crate::ModelError;
 
 /// An object of config.json and its name there, as errors say it.
-pub(super) struct Fields<'a> {
+pub(crate) struct Fields<'a> {
     prefix: &'static str,
     map: &'a Map<String, Value>,
 }
 
 impl<'a> Fields<'a> {
-    pub(super) fn new(prefix: &'static str, map: &'a Map<String, Value>) -> Self {
+    pub(crate) fn new(prefix: &'static str, map: &'a Map<String, Value>) -> Self {
         Self { prefix, map }
     }
 
     /// A field's full name.
-    pub(super) fn path(&self, field: &str) -> String {
+    pub(crate) fn path(&self, field: &str) -> String {
         format!("{}{field}", self.prefix)
     }
 
     /// A field that is there, null included.
-    pub(super) fn get(&self, field: &str) -> Option<&'a Value> {
+    pub(crate) fn get(&self, field: &str) -> Option<&'a Value> {
         self.map.get(field)
     }
 
     /// A field that is there and not null.
-    pub(super) fn given(&self, field: &str) -> Option<&'a Value> {
+    pub(crate) fn given(&self, field: &str) -> Option<&'a Value> {
         self.get(field).filter(|value| !value.is_null())
     }
 
@@ -35,20 +37,41 @@ impl<'a> Fields<'a> {
     }
 
     /// A whole number from 1 to `limit`; null is refused.
-    pub(super) fn size(
+    pub(crate) fn size(
         &self,
         field: &str,
         default: usize,
         limit: usize,
     ) -> Result<usize, ModelError> {
+        self.whole(field, default, 1..=limit)
+    }
+
+    /// A whole number from 0 to `limit`; null is refused.
+    pub(crate) fn count(
+        &self,
+        field: &str,
+        default: usize,
+        limit: usize,
+    ) -> Result<usize, ModelError> {
+        self.whole(field, default, 0..=limit)
+    }
+
+    fn whole(
+        &self,
+        field: &str,
+        default: usize,
+        accepted: RangeInclusive<usize>,
+    ) -> Result<usize, ModelError> {
         let Some(value) = self.get(field) else { return Ok(default) };
-        let size = value.as_u64().and_then(|size| usize::try_from(size).ok());
-        size.filter(|size| (1..=limit).contains(size))
-            .ok_or_else(|| self.wrong(field, value, &format!("a whole number from 1 to {limit}")))
+        let number = value.as_u64().and_then(|number| usize::try_from(number).ok());
+        number.filter(|number| accepted.contains(number)).ok_or_else(|| {
+            let (least, most) = (accepted.start(), accepted.end());
+            self.wrong(field, value, &format!("a whole number from {least} to {most}"))
+        })
     }
 
     /// A whole number from 1 to `limit`; null is as absent.
-    pub(super) fn nullable_size(
+    pub(crate) fn nullable_size(
         &self,
         field: &str,
         limit: usize,
@@ -60,13 +83,13 @@ impl<'a> Fields<'a> {
     }
 
     /// A number; null is refused.
-    pub(super) fn number(&self, field: &str, default: f64) -> Result<f64, ModelError> {
+    pub(crate) fn number(&self, field: &str, default: f64) -> Result<f64, ModelError> {
         let Some(value) = self.get(field) else { return Ok(default) };
         value.as_f64().ok_or_else(|| self.wrong(field, value, "a number"))
     }
 
     /// A number; null is as absent.
-    pub(super) fn nullable_number(&self, field: &str) -> Result<Option<f64>, ModelError> {
+    pub(crate) fn nullable_number(&self, field: &str) -> Result<Option<f64>, ModelError> {
         match self.given(field) {
             None => Ok(None),
             Some(_) => self.number(field, 0.0).map(Some),
@@ -74,13 +97,13 @@ impl<'a> Fields<'a> {
     }
 
     /// true or false; null is refused.
-    pub(super) fn flag(&self, field: &str, default: bool) -> Result<bool, ModelError> {
+    pub(crate) fn flag(&self, field: &str, default: bool) -> Result<bool, ModelError> {
         let Some(value) = self.get(field) else { return Ok(default) };
         value.as_bool().ok_or_else(|| self.wrong(field, value, "true or false"))
     }
 
     /// A string; null is refused.
-    pub(super) fn string<'b>(&self, field: &str, default: &'b str) -> Result<&'b str, ModelError>
+    pub(crate) fn string<'b>(&self, field: &str, default: &'b str) -> Result<&'b str, ModelError>
     where
         'a: 'b,
     {
@@ -89,7 +112,7 @@ impl<'a> Fields<'a> {
     }
 
     /// A string; null is as absent.
-    pub(super) fn nullable_string(&self, field: &str) -> Result<Option<&'a str>, ModelError> {
+    pub(crate) fn nullable_string(&self, field: &str) -> Result<Option<&'a str>, ModelError> {
         match self.given(field) {
             None => Ok(None),
             Some(_) => self.string(field, "").map(Some),
@@ -97,14 +120,14 @@ impl<'a> Fields<'a> {
     }
 
     /// A list of strings; none where it is absent or null.
-    pub(super) fn strings(&self, field: &str) -> Result<Vec<&'a str>, ModelError> {
+    pub(crate) fn strings(&self, field: &str) -> Result<Vec<&'a str>, ModelError> {
         let Some(value) = self.given(field) else { return Ok(Vec::new()) };
         let strings = value.as_array().and_then(|list| list.iter().map(Value::as_str).collect());
         strings.ok_or_else(|| self.wrong(field, value, "a list of strings"))
     }
 
     /// An object with something in it; null and `{}` are as absent.
-    pub(super) fn object(
+    pub(crate) fn object(
         &self,
         field: &str,
         prefix: &'static str,
@@ -116,7 +139,7 @@ impl<'a> Fields<'a> {
 }
 
 /// At most so much of a value that a message shows.
-pub(super) fn clip(text: &str) -> String {
+pub(crate) fn clip(text: &str) -> String {
     let mut clipped: String = text.chars().take(80).collect();
     if clipped.len() < text.len() {
         clipped.push('…');
@@ -124,14 +147,14 @@ pub(super) fn clip(text: &str) -> String {
     clipped
 }
 
-pub(super) fn positive(field: impl Into<String>, value: f64) -> Result<f64, ModelError> {
+pub(crate) fn positive(field: impl Into<String>, value: f64) -> Result<f64, ModelError> {
     if value > 0.0 && value.is_finite() {
         return Ok(value);
     }
     Err(refuse(field, &value, "a number above 0".to_owned()))
 }
 
-pub(super) fn refuse(
+pub(crate) fn refuse(
     field: impl Into<String>,
     value: &dyn std::fmt::Display,
     accepted: String,

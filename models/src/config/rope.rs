@@ -3,19 +3,20 @@
 use serde_json::Map;
 
 use super::{
-    Fields, MAX_SIZE, RopeScaling,
-    fields::{positive, refuse},
+    Fields, MAX_SIZE,
+    fields::{clip, positive, refuse},
 };
-use crate::ModelError;
+use crate::{ModelError, RopeParams, RopeScaling};
 
-/// The base of RoPE's frequencies, and their scaling.
+/// The base of RoPE's frequencies, and their scaling, for heads of `head_dim`.
 ///
 /// The fields stand in `rope_parameters`, or, as before transformers 5, in `rope_scaling`,
 /// which is taken where both are there; `rope_theta` may stand beside them.
 pub(super) fn read(
     config: &Fields<'_>,
+    head_dim: usize,
     max_position_embeddings: usize,
-) -> Result<(f64, RopeScaling), ModelError> {
+) -> Result<RopeParams, ModelError> {
     let older = config.object("rope_scaling", "rope_scaling.")?;
     let newer = config.object("rope_parameters", "rope_parameters.")?;
     let nothing = Map::new();
@@ -29,7 +30,7 @@ pub(super) fn read(
         None => config.nullable_number("partial_rotary_factor")?.unwrap_or(1.0),
     };
     if partial != 1.0 {
-        // Neither family rotates parts of heads: transformers ignores the field or fails.
+        // No family rotates parts of heads: transformers ignores the field or fails.
         let accepted = "1: whole heads are rotated".to_owned();
         return Err(refuse("partial_rotary_factor", &partial, accepted));
     }
@@ -45,10 +46,10 @@ pub(super) fn read(
         "yarn" => reader.yarn()?,
         other => {
             let accepted = "one of default, linear, llama3, yarn".to_owned();
-            return Err(refuse(rope.path("rope_type"), &super::fields::clip(other), accepted));
+            return Err(refuse(rope.path("rope_type"), &clip(other), accepted));
         }
     };
-    Ok((theta, scaling))
+    Ok(RopeParams { head_dim, theta, scaling })
 }
 
 struct Reader<'a> {

@@ -4,7 +4,7 @@ use std::{collections::HashMap, path::Path};
 
 use candle_core::{DType, Device, Tensor};
 use sconce_kernels::{WeightDtype, cpu::Cpu, cpu::CpuConfig};
-use sconce_models::{ModelConfig, ModelError};
+use sconce_models::{Checkpoint, ModelError};
 use serde_json::json;
 
 use crate::tiny::Tiny;
@@ -19,11 +19,11 @@ fn load(dir: &Path) -> Result<usize, ModelError> {
 }
 
 fn load_with_warnings(dir: &Path) -> Result<(usize, Vec<String>), ModelError> {
-    let config = ModelConfig::read(dir)?;
+    let checkpoint = Checkpoint::open(dir)?;
     let cpu = Cpu::new(CpuConfig { threads: Some(1), ..CpuConfig::default() });
     let mut reports = Vec::new();
     let report = &mut |done, total| reports.push((done, total));
-    let loaded = sconce_models::load(dir, &config, &cpu, WeightDtype::F32, 32, report)?;
+    let loaded = checkpoint.load(&cpu, WeightDtype::F32, 32, report)?;
     let total = reports.len();
     let expected: Vec<_> = (1..=total).map(|done| (done, total)).collect();
     assert_eq!(reports, expected, "each tensor is reported once, in order");

@@ -1,6 +1,7 @@
 //! config.json: what is read, and what is refused by name.
 
-use sconce_models::{ModelConfig, ModelError, rope_table};
+use sconce_kernels::cpu::Cpu;
+use sconce_models::{Checkpoint, Decoder, ModelError, RopeParams, llama};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -45,7 +46,10 @@ fn every_field_is_read_as_transformers_reads_it() {
     for Case { name, config, effective, refused, refused_here } in cases {
         let read = tiny::read_config(&config);
         let verdict = match (effective, read) {
-            (Some(effective), Ok(read)) => differences(&effective, &read),
+            (Some(effective), Ok((architecture, _))) if effective.architecture != architecture => {
+                format!("{architecture} for {}", effective.architecture)
+            }
+            (Some(effective), Ok((_, read))) => differences(&effective, &read),
             (Some(_), Err(error)) => format!("refused: {error}"),
             (None, Ok(_)) => format!("accepted, but {:?}", refused.or(refused_here)),
             (None, Err(error)) => {
@@ -60,33 +64,33 @@ fn every_field_is_read_as_transformers_reads_it() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-fn differences(effective: &Effective, read: &ModelConfig) -> String {
+fn differences(effective: &Effective, read: &llama::Config) -> String {
     let Effective { inverse_frequencies, attention_factor, .. } = effective;
-    let expected = ModelConfig {
-        architecture: effective.architecture.clone(),
-        vocab_size: effective.vocab_size,
-        hidden_size: effective.hidden_size,
-        intermediate_size: effective.intermediate_size,
-        num_layers: effective.num_layers,
-        num_heads: effective.num_heads,
-        num_kv_heads: effective.num_kv_heads,
-        head_dim: effective.head_dim,
-        max_position_embeddings: effective.max_position_embeddings,
-        rms_norm_eps: effective.rms_norm_eps,
-        tie_word_embeddings: effective.tie_word_embeddings,
+    let rope = read.base.rope;
+    let expected = llama::Config {
+        base: Decoder {
+            vocab_size: effective.vocab_size,
+            hidden_size: effective.hidden_size,
+            intermediate_size: effective.intermediate_size,
+            num_hidden_layers: effective.num_layers,
+            num_attention_heads: effective.num_heads,
+            num_key_value_heads: effective.num_kv_heads,
+            max_position_embeddings: effective.max_position_embeddings,
+            rms_norm_eps: effective.rms_norm_eps,
+            tie_word_embeddings: effective.tie_word_embeddings,
+            // The rest of it is compared by what follows from it.
+            rope: RopeParams { head_dim: effective.head_dim, ..rope },
+        },
         attention_bias: effective.attention_bias,
         mlp_bias: effective.mlp_bias,
         sliding_window: effective.sliding_window,
-        // Compared by what follows from them.
-        rope_theta: read.rope_theta,
-        rope_scaling: read.rope_scaling,
     };
     if *read != expected {
         return format!("{read:?} for {expected:?}");
     }
     // Position 1: the angles are the frequencies themselves.
-    let table = rope_table(read, 2);
-    let (cos, sin) = table[read.head_dim..].split_at(read.head_dim / 2);
+    let table = rope.table(2);
+    let (cos, sin) = table[rope.head_dim..].split_at(rope.head_dim / 2);
     for (i, frequency) in inverse_frequencies.iter().enumerate() {
         for (got, expected) in [(cos[i], frequency.cos()), (sin[i], frequency.sin())] {
             let expected = expected * attention_factor;
@@ -116,7 +120,7 @@ fn a_class_is_found_among_several() {
         let mut config = Tiny::default().config();
         config["architectures"] = classes;
         config["model_type"] = model_type;
-        tiny::read_config(&config).map(|config| config.architecture)
+        tiny::read_config(&config).map(|(architecture, _)| architecture)
     };
     let own = json!(["OwnForCausalLM", "LlamaForCausalLM"]);
     assert_eq!(architecture(own, Value::Null).unwrap(), "LlamaForCausalLM");
@@ -126,13 +130,44 @@ fn a_class_is_found_among_several() {
         (both, Value::Null, "architectures is LlamaForCausalLM, MistralForCausalLM"),
         (json!("LlamaForCausalLM"), Value::Null, "a list of strings"),
         (json!(["LlamaForCausalLM", 1]), Value::Null, "a list of strings"),
-        (json!(["LlamaForCausalLM"]), json!("qwen2"), "model_type is qwen2"),
+        (json!(["LlamaForCausalLM"]), json!("gemma2"), "model_type is gemma2"),
         (json!(["LlamaForCausalLM"]), json!(1), "model_type is 1"),
         (Value::Null, Value::Null, "architectures is absent"),
     ] {
         let error = architecture(classes, model_type).unwrap_err().to_string();
         assert!(error.contains(named), "{named}: {error}");
     }
+}
+
+#[test]
+fn an_unknown_family_is_told_which_are_known_and_the_nearest() {
+    let message = |classes: Value, model_type: Value| {
+        let mut config = Tiny::default().config();
+        config["architectures"] = classes;
+        config["model_type"] = model_type;
+        tiny::read_config(&config).unwrap_err().to_string()
+    };
+    let known = "must be one of LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, \
+                 Qwen3ForCausalLM";
+    for (class, nearest) in
+        [("LLaMAForCausalLM", "LlamaForCausalLM"), ("MixtralForCausalLM", "MistralForCausalLM")]
+    {
+        let told = message(json!(["OtherModel", class]), Value::Null);
+        let expected = format!("{known}; the nearest of these is {nearest}");
+        assert!(told.contains(class) && told.ends_with(&expected), "{told}");
+    }
+    let told = message(Value::Null, json!("mistrall"));
+    assert!(
+        told.ends_with("one of llama, mistral, qwen2, qwen3; the nearest of these is mistral"),
+        "{told}"
+    );
+    // There is nothing to be near to.
+    assert!(message(Value::Null, Value::Null).ends_with(known));
+    let both = json!(["LlamaForCausalLM", "MistralForCausalLM"]);
+    assert!(message(both, Value::Null).ends_with(known));
+    // However long the name is, the message is not.
+    let told = message(json!(["x".repeat(100_000)]), Value::Null);
+    assert!(told.len() < 300, "{told}");
 }
 
 #[test]
@@ -196,7 +231,10 @@ fn heads_that_do_not_divide_the_hidden_size_need_a_head_dim() {
 #[test]
 fn a_file_that_is_no_configuration_is_named() {
     let dir = tempfile::tempdir().unwrap();
-    let read = || ModelConfig::read(dir.path()).unwrap_err();
+    let read = || match Checkpoint::<Cpu>::open(dir.path()) {
+        Ok(_) => panic!("it was accepted"),
+        Err(error) => error,
+    };
     assert!(matches!(read(), ModelError::Io { .. }));
     let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n";
     std::fs::write(dir.path().join("config.json"), pointer).unwrap();

@@ -1,13 +1,13 @@
 //! The forward pass against a plain one in f64, whole and in pieces.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, path::Path};
 
 use candle_core::{DType, Tensor};
 use sconce_kernels::{
-    Backend, Dtype, ForwardBatch, KvLayout, WeightDtype,
+    AttentionParams, Backend, Dtype, ForwardBatch, KvLayout, WeightDtype,
     cpu::{Cpu, CpuConfig},
 };
-use sconce_models::{CausalLm, ModelConfig, Workspace};
+use sconce_models::{Checkpoint, Loaded, Model, ModelSpec, Pass, Workspace};
 
 use crate::tiny::{self, Random, Tiny};
 
@@ -16,43 +16,52 @@ const MAX_TOKENS: usize = 64;
 /// A model, its cache and its workspace.
 struct Runner {
     cpu: Cpu,
-    model: Box<dyn CausalLm<Cpu>>,
+    model: Box<dyn Model<Cpu>>,
+    spec: ModelSpec,
     cache: <Cpu as Backend>::KvCache,
     workspace: Workspace<Cpu>,
 }
 
+fn load(dir: &Path, cpu: &Cpu, weights: WeightDtype, max_positions: usize) -> Loaded<Cpu> {
+    Checkpoint::open(dir).unwrap().load(cpu, weights, max_positions, &mut |_, _| {}).unwrap()
+}
+
 impl Runner {
-    fn new(dir: &std::path::Path, dtype: Dtype) -> Self {
+    fn new(dir: &Path, dtype: Dtype) -> Self {
         Self::with_weights(dir, dtype, dtype.into())
     }
 
-    fn with_weights(dir: &std::path::Path, dtype: Dtype, weights: WeightDtype) -> Self {
-        let config = ModelConfig::read(dir).unwrap();
+    fn with_weights(dir: &Path, dtype: Dtype, weights: WeightDtype) -> Self {
         let cpu = Cpu::new(CpuConfig { threads: Some(2), ..CpuConfig::default() });
-        let model = sconce_models::load(dir, &config, &cpu, weights, MAX_TOKENS, &mut |_, _| {})
-            .unwrap()
-            .model;
-        let shape = *model.shape();
+        let Loaded { model, spec, .. } = load(dir, &cpu, weights, MAX_TOKENS);
+        let AttentionParams { num_kv_heads, head_dim, .. } = spec.cache_layers[0];
         let layout = KvLayout {
-            num_layers: shape.num_layers,
+            num_layers: spec.cache_layers.len(),
             num_blocks: 12,
-            num_kv_heads: shape.num_kv_heads,
-            head_dim: shape.head_dim,
+            num_kv_heads,
+            head_dim,
             dtype: dtype.into(),
         };
         let cache = cpu.kv_cache(layout).unwrap();
-        let workspace = Workspace::new(&cpu, &shape, MAX_TOKENS, MAX_TOKENS).unwrap();
-        Self { cpu, model, cache, workspace }
+        let workspace = Workspace::new(MAX_TOKENS, MAX_TOKENS);
+        Self { cpu, model, spec, cache, workspace }
     }
 
     /// The logits of every row of a batch.
     fn logits(&mut self, batch: &ForwardBatch) -> Vec<Vec<f32>> {
-        let Self { cpu, model, cache, workspace } = self;
-        model.forward(cpu, batch, cache, workspace).unwrap();
         let rows: Vec<u32> = (0..batch.num_tokens() as u32).collect();
-        model.logits(cpu, &rows, workspace).unwrap();
-        let logits = cpu.read(&workspace.logits, rows.len()).unwrap();
-        logits.chunks(model.shape().vocab_size).map(<[f32]>::to_vec).collect()
+        self.logits_of(batch, &rows)
+    }
+
+    /// The logits of some rows of a batch.
+    fn logits_of(&mut self, batch: &ForwardBatch, rows: &[u32]) -> Vec<Vec<f32>> {
+        let Self { cpu, model, spec, cache, workspace } = self;
+        let mut pass = Pass::begin(cpu, batch, cache, workspace).unwrap();
+        let hidden = model.forward(&mut pass).unwrap();
+        let chosen = pass.gather(rows, &hidden).unwrap();
+        let logits = model.head(&mut pass, chosen).unwrap();
+        let logits = cpu.read(workspace.get(&logits), rows.len()).unwrap();
+        logits.chunks(spec.vocab_size).map(<[f32]>::to_vec).collect()
     }
 }
 
@@ -101,9 +110,10 @@ impl<'a> Plain<'a> {
         }
     }
 
-    fn attend(&self, q: &[f64], keys: &[Vec<f64>], values: &[Vec<f64>]) -> Vec<f64> {
-        let Tiny { heads, kv_heads, head_dim, sliding_window, .. } = *self.tiny;
-        let first = keys.len().saturating_sub(sliding_window.unwrap_or(usize::MAX));
+    fn attend(&self, layer: usize, q: &[f64], keys: &[Vec<f64>], values: &[Vec<f64>]) -> Vec<f64> {
+        let Tiny { heads, kv_heads, head_dim, .. } = *self.tiny;
+        let window = self.tiny.window(layer).unwrap_or(usize::MAX);
+        let first = keys.len().saturating_sub(window);
         let mut out = Vec::new();
         for (head, q) in q.chunks(head_dim).enumerate() {
             let kv = head / (heads / kv_heads) * head_dim..;
@@ -137,11 +147,19 @@ impl<'a> Plain<'a> {
                 let normed = self.norm(&name("input_layernorm"), x);
                 let mut q = self.linear(&name("self_attn.q_proj"), &normed);
                 let mut k = self.linear(&name("self_attn.k_proj"), &normed);
+                if self.tiny.class == Some("Qwen3ForCausalLM") {
+                    for (heads, norm) in [(&mut q, "q_norm"), (&mut k, "k_norm")] {
+                        for head in heads.chunks_mut(self.tiny.head_dim) {
+                            let normed = self.norm(&name(&format!("self_attn.{norm}")), head);
+                            head.copy_from_slice(&normed);
+                        }
+                    }
+                }
                 self.rope(&mut q, position);
                 self.rope(&mut k, position);
                 keys.push(k);
                 values.push(self.linear(&name("self_attn.v_proj"), &normed));
-                let attended = self.attend(&q, &keys, &values);
+                let attended = self.attend(layer, &q, &keys, &values);
                 add(x, self.linear(&name("self_attn.o_proj"), &attended));
                 let normed = self.norm(&name("post_attention_layernorm"), x);
                 let gate = self.linear(&name("mlp.gate_proj"), &normed);
@@ -157,11 +175,14 @@ impl<'a> Plain<'a> {
     }
 }
 
-fn variants() -> [Tiny; 3] {
+fn variants() -> [Tiny; 5] {
     let tiny = Tiny::default();
     let biased = Tiny { tied: false, biased: true, ..tiny.clone() };
     let windowed = Tiny { sliding_window: Some(9), heads: 6, kv_heads: 1, ..tiny.clone() };
-    [tiny, biased, windowed]
+    let class = Some("Qwen2ForCausalLM");
+    let qwen2 = Tiny { class, tied: false, sliding_window: Some(9), ..tiny.clone() };
+    let qwen3 = Tiny { class: Some("Qwen3ForCausalLM"), head_dim: 32, ..tiny.clone() };
+    [tiny, biased, windowed, qwen2, qwen3]
 }
 
 fn tokens(len: usize, seed: u64) -> Vec<u32> {
@@ -232,11 +253,8 @@ fn tied_weights_are_those_that_the_checkpoint_has() {
         let error = relative_error(&got, &expected);
         assert!(error < 2e-6, "{what}: relative error {error:e}");
 
-        let config = ModelConfig::read(dir.path()).unwrap();
         let cpu = Cpu::new(CpuConfig { threads: Some(1), ..CpuConfig::default() });
-        let loaded =
-            sconce_models::load(dir.path(), &config, &cpu, WeightDtype::F32, 16, &mut |_, _| {});
-        let loaded = loaded.unwrap();
+        let loaded = load(dir.path(), &cpu, WeightDtype::F32, 16);
         assert_eq!(loaded.warnings.iter().any(|told| told.contains(head)), is_told, "{what}");
         let shapes = if is_told { untied.shapes() } else { tied.shapes() };
         let matrices = shapes.iter().filter(|(_, shape)| shape.len() == 2);
@@ -264,7 +282,6 @@ fn the_bytes_of_weights_are_counted() {
     let tiny = Tiny { tied: false, ..Tiny::default() };
     let dir = tempfile::tempdir().unwrap();
     tiny.write(dir.path());
-    let config = ModelConfig::read(dir.path()).unwrap();
     let cpu = Cpu::new(CpuConfig { threads: Some(1), ..CpuConfig::default() });
     let shapes = tiny.shapes();
     // No shape of these needs padding.
@@ -277,8 +294,7 @@ fn the_bytes_of_weights_are_counted() {
         (WeightDtype::Bf16, 2 * elements),
         (WeightDtype::Int8, elements + 8 * outputs),
     ] {
-        let loaded =
-            sconce_models::load(dir.path(), &config, &cpu, dtype, 16, &mut |_, _| {}).unwrap();
+        let loaded = load(dir.path(), &cpu, dtype, 16);
         assert_eq!(loaded.weight_bytes, bytes, "{dtype:?}");
     }
 }
@@ -327,6 +343,35 @@ fn chunks_and_company_change_no_bit() {
     }
 }
 
+/// A layer that read a buffer which it or another gave back, or never wrote, would change
+/// bits: every buffer is NaN when it is given back.
+#[test]
+fn no_layer_counts_on_what_a_buffer_held() {
+    for tiny in variants() {
+        let dir = tempfile::tempdir().unwrap();
+        tiny.write(dir.path());
+        let mut batch = ForwardBatch::default();
+        batch.push(&tokens(37, 3), 0, &[5, 1, 3]);
+        let expected = Runner::new(dir.path(), Dtype::F32).logits(&batch);
+        let mut runner = Runner::new(dir.path(), Dtype::F32);
+        runner.workspace.poison_freed(|buffer| {
+            buffer.rows_mut(buffer.capacity()).fill(f32::NAN);
+        });
+        for _ in 0..2 {
+            assert_eq!(runner.logits(&batch), expected, "{tiny:?}");
+            // The first pass took all that a pass takes.
+            runner.workspace.freeze();
+        }
+        // Residual, what is read of it, Q with K and V, heads, gated; then the row of
+        // hidden states that logits are of, beside both, and the logits.
+        let Tiny { hidden, intermediate, vocab, heads, kv_heads, head_dim, .. } = tiny;
+        let q = heads * head_dim;
+        let qkv = q + 2 * kv_heads * head_dim;
+        let columns = [hidden, hidden, qkv, q, intermediate, hidden, vocab];
+        assert_eq!(runner.workspace.columns(), columns);
+    }
+}
+
 #[test]
 fn logits_of_chosen_rows_come_in_the_order_asked_for() {
     let dir = tempfile::tempdir().unwrap();
@@ -335,21 +380,21 @@ fn logits_of_chosen_rows_come_in_the_order_asked_for() {
     let mut batch = ForwardBatch::default();
     batch.push(&tokens(9, 1), 0, &[4]);
     let all = runner.logits(&batch);
-    let Runner { cpu, model, workspace, .. } = &mut runner;
-    model.logits(cpu, &[8, 0, 8], workspace).unwrap();
-    let got = cpu.read(&workspace.logits, 3).unwrap();
-    assert_eq!(got, [all[8].clone(), all[0].clone(), all[8].clone()].concat());
+    let got = runner.logits_of(&batch, &[8, 0, 8]);
+    assert_eq!(got, [all[8].clone(), all[0].clone(), all[8].clone()]);
 }
 
 #[test]
 fn a_batch_that_exceeds_its_limits_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     Tiny::default().write(dir.path());
-    let Runner { mut cpu, model, mut cache, mut workspace } = Runner::new(dir.path(), Dtype::F32);
+    let Runner { mut cpu, model, mut cache, mut workspace, .. } =
+        Runner::new(dir.path(), Dtype::F32);
     let mut refused = |tokens: &[u32], computed: usize| {
         let mut batch = ForwardBatch::default();
         batch.push(tokens, computed, &[0, 1, 2, 3, 4, 5, 6, 7]);
-        model.forward(&mut cpu, &batch, &mut cache, &mut workspace).unwrap_err().to_string()
+        let mut pass = Pass::begin(&mut cpu, &batch, &mut cache, &mut workspace).unwrap();
+        model.forward(&mut pass).unwrap_err().to_string()
     };
     let error = refused(&tokens(MAX_TOKENS + 1, 1), 0);
     assert!(error.contains("embedding_gather"), "{error}");

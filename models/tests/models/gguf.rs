@@ -14,13 +14,13 @@ use sconce_kernels::{
     cpu::{Cpu, CpuConfig},
 };
 use sconce_models::{
-    ModelConfig, RopeScaling,
+    Checkpoint, RopeScaling,
     gguf::{self, GgufError, Progress},
 };
 use serde_json::json;
 use tokenizers::Tokenizer;
 
-use crate::tiny::Tiny;
+use crate::tiny::{self, Tiny};
 
 /// A GGUF file before it is written.
 struct Source {
@@ -178,14 +178,14 @@ fn a_converted_directory_holds_the_model_it_came_from() {
             assert_eq!(bits(got), bits(expected), "{name}");
         }
 
-        let config = ModelConfig::read(dir.path()).unwrap();
+        let config = tiny::config_of(dir.path()).unwrap().base;
         assert_eq!(config.tie_word_embeddings, tied);
         assert_eq!(config.rms_norm_eps.to_bits(), 1e-5f32.to_bits());
-        assert_eq!(config.rope_theta, 1000.0);
-        assert_eq!(config.head_dim, tiny.head_dim);
+        assert_eq!(config.rope.theta, 1000.0);
+        assert_eq!(config.rope.head_dim, tiny.head_dim);
         let cpu = Cpu::new(CpuConfig { threads: Some(1), ..CpuConfig::default() });
-        sconce_models::load(dir.path(), &config, &cpu, WeightDtype::Bf16, 16, &mut |_, _| {})
-            .unwrap();
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        checkpoint.load(&cpu, WeightDtype::Bf16, 16, &mut |_, _| {}).unwrap();
     }
 }
 
@@ -302,14 +302,14 @@ fn llama_3_scaling_is_recognised_by_its_divisors() {
     };
     set(&mut source, &divisors);
     source.convert(dir.path()).unwrap();
-    let config = ModelConfig::read(dir.path()).unwrap();
+    let config = tiny::config_of(dir.path()).unwrap().base;
     let expected = RopeScaling::Llama3 {
         factor: 32.0,
         low_freq_factor: 1.0,
         high_freq_factor: 4.0,
         original_max_position_embeddings: 8192,
     };
-    assert_eq!(config.rope_scaling, expected);
+    assert_eq!(config.rope.scaling, expected);
 
     divisors[0] = 2.0;
     set(&mut source, &divisors);
@@ -526,7 +526,7 @@ fn a_factor_alone_scales_linearly() {
         source.metadata.insert(key.to_owned(), Value::F32(value));
         let dir = tempfile::tempdir().unwrap();
         source.convert(dir.path()).unwrap();
-        let config = ModelConfig::read(dir.path()).unwrap();
-        assert_eq!(config.rope_scaling, expected, "{key}");
+        let config = tiny::config_of(dir.path()).unwrap().base;
+        assert_eq!(config.rope.scaling, expected, "{key}");
     }
 }

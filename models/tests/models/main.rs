@@ -5,5 +5,6 @@ mod checkpoint;
 mod config;
 mod forward;
 mod gguf;
+mod qwen;
 mod rope;
 mod tiny;

@@ -1,6 +1,6 @@
 //! The rotary table against transformers; `data/rope.py` wrote the numbers.
 
-use sconce_models::{ModelConfig, rope_table};
+use sconce_models::llama;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -18,20 +18,20 @@ fn cases() -> Vec<Case> {
     serde_json::from_str(include_str!("data/rope.json")).expect("the data parse")
 }
 
-fn config(fields: &Map<String, Value>) -> ModelConfig {
+fn config(fields: &Map<String, Value>) -> llama::Config {
     let mut config = Tiny::default().config();
     config["head_dim"] = 64.into();
     config["max_position_embeddings"] = 131_072.into();
     for (field, value) in fields {
         config[field.as_str()] = value.clone();
     }
-    tiny::read_config(&config).expect("a served configuration")
+    tiny::read_config(&config).expect("a served configuration").1
 }
 
 #[test]
 fn every_scaling_agrees_with_transformers() {
     for case in cases() {
-        let table = rope_table(&config(&case.config), 301);
+        let table = config(&case.config).base.rope.table(301);
         for position in [0, 1, 7, 300] {
             let (cos, sin) = table[position * 64..][..64].split_at(32);
             for (i, frequency) in case.inverse_frequencies.iter().enumerate() {

@@ -3,10 +3,11 @@
 use std::{collections::HashMap, path::Path};
 
 use candle_core::{DType, Device, Tensor};
-use sconce_models::{ModelConfig, ModelError};
+use sconce_kernels::cpu::Cpu;
+use sconce_models::{Checkpoint, ModelError, llama};
 use serde_json::{Value, json};
 
-/// The sizes of a Llama small enough to be computed in f64 by a plain loop.
+/// The sizes of a model small enough to be computed in f64 by a plain loop.
 #[derive(Clone, Debug)]
 pub(crate) struct Tiny {
     pub(crate) vocab: usize,
@@ -19,6 +20,8 @@ pub(crate) struct Tiny {
     pub(crate) tied: bool,
     pub(crate) biased: bool,
     pub(crate) sliding_window: Option<usize>,
+    /// The architecture; `None` is a Llama with biases, a Mistral without.
+    pub(crate) class: Option<&'static str>,
 }
 
 impl Default for Tiny {
@@ -34,6 +37,7 @@ impl Default for Tiny {
             tied: true,
             biased: false,
             sliding_window: None,
+            class: None,
         }
     }
 }
@@ -43,8 +47,9 @@ impl Tiny {
     pub(crate) fn config(&self) -> Value {
         json!({
             // The one has biases, the other a window.
-            "architectures":
-                [if self.biased { "LlamaForCausalLM" } else { "MistralForCausalLM" }],
+            "architectures": [self.class.unwrap_or(
+                if self.biased { "LlamaForCausalLM" } else { "MistralForCausalLM" }
+            )],
             "vocab_size": self.vocab,
             "hidden_size": self.hidden,
             "intermediate_size": self.intermediate,
@@ -59,8 +64,15 @@ impl Tiny {
             "attention_bias": self.biased,
             "mlp_bias": self.biased,
             "sliding_window": self.sliding_window,
+            "use_sliding_window": self.sliding_window.is_some(),
+            "max_window_layers": 1,
             "hidden_act": "silu",
         })
+    }
+
+    /// Positions that a layer's queries see, if not all: Qwen's first layer sees them.
+    pub(crate) fn window(&self, layer: usize) -> Option<usize> {
+        self.sliding_window.filter(|_| self.class.is_none() || layer >= 1)
     }
 
     /// The name and shape of every tensor.
@@ -79,6 +91,11 @@ impl Tiny {
             for norm in ["input_layernorm", "post_attention_layernorm"] {
                 shapes.push((name(&format!("{norm}.weight")), vec![hidden]));
             }
+            if self.class == Some("Qwen3ForCausalLM") {
+                for norm in ["self_attn.q_norm", "self_attn.k_norm"] {
+                    shapes.push((name(&format!("{norm}.weight")), vec![self.head_dim]));
+                }
+            }
             for (linear, n, k) in [
                 ("self_attn.q_proj", q, hidden),
                 ("self_attn.k_proj", kv, hidden),
@@ -89,7 +106,9 @@ impl Tiny {
                 ("mlp.down_proj", hidden, intermediate),
             ] {
                 shapes.push((name(&format!("{linear}.weight")), vec![n, k]));
-                if self.biased {
+                let of_qwen2 =
+                    ["q_proj", "k_proj", "v_proj"].iter().any(|end| linear.ends_with(end));
+                if self.biased || (of_qwen2 && self.class == Some("Qwen2ForCausalLM")) {
                     shapes.push((name(&format!("{linear}.bias")), vec![n]));
                 }
             }
@@ -127,11 +146,17 @@ pub(crate) fn write_config(dir: &Path, config: &Value) {
     std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
 }
 
-/// Reads a config.json of the given contents.
-pub(crate) fn read_config(config: &Value) -> Result<ModelConfig, ModelError> {
+/// A directory that holds a Llama or a Mistral.
+pub(crate) fn config_of(dir: &Path) -> Result<llama::Config, ModelError> {
+    let checkpoint = Checkpoint::<Cpu>::open(dir)?;
+    Ok(checkpoint.config::<llama::Config>().expect("a Llama or a Mistral").clone())
+}
+
+/// Reads a config.json of the given contents: its architecture and fields.
+pub(crate) fn read_config(config: &Value) -> Result<(&'static str, llama::Config), ModelError> {
     let dir = tempfile::tempdir().unwrap();
     write_config(dir.path(), config);
-    ModelConfig::read(dir.path())
+    Ok((Checkpoint::<Cpu>::open(dir.path())?.architecture(), config_of(dir.path())?))
 }
 
 /// SplitMix64 (Steele et al., 2014): the same numbers everywhere.

@@ -1,0 +1,64 @@
+//! Qwen2 and Qwen2.5: a Llama whose projections to Q, K and V alone have biases, and whose
+//! later layers may see a window only.
+
+use super::llama::Llama;
+use crate::{
+    ModelError,
+    config::{Decoder, Defaults, Fields, KvHeads, windows},
+    layers::AttentionConfig,
+    registry::Family,
+    source::{Scope, Source, Weights},
+};
+
+/// `Qwen2Config`'s fields.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// The sizes.
+    pub base: Decoder,
+    /// For each layer the positions that a query sees, if not all.
+    pub windows: Vec<Option<usize>>,
+}
+
+impl Config {
+    fn attention(&self, index: usize) -> AttentionConfig {
+        AttentionConfig {
+            hidden_size: self.base.hidden_size,
+            num_heads: self.base.num_attention_heads,
+            num_kv_heads: self.base.num_key_value_heads,
+            qkv_bias: true,
+            o_bias: false,
+            qk_norm: None,
+            sliding_window: self.windows[index],
+            rope: self.base.rope,
+        }
+    }
+}
+
+pub(crate) struct Qwen2ForCausalLM;
+
+impl Family for Qwen2ForCausalLM {
+    const ARCHITECTURE: &'static str = "Qwen2ForCausalLM";
+    const MODEL_TYPE: &'static str = "qwen2";
+    type Config = Config;
+    type Model<W: Weights> = Llama<W>;
+
+    fn read(config: &Fields<'_>) -> Result<Config, ModelError> {
+        let defaults = Defaults {
+            vocab_size: 151_936,
+            intermediate_size: 22_016,
+            max_position_embeddings: 32_768,
+            num_key_value_heads: KvHeads::AbsentNullAsQ(32),
+            head_dim: None,
+        };
+        let base = Decoder::read(config, &defaults)?;
+        Ok(Config { windows: windows(config, base.num_hidden_layers)?, base })
+    }
+
+    fn max_positions(config: &Config) -> usize {
+        config.base.max_position_embeddings
+    }
+
+    fn build<S: Source>(config: &Config, s: &mut Scope<'_, S>) -> Result<Llama<S::W>, ModelError> {
+        Llama::build(&config.base, |index| config.attention(index), false, s)
+    }
+}

@@ -1,0 +1,117 @@
+//! Attention over the paged cache.
+
+use std::sync::Arc;
+
+use sconce_kernels::{AttentionParams, Backend, KernelError};
+
+use super::Linear;
+use crate::{
+    Buf, ModelError, Pass, RopeParams,
+    source::{Scope, Source, Weights},
+};
+
+/// How a layer attends. Its heads are of `rope.head_dim` elements.
+#[derive(Clone, Debug)]
+pub(crate) struct AttentionConfig {
+    pub(crate) hidden_size: usize,
+    pub(crate) num_heads: usize,
+    pub(crate) num_kv_heads: usize,
+    /// Whether the projections to Q, K and V have biases.
+    pub(crate) qkv_bias: bool,
+    /// Whether the projection of the heads' outputs has one.
+    pub(crate) o_bias: bool,
+    /// Epsilon of the norms of each head of Q and of K, where there are such: `q_norm` and
+    /// `k_norm`.
+    pub(crate) qk_norm: Option<f32>,
+    /// Positions that a query sees, if not all before it.
+    pub(crate) sliding_window: Option<usize>,
+    pub(crate) rope: RopeParams,
+}
+
+/// Grouped-query attention with rotary embeddings.
+pub(crate) struct Attention<W: Weights> {
+    params: AttentionParams,
+    /// Its layer in the cache.
+    layer: usize,
+    rope: Arc<W::Vector>,
+    /// q_proj, k_proj and v_proj on top of each other.
+    qkv_proj: Linear<W>,
+    o_proj: Linear<W>,
+    qk_norm: Option<QkNorm<W>>,
+}
+
+/// RMSNorm of each head of Q and of K, before they are rotated.
+struct QkNorm<W: Weights> {
+    q_norm: W::Vector,
+    k_norm: W::Vector,
+    eps: f32,
+}
+
+impl<W: Weights> Attention<W> {
+    pub(crate) fn load<S: Source<W = W>>(
+        s: &mut Scope<'_, S>,
+        config: &AttentionConfig,
+    ) -> Result<Self, ModelError> {
+        let &AttentionConfig { hidden_size, num_heads, num_kv_heads, rope, .. } = config;
+        let head_dim = rope.head_dim;
+        let params = AttentionParams {
+            num_heads,
+            num_kv_heads,
+            head_dim,
+            scale: (head_dim as f32).sqrt().recip(),
+            sliding_window: config.sliding_window,
+            soft_cap: None,
+        };
+        let (q, kv) = (num_heads * head_dim, num_kv_heads * head_dim);
+        let qkv = [("q_proj", q), ("k_proj", kv), ("v_proj", kv)];
+        Ok(Self {
+            params,
+            layer: s.cache_layer(params),
+            rope: s.rope(&rope)?,
+            qkv_proj: Linear::load(s, &qkv, hidden_size, config.qkv_bias)?,
+            o_proj: Linear::load(s, &[("o_proj", hidden_size)], q, config.o_bias)?,
+            qk_norm: config.qk_norm.map(|eps| QkNorm::load(s, head_dim, eps)).transpose()?,
+        })
+    }
+}
+
+impl<W: Weights> QkNorm<W> {
+    fn load<S: Source<W = W>>(
+        s: &mut Scope<'_, S>,
+        head_dim: usize,
+        eps: f32,
+    ) -> Result<Self, ModelError> {
+        Ok(Self {
+            q_norm: s.vector(&[("q_norm", head_dim)], "weight")?,
+            k_norm: s.vector(&[("k_norm", head_dim)], "weight")?,
+            eps,
+        })
+    }
+}
+
+impl<B: Backend> Attention<B> {
+    /// Attends from `x [rows, hidden_size]`, and adds to the residual `h`, of the same shape.
+    pub(crate) fn add_to(
+        &self,
+        p: &mut Pass<'_, B>,
+        x: Buf,
+        h: &mut Buf,
+    ) -> Result<(), KernelError> {
+        let heads = self.attend(p, x)?;
+        self.o_proj.add_to(p, heads, h)
+    }
+
+    /// The heads' outputs end to end, `[rows, num_heads * head_dim]`.
+    fn attend(&self, p: &mut Pass<'_, B>, x: Buf) -> Result<Buf, KernelError> {
+        let Self { params, layer, rope, qk_norm, .. } = self;
+        let qk_norm = qk_norm.as_ref().map(|norm| (&norm.q_norm, &norm.k_norm, norm.eps));
+        let mut qkv = self.qkv_proj.forward(p, x)?;
+        let in_place = p.ws.get_mut(&mut qkv);
+        p.ops.rope_and_cache(p.step, params, rope, qk_norm, *layer, in_place, p.cache)?;
+        let mut out = p.take(params.num_heads * params.head_dim)?;
+        let (from, to) = p.ws.pair(&qkv, &mut out);
+        p.ops.paged_attention(p.step, params, *layer, from, p.cache, to)?;
+        p.ws.free(qkv);
+        Ok(out)
+    }
+}

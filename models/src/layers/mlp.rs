@@ -1,0 +1,45 @@
+//! Feed-forward layers.
+
+use sconce_kernels::{Backend, KernelError};
+
+use super::Linear;
+use crate::{
+    Buf, ModelError, Pass,
+    source::{Scope, Source, Weights},
+};
+
+/// SwiGLU: a projection gated by another's SiLU, then one back.
+pub(crate) struct GatedMlp<W: Weights> {
+    /// gate_proj and up_proj on top of each other.
+    gate_up_proj: Linear<W>,
+    down_proj: Linear<W>,
+}
+
+impl<W: Weights> GatedMlp<W> {
+    pub(crate) fn load<S: Source<W = W>>(
+        s: &mut Scope<'_, S>,
+        hidden_size: usize,
+        intermediate_size: usize,
+        has_bias: bool,
+    ) -> Result<Self, ModelError> {
+        let gate_up = [("gate_proj", intermediate_size), ("up_proj", intermediate_size)];
+        let down = [("down_proj", hidden_size)];
+        Ok(Self {
+            gate_up_proj: Linear::load(s, &gate_up, hidden_size, has_bias)?,
+            down_proj: Linear::load(s, &down, intermediate_size, has_bias)?,
+        })
+    }
+}
+
+impl<B: Backend> GatedMlp<B> {
+    /// Of `x [rows, hidden_size]`, added to the residual `h`, of the same shape.
+    pub(crate) fn add_to(
+        &self,
+        p: &mut Pass<'_, B>,
+        x: Buf,
+        h: &mut Buf,
+    ) -> Result<(), KernelError> {
+        let activated = self.gate_up_proj.silu_mul(p, x)?;
+        self.down_proj.add_to(p, activated, h)
+    }
+}
