@@ -10,10 +10,9 @@ use std::{
 };
 
 use prometheus::IntCounter;
-use sconce_scheduler::{Ask, Refused, SchedulerConfig, Shortage};
+use sconce_scheduler::{Ask, Refused, Request, SchedulerConfig, Shortage, Unfit};
 use sconce_types::{
-    BLOCK_SIZE, InvalidSamplingParams, NotReady, RequestId, SamplingParams, Tenant, TenantId,
-    TokenId,
+    InvalidSamplingParams, NotReady, RequestId, SamplingParams, Tenant, TenantId, TokenId,
 };
 use tokio::sync::{mpsc, oneshot};
 
@@ -75,21 +74,14 @@ impl EngineLimits {
     /// # Errors
     /// What [`EngineHandle::submit`] would refuse whatever the load.
     pub fn check(&self, prompt: &[TokenId], max_tokens: u32) -> Result<(), SubmitError> {
-        let Self { vocab_size, scheduler } = self;
-        let SchedulerConfig { max_model_len, num_blocks, .. } = *scheduler;
-        let (prompt_len, max_tokens) = (prompt.len(), max_tokens as usize);
-        if prompt_len == 0 {
-            return Err(SubmitError::EmptyPrompt);
-        }
-        if prompt_len + max_tokens > max_model_len {
-            return Err(SubmitError::TooLong { prompt_len, max_tokens, max_model_len });
-        }
-        let needed_blocks = scheduler.peak_blocks(prompt_len + max_tokens);
-        if needed_blocks > num_blocks {
-            return Err(SubmitError::NeverFits { needed_blocks, num_blocks });
-        }
-        match prompt.iter().find(|&&token| token as usize >= *vocab_size) {
-            Some(&token) => Err(SubmitError::UnknownToken { token, vocab_size: *vocab_size }),
+        self.scheduler.check_lengths(prompt.len(), max_tokens as usize)?;
+        self.check_vocabulary(prompt)
+    }
+
+    fn check_vocabulary(&self, prompt: &[TokenId]) -> Result<(), SubmitError> {
+        let vocab_size = self.vocab_size;
+        match prompt.iter().find(|&&token| token as usize >= vocab_size) {
+            Some(&token) => Err(SubmitError::UnknownToken { token, vocab_size }),
             None => Ok(()),
         }
     }
@@ -101,9 +93,9 @@ pub enum SubmitError {
     /// A sampling parameter is out of range.
     #[error(transparent)]
     Params(#[from] InvalidSamplingParams),
-    /// There is nothing to start from.
-    #[error("the prompt is empty, but must have at least one token")]
-    EmptyPrompt,
+    /// It could never finish.
+    #[error(transparent)]
+    Unfit(#[from] Unfit),
     /// A prompt token is not in the vocabulary.
     #[error("prompt token {token} is outside the vocabulary of {vocab_size} tokens")]
     UnknownToken {
@@ -111,30 +103,6 @@ pub enum SubmitError {
         token: TokenId,
         /// The vocabulary's size.
         vocab_size: usize,
-    },
-    /// Prompt and output do not fit the context.
-    #[error(
-        "the prompt has {prompt_len} tokens and max_tokens is {max_tokens}, but the model's \
-         context holds {max_model_len} tokens in all; shorten the prompt or lower max_tokens"
-    )]
-    TooLong {
-        /// Tokens of the prompt.
-        prompt_len: usize,
-        /// Tokens asked for.
-        max_tokens: usize,
-        /// The context's size.
-        max_model_len: usize,
-    },
-    /// Prompt and output do not fit the KV cache, even alone.
-    #[error(
-        "the request needs {needed_blocks} KV-cache blocks of {BLOCK_SIZE} tokens, but the cache \
-         has {num_blocks}; lower max_tokens, or start the server with more KV-cache memory"
-    )]
-    NeverFits {
-        /// Blocks that the finished request would hold.
-        needed_blocks: usize,
-        /// Blocks in the pool.
-        num_blocks: usize,
     },
     /// Too many requests wait already.
     // The message names no numbers: they would tell a tenant of other tenants' requests.
@@ -311,20 +279,33 @@ impl EngineHandle {
         constraint: Option<Box<dyn TokenConstraint>>,
         not_ready: Option<(NotReady, Duration)>,
     ) -> Result<RequestStream, SubmitError> {
-        self.validate(&request)?;
+        let EngineRequest { prompt, params, tenant, priority, request_id, timeout, scores_prompt } =
+            request;
+        params.validate(self.limits.vocab_size)?;
+        self.limits.check_vocabulary(&prompt)?;
+        let prompt_events = if params.prompt_logprobs.is_some() { prompt.len() } else { 0 };
+        let id = RequestId(self.shared.next_id.fetch_add(1, Ordering::Relaxed));
+        let request = self.limits.scheduler.check(Request {
+            id,
+            prompt,
+            params: Arc::new(params),
+            tenant,
+            priority,
+            // Tenants share no cached blocks: neither hits nor times tell one of them what
+            // another computed.
+            cache_salt: u64::from(tenant.0),
+            is_constrained: constraint.is_some(),
+            not_ready: not_ready.map(|(reason, _)| reason),
+        })?;
         if self.shared.draining.load(Ordering::Acquire) {
             return Err(SubmitError::Draining);
         }
-        let id = RequestId(self.shared.next_id.fetch_add(1, Ordering::Relaxed));
-        let prompt_events =
-            if request.params.prompt_logprobs.is_some() { request.prompt.len() } else { 0 };
-        let tenant = request.tenant;
         let ask = Ask {
             id,
             tenant,
-            prompt_len: request.prompt.len(),
-            max_tokens: request.params.max_tokens as usize,
-            timeout: request.timeout.map(|timeout| timeout.as_secs_f64()),
+            prompt_len: request.get().prompt.len(),
+            max_tokens: request.get().params.max_tokens as usize,
+            timeout: timeout.map(|timeout| timeout.as_secs_f64()),
         };
         let arrived = Instant::now();
         let mut door = self.shared.door();
@@ -341,8 +322,18 @@ impl EngineHandle {
         let permit = Permit::new(&self.shared, tenant, minute);
         let capacity = ask.max_tokens + prompt_events + 1;
         let (events, receiver) = mpsc::channel(capacity);
-        let submission =
-            Submission { id, request, stop, constraint, not_ready, arrived, events, permit };
+        let submission = Submission {
+            request,
+            request_id,
+            timeout,
+            scores_prompt,
+            stop,
+            constraint,
+            not_ready,
+            arrived,
+            events,
+            permit,
+        };
         // Under the lock: requests are read in the order in which they were taken.
         let sent = self.inbox.try_send(Message::Submit(Box::new(submission)));
         if sent.is_err() {

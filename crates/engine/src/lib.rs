@@ -32,7 +32,7 @@ pub use handle::{EngineHandle, EngineLimits, EngineRequest, Health, SubmitError}
 pub use metrics::{HTTP_METHOD_LABELS, Metrics};
 pub use options::{EngineOptions, RecordSink, RecordedRequest};
 pub use sconce_scheduler::{
-    CacheGroups, FakeExecutor, PrefixKey, SchedulerConfig, SchedulingPolicy,
+    CacheGroups, FakeExecutor, PrefixKey, SchedulerConfig, SchedulingPolicy, Unfit,
 };
 pub use sconce_types::End;
 pub use stream::{Overload, RequestError, RequestEvent, RequestStream, TokenEvent};

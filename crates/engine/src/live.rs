@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use sconce_scheduler::RequestMeter;
+use sconce_scheduler::{CheckedRequest, RequestMeter};
 use sconce_types::{
     End, MeterEntry, MeterLabel, Metering, NotReady, Prices, RequestId, SamplingParams,
     ScheduledSequence, TenantId, TokenId,
@@ -14,8 +14,9 @@ use sconce_types::{
 use tokio::sync::mpsc;
 
 use crate::{
-    EngineRequest, Metrics, RecordedRequest, RequestError, RequestEvent, StopCheck,
-    TokenConstraint, shared::Permit, tenants::KnownTenant,
+    Metrics, RecordedRequest, RequestError, RequestEvent, StopCheck, TokenConstraint,
+    shared::{Permit, Submission},
+    tenants::KnownTenant,
 };
 
 /// An unfinished request.
@@ -54,46 +55,46 @@ struct Recording {
 }
 
 impl LiveRequest {
+    /// What the engine keeps of a submission, and what its scheduler gets.
     pub(crate) fn new(
-        request: &EngineRequest,
-        stop: Option<Box<dyn StopCheck>>,
-        arrived: Instant,
-        events: mpsc::Sender<RequestEvent>,
-        permit: Permit,
+        submission: Submission,
         prices: Option<Prices>,
         is_recorded: bool,
-    ) -> Self {
+    ) -> (Self, CheckedRequest) {
+        let Submission { request: checked, arrived, .. } = submission;
         let since_arrival = SystemTime::now() - arrived.elapsed();
         let unix = since_arrival.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let request = checked.get();
         let recording = || Recording {
             prompt: request.prompt.clone(),
-            params: request.params.clone(),
+            params: SamplingParams::clone(&request.params),
             tokens: Vec::new(),
         };
-        Self {
-            events,
+        let live = Self {
+            events: submission.events,
             tenant: request.tenant,
             arrived,
             first_token: None,
-            timeout: request.timeout,
+            timeout: submission.timeout,
             first_scheduled: None,
             last_token: arrived,
             meter: RequestMeter::new(request.prompt.len()),
             settled: Metering::default(),
-            stop,
-            constraint: None,
+            stop: submission.stop,
+            constraint: submission.constraint,
             has_lost_constraint: false,
-            not_ready: None,
-            scores_prompt: request.scores_prompt,
+            not_ready: submission.not_ready,
+            scores_prompt: submission.scores_prompt,
             prompt_len: request.prompt.len(),
             max_tokens: request.params.max_tokens,
-            request_id: Arc::clone(&request.request_id),
+            request_id: submission.request_id,
             arrived_unix_ms: u64::try_from(unix.as_millis()).unwrap_or(u64::MAX),
             prices,
             is_labelled: false,
             recording: is_recorded.then(recording).map(Box::new),
-            permit,
-        }
+            permit: submission.permit,
+        };
+        (live, checked)
     }
 
     /// What it has used so far.

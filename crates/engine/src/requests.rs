@@ -1,8 +1,8 @@
 //! How requests come into the engine's loop, and how they leave it unfinished.
 
-use std::{sync::Arc, time::Instant};
+use std::time::Instant;
 
-use sconce_scheduler::{Refusal, Request};
+use sconce_scheduler::Refusal;
 use sconce_types::{End, Executor, RequestId, TenantId};
 
 use crate::{
@@ -15,45 +15,24 @@ use crate::{
 
 impl<E: Executor> EngineLoop<E> {
     pub(crate) fn accept(&mut self, submission: Submission) {
-        let Submission { id, request, stop, constraint, not_ready, arrived, events, permit } =
-            submission;
         self.given += 1;
         // Dropped before it was read. Its cancellation finds no request, which is harmless.
-        if events.is_closed() {
+        if submission.events.is_closed() {
             self.metrics.request_success.with_label_values(&["abort"]).inc();
             return;
         }
-        let tenant = request.tenant;
+        let (id, tenant) = (submission.request.get().id, submission.request.get().tenant);
         let known = self.tenants.get(tenant);
         let (prices, target) =
             known.map_or((None, None), |known| (known.tenant.prices, known.tenant.ttft_target));
-        let is_recorded = self.recorder.is_some();
-        let mut live =
-            LiveRequest::new(&request, stop, arrived, events, permit, prices, is_recorded);
-        let is_constrained = constraint.is_some();
-        live.constraint = constraint;
-        live.not_ready = not_ready;
-        let timeout = request.timeout;
-        let request = Request {
-            id,
-            prompt: request.prompt,
-            params: Arc::new(request.params),
-            tenant,
-            priority: request.priority,
-            // Tenants share no cached blocks: neither hits nor times tell one of them what
-            // another computed.
-            cache_salt: u64::from(tenant.0),
-            is_constrained,
-            not_ready: not_ready.map(|(reason, _)| reason),
-        };
-        match self.scheduler.add(request) {
+        let (mut live, request) = LiveRequest::new(submission, prices, self.recorder.is_some());
+        match self.scheduler.add_checked(request) {
             Ok(()) => {
-                let arrived = self.shared.seconds(arrived);
-                let ready = not_ready.map(|(_, timeout)| timeout);
+                let arrived = self.shared.seconds(live.arrived);
                 let deadlines = [
-                    (ready, Deadline::Ready),
+                    (live.not_ready.map(|(_, timeout)| timeout), Deadline::Ready),
                     (target, Deadline::FirstToken),
-                    (timeout, Deadline::End),
+                    (live.timeout, Deadline::End),
                 ];
                 for (time, deadline) in deadlines {
                     let time = time.map_or(f64::INFINITY, |time| time.as_secs_f64());

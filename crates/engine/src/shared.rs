@@ -8,11 +8,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sconce_scheduler::MinuteReservation;
+use sconce_scheduler::{CheckedRequest, MinuteReservation};
 use sconce_types::{NotReady, RequestId, Tenant, TenantId};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
-use crate::{Capacity, EngineRequest, RequestEvent, StopCheck, TokenConstraint, admission::Door};
+use crate::{Capacity, RequestEvent, StopCheck, TokenConstraint, admission::Door};
 
 /// What is told to the engine's thread.
 pub(crate) enum Message {
@@ -37,8 +37,10 @@ pub(crate) const CONTROL_MESSAGES: usize = 64;
 
 /// A request on its way to the engine's thread.
 pub(crate) struct Submission {
-    pub(crate) id: RequestId,
-    pub(crate) request: EngineRequest,
+    pub(crate) request: CheckedRequest,
+    pub(crate) request_id: Arc<str>,
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) scores_prompt: bool,
     pub(crate) stop: Option<Box<dyn StopCheck>>,
     pub(crate) constraint: Option<Box<dyn TokenConstraint>>,
     /// What it waits for, and how long it may.

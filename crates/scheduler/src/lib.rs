@@ -40,7 +40,10 @@ pub use metering::{RequestMeter, Shares};
 pub use minute::{Minute, MinuteReservation};
 pub use prefix::{BlockHash, PrefixKey};
 pub use quotas::Quotas;
-pub use request::{ByRequest, Output, Refusal, Request, SchedulerStats, TenantStats, TokenCosts};
+pub use request::{
+    ByRequest, CheckedRequest, Output, Refusal, Request, SchedulerStats, TenantStats, TokenCosts,
+    Unfit,
+};
 pub use scheduler::Scheduler;
 pub use step_limit::StepLimit;
 pub use step_model::{StepModel, StepWork};

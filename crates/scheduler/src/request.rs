@@ -3,7 +3,11 @@
 use std::{collections::HashMap, sync::Arc};
 
 use rustc_hash::FxBuildHasher;
-use sconce_types::{End, NotReady, RequestId, SamplingParams, TenantId, TokenId, TokenLogprobs};
+use sconce_types::{
+    BLOCK_SIZE, End, NotReady, RequestId, SamplingParams, TenantId, TokenId, TokenLogprobs,
+};
+
+use crate::SchedulerConfig;
 
 /// A map by request. Ids are counted by the engine, not chosen by clients, so
 /// nobody can make them collide.
@@ -48,18 +52,31 @@ impl Request {
     }
 }
 
-/// Why a request was not taken.
+/// A request that can finish alone under the limits that it was checked against.
+#[derive(Clone, Debug)]
+pub struct CheckedRequest(pub(crate) Request);
+
+impl CheckedRequest {
+    /// The request.
+    #[must_use]
+    pub fn get(&self) -> &Request {
+        &self.0
+    }
+}
+
+/// Why a request could never finish, whatever the load.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
+pub enum Unfit {
     /// There is nothing to start from.
-    #[error("the prompt is empty")]
+    #[error("the prompt is empty, but must have at least one token")]
     EmptyPrompt,
     /// No token was asked for.
     #[error("max_tokens is 0, but must be at least 1")]
     NoTokens,
     /// Prompt and output do not fit the context.
     #[error(
-        "{prompt_len} prompt tokens and {max_tokens} more exceed the context of {max_model_len}"
+        "the prompt has {prompt_len} tokens and max_tokens is {max_tokens}, but the model's \
+         context holds {max_model_len} tokens in all; shorten the prompt or lower max_tokens"
     )]
     TooLong {
         /// Tokens of the prompt.
@@ -69,14 +86,58 @@ pub enum Refusal {
         /// The context's size.
         max_model_len: usize,
     },
-    /// It could not finish even alone.
-    #[error("the request needs {needed_blocks} KV-cache blocks, but the cache has {num_blocks}")]
+    /// Prompt and output do not fit the KV cache, even alone.
+    #[error(
+        "the request needs {needed_blocks} KV-cache blocks of {BLOCK_SIZE} tokens, but the cache \
+         has {num_blocks}; lower max_tokens, or start the server with more KV-cache memory"
+    )]
     NeverFits {
-        /// Blocks that the finished request would hold.
+        /// The most blocks that the request would hold.
         needed_blocks: usize,
         /// Blocks in the pool.
         num_blocks: usize,
     },
+}
+
+impl SchedulerConfig {
+    /// Checks that a request can finish alone.
+    ///
+    /// # Errors
+    /// The first limit that it exceeds.
+    pub fn check(&self, request: Request) -> Result<CheckedRequest, Unfit> {
+        self.check_lengths(request.prompt.len(), request.params.max_tokens as usize)?;
+        Ok(CheckedRequest(request))
+    }
+
+    /// The same of a request of these lengths.
+    ///
+    /// # Errors
+    /// As [`SchedulerConfig::check`].
+    pub fn check_lengths(&self, prompt_len: usize, max_tokens: usize) -> Result<(), Unfit> {
+        let Self { max_model_len, num_blocks, .. } = *self;
+        if prompt_len == 0 {
+            return Err(Unfit::EmptyPrompt);
+        }
+        if max_tokens == 0 {
+            return Err(Unfit::NoTokens);
+        }
+        if prompt_len.saturating_add(max_tokens) > max_model_len {
+            return Err(Unfit::TooLong { prompt_len, max_tokens, max_model_len });
+        }
+        let needed_blocks = self.peak_blocks(prompt_len + max_tokens);
+        if needed_blocks > num_blocks {
+            return Err(Unfit::NeverFits { needed_blocks, num_blocks });
+        }
+        Ok(())
+    }
+}
+
+/// Why a request was not taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// It could never finish under the scheduler's limits.
+    #[error(transparent)]
+    Unfit(#[from] Unfit),
     /// Too many wait.
     #[error("{max_queued} requests wait already")]
     QueueFull {

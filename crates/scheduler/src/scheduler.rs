@@ -8,8 +8,8 @@ use sconce_types::{
 };
 
 use crate::{
-    BlockPool, ByRequest, ConfigError, Refusal, Request, SchedulerConfig, SchedulerStats,
-    SchedulingPolicy, TenantStats, TokenCosts,
+    BlockPool, ByRequest, CheckedRequest, ConfigError, Refusal, Request, SchedulerConfig,
+    SchedulerStats, SchedulingPolicy, TenantStats, TokenCosts,
     fair_queue::FairQueue,
     preemption::Lack,
     sequence::{Leave, Sequence, State},
@@ -138,28 +138,25 @@ impl Scheduler {
         self.costs = costs;
     }
 
-    /// Queues a request.
+    /// Checks a request and queues it.
     ///
     /// # Errors
     /// What could never finish, or a full queue.
     pub fn add(&mut self, request: Request) -> Result<(), Refusal> {
-        let Request { id, tenant, priority, .. } = request;
-        let not_ready = request.not_ready;
+        let checked = self.config.check(request)?;
+        self.add_checked(checked)
+    }
+
+    /// Queues a request that was checked against this scheduler's limits.
+    ///
+    /// # Errors
+    /// A full queue, or more blocks than its tenant may hold.
+    pub fn add_checked(&mut self, request: CheckedRequest) -> Result<(), Refusal> {
+        let CheckedRequest(request) = request;
+        let Request { id, tenant, priority, not_ready, .. } = request;
         let (prompt_len, max_tokens) = (request.prompt.len(), request.params.max_tokens as usize);
-        let SchedulerConfig { max_model_len, num_blocks, max_queued, .. } = self.config;
-        if prompt_len == 0 {
-            return Err(Refusal::EmptyPrompt);
-        }
-        if max_tokens == 0 {
-            return Err(Refusal::NoTokens);
-        }
-        if prompt_len.saturating_add(max_tokens) > max_model_len {
-            return Err(Refusal::TooLong { prompt_len, max_tokens, max_model_len });
-        }
         let needed_blocks = self.config.peak_blocks(prompt_len + max_tokens);
-        if needed_blocks > num_blocks {
-            return Err(Refusal::NeverFits { needed_blocks, num_blocks });
-        }
+        let max_queued = self.config.max_queued;
         if self.queue.num_waiting() + self.queue.num_blocked() >= max_queued {
             return Err(Refusal::QueueFull { max_queued });
         }

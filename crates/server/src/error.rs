@@ -8,7 +8,7 @@ use axum::{
     },
     response::{IntoResponse, Response},
 };
-use sconce_engine::{Overload, RequestError, SubmitError};
+use sconce_engine::{Overload, RequestError, SubmitError, Unfit};
 use sconce_text::{StopError, TextError};
 use serde_json::{Value, json};
 
@@ -248,13 +248,15 @@ impl From<SubmitError> for ApiError {
         let message = error.to_string();
         match error {
             SubmitError::Params(invalid) => Self::invalid(Some(invalid.field), message),
-            SubmitError::EmptyPrompt | SubmitError::UnknownToken { .. } => {
+            SubmitError::Unfit(Unfit::EmptyPrompt) | SubmitError::UnknownToken { .. } => {
                 Self::invalid(Some("prompt"), message)
             }
-            SubmitError::TooLong { .. } => {
+            SubmitError::Unfit(Unfit::TooLong { .. }) => {
                 Self { code: Some("context_length_exceeded"), ..Self::invalid(None, message) }
             }
-            SubmitError::NeverFits { .. } => Self::invalid(Some("max_tokens"), message),
+            SubmitError::Unfit(Unfit::NeverFits { .. } | Unfit::NoTokens) => {
+                Self::invalid(Some("max_tokens"), message)
+            }
             SubmitError::QueueFull { retry_after, .. } => {
                 let error = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message);
                 let retry_after = retry_after.as_secs();

@@ -10,7 +10,7 @@ use std::{
 use sconce_engine::{
     Built, CacheGroups, End, Engine, EngineHandle, EngineRequest, FakeExecutor, Health,
     RequestError, RequestEvent, RequestStream, SchedulerConfig, SchedulingPolicy, StartError,
-    SubmitError,
+    SubmitError, Unfit,
 };
 use sconce_scheduler::Fault;
 use sconce_types::{
@@ -94,8 +94,11 @@ fn every_request_gets_the_tokens_it_would_get_alone() {
 fn what_can_never_run_is_refused_at_once() {
     let (_, handle) = start(&[]);
     let refused = |request| handle.submit(request).expect_err("it is refused");
-    assert_eq!(refused(request(0, 1)), SubmitError::EmptyPrompt);
-    assert!(matches!(refused(request(60, 5)), SubmitError::TooLong { prompt_len: 60, .. }));
+    assert_eq!(refused(request(0, 1)), SubmitError::Unfit(Unfit::EmptyPrompt));
+    assert!(matches!(
+        refused(request(60, 5)),
+        SubmitError::Unfit(Unfit::TooLong { prompt_len: 60, .. })
+    ));
     assert!(matches!(refused(request(1, 0)), SubmitError::Params(_)));
     let mut unknown = request(3, 1);
     unknown.prompt[1] = VOCAB_SIZE;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use sconce_scheduler::{
     CacheGroups, FakeExecutor, Fault, Output, PrefixKey, Refusal, Request, Scheduler,
-    SchedulerConfig, SchedulingPolicy, StepLimit, StepModel, StepWork,
+    SchedulerConfig, SchedulingPolicy, StepLimit, StepModel, StepWork, Unfit,
 };
 use sconce_types::{
     End, Executor as _, Input, RequestId, Sample, SamplingParams, ScheduledBatch, StepResult,
@@ -371,11 +371,11 @@ fn what_can_never_finish_is_refused() {
         let params = SamplingParams { max_tokens, ..SamplingParams::default() };
         world.scheduler.add(request(id, prompt_len, params))
     };
-    assert_eq!(add(1, 0, 1), Err(Refusal::EmptyPrompt));
-    assert_eq!(add(1, 1, 0), Err(Refusal::NoTokens));
-    let too_long = Refusal::TooLong { prompt_len: 1, max_tokens: 128, max_model_len: 128 };
-    assert_eq!(add(1, 1, 128), Err(too_long));
-    assert_eq!(add(1, 1, 64), Err(Refusal::NeverFits { needed_blocks: 5, num_blocks: 4 }));
+    assert_eq!(add(1, 0, 1), Err(Unfit::EmptyPrompt.into()));
+    assert_eq!(add(1, 1, 0), Err(Unfit::NoTokens.into()));
+    let too_long = Unfit::TooLong { prompt_len: 1, max_tokens: 128, max_model_len: 128 };
+    assert_eq!(add(1, 1, 128), Err(too_long.into()));
+    assert_eq!(add(1, 1, 64), Err(Unfit::NeverFits { needed_blocks: 5, num_blocks: 4 }.into()));
     assert_eq!(add(1, 1, 63), Ok(()));
     assert_eq!(add(2, 1, 1), Err(Refusal::QueueFull { max_queued: 1 }));
     world.schedule();
