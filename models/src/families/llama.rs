@@ -24,22 +24,6 @@ pub struct Config {
 }
 
 impl Config {
-    fn read(config: &Fields<'_>) -> Result<Self, ModelError> {
-        let defaults = Defaults {
-            vocab_size: 32_000,
-            intermediate_size: 11_008,
-            max_position_embeddings: 2048,
-            num_key_value_heads: KvHeads::AsQ,
-            head_dim: None,
-        };
-        Ok(Self {
-            base: Decoder::read(config, &defaults)?,
-            attention_bias: config.flag("attention_bias", false)?,
-            mlp_bias: config.flag("mlp_bias", false)?,
-            sliding_window: None,
-        })
-    }
-
     /// What [`Llama::build`] makes of it.
     pub(crate) fn build<S: Source>(&self, s: &mut Scope<'_, S>) -> Result<Llama<S::W>, ModelError> {
         Llama::build(&self.base, |_| self.attention(), self.mlp_bias, s)
@@ -136,7 +120,19 @@ impl Family for LlamaForCausalLM {
     type Model<W: Weights> = Llama<W>;
 
     fn read(config: &Fields<'_>) -> Result<Config, ModelError> {
-        Config::read(config)
+        let defaults = Defaults {
+            vocab_size: 32_000,
+            intermediate_size: 11_008,
+            max_position_embeddings: 2048,
+            num_key_value_heads: KvHeads::AsQ,
+            head_dim: None,
+        };
+        Ok(Config {
+            base: Decoder::read(config, &defaults)?,
+            attention_bias: config.flag("attention_bias", false)?,
+            mlp_bias: config.flag("mlp_bias", false)?,
+            sliding_window: None,
+        })
     }
 
     fn max_positions(config: &Config) -> usize {

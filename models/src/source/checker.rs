@@ -30,6 +30,7 @@ pub(crate) struct Checker<'a> {
     /// The names that all others stand below: `model`, `lm_head`.
     roots: BTreeSet<String>,
     checked: Checked,
+    spec: ModelSpec,
 }
 
 /// What a constructor asked for, all of which fits.
@@ -39,7 +40,6 @@ pub(crate) struct Checked {
     pub(crate) order: Vec<String>,
     /// What was answered to [`Source::stored`], in order.
     pub(crate) stored: Vec<Stored>,
-    pub(crate) spec: ModelSpec,
 }
 
 impl<'a> Checker<'a> {
@@ -51,6 +51,7 @@ impl<'a> Checker<'a> {
             known: BTreeSet::new(),
             roots: BTreeSet::new(),
             checked: Checked::default(),
+            spec: ModelSpec::default(),
         }
     }
 
@@ -160,7 +161,7 @@ impl Source for Checker<'_> {
     }
 
     fn spec(&mut self) -> &mut ModelSpec {
-        &mut self.checked.spec
+        &mut self.spec
     }
 }
 

@@ -34,7 +34,7 @@ impl<'a, B: Backend> Packer<'a, B> {
         (dtype, max_positions): (WeightDtype, usize),
         progress: &'a mut dyn FnMut(usize, usize),
     ) -> Self {
-        let Checked { order, stored, .. } = checked;
+        let Checked { order, stored } = checked;
         let total = order.len();
         let source = Box::new(AsStored { ahead: ReadAhead::new(Arc::clone(&files), order), files });
         Self {
