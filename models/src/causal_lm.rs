@@ -1,8 +1,8 @@
 //! What every model is to its runner.
 
-use std::path::Path;
+use std::{ops::Range, path::Path};
 
-use sconce_kernels::{Backend, ForwardBatch, KernelError, WeightDtype};
+use sconce_kernels::{AttentionParams, Backend, KernelError, WeightDtype};
 
 use crate::{
     ModelConfig, ModelError,
@@ -35,7 +35,10 @@ pub trait CausalLm<B: Backend>: Send {
     /// Its sizes.
     fn shape(&self) -> &ModelShape;
 
-    /// Computes a batch: writes its keys and values into the cache, and leaves
+    /// How its layers attend.
+    fn attention(&self) -> &AttentionParams;
+
+    /// Computes a staged step of so many rows: writes its keys and values into the cache, and leaves
     /// the hidden state of every row, before the final norm, in
     /// `workspace.hidden`.
     ///
@@ -44,20 +47,22 @@ pub trait CausalLm<B: Backend>: Send {
     fn forward(
         &self,
         backend: &mut B,
-        batch: &ForwardBatch,
+        step: &B::Step,
+        rows: usize,
         cache: &mut B::KvCache,
         workspace: &mut Workspace<B>,
     ) -> Result<(), KernelError>;
 
-    /// Logits of some rows of the last [`CausalLm::forward`], into
-    /// `workspace.logits` `[rows.len(), vocab_size]`.
+    /// Logits of a range of the step's rows that get logits, after [`CausalLm::forward`],
+    /// into `workspace.logits` `[range.len(), vocab_size]`.
     ///
     /// # Errors
     /// The backend failed, or there are more rows than the workspace holds.
     fn logits(
         &self,
         backend: &mut B,
-        rows: &[u32],
+        step: &B::Step,
+        range: Range<usize>,
         workspace: &mut Workspace<B>,
     ) -> Result<(), KernelError>;
 }
@@ -74,6 +79,8 @@ pub struct Workspace<B: Backend> {
     pub(crate) attended: B::Buffer,
     /// `[max_num_tokens, intermediate_size]`
     pub(crate) activated: B::Buffer,
+    /// `[max_num_tokens, 2 * intermediate_size]`, where the backend needs it.
+    pub(crate) gate_up: Option<B::Buffer>,
     /// `[max_logit_rows, hidden_size]`
     pub(crate) last_hidden: B::Buffer,
     /// `[max_logit_rows, hidden_size]`
@@ -97,6 +104,7 @@ impl<B: Backend> Workspace<B> {
         let ModelShape { hidden_size, intermediate_size, num_heads, num_kv_heads, .. } = *shape;
         let qkv = (num_heads + 2 * num_kv_heads) * shape.head_dim;
         let rows = |cols| backend.buffer(max_num_tokens, cols);
+        let scratch = Some(backend.gated_scratch_cols(2 * intermediate_size));
         let last = |cols| backend.buffer(max_logit_rows, cols);
         Ok(Self {
             hidden: rows(hidden_size)?,
@@ -104,6 +112,7 @@ impl<B: Backend> Workspace<B> {
             qkv: rows(qkv)?,
             attended: rows(num_heads * shape.head_dim)?,
             activated: rows(intermediate_size)?,
+            gate_up: scratch.filter(|&cols| cols > 0).map(rows).transpose()?,
             last_hidden: last(hidden_size)?,
             last_normed: last(hidden_size)?,
             logits: backend.logits_buffer(max_logit_rows, shape.vocab_size)?,

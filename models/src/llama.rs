@@ -1,6 +1,8 @@
 //! The Llama family: Llama 2 and 3, SmolLM2, Mistral.
 
-use sconce_kernels::{AttentionParams, Backend, ForwardBatch, KernelError};
+use std::ops::Range;
+
+use sconce_kernels::{Activation, AttentionParams, Backend, KernelError, Mask};
 
 use crate::{
     CausalLm, ModelConfig, ModelError, ModelShape, Workspace, rope_table,
@@ -62,7 +64,7 @@ impl<M, V> Llama<M, V> {
                 num_kv_heads: config.num_kv_heads,
                 head_dim: config.head_dim,
                 scale: (config.head_dim as f32).sqrt().recip(),
-                sliding_window: config.sliding_window,
+                mask: config.sliding_window.map_or(Mask::Causal, Mask::Sliding),
                 soft_cap: None,
             },
             rms_norm_eps: config.rms_norm_eps,
@@ -140,30 +142,35 @@ impl<B: Backend> CausalLm<B> for Llama<B::Matrix, B::Vector> {
         &self.shape
     }
 
+    fn attention(&self) -> &AttentionParams {
+        &self.attention
+    }
+
     fn forward(
         &self,
         backend: &mut B,
-        batch: &ForwardBatch,
+        step: &B::Step,
+        rows: usize,
         cache: &mut B::KvCache,
         workspace: &mut Workspace<B>,
     ) -> Result<(), KernelError> {
-        let rows = batch.num_tokens();
-        let Workspace { hidden, normed, qkv, attended, activated, .. } = workspace;
-        backend.begin(batch)?;
-        backend.embedding_gather(batch, &self.embed_tokens, hidden)?;
+        let Workspace { hidden, normed, qkv, attended, activated, gate_up, .. } = workspace;
+        backend.embedding_gather(step, &self.embed_tokens, hidden)?;
         for (index, layer) in self.layers.iter().enumerate() {
             let eps = self.rms_norm_eps;
             backend.rms_norm(rows, hidden, &layer.input_layernorm, eps, normed)?;
             let Linear { weight, bias } = &layer.qkv_proj;
             backend.linear(rows, normed, weight, bias.as_ref(), qkv)?;
             let (attention, rope) = (&self.attention, &self.rope);
-            backend.rope_and_cache(batch, attention, rope, None, index, qkv, cache)?;
-            backend.paged_attention(batch, attention, index, qkv, cache, attended)?;
+            backend.rope_and_cache(step, attention, rope, None, index, qkv, cache)?;
+            backend.paged_attention(step, attention, index, qkv, cache, attended)?;
             let Linear { weight, bias } = &layer.o_proj;
             backend.linear_add(rows, attended, weight, bias.as_ref(), hidden)?;
             backend.rms_norm(rows, hidden, &layer.post_attention_layernorm, eps, normed)?;
             let Linear { weight, bias } = &layer.gate_up_proj;
-            backend.linear_silu_mul(rows, normed, weight, bias.as_ref(), activated)?;
+            let (bias, scratch) = (bias.as_ref(), gate_up.as_mut());
+            let silu = Activation::Silu;
+            backend.linear_gated(rows, normed, weight, bias, silu, scratch, activated)?;
             let Linear { weight, bias } = &layer.down_proj;
             backend.linear_add(rows, activated, weight, bias.as_ref(), hidden)?;
         }
@@ -173,13 +180,15 @@ impl<B: Backend> CausalLm<B> for Llama<B::Matrix, B::Vector> {
     fn logits(
         &self,
         backend: &mut B,
-        rows: &[u32],
+        step: &B::Step,
+        range: Range<usize>,
         workspace: &mut Workspace<B>,
     ) -> Result<(), KernelError> {
         let Workspace { hidden, last_hidden, last_normed, logits, .. } = workspace;
-        backend.gather_rows(rows, hidden, last_hidden)?;
-        backend.rms_norm(rows.len(), last_hidden, &self.norm, self.rms_norm_eps, last_normed)?;
+        let rows = range.len();
+        backend.gather_rows(step, range, hidden, last_hidden)?;
+        backend.rms_norm(rows, last_hidden, &self.norm, self.rms_norm_eps, last_normed)?;
         let lm_head = self.lm_head.as_ref().unwrap_or(&self.embed_tokens);
-        backend.linear(rows.len(), last_normed, lm_head, None, logits)
+        backend.linear(rows, last_normed, lm_head, None, logits)
     }
 }

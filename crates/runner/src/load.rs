@@ -3,9 +3,9 @@
 use std::time::{Duration, Instant};
 
 use sconce_kernels::{
-    Backend, CacheDtype, Dtype, KernelError, KvLayout, WeightDtype,
+    AttentionKind, BLOCK_SIZE, Backend, CacheDtype, Dtype, KernelError, KvLayout, StepLimits,
+    WeightDtype,
     cpu::{Cpu, CpuConfig, Isa},
-    cuda::CudaLimits,
 };
 use sconce_models::{Loaded, ModelConfig, ModelError, Workspace};
 use sconce_types::Executor;
@@ -13,6 +13,9 @@ use sconce_types::Executor;
 use crate::{
     DeviceChoice, LoadError, LoadOptions, ModelRunner, Quantization, energy::Energy, memory,
 };
+
+/// Kernels and the scheduler count the same blocks.
+const _: () = assert!(BLOCK_SIZE == sconce_types::BLOCK_SIZE);
 
 /// A model that is ready to run, and what a person should know of it.
 pub struct LoadedModel<E = Box<dyn Executor>> {
@@ -128,7 +131,7 @@ pub fn load_on_cpu(
 ) -> Result<LoadedModel<ModelRunner<Cpu>>, LoadError> {
     let config = CpuConfig { threads: options.threads, isa: options.cpu_isa.map(Isa::or_lower) };
     let mut device = String::new();
-    let make = |dtype: Dtype, _: CudaLimits| {
+    let make = |dtype: Dtype, _: StepLimits| {
         let cpu = Cpu::new(config);
         let weights = weight_dtype(options, dtype);
         device = cpu.describe_for(weights);
@@ -204,7 +207,7 @@ mod cuda {
 pub fn load_on<B: Backend + 'static>(
     options: &LoadOptions,
     max_num_batched_tokens: usize,
-    make: impl FnOnce(Dtype, CudaLimits) -> Result<B, LoadError>,
+    make: impl FnOnce(Dtype, StepLimits) -> Result<B, LoadError>,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<LoadedModel<ModelRunner<B>>, LoadError> {
     options.check()?;
@@ -223,7 +226,7 @@ pub fn load_on<B: Backend + 'static>(
         *phase = phase_started.elapsed();
         phase_started = Instant::now();
     };
-    let limits = CudaLimits { max_num_batched_tokens, max_num_seqs, max_model_len };
+    let limits = StepLimits { max_num_batched_tokens, max_num_seqs, max_model_len };
     let mut backend = make(dtype, limits)?;
     end_phase(&mut times.device);
     let weight_dtype = weight_dtype(options, dtype);
@@ -235,24 +238,25 @@ pub fn load_on<B: Backend + 'static>(
     }
     end_phase(&mut times.weights);
     let shape = *model.shape();
-    let mut layout = KvLayout {
-        num_layers: shape.num_layers,
-        num_blocks: 0,
-        num_kv_heads: shape.num_kv_heads,
-        head_dim: shape.head_dim,
-        dtype: options.kv_cache_dtype.unwrap_or(dtype.into()),
-    };
+    let heads = (shape.num_kv_heads, shape.head_dim);
+    let cache_dtype = options.kv_cache_dtype.unwrap_or(dtype.into());
+    let mut layout = KvLayout::uniform(shape.num_layers, 0, heads, cache_dtype);
     let mut workspace = Workspace::new(&backend, &shape, max_num_batched_tokens, max_num_seqs)
+        .map_err(|error| short_of_memory(&backend, error.into()))?;
+    let kind = AttentionKind { params: *model.attention(), group: 0 };
+    let mut step = backend
+        .step(&limits, &[kind])
         .map_err(|error| short_of_memory(&backend, error.into()))?;
     let measured = memory::left_for_cache(
         &mut backend,
         &*model,
         &mut workspace,
-        (layout, limits),
+        &mut step,
+        (&layout, &limits),
         options.gpu_memory_utilization,
     )
     .map_err(|error| short_of_memory(&backend, error.into()))?;
-    let blocks_per_seq = max_model_len.div_ceil(16);
+    let blocks_per_seq = limits.blocks_per_seq();
     layout.num_blocks = memory::num_blocks(
         options.kv_cache_memory_bytes.or(measured),
         layout.block_bytes(),
@@ -260,13 +264,14 @@ pub fn load_on<B: Backend + 'static>(
     );
     if layout.num_blocks < blocks_per_seq {
         return Err(LoadError::NoRoom {
-            tokens: layout.num_blocks * 16,
+            tokens: layout.num_blocks * BLOCK_SIZE,
             max_model_len,
             needed_bytes: blocks_per_seq * layout.block_bytes(),
         });
     }
-    let cache =
-        backend.kv_cache(layout).map_err(|error| short_of_memory(&backend, error.into()))?;
+    let cache = backend
+        .kv_cache(&layout, &limits)
+        .map_err(|error| short_of_memory(&backend, error.into()))?;
     end_phase(&mut times.cache);
     Ok(LoadedModel {
         device: backend.describe(),
@@ -282,7 +287,7 @@ pub fn load_on<B: Backend + 'static>(
         kv_cache_bytes: layout.num_blocks * layout.block_bytes(),
         load_times: times,
         energy: "not measured".to_owned(),
-        runner: ModelRunner::new(backend, model, cache, workspace, max_num_seqs),
+        runner: ModelRunner::new(backend, model, (step, cache), workspace, max_num_seqs),
     })
 }
 

@@ -1,7 +1,7 @@
 //! How many KV-cache blocks there is room for.
 
 use sconce_kernels::{
-    Backend, ForwardBatch, KernelError, KvLayout, cuda::CudaLimits, ops::sampling::SampleRequest,
+    BLOCK_SIZE, Backend, KernelError, KvLayout, StepLimits, StepPlan, ops::sampling::SampleRequest,
 };
 use sconce_models::{CausalLm, Workspace};
 
@@ -26,35 +26,45 @@ pub(crate) fn left_for_cache<B: Backend>(
     backend: &mut B,
     model: &dyn CausalLm<B>,
     workspace: &mut Workspace<B>,
-    (layout, limits): (KvLayout, CudaLimits),
+    step: &mut B::Step,
+    (layout, limits): (&KvLayout, &StepLimits),
     utilization: f64,
 ) -> Result<Option<u64>, KernelError> {
     if backend.memory_info()?.is_none() {
         return Ok(None);
     }
-    let CudaLimits { max_num_batched_tokens, max_num_seqs, max_model_len } = limits;
-    // All sequences write to the same blocks: nobody reads the result.
+    let StepLimits { max_num_batched_tokens, max_num_seqs, max_model_len } = *limits;
+    // All sequences write to the same blocks: the results are not used.
     let longest = max_model_len.min(max_num_batched_tokens);
-    let blocks: Vec<u32> = (0..).take(longest.div_ceil(16)).collect();
+    let blocks: Vec<u32> = (0..).take(longest.div_ceil(BLOCK_SIZE)).collect();
     let tokens = vec![0; longest];
-    let mut batch = ForwardBatch::default();
+    let mut plan = StepPlan::new(layout.num_groups);
     let mut left = max_num_batched_tokens;
-    while left > 0 && batch.num_seqs() < max_num_seqs {
+    for slot in (0..).take(max_num_seqs) {
         let len = left.min(longest);
-        batch.push(&tokens[..len], 0, &blocks);
+        if len == 0 {
+            break;
+        }
+        for group in (0..).take(layout.num_groups) {
+            plan.edit_table(group, slot, 0, &blocks);
+        }
+        plan.push(slot, &tokens[..len], 0, &vec![&blocks[..]; layout.num_groups]);
         left -= len;
     }
-    let mut cache = backend.kv_cache(KvLayout { num_blocks: blocks.len(), ..layout })?;
-    model.forward(backend, &batch, &mut cache, workspace)?;
-    let num_rows = batch.num_tokens().min(max_num_seqs);
-    let rows: Vec<u32> = (0..).take(num_rows).collect();
-    model.logits(backend, &rows, workspace)?;
+    let num_rows = plan.num_tokens().min(max_num_seqs);
+    plan.logit_rows.extend((0..).take(num_rows));
+    let table_bytes = layout.table_bytes(limits) as u64;
+    let layout = KvLayout { num_blocks: blocks.len(), ..layout.clone() };
+    let mut cache = backend.kv_cache(&layout, limits)?;
+    backend.stage(&plan, step, &mut cache)?;
+    model.forward(backend, step, plan.num_tokens(), &mut cache, workspace)?;
+    model.logits(backend, step, 0..num_rows, workspace)?;
     let requests = vec![SampleRequest::default(); num_rows];
     backend.sample(&mut workspace.logits, &requests, &mut Vec::new())?;
     drop(cache);
     Ok(backend.memory_info()?.map(|(free, total)| {
         let others = (total as f64 * (1.0 - utilization)) as u64;
-        (free as u64).saturating_sub(others)
+        (free as u64).saturating_sub(others + table_bytes)
     }))
 }
 

@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, time::Duration};
 
 use sconce_kernels::{
-    Backend, ForwardBatch, KernelError,
+    Backend, KernelError, StepPlan,
     ops::sampling::{Logprobs, Sampled},
 };
 use sconce_models::{CausalLm, Workspace};
@@ -20,13 +20,17 @@ pub struct ModelRunner<B: Backend> {
     backend: B,
     model: Box<dyn CausalLm<B>>,
     cache: B::KvCache,
+    step: B::Step,
     workspace: Workspace<B>,
     /// Rows of logits that the workspace holds.
     max_logit_rows: usize,
     seats: Vec<Option<Seat>>,
-    forward: ForwardBatch,
+    /// The block tables that the device has, by slot.
+    tables: Vec<Vec<u32>>,
+    plan: StepPlan,
     blocks: Vec<u32>,
-    rows: Vec<u32>,
+    /// The prompt tokens whose log-probabilities are asked for, in the order of the plan's
+    /// rows that get logits: the sequence, the token, the number of alternatives.
     targets: Vec<(usize, u32, u32)>,
     sampled: Vec<Sampled>,
     logprobs: Vec<Logprobs>,
@@ -42,7 +46,7 @@ impl<B: Backend> ModelRunner<B> {
     pub(crate) fn new(
         backend: B,
         model: Box<dyn CausalLm<B>>,
-        cache: B::KvCache,
+        (step, cache): (B::Step, B::KvCache),
         workspace: Workspace<B>,
         max_num_seqs: usize,
     ) -> Self {
@@ -50,12 +54,13 @@ impl<B: Backend> ModelRunner<B> {
             backend,
             model,
             cache,
+            step,
             workspace,
             max_logit_rows: max_num_seqs,
             seats: (0..max_num_seqs).map(|_| None).collect(),
-            forward: ForwardBatch::default(),
+            tables: vec![Vec::new(); max_num_seqs],
+            plan: StepPlan::new(1),
             blocks: Vec::new(),
-            rows: Vec::new(),
             targets: Vec::new(),
             sampled: Vec::new(),
             logprobs: Vec::new(),
@@ -85,15 +90,28 @@ impl<B: Backend> ModelRunner<B> {
         let blocks: Vec<u32> = (0..num_blocks).collect();
         let mut logits = Vec::new();
         for (index, tokens) in tokens.chunks(self.max_logit_rows).enumerate() {
-            self.forward.clear();
-            self.forward.push(tokens, index * self.max_logit_rows, &blocks);
-            let rows: Vec<u32> = (0..).take(tokens.len()).collect();
-            let Self { backend, model, cache, workspace, forward, .. } = self;
-            model.forward(backend, forward, cache, workspace)?;
-            model.logits(backend, &rows, workspace)?;
-            logits.extend(backend.read(&workspace.logits, rows.len())?);
+            self.plan.clear();
+            let computed = index * self.max_logit_rows;
+            push(&mut self.plan, &mut self.tables, 0, tokens, computed, &blocks);
+            self.plan.logit_rows.extend((0..).take(tokens.len()));
+            self.forward()?;
+            let Self { backend, model, step, workspace, .. } = self;
+            model.logits(backend, step, 0..tokens.len(), workspace)?;
+            logits.extend(backend.read(&workspace.logits, tokens.len())?);
         }
         Ok(logits)
+    }
+
+    /// Stages the plan and computes its hidden states.
+    fn forward(&mut self) -> Result<(), KernelError> {
+        let Self { backend, model, cache, step, workspace, plan, .. } = self;
+        let staged = backend.stage(plan, step, cache);
+        if staged.is_err() {
+            // The device may not have what the tables say: they are sent anew.
+            self.tables.iter_mut().for_each(Vec::clear);
+        }
+        staged?;
+        model.forward(backend, step, plan.num_tokens(), cache, workspace)
     }
 
     fn compute(&mut self, batch: &ScheduledBatch) -> Result<SampledTokens, KernelError> {
@@ -101,8 +119,7 @@ impl<B: Backend> ModelRunner<B> {
             self.seats[admitted.slot.index()] = Some(Seat::new(admitted));
         }
         self.prepare(batch);
-        let Self { backend, model, cache, workspace, forward, .. } = self;
-        model.forward(backend, forward, cache, workspace)?;
+        self.forward()?;
         let mut result = self.spare.pop().unwrap_or_default();
         result.step = batch.step;
         result.rows.clear();
@@ -111,17 +128,19 @@ impl<B: Backend> ModelRunner<B> {
             logprobs: None,
             prompt_logprobs: Vec::new(),
         }));
-        self.score_prompts(batch, &mut result.rows)?;
+        self.score_prompts(&mut result.rows)?;
         self.sample(batch, &mut result.rows)?;
         Ok(result)
     }
 
-    /// Fills the forward batch from the scheduled one.
+    /// Fills the plan from the scheduled batch: its rows, and those that get logits, first
+    /// of prompts, then of what is sampled.
     fn prepare(&mut self, batch: &ScheduledBatch) {
-        self.forward.clear();
+        self.plan.clear();
+        self.targets.clear();
         for sequence in &batch.sequences {
-            self.blocks.clear();
             let table = &batch.block_tables[sequence.block_table.clone()];
+            self.blocks.clear();
             self.blocks.extend(table.iter().map(|block| block.0));
             let last_sampled;
             let tokens = match &sequence.input {
@@ -133,30 +152,30 @@ impl<B: Backend> ModelRunner<B> {
                     &last_sampled[..]
                 }
             };
-            self.forward.push(tokens, sequence.num_computed_tokens, &self.blocks);
+            let (slot, computed) = (sequence.slot.index(), sequence.num_computed_tokens);
+            push(&mut self.plan, &mut self.tables, slot, tokens, computed, &self.blocks);
         }
-    }
-
-    /// Log-probabilities of prompt tokens, in tiles of the workspace's logits.
-    fn score_prompts(
-        &mut self,
-        batch: &ScheduledBatch,
-        results: &mut [SampledRow],
-    ) -> Result<(), KernelError> {
-        self.targets.clear();
-        self.rows.clear();
         for (s, sequence) in batch.sequences.iter().enumerate() {
             let seat = seat(&self.seats, sequence);
-            for (i, row) in self.forward.rows(s).enumerate() {
+            for (i, row) in self.plan.rows(s).enumerate() {
                 let predicted = sequence.num_computed_tokens + i + 1;
                 let Some((token, num_top)) = seat.prompt_logprob(predicted) else { break };
                 self.targets.push((s, token, num_top));
-                self.rows.push(u32::try_from(row).expect("rows are below 2^32"));
+                self.plan.logit_rows.push(u32::try_from(row).expect("rows are below 2^32"));
             }
         }
-        let tile_len = self.max_logit_rows;
-        for (rows, targets) in self.rows.chunks(tile_len).zip(self.targets.chunks(tile_len)) {
-            self.model.logits(&mut self.backend, rows, &mut self.workspace)?;
+        let sampling = batch.sequences.iter().zip(&self.plan.cu_seqlens_q[1..]);
+        let sampling = sampling.filter(|(sequence, _)| sequence.sample != Sample::Nothing);
+        self.plan.logit_rows.extend(sampling.map(|(_, end)| end - 1));
+    }
+
+    /// Log-probabilities of prompt tokens, in tiles of the workspace's logits.
+    fn score_prompts(&mut self, results: &mut [SampledRow]) -> Result<(), KernelError> {
+        let mut first = 0;
+        for targets in self.targets.chunks(self.max_logit_rows) {
+            let rows = first..first + targets.len();
+            first = rows.end;
+            self.model.logits(&mut self.backend, &self.step, rows, &mut self.workspace)?;
             let tokens: Vec<u32> = targets.iter().map(|&(_, token, _)| token).collect();
             let num_top: Vec<u32> = targets.iter().map(|&(_, _, num_top)| num_top).collect();
             self.logprobs.clear();
@@ -173,18 +192,17 @@ impl<B: Backend> ModelRunner<B> {
         batch: &ScheduledBatch,
         results: &mut [SampledRow],
     ) -> Result<(), KernelError> {
-        self.rows.clear();
         let mut requests = Vec::with_capacity(batch.sequences.len());
-        for (s, sequence) in batch.sequences.iter().enumerate() {
+        for sequence in &batch.sequences {
             if let Sample::Token { output_index } = sequence.sample {
-                self.rows.push(self.forward.cu_seqlens_q[s + 1] - 1);
                 requests.push(seat(&self.seats, sequence).sample_request(output_index));
             }
         }
         if requests.is_empty() {
             return Ok(());
         }
-        self.model.logits(&mut self.backend, &self.rows, &mut self.workspace)?;
+        let rows = self.targets.len()..self.plan.logit_rows.len();
+        self.model.logits(&mut self.backend, &self.step, rows, &mut self.workspace)?;
         self.sampled.clear();
         self.backend.sample(&mut self.workspace.logits, &requests, &mut self.sampled)?;
         drop(requests);
@@ -235,6 +253,25 @@ impl<B: Backend> Executor for ModelRunner<B> {
     fn device_time(&self) -> Option<Duration> {
         self.device_time
     }
+}
+
+/// Appends a sequence's input to the plan, with what differs between its block table and
+/// the one that the device has in its slot.
+fn push(
+    plan: &mut StepPlan,
+    tables: &mut [Vec<u32>],
+    slot: usize,
+    tokens: &[TokenId],
+    num_computed_tokens: usize,
+    blocks: &[u32],
+) {
+    let table = &mut tables[slot];
+    let slot = u32::try_from(slot).expect("slots are below 2^32");
+    let same = table.iter().zip(blocks).take_while(|(old, new)| old == new).count();
+    plan.edit_table(0, slot, same, &blocks[same..]);
+    table.truncate(same);
+    table.extend_from_slice(&blocks[same..]);
+    plan.push(slot, tokens, num_computed_tokens, &[blocks]);
 }
 
 /// What a backend's error means for the engine.
