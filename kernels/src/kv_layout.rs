@@ -125,7 +125,8 @@ mod tests {
 
     #[test]
     fn groups_share_regions_and_what_cannot_be_laid_out_is_refused() {
-        let layer = |group, region, num_kv_heads| KvLayer { group, region, num_kv_heads, head_dim: 32 };
+        let layer =
+            |group, region, num_kv_heads| KvLayer { group, region, num_kv_heads, head_dim: 32 };
         let layout = |layers: &[KvLayer]| KvLayout {
             num_blocks: 5,
             num_groups: 2,

@@ -220,7 +220,10 @@ impl StepPlan {
                 op: "stage",
                 what: "the plan's lists",
                 got: "of lengths that do not fit each other".to_owned(),
-                expected: format!("of {rows} rows, {seqs} sequences and {} groups", layout.num_groups),
+                expected: format!(
+                    "of {rows} rows, {seqs} sequences and {} groups",
+                    layout.num_groups
+                ),
             });
         }
         let largest = |list: &[u32]| list.iter().copied().max();
@@ -228,7 +231,9 @@ impl StepPlan {
             let rows = self.rows(s);
             let context_len = self.context_lens[s];
             rows.len() <= context_len as usize
-                && (context_len - rows.len() as u32..).zip(&self.positions[rows]).all(|(a, &b)| a == b)
+                && (context_len - rows.len() as u32..)
+                    .zip(&self.positions[rows])
+                    .all(|(a, &b)| a == b)
         });
         if !positions {
             return Err(KernelError::Shape {
@@ -238,7 +243,11 @@ impl StepPlan {
                 expected: "the last of its context".to_owned(),
             });
         }
-        below("a context's last position", largest(&self.context_lens).map(|len| len.max(1) - 1), limits.max_model_len)?;
+        below(
+            "a context's last position",
+            largest(&self.context_lens).map(|len| len.max(1) - 1),
+            limits.max_model_len,
+        )?;
         below("a sequence's slot", largest(&self.slots), limits.max_num_seqs)?;
         below("a row that gets logits", largest(&self.logit_rows), rows)?;
         for kv_slots in &self.kv_slots {

@@ -169,7 +169,11 @@ fn activations<D: Driver>(
 
 /// Limits of steps of whole sequences.
 fn limits_of(num_seqs: usize, len: usize) -> StepLimits {
-    StepLimits { max_num_batched_tokens: num_seqs * len, max_num_seqs: num_seqs, max_model_len: len }
+    StepLimits {
+        max_num_batched_tokens: num_seqs * len,
+        max_num_seqs: num_seqs,
+        max_model_len: len,
+    }
 }
 
 /// A step that is staged.

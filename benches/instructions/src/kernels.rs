@@ -77,8 +77,7 @@ pub(crate) fn paged_attention(isa: Isa, copy: bool) {
         max_model_len: CONTEXT,
     };
     let mut cache = cpu.kv_cache(&layout, &limits).expect("memory");
-    let mut step =
-        cpu.step(&limits, &[AttentionKind { params: HEADS, group: 0 }]).expect("memory");
+    let mut step = cpu.step(&limits, &[AttentionKind { params: HEADS, group: 0 }]).expect("memory");
     let rope = numbers(CONTEXT * HEADS.head_dim);
     let (mut prefill, mut decode) = (StepPlan::new(1), StepPlan::new(1));
     for seq in 0..SEQS {

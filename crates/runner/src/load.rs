@@ -244,9 +244,8 @@ pub fn load_on<B: Backend + 'static>(
     let mut workspace = Workspace::new(&backend, &shape, max_num_batched_tokens, max_num_seqs)
         .map_err(|error| short_of_memory(&backend, error.into()))?;
     let kind = AttentionKind { params: *model.attention(), group: 0 };
-    let mut step = backend
-        .step(&limits, &[kind])
-        .map_err(|error| short_of_memory(&backend, error.into()))?;
+    let mut step =
+        backend.step(&limits, &[kind]).map_err(|error| short_of_memory(&backend, error.into()))?;
     let measured = memory::left_for_cache(
         &mut backend,
         &*model,

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device, Tensor};
 use sconce_kernels::{
-    AttentionKind, AttentionParams, BLOCK_SIZE, Device as _, Dtype, KvLayout, Mask, Ops as _, Sampler as _,
-    StepLimits, StepPlan, WeightDtype,
+    AttentionKind, AttentionParams, BLOCK_SIZE, Device as _, Dtype, KvLayout, Mask, Ops as _,
+    Sampler as _, StepLimits, StepPlan, WeightDtype,
     cpu::{Cpu, CpuBuffer, CpuConfig, Isa, ThreadPool},
     ops::sampling::{SampleRequest, uniform},
 };
@@ -148,7 +148,7 @@ fn attention(cpu: &mut Cpu) -> Result<(), Box<dyn std::error::Error>> {
             (1, 512, 2048),
             (4, 128, 512),
         ] {
-            let blocks_each = context.div_ceil(BLOCK_SIZE);
+            let blocks_each = usize::div_ceil(context, BLOCK_SIZE);
             let limits = StepLimits {
                 max_num_batched_tokens: seqs * new,
                 max_num_seqs: seqs,

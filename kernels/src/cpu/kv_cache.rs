@@ -72,9 +72,8 @@ impl CpuKvCache {
                 });
             }
         };
-        let start = |layer: &KvLayer| {
-            layout.num_blocks * page_lens[..layer.region].iter().sum::<usize>()
-        };
+        let start =
+            |layer: &KvLayer| layout.num_blocks * page_lens[..layer.region].iter().sum::<usize>();
         let entries = layout.table_bytes(limits) / size_of::<u32>();
         Ok(Self {
             starts: layout.layers.iter().map(start).collect(),

@@ -210,11 +210,7 @@ impl Device for Cpu {
         packed::read_vector(parts)
     }
 
-    fn kv_cache(
-        &self,
-        layout: &KvLayout,
-        limits: &StepLimits,
-    ) -> Result<CpuKvCache, KernelError> {
+    fn kv_cache(&self, layout: &KvLayout, limits: &StepLimits) -> Result<CpuKvCache, KernelError> {
         CpuKvCache::new(layout, limits)
     }
 

@@ -51,9 +51,8 @@ impl CpuStep {
         params: &AttentionParams,
         group: usize,
     ) -> Result<&[paged_attention::Task], KernelError> {
-        let is_own = |(kind, _): &&(AttentionKind, Vec<_>)| {
-            kind.params == *params && kind.group == group
-        };
+        let is_own =
+            |(kind, _): &&(AttentionKind, Vec<_>)| kind.params == *params && kind.group == group;
         let own = self.attention.iter().find(is_own);
         own.map(|(_, tasks)| &tasks[..]).ok_or_else(|| unknown_kind(op, params, group))
     }

@@ -6,10 +6,7 @@ use candle_core::Tensor;
 
 use super::{
     AttentionPlan, AttentionRoom, CudaBuffer, CudaKvCache, CudaMatrix, CudaStep, CudaVector,
-    DevicePointer, Driver,
-    memory::decode,
-    names,
-    sampler::SamplingBuffers,
+    DevicePointer, Driver, memory::decode, names, sampler::SamplingBuffers,
 };
 use crate::{
     AttentionKind, AttentionParams, Device, Dtype, KernelError, KvLayout, Sampler, StepLimits,
@@ -54,7 +51,12 @@ impl<D: Driver> Cuda<D> {
                 accepted: "bfloat16 and float16 are; float32 runs on the CPU",
             });
         }
-        Ok(Self { sampling: SamplingBuffers::new(&driver, &limits)?, driver, dtype, partials: None })
+        Ok(Self {
+            sampling: SamplingBuffers::new(&driver, &limits)?,
+            driver,
+            dtype,
+            partials: None,
+        })
     }
 
     /// The device.

@@ -27,9 +27,10 @@ pub use device::{CudaDriver, CudaMemory};
 pub use driver::{Driver, Launch, Matmul};
 pub use memory::{CudaBuffer, CudaKvCache, CudaMatrix, CudaVector};
 pub use params::{
-    AddBias, CopyBlocks, DevicePointer, EmbeddingGather, EntryEdit, Gated, KernelParams, MAX_SAMPLE_SLICES,
-    MAX_TOP, PagedAttention, RmsNorm, RopeAndCache, SAMPLE_SLICE, SAMPLE_SLICE_BYTES,
-    SAMPLE_STATE_BYTES, SampleRow, SampledRow, Sampling, TableEdits, TokenLogprobs,
+    AddBias, CopyBlocks, DevicePointer, EmbeddingGather, EntryEdit, Gated, KernelParams,
+    MAX_SAMPLE_SLICES, MAX_TOP, PagedAttention, RmsNorm, RopeAndCache, SAMPLE_SLICE,
+    SAMPLE_SLICE_BYTES, SAMPLE_STATE_BYTES, SampleRow, SampledRow, Sampling, TableEdits,
+    TokenLogprobs,
 };
 pub use step::CudaStep;
 

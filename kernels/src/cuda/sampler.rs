@@ -3,8 +3,8 @@
 use bytemuck::{NoUninit, Pod, Zeroable};
 
 use super::{
-    DevicePointer, Driver, Launch, MAX_SAMPLE_SLICES, MAX_TOP, SAMPLE_SLICE,
-    SAMPLE_SLICE_BYTES, SAMPLE_STATE_BYTES, SampleRow, SampledRow, Sampling, TokenLogprobs,
+    DevicePointer, Driver, Launch, MAX_SAMPLE_SLICES, MAX_TOP, SAMPLE_SLICE, SAMPLE_SLICE_BYTES,
+    SAMPLE_STATE_BYTES, SampleRow, SampledRow, Sampling, TokenLogprobs,
     staging::{Staging, room},
     word,
 };

@@ -221,7 +221,11 @@ fn ensure(
 }
 
 /// The error of layers that attend in no way that the step was made for.
-pub(crate) fn unknown_kind(op: &'static str, params: &AttentionParams, group: usize) -> KernelError {
+pub(crate) fn unknown_kind(
+    op: &'static str,
+    params: &AttentionParams,
+    group: usize,
+) -> KernelError {
     KernelError::Shape {
         op,
         what: "the layer's way to attend",

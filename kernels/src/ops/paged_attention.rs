@@ -346,7 +346,13 @@ impl Attention<'_> {
     }
 
     /// `output[i] += Σ probabilities[i][t] * v[t]` over the chunk's tokens.
-    fn accumulate_values(&self, scratch: &mut Scratch, m: usize, chunk: Chunk<'_>, next: Chunk<'_>) {
+    fn accumulate_values(
+        &self,
+        scratch: &mut Scratch,
+        m: usize,
+        chunk: Chunk<'_>,
+        next: Chunk<'_>,
+    ) {
         let Chunk { blocks, kv_head, .. } = chunk;
         let head_dim = self.params.head_dim;
         let row_size = self.row_size();
@@ -356,8 +362,7 @@ impl Attention<'_> {
         let panel_bytes = steps * 64;
         let mut acc = [0.0_f32; MAX_ROWS * MAX_COLUMNS];
         let num_panels = head_dim / LANES;
-        let v =
-            |block: u32, kv_head| self.layer.panels(block as usize, KeyOrValue::Value, kv_head);
+        let v = |block: u32, kv_head| self.layer.panels(block as usize, KeyOrValue::Value, kv_head);
         for first_panel in (0..num_panels).step_by(self.kernels.few.1) {
             let group = self.kernels.few.1.min(num_panels - first_panel);
             for first in (0..m).step_by(self.kernels.few.0) {

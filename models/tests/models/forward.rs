@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use candle_core::{DType, Tensor};
 use sconce_kernels::{
-    Backend, Dtype, ForwardBatch, KvLayout, WeightDtype,
+    AttentionKind, Device, Dtype, KvLayout, StepLimits, StepPlan, WeightDtype,
     cpu::{Cpu, CpuConfig},
 };
 use sconce_models::{CausalLm, ModelConfig, Workspace};
@@ -17,7 +17,8 @@ const MAX_TOKENS: usize = 64;
 struct Runner {
     cpu: Cpu,
     model: Box<dyn CausalLm<Cpu>>,
-    cache: <Cpu as Backend>::KvCache,
+    cache: <Cpu as Device>::KvCache,
+    step: <Cpu as Device>::Step,
     workspace: Workspace<Cpu>,
 }
 
@@ -28,32 +29,46 @@ impl Runner {
 
     fn with_weights(dir: &std::path::Path, dtype: Dtype, weights: WeightDtype) -> Self {
         let config = ModelConfig::read(dir).unwrap();
-        let cpu = Cpu::new(CpuConfig { threads: Some(2), ..CpuConfig::default() });
+        let mut cpu = Cpu::new(CpuConfig { threads: Some(2), ..CpuConfig::default() });
         let model = sconce_models::load(dir, &config, &cpu, weights, MAX_TOKENS, &mut |_, _| {})
             .unwrap()
             .model;
         let shape = *model.shape();
-        let layout = KvLayout {
-            num_layers: shape.num_layers,
-            num_blocks: 12,
-            num_kv_heads: shape.num_kv_heads,
-            head_dim: shape.head_dim,
-            dtype: dtype.into(),
+        let heads = (shape.num_kv_heads, shape.head_dim);
+        let layout = KvLayout::uniform(shape.num_layers, 12, heads, dtype.into());
+        let limits = StepLimits {
+            max_num_batched_tokens: MAX_TOKENS,
+            max_num_seqs: 2,
+            max_model_len: MAX_TOKENS,
         };
-        let cache = cpu.kv_cache(layout).unwrap();
+        let cache = cpu.kv_cache(&layout, &limits).unwrap();
+        let kind = AttentionKind { params: *model.attention(), group: 0 };
+        let step = cpu.step(&limits, &[kind]).unwrap();
         let workspace = Workspace::new(&cpu, &shape, MAX_TOKENS, MAX_TOKENS).unwrap();
-        Self { cpu, model, cache, workspace }
+        Self { cpu, model, cache, step, workspace }
     }
 
-    /// The logits of every row of a batch.
-    fn logits(&mut self, batch: &ForwardBatch) -> Vec<Vec<f32>> {
-        let Self { cpu, model, cache, workspace } = self;
-        model.forward(cpu, batch, cache, workspace).unwrap();
-        let rows: Vec<u32> = (0..batch.num_tokens() as u32).collect();
-        model.logits(cpu, &rows, workspace).unwrap();
-        let logits = cpu.read(&workspace.logits, rows.len()).unwrap();
+    /// The logits of every row of a step.
+    fn logits(&mut self, plan: &mut StepPlan) -> Vec<Vec<f32>> {
+        plan.logit_rows = (0..plan.num_tokens() as u32).collect();
+        self.chosen_logits(plan)
+    }
+
+    fn chosen_logits(&mut self, plan: &StepPlan) -> Vec<Vec<f32>> {
+        let Self { cpu, model, cache, step, workspace } = self;
+        cpu.stage(plan, step, cache).unwrap();
+        model.forward(cpu, step, plan.num_tokens(), cache, workspace).unwrap();
+        let rows = plan.logit_rows.len();
+        model.logits(cpu, step, 0..rows, workspace).unwrap();
+        let logits = cpu.read(&workspace.logits, rows).unwrap();
         logits.chunks(model.shape().vocab_size).map(<[f32]>::to_vec).collect()
     }
+}
+
+/// Appends a sequence with its whole table.
+fn push(plan: &mut StepPlan, slot: u32, tokens: &[u32], computed: usize, blocks: &[u32]) {
+    plan.edit_table(0, slot, 0, blocks);
+    plan.push(slot, tokens, computed, &[blocks]);
 }
 
 /// A decoder as its definition reads: one sequence, no cache, all in f64.
@@ -187,8 +202,8 @@ fn logits_agree_with_a_plain_forward_pass() {
         let tensors = tiny.write(dir.path());
         let tokens = tokens(37, 3);
         let expected = Plain::new(&tiny, &tensors).logits(&tokens);
-        let mut batch = ForwardBatch::default();
-        batch.push(&tokens, 0, &[5, 1, 3]);
+        let mut batch = StepPlan::new(1);
+        push(&mut batch, 0, &tokens, 0, &[5, 1, 3]);
         // f32 rounds to 6e-8, bf16 to 4e-3, int8 to 1 / 254 of a row's largest
         // number; errors grow over the layers.
         for (dtype, weights, limit) in [
@@ -197,7 +212,7 @@ fn logits_agree_with_a_plain_forward_pass() {
             (Dtype::Bf16, WeightDtype::Int8, 4e-2),
             (Dtype::F32, WeightDtype::Int8, 4e-2),
         ] {
-            let got = Runner::with_weights(dir.path(), dtype, weights).logits(&batch);
+            let got = Runner::with_weights(dir.path(), dtype, weights).logits(&mut batch);
             let error = relative_error(&got, &expected);
             assert!(error < limit, "{tiny:?} in {dtype:?}, {weights:?}: relative error {error:e}");
         }
@@ -211,8 +226,8 @@ fn tied_weights_are_those_that_the_checkpoint_has() {
     let tied = Tiny::default();
     let untied = Tiny { tied: false, ..tied.clone() };
     let tokens = tokens(11, 3);
-    let mut batch = ForwardBatch::default();
-    batch.push(&tokens, 0, &[5]);
+    let mut batch = StepPlan::new(1);
+    push(&mut batch, 0, &tokens, 0, &[5]);
     let (embed, head) = ("model.embed_tokens.weight", "lm_head.weight");
     let own = untied.tensors();
     let mut copied = own.clone();
@@ -228,7 +243,7 @@ fn tied_weights_are_those_that_the_checkpoint_has() {
         tiny::write_config(dir.path(), &tied.config());
         candle_core::safetensors::save(saved, dir.path().join("model.safetensors")).unwrap();
         let expected = Plain::new(&untied, used).logits(&tokens);
-        let got = Runner::new(dir.path(), Dtype::F32).logits(&batch);
+        let got = Runner::new(dir.path(), Dtype::F32).logits(&mut batch);
         let error = relative_error(&got, &expected);
         assert!(error < 2e-6, "{what}: relative error {error:e}");
 
@@ -252,9 +267,9 @@ fn a_llama_has_no_sliding_window() {
     let tensors = tiny.write(dir.path());
     tiny::write_config(dir.path(), &Tiny { sliding_window: Some(4), ..tiny.clone() }.config());
     let tokens = tokens(21, 3);
-    let mut batch = ForwardBatch::default();
-    batch.push(&tokens, 0, &[5, 1]);
-    let got = Runner::new(dir.path(), Dtype::F32).logits(&batch);
+    let mut batch = StepPlan::new(1);
+    push(&mut batch, 0, &tokens, 0, &[5, 1]);
+    let got = Runner::new(dir.path(), Dtype::F32).logits(&mut batch);
     let error = relative_error(&got, &Plain::new(&tiny, &tensors).logits(&tokens));
     assert!(error < 2e-6, "relative error {error:e}");
 }
@@ -294,26 +309,26 @@ fn chunks_and_company_change_no_bit() {
             (Dtype::Bf16, WeightDtype::Bf16),
             (Dtype::Bf16, WeightDtype::Int8),
         ] {
-            let mut alone = ForwardBatch::default();
-            alone.push(&mine, 0, &[5, 1, 3]);
-            let expected = Runner::with_weights(dir.path(), dtype, weights).logits(&alone);
+            let mut alone = StepPlan::new(1);
+            push(&mut alone, 0, &mine, 0, &[5, 1, 3]);
+            let expected = Runner::with_weights(dir.path(), dtype, weights).logits(&mut alone);
 
             let mut runner = Runner::with_weights(dir.path(), dtype, weights);
             let (mut done, mut other_done) = (0, 0);
-            let mut batch = ForwardBatch::default();
+            let mut batch = StepPlan::new(1);
             for (step, chunk) in [16, 5, 1, 1, 10, 1, 1, 1, 1].into_iter().enumerate() {
                 batch.clear();
                 let other_chunk = [7, 0, 1, 16, 1, 1, 1, 1, 1][step];
                 let neighbour = &other[other_done..other_done + other_chunk];
                 if other_chunk > 0 && step % 2 == 0 {
-                    batch.push(neighbour, other_done, &[2, 9]);
+                    push(&mut batch, 1, neighbour, other_done, &[2, 9]);
                 }
                 let first = batch.num_tokens();
-                batch.push(&mine[done..done + chunk], done, &[8, 0, 7]);
+                push(&mut batch, 0, &mine[done..done + chunk], done, &[8, 0, 7]);
                 if other_chunk > 0 && step % 2 == 1 {
-                    batch.push(neighbour, other_done, &[2, 9]);
+                    push(&mut batch, 1, neighbour, other_done, &[2, 9]);
                 }
-                let got = runner.logits(&batch);
+                let got = runner.logits(&mut batch);
                 let bits = |row: &Vec<f32>| row.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
                 for i in 0..chunk {
                     let (got, expected) = (bits(&got[first + i]), bits(&expected[done + i]));
@@ -332,27 +347,31 @@ fn logits_of_chosen_rows_come_in_the_order_asked_for() {
     let dir = tempfile::tempdir().unwrap();
     Tiny::default().write(dir.path());
     let mut runner = Runner::new(dir.path(), Dtype::F32);
-    let mut batch = ForwardBatch::default();
-    batch.push(&tokens(9, 1), 0, &[4]);
-    let all = runner.logits(&batch);
-    let Runner { cpu, model, workspace, .. } = &mut runner;
-    model.logits(cpu, &[8, 0, 8], workspace).unwrap();
-    let got = cpu.read(&workspace.logits, 3).unwrap();
-    assert_eq!(got, [all[8].clone(), all[0].clone(), all[8].clone()].concat());
+    let mut batch = StepPlan::new(1);
+    push(&mut batch, 0, &tokens(9, 1), 0, &[4]);
+    let all = runner.logits(&mut batch);
+    batch.logit_rows = vec![8, 0, 8];
+    let got = runner.chosen_logits(&batch);
+    assert_eq!(got, [all[8].clone(), all[0].clone(), all[8].clone()]);
 }
 
 #[test]
-fn a_batch_that_exceeds_its_limits_is_an_error() {
+fn a_step_that_exceeds_its_limits_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     Tiny::default().write(dir.path());
-    let Runner { mut cpu, model, mut cache, mut workspace } = Runner::new(dir.path(), Dtype::F32);
+    let Runner { mut cpu, model, mut cache, mut step, mut workspace } =
+        Runner::new(dir.path(), Dtype::F32);
     let mut refused = |tokens: &[u32], computed: usize| {
-        let mut batch = ForwardBatch::default();
-        batch.push(tokens, computed, &[0, 1, 2, 3, 4, 5, 6, 7]);
-        model.forward(&mut cpu, &batch, &mut cache, &mut workspace).unwrap_err().to_string()
+        let mut plan = StepPlan::new(1);
+        plan.push(0, tokens, computed, &[&[0, 1, 2, 3, 4, 5, 6, 7]]);
+        let staged = cpu.stage(&plan, &mut step, &mut cache);
+        let rows = plan.num_tokens();
+        let computed =
+            staged.and_then(|()| model.forward(&mut cpu, &step, rows, &mut cache, &mut workspace));
+        computed.unwrap_err().to_string()
     };
     let error = refused(&tokens(MAX_TOKENS + 1, 1), 0);
-    assert!(error.contains("embedding_gather"), "{error}");
+    assert!(error.contains("rows is 65"), "{error}");
     let error = refused(&[80], 0);
     assert!(error.contains("80"), "{error}");
     let error = refused(&[1], MAX_TOKENS);

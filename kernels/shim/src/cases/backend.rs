@@ -75,7 +75,8 @@ impl<B: Backend> Layer<B> {
         // The first and the last share a region.
         let layers = vec![layer(0, 0), layer(0, 1), layer(1, 0)];
         let layout = KvLayout { num_blocks: 40, num_groups: 2, layers, dtype: cache };
-        let kinds = [(PARAMS, 0), (LOCAL, 1)].map(|(params, group)| AttentionKind { params, group });
+        let kinds =
+            [(PARAMS, 0), (LOCAL, 1)].map(|(params, group)| AttentionKind { params, group });
         let step = backend.step(&LIMITS, &kinds)?;
         let matrix = |seed, n, k| {
             let parts = [tensor(seed, &[n / 2, k]), tensor(seed + 50, &[n - n / 2, k])];
@@ -165,10 +166,8 @@ impl<B: Backend> Layer<B> {
 fn plans() -> Vec<StepPlan> {
     // By group; the second's first block is given up once the window has left it, and is
     // another sequence's from then on.
-    let tables: [[&[u32]; 3]; 2] = [
-        [&[7, 2, 30], &[39, 0, 11, 12], &[5]],
-        [&[8, 3, 31], &[38, 1, 13, 14], &[8]],
-    ];
+    let tables: [[&[u32]; 3]; 2] =
+        [[&[7, 2, 30], &[39, 0, 11, 12], &[5]], [&[8, 3, 31], &[38, 1, 13, 14], &[8]]];
     let tokens = |seed: u32, len: u32| (0..len).map(|i| (seed + i * 37) % 300).collect::<Vec<_>>();
     let mut plans = Vec::new();
     let mut known = [[0; 3]; 2];
@@ -180,7 +179,8 @@ fn plans() -> Vec<StepPlan> {
         [(1, 42), (1, 61), (0, 16)],
     ] {
         let mut plan = StepPlan::new(2);
-        for (s, (len, computed)) in pieces.into_iter().enumerate().filter(|(_, (len, _))| *len > 0) {
+        for (s, (len, computed)) in pieces.into_iter().enumerate().filter(|(_, (len, _))| *len > 0)
+        {
             let slot = 2 - s as u32;
             for (group, known) in known.iter_mut().enumerate() {
                 let table = tables[group][s];

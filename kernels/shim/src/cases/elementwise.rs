@@ -64,9 +64,7 @@ pub(super) fn rms_norm_norms_each_row<D: Driver>(bench: &mut Bench<D>) {
                 .flat_map(|row| reference::rms_norm(row, &weight, 1e-5))
                 .collect();
             let got = element.decode(&bench.read(params.out));
-            assert_close(&kernel, &got, &want, |want| {
-                want.abs() * element.epsilon() * 1.01 + 1e-6
-            });
+            assert_close(&kernel, &got, &want, |want| want.abs() * element.epsilon() * 1.01 + 1e-6);
         }
     }
 }
