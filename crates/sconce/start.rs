@@ -7,12 +7,13 @@ use std::{
 };
 
 use sconce_engine::{
-    Built, CacheGroups, Engine, EngineHandle, EngineOptions, EngineRequest, PrefixKey, RecordSink,
-    RequestError, SchedulerConfig, SchedulingPolicy, StartError, SubmitError,
+    Built, Engine, EngineHandle, EngineOptions, EngineRequest, PrefixKey, RecordSink, RequestError,
+    SchedulerConfig, SchedulingPolicy, StartError, SubmitError,
 };
 use sconce_ledger::{Ledger, LedgerError};
 use sconce_runner::{
-    CacheDtype, DeviceChoice, Dtype, Isa, LoadError, LoadOptions, LoadTimes, Quantization,
+    CacheDtype, DeviceChoice, Dtype, Isa, LoadError, LoadOptions, LoadTimes, ModelInfo,
+    Quantization,
 };
 use sconce_text::{TextConfig, TextError, TextModel};
 use sconce_types::{Executor, MeterSink, SamplingParams, Tenant};
@@ -218,6 +219,22 @@ pub(crate) struct Loaded {
     pub(crate) energy: String,
 }
 
+impl From<ModelInfo> for Loaded {
+    fn from(info: ModelInfo) -> Self {
+        Self {
+            architecture: info.architecture,
+            device: info.device,
+            dtype: Some(info.dtype),
+            quantization: info.quantization,
+            kv_cache_dtype: Some(info.kv_cache_dtype),
+            weight_bytes: info.weight_bytes,
+            kv_cache_bytes: info.kv_cache_bytes,
+            load_times: info.load_times,
+            energy: info.energy,
+        }
+    }
+}
+
 /// A running engine with its tokenizer. Dropping it, once every
 /// [`EngineHandle`] cloned from it is dropped too, ends the engine's thread.
 pub struct Sconce {
@@ -271,37 +288,24 @@ impl Sconce {
         Self::start_engine(options, model_name, found.path, text, move || {
             let loaded =
                 sconce_runner::load(&load_options, &mut |done, all| progress.tensors(done, all))?;
+            let ModelInfo { max_num_batched_tokens, max_model_len, num_blocks, groups, .. } =
+                loaded.info;
             // If it has to be loaded again, then with a cache of the same size.
-            load_options.kv_cache_memory_bytes = Some(loaded.kv_cache_bytes as u64);
+            load_options.kv_cache_memory_bytes = Some(loaded.info.kv_cache_bytes as u64);
             let config = SchedulerConfig {
                 max_num_seqs: load_options.max_num_seqs,
-                max_num_batched_tokens: loaded.max_num_batched_tokens,
-                max_model_len: loaded.max_model_len,
-                num_blocks: loaded.num_blocks,
-                groups: CacheGroups::ONE,
+                max_num_batched_tokens,
+                max_model_len,
+                num_blocks,
+                groups,
                 depth: loaded.runner.depth(),
                 max_queued,
                 prefix_cache,
                 policy,
             };
-            let info = Loaded {
-                architecture: loaded.architecture,
-                device: loaded.device,
-                dtype: Some(loaded.dtype),
-                quantization: loaded.quantization,
-                kv_cache_dtype: Some(loaded.kv_cache_dtype),
-                weight_bytes: loaded.weight_bytes,
-                kv_cache_bytes: loaded.kv_cache_bytes,
-                load_times: loaded.load_times,
-                energy: loaded.energy,
-            };
-            Ok(Built {
-                executor: loaded.runner,
-                energy: loaded.meter,
-                config,
-                vocab_size: loaded.vocab_size,
-                info,
-            })
+            let vocab_size = loaded.info.vocab_size;
+            let info = Loaded::from(loaded.info);
+            Ok(Built { executor: loaded.runner, energy: loaded.meter, config, vocab_size, info })
         })
     }
 
@@ -338,7 +342,7 @@ impl Sconce {
             kv_cache_dtype: loaded.kv_cache_dtype,
             weight_bytes: loaded.weight_bytes,
             max_model_len: limits.scheduler.max_model_len,
-            kv_cache_tokens: limits.scheduler.num_blocks * sconce_types::BLOCK_SIZE,
+            kv_cache_tokens: limits.scheduler.kv_cache_tokens(),
             kv_cache_bytes: loaded.kv_cache_bytes,
             load_times: loaded.load_times,
             energy: loaded.energy,

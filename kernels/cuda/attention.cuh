@@ -18,7 +18,7 @@ struct Work {
     uint32_t first_query;
     uint32_t num_queries;
     uint32_t context_len;
-    // Where its blocks begin in the table.
+    // Where its slot's block table begins in `block_tables`.
     uint32_t blocks;
     // The first packed row: (row in its sequence) * group + head in its group.
     uint32_t first_row;
@@ -44,7 +44,8 @@ struct PagedAttention {
     const void* cache;
     // [tokens, num_kv_heads * group * head_dim]
     void* out;
-    // Of all sequences, end to end.
+    // [num_groups, max_num_seqs, blocks_per_seq]: by slot, from step to step. Entries wholly
+    // below what a block's first row sees are not read.
     const uint32_t* block_tables;
     // [partials, head_dim + PARTIAL_HEAD], f32: maximum, sum, and after them outputs;
     // for each KV head [chunks seen, rows].
@@ -64,6 +65,8 @@ struct PagedAttention {
     float soft_cap;
     // Factor on outputs: V's scale.
     float v_scale;
+    // 1: a query sees positions up to its own; 0: all of its sequence's context.
+    uint32_t causal;
 };
 
 constexpr uint32_t CHUNK = 256;
@@ -118,6 +121,11 @@ template <typename T, typename C, int D> struct Sequence {
         return int(work.context_len - work.num_queries + row / p.group);
     }
 
+    // The last position that a row sees.
+    __device__ __forceinline__ int last_seen(uint32_t row) const {
+        return p.causal != 0 ? position(row) : int(work.context_len) - 1;
+    }
+
     // The first position that a row sees.
     __device__ __forceinline__ int first_seen(uint32_t row) const {
         return p.window > 0 ? max(position(row) + 1 - int(p.window), 0) : 0;
@@ -126,8 +134,9 @@ template <typename T, typename C, int D> struct Sequence {
     template <int WARPS, int SLOTS>
     __device__ __forceinline__ Ring<C, D, WARPS, SLOTS> ring(C* slots, uint32_t first, uint32_t end) const {
         const size_t page = size_t(BLOCK_TOKENS) * D;
+        const uint32_t seen = uint32_t(first_seen(work.first_row)) / BLOCK_TOKENS * BLOCK_TOKENS;
         return {slots, static_cast<const C*>(p.cache) + kv_head * page, p.num_kv_heads * page,
-                p.block_tables + work.blocks, first, end};
+                p.block_tables + work.blocks, first, seen, end};
     }
 
     // Brings rows [first_row, first_row + count) into shared memory, as tensor cores are

@@ -1,4 +1,4 @@
-// Causal attention of few rows over the paged cache: decodes, and the ends of prompts.
+// Attention of few rows over the paged cache: decodes, and the ends of prompts.
 // `attention.cuh` says in what order things are added up.
 //
 // A block has up to 8 or 16 packed rows of a sequence and some chunks of its context.
@@ -184,7 +184,7 @@ template <typename T, typename C, int D, int N> struct Decode {
 #pragma unroll
             for (int e = 0; e < 2; ++e) {
                 const uint32_t row = sequence.work.first_row + column(n, e);
-                const int last = sequence.position(row);
+                const int last = sequence.last_seen(row);
                 const int first = sequence.first_seen(row);
 #pragma unroll
                 for (int half = 0; half < 2; ++half) {
@@ -198,7 +198,7 @@ template <typename T, typename C, int D, int N> struct Decode {
     }
 
     // Adds the tile's values, weighed, to the chunk's sums.
-    __device__ __forceinline__ void weigh(Partial& chunk, const C* values) const {
+    __device__ __forceinline__ void accumulate_values(Partial& chunk, const C* values) const {
         const int lane = lane_id();
         const uint32_t one = pack<M>(1.0f, 1.0f);
         const uint32_t ones[4] = {one, one, one, one};
@@ -419,13 +419,13 @@ template <typename T, typename C, int D, int N> struct Decode {
         const Work& work = sequence.work;
         const uint32_t last_row = work.first_row + count - 1;
         const uint32_t chunks_end = (work.first_chunk + work.num_chunks) * CHUNK;
-        const uint32_t end = min(chunks_end, uint32_t(sequence.position(last_row)) + 1);
+        const uint32_t end = min(chunks_end, uint32_t(sequence.last_seen(last_row)) + 1);
         // Tiles before the first that is seen would add nothing.
         const uint32_t seen = uint32_t(sequence.first_seen(work.first_row)) / TILE * TILE;
         const uint32_t first = max(work.first_chunk * CHUNK, seen);
         // All rows see all of [plain_first, plain_end).
         const uint32_t plain_first = uint32_t(sequence.first_seen(last_row));
-        const uint32_t plain_end = uint32_t(sequence.position(work.first_row)) + 1;
+        const uint32_t plain_end = uint32_t(sequence.last_seen(work.first_row)) + 1;
 
         auto ring = sequence.template ring<DECODE_WARPS, Shared::SLOTS>(reinterpret_cast<C*>(shared),
                                                                         first, end);
@@ -532,7 +532,7 @@ template <typename T, typename C, int D, int N> struct Decode {
                 }
             }
             const C* values = ring.take();
-            weigh(chunk, values);
+            accumulate_values(chunk, values);
             if ((token + TILE) % CHUNK == 0 || token + TILE >= end) {
                 if (work.num_blocks == 1) {
                     merge(all, chunk);

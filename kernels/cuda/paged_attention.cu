@@ -1,4 +1,4 @@
-// Causal attention of prompts over the paged cache. `attention.cuh` says in what order
+// Attention of prompts over the paged cache. `attention.cuh` says in what order
 // things are added up.
 //
 // A block has up to 128 packed rows of one sequence, a warp 16 of them, and the warps
@@ -23,8 +23,8 @@ template <typename C, int D> struct RowsShared {
 
 // A warp's 16 rows, as its lanes hold them: lane l has rows l / 4 and l / 4 + 8.
 struct Rows {
-    // Each row's position, and the first that it sees.
-    int position[2];
+    // The last position that each row sees, and the first.
+    int last[2];
     int first[2];
     // As Sequence::scale.
     float scale[2];
@@ -162,7 +162,7 @@ __device__ __forceinline__ void score_tile(const M* queries, const C* keys, cons
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 const int token = first_token + n * 8 + lane % 4 * 2 + i % 2;
-                if (token > rows.position[i / 2] || token < rows.first[i / 2]) {
+                if (token > rows.last[i / 2] || token < rows.first[i / 2]) {
                     scores[n][i] = NEGATIVE_INFINITY;
                 }
             }
@@ -203,7 +203,7 @@ __device__ __forceinline__ void score_tile(const M* queries, const C* keys, cons
 
 // Adds the tile's values from dimension `first_dim` on, weighed, to the chunk's sums.
 template <typename M, typename C, int D, int OUT>
-__device__ __forceinline__ void weigh_tile(const uint32_t (&probabilities)[TILE / 16][4], const C* values,
+__device__ __forceinline__ void accumulate_values(const uint32_t (&probabilities)[TILE / 16][4], const C* values,
                                            int first_dim, Partial<OUT>& partial) {
     const uint32_t one = pack<M>(1.0f, 1.0f);
     const uint32_t ones[2] = {one, one};
@@ -251,7 +251,7 @@ template <typename T, typename C, int D> __device__ __forceinline__ void attend(
     const Work& work = p.work[blockIdx.y];
     const Sequence<T, C, D> sequence(p, work, blockIdx.x);
     const int count = int(min(uint32_t(Shared::ROWS), sequence.num_rows - work.first_row));
-    const uint32_t end = uint32_t(sequence.position(work.first_row + count - 1)) + 1;
+    const uint32_t end = uint32_t(sequence.last_seen(work.first_row + count - 1)) + 1;
     const uint32_t first = uint32_t(sequence.first_seen(work.first_row)) / TILE * TILE;
     auto ring = sequence.template ring<ROWS_WARPS, Shared::SLOTS>(reinterpret_cast<C*>(shared), first, end);
     ring.start();
@@ -266,15 +266,15 @@ template <typename T, typename C, int D> __device__ __forceinline__ void attend(
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
         const int row = own + lane_id() / 4 + 8 * r;
-        rows.position[r] = sequence.position(work.first_row + row);
+        rows.last[r] = sequence.last_seen(work.first_row + row);
         rows.first[r] = sequence.first_seen(work.first_row + row);
         rows.scale[r] = sequence.scale(all_queries + row * sequence.Q_STRIDE);
     }
     const uint32_t last_row = work.first_row + min(own + ROWS_OF_WARP, count) - 1;
     rows.plain_first = sequence.first_seen(last_row);
-    rows.plain_end = sequence.position(work.first_row + own) + 1;
+    rows.plain_end = sequence.last_seen(work.first_row + own) + 1;
     rows.seen_first = sequence.first_seen(work.first_row + own);
-    rows.seen_end = own < count ? sequence.position(last_row) + 1 : 0;
+    rows.seen_end = own < count ? sequence.last_seen(last_row) + 1 : 0;
 
     Partial<OUT> all;
     Partial<OUT> chunk;
@@ -290,7 +290,7 @@ template <typename T, typename C, int D> __device__ __forceinline__ void attend(
         }
         const C* values = ring.take();
         if (sees) {
-            weigh_tile<M, C, D>(probabilities, values, first_dim, chunk);
+            accumulate_values<M, C, D>(probabilities, values, first_dim, chunk);
         }
         if ((token + TILE) % CHUNK == 0 || token + TILE >= end) {
             merge_chunk(all, chunk);

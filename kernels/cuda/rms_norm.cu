@@ -1,14 +1,11 @@
-// RMSNorm (Zhang and Sennrich, 2019), with the residual added first where there is
-// one: residual[r] += x[r]; out[r] = residual[r] / sqrt(mean(residual[r]^2) + eps) *
-// weight. A block a row; its elements stay in registers between the two passes, and
-// the sum's order depends on the row's length only.
+// RMSNorm (Zhang and Sennrich, 2019): out[r] = x[r] / sqrt(mean(x[r]^2) + eps) * weight.
+// A block a row; its elements stay in registers between the two passes, and the sum's
+// order depends on the row's length only.
 #include "sconce.cuh"
 
 struct RmsNorm {
     // [rows, hidden]
     const void* x;
-    // [rows, hidden], or null: read and written, rounded to its dtype.
-    void* residual;
     // [hidden], f32
     const float* weight;
     // [rows, hidden]
@@ -28,7 +25,6 @@ template <typename T, int HELD> __device__ __forceinline__ void norm_row(const R
     const uint32_t pieces = p.hidden / Piece::LEN;
     const size_t start = size_t(blockIdx.x) * pieces;
     const Piece* x = static_cast<const Piece*>(p.x) + start;
-    Piece* residual = static_cast<Piece*>(p.residual);
     Piece* out = static_cast<Piece*>(p.out) + start;
     Piece held[HELD];
 #pragma unroll
@@ -36,20 +32,6 @@ template <typename T, int HELD> __device__ __forceinline__ void norm_row(const R
         const uint32_t i = threadIdx.x + h * NORM_THREADS;
         if (i < pieces) {
             held[h] = x[i];
-        }
-    }
-    if (residual != nullptr) {
-#pragma unroll
-        for (int h = 0; h < HELD; ++h) {
-            const uint32_t i = threadIdx.x + h * NORM_THREADS;
-            if (i < pieces) {
-                const Piece old = residual[start + i];
-#pragma unroll
-                for (int e = 0; e < Piece::LEN; ++e) {
-                    held[h].x[e] = from_float<T>(to_float(old.x[e]) + to_float(held[h].x[e]));
-                }
-                residual[start + i] = held[h];
-            }
         }
     }
     float sum = 0.0f;

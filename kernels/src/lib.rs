@@ -1,21 +1,36 @@
 //! The operations of a forward step.
 //!
-//! [`Backend`] is the written contract of every operation: shapes, dtypes and
-//! what it computes. [`cpu::Cpu`] is its form for processors; the CUDA form
+//! [`Device`] holds memory and is given steps, [`Ops`] is the written contract of every
+//! operation: shapes, dtypes and what it computes, [`Sampler`] makes tokens of logits; a
+//! [`Backend`] is all three. [`cpu::Cpu`] is its form for processors; the CUDA form
 //! launches `kernels/cuda/<op>.cu`. [`mod@reference`] holds the same operations in
 //! f64, written to be read, which tests hold every form against.
 //!
 //! `unsafe` code lives in this crate and nowhere else in the workspace.
 
-pub mod backend;
-pub mod batch;
+mod attention;
 pub mod cpu;
 pub mod cuda;
+mod device;
+mod dtype;
 pub mod error;
+mod kv_layout;
 pub mod mapped;
 pub mod ops;
+mod plan;
 pub mod reference;
+mod sampler;
 
-pub use backend::{AttentionParams, Backend, CacheDtype, Dtype, KvLayout, WeightDtype};
-pub use batch::ForwardBatch;
+pub use attention::{AttentionKind, AttentionParams, Mask};
+pub use device::Device;
+pub use dtype::{CacheDtype, Dtype, WeightDtype};
 pub use error::KernelError;
+pub use kv_layout::{BLOCK_SIZE, KvLayer, KvLayout};
+pub use ops::{Activation, Ops};
+pub use plan::{StepLimits, StepPlan, TableEdit};
+pub use sampler::Sampler;
+
+/// All that a model runs on.
+pub trait Backend: Device + Ops + Sampler {}
+
+impl<T: Device + Ops + Sampler> Backend for T {}

@@ -1,6 +1,6 @@
 //! What every model is to its runner.
 
-use sconce_kernels::{Backend, ForwardBatch, KernelError};
+use sconce_kernels::{Backend, KernelError};
 
 use crate::{Buf, Workspace};
 
@@ -26,7 +26,7 @@ pub struct Pass<'a, B: Backend> {
     /// What computes.
     pub ops: &'a mut B,
     /// What varies from step to step: tokens, positions, block tables.
-    pub step: &'a ForwardBatch,
+    pub step: &'a B::Step,
     /// Keys and values of all layers.
     pub cache: &'a mut B::KvCache,
     /// Where activations are.
@@ -36,19 +36,16 @@ pub struct Pass<'a, B: Backend> {
 }
 
 impl<'a, B: Backend> Pass<'a, B> {
-    /// Starts a step: the backend is told of it, and every buffer is free.
-    ///
-    /// # Errors
-    /// The device failed, or the batch exceeds what it has room for.
+    /// Starts the forward pass of a staged step of so many rows: every buffer is free.
     pub fn begin(
         ops: &'a mut B,
-        step: &'a ForwardBatch,
+        step: &'a B::Step,
+        rows: usize,
         cache: &'a mut B::KvCache,
         ws: &'a mut Workspace<B>,
-    ) -> Result<Self, KernelError> {
-        ops.begin(step)?;
+    ) -> Self {
         ws.begin();
-        Ok(Self { rows: step.num_tokens(), ops, step, cache, ws })
+        Self { ops, step, cache, ws, rows }
     }
 
     /// A buffer of so many columns, of what values it happens to hold.

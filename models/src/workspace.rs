@@ -105,6 +105,19 @@ impl<B: Backend> Workspace<B> {
         (&x.buffer, &mut out.buffer)
     }
 
+    /// What an operation reads, what it uses meanwhile, and what it writes.
+    pub(crate) fn triple(
+        &mut self,
+        x: &Buf,
+        scratch: &mut Buf,
+        out: &mut Buf,
+    ) -> (&B::Buffer, &mut B::Buffer, &mut B::Buffer) {
+        [x, &*scratch, &*out].into_iter().for_each(|buf| self.check(buf));
+        let all = self.buffers.get_disjoint_mut([x.index, scratch.index, out.index]);
+        let [x, scratch, out] = all.expect("three handles are of three buffers");
+        (&x.buffer, &mut scratch.buffer, &mut out.buffer)
+    }
+
     /// Gives a buffer back.
     ///
     /// # Panics

@@ -5,8 +5,7 @@ use std::time::Duration;
 use sconce::Dtype;
 use sconce_cuda_shim::ShimDriver;
 use sconce_engine::{
-    Built, CacheGroups, Engine, EngineRequest, Health, RequestEvent, SchedulerConfig,
-    SchedulingPolicy,
+    Built, Engine, EngineRequest, Health, RequestEvent, SchedulerConfig, SchedulingPolicy,
 };
 use sconce_kernels::{
     KernelError,
@@ -45,11 +44,11 @@ fn built<D: Driver + 'static>(
     let loaded = load(driver, MAX_NUM_SEQS, max_num_batched_tokens);
     let config = SchedulerConfig {
         max_num_seqs: MAX_NUM_SEQS,
-        max_num_batched_tokens: loaded.max_num_batched_tokens,
-        max_model_len: loaded.max_model_len,
-        num_blocks: loaded.num_blocks,
+        max_num_batched_tokens: loaded.info.max_num_batched_tokens,
+        max_model_len: loaded.info.max_model_len,
+        num_blocks: loaded.info.num_blocks,
         max_queued: 4,
-        groups: CacheGroups::ONE,
+        groups: loaded.info.groups,
         depth: 1,
         prefix_cache: None,
         policy: SchedulingPolicy::Fair,
@@ -58,7 +57,7 @@ fn built<D: Driver + 'static>(
         executor: loaded.runner,
         energy: None,
         config,
-        vocab_size: loaded.vocab_size,
+        vocab_size: loaded.info.vocab_size,
         info: (),
     })
 }

@@ -10,8 +10,8 @@ use sconce::{
     hub::{self, HubOptions},
 };
 use sconce_engine::{
-    Built, CacheGroups, Engine, EngineHandle, EngineRequest, PrefixKey, RequestEvent,
-    SchedulerConfig, SchedulingPolicy,
+    Built, Engine, EngineHandle, EngineRequest, PrefixKey, RequestEvent, SchedulerConfig,
+    SchedulingPolicy,
 };
 use sconce_kernels::cpu::Cpu;
 use sconce_runner::{LoadOptions, LoadedModel, ModelRunner};
@@ -73,16 +73,16 @@ pub(crate) fn engine_with(
         let loaded = load(&options);
         let config = SchedulerConfig {
             max_num_seqs: options.max_num_seqs,
-            max_num_batched_tokens: loaded.max_num_batched_tokens,
-            max_model_len: loaded.max_model_len,
-            num_blocks: num_blocks.unwrap_or(loaded.num_blocks),
-            groups: CacheGroups::ONE,
+            max_num_batched_tokens: loaded.info.max_num_batched_tokens,
+            max_model_len: loaded.info.max_model_len,
+            num_blocks: num_blocks.unwrap_or(loaded.info.num_blocks),
+            groups: loaded.info.groups,
             depth: 1,
             max_queued: 1000,
             prefix_cache,
             policy: SchedulingPolicy::Fair,
         };
-        let vocab_size = loaded.vocab_size;
+        let vocab_size = loaded.info.vocab_size;
         Ok(Built { executor: loaded.runner, energy: None, config, vocab_size, info: () })
     };
     let (_, handle, ()) = Engine::start("test", build).expect("the engine starts");

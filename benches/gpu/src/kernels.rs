@@ -4,11 +4,12 @@
 //! output written once.
 
 use anyhow::Result;
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use clap::ValueEnum as _;
 use sconce_kernels::{
-    AttentionParams, Backend, CacheDtype, Dtype, ForwardBatch, KvLayout,
-    cuda::{Cuda, CudaLimits, Driver},
+    Activation, AttentionKind, AttentionParams, BLOCK_SIZE, CacheDtype, Device as _, Dtype,
+    KvLayout, Mask, Ops as _, Sampler as _, StepLimits, StepPlan,
+    cuda::{Cuda, CudaBuffer, CudaKvCache, CudaMatrix, CudaStep, Driver},
     ops::sampling::{SampleRequest, uniform},
 };
 use serde_json::json;
@@ -82,7 +83,7 @@ pub(crate) fn run<D: Driver>(driver: D, only: Option<Group>, dry_run: bool) -> R
     let most = batches.copied().max().unwrap_or(1);
     let context = sizes.decode_contexts.iter().copied().max().unwrap_or(1);
     let longest = context.max(sizes.prefill).next_multiple_of(16);
-    let limits = CudaLimits {
+    let limits = StepLimits {
         max_num_batched_tokens: sizes.tokens.max(longest).max(most),
         max_num_seqs: most,
         max_model_len: longest,
@@ -132,7 +133,7 @@ fn random(seed: u64, rows: usize, cols: usize) -> Result<Tensor> {
     const PERIOD: u32 = 65_521;
     let pattern: Vec<f32> = (0..PERIOD).map(|i| (uniform(seed, i) * 2.0 - 1.0) as f32).collect();
     let numbers: Vec<f32> = pattern.iter().copied().cycle().take(rows * cols).collect();
-    Ok(Tensor::from_vec(numbers, (rows, cols), &Device::Cpu)?)
+    Ok(Tensor::from_vec(numbers, (rows, cols), &candle_core::Device::Cpu)?)
 }
 
 fn matrix<D: Driver>(
@@ -140,7 +141,7 @@ fn matrix<D: Driver>(
     seed: u64,
     n: usize,
     k: usize,
-) -> Result<<Cuda<D> as Backend>::Matrix> {
+) -> Result<CudaMatrix<D::Memory>> {
     Ok(cuda.matrix(&[random(seed, n, k)?], Dtype::Bf16.into())?)
 }
 
@@ -150,17 +151,42 @@ fn activations<D: Driver>(
     seed: u64,
     rows: usize,
     cols: usize,
-) -> Result<<Cuda<D> as Backend>::Buffer> {
+) -> Result<CudaBuffer<D::Memory>> {
     const TABLE: usize = 512;
     let table = matrix(cuda, seed, TABLE, cols)?;
     let mut buffer = cuda.buffer(rows, cols)?;
     let tokens: Vec<u32> = (0..rows).map(|row| (row * 7 % TABLE) as u32).collect();
-    let mut batch = ForwardBatch::default();
+    let limits = limits_of(1, rows);
+    let mut cache = cuda.kv_cache(&KvLayout::uniform(1, 1, (1, 64), CacheDtype::Bf16), &limits)?;
+    let mut plan = StepPlan::new(1);
     // The gather takes no notice of where tokens go.
-    batch.push(&tokens, 0, &vec![0; rows.div_ceil(16)]);
-    cuda.begin(&batch)?;
-    cuda.embedding_gather(&batch, &table, &mut buffer)?;
+    plan.push(0, &tokens, 0, &[&vec![0; rows.div_ceil(BLOCK_SIZE)]]);
+    let mut step = cuda.step(&limits, &[])?;
+    cuda.stage(&plan, &mut step, &mut cache)?;
+    cuda.embedding_gather(&step, &table, &mut buffer)?;
     Ok(buffer)
+}
+
+/// Limits of steps of whole sequences.
+fn limits_of(num_seqs: usize, len: usize) -> StepLimits {
+    StepLimits {
+        max_num_batched_tokens: num_seqs * len,
+        max_num_seqs: num_seqs,
+        max_model_len: len,
+    }
+}
+
+/// A step that is staged.
+fn staged<D: Driver>(
+    cuda: &mut Cuda<D>,
+    params: &AttentionParams,
+    limits: &StepLimits,
+    plan: &StepPlan,
+    cache: &mut CudaKvCache<D::Memory>,
+) -> Result<CudaStep<D::Memory>> {
+    let mut step = cuda.step(limits, &[AttentionKind { params: *params, group: 0 }])?;
+    cuda.stage(plan, &mut step, cache)?;
+    Ok(step)
 }
 
 fn elementwise<D: Driver>(cuda: &mut Cuda<D>, sizes: &Sizes, dry_run: bool) -> Result<()> {
@@ -185,8 +211,10 @@ fn elementwise<D: Driver>(cuda: &mut Cuda<D>, sizes: &Sizes, dry_run: bool) -> R
     let w = matrix(cuda, 21, 2 * intermediate, narrow)?;
     let mut gates = cuda.buffer(tokens, intermediate)?;
     let mut both = cuda.buffer(tokens, 2 * intermediate)?;
-    let with =
-        seconds(cuda, dry_run, |cuda, _| cuda.linear_silu_mul(tokens, &x, &w, None, &mut gates))?;
+    let silu = Activation::Silu;
+    let with = seconds(cuda, dry_run, |cuda, _| {
+        cuda.linear_gated(tokens, &x, &w, None, silu, Some(&mut both), &mut gates)
+    })?;
     let product = seconds(cuda, dry_run, |cuda, _| cuda.linear(tokens, &x, &w, None, &mut both))?;
     let time = (with - product).max(with * 1e-3);
     result("silu_mul", time, 3 * tokens * intermediate * 2, 0.0);
@@ -199,14 +227,15 @@ fn elementwise<D: Driver>(cuda: &mut Cuda<D>, sizes: &Sizes, dry_run: bool) -> R
         .map(|turn| activations(cuda, 30 + turn as u64, tokens, cols))
         .collect::<Result<Vec<_>>>()?;
     let rope = cuda.vector(&[random(31, tokens, params.head_dim)?.flatten_all()?])?;
-    let mut cache = cuda.kv_cache(layout(&params, tokens.div_ceil(16)))?;
-    let mut batch = ForwardBatch::default();
-    let blocks: Vec<u32> = (0..).take(tokens.div_ceil(16)).collect();
-    batch.push(&vec![0; tokens], 0, &blocks);
-    cuda.begin(&batch)?;
+    let limits = limits_of(1, tokens);
+    let mut cache = cuda.kv_cache(&layout(&params, 1, limits.blocks_per_seq()), &limits)?;
+    let mut plan = StepPlan::new(1);
+    let blocks: Vec<u32> = (0..).take(limits.blocks_per_seq()).collect();
+    plan.push(0, &vec![0; tokens], 0, &[&blocks]);
+    let step = staged(cuda, &params, &limits, &plan, &mut cache)?;
     let time = seconds(cuda, dry_run, |cuda, call| {
         let qkv = &mut inputs[call % turns];
-        cuda.rope_and_cache(&batch, &params, &rope, None, 0, qkv, &mut cache)
+        cuda.rope_and_cache(&step, &params, &rope, None, 0, qkv, &mut cache)
     })?;
     let written = tokens * cols * 2;
     let angles = tokens * params.head_dim * 4;
@@ -246,40 +275,36 @@ fn attention_params(group: usize) -> AttentionParams {
         num_kv_heads: 32 / group,
         head_dim: 128,
         scale: 128_f32.sqrt().recip(),
-        sliding_window: None,
+        mask: Mask::Causal,
         soft_cap: None,
     }
 }
 
-/// One layer in bf16.
-fn layout(params: &AttentionParams, num_blocks: usize) -> KvLayout {
-    KvLayout {
-        num_layers: 1,
-        num_blocks,
-        num_kv_heads: params.num_kv_heads,
-        head_dim: params.head_dim,
-        dtype: CacheDtype::Bf16,
-    }
+/// Layers in bf16.
+fn layout(params: &AttentionParams, num_layers: usize, num_blocks: usize) -> KvLayout {
+    let heads = (params.num_kv_heads, params.head_dim);
+    KvLayout::uniform(num_layers, num_blocks, heads, CacheDtype::Bf16)
 }
 
 /// A cache of random keys and values, all blocks of all layers.
 fn filled_cache<D: Driver>(
     cuda: &mut Cuda<D>,
     params: &AttentionParams,
-    layout: KvLayout,
-    rows: usize,
-) -> Result<<Cuda<D> as Backend>::KvCache> {
+    layout: &KvLayout,
+    limits: &StepLimits,
+) -> Result<CudaKvCache<D::Memory>> {
     let cols = (params.num_heads + 2 * params.num_kv_heads) * params.head_dim;
-    let mut cache = cuda.kv_cache(layout)?;
+    let rows = limits.blocks_per_seq() * BLOCK_SIZE;
+    let mut cache = cuda.kv_cache(layout, limits)?;
     let rope = cuda.vector(&[random(61, rows, params.head_dim)?.flatten_all()?])?;
     let blocks: Vec<u32> = (0..).take(layout.num_blocks).collect();
-    for (turn, blocks) in blocks.chunks(rows / 16).enumerate() {
+    for (turn, blocks) in blocks.chunks(limits.blocks_per_seq()).enumerate() {
         let mut qkv = activations(cuda, 60 + turn as u64 % 5, rows, cols)?;
-        let mut batch = ForwardBatch::default();
-        batch.push(&vec![0; blocks.len() * 16], 0, blocks);
-        cuda.begin(&batch)?;
-        for layer in 0..layout.num_layers {
-            cuda.rope_and_cache(&batch, params, &rope, None, layer, &mut qkv, &mut cache)?;
+        let mut plan = StepPlan::new(1);
+        plan.push(0, &vec![0; blocks.len() * BLOCK_SIZE], 0, &[blocks]);
+        let step = staged(cuda, params, limits, &plan, &mut cache)?;
+        for layer in 0..layout.layers.len() {
+            cuda.rope_and_cache(&step, params, &rope, None, layer, &mut qkv, &mut cache)?;
         }
     }
     Ok(cache)
@@ -295,27 +320,27 @@ fn decode<D: Driver>(
     // No cache of a device holds so much.
     const BEYOND_CACHES: usize = 256 << 20;
     let params = attention_params(group);
-    let blocks_per_seq = context.div_ceil(16);
-    let num_blocks = num_seqs * blocks_per_seq;
-    let rows = blocks_per_seq * 16;
+    let limits = limits_of(num_seqs, context.next_multiple_of(BLOCK_SIZE));
+    let blocks_per_seq = limits.blocks_per_seq();
     let bytes = num_seqs * context * 2 * params.num_kv_heads * params.head_dim * dtype.size();
     // Layers take turns.
     let num_layers = if dry_run { 1 } else { BEYOND_CACHES.div_ceil(bytes) };
-    let layout = KvLayout { num_layers, dtype, ..layout(&params, num_blocks) };
-    let cache = filled_cache(cuda, &params, layout, rows)?;
+    let layout = KvLayout { dtype, ..layout(&params, num_layers, num_seqs * blocks_per_seq) };
+    let mut cache = filled_cache(cuda, &params, &layout, &limits)?;
     let cols = (params.num_heads + 2 * params.num_kv_heads) * params.head_dim;
     let qkv = activations(cuda, 70, num_seqs, cols)?;
     let mut out = cuda.buffer(num_seqs, params.num_heads * params.head_dim)?;
-    let mut batch = ForwardBatch::default();
+    let mut plan = StepPlan::new(1);
     for s in 0..num_seqs {
         // A sequence's blocks lie apart.
         let blocks: Vec<u32> =
             (0..blocks_per_seq).map(|block| (block * num_seqs + s) as u32).collect();
-        batch.push(&[0], context - 1, &blocks);
+        plan.edit_table(0, s as u32, 0, &blocks);
+        plan.push(s as u32, &[0], context - 1, &[&blocks]);
     }
-    cuda.begin(&batch)?;
+    let step = staged(cuda, &params, &limits, &plan, &mut cache)?;
     let time = seconds(cuda, dry_run, |cuda, call| {
-        cuda.paged_attention(&batch, &params, call % num_layers, &qkv, &cache, &mut out)
+        cuda.paged_attention(&step, &params, call % num_layers, &qkv, &cache, &mut out)
     })?;
     let fp8 = if dtype == CacheDtype::Fp8E4m3 { ", fp8 cache" } else { "" };
     let name = format!("decode attention, {num_seqs} x {context}, GQA {group}{fp8}");
@@ -325,17 +350,19 @@ fn decode<D: Driver>(
 
 fn prefill<D: Driver>(cuda: &mut Cuda<D>, len: usize, dry_run: bool) -> Result<()> {
     let params = attention_params(4);
-    let num_blocks = len.div_ceil(16);
-    let cache = filled_cache(cuda, &params, layout(&params, num_blocks), num_blocks * 16)?;
+    let limits = limits_of(1, len.next_multiple_of(BLOCK_SIZE));
+    let layout = layout(&params, 1, limits.blocks_per_seq());
+    let mut cache = filled_cache(cuda, &params, &layout, &limits)?;
     let cols = (params.num_heads + 2 * params.num_kv_heads) * params.head_dim;
     let qkv = activations(cuda, 80, len, cols)?;
     let mut out = cuda.buffer(len, params.num_heads * params.head_dim)?;
-    let blocks: Vec<u32> = (0..).take(num_blocks).collect();
-    let mut batch = ForwardBatch::default();
-    batch.push(&vec![0; len], 0, &blocks);
-    cuda.begin(&batch)?;
+    let blocks: Vec<u32> = (0..).take(limits.blocks_per_seq()).collect();
+    let mut plan = StepPlan::new(1);
+    plan.edit_table(0, 0, 0, &blocks);
+    plan.push(0, &vec![0; len], 0, &[&blocks]);
+    let step = staged(cuda, &params, &limits, &plan, &mut cache)?;
     let time = seconds(cuda, dry_run, |cuda, _| {
-        cuda.paged_attention(&batch, &params, 0, &qkv, &cache, &mut out)
+        cuda.paged_attention(&step, &params, 0, &qkv, &cache, &mut out)
     })?;
     // Two products over the half of the square that is seen.
     let seen = len as f64 * (len as f64 + 1.0) / 2.0;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use sconce_kernels::cuda::Driver;
-use sconce_scheduler::{CacheGroups, SchedulerConfig, SchedulingPolicy};
+use sconce_scheduler::{SchedulerConfig, SchedulingPolicy};
 use serde_json::json;
 
 use crate::{
@@ -46,28 +46,28 @@ pub(crate) fn run<D: Driver + 'static>(driver: D, args: &Args) -> Result<()> {
     let config: serde_json::Value =
         serde_json::from_str(&std::fs::read_to_string(args.model.join("config.json"))?)?;
     let hidden_size = config["hidden_size"].as_u64().context("config.json has no hidden_size")?;
-    let embedding_bytes = loaded.vocab_size * usize::try_from(hidden_size)? * 2;
+    let embedding_bytes = loaded.info.vocab_size * usize::try_from(hidden_size)? * 2;
     report(&json!({
         "model": args.model.display().to_string(),
-        "device": loaded.device,
-        "weight_bytes": loaded.weight_bytes - embedding_bytes,
-        "kv_bytes_per_token": loaded.kv_cache_bytes / loaded.num_blocks / 16,
-        "kv_cache_tokens": loaded.num_blocks * 16,
-        "load_seconds": loaded.load_times.weights.as_secs_f64(),
+        "device": loaded.info.device,
+        "weight_bytes": loaded.info.weight_bytes - embedding_bytes,
+        "kv_bytes_per_token": loaded.info.kv_cache_bytes / loaded.info.num_blocks / 16,
+        "kv_cache_tokens": loaded.info.num_blocks * 16,
+        "load_seconds": loaded.info.load_times.weights.as_secs_f64(),
     }));
     for &num_seqs in &args.batches {
         let config = SchedulerConfig {
             max_num_seqs: num_seqs,
             max_num_batched_tokens: max_batched,
             max_model_len: longest,
-            num_blocks: loaded.num_blocks,
+            num_blocks: loaded.info.num_blocks,
             max_queued: num_seqs,
-            groups: CacheGroups::ONE,
+            groups: loaded.info.groups,
             depth: 1,
             prefix_cache: None,
             policy: SchedulingPolicy::Fair,
         };
-        let vocab_size = loaded.vocab_size;
+        let vocab_size = loaded.info.vocab_size;
         let token = |s: usize, i: usize| ((s * 7_919 + i * 104_729) % vocab_size) as u32;
         let prompt = |s| (0..args.context).map(|i| token(s, i)).collect();
         let prompts = (0..num_seqs).map(prompt).collect();

@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc, time::Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use sconce_kernels::cuda::Driver;
-use sconce_scheduler::{CacheGroups, Request, Scheduler, SchedulerConfig, SchedulingPolicy};
+use sconce_scheduler::{Request, Scheduler, SchedulerConfig, SchedulingPolicy};
 use sconce_types::{
     Executor, RequestId, SamplingParams, ScheduledBatch, StepResult, TokenId, TokenMasks,
 };
@@ -63,9 +63,9 @@ pub(crate) fn run<D: Driver + 'static>(driver: D, args: &Args) -> Result<()> {
         max_num_seqs: args.max_num_seqs,
         max_num_batched_tokens: max_batched,
         max_model_len: longest,
-        num_blocks: loaded.num_blocks,
+        num_blocks: loaded.info.num_blocks,
         max_queued: prompts.len(),
-        groups: CacheGroups::ONE,
+        groups: loaded.info.groups,
         depth: 1,
         prefix_cache: None,
         policy: SchedulingPolicy::Fair,

@@ -9,7 +9,8 @@ use std::hint::black_box;
 
 use candle_core::{Device, Tensor};
 use sconce_kernels::{
-    AttentionParams, Backend as _, CacheDtype, ForwardBatch, KvLayout, WeightDtype,
+    AttentionKind, AttentionParams, CacheDtype, Device as _, KvLayout, Mask, Ops as _,
+    Sampler as _, StepLimits, StepPlan, WeightDtype,
     cpu::{Cpu, CpuBuffer, CpuConfig, Isa},
     ops::sampling::SampleRequest,
 };
@@ -27,7 +28,7 @@ const HEADS: AttentionParams = AttentionParams {
     num_kv_heads: 3,
     head_dim: 64,
     scale: 0.125,
-    sliding_window: None,
+    mask: Mask::Causal,
     soft_cap: None,
 };
 
@@ -68,35 +69,38 @@ pub(crate) fn paged_attention(isa: Isa, copy: bool) {
     const BLOCKS: u32 = CONTEXT as u32 / 16;
     const QKV: usize = (9 + 2 * 3) * 64;
     let mut cpu = cpu(isa);
-    let layout = KvLayout {
-        num_layers: 1,
-        num_blocks: (SEQS * BLOCKS) as usize,
-        num_kv_heads: HEADS.num_kv_heads,
-        head_dim: HEADS.head_dim,
-        dtype: CacheDtype::Bf16,
+    let heads = (HEADS.num_kv_heads, HEADS.head_dim);
+    let layout = KvLayout::uniform(1, (SEQS * BLOCKS) as usize, heads, CacheDtype::Bf16);
+    let limits = StepLimits {
+        max_num_batched_tokens: SEQS as usize * CONTEXT,
+        max_num_seqs: SEQS as usize,
+        max_model_len: CONTEXT,
     };
-    let mut cache = cpu.kv_cache(layout).expect("memory");
+    let mut cache = cpu.kv_cache(&layout, &limits).expect("memory");
+    let mut step = cpu.step(&limits, &[AttentionKind { params: HEADS, group: 0 }]).expect("memory");
     let rope = numbers(CONTEXT * HEADS.head_dim);
-    let (mut prefill, mut decode) = (ForwardBatch::default(), ForwardBatch::default());
+    let (mut prefill, mut decode) = (StepPlan::new(1), StepPlan::new(1));
     for seq in 0..SEQS {
         let blocks: Vec<u32> = (seq * BLOCKS..(seq + 1) * BLOCKS).collect();
-        prefill.push(&[0; CONTEXT - 1], 0, &blocks);
-        decode.push(&[0], CONTEXT - 1, &blocks);
+        prefill.edit_table(0, seq, 0, &blocks);
+        prefill.push(seq, &[0; CONTEXT - 1], 0, &[&blocks]);
+        decode.push(seq, &[0], CONTEXT - 1, &[&blocks]);
     }
-    for batch in [&prefill, &decode] {
-        let mut qkv = filled(&cpu, batch.num_tokens(), QKV);
-        cpu.rope_and_cache(batch, &HEADS, &rope, None, 0, &mut qkv, &mut cache).expect("it fits");
+    for plan in [&prefill, &decode] {
+        let mut qkv = filled(&cpu, plan.num_tokens(), QKV);
+        cpu.stage(plan, &mut step, &mut cache).expect("it fits");
+        cpu.rope_and_cache(&step, &HEADS, &rope, None, 0, &mut qkv, &mut cache).expect("it fits");
     }
     let qkv = filled(&cpu, decode.num_tokens(), QKV);
     let mut out =
         cpu.buffer(decode.num_tokens(), HEADS.num_heads * HEADS.head_dim).expect("memory");
     let copied = copy.then(|| vec![1_u8; layout.block_bytes() * BLOCKS as usize]);
-    cpu.paged_attention(&decode, &HEADS, 0, &qkv, &cache, &mut out).expect("shapes fit");
+    cpu.paged_attention(&step, &HEADS, 0, &qkv, &cache, &mut out).expect("shapes fit");
     counted(|| {
         if let Some(copied) = &copied {
             black_box(copied.clone());
         }
-        cpu.paged_attention(&decode, &HEADS, 0, &qkv, &cache, &mut out).expect("shapes fit");
+        cpu.paged_attention(&step, &HEADS, 0, &qkv, &cache, &mut out).expect("shapes fit");
     });
     black_box(out.rows(decode.num_tokens()));
 }

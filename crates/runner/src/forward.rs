@@ -1,27 +1,38 @@
 //! A model's way from a batch to logits, and what is made of them.
 
+use std::ops::Range;
+
 use sconce_kernels::{
-    Backend, ForwardBatch, KernelError,
+    AttentionKind, Backend, KernelError, StepLimits, StepPlan,
     ops::sampling::{Logprobs, SampleRequest, Sampled},
 };
 use sconce_models::{Buf, Model, Pass, Workspace};
 
-/// A model on its backend, with the buffers of a step.
+/// A model on its backend, with a step and its buffers.
 pub(crate) struct Forward<B: Backend> {
     pub(crate) backend: B,
     model: Box<dyn Model<B>>,
+    step: B::Step,
     workspace: Workspace<B>,
+    /// Rows of the step that is staged.
+    rows: usize,
 }
 
 impl<B: Backend> Forward<B> {
-    /// Steps of at most `max_num_tokens` rows, logits of at most `max_logit_rows` at a time.
+    /// Steps of these limits, for a model whose layers attend in these ways; as many logits at
+    /// a time as sequences.
+    ///
+    /// # Errors
+    /// A way to attend that the device has not, no memory.
     pub(crate) fn new(
-        backend: B,
+        mut backend: B,
         model: Box<dyn Model<B>>,
-        max_num_tokens: usize,
-        max_logit_rows: usize,
-    ) -> Self {
-        Self { backend, model, workspace: Workspace::new(max_num_tokens, max_logit_rows) }
+        limits: &StepLimits,
+        attention: &[AttentionKind],
+    ) -> Result<Self, KernelError> {
+        let step = backend.step(limits, attention)?;
+        let workspace = Workspace::new(limits.max_num_batched_tokens, limits.max_num_seqs);
+        Ok(Self { backend, model, step, workspace, rows: 0 })
     }
 
     /// Ends the allocation of buffers: later steps use those of the steps so far.
@@ -29,35 +40,35 @@ impl<B: Backend> Forward<B> {
         self.workspace.freeze();
     }
 
-    /// Computes a batch and writes its keys and values into the cache; the hidden states
-    /// of its rows, good until the next batch.
+    /// Stages a step, computes it and writes its keys and values into the cache; the hidden
+    /// states of its rows, good until the next step.
     ///
     /// # Errors
-    /// The backend failed.
+    /// The backend failed, or the plan does not fit the limits or the cache.
     pub(crate) fn hidden(
         &mut self,
-        batch: &ForwardBatch,
+        plan: &StepPlan,
         cache: &mut B::KvCache,
     ) -> Result<Buf, KernelError> {
-        let Self { backend, model, workspace } = self;
-        model.forward(&mut Pass::begin(backend, batch, cache, workspace)?)
+        let Self { backend, model, step, workspace, rows } = self;
+        *rows = plan.num_tokens();
+        backend.stage(plan, step, cache)?;
+        model.forward(&mut Pass::begin(backend, step, *rows, cache, workspace))
     }
 
-    /// Logits `[rows.len(), vocab_size]` of some rows of the batch that `hidden` is of.
+    /// Logits `[range.len(), vocab_size]` of a range of the step's rows that get logits.
     ///
     /// # Errors
     /// The backend failed.
     pub(crate) fn logits(
         &mut self,
-        batch: &ForwardBatch,
         cache: &mut B::KvCache,
         hidden: &Buf,
-        rows: &[u32],
+        range: Range<usize>,
     ) -> Result<Buf, KernelError> {
-        let Self { backend, model, workspace } = self;
-        let num_tokens = batch.num_tokens();
-        let mut pass = Pass { ops: backend, step: batch, cache, ws: workspace, rows: num_tokens };
-        let chosen = pass.gather(rows, hidden)?;
+        let Self { backend, model, step, workspace, rows } = self;
+        let mut pass = Pass { ops: backend, step, cache, ws: workspace, rows: *rows };
+        let chosen = pass.gather(range, hidden)?;
         model.head(&mut pass, chosen)
     }
 

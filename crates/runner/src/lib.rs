@@ -6,13 +6,15 @@
 
 mod energy;
 mod forward;
+mod kv_plan;
 mod load;
 mod memory;
 mod model_runner;
 mod options;
+mod out_of_memory;
 mod slot;
 
-pub use load::{LoadTimes, LoadedModel, load, load_on, load_on_cpu};
+pub use load::{LoadTimes, LoadedModel, ModelInfo, load, load_on, load_on_cpu};
 pub use model_runner::ModelRunner;
 pub use options::{DeviceChoice, LoadError, LoadOptions, Quantization};
 pub use sconce_kernels::{CacheDtype, Dtype, cpu::Isa};

@@ -3,24 +3,37 @@
 use std::time::{Duration, Instant};
 
 use sconce_kernels::{
-    AttentionParams, Backend, CacheDtype, Dtype, KernelError, KvLayout, WeightDtype,
+    BLOCK_SIZE, Backend, CacheDtype, Dtype, StepLimits, WeightDtype,
     cpu::{Cpu, CpuConfig, Isa},
-    cuda::CudaLimits,
 };
-use sconce_models::{Checkpoint, Loaded, ModelError, ModelSpec};
-use sconce_types::{EnergyMeter, Executor};
+use sconce_models::{Checkpoint, Loaded, ModelSpec};
+use sconce_types::{CacheGroups, EnergyMeter, Executor};
 
 use crate::{
-    DeviceChoice, LoadError, LoadOptions, ModelRunner, Quantization, energy::Energy,
-    forward::Forward, memory,
+    DeviceChoice, LoadError, LoadOptions, ModelRunner, Quantization,
+    energy::Energy,
+    forward::Forward,
+    kv_plan::KvPlan,
+    memory,
+    out_of_memory::{self, Stage},
 };
 
-/// A model that is ready to run, and what a person should know of it.
+/// Kernels and the scheduler count the same blocks.
+const _: () = assert!(BLOCK_SIZE == sconce_types::BLOCK_SIZE);
+
+/// A model that is ready to run.
 pub struct LoadedModel<E = Box<dyn Executor>> {
     /// The executor.
     pub runner: E,
     /// Measures the device's energy, where that can be measured.
     pub meter: Option<Box<dyn EnergyMeter>>,
+    /// What is known of it.
+    pub info: ModelInfo,
+}
+
+/// What is known of a model that was loaded.
+#[derive(Clone, Debug)]
+pub struct ModelInfo {
     /// The device, in words.
     pub device: String,
     /// The architecture's name.
@@ -41,6 +54,8 @@ pub struct LoadedModel<E = Box<dyn Executor>> {
     pub max_num_batched_tokens: usize,
     /// Blocks in the KV cache.
     pub num_blocks: usize,
+    /// What the cache's layers keep of a context.
+    pub groups: CacheGroups,
     /// Bytes of the KV cache.
     pub kv_cache_bytes: usize,
     /// How long each phase of loading took.
@@ -73,19 +88,7 @@ impl<B: Backend + 'static> LoadedModel<ModelRunner<B>> {
         LoadedModel {
             runner: Box::new(self.runner),
             meter: energy.meter,
-            energy: energy.description,
-            device: self.device,
-            architecture: self.architecture,
-            dtype: self.dtype,
-            quantization: self.quantization,
-            kv_cache_dtype: self.kv_cache_dtype,
-            weight_bytes: self.weight_bytes,
-            vocab_size: self.vocab_size,
-            max_model_len: self.max_model_len,
-            max_num_batched_tokens: self.max_num_batched_tokens,
-            num_blocks: self.num_blocks,
-            kv_cache_bytes: self.kv_cache_bytes,
-            load_times: self.load_times,
+            info: ModelInfo { energy: energy.description, ..self.info },
         }
     }
 }
@@ -132,7 +135,7 @@ pub fn load_on_cpu(
 ) -> Result<LoadedModel<ModelRunner<Cpu>>, LoadError> {
     let config = CpuConfig { threads: options.threads, isa: options.cpu_isa.map(Isa::or_lower) };
     let mut device = String::new();
-    let make = |dtype: Dtype, _: CudaLimits| {
+    let make = |dtype: Dtype, _: StepLimits| {
         let cpu = Cpu::new(config);
         let weights = weight_dtype(options, dtype);
         device = cpu.describe_for(weights);
@@ -149,7 +152,7 @@ pub fn load_on_cpu(
         Ok(cpu)
     };
     let loaded = load_on(options, 512, make, progress)?;
-    Ok(LoadedModel { device, ..loaded })
+    Ok(LoadedModel { info: ModelInfo { device, ..loaded.info }, ..loaded })
 }
 
 /// What weights become of a model that computes in this dtype.
@@ -164,10 +167,10 @@ fn weight_dtype(options: &LoadOptions, dtype: Dtype) -> WeightDtype {
 mod cuda {
     use sconce_kernels::{
         KernelError,
-        cuda::{Cuda, CudaDriver},
+        cuda::{Cuda, CudaDriver, Driver as _},
     };
 
-    use super::{Energy, LoadError, LoadOptions, LoadedModel, load_on};
+    use super::{Energy, LoadError, LoadOptions, LoadedModel, Stage, load_on, out_of_memory};
 
     pub(super) fn load(
         options: &LoadOptions,
@@ -180,7 +183,9 @@ mod cuda {
                 error => LoadError::Device { error },
             })?;
             uuid = driver.uuid();
-            Ok(Cuda::new(driver, dtype, limits)?)
+            let memory = driver.memory_info().ok();
+            Cuda::new(driver, dtype, limits)
+                .map_err(|error| out_of_memory::explain(error.into(), memory, &Stage::Device))
         };
         let loaded = load_on(options, 2048, make, progress)?;
         Ok(loaded.measured_by(Energy::of_gpu(uuid.as_deref())))
@@ -208,7 +213,7 @@ mod cuda {
 pub fn load_on<B: Backend + 'static>(
     options: &LoadOptions,
     max_num_batched_tokens: usize,
-    make: impl FnOnce(Dtype, CudaLimits) -> Result<B, LoadError>,
+    make: impl FnOnce(Dtype, StepLimits) -> Result<B, LoadError>,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<LoadedModel<ModelRunner<B>>, LoadError> {
     options.check()?;
@@ -227,77 +232,107 @@ pub fn load_on<B: Backend + 'static>(
         *phase = phase_started.elapsed();
         phase_started = Instant::now();
     };
-    let limits = CudaLimits { max_num_batched_tokens, max_num_seqs, max_model_len };
+    let limits = StepLimits { max_num_batched_tokens, max_num_seqs, max_model_len };
     let backend = make(dtype, limits)?;
     end_phase(&mut times.device);
-    let weight_dtype = weight_dtype(options, dtype);
-    let Loaded { model, spec, weight_bytes, warnings } = checkpoint
-        .load(&backend, weight_dtype, max_model_len, progress)
-        .map_err(|error| short_of_memory(&backend, error.into()))?;
-    for warning in warnings {
-        tracing::warn!("{}: {warning}", options.dir.display());
-    }
-    end_phase(&mut times.weights);
-    let mut layout = kv_layout(&spec, options.kv_cache_dtype.unwrap_or(dtype.into()));
-    let mut forward = Forward::new(backend, model, max_num_batched_tokens, max_num_seqs);
-    let utilization = options.gpu_memory_utilization;
-    let measured = memory::left_for_cache(&mut forward, (layout, limits), utilization)
-        .map_err(|error| short_of_memory(&forward.backend, error.into()))?;
-    let blocks_per_seq = max_model_len.div_ceil(16);
-    layout.num_blocks = memory::num_blocks(
-        options.kv_cache_memory_bytes.or(measured),
-        layout.block_bytes(),
-        blocks_per_seq.saturating_mul(max_num_seqs),
-    );
-    if layout.num_blocks < blocks_per_seq {
-        return Err(LoadError::NoRoom {
-            tokens: layout.num_blocks * 16,
-            max_model_len,
-            needed_bytes: blocks_per_seq * layout.block_bytes(),
-        });
-    }
-    let backend = &forward.backend;
-    let cache = backend.kv_cache(layout).map_err(|error| short_of_memory(backend, error.into()))?;
+    let device = backend.describe();
+    let checkpoint_bytes = out_of_memory::checkpoint_bytes(&options.dir);
+    let mut at = (Stage::Weights { checkpoint_bytes }, backend.memory_info()?);
+    let asked = Asked { options, checkpoint: &checkpoint, dtype, limits };
+    let placed = place(backend, &asked, &mut at, progress, || end_phase(&mut times.weights))
+        .map_err(|error| out_of_memory::explain(error, at.1, &at.0))?;
+    let Placed { forward, spec, weight_bytes, kv, cache } = placed;
     end_phase(&mut times.cache);
+    if kv.num_padded > 0 {
+        tracing::info!(
+            "the KV cache's {} groups of layers leave {} of {} pages empty",
+            kv.groups.len(),
+            kv.num_padded,
+            kv.num_padded + spec.cache_layers.len()
+        );
+    }
     Ok(LoadedModel {
-        device: backend.describe(),
-        architecture: checkpoint.architecture().to_owned(),
-        dtype,
-        quantization: options.quantization,
-        kv_cache_dtype: layout.dtype,
-        weight_bytes,
-        vocab_size: spec.vocab_size,
-        max_model_len,
-        max_num_batched_tokens,
-        num_blocks: layout.num_blocks,
-        kv_cache_bytes: layout.num_blocks * layout.block_bytes(),
-        load_times: times,
+        runner: ModelRunner::new(forward, cache, max_num_seqs, kv.groups),
         meter: None,
-        energy: "not measured".to_owned(),
-        runner: ModelRunner::new(forward, cache, max_num_seqs),
+        info: ModelInfo {
+            device,
+            architecture: checkpoint.architecture().to_owned(),
+            dtype,
+            quantization: options.quantization,
+            kv_cache_dtype: kv.layout.dtype,
+            weight_bytes,
+            vocab_size: spec.vocab_size,
+            max_model_len,
+            max_num_batched_tokens,
+            num_blocks: kv.layout.num_blocks,
+            groups: kv.groups,
+            kv_cache_bytes: kv.layout.num_blocks * kv.layout.block_bytes(),
+            load_times: times,
+            energy: "not measured".to_owned(),
+        },
     })
 }
 
-/// The cache of a model's layers, without blocks yet.
-fn kv_layout(spec: &ModelSpec, dtype: CacheDtype) -> KvLayout {
-    let shape = |layer: &AttentionParams| (layer.num_kv_heads, layer.head_dim);
-    let mut shapes = spec.cache_layers.iter().map(shape);
-    let (num_kv_heads, head_dim) = shapes.next().expect("a model has layers");
-    assert!(shapes.all(|other| other == (num_kv_heads, head_dim)), "layers of unlike caches");
-    KvLayout { num_layers: spec.cache_layers.len(), num_blocks: 0, num_kv_heads, head_dim, dtype }
+/// What is placed on a device.
+struct Asked<'a, B: Backend> {
+    options: &'a LoadOptions,
+    checkpoint: &'a Checkpoint<B>,
+    dtype: Dtype,
+    limits: StepLimits,
 }
 
-/// An error, with what the device has where it had too little.
-fn short_of_memory<B: Backend>(backend: &B, error: LoadError) -> LoadError {
-    let (what, bytes) = match &error {
-        LoadError::Kernel(KernelError::OutOfMemory { what, bytes })
-        | LoadError::Model(ModelError::Kernel(KernelError::OutOfMemory { what, bytes })) => {
-            (what.clone(), *bytes)
-        }
-        _ => return error,
-    };
-    match backend.memory_info() {
-        Ok(Some((free, total))) => LoadError::NoMemory { what, bytes, free, total },
-        _ => error,
+/// All that a runner keeps on a device.
+struct Placed<B: Backend> {
+    forward: Forward<B>,
+    spec: ModelSpec,
+    weight_bytes: usize,
+    kv: KvPlan,
+    cache: B::KvCache,
+}
+
+/// Places weights, what a step computes in, and the KV cache on a device; `at` says how far
+/// it came, with the free and total bytes when that began. `weights_are_loaded` is called in
+/// between.
+fn place<B: Backend + 'static>(
+    backend: B,
+    asked: &Asked<'_, B>,
+    at: &mut (Stage, Option<(usize, usize)>),
+    progress: &mut dyn FnMut(usize, usize),
+    weights_are_loaded: impl FnOnce(),
+) -> Result<Placed<B>, LoadError> {
+    let &Asked { options, checkpoint, dtype, limits } = asked;
+    let StepLimits { max_num_batched_tokens, max_num_seqs, max_model_len } = limits;
+    let weight_dtype = weight_dtype(options, dtype);
+    let Loaded { model, spec, weight_bytes, warnings } =
+        checkpoint.load(&backend, weight_dtype, max_model_len, progress)?;
+    for warning in warnings {
+        tracing::warn!("{}: {warning}", options.dir.display());
     }
+    weights_are_loaded();
+    let cache_dtype = options.kv_cache_dtype.unwrap_or(dtype.into());
+    let mut kv = KvPlan::new(&spec, cache_dtype, &limits, ModelRunner::<B>::DEPTH)?;
+    let depth = ModelRunner::<B>::DEPTH;
+    let blocks_per_seq = kv.groups.peak_blocks(max_model_len, max_num_batched_tokens, depth);
+    let needed_bytes = blocks_per_seq * kv.layout.block_bytes();
+    let share = options.gpu_memory_utilization;
+    let free = backend.memory_info()?;
+    let room = match (options.kv_cache_memory_bytes, free) {
+        (Some(asked), Some((free, _))) => (free as u64).saturating_sub(asked),
+        _ => memory::free_below(&backend, share)?.unwrap_or(0).saturating_sub(needed_bytes as u64),
+    };
+    *at = (Stage::Step { room, spec: Box::new(spec.clone()), limits }, free);
+    let mut forward = Forward::new(backend, model, &limits, &kv.attention)?;
+    let measured = memory::left_for_cache(&mut forward, (&kv.layout, &limits), share)?;
+    *at = (Stage::Cache, forward.backend.memory_info()?);
+    kv.layout.num_blocks = memory::num_blocks(
+        options.kv_cache_memory_bytes.or(measured),
+        kv.layout.block_bytes(),
+        blocks_per_seq.saturating_mul(max_num_seqs),
+    );
+    if kv.layout.num_blocks < blocks_per_seq {
+        let tokens = kv.groups.tokens_in(kv.layout.num_blocks, max_num_batched_tokens, depth);
+        return Err(LoadError::NoRoom { tokens, max_model_len, needed_bytes });
+    }
+    let cache = forward.backend.kv_cache(&kv.layout, &limits)?;
+    Ok(Placed { forward, spec, weight_bytes, kv, cache })
 }

@@ -1,7 +1,7 @@
 //! How many KV-cache blocks there is room for.
 
 use sconce_kernels::{
-    Backend, ForwardBatch, KernelError, KvLayout, cuda::CudaLimits, ops::sampling::SampleRequest,
+    BLOCK_SIZE, Backend, KernelError, KvLayout, StepLimits, StepPlan, ops::sampling::SampleRequest,
 };
 
 use crate::forward::Forward;
@@ -25,35 +25,51 @@ pub(crate) fn num_blocks(asked: Option<u64>, block_bytes: usize, useful_blocks: 
 /// Returns the bytes that such a device has left for the cache.
 pub(crate) fn left_for_cache<B: Backend>(
     forward: &mut Forward<B>,
-    (layout, limits): (KvLayout, CudaLimits),
+    (layout, limits): (&KvLayout, &StepLimits),
     utilization: f64,
 ) -> Result<Option<u64>, KernelError> {
     let has_memory = forward.backend.memory_info()?.is_some();
-    let one = CudaLimits { max_num_batched_tokens: 1, max_num_seqs: 1, max_model_len: 1 };
-    let CudaLimits { max_num_batched_tokens, max_num_seqs, max_model_len } =
-        if has_memory { limits } else { one };
-    // All sequences write to the same blocks: nobody reads the result.
-    let longest = max_model_len.min(max_num_batched_tokens);
-    let blocks: Vec<u32> = (0..).take(longest.div_ceil(16)).collect();
+    let StepLimits { max_num_batched_tokens, max_num_seqs, max_model_len } = *limits;
+    let (mut left, max_seqs) =
+        if has_memory { (max_num_batched_tokens, max_num_seqs) } else { (1, 1) };
+    // All sequences write to the same blocks: the results are not used.
+    let longest = max_model_len.min(left);
+    let blocks: Vec<u32> = (0..).take(longest.div_ceil(BLOCK_SIZE)).collect();
     let tokens = vec![0; longest];
-    let mut batch = ForwardBatch::default();
-    let mut left = max_num_batched_tokens;
-    while left > 0 && batch.num_seqs() < max_num_seqs {
+    let mut plan = StepPlan::new(layout.num_groups);
+    for slot in (0..).take(max_seqs) {
         let len = left.min(longest);
-        batch.push(&tokens[..len], 0, &blocks);
+        if len == 0 {
+            break;
+        }
+        for group in (0..).take(layout.num_groups) {
+            plan.edit_table(group, slot, 0, &blocks);
+        }
+        plan.push(slot, &tokens[..len], 0, &vec![&blocks[..]; layout.num_groups]);
         left -= len;
     }
-    let layout = KvLayout { num_blocks: blocks.len(), ..layout };
-    let mut cache = forward.backend.kv_cache(layout)?;
-    let hidden = forward.hidden(&batch, &mut cache)?;
-    let num_rows = batch.num_tokens().min(max_num_seqs);
-    let rows: Vec<u32> = (0..).take(num_rows).collect();
-    let logits = forward.logits(&batch, &mut cache, &hidden, &rows)?;
+    let num_rows = plan.num_tokens().min(max_num_seqs);
+    plan.logit_rows.extend((0..).take(num_rows));
+    let table_bytes = layout.table_bytes(limits) as u64;
+    let layout = KvLayout { num_blocks: blocks.len(), ..layout.clone() };
+    let mut cache = forward.backend.kv_cache(&layout, limits)?;
+    let hidden = forward.hidden(&plan, &mut cache)?;
+    let logits = forward.logits(&mut cache, &hidden, 0..num_rows)?;
     let requests = vec![SampleRequest::default(); num_rows];
     forward.sample(logits, &requests, &mut Vec::new())?;
     forward.freeze();
     drop(cache);
-    Ok(forward.backend.memory_info()?.map(|(free, total)| {
+    let free = free_below(&forward.backend, utilization)?;
+    Ok(free.map(|free| free.saturating_sub(table_bytes)))
+}
+
+/// Bytes that a device with memory of its own has free, less the share of it that is to be
+/// left to others; `None` for other devices.
+pub(crate) fn free_below<B: Backend>(
+    backend: &B,
+    utilization: f64,
+) -> Result<Option<u64>, KernelError> {
+    Ok(backend.memory_info()?.map(|(free, total)| {
         let others = (total as f64 * (1.0 - utilization)) as u64;
         (free as u64).saturating_sub(others)
     }))

@@ -1,13 +1,13 @@
 //! Computes scheduled batches on a backend.
 
 use sconce_kernels::{
-    Backend, ForwardBatch, KernelError,
-    ops::sampling::{Logprobs, Sampled},
+    Backend, KernelError, StepPlan, TableEdit,
+    ops::sampling::{Logprobs, SampleRequest, Sampled},
 };
 use sconce_models::Buf;
 use sconce_types::{
-    BLOCK_SIZE, Executor, ExecutorError, Input, RowResult, Sample, SampleOutcome, ScheduledBatch,
-    Slot, StepResult, TokenId, TokenLogprobs, TokenMask, TokenMasks,
+    BLOCK_SIZE, CacheGroups, Executor, ExecutorError, Input, RowResult, Sample, SampleOutcome,
+    ScheduledBatch, Slot, StepResult, TokenId, TokenLogprobs, TokenMask, TokenMasks,
 };
 
 use crate::{forward::Forward, slot::SlotState};
@@ -19,11 +19,13 @@ pub struct ModelRunner<B: Backend> {
     cache: B::KvCache,
     /// Rows that get logits at a time.
     max_logit_rows: usize,
+    groups: CacheGroups,
     slots: Vec<Option<SlotState>>,
-    batch: ForwardBatch,
-    /// The hidden states of the batch, until they are sampled from.
+    plan: StepPlan,
+    /// The hidden states of the step, until they are sampled from.
     hidden: Option<Buf>,
-    rows: Vec<u32>,
+    /// The prompt tokens whose log-probabilities are asked for, in the order of the plan's
+    /// rows that get logits: the sequence, the token, the number of alternatives.
     targets: Vec<(usize, u32, u32)>,
     sampled: Vec<Sampled>,
     logprobs: Vec<Logprobs>,
@@ -33,15 +35,23 @@ pub struct ModelRunner<B: Backend> {
 }
 
 impl<B: Backend> ModelRunner<B> {
-    pub(crate) fn new(forward: Forward<B>, cache: B::KvCache, max_num_seqs: usize) -> Self {
+    /// Steps in flight: what is sampled is read back at once.
+    pub(crate) const DEPTH: usize = 1;
+
+    pub(crate) fn new(
+        forward: Forward<B>,
+        cache: B::KvCache,
+        max_num_seqs: usize,
+        groups: CacheGroups,
+    ) -> Self {
         Self {
+            groups,
             forward,
             cache,
             max_logit_rows: max_num_seqs,
             slots: (0..max_num_seqs).map(|_| None).collect(),
-            batch: ForwardBatch::default(),
+            plan: StepPlan::new(groups.len()),
             hidden: None,
-            rows: Vec::new(),
             targets: Vec::new(),
             sampled: Vec::new(),
             logprobs: Vec::new(),
@@ -61,45 +71,61 @@ impl<B: Backend> ModelRunner<B> {
     /// If the cache has no room for the text.
     pub fn score(&mut self, tokens: &[TokenId]) -> Result<Vec<f32>, KernelError> {
         let num_blocks = u32::try_from(tokens.len().div_ceil(BLOCK_SIZE)).unwrap_or(u32::MAX);
-        let blocks: Vec<u32> = (0..num_blocks).collect();
         let mut logits = Vec::new();
         for (index, tokens) in tokens.chunks(self.max_logit_rows).enumerate() {
-            self.batch.clear();
-            self.batch.push(tokens, index * self.max_logit_rows, &blocks);
-            let rows: Vec<u32> = (0..).take(tokens.len()).collect();
-            let Self { forward, batch, cache, .. } = self;
-            let hidden = forward.hidden(batch, cache)?;
-            let of_rows = forward.logits(batch, cache, &hidden, &rows)?;
-            logits.extend(forward.read(of_rows, rows.len())?);
+            self.plan.clear();
+            // Blocks are one group's at a time, so each group has its own.
+            let tables: Vec<Vec<u32>> = (0..self.groups.len() as u32)
+                .map(|group| (group * num_blocks..(group + 1) * num_blocks).collect())
+                .collect();
+            for (group, blocks) in (0..).zip(&tables) {
+                self.plan.edit_table(group, 0, 0, blocks);
+            }
+            self.plan.push(0, tokens, index * self.max_logit_rows, &tables);
+            self.plan.logit_rows.extend((0..).take(tokens.len()));
+            let Self { forward, plan, cache, .. } = self;
+            let hidden = forward.hidden(plan, cache)?;
+            let of_rows = forward.logits(cache, &hidden, 0..tokens.len())?;
+            logits.extend(forward.read(of_rows, tokens.len())?);
         }
         Ok(logits)
     }
 
     fn compute(&mut self, batch: &ScheduledBatch) -> Result<(), KernelError> {
         for admitted in &batch.admitted {
-            self.slots[admitted.slot.index()] = Some(SlotState::new(admitted));
-        }
-        for edit in &batch.table_edits {
-            let slot = self.slots[edit.slot.index()].as_mut();
-            slot.expect("a table belongs to an admitted sequence").edit_table(edit);
+            let slot = SlotState::new(admitted, self.groups.len());
+            self.slots[admitted.slot.index()] = Some(slot);
         }
         self.prepare(batch);
-        let hidden = self.forward.hidden(&self.batch, &mut self.cache)?;
         self.pending.clear();
         self.pending
             .extend(batch.sequences.iter().map(|sequence| (sequence.slot, sequence.sample)));
         self.result.clear(batch.step);
         batch.sequences.iter().for_each(|_| self.result.push(SampleOutcome::Nothing));
-        self.score_prompts(batch, &hidden)?;
+        let hidden = self.forward.hidden(&self.plan, &mut self.cache)?;
+        self.score_prompts(&hidden)?;
         self.hidden = Some(hidden);
         Ok(())
     }
 
-    /// Fills the forward batch from the scheduled one.
+    /// Fills the plan from the scheduled batch: its rows, and those that get logits, first
+    /// of prompts, then of what is sampled.
     fn prepare(&mut self, batch: &ScheduledBatch) {
-        self.batch.clear();
+        let Self { plan, slots, targets, .. } = self;
+        plan.clear();
+        targets.clear();
+        for edit in &batch.table_edits {
+            let slot = slots[edit.slot.index()].as_mut();
+            slot.expect("a table belongs to an admitted sequence").edit_table(edit);
+            plan.table_edits.push(TableEdit {
+                group: edit.group,
+                slot: edit.slot.0,
+                index: edit.index,
+                block: edit.block.0,
+            });
+        }
         for sequence in &batch.sequences {
-            let slot = slot(&self.slots, sequence.slot);
+            let slot = slot(slots, sequence.slot);
             let last_sampled;
             let tokens = match &sequence.input {
                 Input::Tokens(range) => &batch.token_ids[range.clone()],
@@ -110,26 +136,29 @@ impl<B: Backend> ModelRunner<B> {
                     &last_sampled[..]
                 }
             };
-            self.batch.push(tokens, sequence.num_computed_tokens, slot.table());
+            plan.push(sequence.slot.0, tokens, sequence.num_computed_tokens, slot.tables());
         }
+        for (s, sequence) in batch.sequences.iter().enumerate() {
+            let slot = slot(slots, sequence.slot);
+            for (i, row) in plan.rows(s).enumerate() {
+                let predicted = sequence.num_computed_tokens + i + 1;
+                let Some((token, num_top)) = slot.prompt_logprob(predicted) else { break };
+                targets.push((s, token, num_top));
+                plan.logit_rows.push(u32::try_from(row).expect("rows are below 2^32"));
+            }
+        }
+        let sampling = batch.sequences.iter().zip(&plan.cu_seqlens_q[1..]);
+        let sampling = sampling.filter(|(sequence, _)| sequence.sample != Sample::Nothing);
+        plan.logit_rows.extend(sampling.map(|(_, end)| end - 1));
     }
 
     /// Log-probabilities of prompt tokens, in tiles of as many rows as get logits at a time.
-    fn score_prompts(&mut self, batch: &ScheduledBatch, hidden: &Buf) -> Result<(), KernelError> {
-        self.targets.clear();
-        self.rows.clear();
-        for (s, sequence) in batch.sequences.iter().enumerate() {
-            let slot = slot(&self.slots, sequence.slot);
-            for (i, row) in self.batch.rows(s).enumerate() {
-                let predicted = sequence.num_computed_tokens + i + 1;
-                let Some((token, num_top)) = slot.prompt_logprob(predicted) else { break };
-                self.targets.push((s, token, num_top));
-                self.rows.push(u32::try_from(row).expect("rows are below 2^32"));
-            }
-        }
-        let tile_len = self.max_logit_rows;
-        for (rows, targets) in self.rows.chunks(tile_len).zip(self.targets.chunks(tile_len)) {
-            let logits = self.forward.logits(&self.batch, &mut self.cache, hidden, rows)?;
+    fn score_prompts(&mut self, hidden: &Buf) -> Result<(), KernelError> {
+        let mut first = 0;
+        for targets in self.targets.chunks(self.max_logit_rows) {
+            let range = first..first + targets.len();
+            first = range.end;
+            let logits = self.forward.logits(&mut self.cache, hidden, range)?;
             let tokens: Vec<u32> = targets.iter().map(|&(_, token, _)| token).collect();
             let num_top: Vec<u32> = targets.iter().map(|&(_, _, num_top)| num_top).collect();
             self.logprobs.clear();
@@ -148,12 +177,12 @@ impl<B: Backend> ModelRunner<B> {
     }
 
     fn sample_rows(&mut self, masks: &TokenMasks) -> Result<(), KernelError> {
-        self.rows.clear();
         let mut requests = Vec::with_capacity(self.pending.len());
         for (s, &(slot_id, sample)) in self.pending.iter().enumerate() {
             let Sample::Token { output_index, .. } = sample else { continue };
-            match masks.get(s) {
-                TokenMask::All => {}
+            let slot = slot(&self.slots, slot_id);
+            requests.push(match masks.get(s) {
+                TokenMask::All => slot.sample_request(output_index),
                 TokenMask::Bits(_) => {
                     return Err(KernelError::Unsupported {
                         what: "a mask over the vocabulary".to_owned(),
@@ -161,28 +190,28 @@ impl<B: Backend> ModelRunner<B> {
                         accepted: "none is",
                     });
                 }
+                // The row has its logits; what is sampled from them is not used.
                 TokenMask::Skip => {
                     self.result.rows[s].outcome = SampleOutcome::Skipped;
-                    continue;
+                    SampleRequest::default()
                 }
-            }
-            self.rows.push(self.batch.cu_seqlens_q[s + 1] - 1);
-            requests.push(slot(&self.slots, slot_id).sample_request(output_index));
+            });
         }
         if requests.is_empty() {
             return Ok(());
         }
         let hidden = self.hidden.take().expect("a step is launched before it is sampled");
-        let logits = self.forward.logits(&self.batch, &mut self.cache, &hidden, &self.rows)?;
+        let range = self.targets.len()..self.plan.logit_rows.len();
+        let logits = self.forward.logits(&mut self.cache, &hidden, range)?;
         self.sampled.clear();
         self.forward.sample(logits, &requests, &mut self.sampled)?;
         drop(requests);
         let StepResult { rows, tokens, logprobs, .. } = &mut self.result;
-        let sampling = self.pending.iter().zip(rows).filter(|((_, sample), row)| {
-            *sample != Sample::Nothing && row.outcome != SampleOutcome::Skipped
-        });
+        let sampling =
+            self.pending.iter().zip(rows).filter(|((_, sample), _)| *sample != Sample::Nothing);
         for ((&(slot, _), row), sampled) in sampling.zip(self.sampled.drain(..)) {
             match sampled {
+                _ if row.outcome == SampleOutcome::Skipped => {}
                 Sampled::Token { token, logprobs: of_token } => {
                     row.outcome = SampleOutcome::Sampled;
                     row.tokens = tokens.len()..tokens.len() + 1;
@@ -203,6 +232,10 @@ impl<B: Backend> ModelRunner<B> {
 
 /// One step at a time: what is sampled is read back at once.
 impl<B: Backend> Executor for ModelRunner<B> {
+    fn depth(&self) -> usize {
+        Self::DEPTH
+    }
+
     fn launch(&mut self, batch: &ScheduledBatch) -> Result<(), ExecutorError> {
         self.compute(batch).map_err(|error| executor_error(&error))
     }

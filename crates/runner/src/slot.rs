@@ -18,12 +18,12 @@ pub(crate) struct SlotState {
     /// End and stop tokens, banned until `min_tokens` exist.
     end_tokens: Vec<TokenId>,
     last_sampled: Option<TokenId>,
-    /// Its block table: indices into the pool.
-    table: Vec<u32>,
+    /// Its block tables, by cache group: indices into the pool.
+    tables: Vec<Vec<u32>>,
 }
 
 impl SlotState {
-    pub(crate) fn new(admitted: &AdmittedSequence) -> Self {
+    pub(crate) fn new(admitted: &AdmittedSequence, num_groups: usize) -> Self {
         let AdmittedSequence { params, token_ids, prompt_len, .. } = admitted;
         let end_tokens = if params.min_tokens > 0 {
             params.eos_token_ids.iter().chain(&params.stop_token_ids).copied().collect()
@@ -37,7 +37,7 @@ impl SlotState {
             seen: Vec::new(),
             end_tokens,
             last_sampled: None,
-            table: Vec::new(),
+            tables: vec![Vec::new(); num_groups],
         };
         if params.has_penalties() {
             let (prompt, output) = token_ids.split_at(*prompt_len);
@@ -53,16 +53,16 @@ impl SlotState {
 
     /// Takes a new entry of its block table.
     pub(crate) fn edit_table(&mut self, edit: &TableEdit) {
-        let index = edit.index as usize;
-        if self.table.len() <= index {
-            self.table.resize(index + 1, 0);
+        let (table, index) = (&mut self.tables[edit.group as usize], edit.index as usize);
+        if table.len() <= index {
+            table.resize(index + 1, 0);
         }
-        self.table[index] = edit.block.0;
+        table[index] = edit.block.0;
     }
 
-    /// Its block table.
-    pub(crate) fn table(&self) -> &[u32] {
-        &self.table
+    /// Its block tables, by cache group.
+    pub(crate) fn tables(&self) -> &[Vec<u32>] {
+        &self.tables
     }
 
     /// The token sampled last; none before the first since admission.

@@ -89,6 +89,13 @@ impl SchedulerConfig {
         Ok(())
     }
 
+    /// Tokens that the cache holds: the longest context of one sequence, if it were as long as
+    /// that.
+    #[must_use]
+    pub fn kv_cache_tokens(&self) -> usize {
+        self.groups.tokens_in(self.num_blocks, self.max_num_batched_tokens, self.depth)
+    }
+
     /// Entries of one group's block table that so many tokens take.
     #[must_use]
     pub const fn blocks_for(num_tokens: usize) -> usize {

@@ -8,7 +8,6 @@
 mod admission;
 mod block_pool;
 mod block_table;
-mod cache_groups;
 mod claims;
 mod commit;
 mod config;
@@ -31,7 +30,6 @@ mod step_model;
 
 pub use admission::{Admission, Admitted, Ask, Refused, Shortage};
 pub use block_pool::{BlockKey, BlockPool};
-pub use cache_groups::{CacheGroups, MAX_CACHE_GROUPS, Span};
 pub use config::{ConfigError, SchedulerConfig, SchedulingPolicy};
 pub use deadlines::Deadlines;
 pub use fake_executor::{FakeExecutor, Fault};
@@ -45,5 +43,6 @@ pub use request::{
     Unfit,
 };
 pub use scheduler::Scheduler;
+pub use sconce_types::{CacheGroups, MAX_CACHE_GROUPS, Span};
 pub use step_limit::StepLimit;
 pub use step_model::{StepModel, StepWork};

@@ -5,6 +5,7 @@
 //! [`Executor`] answers with. This crate depends on no other crate of Sconce.
 
 mod batch;
+mod cache_groups;
 mod end;
 mod executor;
 mod ids;
@@ -17,6 +18,7 @@ pub use batch::{
     AdmittedSequence, Input, RowResult, Sample, SampleOutcome, ScheduledBatch, ScheduledSequence,
     StepResult, TableEdit, TokenLogprobs, TokenMask, TokenMasks,
 };
+pub use cache_groups::{CacheGroups, MAX_CACHE_GROUPS, Span};
 pub use end::End;
 pub use executor::{Executor, ExecutorError};
 pub use ids::{BLOCK_SIZE, BlockId, RequestId, Slot, TenantId, TokenId};

@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device, Tensor};
 use sconce_kernels::{
-    AttentionParams, Backend, Dtype, ForwardBatch, KvLayout, WeightDtype,
+    AttentionKind, AttentionParams, BLOCK_SIZE, Device as _, Dtype, KvLayout, Mask, Ops as _,
+    Sampler as _, StepLimits, StepPlan, WeightDtype,
     cpu::{Cpu, CpuBuffer, CpuConfig, Isa, ThreadPool},
     ops::sampling::{SampleRequest, uniform},
 };
@@ -26,7 +27,7 @@ const HEADS: AttentionParams = AttentionParams {
     num_kv_heads: 3,
     head_dim: 64,
     scale: 0.125,
-    sliding_window: None,
+    mask: Mask::Causal,
     soft_cap: None,
 };
 const QKV: usize = (9 + 2 * 3) * 64;
@@ -147,21 +148,25 @@ fn attention(cpu: &mut Cpu) -> Result<(), Box<dyn std::error::Error>> {
             (1, 512, 2048),
             (4, 128, 512),
         ] {
-            let blocks_each = usize::div_ceil(context, 16);
-            let mut cache = cpu.kv_cache(KvLayout {
-                num_layers: LAYERS,
-                num_blocks: seqs * blocks_each,
-                num_kv_heads: HEADS.num_kv_heads,
-                head_dim: HEADS.head_dim,
-                dtype: dtype.into(),
-            })?;
+            let blocks_each = usize::div_ceil(context, BLOCK_SIZE);
+            let limits = StepLimits {
+                max_num_batched_tokens: seqs * new,
+                max_num_seqs: seqs,
+                max_model_len: context,
+            };
+            let heads = (HEADS.num_kv_heads, HEADS.head_dim);
+            let layout = KvLayout::uniform(LAYERS, seqs * blocks_each, heads, dtype.into());
+            let mut cache = cpu.kv_cache(&layout, &limits)?;
             cache.poison(0.5);
-            let mut batch = ForwardBatch::default();
+            let mut plan = StepPlan::new(1);
             for seq in 0..seqs {
                 let blocks: Vec<u32> =
                     (seq * blocks_each..(seq + 1) * blocks_each).map(|b| b as u32).collect();
-                batch.push(&vec![0; new], context - new, &blocks);
+                plan.edit_table(0, seq as u32, 0, &blocks);
+                plan.push(seq as u32, &vec![0; new], context - new, &[&blocks]);
             }
+            let mut step = cpu.step(&limits, &[AttentionKind { params: HEADS, group: 0 }])?;
+            cpu.stage(&plan, &mut step, &mut cache)?;
             let rows = seqs * new;
             let mut qkv = filled(cpu, rows, QKV)?;
             let mut out = cpu.buffer(rows, HEADS.num_heads * HEADS.head_dim)?;
@@ -169,12 +174,12 @@ fn attention(cpu: &mut Cpu) -> Result<(), Box<dyn std::error::Error>> {
             let mut layers = (0..LAYERS).cycle();
             let rope_seconds = seconds(|| {
                 let layer = layers.next().expect("a cycle has no end");
-                cpu.rope_and_cache(&batch, &HEADS, &rope, None, layer, &mut qkv, &mut cache)
+                cpu.rope_and_cache(&step, &HEADS, &rope, None, layer, &mut qkv, &mut cache)
                     .expect("shapes fit");
             });
             let seconds = seconds(|| {
                 let layer = layers.next().expect("a cycle has no end");
-                cpu.paged_attention(&batch, &HEADS, layer, &qkv, &cache, &mut out)
+                cpu.paged_attention(&step, &HEADS, layer, &qkv, &cache, &mut out)
                     .expect("shapes fit");
             });
             let bytes = seqs * context * 2 * HEADS.num_kv_heads * HEADS.head_dim * dtype.size();

@@ -17,12 +17,19 @@
 use super::{
     PanelDtype, aligned::AlignedVec, shared_mut::SharedMut, tile::LANES, vector::bf16_bits,
 };
-use crate::{CacheDtype, KernelError, KvLayout};
+use crate::{BLOCK_SIZE, CacheDtype, KernelError, KvLayer, KvLayout, StepLimits, TableEdit};
 
-/// The keys and values of every layer.
+const _: () = assert!(LANES == BLOCK_SIZE, "a block's tokens are a panel's columns");
+
+/// The keys and values of every layer, and the block tables of every slot.
 pub struct CpuKvCache {
     layout: KvLayout,
+    /// Where each layer's region starts, in elements.
+    starts: Vec<usize>,
     data: Data,
+    /// `[num_groups][max_num_seqs][blocks_per_seq]`
+    tables: Vec<u32>,
+    limits: StepLimits,
 }
 
 enum Data {
@@ -30,27 +37,29 @@ enum Data {
     Bf16(AlignedVec<u16>),
 }
 
-/// K or V.
+/// What a panel holds.
 #[derive(Clone, Copy)]
-pub(crate) enum Half {
-    K,
-    V,
+pub(crate) enum KeyOrValue {
+    Key,
+    Value,
 }
 
 impl CpuKvCache {
-    pub(crate) fn new(layout: KvLayout) -> Result<Self, KernelError> {
-        if layout.head_dim == 0 || !layout.head_dim.is_multiple_of(LANES) {
+    pub(crate) fn new(layout: &KvLayout, limits: &StepLimits) -> Result<Self, KernelError> {
+        let page_lens = layout.page_lens()?;
+        let is_odd = |layer: &&KvLayer| !layer.head_dim.is_multiple_of(LANES);
+        if let Some(layer) = layout.layers.iter().find(is_odd) {
             return Err(KernelError::Shape {
                 op: "kv_cache",
                 what: "head_dim",
-                got: layout.head_dim.to_string(),
+                got: layer.head_dim.to_string(),
                 expected: "a multiple of 16".to_owned(),
             });
         }
         let what = format!("a KV cache of {} blocks", layout.num_blocks);
         let elements = layout
             .num_blocks
-            .checked_mul(layout.block_bytes() / layout.dtype.size())
+            .checked_mul(page_lens.iter().sum())
             .ok_or_else(|| KernelError::OutOfMemory { what: what.clone(), bytes: usize::MAX })?;
         let data = match layout.dtype {
             CacheDtype::F32 => Data::F32(AlignedVec::zeroed(elements, &what)?),
@@ -63,7 +72,16 @@ impl CpuKvCache {
                 });
             }
         };
-        Ok(Self { layout, data })
+        let start =
+            |layer: &KvLayer| layout.num_blocks * page_lens[..layer.region].iter().sum::<usize>();
+        let entries = layout.table_bytes(limits) / size_of::<u32>();
+        Ok(Self {
+            starts: layout.layers.iter().map(start).collect(),
+            layout: layout.clone(),
+            data,
+            tables: vec![0; entries],
+            limits: *limits,
+        })
     }
 
     /// The cache's shape.
@@ -72,39 +90,39 @@ impl CpuKvCache {
         &self.layout
     }
 
-    /// What its panels hold.
-    pub(crate) fn panel_dtype(&self) -> PanelDtype {
-        match self.data {
-            Data::F32(_) => PanelDtype::F32,
-            Data::Bf16(_) => PanelDtype::Bf16,
+    /// Changes block tables, by edits that were checked.
+    pub(crate) fn edit_tables(&mut self, edits: &[TableEdit]) {
+        for &TableEdit { group, slot, index, block } in edits {
+            let start = self.table_start(group as usize, slot as usize);
+            self.tables[start + index as usize] = block;
         }
     }
 
-    /// Elements of one head's K, or V, in one block.
-    fn head_len(&self) -> usize {
-        LANES * self.layout.head_dim
+    /// What block tables there are: groups, slots and entries.
+    pub(crate) fn limits(&self) -> &StepLimits {
+        &self.limits
     }
 
-    fn head_start(&self, layer: usize, block: usize, half: Half, head: usize) -> usize {
-        head_start(&self.layout, layer, block, half, head)
+    fn table_start(&self, group: usize, slot: usize) -> usize {
+        (group * self.limits.max_num_seqs + slot) * self.limits.blocks_per_seq()
     }
 
-    /// Where one head's panels start. A step of a panel is 64 bytes.
-    pub(crate) fn panels(&self, layer: usize, block: usize, half: Half, head: usize) -> *const u8 {
-        let range = self.head_start(layer, block, half, head)..;
-        let len = self.head_len();
-        match &self.data {
-            Data::F32(data) => data[range][..len].as_ptr().cast(),
-            Data::Bf16(data) => data[range][..len].as_ptr().cast(),
-        }
+    /// A layer; `None` if there is none of this index.
+    pub(crate) fn layer(&self, index: usize) -> Option<LayerCache<'_>> {
+        let layer = *self.layout.layers.get(index)?;
+        Some(LayerCache { cache: self, layer, start: self.starts[index] })
     }
 
-    /// A writer that the tasks of a region share.
-    pub(crate) fn writer(&mut self) -> KvWriter<'_> {
-        let layout = self.layout;
+    /// A writer to one of the layers that the tasks of a region share.
+    pub(crate) fn writer(&mut self, index: usize) -> KvWriter<'_> {
+        let place = Place {
+            start: self.starts[index],
+            num_blocks: self.layout.num_blocks,
+            layer: self.layout.layers[index],
+        };
         match &mut self.data {
-            Data::F32(data) => KvWriter { layout, data: Shared::F32(SharedMut::new(data)) },
-            Data::Bf16(data) => KvWriter { layout, data: Shared::Bf16(SharedMut::new(data)) },
+            Data::F32(data) => KvWriter { place, data: Shared::F32(SharedMut::new(data)) },
+            Data::Bf16(data) => KvWriter { place, data: Shared::Bf16(SharedMut::new(data)) },
         }
     }
 
@@ -116,25 +134,97 @@ impl CpuKvCache {
             Data::Bf16(data) => data.fill(bf16_bits(value)),
         }
     }
+
+    /// Overwrites a block in all regions, as its next owner would.
+    ///
+    /// # Panics
+    /// If there is no such block.
+    #[doc(hidden)]
+    pub fn poison_block(&mut self, block: usize, value: f32) {
+        for (layer, &start) in self.layout.layers.iter().zip(&self.starts) {
+            assert!(block < self.layout.num_blocks, "block {block} is outside the pool");
+            let page = start + block * layer.page_len()..start + (block + 1) * layer.page_len();
+            match &mut self.data {
+                Data::F32(data) => data[page].fill(value),
+                Data::Bf16(data) => data[page].fill(bf16_bits(value)),
+            }
+        }
+    }
 }
 
-fn head_start(layout: &KvLayout, layer: usize, block: usize, half: Half, head: usize) -> usize {
-    assert!(block < layout.num_blocks, "block {block} is outside the pool");
-    assert!(
-        layer < layout.num_layers && head < layout.num_kv_heads,
-        "layer and head are the model's"
-    );
-    let half = match half {
-        Half::K => 0,
-        Half::V => 1,
-    };
-    let index = ((layer * layout.num_blocks + block) * 2 + half) * layout.num_kv_heads + head;
-    index * LANES * layout.head_dim
+/// A layer's pages in its region.
+#[derive(Clone, Copy)]
+struct Place {
+    start: usize,
+    num_blocks: usize,
+    layer: KvLayer,
 }
 
-/// Writes tokens into the cache, from many tasks.
+impl Place {
+    /// Where one head's K, or V, starts in one block.
+    fn head_start(&self, block: usize, which: KeyOrValue, head: usize) -> usize {
+        let KvLayer { num_kv_heads, head_dim, .. } = self.layer;
+        assert!(block < self.num_blocks, "block {block} is outside the pool");
+        assert!(head < num_kv_heads, "the head is the layer's");
+        let which = match which {
+            KeyOrValue::Key => 0,
+            KeyOrValue::Value => 1,
+        };
+        self.start + ((block * 2 + which) * num_kv_heads + head) * LANES * head_dim
+    }
+}
+
+/// A layer of a cache, to be read.
+#[derive(Clone, Copy)]
+pub(crate) struct LayerCache<'a> {
+    cache: &'a CpuKvCache,
+    layer: KvLayer,
+    start: usize,
+}
+
+impl<'a> LayerCache<'a> {
+    pub(crate) fn shape(&self) -> &KvLayer {
+        &self.layer
+    }
+
+    /// What its panels hold.
+    pub(crate) fn panel_dtype(&self) -> PanelDtype {
+        match self.cache.data {
+            Data::F32(_) => PanelDtype::F32,
+            Data::Bf16(_) => PanelDtype::Bf16,
+        }
+    }
+
+    /// Bytes of an element.
+    pub(crate) fn element_size(&self) -> usize {
+        self.cache.layout.dtype.size()
+    }
+
+    /// A slot's block table.
+    pub(crate) fn table(&self, slot: usize) -> &'a [u32] {
+        let start = self.cache.table_start(self.layer.group, slot);
+        &self.cache.tables[start..][..self.cache.limits.blocks_per_seq()]
+    }
+
+    /// Where one head's panels start. A step of a panel is 64 bytes.
+    pub(crate) fn panels(&self, block: usize, which: KeyOrValue, head: usize) -> *const u8 {
+        let place = Place {
+            start: self.start,
+            num_blocks: self.cache.layout.num_blocks,
+            layer: self.layer,
+        };
+        let range = place.head_start(block, which, head)..;
+        let len = LANES * self.layer.head_dim;
+        match &self.cache.data {
+            Data::F32(data) => data[range][..len].as_ptr().cast(),
+            Data::Bf16(data) => data[range][..len].as_ptr().cast(),
+        }
+    }
+}
+
+/// Writes tokens into a layer of the cache, from many tasks.
 pub(crate) struct KvWriter<'a> {
-    layout: KvLayout,
+    place: Place,
     data: Shared<'a>,
 }
 
@@ -149,28 +239,21 @@ impl KvWriter<'_> {
     /// the weight 0, which would not cancel a stale NaN.
     ///
     /// # Safety
-    /// No other task writes the same half of the same head of the same block.
-    pub(crate) unsafe fn write(
-        &self,
-        layer: usize,
-        slot: usize,
-        half: Half,
-        head: usize,
-        x: &[f32],
-    ) {
+    /// No other task writes K, or V, of the same head of the same block.
+    pub(crate) unsafe fn write(&self, slot: usize, which: KeyOrValue, head: usize, x: &[f32]) {
         let (block, offset) = (slot / LANES, slot % LANES);
-        let len = LANES * self.layout.head_dim;
-        let start = head_start(&self.layout, layer, block, half, head);
+        let len = LANES * self.place.layer.head_dim;
+        let start = self.place.head_start(block, which, head);
         match &self.data {
             Shared::F32(data) => {
-                // SAFETY: the caller keeps halves of heads of blocks apart.
+                // SAFETY: the caller keeps K and V of heads of blocks apart.
                 let out = unsafe { data.slice(start, len) };
-                write_head::<_, 1>(offset, half, x, out, |x| x);
+                write_head::<_, 1>(offset, which, x, out, |x| x);
             }
             Shared::Bf16(data) => {
-                // SAFETY: the caller keeps halves of heads of blocks apart.
+                // SAFETY: the caller keeps K and V of heads of blocks apart.
                 let out = unsafe { data.slice(start, len) };
-                write_head::<_, 2>(offset, half, x, out, bf16_bits);
+                write_head::<_, 2>(offset, which, x, out, bf16_bits);
             }
         }
     }
@@ -180,7 +263,7 @@ impl KvWriter<'_> {
 /// of k are interleaved.
 fn write_head<T: Copy + Default, const PAIR: usize>(
     offset: usize,
-    half: Half,
+    which: KeyOrValue,
     x: &[f32],
     out: &mut [T],
     convert: impl Fn(f32) -> T,
@@ -188,9 +271,9 @@ fn write_head<T: Copy + Default, const PAIR: usize>(
     if offset == 0 {
         out.fill(T::default());
     }
-    match half {
+    match which {
         // The token is a column; `head_dim` is k.
-        Half::K => {
+        KeyOrValue::Key => {
             for (step, x) in out.chunks_exact_mut(LANES * PAIR).zip(x.chunks_exact(PAIR)) {
                 for (out, &x) in step[offset * PAIR..].iter_mut().zip(x) {
                     *out = convert(x);
@@ -198,7 +281,7 @@ fn write_head<T: Copy + Default, const PAIR: usize>(
             }
         }
         // The token is a k; 16 of `head_dim` are a panel's columns.
-        Half::V => {
+        KeyOrValue::Value => {
             for (panel, x) in out.chunks_exact_mut(LANES * LANES).zip(x.chunks_exact(LANES)) {
                 let step = &mut panel[offset / PAIR * PAIR * LANES..][..PAIR * LANES];
                 for (out, &x) in step.chunks_exact_mut(PAIR).zip(x) {

@@ -11,22 +11,27 @@ mod kv_cache;
 mod packed;
 mod sampling;
 mod shared_mut;
+mod step;
 mod threads;
 mod tile;
 mod vector;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::{
+    ops::Range,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 use aligned::AlignedVec;
 use candle_core::Tensor;
 pub(crate) use int8::{dequantize, quantize_row, rotate};
 pub use isa::Isa;
 pub use kv_cache::CpuKvCache;
-pub(crate) use kv_cache::Half;
+pub(crate) use kv_cache::{KeyOrValue, LayerCache};
 pub use packed::PackedMatrix;
 pub(crate) use packed::PanelDtype;
 use sampling::RowSampler;
 pub(crate) use shared_mut::SharedMut;
+pub use step::CpuStep;
 pub use threads::ThreadPool;
 pub(crate) use tile::{
     LANES, MAX_COLUMNS, MAX_PANELS, MAX_ROWS, Prefetch, Tile, TileKernels, prefetch,
@@ -34,9 +39,10 @@ pub(crate) use tile::{
 pub(crate) use vector::*;
 
 use crate::{
-    AttentionParams, Backend, ForwardBatch, KernelError, KvLayout, WeightDtype,
+    AttentionKind, AttentionParams, Device, KernelError, KvLayout, Ops, Sampler, StepLimits,
+    StepPlan, WeightDtype,
     ops::{
-        self, embedding, linear, paged_attention, rms_norm, rope_and_cache,
+        self, Activation, embedding, gated, linear, paged_attention, rms_norm, rope_and_cache,
         sampling::{Logprobs, SampleRequest, Sampled},
     },
 };
@@ -50,7 +56,7 @@ pub struct CpuConfig {
     pub isa: Option<Isa>,
 }
 
-/// A processor as a [`Backend`].
+/// A processor as a [`crate::Backend`].
 pub struct Cpu {
     pub(crate) pool: ThreadPool,
     pub(crate) isa: Isa,
@@ -60,8 +66,6 @@ pub struct Cpu {
     pub(crate) rounded: Vec<u32>,
     /// The scales of inputs in int8, `[rows]`.
     pub(crate) row_scales: Vec<f32>,
-    /// The tasks of the attention that runs.
-    pub(crate) attention_tasks: Vec<paged_attention::Task>,
 }
 
 /// A thread's working memory. It grows to the largest need and stays.
@@ -142,14 +146,7 @@ impl Cpu {
         assert!(Isa::available().contains(&isa), "this processor has no {}", isa.name());
         let pool = ThreadPool::new(config.threads.unwrap_or_else(cores));
         let scratch = (0..pool.num_threads()).map(|_| Mutex::default()).collect();
-        Self {
-            pool,
-            isa,
-            scratch,
-            rounded: Vec::new(),
-            row_scales: Vec::new(),
-            attention_tasks: Vec::new(),
-        }
+        Self { pool, isa, scratch, rounded: Vec::new(), row_scales: Vec::new() }
     }
 
     /// The instructions in use.
@@ -174,11 +171,12 @@ pub(crate) fn lock(scratch: &Mutex<Scratch>) -> MutexGuard<'_, Scratch> {
     scratch.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Backend for Cpu {
+impl Device for Cpu {
     type Buffer = CpuBuffer;
     type Matrix = PackedMatrix;
     type Vector = Vec<f32>;
     type KvCache = CpuKvCache;
+    type Step = CpuStep;
 
     fn describe(&self) -> String {
         format!("CPU, {} threads, {}", self.pool.num_threads(), self.isa.name())
@@ -212,35 +210,51 @@ impl Backend for Cpu {
         packed::read_vector(parts)
     }
 
-    fn kv_cache(&self, layout: KvLayout) -> Result<CpuKvCache, KernelError> {
-        CpuKvCache::new(layout)
+    fn kv_cache(&self, layout: &KvLayout, limits: &StepLimits) -> Result<CpuKvCache, KernelError> {
+        CpuKvCache::new(layout, limits)
+    }
+
+    fn step(
+        &mut self,
+        limits: &StepLimits,
+        attention: &[AttentionKind],
+    ) -> Result<CpuStep, KernelError> {
+        Ok(CpuStep::new(limits, attention))
+    }
+
+    fn stage(
+        &mut self,
+        plan: &StepPlan,
+        step: &mut CpuStep,
+        cache: &mut CpuKvCache,
+    ) -> Result<(), KernelError> {
+        step.stage(plan, cache)
     }
 
     fn read(&mut self, buffer: &CpuBuffer, rows: usize) -> Result<Vec<f32>, KernelError> {
         buffer.check("read", "the buffer", rows, buffer.cols)?;
         Ok(buffer.rows(rows).to_vec())
     }
+}
 
-    fn begin(&mut self, _batch: &ForwardBatch) -> Result<(), KernelError> {
-        Ok(())
-    }
-
+impl Ops for Cpu {
     fn embedding_gather(
         &mut self,
-        batch: &ForwardBatch,
+        step: &CpuStep,
         table: &PackedMatrix,
         out: &mut CpuBuffer,
     ) -> Result<(), KernelError> {
-        embedding::embedding_gather(self, batch, table, out)
+        embedding::embedding_gather(self, step, table, out)
     }
 
     fn gather_rows(
         &mut self,
-        rows: &[u32],
+        step: &CpuStep,
+        range: Range<usize>,
         x: &CpuBuffer,
         out: &mut CpuBuffer,
     ) -> Result<(), KernelError> {
-        embedding::gather_rows(rows, x, out)
+        embedding::gather_rows(step, range, x, out)
     }
 
     fn rms_norm(
@@ -276,20 +290,36 @@ impl Backend for Cpu {
         linear::linear(self, rows, x, w, bias.map(Vec::as_slice), true, out)
     }
 
-    fn linear_silu_mul(
+    fn gated(
+        &mut self,
+        rows: usize,
+        activation: Activation,
+        x: &CpuBuffer,
+        out: &mut CpuBuffer,
+    ) -> Result<(), KernelError> {
+        gated::gated(self, rows, activation, x, out)
+    }
+
+    fn linear_gated(
         &mut self,
         rows: usize,
         x: &CpuBuffer,
         w: &PackedMatrix,
         bias: Option<&Vec<f32>>,
+        activation: Activation,
+        _scratch: Option<&mut CpuBuffer>,
         out: &mut CpuBuffer,
     ) -> Result<(), KernelError> {
-        linear::linear_silu_mul(self, rows, x, w, bias.map(Vec::as_slice), out)
+        linear::linear_gated(self, rows, x, w, bias.map(Vec::as_slice), activation, out)
+    }
+
+    fn gated_scratch_cols(&self, _n: usize) -> usize {
+        0
     }
 
     fn rope_and_cache(
         &mut self,
-        batch: &ForwardBatch,
+        step: &CpuStep,
         params: &AttentionParams,
         rope: &Vec<f32>,
         qk_norm: Option<(&Vec<f32>, &Vec<f32>, f32)>,
@@ -298,21 +328,23 @@ impl Backend for Cpu {
         cache: &mut CpuKvCache,
     ) -> Result<(), KernelError> {
         let qk_norm = qk_norm.map(|(q, k, eps)| (q.as_slice(), k.as_slice(), eps));
-        rope_and_cache::rope_and_cache(self, batch, params, rope, qk_norm, layer, qkv, cache)
+        rope_and_cache::rope_and_cache(self, step, params, rope, qk_norm, layer, qkv, cache)
     }
 
     fn paged_attention(
         &mut self,
-        batch: &ForwardBatch,
+        step: &CpuStep,
         params: &AttentionParams,
         layer: usize,
         qkv: &CpuBuffer,
         cache: &CpuKvCache,
         out: &mut CpuBuffer,
     ) -> Result<(), KernelError> {
-        paged_attention::paged_attention(self, batch, params, layer, qkv, cache, out)
+        paged_attention::paged_attention(self, step, params, layer, qkv, cache, out)
     }
+}
 
+impl Sampler for Cpu {
     fn sample(
         &mut self,
         logits: &mut CpuBuffer,

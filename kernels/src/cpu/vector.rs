@@ -140,6 +140,22 @@ fn silu_mul_body<const FMA: bool>(gate: &[f32], up: &[f32], out: &mut [f32]) {
 }
 
 multiversion! {
+    /// `out = gelu(gate) * up` with GELU in its tanh form, for one row.
+    pub(crate) fn gelu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) = gelu_mul_body
+}
+
+/// `(1 + tanh(u)) / 2` is `1 / (1 + exp(-2 u))`.
+#[inline(always)]
+fn gelu_mul_body<const FMA: bool>(gate: &[f32], up: &[f32], out: &mut [f32]) {
+    const TWICE_SQRT_2_OVER_PI: f32 = 1.595_769_1;
+    for ((out, &gate), &up) in out.iter_mut().zip(gate).zip(up) {
+        let cubed = gate * gate * gate;
+        let twice_u = TWICE_SQRT_2_OVER_PI * madd::<FMA>(cubed, 0.044_715, gate);
+        *out = gate / (1.0 + exp::<FMA>(-twice_u)) * up;
+    }
+}
+
+multiversion! {
     /// Rotates one head in place: `head [d]`, `cos`, `sin [d / 2]`.
     pub(crate) fn rotate_half(head: &mut [f32], cos: &[f32], sin: &[f32]) = rotate_half_body
 }

@@ -1,4 +1,4 @@
-//! Who computes what in attention: two launches, of rows of prompts and of decodes.
+//! How attention is shared out among blocks: two launches, of rows of prompts and of decodes.
 //!
 //! How a context is shared out among blocks changes no result: chunks and the order in
 //! which they are added up are fixed (`attention.cuh`), and both kernels keep to it. So
@@ -9,7 +9,7 @@ use std::cmp::Reverse;
 use bytemuck::NoUninit;
 
 use super::word;
-use crate::{AttentionParams, ForwardBatch};
+use crate::{AttentionParams, StepPlan};
 
 /// Context tokens of a chunk.
 const CHUNK: usize = 256;
@@ -46,7 +46,16 @@ pub struct Work {
     pub ticket: u32,
 }
 
-/// What bounds attention beside its batch.
+/// Where a cache group's block tables lie among all of the cache's.
+#[derive(Clone, Copy, Debug)]
+pub struct GroupTables {
+    /// The entry that slot 0's begins with.
+    pub first: usize,
+    /// Entries of a slot.
+    pub blocks_per_seq: usize,
+}
+
+/// What bounds attention beside its step.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionRoom {
     /// Multiprocessors, among which decodes are shared out.
@@ -72,22 +81,28 @@ pub struct AttentionPlan {
 }
 
 impl AttentionPlan {
-    /// Plans a batch's attention.
-    pub fn plan(&mut self, batch: &ForwardBatch, params: &AttentionParams, room: AttentionRoom) {
+    /// Plans a step's attention.
+    pub fn plan(
+        &mut self,
+        step: &StepPlan,
+        params: &AttentionParams,
+        tables: GroupTables,
+        room: AttentionRoom,
+    ) {
         self.prompts.clear();
         self.decodes.clear();
         self.whole.clear();
         let AttentionParams { num_heads, num_kv_heads, head_dim, .. } = *params;
         let group = num_heads / num_kv_heads;
-        for sequence in 0..batch.num_seqs() {
-            let queries = batch.rows(sequence);
+        for sequence in 0..step.num_seqs() {
+            let queries = step.rows(sequence);
             let rows = queries.len() * group;
-            let context_len = batch.context_lens[sequence] as usize;
+            let context_len = step.context_lens[sequence] as usize;
             let work = Work {
                 first_query: word(queries.start),
                 num_queries: word(queries.len()),
                 context_len: word(context_len),
-                blocks: batch.cu_blocks[sequence],
+                blocks: word(tables.first + step.slots[sequence] as usize * tables.blocks_per_seq),
                 ..Work::default()
             };
             if rows > DECODE_ROWS {
@@ -99,11 +114,10 @@ impl AttentionPlan {
             let columns = Self::decode_columns(group);
             for first_row in (0..rows).step_by(columns) {
                 let position = |row: usize| context_len - queries.len() + row / group;
-                let first_seen = params
-                    .sliding_window
-                    .map_or(0, |window| (position(first_row) + 1).saturating_sub(window) / CHUNK);
-                let end = position(rows.min(first_row + columns) - 1) / CHUNK + 1;
-                let num_seen = word(end - first_seen);
+                let first_seen = params.mask.first_seen(position(first_row)) / CHUNK;
+                let last_row = rows.min(first_row + columns) - 1;
+                let end = params.mask.seen_end(position(last_row), context_len);
+                let num_seen = word(end.div_ceil(CHUNK) - first_seen);
                 self.whole.push(Work {
                     first_row: word(first_row),
                     first_chunk: word(first_seen),
@@ -166,7 +180,7 @@ impl AttentionPlan {
         if group > 8 { 16 } else { 8 }
     }
 
-    /// The most work of a batch of so many tokens and sequences: of prompts, and of
+    /// The most work of a step of so many tokens and sequences: of prompts, and of
     /// decodes.
     #[must_use]
     pub const fn most_work(
@@ -250,6 +264,7 @@ fn chunks_of_block(whole: &[Work], num_kv_heads: usize, multiprocessors: usize) 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{BLOCK_SIZE, Mask};
 
     /// A multiprocessor's shared memory, and what one block may ask of it, in KiB (CUDA C++
     /// Programming Guide, "Technical Specifications per Compute Capability").
@@ -291,18 +306,20 @@ mod tests {
             num_kv_heads,
             head_dim: 64,
             scale: 1.0,
-            sliding_window: None,
+            mask: Mask::Causal,
             soft_cap: None,
         }
     }
 
-    fn decodes(contexts: &[usize]) -> ForwardBatch {
-        let mut batch = ForwardBatch::default();
-        for &context in contexts {
-            batch.push(&[0], context - 1, &vec![0; context.div_ceil(16)]);
+    fn decodes(contexts: &[usize]) -> StepPlan {
+        let mut step = StepPlan::new(1);
+        for (slot, &context) in (0..).zip(contexts) {
+            step.push(slot, &[0], context - 1, &[&vec![0; context.div_ceil(BLOCK_SIZE)]]);
         }
-        batch
+        step
     }
+
+    const TABLES: GroupTables = GroupTables { first: 1000, blocks_per_seq: 5000 };
 
     const H200: AttentionRoom = AttentionRoom { multiprocessors: 132, max_partials: usize::MAX };
 
@@ -312,7 +329,7 @@ mod tests {
         for multiprocessors in [1, 3, 20, 132, usize::MAX] {
             let mut plan = AttentionPlan::default();
             let room = AttentionRoom { multiprocessors, ..H200 };
-            plan.plan(&decodes(&contexts), &params(2, 4), room);
+            plan.plan(&decodes(&contexts), &params(2, 4), TABLES, room);
             let mut partials = 0;
             for (sequence, context) in contexts.into_iter().enumerate() {
                 let of_sequence =
@@ -337,15 +354,15 @@ mod tests {
     #[test]
     fn a_batch_that_fills_the_device_is_not_shared_out() {
         let mut plan = AttentionPlan::default();
-        plan.plan(&decodes(&[1024; 128]), &params(8, 4), H200);
+        plan.plan(&decodes(&[1024; 128]), &params(8, 4), TABLES, H200);
         assert_eq!((plan.decodes.len(), plan.num_partials), (128, 0));
         // One sequence alone is, down to its chunks.
-        plan.plan(&decodes(&[4096]), &params(8, 4), H200);
+        plan.plan(&decodes(&[4096]), &params(8, 4), TABLES, H200);
         assert_eq!(plan.decodes.len(), 16);
         // One that is long beside many that are not is.
         let mut contexts = [1024; 64];
         contexts[5] = 131_072;
-        plan.plan(&decodes(&contexts), &params(8, 4), H200);
+        plan.plan(&decodes(&contexts), &params(8, 4), TABLES, H200);
         let longest = plan.decodes.iter().map(|work| work.num_chunks).max();
         assert!(longest.is_some_and(|chunks| chunks <= 16), "{longest:?}");
     }
@@ -355,7 +372,7 @@ mod tests {
         let mut plan = AttentionPlan::default();
         let max_partials = 70 * 8 * 4;
         let room = AttentionRoom { max_partials, ..H200 };
-        plan.plan(&decodes(&[2048, 16_384, 4096]), &params(8, 4), room);
+        plan.plan(&decodes(&[2048, 16_384, 4096]), &params(8, 4), TABLES, room);
         let blocks =
             |sequence| plan.decodes.iter().filter(|work| work.first_query == sequence).count();
         assert_eq!((blocks(0), blocks(2)), (1, 1));
@@ -364,16 +381,17 @@ mod tests {
 
     #[test]
     fn rows_beyond_a_block_have_blocks_of_their_own() {
-        let mut batch = ForwardBatch::default();
-        batch.push(&[0; 5], 300, &[0; 20]);
+        let mut batch = StepPlan::new(1);
+        batch.push(2, &[0; 5], 300, &[&[0; 20]]);
         let mut plan = AttentionPlan::default();
         let whole = AttentionRoom { max_partials: 0, ..H200 };
-        plan.plan(&batch, &params(1, 3), whole);
+        plan.plan(&batch, &params(1, 3), TABLES, whole);
         let firsts: Vec<_> = plan.decodes.iter().map(|work| work.first_row).collect();
         assert_eq!((firsts, plan.prompts.len()), (vec![0, 8], 0));
+        assert!(plan.decodes.iter().all(|work| work.blocks == 1000 + 2 * 5000), "slot 2's table");
         // Of a window each sees what its own rows do.
-        let windowed = AttentionParams { sliding_window: Some(46), ..params(1, 3) };
-        plan.plan(&batch, &windowed, whole);
+        let windowed = AttentionParams { mask: Mask::Sliding(46), ..params(1, 3) };
+        plan.plan(&batch, &windowed, TABLES, whole);
         let seen: Vec<_> = plan.decodes.iter().map(|work| work.first_seen).collect();
         assert_eq!(seen, [0, 1]);
     }

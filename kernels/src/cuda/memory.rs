@@ -3,8 +3,8 @@
 use candle_core::{CpuStorage, Storage, Tensor};
 use half::{bf16, f16};
 
-use super::{DevicePointer, Driver};
-use crate::{AttentionParams, Dtype, KernelError, KvLayout};
+use super::{DevicePointer, Driver, GroupTables};
+use crate::{AttentionParams, Dtype, KernelError, KvLayer, KvLayout, StepLimits};
 
 /// Activations or logits `[capacity, cols]`.
 pub struct CudaBuffer<M> {
@@ -125,29 +125,49 @@ impl<M> CudaVector<M> {
     }
 }
 
-/// The keys and values of every layer: each layer is `[num_blocks, 2, num_kv_heads,
-/// 16, head_dim]`.
+/// The keys and values of every layer, and the block tables of every slot. A layer's pages
+/// are `[2, num_kv_heads, BLOCK_SIZE, head_dim]`.
 pub struct CudaKvCache<M> {
-    address: DevicePointer,
     pub(super) layout: KvLayout,
+    pub(super) limits: StepLimits,
+    /// Where each layer's region starts.
+    starts: Vec<DevicePointer>,
+    /// `[num_groups, max_num_seqs, blocks_per_seq]`
+    pub(super) tables: DevicePointer,
     /// What a stored key, and a stored value, is multiplied with.
     pub(super) scales: (f32, f32),
-    /// Keeps the cache where it is.
-    _memory: M,
+    /// Keeps the cache and the tables where they are.
+    _memory: [M; 2],
 }
 
 impl<M> CudaKvCache<M> {
     pub(super) fn new<D: Driver<Memory = M>>(
         driver: &D,
-        layout: KvLayout,
+        layout: &KvLayout,
+        limits: &StepLimits,
     ) -> Result<Self, KernelError> {
+        let page_lens = layout.page_lens()?;
         let what = format!("a KV cache of {} blocks", layout.num_blocks);
         let bytes = layout
             .num_blocks
             .checked_mul(layout.block_bytes())
             .ok_or_else(|| KernelError::OutOfMemory { what: what.clone(), bytes: usize::MAX })?;
         let memory = driver.allocate(bytes, &what)?;
-        Ok(Self { address: driver.address(&memory), layout, scales: (1.0, 1.0), _memory: memory })
+        let address = driver.address(&memory);
+        let start = |layer: &KvLayer| {
+            let before: usize = page_lens[..layer.region].iter().sum();
+            let bytes = layout.num_blocks * before * layout.dtype.size();
+            DevicePointer(address.0 + bytes as u64)
+        };
+        let tables = driver.allocate(layout.table_bytes(limits), "block tables")?;
+        Ok(Self {
+            starts: layout.layers.iter().map(start).collect(),
+            layout: layout.clone(),
+            limits: *limits,
+            tables: driver.address(&tables),
+            scales: (1.0, 1.0),
+            _memory: [memory, tables],
+        })
     }
 
     /// Sets the factors on stored keys and values; they are 1 at first. Only a cache
@@ -156,26 +176,34 @@ impl<M> CudaKvCache<M> {
         self.scales = (keys, values);
     }
 
-    /// Where a layer starts.
+    /// Where a group's block tables lie.
+    pub(super) fn group_tables(&self, group: usize) -> GroupTables {
+        let blocks_per_seq = self.limits.blocks_per_seq();
+        GroupTables { first: group * self.limits.max_num_seqs * blocks_per_seq, blocks_per_seq }
+    }
+
+    /// Where a layer starts, and its group.
     pub(super) fn layer(
         &self,
         op: &'static str,
         layer: usize,
         params: &AttentionParams,
-    ) -> Result<DevicePointer, KernelError> {
-        let KvLayout { num_layers, num_kv_heads, head_dim, .. } = self.layout;
-        let fits = layer < num_layers
-            && (num_kv_heads, head_dim) == (params.num_kv_heads, params.head_dim);
-        if !fits {
-            return Err(KernelError::Shape {
+    ) -> Result<(DevicePointer, usize), KernelError> {
+        let heads = (params.num_kv_heads, params.head_dim);
+        match self.layout.layers.get(layer) {
+            Some(own) if (own.num_kv_heads, own.head_dim) == heads => {
+                Ok((self.starts[layer], own.group))
+            }
+            own => Err(KernelError::Shape {
                 op,
                 what: "the layer",
-                got: format!("{layer}, of {} heads of {}", params.num_kv_heads, params.head_dim),
-                expected: format!("below {num_layers}, of {num_kv_heads} heads of {head_dim}"),
-            });
+                got: format!("{layer}, of {} heads of {}", heads.0, heads.1),
+                expected: own.map_or_else(
+                    || format!("below {}", self.layout.layers.len()),
+                    |own| format!("of {} heads of {}", own.num_kv_heads, own.head_dim),
+                ),
+            }),
         }
-        let layer_bytes = self.layout.num_blocks * self.layout.layer_block_bytes();
-        Ok(DevicePointer(self.address.0 + (layer * layer_bytes) as u64))
     }
 }
 

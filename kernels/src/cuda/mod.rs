@@ -12,6 +12,7 @@ mod device;
 mod driver;
 mod memory;
 mod names;
+mod ops;
 mod params;
 mod sampler;
 mod staging;
@@ -19,17 +20,19 @@ mod staging;
 mod start;
 mod step;
 
-pub use attention_plan::{AttentionPlan, AttentionRoom, Work};
-pub use backend::{Cuda, CudaLimits};
+pub use attention_plan::{AttentionPlan, AttentionRoom, GroupTables, Work};
+pub use backend::Cuda;
 #[cfg(feature = "cuda")]
 pub use device::{CudaDriver, CudaMemory};
 pub use driver::{Driver, Launch, Matmul};
 pub use memory::{CudaBuffer, CudaKvCache, CudaMatrix, CudaVector};
 pub use params::{
-    AddBias, CopyBlocks, DevicePointer, EmbeddingGather, Gated, KernelParams, MAX_SAMPLE_SLICES,
-    MAX_TOP, PagedAttention, RmsNorm, RopeAndCache, SAMPLE_SLICE, SAMPLE_SLICE_BYTES,
-    SAMPLE_STATE_BYTES, SampleRow, SampledRow, Sampling, TokenLogprobs,
+    AddBias, CopyBlocks, DevicePointer, EmbeddingGather, EntryEdit, Gated, KernelParams,
+    MAX_SAMPLE_SLICES, MAX_TOP, PagedAttention, RmsNorm, RopeAndCache, SAMPLE_SLICE,
+    SAMPLE_SLICE_BYTES, SAMPLE_STATE_BYTES, SampleRow, SampledRow, Sampling, TableEdits,
+    TokenLogprobs,
 };
+pub use step::CudaStep;
 
 /// A size as kernels have it.
 fn word(n: usize) -> u32 {

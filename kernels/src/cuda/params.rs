@@ -45,8 +45,22 @@ params! {
 }
 
 params! {
+    /// `table_edits.cu`; grid `[edits by 256]`, 256 threads.
+    TableEdits { edits, tables; num_edits: u32, padding: u32 }
+}
+
+/// What one of [`TableEdits`] changes.
+#[derive(Clone, Copy, Debug, NoUninit)]
+#[repr(C)]
+#[expect(missing_docs, reason = "the .cu file says what each field is")]
+pub struct EntryEdit {
+    pub entry: u32,
+    pub block: u32,
+}
+
+params! {
     /// `rms_norm.cu`; grid `[rows]`, 256 threads.
-    RmsNorm { x, residual, weight, out; hidden: u32, eps: f32 }
+    RmsNorm { x, weight, out; hidden: u32, eps: f32 }
 }
 
 params! {
@@ -95,7 +109,7 @@ params! {
         scale: f32,
         soft_cap: f32,
         v_scale: f32,
-        padding: u32,
+        causal: u32,
     }
 }
 

@@ -3,13 +3,13 @@
 use bytemuck::{NoUninit, Pod, Zeroable};
 
 use super::{
-    CudaLimits, DevicePointer, Driver, Launch, MAX_SAMPLE_SLICES, MAX_TOP, SAMPLE_SLICE,
-    SAMPLE_SLICE_BYTES, SAMPLE_STATE_BYTES, SampleRow, SampledRow, Sampling, TokenLogprobs,
+    DevicePointer, Driver, Launch, MAX_SAMPLE_SLICES, MAX_TOP, SAMPLE_SLICE, SAMPLE_SLICE_BYTES,
+    SAMPLE_STATE_BYTES, SampleRow, SampledRow, Sampling, TokenLogprobs,
     staging::{Staging, room},
     word,
 };
 use crate::{
-    KernelError,
+    KernelError, StepLimits,
     ops::sampling::{Logprobs, SampleRequest, Sampled},
 };
 
@@ -68,7 +68,7 @@ impl<M> Workspace<M> {
 }
 
 /// Lists and results of one launch after another.
-pub(super) struct Sampler<M> {
+pub(super) struct SamplingBuffers<M> {
     staging: Staging<M>,
     /// Tokens that the lists of one launch may have together.
     max_listed: usize,
@@ -87,10 +87,10 @@ pub(super) struct Sampler<M> {
     seen: Vec<Seen>,
 }
 
-impl<M> Sampler<M> {
+impl<M> SamplingBuffers<M> {
     pub(super) fn new<D: Driver<Memory = M>>(
         driver: &D,
-        limits: &CudaLimits,
+        limits: &StepLimits,
     ) -> Result<Self, KernelError> {
         let max_rows = limits.max_num_seqs;
         // A row lists its bias, its bans and what it has seen.

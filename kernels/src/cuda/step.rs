@@ -1,150 +1,179 @@
-//! What the device is told of a step: the batch, and how its attention is shared out.
+//! A step on the device: its plan, and how its attention is shared out, in one copy.
 
 use super::{
-    AttentionPlan, AttentionRoom, CudaLimits, DevicePointer, Driver, Work,
+    AttentionPlan, AttentionRoom, CudaKvCache, DevicePointer, Driver, EntryEdit, Launch,
+    TableEdits, Work,
     staging::{Staging, room},
+    word,
 };
-use crate::{AttentionParams, ForwardBatch, KernelError};
+use crate::{
+    AttentionKind, AttentionParams, KernelError, StepLimits, StepPlan, TableEdit,
+    ops::unknown_kind, plan::StepSizes,
+};
 
-/// A batch on the device.
-pub(super) struct Step<M> {
-    limits: CudaLimits,
+/// A staged [`StepPlan`].
+pub struct CudaStep<M> {
+    limits: StepLimits,
     staging: Staging<M>,
-    pub(super) on_device: BatchPointers,
-    pub(super) num_tokens: usize,
-    num_seqs: usize,
-    pub(super) largest_token: u32,
-    pub(super) largest_position: u32,
-    /// One for each way that the model's layers attend, of which `num_planned` are
-    /// this step's.
-    plans: Vec<Planned<M>>,
-    num_planned: usize,
-    plan: AttentionPlan,
-}
-
-/// Where the batch's lists lie; see [`ForwardBatch`].
-#[derive(Clone, Copy, Default)]
-pub(super) struct BatchPointers {
+    pub(super) sizes: StepSizes,
+    /// The tables of the cache that it was staged for.
+    tables: DevicePointer,
     pub(super) token_ids: DevicePointer,
     pub(super) positions: DevicePointer,
-    pub(super) slot_mapping: DevicePointer,
-    pub(super) block_tables: DevicePointer,
+    /// By group.
+    pub(super) kv_slots: Vec<DevicePointer>,
+    /// Where the rows that get logits are listed, and how many.
+    pub(super) logit_rows: (DevicePointer, usize),
+    attention: Vec<PlannedAttention>,
+    edits: Vec<EntryEdit>,
 }
 
-/// The work of attention on the device.
-struct Planned<M> {
-    staging: Staging<M>,
-    params: AttentionParams,
+/// The attention of one kind of layer.
+struct PlannedAttention {
+    kind: AttentionKind,
+    room: AttentionRoom,
+    plan: AttentionPlan,
     work: AttentionWork,
 }
 
 /// Where a step's work of attention lies, and how much there is.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub(super) struct AttentionWork {
     pub(super) prompts: (DevicePointer, usize),
     pub(super) decodes: (DevicePointer, usize),
 }
 
-impl<M> Step<M> {
+impl<M> CudaStep<M> {
+    /// Room for steps of these limits; each kind of attention has room for partial results.
     pub(super) fn new<D: Driver<Memory = M>>(
         driver: &D,
-        limits: &CudaLimits,
+        limits: &StepLimits,
+        attention: &[(AttentionKind, AttentionRoom)],
     ) -> Result<Self, KernelError> {
-        let CudaLimits { max_num_batched_tokens, max_num_seqs, max_model_len } = *limits;
-        let blocks = max_num_seqs * max_model_len.div_ceil(16);
-        let capacity = 3 * room::<u32>(max_num_batched_tokens) + room::<u32>(blocks);
-        Ok(Self {
-            limits: *limits,
-            staging: Staging::new(driver, capacity, "a step's batch")?,
-            on_device: BatchPointers::default(),
-            num_tokens: 0,
-            num_seqs: 0,
-            largest_token: 0,
-            largest_position: 0,
-            plans: Vec::new(),
-            num_planned: 0,
-            plan: AttentionPlan::default(),
-        })
-    }
-
-    pub(super) fn begin<D: Driver<Memory = M>>(
-        &mut self,
-        driver: &D,
-        batch: &ForwardBatch,
-    ) -> Result<(), KernelError> {
-        self.num_planned = 0;
-        self.num_tokens = batch.num_tokens();
-        self.num_seqs = batch.num_seqs();
-        self.largest_token = batch.token_ids.iter().copied().max().unwrap_or(0);
-        self.largest_position = batch.positions.iter().copied().max().unwrap_or(0);
-        let staging = &mut self.staging;
-        staging.clear();
-        self.on_device = BatchPointers {
-            token_ids: staging.push(&batch.token_ids)?,
-            positions: staging.push(&batch.positions)?,
-            slot_mapping: staging.push(&batch.slot_mapping)?,
-            block_tables: staging.push(&batch.block_tables)?,
-        };
-        staging.send(driver)
-    }
-
-    /// Whether this may be the batch that [`Self::begin`] was given.
-    pub(super) fn check(&self, op: &'static str, batch: &ForwardBatch) -> Result<(), KernelError> {
-        if (batch.num_tokens(), batch.num_seqs()) == (self.num_tokens, self.num_seqs) {
-            return Ok(());
-        }
-        Err(KernelError::Shape {
-            op,
-            what: "the batch",
-            got: format!("{} tokens of {} sequences", batch.num_tokens(), batch.num_seqs()),
-            expected: format!("the step's {} of {}", self.num_tokens, self.num_seqs),
-        })
-    }
-
-    /// The work of attention with these parameters, planned and sent once a step.
-    pub(super) fn work<D: Driver<Memory = M>>(
-        &mut self,
-        driver: &D,
-        batch: &ForwardBatch,
-        params: &AttentionParams,
-        attention: AttentionRoom,
-    ) -> Result<AttentionWork, KernelError> {
-        let of_step = &self.plans[..self.num_planned];
-        if let Some(planned) = of_step.iter().find(|planned| planned.params == *params) {
-            return Ok(planned.work);
-        }
-        self.plan.plan(batch, params, attention);
-        let AttentionPlan { prompts, decodes, .. } = &self.plan;
-        if self.num_planned == self.plans.len() {
-            let CudaLimits { max_num_batched_tokens, max_num_seqs, .. } = self.limits;
+        let StepLimits { max_num_batched_tokens, max_num_seqs, .. } = *limits;
+        let num_groups = attention.iter().map(|(kind, _)| kind.group + 1).max().unwrap_or(1);
+        let tables = num_groups * max_num_seqs * limits.blocks_per_seq();
+        let of_work = attention.iter().map(|(kind, attention)| {
             let (prompts, decodes) = AttentionPlan::most_work(
-                params,
+                &kind.params,
                 max_num_batched_tokens,
                 max_num_seqs,
                 attention.max_partials,
             );
-            self.plans.push(Planned {
-                staging: Staging::new(
-                    driver,
-                    room::<Work>(prompts) + room::<Work>(decodes),
-                    "attention's work",
-                )?,
-                params: *params,
-                work: AttentionWork {
-                    prompts: (DevicePointer::NULL, 0),
-                    decodes: (DevicePointer::NULL, 0),
-                },
-            });
-        }
-        let planned = &mut self.plans[self.num_planned];
-        planned.staging.clear();
-        planned.params = *params;
-        planned.work = AttentionWork {
-            prompts: (planned.staging.push(prompts)?, prompts.len()),
-            decodes: (planned.staging.push(decodes)?, decodes.len()),
+            room::<Work>(prompts) + room::<Work>(decodes)
+        });
+        let capacity = (2 + num_groups) * room::<u32>(max_num_batched_tokens)
+            + room::<u32>(max_num_batched_tokens + max_num_seqs)
+            + room::<EntryEdit>(tables)
+            + of_work.sum::<usize>();
+        let planned = |&(kind, room): &(AttentionKind, AttentionRoom)| PlannedAttention {
+            kind,
+            room,
+            plan: AttentionPlan::default(),
+            work: AttentionWork::default(),
         };
-        planned.staging.send(driver)?;
-        self.num_planned += 1;
-        Ok(planned.work)
+        Ok(Self {
+            limits: *limits,
+            staging: Staging::new(driver, capacity, "a step")?,
+            sizes: StepSizes::default(),
+            tables: DevicePointer::NULL,
+            token_ids: DevicePointer::NULL,
+            positions: DevicePointer::NULL,
+            kv_slots: Vec::with_capacity(num_groups),
+            logit_rows: (DevicePointer::NULL, 0),
+            attention: attention.iter().map(planned).collect(),
+            edits: Vec::new(),
+        })
+    }
+
+    pub(super) fn stage<D: Driver<Memory = M>>(
+        &mut self,
+        driver: &mut D,
+        plan: &StepPlan,
+        cache: &mut CudaKvCache<M>,
+    ) -> Result<(), KernelError> {
+        (self.sizes, self.logit_rows) = (StepSizes::default(), (DevicePointer::NULL, 0));
+        let sizes = plan.check(&self.limits, (&cache.layout, &cache.limits))?;
+        driver.begin_step()?;
+        let staging = &mut self.staging;
+        staging.clear();
+        self.token_ids = staging.push(&plan.token_ids)?;
+        self.positions = staging.push(&plan.positions)?;
+        self.kv_slots.clear();
+        for kv_slots in &plan.kv_slots {
+            self.kv_slots.push(staging.push(kv_slots)?);
+        }
+        let logit_rows = (staging.push(&plan.logit_rows)?, plan.logit_rows.len());
+        self.edits.clear();
+        self.edits.extend(plan.table_edits.iter().map(|edit| {
+            let TableEdit { group, slot, index, block } = *edit;
+            let tables = cache.group_tables(group as usize);
+            let table = tables.first + slot as usize * tables.blocks_per_seq;
+            EntryEdit { entry: word(table + index as usize), block }
+        }));
+        let edits = staging.push(&self.edits)?;
+        for PlannedAttention { kind, room, plan: attention, work } in &mut self.attention {
+            attention.plan(plan, &kind.params, cache.group_tables(kind.group), *room);
+            let AttentionPlan { prompts, decodes, .. } = &*attention;
+            *work = AttentionWork {
+                prompts: (staging.push(prompts)?, prompts.len()),
+                decodes: (staging.push(decodes)?, decodes.len()),
+            };
+        }
+        staging.send(driver)?;
+        if !self.edits.is_empty() {
+            let num_edits = word(self.edits.len());
+            let params = TableEdits { edits, tables: cache.tables, num_edits, padding: 0 };
+            driver.launch(&TableEdits::launch(num_edits), &params)?;
+        }
+        (self.sizes, self.logit_rows, self.tables) = (sizes, logit_rows, cache.tables);
+        Ok(())
+    }
+
+    /// # Errors
+    /// The step was staged for another cache.
+    pub(super) fn check_cache(
+        &self,
+        op: &'static str,
+        cache: &CudaKvCache<M>,
+    ) -> Result<(), KernelError> {
+        if self.tables == cache.tables {
+            return Ok(());
+        }
+        Err(KernelError::Shape {
+            op,
+            what: "the cache",
+            got: "another".to_owned(),
+            expected: "the one that the step was staged for".to_owned(),
+        })
+    }
+
+    /// The work of layers that attend in this way.
+    pub(super) fn work(
+        &self,
+        op: &'static str,
+        params: &AttentionParams,
+        group: usize,
+    ) -> Result<AttentionWork, KernelError> {
+        let is_own = |planned: &&PlannedAttention| {
+            planned.kind.params == *params && planned.kind.group == group
+        };
+        let own = self.attention.iter().find(is_own);
+        own.map(|planned| planned.work).ok_or_else(|| unknown_kind(op, params, group))
+    }
+}
+
+impl TableEdits {
+    /// A launch of so many edits.
+    #[must_use]
+    pub const fn launch(num_edits: u32) -> Launch<'static> {
+        const THREADS: u32 = 256;
+        Launch {
+            file: "table_edits",
+            kernel: "table_edits",
+            grid: [num_edits.div_ceil(THREADS), 1],
+            threads: THREADS,
+            shared_bytes: 0,
+        }
     }
 }

@@ -1,49 +1,58 @@
 //! Rows of a table by token, and rows of activations by index.
 #![expect(unsafe_code, reason = "tasks write disjoint rows of the output")]
 
-use super::ensure;
+use std::ops::Range;
+
 use crate::{
-    ForwardBatch, KernelError,
-    cpu::{Cpu, CpuBuffer, PackedMatrix, SharedMut},
+    KernelError,
+    cpu::{Cpu, CpuBuffer, CpuStep, PackedMatrix, SharedMut},
 };
 
 pub(crate) fn embedding_gather(
     cpu: &Cpu,
-    batch: &ForwardBatch,
+    step: &CpuStep,
     table: &PackedMatrix,
     out: &mut CpuBuffer,
 ) -> Result<(), KernelError> {
     const OP: &str = "embedding_gather";
-    let (rows, hidden) = (batch.num_tokens(), table.k());
+    let (rows, hidden) = (step.sizes.num_tokens, table.k());
     out.check(OP, "out", rows, hidden)?;
-    let largest = batch.token_ids.iter().copied().max().unwrap_or(0) as usize;
-    ensure(
-        largest < table.n(),
-        OP,
-        "a token id",
-        || largest.to_string(),
-        || format!("below the vocabulary of {}", table.n()),
-    )?;
+    step.sizes.check_tokens(OP, table.n())?;
     let out = SharedMut::new(out.rows_mut(rows));
     cpu.pool.run(rows, &|_, row| {
         // SAFETY: each task has its own row.
         let out = unsafe { out.slice(row * hidden, hidden) };
-        table.read_row(cpu.isa, batch.token_ids[row] as usize, out);
+        table.read_row(cpu.isa, step.plan.token_ids[row] as usize, out);
     });
     Ok(())
 }
 
 pub(crate) fn gather_rows(
-    rows: &[u32],
+    step: &CpuStep,
+    range: Range<usize>,
     x: &CpuBuffer,
     out: &mut CpuBuffer,
 ) -> Result<(), KernelError> {
     const OP: &str = "gather_rows";
+    check_logit_rows(step.plan.logit_rows.len(), &range)?;
+    let rows = &step.plan.logit_rows[range];
     out.check(OP, "out", rows.len(), x.cols())?;
-    let largest = rows.iter().copied().max().unwrap_or(0) as usize;
-    x.check(OP, "x", if rows.is_empty() { 0 } else { largest + 1 }, x.cols())?;
+    x.check(OP, "x", step.sizes.num_tokens, x.cols())?;
     for (out, &row) in out.rows_mut(rows.len()).chunks_exact_mut(x.cols()).zip(rows) {
         out.copy_from_slice(x.row(row as usize));
     }
     Ok(())
+}
+
+/// An error unless a range is one of the `len` rows that get logits.
+pub(crate) fn check_logit_rows(len: usize, range: &Range<usize>) -> Result<(), KernelError> {
+    if range.start <= range.end && range.end <= len {
+        return Ok(());
+    }
+    Err(KernelError::Shape {
+        op: "gather_rows",
+        what: "the rows that get logits",
+        got: format!("{range:?}"),
+        expected: format!("a range of the step's {len}"),
+    })
 }

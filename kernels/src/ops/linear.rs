@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use super::ensure;
+use super::{Activation, ensure};
 use crate::{
     KernelError,
     cpu::{
@@ -25,13 +25,13 @@ const AHEAD: usize = 32;
 
 /// What becomes of a row's sums.
 #[derive(Clone, Copy)]
-enum Finish {
+enum Epilogue {
     /// They are the output.
     Store,
     /// They are added to it.
     Add,
-    /// They are gates, then as many inputs: SwiGLU of them is the output.
-    SiluMul,
+    /// They are gates, then as many inputs: a gated unit of them is the output.
+    Gated(Activation),
 }
 
 pub(crate) fn linear(
@@ -43,25 +43,26 @@ pub(crate) fn linear(
     add: bool,
     out: &mut CpuBuffer,
 ) -> Result<(), KernelError> {
-    let finish = if add { Finish::Add } else { Finish::Store };
-    product("linear", cpu, rows, x, w, bias, finish, out)
+    let epilogue = if add { Epilogue::Add } else { Epilogue::Store };
+    product("linear", cpu, rows, x, w, bias, epilogue, out)
 }
 
 /// The gates' panels and those of what they gate are taken together, so that a
 /// task has both at hand when it is done.
-pub(crate) fn linear_silu_mul(
+pub(crate) fn linear_gated(
     cpu: &mut Cpu,
     rows: usize,
     x: &CpuBuffer,
     w: &PackedMatrix,
     bias: Option<&[f32]>,
+    activation: Activation,
     out: &mut CpuBuffer,
 ) -> Result<(), KernelError> {
-    const OP: &str = "linear_silu_mul";
+    const OP: &str = "linear_gated";
     // Halves of whole panels; every model's are.
     let fits = w.n().is_multiple_of(2 * LANES);
     ensure(fits, OP, "rows of w", || w.n().to_string(), || format!("a multiple of {}", 2 * LANES))?;
-    product(OP, cpu, rows, x, w, bias, Finish::SiluMul, out)
+    product(OP, cpu, rows, x, w, bias, Epilogue::Gated(activation), out)
 }
 
 #[expect(clippy::too_many_arguments, reason = "a product's operands, and what becomes of it")]
@@ -72,12 +73,12 @@ fn product(
     x: &CpuBuffer,
     w: &PackedMatrix,
     bias: Option<&[f32]>,
-    finish: Finish,
+    epilogue: Epilogue,
     out: &mut CpuBuffer,
 ) -> Result<(), KernelError> {
     let (n, k) = (w.n(), w.k());
     // Panels are shared out in pairs where sums are finished in pairs.
-    let halves = if matches!(finish, Finish::SiluMul) { 2 } else { 1 };
+    let halves = if matches!(epilogue, Epilogue::Gated(_)) { 2 } else { 1 };
     x.check(op, "x", rows, k)?;
     out.check(op, "out", rows, n / halves)?;
     if let Some(bias) = bias {
@@ -105,7 +106,7 @@ fn product(
         input,
         w,
         bias,
-        finish,
+        epilogue,
         tile_rows,
         num_panels,
         halves,
@@ -230,7 +231,7 @@ struct Product<'a> {
     input: Input<'a>,
     w: &'a PackedMatrix,
     bias: Option<&'a [f32]>,
-    finish: Finish,
+    epilogue: Epilogue,
     /// Rows of a tile.
     tile_rows: usize,
     /// Panels to share out: the weight's, or half of them.
@@ -254,7 +255,7 @@ impl Product<'_> {
         let num_panels = halves * of_half;
         let column = part.panels.start * LANES;
         // Where the sums are the output as they are, they go there at once.
-        let direct = matches!(self.finish, Finish::Store)
+        let direct = matches!(self.epilogue, Epilogue::Store)
             && self.bias.is_none()
             && w.int8().is_none()
             && column + of_half * LANES <= self.out_cols;
@@ -362,12 +363,16 @@ impl Product<'_> {
         }
         // SAFETY: passed on to the caller.
         let out = unsafe { self.out.slice(row * self.out_cols + column, columns) };
-        match self.finish {
-            Finish::Store => out.copy_from_slice(&sums[..columns]),
-            Finish::Add => out.iter_mut().zip(&*sums).for_each(|(out, sum)| *out += sum),
-            Finish::SiluMul => {
+        match self.epilogue {
+            Epilogue::Store => out.copy_from_slice(&sums[..columns]),
+            Epilogue::Add => out.iter_mut().zip(&*sums).for_each(|(out, sum)| *out += sum),
+            Epilogue::Gated(activation) => {
                 let (gate, up) = sums.split_at(of_half * LANES);
-                cpu::silu_mul(self.isa, &gate[..columns], &up[..columns], out);
+                let (gate, up) = (&gate[..columns], &up[..columns]);
+                match activation {
+                    Activation::Silu => cpu::silu_mul(self.isa, gate, up, out),
+                    Activation::GeluTanh => cpu::gelu_mul(self.isa, gate, up, out),
+                }
             }
         }
     }

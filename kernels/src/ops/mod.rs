@@ -1,14 +1,213 @@
-//! One file an operation: its operands' checks and its CPU form; the CUDA form is the
-//! `.cu` file of the same stem.
+//! The contract of every operation of a forward pass, whatever computes it; one file an
+//! operation has its operands' checks and its CPU form, the `.cu` file of the same stem its
+//! CUDA form.
+//!
+//! Activations are matrices `[rows, cols]` in a [`Device::Buffer`], which has
+//! room for a fixed number of rows and is allocated once; each operation is
+//! told how many rows are in use, or has them from the step. An operation allocates
+//! nothing.
+//!
+//! **One order of summation.** Each output row depends on its own inputs only,
+//! and is summed in an order that does not depend on the number of rows, on the
+//! number of threads, or on what else is in the batch. One row or forty give
+//! the same bits. Two forms of an operation, fused and composed, agree within the rounding
+//! of what lies between, not to the bit: which is used is chosen when a model is loaded.
 
 pub(crate) mod embedding;
+pub(crate) mod gated;
 pub(crate) mod linear;
 pub(crate) mod paged_attention;
 pub(crate) mod rms_norm;
 pub(crate) mod rope_and_cache;
 pub mod sampling;
 
-use crate::KernelError;
+use std::ops::Range;
+
+use crate::{AttentionParams, Device, KernelError};
+
+/// The activation of a gated unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `x / (1 + exp(-x))`.
+    Silu,
+    /// GELU (Hendrycks and Gimpel, 2016) in its tanh form:
+    /// `x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x³)))`.
+    GeluTanh,
+}
+
+/// A device that computes the operations.
+pub trait Ops: Device {
+    /// `out[r] = table[token_ids[r]]` for every row of the step.
+    ///
+    /// `table [vocab_size, hidden]`, `out [num_tokens, hidden]`.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, a token outside the table.
+    fn embedding_gather(
+        &mut self,
+        step: &Self::Step,
+        table: &Self::Matrix,
+        out: &mut Self::Buffer,
+    ) -> Result<(), KernelError>;
+
+    /// Copies rows that get logits: `out[i] = x[logit_rows[range.start + i]]`, with the
+    /// plan's [`crate::StepPlan::logit_rows`].
+    ///
+    /// # Errors
+    /// Shapes that do not fit, a range beyond the list.
+    fn gather_rows(
+        &mut self,
+        step: &Self::Step,
+        range: Range<usize>,
+        x: &Self::Buffer,
+        out: &mut Self::Buffer,
+    ) -> Result<(), KernelError>;
+
+    /// RMSNorm (Zhang and Sennrich, 2019):
+    /// `out[r] = x[r] / sqrt(mean(x[r]²) + eps) * weight`.
+    ///
+    /// `x`, `out [rows, hidden]`, `weight [hidden]`.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    fn rms_norm(
+        &mut self,
+        rows: usize,
+        x: &Self::Buffer,
+        weight: &Self::Vector,
+        eps: f32,
+        out: &mut Self::Buffer,
+    ) -> Result<(), KernelError>;
+
+    /// `out[r] = w · x[r] + bias`.
+    ///
+    /// `x [rows, k]`, `w [n, k]`, `bias [n]`, `out [rows, n]`. With bf16
+    /// weights `x` is rounded to bf16 first, with int8 weights each row is
+    /// quantized to int8 ([`crate::WeightDtype::Int8`]); products are summed in f32,
+    /// those of int8 exactly in i32. With int8 weights a row or an output whose
+    /// numbers are not all finite becomes NaN as a whole.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    fn linear(
+        &mut self,
+        rows: usize,
+        x: &Self::Buffer,
+        w: &Self::Matrix,
+        bias: Option<&Self::Vector>,
+        out: &mut Self::Buffer,
+    ) -> Result<(), KernelError>;
+
+    /// `out[r] += w · x[r] + bias`: [`Ops::linear`] that adds to a residual. Every device
+    /// has it: products add to what is there at no cost.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    fn linear_add(
+        &mut self,
+        rows: usize,
+        x: &Self::Buffer,
+        w: &Self::Matrix,
+        bias: Option<&Self::Vector>,
+        out: &mut Self::Buffer,
+    ) -> Result<(), KernelError>;
+
+    /// A gated unit (Shazeer, 2020): `out[r] = act(gate) * up`, where `gate` and `up` are
+    /// the first and the second half of `x[r]`.
+    ///
+    /// `x [rows, 2 * intermediate]`, `out [rows, intermediate]`; `intermediate` is a
+    /// multiple of 16.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    fn gated(
+        &mut self,
+        rows: usize,
+        activation: Activation,
+        x: &Self::Buffer,
+        out: &mut Self::Buffer,
+    ) -> Result<(), KernelError>;
+
+    /// [`Ops::gated`] of `w · x[r] + bias`.
+    ///
+    /// `x [rows, k]`, `w [2 * intermediate, k]`, `bias [2 * intermediate]`,
+    /// `out [rows, intermediate]`. `scratch` has [`Ops::gated_scratch_cols`] columns, and
+    /// is `None` where those are 0.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, no scratch where some is needed.
+    #[expect(clippy::too_many_arguments, reason = "an operation's operands are its contract")]
+    fn linear_gated(
+        &mut self,
+        rows: usize,
+        x: &Self::Buffer,
+        w: &Self::Matrix,
+        bias: Option<&Self::Vector>,
+        activation: Activation,
+        scratch: Option<&mut Self::Buffer>,
+        out: &mut Self::Buffer,
+    ) -> Result<(), KernelError> {
+        let scratch = scratch.ok_or_else(|| KernelError::Shape {
+            op: "linear_gated",
+            what: "scratch",
+            got: "none".to_owned(),
+            expected: "of as many columns as the weight has rows".to_owned(),
+        })?;
+        self.linear(rows, x, w, bias, scratch)?;
+        self.gated(rows, activation, scratch, out)
+    }
+
+    /// Columns of the scratch of [`Ops::linear_gated`] with a weight of `n` rows: 0 where
+    /// the device fuses it.
+    fn gated_scratch_cols(&self, n: usize) -> usize {
+        n
+    }
+
+    /// Norms Q and K where a model does (`qk_norm`: weights `[head_dim]` for Q
+    /// and K, and epsilon), rotates them (RoPE, Su et al., 2021, in the
+    /// half-split form of Hugging Face's `rotate_half`), and writes K and V of
+    /// every row to its place in layer `layer` of the cache.
+    ///
+    /// `qkv [num_tokens, (num_heads + 2 * num_kv_heads) * head_dim]`: Q, K and V
+    /// end to end; Q is rotated in place. `rope [max_positions, head_dim]`: for
+    /// each position `head_dim / 2` cosines, then as many sines.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, a position beyond the table.
+    #[expect(clippy::too_many_arguments, reason = "an operation's operands are its contract")]
+    fn rope_and_cache(
+        &mut self,
+        step: &Self::Step,
+        params: &AttentionParams,
+        rope: &Self::Vector,
+        qk_norm: Option<(&Self::Vector, &Self::Vector, f32)>,
+        layer: usize,
+        qkv: &mut Self::Buffer,
+        cache: &mut Self::KvCache,
+    ) -> Result<(), KernelError>;
+
+    /// Attention over the paged cache (Kwon et al., 2023) for a mixed batch of prefill
+    /// chunks and decodes; every row sees what [`crate::Mask`] says. Head `h` of Q reads
+    /// head `h / (num_heads / num_kv_heads)` of K and V (GQA, Ainslie et al., 2023). A
+    /// block that lies wholly below what a sequence's first row sees is not read, nor its
+    /// entry in the block table: it may be another sequence's by now.
+    ///
+    /// `qkv` as [`Ops::rope_and_cache`] left it (only Q is read),
+    /// `out [num_tokens, num_heads * head_dim]`. `params` and the layer's group are an
+    /// [`crate::AttentionKind`] that the step was made for.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    fn paged_attention(
+        &mut self,
+        step: &Self::Step,
+        params: &AttentionParams,
+        layer: usize,
+        qkv: &Self::Buffer,
+        cache: &Self::KvCache,
+        out: &mut Self::Buffer,
+    ) -> Result<(), KernelError>;
+}
 
 /// A shape error, unless `ok`.
 fn ensure(
@@ -19,4 +218,18 @@ fn ensure(
     expected: impl FnOnce() -> String,
 ) -> Result<(), KernelError> {
     if ok { Ok(()) } else { Err(KernelError::Shape { op, what, got: got(), expected: expected() }) }
+}
+
+/// The error of layers that attend in no way that the step was made for.
+pub(crate) fn unknown_kind(
+    op: &'static str,
+    params: &AttentionParams,
+    group: usize,
+) -> KernelError {
+    KernelError::Shape {
+        op,
+        what: "the layer's way to attend",
+        got: format!("{params:?} in group {group}"),
+        expected: "one that the step was made for".to_owned(),
+    }
 }

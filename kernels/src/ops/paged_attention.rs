@@ -1,4 +1,4 @@
-//! Causal attention over the paged cache.
+//! Attention over the paged cache.
 //!
 //! A task has one KV head of a few query rows of one sequence: its Q heads times
 //! its rows are the rows of the tiles, so K and V are read once for all of them.
@@ -8,12 +8,11 @@
 //! its prompt was cut up or on who shares its task.
 #![expect(unsafe_code, reason = "tiles read through pointers; tasks write disjoint heads")]
 
-use super::ensure;
 use crate::{
-    AttentionParams, ForwardBatch, KernelError,
+    AttentionParams, BLOCK_SIZE, KernelError, StepLimits, StepPlan,
     cpu::{
-        self, Cpu, CpuBuffer, CpuKvCache, Half, LANES, MAX_COLUMNS, MAX_PANELS, MAX_ROWS,
-        PanelDtype, Prefetch, SharedMut, Tile, TileKernels,
+        self, Cpu, CpuBuffer, CpuKvCache, CpuStep, KeyOrValue, LANES, LayerCache, MAX_COLUMNS,
+        MAX_PANELS, MAX_ROWS, PanelDtype, Prefetch, SharedMut, Tile, TileKernels,
     },
 };
 
@@ -38,46 +37,87 @@ pub(crate) struct Scratch {
     softmax: Vec<(f32, f32)>,
 }
 
-pub(crate) fn check_cache(
+/// The layer, if heads of these parameters fit it.
+pub(crate) fn fitting_layer<'a>(
     op: &'static str,
     params: &AttentionParams,
-    layer: usize,
-    cache: &CpuKvCache,
-) -> Result<(), KernelError> {
-    let layout = cache.layout();
-    let fits = layout.num_kv_heads == params.num_kv_heads
-        && layout.head_dim == params.head_dim
-        && params.num_kv_heads > 0
-        && params.num_heads.is_multiple_of(params.num_kv_heads)
-        && layer < layout.num_layers;
-    ensure(
-        fits,
+    index: usize,
+    cache: &'a CpuKvCache,
+) -> Result<LayerCache<'a>, KernelError> {
+    let fits = |layer: &LayerCache<'_>| {
+        layer.shape().num_kv_heads == params.num_kv_heads
+            && layer.shape().head_dim == params.head_dim
+            && params.num_kv_heads > 0
+            && params.num_heads.is_multiple_of(params.num_kv_heads)
+    };
+    cache.layer(index).filter(fits).ok_or_else(|| KernelError::Shape {
         op,
-        "the cache",
-        || format!("{layout:?}"),
-        || format!("a cache with layer {layer} that fits {params:?}"),
-    )
+        what: "the cache",
+        got: format!("{:?}", cache.layout()),
+        expected: format!("a cache with layer {index} that fits {params:?}"),
+    })
 }
 
 /// Some query rows of one sequence, of one KV head.
 #[derive(Clone, Copy)]
 pub(crate) struct Task {
-    sequence: usize,
+    slot: usize,
+    context_len: usize,
     first_row: usize,
     num_rows: usize,
     kv_head: usize,
+    /// The entries of the block table that any of the rows sees: the first, and the end.
+    first_block: usize,
+    end_block: usize,
 }
 
-/// What a task reads between two corrections: one head of a few blocks.
+impl Task {
+    /// The chunks of the context that any of the rows sees.
+    fn chunks(&self) -> std::ops::Range<usize> {
+        self.first_block / CHUNK_BLOCKS..self.end_block.div_ceil(CHUNK_BLOCKS)
+    }
+}
+
+/// Tasks of a step, at most.
+pub(crate) fn most_tasks(limits: &StepLimits, params: &AttentionParams) -> usize {
+    (limits.max_num_batched_tokens / QUERY_ROWS + limits.max_num_seqs) * params.num_kv_heads
+}
+
+/// Lists the tasks of a step.
+pub(crate) fn plan(plan: &StepPlan, params: &AttentionParams, tasks: &mut Vec<Task>) {
+    tasks.clear();
+    for sequence in 0..plan.num_seqs() {
+        let rows = plan.rows(sequence);
+        let context_len = plan.context_lens[sequence] as usize;
+        for first_row in rows.clone().step_by(QUERY_ROWS) {
+            let num_rows = QUERY_ROWS.min(rows.end - first_row);
+            let position = |row: usize| plan.positions[row] as usize;
+            let end = params.mask.seen_end(position(first_row + num_rows - 1), context_len);
+            tasks.extend((0..params.num_kv_heads).map(|kv_head| Task {
+                slot: plan.slots[sequence] as usize,
+                context_len,
+                first_row,
+                num_rows,
+                kv_head,
+                first_block: params.mask.first_seen(position(first_row)) / BLOCK_SIZE,
+                end_block: end.div_ceil(BLOCK_SIZE),
+            }));
+        }
+    }
+}
+
+/// What a task reads between two corrections: one head of a few blocks, of which the first
+/// has the token `start` of the context.
 #[derive(Clone, Copy, Default)]
 struct Chunk<'a> {
     blocks: &'a [u32],
+    start: usize,
     kv_head: usize,
 }
 
 pub(crate) fn paged_attention(
     cpu: &mut Cpu,
-    batch: &ForwardBatch,
+    step: &CpuStep,
     params: &AttentionParams,
     layer: usize,
     qkv: &CpuBuffer,
@@ -86,41 +126,18 @@ pub(crate) fn paged_attention(
 ) -> Result<(), KernelError> {
     const OP: &str = "paged_attention";
     let AttentionParams { num_heads, num_kv_heads, head_dim, .. } = *params;
-    let rows = batch.num_tokens();
+    let rows = step.sizes.num_tokens;
     qkv.check(OP, "qkv", rows, (num_heads + 2 * num_kv_heads) * head_dim)?;
     out.check(OP, "out", rows, num_heads * head_dim)?;
-    check_cache(OP, params, layer, cache)?;
-    let num_blocks = cache.layout().num_blocks;
-    let block = batch.block_tables.iter().copied().max().unwrap_or(0) as usize;
-    ensure(
-        block < num_blocks,
-        OP,
-        "a block",
-        || block.to_string(),
-        || format!("below the cache's {num_blocks}"),
-    )?;
-    let mut tasks = std::mem::take(&mut cpu.attention_tasks);
-    tasks.clear();
-    for sequence in 0..batch.num_seqs() {
-        let rows = batch.rows(sequence);
-        for first_row in rows.clone().step_by(QUERY_ROWS) {
-            let num_rows = QUERY_ROWS.min(rows.end - first_row);
-            tasks.extend((0..num_kv_heads).map(|kv_head| Task {
-                sequence,
-                first_row,
-                num_rows,
-                kv_head,
-            }));
-        }
-    }
+    let layer = fitting_layer(OP, params, layer, cache)?;
+    let tasks = step.attention_tasks(OP, params, layer.shape().group)?;
     let attention = Attention {
         cpu,
-        batch,
+        step,
         params,
         layer,
         qkv,
-        cache,
-        kernels: TileKernels::select(cpu.isa, cache.panel_dtype()),
+        kernels: TileKernels::select(cpu.isa, layer.panel_dtype()),
         out: SharedMut::new(out.rows_mut(rows)),
     };
     cpu.pool.run(tasks.len(), &|thread, index| {
@@ -128,25 +145,22 @@ pub(crate) fn paged_attention(
         let next = tasks.get(index + cpu.pool.num_threads()).copied();
         attention.run(&mut cpu.scratch(thread).attention, tasks[index], next);
     });
-    cpu.attention_tasks = tasks;
     Ok(())
 }
 
 struct Attention<'a> {
     cpu: &'a Cpu,
-    batch: &'a ForwardBatch,
+    step: &'a CpuStep,
     params: &'a AttentionParams,
-    layer: usize,
+    layer: LayerCache<'a>,
     qkv: &'a CpuBuffer,
-    cache: &'a CpuKvCache,
     kernels: TileKernels,
     out: SharedMut<'a, f32>,
 }
 
 impl Attention<'_> {
     fn run(&self, scratch: &mut Scratch, task: Task, next: Option<Task>) {
-        let AttentionParams { num_heads, num_kv_heads, head_dim, sliding_window, .. } =
-            *self.params;
+        let AttentionParams { num_heads, num_kv_heads, head_dim, mask, .. } = *self.params;
         let group = num_heads / num_kv_heads;
         let m = task.num_rows * group;
         self.load_queries(scratch, task, group);
@@ -154,47 +168,37 @@ impl Attention<'_> {
         scratch.softmax.resize(m, (f32::NEG_INFINITY, 0.0));
         scratch.output.clear();
         scratch.output.resize(m * head_dim, 0.0);
-        let position = |row: usize| self.batch.positions[task.first_row + row] as usize;
-        let chunks = self.chunks(task);
+        let position = |row: usize| self.step.plan.positions[task.first_row + row] as usize;
+        let chunks = task.chunks();
         let first = self.chunk(task, chunks.start);
-        self.prefetch(first, Half::K);
-        self.prefetch(first, Half::V);
-        let after = next.map_or(Chunk::default(), |next| self.chunk(next, self.chunks(next).start));
+        self.prefetch(first, KeyOrValue::Key);
+        self.prefetch(first, KeyOrValue::Value);
+        let after = next.map_or(Chunk::default(), |next| self.chunk(next, next.chunks().start));
         for index in chunks.clone() {
-            let start = index * CHUNK;
             let chunk = self.chunk(task, index);
             let next = if index + 1 < chunks.end { self.chunk(task, index + 1) } else { after };
             self.score(scratch, m, chunk, next);
-            let len = chunk.blocks.len() * LANES;
+            let (start, len) = (chunk.start, chunk.blocks.len() * LANES);
             for row in 0..task.num_rows {
                 let position = position(row);
-                let first = sliding_window.map_or(0, |w| (position + 1).saturating_sub(w));
-                let seen = first.max(start)..(position + 1).min(start + len);
+                let end = mask.seen_end(position, task.context_len);
+                let seen = mask.first_seen(position).max(start)..end.min(start + len);
                 for i in row * group..(row + 1) * group {
-                    self.soften(scratch, i, start, seen.clone(), len);
+                    self.softmax_update(scratch, i, start, seen.clone(), len);
                 }
             }
-            self.weigh(scratch, m, chunk, next);
+            self.accumulate_values(scratch, m, chunk, next);
         }
         self.store(scratch, task, group);
     }
 
-    /// The chunks of the context that any of the task's rows sees.
-    fn chunks(&self, task: Task) -> std::ops::Range<usize> {
-        let position = |row: usize| self.batch.positions[row] as usize;
-        let window = self.params.sliding_window;
-        let first =
-            window.map_or(0, |window| (position(task.first_row) + 1).saturating_sub(window));
-        let last = position(task.first_row + task.num_rows - 1);
-        first / CHUNK..last / CHUNK + 1
-    }
-
-    /// A chunk of the task's context, up to its last row.
+    /// A chunk of the task's context: what any of its rows sees.
     fn chunk(&self, task: Task, index: usize) -> Chunk<'_> {
-        let last = self.batch.positions[task.first_row + task.num_rows - 1] as usize;
-        let end = ((index + 1) * CHUNK_BLOCKS).min(last / LANES + 1);
+        let first = (index * CHUNK_BLOCKS).max(task.first_block);
+        let end = ((index + 1) * CHUNK_BLOCKS).min(task.end_block);
         Chunk {
-            blocks: &self.batch.blocks(task.sequence)[index * CHUNK_BLOCKS..end],
+            blocks: &self.layer.table(task.slot)[first..end],
+            start: first * BLOCK_SIZE,
             kv_head: task.kv_head,
         }
     }
@@ -202,18 +206,17 @@ impl Attention<'_> {
     /// Asks for K or V. Blocks are scattered over the pool, in runs too short
     /// for the processor to foresee. Where there is work to do meanwhile, the
     /// tiles ask instead, for what cannot be taken at once is waited for.
-    fn prefetch(&self, chunk: Chunk<'_>, half: Half) {
-        let layout = self.cache.layout();
-        let bytes = LANES * layout.head_dim * layout.dtype.size();
+    fn prefetch(&self, chunk: Chunk<'_>, which: KeyOrValue) {
+        let bytes = LANES * self.params.head_dim * self.layer.element_size();
         for &block in chunk.blocks {
-            let start = self.cache.panels(self.layer, block as usize, half, chunk.kv_head);
+            let start = self.layer.panels(block as usize, which, chunk.kv_head);
             (0..bytes).step_by(64).for_each(|line| cpu::prefetch(start.wrapping_add(line)));
         }
     }
 
     /// Bytes of a number in queries and probabilities.
     fn row_size(&self) -> usize {
-        if self.kernels.widens { size_of::<f32>() } else { self.cache.layout().dtype.size() }
+        if self.kernels.widens { size_of::<f32>() } else { self.layer.element_size() }
     }
 
     /// Gathers the task's Q heads, as tiles read them.
@@ -234,7 +237,7 @@ impl Attention<'_> {
 
     /// Writes floats in the cache's precision, as tiles read them.
     fn convert(&self, x: &[f32], out: &mut [u8]) {
-        if self.cache.panel_dtype() == PanelDtype::F32 {
+        if self.layer.panel_dtype() == PanelDtype::F32 {
             out.copy_from_slice(bytemuck::cast_slice(x));
         } else if self.kernels.widens {
             cpu::round_through_bf16(self.cpu.isa, x, bytemuck::cast_slice_mut(out));
@@ -245,16 +248,15 @@ impl Attention<'_> {
 
     /// `scores[i][t] = q[i] · k[t]` for the chunk's tokens.
     fn score(&self, scratch: &mut Scratch, m: usize, chunk: Chunk<'_>, next: Chunk<'_>) {
-        let Chunk { blocks, kv_head } = chunk;
+        let Chunk { blocks, kv_head, .. } = chunk;
         scratch.scores.resize(m * CHUNK, 0.0);
         let head_dim = self.params.head_dim;
-        let dtype = self.cache.layout().dtype;
-        let steps = head_dim * dtype.size() / 4;
+        let steps = head_dim * self.layer.element_size() / 4;
         let row_bytes = head_dim * self.row_size();
         let panels_of = |group: &[u32], kv_head| {
             let mut panels = [std::ptr::null(); MAX_PANELS];
             for (panel, &block) in panels.iter_mut().zip(group) {
-                *panel = self.cache.panels(self.layer, block as usize, Half::K, kv_head);
+                *panel = self.layer.panels(block as usize, KeyOrValue::Key, kv_head);
             }
             panels
         };
@@ -264,7 +266,7 @@ impl Attention<'_> {
             let next_group = next_groups.next().unwrap_or(&[]);
             let (asked, rest) = next_group.split_at(group.len().min(next_group.len()));
             let asked = panels_of(asked, next.kv_head);
-            self.prefetch(Chunk { blocks: rest, ..next }, Half::K);
+            self.prefetch(Chunk { blocks: rest, ..next }, KeyOrValue::Key);
             for first in (0..m).step_by(self.kernels.few.0) {
                 let rows = self.kernels.few.0.min(m - first);
                 let column = b * self.kernels.few.1 * LANES;
@@ -290,12 +292,12 @@ impl Attention<'_> {
                 unsafe { self.kernels.run(rows, group.len(), &tile) };
             }
         }
-        next_groups.for_each(|blocks| self.prefetch(Chunk { blocks, ..next }, Half::K));
+        next_groups.for_each(|blocks| self.prefetch(Chunk { blocks, ..next }, KeyOrValue::Key));
     }
 
     /// One query's part of the online softmax: turns its scores of the chunk
     /// into weights, and scales what it has summed so far.
-    fn soften(
+    fn softmax_update(
         &self,
         scratch: &mut Scratch,
         i: usize,
@@ -344,18 +346,23 @@ impl Attention<'_> {
     }
 
     /// `output[i] += Σ probabilities[i][t] * v[t]` over the chunk's tokens.
-    fn weigh(&self, scratch: &mut Scratch, m: usize, chunk: Chunk<'_>, next: Chunk<'_>) {
-        let Chunk { blocks, kv_head } = chunk;
+    fn accumulate_values(
+        &self,
+        scratch: &mut Scratch,
+        m: usize,
+        chunk: Chunk<'_>,
+        next: Chunk<'_>,
+    ) {
+        let Chunk { blocks, kv_head, .. } = chunk;
         let head_dim = self.params.head_dim;
         let row_size = self.row_size();
         let row_bytes = CHUNK * row_size;
         // Steps of one block, and bytes from one of its panels to the next.
-        let steps = LANES * self.cache.layout().dtype.size() / 4;
+        let steps = LANES * self.layer.element_size() / 4;
         let panel_bytes = steps * 64;
         let mut acc = [0.0_f32; MAX_ROWS * MAX_COLUMNS];
         let num_panels = head_dim / LANES;
-        let v =
-            |block: u32, kv_head| self.cache.panels(self.layer, block as usize, Half::V, kv_head);
+        let v = |block: u32, kv_head| self.layer.panels(block as usize, KeyOrValue::Value, kv_head);
         for first_panel in (0..num_panels).step_by(self.kernels.few.1) {
             let group = self.kernels.few.1.min(num_panels - first_panel);
             for first in (0..m).step_by(self.kernels.few.0) {
@@ -397,7 +404,7 @@ impl Attention<'_> {
             }
         }
         let rest = next.blocks.get(blocks.len()..).unwrap_or(&[]);
-        self.prefetch(Chunk { blocks: rest, ..next }, Half::V);
+        self.prefetch(Chunk { blocks: rest, ..next }, KeyOrValue::Value);
     }
 
     fn store(&self, scratch: &Scratch, task: Task, group: usize) {

@@ -3,8 +3,8 @@
 
 use super::ensure;
 use crate::{
-    AttentionParams, ForwardBatch, KernelError,
-    cpu::{self, Cpu, CpuBuffer, CpuKvCache, Half, SharedMut},
+    AttentionParams, KernelError,
+    cpu::{self, Cpu, CpuBuffer, CpuKvCache, CpuStep, KeyOrValue, SharedMut},
 };
 
 /// Heads of this many floats at most are normed on the stack.
@@ -15,7 +15,7 @@ const MIN_ROWS: usize = 4;
 #[expect(clippy::too_many_arguments, reason = "an operation's operands are its contract")]
 pub(crate) fn rope_and_cache(
     cpu: &Cpu,
-    batch: &ForwardBatch,
+    step: &CpuStep,
     params: &AttentionParams,
     rope: &[f32],
     qk_norm: Option<(&[f32], &[f32], f32)>,
@@ -25,35 +25,12 @@ pub(crate) fn rope_and_cache(
 ) -> Result<(), KernelError> {
     const OP: &str = "rope_and_cache";
     let AttentionParams { num_heads, num_kv_heads, head_dim, .. } = *params;
-    let rows = batch.num_tokens();
+    let rows = step.sizes.num_tokens;
     let cols = (num_heads + 2 * num_kv_heads) * head_dim;
     qkv.check(OP, "qkv", rows, cols)?;
-    super::paged_attention::check_cache(OP, params, layer, cache)?;
-    ensure(
-        batch.positions.len() == rows && batch.slot_mapping.len() == rows,
-        OP,
-        "positions and slot_mapping",
-        || format!("[{}] and [{}]", batch.positions.len(), batch.slot_mapping.len()),
-        || format!("[{rows}] as the batch's tokens"),
-    )?;
-    let max_positions = rope.len() / head_dim;
-    let position = batch.positions.iter().copied().max().unwrap_or(0) as usize;
-    ensure(
-        position < max_positions.max(usize::from(rows == 0)),
-        OP,
-        "a position",
-        || position.to_string(),
-        || format!("below the table's {max_positions}"),
-    )?;
-    let num_slots = cache.layout().num_blocks * cpu::LANES;
-    let slot = batch.slot_mapping.iter().copied().max().unwrap_or(0) as usize;
-    ensure(
-        slot < num_slots,
-        OP,
-        "a slot",
-        || slot.to_string(),
-        || format!("below the cache's {num_slots}"),
-    )?;
+    let group = super::paged_attention::fitting_layer(OP, params, layer, cache)?.shape().group;
+    step.sizes.check_positions(OP, rope.len() / head_dim)?;
+    let kv_slots = &step.plan.kv_slots[group];
     if let Some((q, k, _)) = qk_norm {
         let fits = q.len() == head_dim && k.len() == head_dim && head_dim <= MAX_HEAD_DIM;
         let got = || format!("[{}] and [{}]", q.len(), k.len());
@@ -64,31 +41,31 @@ pub(crate) fn rope_and_cache(
         let qkv = SharedMut::new(qkv.rows_mut(rows));
         cpu.pool.run(rows.div_ceil(group_rows), &|_, task| {
             for row in task * group_rows..((task + 1) * group_rows).min(rows) {
-                let table = &rope[batch.positions[row] as usize * head_dim..][..head_dim];
+                let table = &rope[step.plan.positions[row] as usize * head_dim..][..head_dim];
                 // SAFETY: each row belongs to one task.
                 let heads = unsafe { qkv.slice(row * cols, (num_heads + num_kv_heads) * head_dim) };
                 let (q, k) = heads.split_at_mut(num_heads * head_dim);
-                turn(cpu, q, table, qk_norm.map(|(weight, _, eps)| (weight, eps)));
-                turn(cpu, k, table, qk_norm.map(|(_, weight, eps)| (weight, eps)));
+                apply_rope(cpu, q, table, qk_norm.map(|(weight, _, eps)| (weight, eps)));
+                apply_rope(cpu, k, table, qk_norm.map(|(_, weight, eps)| (weight, eps)));
             }
         });
     }
     // A task has K or V of one head, of all rows: rows that share a block stay
     // together.
-    let writer = cache.writer();
+    let writer = cache.writer(layer);
     let parts = 2 * num_kv_heads;
     let parts_per_task = if rows > MIN_ROWS { 1 } else { parts };
     cpu.pool.run(parts.div_ceil(parts_per_task), &|_, task| {
         for part in task * parts_per_task..(task + 1) * parts_per_task {
             let start = (num_heads + part) * head_dim;
-            let (half, head) = match part.checked_sub(num_kv_heads) {
-                None => (Half::K, part),
-                Some(head) => (Half::V, head),
+            let (which, head) = match part.checked_sub(num_kv_heads) {
+                None => (KeyOrValue::Key, part),
+                Some(head) => (KeyOrValue::Value, head),
             };
-            for (row, &slot) in batch.slot_mapping.iter().enumerate() {
+            for (row, &slot) in kv_slots.iter().enumerate() {
                 let x = &qkv.row(row)[start..start + head_dim];
                 // SAFETY: each head's K, and V, belongs to one task.
-                unsafe { writer.write(layer, slot as usize, half, head, x) };
+                unsafe { writer.write(slot as usize, which, head, x) };
             }
         }
     });
@@ -96,7 +73,7 @@ pub(crate) fn rope_and_cache(
 }
 
 /// Norms, where there is a weight and an epsilon, and rotates heads of one row.
-fn turn(cpu: &Cpu, heads: &mut [f32], table: &[f32], norm: Option<(&[f32], f32)>) {
+fn apply_rope(cpu: &Cpu, heads: &mut [f32], table: &[f32], norm: Option<(&[f32], f32)>) {
     let (cos, sin) = table.split_at(table.len() / 2);
     for head in heads.chunks_exact_mut(table.len()) {
         if let Some((weight, eps)) = norm {

@@ -20,7 +20,7 @@ pub fn rope(head: &[f64], cos: &[f64], sin: &[f64]) -> Vec<f64> {
 }
 
 /// Attention of one query head at `position` over a sequence's keys and values,
-/// `[head_dim]` each and at least `position + 1` of them:
+/// `[head_dim]` each, of its whole context:
 ///
 /// ```text
 /// score[t] = scale * q · k[t]            (then cap * tanh(score / cap))
@@ -34,8 +34,7 @@ pub fn attention(
     keys: &[Vec<f64>],
     values: &[Vec<f64>],
 ) -> Vec<f64> {
-    let first = params.sliding_window.map_or(0, |window| (position + 1).saturating_sub(window));
-    let seen = first..=position;
+    let seen = params.mask.first_seen(position)..params.mask.seen_end(position, keys.len());
     let scores: Vec<f64> = keys[seen.clone()]
         .iter()
         .map(|k| {

@@ -10,6 +10,8 @@ mod sampling;
 pub use attention::{attention, rope};
 pub use sampling::{adjusted_logits, distribution, draw, log_softmax};
 
+use crate::Activation;
+
 /// `out = x / sqrt(mean(x²) + eps) * weight`.
 #[must_use]
 pub fn rms_norm(x: &[f64], weight: &[f64], eps: f64) -> Vec<f64> {
@@ -48,8 +50,15 @@ pub fn rotate(x: &[f64]) -> (Vec<f64>, usize) {
     ((0..blocks).flat_map(|a| (0..part).map(move |i| out(a, i))).collect(), blocks)
 }
 
-/// `out[i] = gate[i] / (1 + exp(-gate[i])) * up[i]`.
+/// `out[i] = act(gate[i]) * up[i]`.
 #[must_use]
-pub fn silu_mul(gate: &[f64], up: &[f64]) -> Vec<f64> {
-    gate.iter().zip(up).map(|(gate, up)| gate / (1.0 + (-gate).exp()) * up).collect()
+pub fn gated(activation: Activation, gate: &[f64], up: &[f64]) -> Vec<f64> {
+    let act = |x: f64| match activation {
+        Activation::Silu => x / (1.0 + (-x).exp()),
+        Activation::GeluTanh => {
+            let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
+            0.5 * x * (1.0 + u.tanh())
+        }
+    };
+    gate.iter().zip(up).map(|(&gate, up)| act(gate) * up).collect()
 }

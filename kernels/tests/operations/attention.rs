@@ -2,15 +2,17 @@
 
 use proptest::prelude::*;
 use sconce_kernels::{
-    AttentionParams, Backend, Dtype, ForwardBatch, KernelError, KvLayout,
-    cpu::{Cpu, Isa},
+    AttentionKind, AttentionParams, BLOCK_SIZE, CacheDtype, Device as _, Dtype, KernelError,
+    KvLayer, KvLayout, Mask, Ops as _, StepLimits, StepPlan,
+    cpu::{Cpu, CpuKvCache, CpuStep, Isa},
     reference,
 };
 
 use crate::case::{assert_close, bits, buffer, cpu, every_isa, numbers, rounded, tensor, wide};
 
-const LAYERS: usize = 2;
-const LAYER: usize = 1;
+/// The layer under test is of the second group, in the region of the first group's first.
+const LAYER: usize = 2;
+const GROUP: usize = 1;
 const NORM_EPS: f32 = 1e-6;
 const MAX_POSITIONS: usize = 320;
 
@@ -37,7 +39,7 @@ impl Case {
             head_dim,
             // Scores of a few units, so that softmax prefers some tokens clearly.
             scale: 6.0 / (head_dim as f32).sqrt(),
-            sliding_window: None,
+            mask: Mask::Causal,
             soft_cap: None,
         };
         let cols = (params.num_heads + 2 * num_kv_heads) * head_dim;
@@ -74,41 +76,62 @@ impl Case {
         used + usize::from(used.is_multiple_of(7))
     }
 
-    /// Runs the steps, each a list of `(sequence, tokens)` that go on where the
-    /// sequence stopped, and returns what each sequence's rows gave.
-    fn run(&self, cpu: &mut Cpu, steps: &[Vec<(usize, usize)>]) -> Vec<Vec<f32>> {
-        let AttentionParams { num_heads, num_kv_heads, head_dim, .. } = self.params;
-        let layout = KvLayout {
-            num_layers: LAYERS,
-            num_blocks: self.num_blocks() + 1,
-            num_kv_heads,
-            head_dim,
-            dtype: self.dtype.into(),
-        };
-        let mut cache = cpu.kv_cache(layout).expect("memory");
+    fn limits(&self) -> StepLimits {
+        StepLimits {
+            max_num_batched_tokens: (0..self.qkv.len()).map(|s| self.len(s)).sum(),
+            max_num_seqs: self.qkv.len(),
+            max_model_len: MAX_POSITIONS,
+        }
+    }
+
+    /// A step and a cache for it, nothing of which may be read yet.
+    fn start(&self, cpu: &mut Cpu) -> (CpuStep, CpuKvCache) {
+        let layout = layout(&self.params, self.num_blocks() + 1, self.dtype.into());
+        let mut cache = cpu.kv_cache(&layout, &self.limits()).expect("memory");
         cache.poison(f32::NAN);
+        let kind = AttentionKind { params: self.params, group: GROUP };
+        (cpu.step(&self.limits(), &[kind]).expect("memory"), cache)
+    }
+
+    /// Runs the steps, each a list of `(sequence, tokens)` that go on where the
+    /// sequence stopped, and returns what each sequence's rows gave. What a window has
+    /// left is another's by the next step.
+    fn run(&self, cpu: &mut Cpu, steps: &[Vec<(usize, usize)>]) -> Vec<Vec<f32>> {
+        let AttentionParams { num_heads, head_dim, .. } = self.params;
+        let (mut step, mut cache) = self.start(cpu);
         let mut results = vec![Vec::new(); self.qkv.len()];
-        let mut computed = vec![0; self.qkv.len()];
-        for step in steps {
-            let mut batch = ForwardBatch::default();
+        let mut computed = vec![0_usize; self.qkv.len()];
+        let mut plan = StepPlan::new(2);
+        for sequences in steps {
+            plan.clear();
             let mut qkv = Vec::new();
-            for &(sequence, tokens) in step {
+            for &(sequence, tokens) in sequences {
                 let from = computed[sequence];
-                batch.push(&vec![0; tokens], from, &self.blocks(sequence));
+                let blocks = self.blocks(sequence);
+                let slot = (self.qkv.len() - 1 - sequence) as u32;
+                // The table grows with the sequence; the first group's is another.
+                let known = from.div_ceil(BLOCK_SIZE);
+                let covered = (from + tokens).div_ceil(BLOCK_SIZE);
+                plan.edit_table(GROUP as u32, slot, known, &blocks[known..covered]);
+                plan.push(slot, &vec![0; tokens], from, &[&vec![0; covered], &blocks]);
+                for &block in &blocks[..self.params.mask.first_seen(from) / BLOCK_SIZE] {
+                    cache.poison_block(block as usize, f32::NAN);
+                }
                 qkv.extend_from_slice(
                     &self.qkv[sequence][from * self.cols()..(from + tokens) * self.cols()],
                 );
                 computed[sequence] += tokens;
             }
+            cpu.stage(&plan, &mut step, &mut cache).expect("the plan fits");
             let mut qkv = buffer(cpu, &qkv, self.cols());
-            let mut out = cpu.buffer(batch.num_tokens(), num_heads * head_dim).expect("memory");
+            let mut out = cpu.buffer(plan.num_tokens(), num_heads * head_dim).expect("memory");
             let norm = self.qk_norm.as_ref().map(|(q, k)| (q, k, NORM_EPS));
-            cpu.rope_and_cache(&batch, &self.params, &self.rope, norm, LAYER, &mut qkv, &mut cache)
+            cpu.rope_and_cache(&step, &self.params, &self.rope, norm, LAYER, &mut qkv, &mut cache)
                 .expect("shapes fit");
-            cpu.paged_attention(&batch, &self.params, LAYER, &qkv, &cache, &mut out)
+            cpu.paged_attention(&step, &self.params, LAYER, &qkv, &cache, &mut out)
                 .expect("shapes fit");
-            for (s, &(sequence, _)) in step.iter().enumerate() {
-                batch.rows(s).for_each(|row| results[sequence].extend_from_slice(out.row(row)));
+            for (s, &(sequence, _)) in sequences.iter().enumerate() {
+                plan.rows(s).for_each(|row| results[sequence].extend_from_slice(out.row(row)));
             }
         }
         results
@@ -149,7 +172,7 @@ impl Case {
     }
 
     /// A head after norm and rotation, in the cache's dtype.
-    fn turned(&self, head: &[f32], position: usize, weight: Option<&Vec<f32>>) -> Vec<f64> {
+    fn rotated(&self, head: &[f32], position: usize, weight: Option<&Vec<f32>>) -> Vec<f64> {
         let head_dim = self.params.head_dim;
         let table = wide(&self.rope[position * head_dim..][..head_dim]);
         let (cos, sin) = table.split_at(head_dim / 2);
@@ -171,7 +194,7 @@ impl Case {
             let keys: Vec<_> = rows()
                 .enumerate()
                 .map(|(position, row)| {
-                    self.turned(&head(row, num_heads + kv_head), position, k_norm)
+                    self.rotated(&head(row, num_heads + kv_head), position, k_norm)
                 })
                 .collect();
             let values: Vec<_> = rows()
@@ -182,7 +205,7 @@ impl Case {
             let group = num_heads / num_kv_heads;
             for (position, row) in rows().enumerate() {
                 for q_head in kv_head * group..(kv_head + 1) * group {
-                    let q = self.turned(&head(row, q_head), position, q_norm);
+                    let q = self.rotated(&head(row, q_head), position, q_norm);
                     let params = &self.params;
                     out[position]
                         .extend(reference::attention(params, position, &q, &keys, &values));
@@ -191,6 +214,14 @@ impl Case {
         }
         out.concat()
     }
+}
+
+/// Three layers in two groups.
+fn layout(params: &AttentionParams, num_blocks: usize, dtype: CacheDtype) -> KvLayout {
+    let AttentionParams { num_kv_heads, head_dim, .. } = *params;
+    let layers = [(0, 0), (0, 1), (GROUP, 0)];
+    let layer = |(group, region)| KvLayer { group, region, num_kv_heads, head_dim };
+    KvLayout { num_blocks, num_groups: 2, layers: layers.map(layer).to_vec(), dtype }
 }
 
 const DTYPES: [Dtype; 2] = [Dtype::F32, Dtype::Bf16];
@@ -225,14 +256,17 @@ fn attention_is_its_formula_for_every_group_and_head_dim() {
 }
 
 #[test]
-fn attention_is_its_formula_with_a_window_a_cap_and_normed_heads() {
+fn attention_is_its_formula_with_any_mask_a_cap_and_normed_heads() {
     for mut cpu in every_isa() {
         for dtype in DTYPES {
             for window in [1, 16, 20, 100, 1_000] {
                 let mut case = Case::new(dtype, (1, 2, 32), &[1, 37, 300]);
-                case.params.sliding_window = Some(window);
+                case.params.mask = Mask::Sliding(window);
                 case.check(&mut cpu, &case.in_chunks(50));
             }
+            let mut case = Case::new(dtype, (2, 2, 32), &LENS);
+            case.params.mask = Mask::None;
+            case.check(&mut cpu, &case.at_once());
             let mut case = Case::new(dtype, (2, 2, 32), &[20, 150]);
             case.params.soft_cap = Some(2.5);
             case.check(&mut cpu, &case.at_once());
@@ -247,15 +281,15 @@ fn attention_is_its_formula_with_a_window_a_cap_and_normed_heads() {
 fn a_row_has_the_same_bits_however_its_prompt_is_cut_and_whoever_shares_the_batch() {
     for isa in Isa::available() {
         for dtype in DTYPES {
-            for window in [None, Some(40)] {
+            for mask in [Mask::Causal, Mask::Sliding(40)] {
                 let mut case = Case::new(dtype, (2, 3, 48), &LENS);
-                case.params.sliding_window = window;
+                case.params.mask = mask;
                 let at_once = case.run(&mut cpu(isa, 1), &case.at_once());
                 let same = |threads: usize, steps: &[Vec<(usize, usize)>], how: &str| {
                     let got = case.run(&mut cpu(isa, threads), steps);
                     for (sequence, (got, want)) in got.iter().zip(&at_once).enumerate() {
                         let equal = bits(got) == bits(want);
-                        assert!(equal, "{isa:?} {dtype:?} {window:?} {how}: sequence {sequence}");
+                        assert!(equal, "{isa:?} {dtype:?} {mask:?} {how}: sequence {sequence}");
                     }
                 };
                 same(2, &case.at_once(), "2 threads");
@@ -283,7 +317,7 @@ proptest! {
         dtype in prop::sample::select(DTYPES.to_vec()),
     ) {
         let mut case = Case::new(dtype, (num_kv_heads, group, head_dim * 16), &lens);
-        case.params.sliding_window = window;
+        case.params.mask = window.map_or(Mask::Causal, Mask::Sliding);
         let mut left = lens.clone();
         let mut steps: Vec<Vec<(usize, usize)>> = Vec::new();
         for turn in turns.iter().chain([&vec![usize::MAX; 5]]) {
@@ -303,23 +337,17 @@ proptest! {
 fn q_is_rotated_in_place_and_v_stays() {
     for mut cpu in every_isa() {
         let case = Case::new(Dtype::F32, (1, 2, 32), &[3]);
-        let layout = KvLayout {
-            num_layers: LAYERS,
-            num_blocks: 2,
-            num_kv_heads: 1,
-            head_dim: 32,
-            dtype: Dtype::F32.into(),
-        };
-        let mut cache = cpu.kv_cache(layout).expect("memory");
-        let mut batch = ForwardBatch::default();
-        batch.push(&[0; 3], 0, &[1]);
+        let (mut step, mut cache) = case.start(&mut cpu);
+        let mut plan = StepPlan::new(2);
+        plan.push(0, &[0; 3], 0, &[&[0], &[1]]);
+        cpu.stage(&plan, &mut step, &mut cache).expect("the plan fits");
         let mut qkv = buffer(&cpu, &case.qkv[0], case.cols());
-        cpu.rope_and_cache(&batch, &case.params, &case.rope, None, LAYER, &mut qkv, &mut cache)
+        cpu.rope_and_cache(&step, &case.params, &case.rope, None, LAYER, &mut qkv, &mut cache)
             .expect("shapes fit");
         for (position, row) in case.qkv[0].chunks_exact(case.cols()).enumerate() {
             let got = qkv.row(position);
             for head in 0..2 {
-                let want = case.turned(&row[head * 32..][..32], position, None);
+                let want = case.rotated(&row[head * 32..][..32], position, None);
                 assert_close("Q", &got[head * 32..][..32], &want, |_| 1e-6);
             }
             assert_eq!(got[3 * 32..], row[3 * 32..], "V");
@@ -327,42 +355,107 @@ fn q_is_rotated_in_place_and_v_stays() {
     }
 }
 
+/// A slot keeps its table from step to step, until another sequence takes it.
+#[test]
+fn a_slots_next_sequence_overwrites_its_table_from_the_first_entry() {
+    let mut cpu = cpu(Isa::detect(), 2);
+    let case = Case::new(Dtype::F32, (1, 2, 32), &[40, 20]);
+    let want = case.run(&mut cpu, &case.at_once());
+    let (mut step, mut cache) = case.start(&mut cpu);
+    let mut plan = StepPlan::new(2);
+    let mut out = cpu.buffer(40, 64).expect("memory");
+    for (sequence, want) in want.iter().enumerate() {
+        let blocks = case.blocks(sequence);
+        for (first, end) in [(0, 10), (10, case.len(sequence))] {
+            plan.clear();
+            let known = usize::div_ceil(first, BLOCK_SIZE);
+            plan.edit_table(GROUP as u32, 1, known, &blocks[known..end.div_ceil(BLOCK_SIZE)]);
+            plan.push(1, &vec![0; end - first], first, &[&[0; 3], &blocks]);
+            cpu.stage(&plan, &mut step, &mut cache).expect("the plan fits");
+            let rows = first * case.cols()..end * case.cols();
+            let mut qkv = buffer(&cpu, &case.qkv[sequence][rows], case.cols());
+            cpu.rope_and_cache(&step, &case.params, &case.rope, None, LAYER, &mut qkv, &mut cache)
+                .expect("shapes fit");
+            cpu.paged_attention(&step, &case.params, LAYER, &qkv, &cache, &mut out)
+                .expect("shapes fit");
+            let got = bits(out.rows(end - first));
+            assert_eq!(got, bits(&want[first * 64..end * 64]), "sequence {sequence} from {first}");
+        }
+        // The next one has no use for what lies in these.
+        blocks.iter().for_each(|&block| cache.poison_block(block as usize, f32::NAN));
+    }
+}
+
 #[test]
 fn operands_that_do_not_fit_are_refused() {
     let mut cpu = cpu(Isa::detect(), 1);
     let case = Case::new(Dtype::F32, (1, 2, 32), &[3]);
-    let layout = KvLayout {
-        num_layers: LAYERS,
-        num_blocks: 2,
-        num_kv_heads: 1,
-        head_dim: 32,
-        dtype: Dtype::F32.into(),
-    };
-    let mut cache = cpu.kv_cache(layout).expect("memory");
+    let (mut step, mut cache) = case.start(&mut cpu);
     let mut qkv = buffer(&cpu, &case.qkv[0], case.cols());
     let mut out = cpu.buffer(3, 64).expect("memory");
-    let mut turn = |from: usize, blocks: &[u32], layer: usize| {
-        let mut batch = ForwardBatch::default();
-        batch.push(&[0; 3], from, blocks);
-        cpu.rope_and_cache(&batch, &case.params, &case.rope, None, layer, &mut qkv, &mut cache)
+    let mut plan = StepPlan::new(2);
+    plan.push(0, &[0; 3], 0, &[&[0], &[0]]);
+    cpu.stage(&plan, &mut step, &mut cache).expect("the plan fits");
+    let params = &case.params;
+    let refused = |result: Result<(), KernelError>, word: &str| {
+        let error = result.expect_err(word).to_string();
+        assert!(error.contains(word), "{error}");
     };
-    turn(0, &[0], 0).expect("shapes fit");
-    assert!(turn(0, &[0], LAYERS).is_err(), "a layer that the cache has not");
-    assert!(turn(0, &[2], 0).is_err(), "a block that the cache has not");
-    let beyond = turn(MAX_POSITIONS - 2, &[0; MAX_POSITIONS / 16 + 1], 0);
-    assert!(beyond.is_err_and(|e| e.to_string().contains("320")), "a position beyond the table");
-
-    let mut batch = ForwardBatch::default();
-    batch.push(&[0; 3], 0, &[2]);
-    let refused = |result: Result<(), KernelError>| assert!(result.is_err());
-    refused(cpu.paged_attention(&batch, &case.params, 0, &qkv, &cache, &mut out));
-    batch.clear();
-    batch.push(&[0; 3], 0, &[0]);
-    let wrong = AttentionParams { num_heads: 3, ..case.params };
-    refused(cpu.paged_attention(&batch, &wrong, 0, &qkv, &cache, &mut out));
-    let bad = KvLayout { head_dim: 40, ..layout };
-    assert!(cpu.kv_cache(bad).is_err(), "head_dim is a multiple of 16");
+    refused(
+        cpu.rope_and_cache(&step, params, &case.rope, None, 3, &mut qkv, &mut cache),
+        "with layer 3",
+    );
+    let wrong = AttentionParams { num_kv_heads: 2, ..case.params };
+    refused(cpu.paged_attention(&step, &wrong, LAYER, &qkv, &cache, &mut out), "must be");
+    // A group that the step has no plan for.
+    refused(cpu.paged_attention(&step, params, 0, &qkv, &cache, &mut out), "way to attend");
+    cpu.paged_attention(&step, params, LAYER, &qkv, &cache, &mut out).expect("shapes fit");
     // The table itself is checked as a whole: 31 numbers are no position of 32.
     let short = cpu.vector(&[tensor(&[0.0; 31], &[31])]).expect("packs");
-    refused(cpu.rope_and_cache(&batch, &case.params, &short, None, 0, &mut qkv, &mut cache));
+    refused(
+        cpu.rope_and_cache(&step, params, &short, None, LAYER, &mut qkv, &mut cache),
+        "a position is 2",
+    );
+    let bad = KvLayout::uniform(1, 1, (1, 40), CacheDtype::F32);
+    assert!(cpu.kv_cache(&bad, &case.limits()).is_err(), "head_dim is a multiple of 16");
+}
+
+/// What a plan may say wrong, each refused by name, and no table is changed.
+#[test]
+fn plans_that_do_not_fit_are_refused() {
+    let mut cpu = cpu(Isa::detect(), 1);
+    let case = Case::new(Dtype::F32, (1, 2, 32), &[3, 4]);
+    let (mut step, mut cache) = case.start(&mut cpu);
+    let mut staged = |change: &dyn Fn(&mut StepPlan)| {
+        let mut plan = StepPlan::new(2);
+        plan.edit_table(GROUP as u32, 0, 0, &[1]);
+        plan.push(0, &[0; 3], 0, &[&[0], &[1]]);
+        plan.logit_rows.push(2);
+        change(&mut plan);
+        cpu.stage(&plan, &mut step, &mut cache).map_err(|error| error.to_string())
+    };
+    staged(&|_| {}).expect("it fits");
+    type Change<'a> = &'a dyn Fn(&mut StepPlan);
+    let changes: [(&str, Change<'_>); 12] = [
+        ("rows is 8", &|plan| plan.push(1, &[0; 5], 0, &[&[0], &[0]])),
+        ("sequences is 3", &|plan| {
+            (1..3).for_each(|slot| plan.push(slot, &[0], 0, &[&[0], &[0]]));
+        }),
+        ("sequence's slot is 2", &|plan| plan.slots[0] = 2),
+        ("last position is 320", &|plan| {
+            plan.push(1, &[0], MAX_POSITIONS, &[&[0; 21], &[0; 21]]);
+        }),
+        ("place in the cache is 64", &|plan| plan.kv_slots[GROUP][1] = 64),
+        ("edit's group is 2", &|plan| plan.edit_table(2, 0, 0, &[0])),
+        ("edit's slot is 2", &|plan| plan.edit_table(0, 2, 0, &[0])),
+        ("edit's entry is 20", &|plan| plan.edit_table(0, 0, 20, &[0])),
+        ("edit's block is 4", &|plan| plan.edit_table(0, 0, 0, &[4])),
+        ("gets logits is 3", &|plan| plan.logit_rows.push(3)),
+        ("lists", &|plan| plan.token_ids.push(0)),
+        ("positions", &|plan| plan.positions[0] = 1),
+    ];
+    for (word, change) in changes {
+        let error = staged(change).expect_err(word);
+        assert!(error.contains(word), "{error}, not {word}");
+    }
 }

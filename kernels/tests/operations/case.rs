@@ -1,10 +1,10 @@
 //! The backends under test, and their inputs.
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use half::{bf16, f16};
 use sconce_kernels::{
-    Backend, Dtype,
-    cpu::{Cpu, CpuBuffer, CpuConfig, Isa},
+    CacheDtype, Device as _, Dtype, KvLayout, StepLimits, StepPlan,
+    cpu::{Cpu, CpuBuffer, CpuConfig, CpuStep, Isa},
     ops::sampling::uniform,
 };
 
@@ -36,7 +36,7 @@ pub(crate) fn rounded(x: &[f32], dtype: Dtype) -> Vec<f32> {
 }
 
 pub(crate) fn tensor(data: &[f32], shape: &[usize]) -> Tensor {
-    Tensor::from_slice(data, shape, &Device::Cpu).expect("a tensor of its own shape")
+    Tensor::from_slice(data, shape, &candle_core::Device::Cpu).expect("a tensor of its own shape")
 }
 
 /// A buffer of exactly these rows.
@@ -45,6 +45,20 @@ pub(crate) fn buffer(cpu: &Cpu, data: &[f32], cols: usize) -> CpuBuffer {
     let mut buffer = cpu.buffer(rows, cols).expect("memory");
     buffer.rows_mut(rows).copy_from_slice(data);
     buffer
+}
+
+/// A staged step of one sequence of at most 16 tokens, for operations that have no use for
+/// a cache.
+pub(crate) fn step(cpu: &mut Cpu, token_ids: &[u32], logit_rows: &[u32]) -> CpuStep {
+    let limits = StepLimits { max_num_batched_tokens: 16, max_num_seqs: 1, max_model_len: 16 };
+    let layout = KvLayout::uniform(1, 1, (1, 16), CacheDtype::F32);
+    let mut cache = cpu.kv_cache(&layout, &limits).expect("memory");
+    let mut plan = StepPlan::new(1);
+    plan.push(0, token_ids, 0, &[&[0]]);
+    plan.logit_rows.extend_from_slice(logit_rows);
+    let mut step = cpu.step(&limits, &[]).expect("memory");
+    cpu.stage(&plan, &mut step, &mut cache).expect("the plan fits");
+    step
 }
 
 pub(crate) fn bits(x: &[f32]) -> Vec<u32> {

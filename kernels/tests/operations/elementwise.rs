@@ -1,6 +1,6 @@
-use sconce_kernels::{Backend, cpu::Isa, reference};
+use sconce_kernels::{Device as _, Ops as _, cpu::Isa, reference};
 
-use crate::case::{assert_close, bits, buffer, cpu, every_isa, numbers, wide};
+use crate::case::{assert_close, bits, buffer, cpu, every_isa, numbers, step, wide};
 
 #[test]
 fn rms_norm_is_its_formula() {
@@ -44,8 +44,12 @@ fn gathered_rows_are_copies() {
     let mut cpu = cpu(Isa::detect(), 2);
     let x = buffer(&cpu, &numbers(6, 5 * 7), 7);
     let mut out = cpu.buffer(4, 7).expect("memory");
-    cpu.gather_rows(&[4, 0, 4], &x, &mut out).expect("shapes fit");
+    let step = step(&mut cpu, &[0; 5], &[2, 4, 0, 4]);
+    cpu.gather_rows(&step, 1..4, &x, &mut out).expect("shapes fit");
     assert_eq!(out.rows(3), [x.row(4), x.row(0), x.row(4)].concat());
-    let error = cpu.gather_rows(&[5], &x, &mut out).expect_err("row 5 is outside");
-    assert!(error.to_string().contains('6'), "{error}");
+    let error = cpu.gather_rows(&step, 1..5, &x, &mut out).expect_err("there are four");
+    assert!(error.to_string().contains("1..5"), "{error}");
+    let short = buffer(&cpu, &numbers(6, 4 * 7), 7);
+    let error = cpu.gather_rows(&step, 1..4, &short, &mut out).expect_err("there is no row 4");
+    assert!(error.to_string().contains('5'), "{error}");
 }

@@ -1,18 +1,20 @@
-//! SwiGLU's product: gates and what they gate in one operation.
+//! Gated units: alone, and with the product that they are of in one operation.
 
 use sconce_kernels::{
-    Backend, Dtype, WeightDtype,
+    Activation, Device as _, Dtype, Ops as _, WeightDtype,
     cpu::{Cpu, Isa},
     reference,
 };
 
 use crate::case::{assert_close, bits, buffer, cpu, every_isa, numbers, rounded, tensor, wide};
 
+const ACTIVATIONS: [Activation; 2] = [Activation::Silu, Activation::GeluTanh];
 const DTYPES: [WeightDtype; 3] = [WeightDtype::F32, WeightDtype::Bf16, WeightDtype::Int8];
 
-/// `linear_silu_mul` on the given numbers; `n` is the intermediate size.
+/// `linear_gated` on the given numbers; `n` is the intermediate size.
 fn run(
     cpu: &mut Cpu,
+    activation: Activation,
     dtype: WeightDtype,
     (rows, k, n): (usize, usize, usize),
     x: &[f32],
@@ -23,7 +25,8 @@ fn run(
     let bias = bias.map(<[f32]>::to_vec);
     let x = buffer(cpu, x, k);
     let mut out = cpu.buffer(rows, n).expect("memory");
-    cpu.linear_silu_mul(rows, &x, &matrix, bias.as_ref(), &mut out).expect("shapes fit");
+    cpu.linear_gated(rows, &x, &matrix, bias.as_ref(), activation, None, &mut out)
+        .expect("shapes fit");
     out.rows(rows).to_vec()
 }
 
@@ -38,11 +41,20 @@ fn the_gate_is_its_formula_from_end_to_end_of_its_range() {
             // The identity: sums are the input as it is.
             let mut w = vec![0.0; 4 * n * n];
             w.iter_mut().step_by(2 * n + 1).for_each(|w| *w = 1.0);
-            let got = run(&mut cpu, WeightDtype::F32, (rows, 2 * n, n), &x, &w, None);
-            for (got, x) in got.chunks_exact(n).zip(x.chunks_exact(2 * n)) {
-                let want = reference::silu_mul(&wide(&x[..n]), &wide(&x[n..]));
-                let what = format!("{} gate of {n}", cpu.isa().name());
-                assert_close(&what, got, &want, |i| want[i].abs() * 1e-6 + 1e-30);
+            for activation in ACTIVATIONS {
+                let got =
+                    run(&mut cpu, activation, WeightDtype::F32, (rows, 2 * n, n), &x, &w, None);
+                for (got, x) in got.chunks_exact(n).zip(x.chunks_exact(2 * n)) {
+                    let want = reference::gated(activation, &wide(&x[..n]), &wide(&x[n..]));
+                    let what = format!("{} {activation:?} of {n}", cpu.isa().name());
+                    // Far below 0 the rounding of GELU's argument grows with it.
+                    assert_close(&what, got, &want, |i| want[i].abs() * 2e-5 + 1e-30);
+                }
+                // Alone it has the same bits.
+                let mut alone = cpu.buffer(rows, n).expect("memory");
+                let x = buffer(&cpu, &x, 2 * n);
+                cpu.gated(rows, activation, &x, &mut alone).expect("shapes fit");
+                assert_eq!(bits(alone.rows(rows)), bits(&got), "{activation:?}");
             }
         }
     }
@@ -57,11 +69,19 @@ fn it_is_the_gate_of_the_product() {
             {
                 let (x, w) = (numbers(1, rows * k), numbers(2, 2 * n * k));
                 let bias = numbers(3, 2 * n);
-                let got = run(&mut cpu, dtype.into(), (rows, k, n), &x, &w, Some(&bias));
+                let got = run(
+                    &mut cpu,
+                    Activation::Silu,
+                    dtype.into(),
+                    (rows, k, n),
+                    &x,
+                    &w,
+                    Some(&bias),
+                );
                 let (x, w) = (wide(&rounded(&x, dtype)), wide(&rounded(&w, dtype)));
                 for (got, x) in got.chunks_exact(n).zip(x.chunks_exact(k)) {
                     let sums = reference::linear(x, &w, Some(&wide(&bias)));
-                    let want = reference::silu_mul(&sums[..n], &sums[n..]);
+                    let want = reference::gated(Activation::Silu, &sums[..n], &sums[n..]);
                     let what = format!("{} {dtype:?} [{rows}, {k}] x {n}", cpu.isa().name());
                     // A sum's error, times what either factor multiplies it with.
                     let sum = 1e-7 * (k as f64).max(8.0) * (k as f64).sqrt();
@@ -79,12 +99,21 @@ fn a_row_has_the_same_bits_alone_and_among_others_on_any_number_of_threads() {
     let (x, w, bias) = (numbers(4, most * k), numbers(5, 2 * n * k), numbers(6, 2 * n));
     for isa in Isa::available() {
         for dtype in DTYPES {
-            let all = run(&mut cpu(isa, 1), dtype, (most, k, n), &x, &w, Some(&bias));
+            let all =
+                run(&mut cpu(isa, 1), Activation::Silu, dtype, (most, k, n), &x, &w, Some(&bias));
             for threads in [1, 2, 3] {
                 let mut cpu = cpu(isa, threads);
                 for rows in [1, 2, 6, 7, 8, 9, 33, 64] {
                     let from = most - rows;
-                    let some = run(&mut cpu, dtype, (rows, k, n), &x[from * k..], &w, Some(&bias));
+                    let some = run(
+                        &mut cpu,
+                        Activation::Silu,
+                        dtype,
+                        (rows, k, n),
+                        &x[from * k..],
+                        &w,
+                        Some(&bias),
+                    );
                     assert_eq!(bits(&some), bits(&all[from * n..]), "{isa:?} {dtype:?} {rows}");
                 }
             }
@@ -98,6 +127,8 @@ fn halves_that_are_no_whole_panels_are_refused() {
     let matrix = cpu.matrix(&[tensor(&[0.0; 24 * 2], &[24, 2])], WeightDtype::F32).expect("packs");
     let x = cpu.buffer(1, 2).expect("memory");
     let mut out = cpu.buffer(1, 12).expect("memory");
-    let error = cpu.linear_silu_mul(1, &x, &matrix, None, &mut out).expect_err("12 is refused");
+    let silu = Activation::Silu;
+    let refused = cpu.linear_gated(1, &x, &matrix, None, silu, None, &mut out);
+    let error = refused.expect_err("12 is refused");
     assert!(error.to_string().contains("32"), "{error}");
 }

@@ -3,13 +3,13 @@
 
 use proptest::prelude::*;
 use sconce_kernels::{
-    Backend, ForwardBatch, KernelError, WeightDtype,
+    Device as _, KernelError, Ops as _, WeightDtype,
     cpu::{Cpu, Isa},
     reference,
 };
 
 use crate::{
-    case::{assert_close, bits, buffer, cpu, every_isa, numbers, tensor, wide},
+    case::{assert_close, bits, buffer, cpu, every_isa, numbers, step, tensor, wide},
     linear::run,
 };
 
@@ -248,11 +248,11 @@ fn embeddings_are_rows_of_the_table_within_half_a_step() {
         for mut cpu in every_isa() {
             let matrix =
                 cpu.matrix(&[tensor(&table, &[83, hidden])], WeightDtype::Int8).expect("packs");
-            let mut batch = ForwardBatch::default();
-            batch.push(&[82, 0, 15, 16, 0], 0, &[0]);
+            let tokens = [82, 0, 15, 16, 0];
+            let embedded = step(&mut cpu, &tokens, &[]);
             let mut out = cpu.buffer(5, hidden).expect("memory");
-            cpu.embedding_gather(&batch, &matrix, &mut out).expect("shapes fit");
-            for (row, &token) in batch.token_ids.iter().enumerate() {
+            cpu.embedding_gather(&embedded, &matrix, &mut out).expect("shapes fit");
+            for (row, token) in tokens.into_iter().enumerate() {
                 let want = wide(&table[token as usize * hidden..][..hidden]);
                 let half_a_step = largest(&reference::rotate(&want).0) / 254.0;
                 assert_close("embedding", out.row(row), &want, |_| half_a_step * 1.0001);
@@ -270,10 +270,10 @@ fn an_embedding_is_the_row_that_products_use() {
     for mut cpu in every_isa() {
         let matrix =
             cpu.matrix(&[tensor(&table, &[vocab_size, hidden])], WeightDtype::Int8).expect("packs");
-        let mut batch = ForwardBatch::default();
-        batch.push(&[39, 16], 0, &[0]);
+        let tokens = [39, 16];
+        let embedded = step(&mut cpu, &tokens, &[]);
         let mut rows = cpu.buffer(2, hidden).expect("memory");
-        cpu.embedding_gather(&batch, &matrix, &mut rows).expect("shapes fit");
+        cpu.embedding_gather(&embedded, &matrix, &mut rows).expect("shapes fit");
         for i in 0..hidden {
             // A unit vector reads one column of the table.
             let mut unit = vec![0.0; hidden];

@@ -1,12 +1,14 @@
 use candle_core::DType;
 use proptest::prelude::*;
 use sconce_kernels::{
-    Backend, Dtype, ForwardBatch, KernelError, WeightDtype,
+    Device as _, Dtype, KernelError, Ops as _, WeightDtype,
     cpu::{Cpu, Isa},
     reference,
 };
 
-use crate::case::{assert_close, bits, buffer, cpu, every_isa, numbers, rounded, tensor, wide};
+use crate::case::{
+    assert_close, bits, buffer, cpu, every_isa, numbers, rounded, step, tensor, wide,
+};
 
 const FLOATS: [Dtype; 2] = [Dtype::F32, Dtype::Bf16];
 const DTYPES: [WeightDtype; 3] = [WeightDtype::F32, WeightDtype::Bf16, WeightDtype::Int8];
@@ -195,17 +197,17 @@ fn embeddings_are_the_rows_of_the_table() {
         for dtype in FLOATS {
             let matrix =
                 cpu.matrix(&[tensor(&table, &[vocab_size, hidden])], dtype.into()).expect("packs");
-            let mut batch = ForwardBatch::default();
-            batch.push(&[82, 0, 15, 16, 0], 0, &[0]);
+            let tokens = [82, 0, 15, 16, 0];
+            let embedded = step(&mut cpu, &tokens, &[]);
             let mut out = cpu.buffer(5, hidden).expect("memory");
-            cpu.embedding_gather(&batch, &matrix, &mut out).expect("shapes fit");
-            for (row, &token) in batch.token_ids.iter().enumerate() {
+            cpu.embedding_gather(&embedded, &matrix, &mut out).expect("shapes fit");
+            for (row, token) in tokens.into_iter().enumerate() {
                 let want = &table[token as usize * hidden..][..hidden];
                 assert_eq!(out.row(row), rounded(want, dtype), "token {token}");
             }
-            batch.push(&[83], 0, &[1]);
-            let mut out = cpu.buffer(6, hidden).expect("memory");
-            let error = cpu.embedding_gather(&batch, &matrix, &mut out).expect_err("83 is outside");
+            let outside = step(&mut cpu, &[1, 83], &[]);
+            let error =
+                cpu.embedding_gather(&outside, &matrix, &mut out).expect_err("83 is outside");
             assert!(error.to_string().contains("83"), "{error}");
         }
     }

@@ -1,5 +1,5 @@
 use sconce_kernels::{
-    Backend,
+    Sampler as _,
     cpu::{Cpu, Isa},
     ops::sampling::{Logprobs, SampleRequest, Sampled, SeenToken, uniform},
     reference,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use sconce_kernels::{AttentionParams, Backend, KernelError};
+use sconce_kernels::{AttentionParams, Backend, KernelError, Mask};
 
 use super::Linear;
 use crate::{
@@ -59,7 +59,7 @@ impl<W: Weights> Attention<W> {
             num_kv_heads,
             head_dim,
             scale: (head_dim as f32).sqrt().recip(),
-            sliding_window: config.sliding_window,
+            mask: config.sliding_window.map_or(Mask::Causal, Mask::Sliding),
             soft_cap: None,
         };
         let (q, kv) = (num_heads * head_dim, num_kv_heads * head_dim);

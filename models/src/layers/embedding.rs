@@ -20,6 +20,7 @@ impl<W: Weights> Embedding<W> {
         vocab_size: usize,
         hidden_size: usize,
     ) -> Result<Self, ModelError> {
+        s.hidden(hidden_size);
         Ok(Self { weight: s.matrix(&[(name, vocab_size)], hidden_size)?, hidden_size })
     }
 }

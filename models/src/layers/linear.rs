@@ -1,6 +1,6 @@
 //! Projections.
 
-use sconce_kernels::{Backend, KernelError};
+use sconce_kernels::{Activation, Backend, KernelError};
 
 use crate::{
     Buf, ModelError, Pass,
@@ -23,10 +23,12 @@ impl<W: Weights> Linear<W> {
         k: usize,
         has_bias: bool,
     ) -> Result<Self, ModelError> {
+        let n = parts.iter().map(|(_, n)| n).sum();
+        s.projection(n);
         Ok(Self {
             weight: s.matrix(parts, k)?,
             bias: if has_bias { Some(s.vector(parts, "bias")?) } else { None },
-            n: parts.iter().map(|(_, n)| n).sum(),
+            n,
         })
     }
 }
@@ -54,11 +56,29 @@ impl<B: Backend> Linear<B> {
         Ok(())
     }
 
-    /// `[rows, k]` to `[rows, n / 2]`: the first half of the outputs gates the second.
-    pub(crate) fn silu_mul(&self, p: &mut Pass<'_, B>, x: Buf) -> Result<Buf, KernelError> {
-        let mut out = p.take(self.n / 2)?;
-        let (from, to) = p.ws.pair(&x, &mut out);
-        p.ops.linear_silu_mul(p.rows, from, &self.weight, self.bias.as_ref(), to)?;
+    /// `[rows, k]` to `[rows, n / 2]`: the first half of the outputs, through `activation`,
+    /// gates the second.
+    pub(crate) fn gated(
+        &self,
+        p: &mut Pass<'_, B>,
+        x: Buf,
+        activation: Activation,
+    ) -> Result<Buf, KernelError> {
+        let Self { weight, bias, n } = self;
+        let bias = bias.as_ref();
+        let mut out = p.take(n / 2)?;
+        // The same for every step: it depends on the device and the weight alone.
+        let scratch_cols = p.ops.gated_scratch_cols(*n);
+        if scratch_cols == 0 {
+            let (from, to) = p.ws.pair(&x, &mut out);
+            p.ops.linear_gated(p.rows, from, weight, bias, activation, None, to)?;
+        } else {
+            let mut scratch = p.take(scratch_cols)?;
+            let (from, scratch_buffer, to) = p.ws.triple(&x, &mut scratch, &mut out);
+            let scratch_buffer = Some(scratch_buffer);
+            p.ops.linear_gated(p.rows, from, weight, bias, activation, scratch_buffer, to)?;
+            p.ws.free(scratch);
+        }
         p.ws.free(x);
         Ok(out)
     }

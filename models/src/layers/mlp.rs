@@ -1,6 +1,6 @@
 //! Feed-forward layers.
 
-use sconce_kernels::{Backend, KernelError};
+use sconce_kernels::{Activation, Backend, KernelError};
 
 use super::Linear;
 use crate::{
@@ -39,7 +39,7 @@ impl<B: Backend> GatedMlp<B> {
         x: Buf,
         h: &mut Buf,
     ) -> Result<(), KernelError> {
-        let activated = self.gate_up_proj.silu_mul(p, x)?;
+        let activated = self.gate_up_proj.gated(p, x, Activation::Silu)?;
         self.down_proj.add_to(p, activated, h)
     }
 }

@@ -85,6 +85,17 @@ impl<'a, S: Source> Scope<'a, S> {
         layers.len() - 1
     }
 
+    /// Tells the columns of the hidden states.
+    pub(crate) fn hidden(&mut self, hidden_size: usize) {
+        self.source.spec().hidden_size = hidden_size;
+    }
+
+    /// Tells of a projection of so many outputs.
+    pub(crate) fn projection(&mut self, n: usize) {
+        let widest = &mut self.source.spec().widest_linear;
+        *widest = n.max(*widest);
+    }
+
     /// Tells that the model ends in logits over so many tokens.
     pub(crate) fn logits(&mut self, vocab_size: usize) {
         self.source.spec().vocab_size = vocab_size;

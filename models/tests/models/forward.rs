@@ -4,7 +4,7 @@ use std::{collections::HashMap, path::Path};
 
 use candle_core::{DType, Tensor};
 use sconce_kernels::{
-    AttentionParams, Backend, Dtype, ForwardBatch, KvLayout, WeightDtype,
+    AttentionKind, AttentionParams, Device, Dtype, KvLayout, StepLimits, StepPlan, WeightDtype,
     cpu::{Cpu, CpuConfig},
 };
 use sconce_models::{Checkpoint, Loaded, Model, ModelSpec, Pass, Workspace};
@@ -18,7 +18,8 @@ struct Runner {
     cpu: Cpu,
     model: Box<dyn Model<Cpu>>,
     spec: ModelSpec,
-    cache: <Cpu as Backend>::KvCache,
+    cache: <Cpu as Device>::KvCache,
+    step: <Cpu as Device>::Step,
     workspace: Workspace<Cpu>,
 }
 
@@ -32,37 +33,47 @@ impl Runner {
     }
 
     fn with_weights(dir: &Path, dtype: Dtype, weights: WeightDtype) -> Self {
-        let cpu = Cpu::new(CpuConfig { threads: Some(2), ..CpuConfig::default() });
+        let mut cpu = Cpu::new(CpuConfig { threads: Some(2), ..CpuConfig::default() });
         let Loaded { model, spec, .. } = load(dir, &cpu, weights, MAX_TOKENS);
         let AttentionParams { num_kv_heads, head_dim, .. } = spec.cache_layers[0];
-        let layout = KvLayout {
-            num_layers: spec.cache_layers.len(),
-            num_blocks: 12,
-            num_kv_heads,
-            head_dim,
-            dtype: dtype.into(),
+        let layers = spec.cache_layers.len();
+        let layout = KvLayout::uniform(layers, 12, (num_kv_heads, head_dim), dtype.into());
+        let limits = StepLimits {
+            max_num_batched_tokens: MAX_TOKENS,
+            max_num_seqs: 2,
+            max_model_len: MAX_TOKENS,
         };
-        let cache = cpu.kv_cache(layout).unwrap();
+        let cache = cpu.kv_cache(&layout, &limits).unwrap();
+        let kinds = spec.cache_layers.iter().map(|&params| AttentionKind { params, group: 0 });
+        let step = cpu.step(&limits, &kinds.collect::<Vec<_>>()).unwrap();
         let workspace = Workspace::new(MAX_TOKENS, MAX_TOKENS);
-        Self { cpu, model, spec, cache, workspace }
+        Self { cpu, model, spec, cache, step, workspace }
     }
 
-    /// The logits of every row of a batch.
-    fn logits(&mut self, batch: &ForwardBatch) -> Vec<Vec<f32>> {
-        let rows: Vec<u32> = (0..batch.num_tokens() as u32).collect();
-        self.logits_of(batch, &rows)
+    /// The logits of every row of a step.
+    fn logits(&mut self, plan: &mut StepPlan) -> Vec<Vec<f32>> {
+        plan.logit_rows = (0..plan.num_tokens() as u32).collect();
+        self.chosen_logits(plan)
     }
 
-    /// The logits of some rows of a batch.
-    fn logits_of(&mut self, batch: &ForwardBatch, rows: &[u32]) -> Vec<Vec<f32>> {
-        let Self { cpu, model, spec, cache, workspace } = self;
-        let mut pass = Pass::begin(cpu, batch, cache, workspace).unwrap();
+    /// The logits of the plan's rows that get them.
+    fn chosen_logits(&mut self, plan: &StepPlan) -> Vec<Vec<f32>> {
+        let Self { cpu, model, spec, cache, step, workspace } = self;
+        cpu.stage(plan, step, cache).unwrap();
+        let mut pass = Pass::begin(cpu, step, plan.num_tokens(), cache, workspace);
         let hidden = model.forward(&mut pass).unwrap();
-        let chosen = pass.gather(rows, &hidden).unwrap();
+        let rows = plan.logit_rows.len();
+        let chosen = pass.gather(0..rows, &hidden).unwrap();
         let logits = model.head(&mut pass, chosen).unwrap();
-        let logits = cpu.read(workspace.get(&logits), rows.len()).unwrap();
+        let logits = cpu.read(workspace.get(&logits), rows).unwrap();
         logits.chunks(spec.vocab_size).map(<[f32]>::to_vec).collect()
     }
+}
+
+/// Appends a sequence with its whole table.
+fn push(plan: &mut StepPlan, slot: u32, tokens: &[u32], computed: usize, blocks: &[u32]) {
+    plan.edit_table(0, slot, 0, blocks);
+    plan.push(slot, tokens, computed, &[blocks]);
 }
 
 /// A decoder as its definition reads: one sequence, no cache, all in f64.
@@ -208,8 +219,8 @@ fn logits_agree_with_a_plain_forward_pass() {
         let tensors = tiny.write(dir.path());
         let tokens = tokens(37, 3);
         let expected = Plain::new(&tiny, &tensors).logits(&tokens);
-        let mut batch = ForwardBatch::default();
-        batch.push(&tokens, 0, &[5, 1, 3]);
+        let mut batch = StepPlan::new(1);
+        push(&mut batch, 0, &tokens, 0, &[5, 1, 3]);
         // f32 rounds to 6e-8, bf16 to 4e-3, int8 to 1 / 254 of a row's largest
         // number; errors grow over the layers.
         for (dtype, weights, limit) in [
@@ -218,7 +229,7 @@ fn logits_agree_with_a_plain_forward_pass() {
             (Dtype::Bf16, WeightDtype::Int8, 4e-2),
             (Dtype::F32, WeightDtype::Int8, 4e-2),
         ] {
-            let got = Runner::with_weights(dir.path(), dtype, weights).logits(&batch);
+            let got = Runner::with_weights(dir.path(), dtype, weights).logits(&mut batch);
             let error = relative_error(&got, &expected);
             assert!(error < limit, "{tiny:?} in {dtype:?}, {weights:?}: relative error {error:e}");
         }
@@ -232,8 +243,8 @@ fn tied_weights_are_those_that_the_checkpoint_has() {
     let tied = Tiny::default();
     let untied = Tiny { tied: false, ..tied.clone() };
     let tokens = tokens(11, 3);
-    let mut batch = ForwardBatch::default();
-    batch.push(&tokens, 0, &[5]);
+    let mut batch = StepPlan::new(1);
+    push(&mut batch, 0, &tokens, 0, &[5]);
     let (embed, head) = ("model.embed_tokens.weight", "lm_head.weight");
     let own = untied.tensors();
     let mut copied = own.clone();
@@ -249,7 +260,7 @@ fn tied_weights_are_those_that_the_checkpoint_has() {
         tiny::write_config(dir.path(), &tied.config());
         candle_core::safetensors::save(saved, dir.path().join("model.safetensors")).unwrap();
         let expected = Plain::new(&untied, used).logits(&tokens);
-        let got = Runner::new(dir.path(), Dtype::F32).logits(&batch);
+        let got = Runner::new(dir.path(), Dtype::F32).logits(&mut batch);
         let error = relative_error(&got, &expected);
         assert!(error < 2e-6, "{what}: relative error {error:e}");
 
@@ -270,9 +281,9 @@ fn a_llama_has_no_sliding_window() {
     let tensors = tiny.write(dir.path());
     tiny::write_config(dir.path(), &Tiny { sliding_window: Some(4), ..tiny.clone() }.config());
     let tokens = tokens(21, 3);
-    let mut batch = ForwardBatch::default();
-    batch.push(&tokens, 0, &[5, 1]);
-    let got = Runner::new(dir.path(), Dtype::F32).logits(&batch);
+    let mut batch = StepPlan::new(1);
+    push(&mut batch, 0, &tokens, 0, &[5, 1]);
+    let got = Runner::new(dir.path(), Dtype::F32).logits(&mut batch);
     let error = relative_error(&got, &Plain::new(&tiny, &tensors).logits(&tokens));
     assert!(error < 2e-6, "relative error {error:e}");
 }
@@ -310,26 +321,26 @@ fn chunks_and_company_change_no_bit() {
             (Dtype::Bf16, WeightDtype::Bf16),
             (Dtype::Bf16, WeightDtype::Int8),
         ] {
-            let mut alone = ForwardBatch::default();
-            alone.push(&mine, 0, &[5, 1, 3]);
-            let expected = Runner::with_weights(dir.path(), dtype, weights).logits(&alone);
+            let mut alone = StepPlan::new(1);
+            push(&mut alone, 0, &mine, 0, &[5, 1, 3]);
+            let expected = Runner::with_weights(dir.path(), dtype, weights).logits(&mut alone);
 
             let mut runner = Runner::with_weights(dir.path(), dtype, weights);
             let (mut done, mut other_done) = (0, 0);
-            let mut batch = ForwardBatch::default();
+            let mut batch = StepPlan::new(1);
             for (step, chunk) in [16, 5, 1, 1, 10, 1, 1, 1, 1].into_iter().enumerate() {
                 batch.clear();
                 let other_chunk = [7, 0, 1, 16, 1, 1, 1, 1, 1][step];
                 let neighbour = &other[other_done..other_done + other_chunk];
                 if other_chunk > 0 && step % 2 == 0 {
-                    batch.push(neighbour, other_done, &[2, 9]);
+                    push(&mut batch, 1, neighbour, other_done, &[2, 9]);
                 }
                 let first = batch.num_tokens();
-                batch.push(&mine[done..done + chunk], done, &[8, 0, 7]);
+                push(&mut batch, 0, &mine[done..done + chunk], done, &[8, 0, 7]);
                 if other_chunk > 0 && step % 2 == 1 {
-                    batch.push(neighbour, other_done, &[2, 9]);
+                    push(&mut batch, 1, neighbour, other_done, &[2, 9]);
                 }
-                let got = runner.logits(&batch);
+                let got = runner.logits(&mut batch);
                 let bits = |row: &Vec<f32>| row.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
                 for i in 0..chunk {
                     let (got, expected) = (bits(&got[first + i]), bits(&expected[done + i]));
@@ -350,15 +361,15 @@ fn no_layer_counts_on_what_a_buffer_held() {
     for tiny in variants() {
         let dir = tempfile::tempdir().unwrap();
         tiny.write(dir.path());
-        let mut batch = ForwardBatch::default();
-        batch.push(&tokens(37, 3), 0, &[5, 1, 3]);
-        let expected = Runner::new(dir.path(), Dtype::F32).logits(&batch);
+        let mut batch = StepPlan::new(1);
+        push(&mut batch, 0, &tokens(37, 3), 0, &[5, 1, 3]);
+        let expected = Runner::new(dir.path(), Dtype::F32).logits(&mut batch);
         let mut runner = Runner::new(dir.path(), Dtype::F32);
         runner.workspace.poison_freed(|buffer| {
             buffer.rows_mut(buffer.capacity()).fill(f32::NAN);
         });
         for _ in 0..2 {
-            assert_eq!(runner.logits(&batch), expected, "{tiny:?}");
+            assert_eq!(runner.logits(&mut batch), expected, "{tiny:?}");
             // The first pass took all that a pass takes.
             runner.workspace.freeze();
         }
@@ -377,10 +388,11 @@ fn logits_of_chosen_rows_come_in_the_order_asked_for() {
     let dir = tempfile::tempdir().unwrap();
     Tiny::default().write(dir.path());
     let mut runner = Runner::new(dir.path(), Dtype::F32);
-    let mut batch = ForwardBatch::default();
-    batch.push(&tokens(9, 1), 0, &[4]);
-    let all = runner.logits(&batch);
-    let got = runner.logits_of(&batch, &[8, 0, 8]);
+    let mut batch = StepPlan::new(1);
+    push(&mut batch, 0, &tokens(9, 1), 0, &[4]);
+    let all = runner.logits(&mut batch);
+    batch.logit_rows = vec![8, 0, 8];
+    let got = runner.chosen_logits(&batch);
     assert_eq!(got, [all[8].clone(), all[0].clone(), all[8].clone()]);
 }
 
@@ -388,16 +400,20 @@ fn logits_of_chosen_rows_come_in_the_order_asked_for() {
 fn a_batch_that_exceeds_its_limits_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     Tiny::default().write(dir.path());
-    let Runner { mut cpu, model, mut cache, mut workspace, .. } =
+    let Runner { mut cpu, model, mut cache, mut step, mut workspace, .. } =
         Runner::new(dir.path(), Dtype::F32);
     let mut refused = |tokens: &[u32], computed: usize| {
-        let mut batch = ForwardBatch::default();
-        batch.push(tokens, computed, &[0, 1, 2, 3, 4, 5, 6, 7]);
-        let mut pass = Pass::begin(&mut cpu, &batch, &mut cache, &mut workspace).unwrap();
+        let mut plan = StepPlan::new(1);
+        plan.push(0, tokens, computed, &[&[0, 1, 2, 3, 4, 5, 6, 7]]);
+        if let Err(error) = cpu.stage(&plan, &mut step, &mut cache) {
+            return error.to_string();
+        }
+        let rows = plan.num_tokens();
+        let mut pass = Pass::begin(&mut cpu, &step, rows, &mut cache, &mut workspace);
         model.forward(&mut pass).unwrap_err().to_string()
     };
     let error = refused(&tokens(MAX_TOKENS + 1, 1), 0);
-    assert!(error.contains("embedding_gather"), "{error}");
+    assert!(error.contains("rows is 65"), "{error}");
     let error = refused(&[80], 0);
     assert!(error.contains("80"), "{error}");
     let error = refused(&[1], MAX_TOKENS);

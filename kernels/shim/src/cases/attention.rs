@@ -1,8 +1,10 @@
 //! Paged attention on ragged batches.
 
 use sconce_kernels::{
-    AttentionParams, ForwardBatch,
-    cuda::{AttentionPlan, AttentionRoom, DevicePointer, Driver, Launch, PagedAttention},
+    AttentionParams, BLOCK_SIZE, Mask, StepPlan,
+    cuda::{
+        AttentionPlan, AttentionRoom, DevicePointer, Driver, GroupTables, Launch, PagedAttention,
+    },
     reference,
 };
 
@@ -10,15 +12,17 @@ use super::element::{Element, numbers};
 use crate::Bench;
 
 const POOL: usize = 480;
+/// Where the cases' block tables begin among others, and the entries of a slot.
+const TABLES: GroupTables = GroupTables { first: 3, blocks_per_seq: 320 };
 
-/// A batch: for each sequence its context's length and how many of its last tokens
+/// A step: for each sequence its context's length and how many of its last tokens
 /// ask; and what attention is to do.
 pub struct Case {
     /// The dtype of activations.
     pub element: Element,
     /// The dtype of the cache.
     pub cache_element: Element,
-    /// Heads, scale, window.
+    /// Heads, scale, mask.
     pub params: AttentionParams,
     /// Each sequence's tokens of context, and how many of the last ask.
     pub sequences: Vec<(usize, usize)>,
@@ -58,7 +62,7 @@ impl Case {
             head_dim,
             // Scores of a few units, so that softmax prefers some tokens clearly.
             scale: 6.0 / (head_dim as f32).sqrt(),
-            sliding_window: None,
+            mask: Mask::Causal,
             soft_cap: None,
         };
         let sequences = sequences.to_vec();
@@ -103,18 +107,41 @@ impl Case {
         numbers(99 + len as u64 * 2, all).iter().map(|x| x * self.magnitude).collect()
     }
 
-    fn batch(&self) -> ForwardBatch {
-        let mut batch = ForwardBatch::default();
+    /// The blocks of each sequence.
+    fn blocks(&self) -> Vec<Vec<u32>> {
         let mut used = 0;
-        for &(len, queries) in &self.sequences {
+        let of_sequence = self.sequences.iter().map(|&(len, _)| {
+            let first = used;
+            used += len.div_ceil(BLOCK_SIZE);
             // 7 is prime to the pool's size, so this is a permutation.
-            let blocks: Vec<u32> =
-                (used..used + len.div_ceil(16)).map(|i| (i * 7 % POOL) as u32).collect();
-            used += blocks.len();
-            batch.push(&vec![0; queries], len - queries, &blocks);
-        }
+            (first..used).map(|i| (i * 7 % POOL) as u32).collect()
+        });
+        let blocks = of_sequence.collect();
         assert!(used < POOL, "the pool is too small for the case");
-        batch
+        blocks
+    }
+
+    /// The first token that the first row of a sequence sees: blocks wholly before it may
+    /// be others'.
+    fn first_needed(&self, sequence: usize) -> usize {
+        let (len, queries) = self.sequences[sequence];
+        self.params.mask.first_seen(len - queries)
+    }
+
+    /// The step, and the block tables: of all slots, no block where none may be read.
+    fn plan(&self, blocks: &[Vec<u32>]) -> (StepPlan, Vec<u32>) {
+        let mut plan = StepPlan::new(1);
+        let GroupTables { first, blocks_per_seq } = TABLES;
+        let mut tables = vec![u32::MAX; first + blocks.len() * blocks_per_seq];
+        for (s, blocks) in blocks.iter().enumerate() {
+            let (len, queries) = self.sequences[s];
+            let slot = self.sequences.len() - 1 - s;
+            plan.push(slot as u32, &vec![0; queries], len - queries, &[blocks]);
+            let needed = self.first_needed(s) / BLOCK_SIZE..blocks.len();
+            let table = &mut tables[first + slot * blocks_per_seq..][..blocks_per_seq];
+            table[needed.clone()].copy_from_slice(&blocks[needed]);
+        }
+        (plan, tables)
     }
 
     /// Runs the kernel: `[tokens, num_heads * head_dim]` in the activations' dtype.
@@ -123,19 +150,22 @@ impl Case {
     /// Why it did not run, or tickets that it kept.
     pub fn run<D: Driver>(&self, bench: &mut Bench<D>, how: How) -> Result<Vec<u8>, String> {
         let AttentionParams { num_heads, num_kv_heads, head_dim, .. } = self.params;
-        let batch = self.batch();
-        let block_len = num_kv_heads * 16 * head_dim;
+        let blocks = self.blocks();
+        let (batch, tables) = self.plan(&blocks);
+        let block_len = num_kv_heads * BLOCK_SIZE * head_dim;
         let size = self.cache_element.size();
         let mut cache = self.cache_element.poison(POOL * 2 * block_len);
         for (s, &(len, _)) in self.sequences.iter().enumerate() {
             for half in 0..2 {
                 let rows = self.cache_element.encode(&self.stored(s, half));
-                for (i, row) in
-                    rows.chunks_exact(head_dim * size).enumerate().take(len * num_kv_heads)
-                {
+                let first = self.first_needed(s) / BLOCK_SIZE * BLOCK_SIZE;
+                for (i, row) in rows.chunks_exact(head_dim * size).enumerate() {
                     let (token, head) = (i / num_kv_heads, i % num_kv_heads);
-                    let block = batch.blocks(s)[token / 16] as usize * 2 + half as usize;
-                    let at = (block * num_kv_heads + head) * 16 + token % 16;
+                    if !(first..len).contains(&token) {
+                        continue;
+                    }
+                    let block = blocks[s][token / BLOCK_SIZE] as usize * 2 + half as usize;
+                    let at = (block * num_kv_heads + head) * BLOCK_SIZE + token % BLOCK_SIZE;
                     cache[at * head_dim * size..][..head_dim * size].copy_from_slice(row);
                 }
             }
@@ -152,7 +182,7 @@ impl Case {
             }
         }
         let mut plan = AttentionPlan::default();
-        plan.plan(&batch, &self.params, how);
+        plan.plan(&batch, &self.params, TABLES, how);
         let (k_scale, v_scale) = self.scales();
         bench.clear();
         let partials = AttentionPlan::partial_bytes(head_dim, plan.num_partials) / 4;
@@ -163,17 +193,20 @@ impl Case {
             q: bench.buffer(&q),
             cache: bench.buffer(&cache),
             out: bench.buffer(&self.element.poison(batch.num_tokens() * num_heads * head_dim)),
-            block_tables: bench.buffer(&batch.block_tables),
+            block_tables: bench.buffer(&tables),
             partials: bench.buffer(&vec![f32::NAN; partials]),
             tickets: bench.buffer(&vec![0_u32; plan.num_tickets]),
             q_stride: q_stride as u32,
             num_kv_heads: num_kv_heads as u32,
             group: group as u32,
-            window: self.params.sliding_window.unwrap_or(0) as u32,
+            window: match self.params.mask {
+                Mask::None | Mask::Causal => 0,
+                Mask::Sliding(window) => window as u32,
+            },
             scale,
             soft_cap,
             v_scale,
-            padding: 0,
+            causal: u32::from(self.params.mask != Mask::None),
         };
         let mut dtypes = self.element.name().to_owned();
         if self.cache_element != self.element {
@@ -301,25 +334,26 @@ pub(super) fn every_group_matches_the_reference<D: Driver>(bench: &mut Bench<D>)
     }
 }
 
-pub(super) fn windows_and_caps_match_the_reference<D: Driver>(bench: &mut Bench<D>) {
+pub(super) fn masks_and_caps_match_the_reference<D: Driver>(bench: &mut Bench<D>) {
     for cache_element in [Element::F16, Element::E4m3] {
-        for (window, soft_cap) in [
-            (Some(1), None),
-            (Some(5), Some(4.0)),
-            (Some(16), None),
-            (Some(70), Some(4.0)),
-            (Some(256), Some(4.0)),
-            (Some(300), None),
-            (None, Some(4.0)),
+        for (mask, soft_cap) in [
+            (Mask::Sliding(1), None),
+            (Mask::Sliding(5), Some(4.0)),
+            (Mask::Sliding(16), None),
+            (Mask::Sliding(70), Some(4.0)),
+            (Mask::Sliding(256), Some(4.0)),
+            (Mask::Sliding(300), None),
+            (Mask::Causal, Some(4.0)),
+            (Mask::None, None),
         ] {
-            let sequences = [(9, 9), (530, 1), (600, 4), (300, 20)];
+            let sequences = [(9, 9), (530, 1), (600, 4), (300, 20), (100, 100)];
             let mut case =
                 Case { cache_element, ..Case::new(Element::F16, (1, 2, 64), &sequences) };
-            case.params.sliding_window = window;
+            case.params.mask = mask;
             case.params.soft_cap = soft_cap;
             for how in [packed(), spread()] {
                 case.check(bench, how)
-                    .unwrap_or_else(|error| panic!("window {window:?}, {soft_cap:?}: {error}"));
+                    .unwrap_or_else(|error| panic!("{mask:?}, {soft_cap:?}: {error}"));
             }
         }
     }
@@ -396,7 +430,7 @@ mod tests {
     fn nothing_to_do_is_done() {
         let mut plan = AttentionPlan::default();
         let case = Case::new(Element::Bf16, (1, 1, 64), &[]);
-        plan.plan(&ForwardBatch::default(), &case.params, packed());
+        plan.plan(&StepPlan::new(1), &case.params, TABLES, packed());
         assert!(plan.prompts.is_empty() && plan.decodes.is_empty());
         assert!(plan.num_partials == 0 && plan.num_tickets == 0);
     }

@@ -1,12 +1,13 @@
 //! The CUDA backend, whole, beside the CPU's: the same operations on the same batches,
 //! with the kernels in the shim.
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use half::bf16;
 use sconce_kernels::{
-    AttentionParams, Backend, CacheDtype, Dtype, ForwardBatch, KernelError, KvLayout,
+    Activation, AttentionKind, AttentionParams, Backend, CacheDtype, Device as _, Dtype,
+    KernelError, KvLayer, KvLayout, Mask, Ops as _, Sampler as _, StepLimits, StepPlan,
     cpu::{Cpu, CpuConfig},
-    cuda::{Cuda, CudaLimits, Driver},
+    cuda::{Cuda, Driver},
     ops::sampling::{Logprobs, SampleRequest, Sampled},
     reference,
 };
@@ -21,17 +22,19 @@ const PARAMS: AttentionParams = AttentionParams {
     num_kv_heads: 2,
     head_dim: 64,
     scale: 0.3,
-    sliding_window: None,
+    mask: Mask::Causal,
     soft_cap: None,
 };
-const LIMITS: CudaLimits =
-    CudaLimits { max_num_batched_tokens: 64, max_num_seqs: 4, max_model_len: 320 };
+/// What the other group's layer does, beside the first's.
+const LOCAL: AttentionParams = AttentionParams { mask: Mask::Sliding(21), ..PARAMS };
+const LIMITS: StepLimits =
+    StepLimits { max_num_batched_tokens: 64, max_num_seqs: 4, max_model_len: 320 };
 
 /// A random weight that bf16 and f16 hold without loss.
 fn tensor(seed: u64, shape: &[usize]) -> Tensor {
     let exact = |x: &f32| bf16::from_f32((x * 64.0).round() / 64.0).to_f32();
     let x: Vec<f32> = numbers(seed, shape.iter().product()).iter().map(exact).collect();
-    Tensor::from_vec(x, shape, &Device::Cpu).expect("the shape fits")
+    Tensor::from_vec(x, shape, &candle_core::Device::Cpu).expect("the shape fits")
 }
 
 /// What one step left: activations by name, and what was drawn.
@@ -42,10 +45,12 @@ struct Seen {
     logprobs: Vec<Logprobs>,
 }
 
-/// A layer of a model over batches, each operation once at least.
+/// A layer of a model over steps, each operation once at least: with attention over all,
+/// and with attention to a window, in a cache group of its own.
 struct Layer<B: Backend> {
     backend: B,
     cache: B::KvCache,
+    step: B::Step,
     table: B::Matrix,
     norm: B::Vector,
     qkv: (B::Matrix, B::Vector),
@@ -57,13 +62,8 @@ struct Layer<B: Backend> {
 }
 
 impl<B: Backend> Layer<B> {
-    fn new(backend: B, dtype: Dtype, cache: CacheDtype) -> Result<Self, KernelError> {
+    fn new(mut backend: B, dtype: Dtype, cache: CacheDtype) -> Result<Self, KernelError> {
         let AttentionParams { num_heads, num_kv_heads, head_dim, .. } = PARAMS;
-        let matrix = |seed, n, k| {
-            let parts = [tensor(seed, &[n / 2, k]), tensor(seed + 50, &[n - n / 2, k])];
-            backend.matrix(&parts, dtype.into())
-        };
-        let vector = |seed, n| backend.vector(&[tensor(seed, &[n])]);
         let heads = (num_heads + 2 * num_kv_heads) * head_dim;
         let angles = (0..LIMITS.max_model_len).flat_map(|position| {
             let angle = move |i: usize| position as f32 * 0.9_f32.powi(i as i32);
@@ -71,14 +71,25 @@ impl<B: Backend> Layer<B> {
             let cosines = (0..half).map(move |i| angle(i).cos());
             cosines.chain((0..half).map(move |i| angle(i).sin()))
         });
-        let layout =
-            KvLayout { num_layers: 2, num_blocks: 40, num_kv_heads, head_dim, dtype: cache };
+        let layer = |group, region| KvLayer { group, region, num_kv_heads, head_dim };
+        // The first and the last share a region.
+        let layers = vec![layer(0, 0), layer(0, 1), layer(1, 0)];
+        let layout = KvLayout { num_blocks: 40, num_groups: 2, layers, dtype: cache };
+        let kinds =
+            [(PARAMS, 0), (LOCAL, 1)].map(|(params, group)| AttentionKind { params, group });
+        let step = backend.step(&LIMITS, &kinds)?;
+        let matrix = |seed, n, k| {
+            let parts = [tensor(seed, &[n / 2, k]), tensor(seed + 50, &[n - n / 2, k])];
+            backend.matrix(&parts, dtype.into())
+        };
+        let vector = |seed, n| backend.vector(&[tensor(seed, &[n])]);
         Ok(Self {
-            cache: backend.kv_cache(layout)?,
+            cache: backend.kv_cache(&layout, &LIMITS)?,
+            step,
             table: matrix(1, VOCAB, HIDDEN)?,
             norm: vector(2, HIDDEN)?,
             qkv: (matrix(3, heads, HIDDEN)?, vector(4, heads)?),
-            rope: backend.vector(&[Tensor::from_iter(angles, &Device::Cpu)?])?,
+            rope: backend.vector(&[Tensor::from_iter(angles, &candle_core::Device::Cpu)?])?,
             head_norms: (vector(5, head_dim)?, vector(6, head_dim)?),
             o: (matrix(7, HIDDEN, num_heads * head_dim)?, vector(8, HIDDEN)?),
             gate_up: (matrix(9, 2 * INTERMEDIATE, HIDDEN)?, vector(10, 2 * INTERMEDIATE)?),
@@ -89,13 +100,12 @@ impl<B: Backend> Layer<B> {
 
     fn step(
         &mut self,
-        batch: &ForwardBatch,
+        plan: &StepPlan,
         requests: &[SampleRequest<'_>],
     ) -> Result<Seen, KernelError> {
-        const LAYER: usize = 1;
         let AttentionParams { num_heads, num_kv_heads, head_dim, .. } = PARAMS;
-        let backend = &mut self.backend;
-        let rows = batch.num_tokens();
+        let Self { backend, step, cache, .. } = self;
+        let rows = plan.num_tokens();
         let capacity = LIMITS.max_num_batched_tokens;
         let heads = (num_heads + 2 * num_kv_heads) * head_dim;
         let mut hidden = backend.buffer(capacity, HIDDEN)?;
@@ -103,30 +113,41 @@ impl<B: Backend> Layer<B> {
         let mut qkv = backend.buffer(capacity, heads)?;
         let mut attended = backend.buffer(capacity, num_heads * head_dim)?;
         let mut gated = backend.buffer(capacity, INTERMEDIATE)?;
+        let mut both = match backend.gated_scratch_cols(2 * INTERMEDIATE) {
+            0 => None,
+            cols => Some(backend.buffer(capacity, cols)?),
+        };
         let mut last = backend.buffer(4, HIDDEN)?;
         let mut logits = backend.logits_buffer(4, VOCAB)?;
         let mut activations = Vec::new();
-        backend.begin(batch)?;
-        backend.embedding_gather(batch, &self.table, &mut hidden)?;
+        backend.stage(plan, step, cache)?;
+        backend.embedding_gather(step, &self.table, &mut hidden)?;
         activations.push(("embedding_gather", backend.read(&hidden, rows)?));
         backend.rms_norm(rows, &hidden, &self.norm, 1e-5, &mut normed)?;
         activations.push(("rms_norm", backend.read(&normed, rows)?));
         backend.linear(rows, &normed, &self.qkv.0, Some(&self.qkv.1), &mut qkv)?;
         activations.push(("linear", backend.read(&qkv, rows)?));
         let norms = Some((&self.head_norms.0, &self.head_norms.1, 1e-6));
-        let rope = &self.rope;
-        backend.rope_and_cache(batch, &PARAMS, rope, norms, LAYER, &mut qkv, &mut self.cache)?;
-        backend.paged_attention(batch, &PARAMS, LAYER, &qkv, &self.cache, &mut attended)?;
-        activations.push(("paged_attention", backend.read(&attended, rows)?));
+        for (layer, params, name) in [(2, &LOCAL, "windowed"), (1, &PARAMS, "paged_attention")] {
+            backend.linear(rows, &normed, &self.qkv.0, Some(&self.qkv.1), &mut qkv)?;
+            let rope = &self.rope;
+            backend.rope_and_cache(step, params, rope, norms, layer, &mut qkv, cache)?;
+            backend.paged_attention(step, params, layer, &qkv, cache, &mut attended)?;
+            activations.push((name, backend.read(&attended, rows)?));
+        }
         backend.linear_add(rows, &attended, &self.o.0, Some(&self.o.1), &mut hidden)?;
         activations.push(("linear_add", backend.read(&hidden, rows)?));
         backend.rms_norm(rows, &hidden, &self.norm, 1e-5, &mut normed)?;
         let (weight, bias) = &self.gate_up;
-        backend.linear_silu_mul(rows, &normed, weight, Some(bias), &mut gated)?;
-        activations.push(("linear_silu_mul", backend.read(&gated, rows)?));
+        for (act, name) in [(Activation::GeluTanh, "gelu"), (Activation::Silu, "silu")] {
+            let (bias, both) = (Some(bias), both.as_mut());
+            backend.linear_gated(rows, &normed, weight, bias, act, both, &mut gated)?;
+            activations.push((name, backend.read(&gated, rows)?));
+        }
         backend.linear_add(rows, &gated, &self.down, None, &mut hidden)?;
-        let lasts: Vec<u32> = batch.cu_seqlens_q[1..].iter().map(|end| end - 1).collect();
-        backend.gather_rows(&lasts, &hidden, &mut last)?;
+        // Of rows that get logits, the first is of no sequence's last token.
+        let lasts = &plan.logit_rows[1..];
+        backend.gather_rows(step, 1..plan.logit_rows.len(), &hidden, &mut last)?;
         activations.push(("gather_rows", backend.read(&last, lasts.len())?));
         backend.linear(lasts.len(), &last, &self.table, None, &mut logits)?;
         let read = backend.read(&logits, lasts.len())?;
@@ -140,31 +161,49 @@ impl<B: Backend> Layer<B> {
     }
 }
 
-/// A prompt beside one in its second chunk and a decode; then decodes of all.
-fn batches() -> Vec<ForwardBatch> {
-    let tables: [&[u32]; 3] = [&[7, 2, 30], &[39, 0, 11, 12], &[5]];
+/// Steps of so many tokens from a position on, for each sequence: a prompt beside one in
+/// its second chunk and a decode; then decodes of all; then a slot's next sequence.
+fn plans() -> Vec<StepPlan> {
+    // By group; the second's first block is given up once the window has left it, and is
+    // another sequence's from then on.
+    let tables: [[&[u32]; 3]; 2] =
+        [[&[7, 2, 30], &[39, 0, 11, 12], &[5]], [&[8, 3, 31], &[38, 1, 13, 14], &[8]]];
     let tokens = |seed: u32, len: u32| (0..len).map(|i| (seed + i * 37) % 300).collect::<Vec<_>>();
-    let mut steps = Vec::new();
+    let mut plans = Vec::new();
+    let mut known = [[0; 3]; 2];
     for pieces in [
-        [(33, 0), (40, 0), (0, 0)].as_slice(),
-        &[(1, 33), (20, 40), (16, 0)],
-        &[(1, 34), (1, 60), (0, 16)],
+        [(33, 0), (0, 0), (0, 0)],
+        [(0, 0), (40, 0), (0, 0)],
+        [(8, 33), (20, 40), (0, 0)],
+        [(1, 41), (1, 60), (16, 0)],
+        [(1, 42), (1, 61), (0, 16)],
     ] {
-        let mut batch = ForwardBatch::default();
-        for ((len, computed), table) in pieces.iter().zip(tables) {
-            if *len > 0 {
-                batch.push(&tokens(*computed as u32 + len, *len), *computed, table);
+        let mut plan = StepPlan::new(2);
+        for (s, (len, computed)) in pieces.into_iter().enumerate().filter(|(_, (len, _))| *len > 0)
+        {
+            let slot = 2 - s as u32;
+            for (group, known) in known.iter_mut().enumerate() {
+                let table = tables[group][s];
+                let covered = (computed + len as usize).div_ceil(16);
+                plan.edit_table(group as u32, slot, known[s], &table[known[s]..covered]);
+                known[s] = covered;
             }
+            let tables = [tables[0][s], tables[1][s]];
+            plan.push(slot, &tokens(computed as u32 + len, len), computed, &tables);
         }
-        steps.push(batch);
+        plan.logit_rows.push(0);
+        plan.logit_rows.extend(plan.cu_seqlens_q[1..].iter().map(|end| end - 1));
+        plans.push(plan);
     }
-    // The first holds more than the limits' 64 rows.
-    let mut first = ForwardBatch::default();
-    first.push(&tokens(3, 33), 0, tables[0]);
-    let mut second = ForwardBatch::default();
-    second.push(&tokens(4, 40), 0, tables[1]);
-    steps.splice(0..1, [first, second]);
-    steps
+    // Of slot 2's old table the second entry is of no use to the new sequence.
+    let mut last = StepPlan::new(2);
+    for (group, block) in [(0, 20), (1, 21)] {
+        last.edit_table(group, 2, 0, &[block]);
+    }
+    last.push(2, &tokens(9, 11), 0, &[&[20], &[21]]);
+    last.logit_rows = vec![0, 10];
+    plans.push(last);
+    plans
 }
 
 /// The distance of two vectors beside the second's length.
@@ -176,7 +215,7 @@ fn distance(got: &[f32], want: &[f32]) -> f64 {
     norm(&mut got.iter().zip(&want).map(|(got, want)| got - want)) / norm(&mut want.into_iter())
 }
 
-/// Every operation of a layer, on several batches, gives what it gives on the CPU;
+/// Every operation of a layer, on several steps, gives what it gives on the CPU;
 /// `device` starts a device.
 ///
 /// # Panics
@@ -192,11 +231,11 @@ pub fn a_layer_over_ragged_batches_is_the_cpus<D: Driver>(device: impl Fn() -> D
         let mut want = Layer::new(cpu, Dtype::F32, CacheDtype::F32).expect("the CPU's layer");
         let cuda = Cuda::new(device(), dtype, LIMITS).expect("the backend");
         let mut got = Layer::new(cuda, dtype, cache).expect("the device's layer");
-        for (index, batch) in batches().iter().enumerate() {
+        for (index, plan) in plans().iter().enumerate() {
             let request = SampleRequest { num_logprobs: Some(2), ..SampleRequest::default() };
-            let requests = vec![request; batch.num_seqs()];
-            let want = want.step(batch, &requests).expect("the CPU's step");
-            let got = got.step(batch, &requests).expect("the device's step");
+            let requests = vec![request; plan.num_seqs()];
+            let want = want.step(plan, &requests).expect("the CPU's step");
+            let got = got.step(plan, &requests).expect("the device's step");
             for ((op, got), (_, want)) in got.activations.iter().zip(&want.activations) {
                 let far = distance(got, want);
                 assert!(far <= tolerance, "{dtype:?}, {cache:?}, step {index}, {op}: {far}");
@@ -242,29 +281,26 @@ pub fn what_does_not_fit_is_refused_by_name<D: Driver>(device: impl Fn() -> D) {
     let refused = new(Dtype::F32).err().expect("no tensor core multiplies f32");
     assert!(refused.to_string().contains("float32"), "{refused}");
     let mut cuda = new(Dtype::Bf16).expect("the backend");
-    let layout = |head_dim, dtype| KvLayout {
-        num_layers: 1,
-        num_blocks: 1,
-        num_kv_heads: 1,
-        head_dim,
-        dtype,
-    };
+    let layout = |head_dim, dtype| KvLayout::uniform(1, 1, (1, head_dim), dtype);
     for (layout, word) in [
         (layout(64, CacheDtype::F16), "F16"),
         (layout(64, CacheDtype::F32), "F32"),
         (layout(48, CacheDtype::Bf16), "head_dim 48"),
     ] {
-        let refused = cuda.kv_cache(layout).err().expect(word);
+        let refused = cuda.kv_cache(&layout, &LIMITS).err().expect(word);
         assert!(refused.to_string().contains(word), "{refused}");
     }
     let odd = cuda.matrix(&[tensor(1, &[4, 12])], Dtype::Bf16.into());
     assert!(odd.err().expect("12 columns").to_string().contains("multiple of 8"));
     // More rows than the limits.
-    let mut batch = ForwardBatch::default();
-    for _ in 0..8 {
-        batch.push(&[1; 320], 0, &[0; 20]);
-    }
-    assert!(matches!(cuda.begin(&batch), Err(KernelError::Shape { .. })));
+    let mut cache = cuda.kv_cache(&layout(64, CacheDtype::Bf16), &LIMITS).expect("it fits");
+    let params = AttentionParams { num_heads: 1, num_kv_heads: 1, ..PARAMS };
+    let kind = AttentionKind { params, group: 0 };
+    let mut step = cuda.step(&LIMITS, &[kind]).expect("it fits");
+    let mut plan = StepPlan::new(1);
+    plan.push(0, &[1; 65], 0, &[&[0; 5]]);
+    let refused = cuda.stage(&plan, &mut step, &mut cache).expect_err("65 rows");
+    assert!(refused.to_string().contains("rows is 65"), "{refused}");
     // A vocabulary of more slices than there is room for.
     let mut logits = cuda.logits_buffer(1, 40 * 8192 + 1).expect("room");
     let refused = cuda.sample(&mut logits, &[SampleRequest::default()], &mut Vec::new());
@@ -272,9 +308,19 @@ pub fn what_does_not_fit_is_refused_by_name<D: Driver>(device: impl Fn() -> D) {
     // A token outside the table, a position beyond RoPE's.
     let table = cuda.matrix(&[tensor(1, &[4, 16])], Dtype::Bf16.into()).expect("packs");
     let mut out = cuda.buffer(4, 16).expect("room");
-    let mut batch = ForwardBatch::default();
-    batch.push(&[3, 4], 0, &[0]);
-    cuda.begin(&batch).expect("it fits");
-    let refused = cuda.embedding_gather(&batch, &table, &mut out).expect_err("there is no row 4");
+    plan.clear();
+    plan.push(0, &[3, 4], 0, &[&[0]]);
+    cuda.stage(&plan, &mut step, &mut cache).expect("it fits");
+    let refused = cuda.embedding_gather(&step, &table, &mut out).expect_err("there is no row 4");
     assert!(refused.to_string().contains("a token id is 4"), "{refused}");
+    // A way to attend that the step has no plan for, a cache that it was not staged for.
+    let qkv = cuda.buffer(4, 3 * 64).expect("room");
+    let mut out = cuda.buffer(4, 64).expect("room");
+    let other = AttentionParams { mask: Mask::None, ..params };
+    let refused = cuda.paged_attention(&step, &other, 0, &qkv, &cache, &mut out);
+    assert!(refused.expect_err("no plan").to_string().contains("way to attend"));
+    cuda.paged_attention(&step, &params, 0, &qkv, &cache, &mut out).expect("it fits");
+    let cache = cuda.kv_cache(&layout(64, CacheDtype::Bf16), &LIMITS).expect("it fits");
+    let refused = cuda.paged_attention(&step, &params, 0, &qkv, &cache, &mut out);
+    assert!(refused.expect_err("another cache").to_string().contains("staged for"));
 }

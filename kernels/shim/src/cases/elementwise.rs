@@ -1,9 +1,10 @@
 //! Gather, norm, gated activations, RoPE with the cache's write, block copies.
 
 use sconce_kernels::{
+    Activation,
     cuda::{
-        AddBias, CopyBlocks, DevicePointer, Driver, EmbeddingGather, Gated, Launch, RmsNorm,
-        RopeAndCache,
+        AddBias, CopyBlocks, DevicePointer, Driver, EmbeddingGather, EntryEdit, Gated, Launch,
+        RmsNorm, RopeAndCache, TableEdits,
     },
     reference,
 };
@@ -37,61 +38,59 @@ pub(super) fn embedding_gather_copies_the_tokens_rows<D: Driver>(bench: &mut Ben
     assert_eq!(bench.read::<u16>(params.out), want);
 }
 
-pub(super) fn rms_norm_norms_each_row_and_adds_the_residual_first<D: Driver>(bench: &mut Bench<D>) {
+pub(super) fn rms_norm_norms_each_row<D: Driver>(bench: &mut Bench<D>) {
     for element in Element::ACTIVATIONS {
         for (rows, hidden) in [(1, 8), (3, 576), (2, 4096), (1, 8192), (1, 16384)] {
-            for with_residual in [false, true] {
-                let x = numbers(1, rows * hidden);
-                let residual = numbers(2, rows * hidden);
-                let weight = numbers(3, hidden);
-                bench.clear();
-                let params = RmsNorm {
-                    x: bench.buffer(&element.encode(&x)),
-                    residual: if with_residual {
-                        bench.buffer(&element.encode(&residual))
-                    } else {
-                        DevicePointer::NULL
-                    },
-                    weight: bench.buffer(&weight),
-                    out: bench.buffer(&element.poison(rows * hidden)),
-                    hidden: hidden as u32,
-                    eps: 1e-5,
-                };
-                let wide = if hidden > RmsNorm::NARROW { "_wide" } else { "" };
-                let kernel = format!("rms_norm{wide}_{}", element.name());
-                let grid = [rows as u32, 1];
-                bench
-                    .launch(&launch("rms_norm", &kernel, grid, 256), &params)
-                    .expect("the kernel runs");
-                let mut sums = element.rounded(&x);
-                if with_residual {
-                    let old = element.rounded(&residual);
-                    let added: Vec<f32> =
-                        sums.iter().zip(&old).map(|(x, old)| (x + old) as f32).collect();
-                    sums = element.rounded(&added);
-                    let got = element.decode(&bench.read(params.residual));
-                    assert_close(&kernel, &got, &sums, |_| 0.0);
-                }
-                let weight: Vec<f64> = weight.into_iter().map(f64::from).collect();
-                let want: Vec<f64> = sums
-                    .chunks_exact(hidden)
-                    .flat_map(|row| reference::rms_norm(row, &weight, 1e-5))
-                    .collect();
-                let got = element.decode(&bench.read(params.out));
-                assert_close(&kernel, &got, &want, |want| {
-                    want.abs() * element.epsilon() * 1.01 + 1e-6
-                });
-            }
+            let x = numbers(1, rows * hidden);
+            let weight = numbers(3, hidden);
+            bench.clear();
+            let params = RmsNorm {
+                x: bench.buffer(&element.encode(&x)),
+                weight: bench.buffer(&weight),
+                out: bench.buffer(&element.poison(rows * hidden)),
+                hidden: hidden as u32,
+                eps: 1e-5,
+            };
+            let wide = if hidden > RmsNorm::NARROW { "_wide" } else { "" };
+            let kernel = format!("rms_norm{wide}_{}", element.name());
+            let grid = [rows as u32, 1];
+            bench
+                .launch(&launch("rms_norm", &kernel, grid, 256), &params)
+                .expect("the kernel runs");
+            let weight: Vec<f64> = weight.into_iter().map(f64::from).collect();
+            let want: Vec<f64> = element
+                .rounded(&x)
+                .chunks_exact(hidden)
+                .flat_map(|row| reference::rms_norm(row, &weight, 1e-5))
+                .collect();
+            let got = element.decode(&bench.read(params.out));
+            assert_close(&kernel, &got, &want, |want| want.abs() * element.epsilon() * 1.01 + 1e-6);
         }
     }
 }
 
+/// More edits than a block has threads; every other entry stays as it is.
+pub(super) fn table_edits_change_their_entries<D: Driver>(bench: &mut Bench<D>) {
+    let tables: Vec<u32> = (0..1000).collect();
+    // 7 is prime to the length: no entry comes twice.
+    let edits: Vec<EntryEdit> =
+        (0..300).map(|i| EntryEdit { entry: i * 7 % 1000, block: 5000 + i }).collect();
+    bench.clear();
+    let params = TableEdits {
+        edits: bench.buffer(&edits),
+        tables: bench.buffer(&tables),
+        num_edits: edits.len() as u32,
+        padding: 0,
+    };
+    bench.launch(&TableEdits::launch(params.num_edits), &params).expect("the kernel runs");
+    let mut want = tables;
+    edits.iter().for_each(|edit| want[edit.entry as usize] = edit.block);
+    assert_eq!(bench.read::<u32>(params.tables), want);
+}
+
 pub(super) fn gates_are_silu_or_gelu<D: Driver>(bench: &mut Bench<D>) {
-    let gelu =
-        |x: f64| 0.5 * x * (1.0 + (0.797_884_560_802_865_4 * (x + 0.044715 * x.powi(3))).tanh());
-    let silu = |x: f64| x / (1.0 + (-x).exp());
     for element in Element::ACTIVATIONS {
-        for (act, of) in [("silu", &silu as &dyn Fn(f64) -> f64), ("gelu", &gelu)] {
+        for (act, activation) in [("silu", Activation::Silu), ("gelu", Activation::GeluTanh)] {
             let (rows, intermediate) = (5, 40);
             let x: Vec<f32> = numbers(4, rows * 2 * intermediate).iter().map(|x| x * 9.0).collect();
             bench.clear();
@@ -109,7 +108,7 @@ pub(super) fn gates_are_silu_or_gelu<D: Driver>(bench: &mut Bench<D>) {
                 .chunks_exact(2 * intermediate)
                 .flat_map(|row| {
                     let (gate, up) = row.split_at(intermediate);
-                    gate.iter().zip(up).map(|(&gate, up)| of(gate) * up).collect::<Vec<_>>()
+                    reference::gated(activation, gate, up)
                 })
                 .collect();
             let got = element.decode(&bench.read(params.out));

@@ -25,7 +25,8 @@ pub fn all<D: Driver>() -> Vec<Case<D>> {
     }
     cases![
         elementwise::embedding_gather_copies_the_tokens_rows,
-        elementwise::rms_norm_norms_each_row_and_adds_the_residual_first,
+        elementwise::rms_norm_norms_each_row,
+        elementwise::table_edits_change_their_entries,
         elementwise::gates_are_silu_or_gelu,
         elementwise::add_bias_adds_to_every_row,
         elementwise::copy_blocks_moves_whole_blocks_of_every_layer,
@@ -33,7 +34,7 @@ pub fn all<D: Driver>() -> Vec<Case<D>> {
         attention::every_dtype_and_head_dim_matches_the_reference,
         attention::every_context_matches_the_reference,
         attention::every_group_matches_the_reference,
-        attention::windows_and_caps_match_the_reference,
+        attention::masks_and_caps_match_the_reference,
         attention::queries_beyond_f16_match_the_reference,
         attention::a_rows_bits_depend_on_its_own_context_only,
         sampling::the_drawn_token_is_the_references,

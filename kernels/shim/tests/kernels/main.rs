@@ -27,7 +27,8 @@ macro_rules! tests {
 
 tests! {
     embedding_gather_copies_the_tokens_rows
-    rms_norm_norms_each_row_and_adds_the_residual_first
+    rms_norm_norms_each_row
+    table_edits_change_their_entries
     gates_are_silu_or_gelu
     add_bias_adds_to_every_row
     copy_blocks_moves_whole_blocks_of_every_layer
@@ -35,7 +36,7 @@ tests! {
     every_dtype_and_head_dim_matches_the_reference
     every_context_matches_the_reference
     every_group_matches_the_reference
-    windows_and_caps_match_the_reference
+    masks_and_caps_match_the_reference
     queries_beyond_f16_match_the_reference
     a_rows_bits_depend_on_its_own_context_only
     the_drawn_token_is_the_references

@@ -113,7 +113,7 @@ fn chunks_merged_in_the_wrong_order_are_found() {
 fn an_unmasked_tail_is_found() {
     let faults = [
         ("at > last || at < first", "at > last + 64 || at < first"),
-        ("token > rows.position[i / 2] ||", "token > rows.position[i / 2] + 64 ||"),
+        ("token > rows.last[i / 2] ||", "token > rows.last[i / 2] + 64 ||"),
     ];
     for (index, fault) in faults.into_iter().enumerate() {
         let name = format!("tail{index}");

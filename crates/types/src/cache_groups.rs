@@ -1,6 +1,6 @@
 //! Which part of a sequence's context its cache layers keep.
 
-use sconce_types::BLOCK_SIZE;
+use crate::BLOCK_SIZE;
 
 /// Cache groups at most.
 pub const MAX_CACHE_GROUPS: usize = 8;
@@ -91,9 +91,27 @@ impl CacheGroups {
     }
 }
 
+impl CacheGroups {
+    /// The longest context of one sequence that so many blocks hold.
+    #[must_use]
+    pub fn tokens_in(&self, num_blocks: usize, max_step_tokens: usize, depth: usize) -> usize {
+        let fits = |blocks: usize| {
+            self.peak_blocks(blocks * BLOCK_SIZE, max_step_tokens, depth) <= num_blocks
+        };
+        // More blocks of context never take fewer.
+        let (mut least, mut beyond) = (0, num_blocks + 1);
+        while least + 1 < beyond {
+            let middle = least.midpoint(beyond);
+            if fits(middle) { least = middle } else { beyond = middle }
+        }
+        least * BLOCK_SIZE
+    }
+}
+
 impl Span {
     /// The most of `all` blocks that are held at once while `in_flight` tokens are computed.
-    pub(crate) fn peak_blocks(self, all: usize, in_flight: usize) -> usize {
+    #[must_use]
+    pub fn peak_blocks(self, all: usize, in_flight: usize) -> usize {
         match self {
             Self::All => all,
             // So many tokens may begin and end inside a block.

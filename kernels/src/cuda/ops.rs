@@ -1,0 +1,361 @@
+//! The operations as launches.
+
+use std::ops::Range;
+
+use super::{
+    AddBias, AttentionPlan, Cuda, CudaBuffer, CudaMatrix, CudaVector, DevicePointer, Driver,
+    EmbeddingGather, Gated, KernelParams, Launch, Matmul, PagedAttention, RmsNorm, RopeAndCache,
+    backend::Partials,
+    names::{self, of_dtype},
+    word,
+};
+use crate::{
+    Activation, AttentionParams, KernelError, Mask, Ops,
+    ops::{embedding::check_logit_rows, unknown_kind},
+};
+
+/// A cache is refused when it is made if no kernel takes it.
+const CHECKED: &str = "the cache was checked when it was made";
+
+impl<D: Driver> Cuda<D> {
+    /// Launches a kernel, unless there is nothing for it to do.
+    fn launch<P: KernelParams>(
+        &mut self,
+        launch: &Launch<'_>,
+        params: &P,
+    ) -> Result<(), KernelError> {
+        if launch.grid.contains(&0) {
+            return Ok(());
+        }
+        self.driver.launch(launch, params)
+    }
+
+    /// An elementwise kernel over pieces of 16 bytes.
+    fn elementwise(
+        &self,
+        file: &'static str,
+        kernel: &'static str,
+        pieces: usize,
+    ) -> Launch<'static> {
+        const THREADS: usize = 256;
+        let most = 8 * self.driver.multiprocessors();
+        let blocks = pieces.div_ceil(THREADS).clamp(1, most.max(1));
+        Launch { file, kernel, grid: [word(blocks), 1], threads: THREADS as u32, shared_bytes: 0 }
+    }
+
+    fn product(
+        &mut self,
+        op: &'static str,
+        (rows, accumulate): (usize, bool),
+        x: &CudaBuffer<D::Memory>,
+        w: &CudaMatrix<D::Memory>,
+        bias: Option<&CudaVector<D::Memory>>,
+        out: &mut CudaBuffer<D::Memory>,
+    ) -> Result<(), KernelError> {
+        x.check(op, "x", (rows, w.k), self.dtype)?;
+        out.check(op, "out", (rows, w.n), out.dtype)?;
+        if let Some(bias) = bias {
+            bias.check(op, "bias", w.n)?;
+            out.check(op, "out with a bias", (rows, w.n), self.dtype)?;
+        }
+        if rows == 0 {
+            return Ok(());
+        }
+        self.driver.matmul(&Matmul {
+            x: x.address,
+            w: w.address,
+            out: out.address,
+            rows,
+            n: w.n,
+            k: w.k,
+            dtype: self.dtype,
+            out_dtype: out.dtype,
+            accumulate,
+        })?;
+        let Some(bias) = bias else { return Ok(()) };
+        let pieces = pieces(op, w.n)?;
+        let params =
+            AddBias { bias: bias.address, x: out.address, pieces: word(pieces), rows: word(rows) };
+        let kernel = of_dtype!("add_bias", self.dtype);
+        self.launch(&self.elementwise("add_bias", kernel, rows * pieces), &params)
+    }
+}
+
+impl<M> CudaVector<M> {
+    fn check(&self, op: &'static str, what: &'static str, len: usize) -> Result<(), KernelError> {
+        if self.len == len {
+            return Ok(());
+        }
+        let (got, expected) = (format!("[{}]", self.len), format!("[{len}]"));
+        Err(KernelError::Shape { op, what, got, expected })
+    }
+}
+
+impl Mask {
+    /// The kernels' `window`.
+    fn window(self) -> u32 {
+        match self {
+            Self::None | Self::Causal => 0,
+            Self::Sliding(window) => word(window),
+        }
+    }
+}
+
+impl<D: Driver> Ops for Cuda<D> {
+    fn embedding_gather(
+        &mut self,
+        step: &Self::Step,
+        table: &Self::Matrix,
+        out: &mut Self::Buffer,
+    ) -> Result<(), KernelError> {
+        const OP: &str = "embedding_gather";
+        let rows = step.sizes.num_tokens;
+        out.check(OP, "out", (rows, table.k), self.dtype)?;
+        step.sizes.check_tokens(OP, table.n)?;
+        let params = EmbeddingGather {
+            token_ids: step.token_ids,
+            table: table.address,
+            out: out.address,
+            pieces: word(pieces(OP, table.k)?),
+            padding: 0,
+        };
+        self.launch(&row_launch(OP, OP, rows), &params)
+    }
+
+    fn gather_rows(
+        &mut self,
+        step: &Self::Step,
+        range: Range<usize>,
+        x: &Self::Buffer,
+        out: &mut Self::Buffer,
+    ) -> Result<(), KernelError> {
+        const OP: &str = "gather_rows";
+        let (list, len) = step.logit_rows;
+        check_logit_rows(len, &range)?;
+        x.check(OP, "x", (step.sizes.num_tokens, x.cols), self.dtype)?;
+        out.check(OP, "out", (range.len(), x.cols), self.dtype)?;
+        let params = EmbeddingGather {
+            token_ids: DevicePointer(list.0 + (range.start * size_of::<u32>()) as u64),
+            table: x.address,
+            out: out.address,
+            pieces: word(pieces(OP, x.cols)?),
+            padding: 0,
+        };
+        let name = "embedding_gather";
+        self.launch(&row_launch(name, name, range.len()), &params)
+    }
+
+    fn rms_norm(
+        &mut self,
+        rows: usize,
+        x: &Self::Buffer,
+        weight: &Self::Vector,
+        eps: f32,
+        out: &mut Self::Buffer,
+    ) -> Result<(), KernelError> {
+        const OP: &str = "rms_norm";
+        // What the registers of a block hold.
+        const MAX_HIDDEN: usize = 8 * 8 * 256;
+        let hidden = x.cols;
+        x.check(OP, "x", (rows, hidden), self.dtype)?;
+        out.check(OP, "out", (rows, hidden), self.dtype)?;
+        weight.check(OP, "weight", hidden)?;
+        pieces(OP, hidden)?;
+        if hidden > MAX_HIDDEN {
+            return Err(KernelError::Unsupported {
+                what: format!("hidden_size {hidden}"),
+                device: "CUDA",
+                accepted: "up to 16384 is",
+            });
+        }
+        let params = RmsNorm {
+            x: x.address,
+            weight: weight.address,
+            out: out.address,
+            hidden: word(hidden),
+            eps,
+        };
+        let kernel = if hidden <= RmsNorm::NARROW {
+            of_dtype!("rms_norm", self.dtype)
+        } else {
+            of_dtype!("rms_norm_wide", self.dtype)
+        };
+        self.launch(&row_launch(OP, kernel, rows), &params)
+    }
+
+    fn linear(
+        &mut self,
+        rows: usize,
+        x: &Self::Buffer,
+        w: &Self::Matrix,
+        bias: Option<&Self::Vector>,
+        out: &mut Self::Buffer,
+    ) -> Result<(), KernelError> {
+        self.product("linear", (rows, false), x, w, bias, out)
+    }
+
+    fn linear_add(
+        &mut self,
+        rows: usize,
+        x: &Self::Buffer,
+        w: &Self::Matrix,
+        bias: Option<&Self::Vector>,
+        out: &mut Self::Buffer,
+    ) -> Result<(), KernelError> {
+        self.product("linear_add", (rows, true), x, w, bias, out)
+    }
+
+    fn gated(
+        &mut self,
+        rows: usize,
+        activation: Activation,
+        x: &Self::Buffer,
+        out: &mut Self::Buffer,
+    ) -> Result<(), KernelError> {
+        const OP: &str = "gated";
+        let intermediate = out.cols;
+        x.check(OP, "x", (rows, 2 * intermediate), self.dtype)?;
+        out.check(OP, "out", (rows, intermediate), self.dtype)?;
+        let pieces = pieces(OP, intermediate)?;
+        let params =
+            Gated { x: x.address, out: out.address, pieces: word(pieces), rows: word(rows) };
+        let kernel = match activation {
+            Activation::Silu => of_dtype!("silu_mul", self.dtype),
+            Activation::GeluTanh => of_dtype!("gelu_mul", self.dtype),
+        };
+        self.launch(&self.elementwise(OP, kernel, rows * pieces), &params)
+    }
+
+    fn rope_and_cache(
+        &mut self,
+        step: &Self::Step,
+        params: &AttentionParams,
+        rope: &Self::Vector,
+        qk_norm: Option<(&Self::Vector, &Self::Vector, f32)>,
+        layer: usize,
+        qkv: &mut Self::Buffer,
+        cache: &mut Self::KvCache,
+    ) -> Result<(), KernelError> {
+        const OP: &str = "rope_and_cache";
+        step.check_cache(OP, cache)?;
+        let AttentionParams { num_heads, num_kv_heads, head_dim, .. } = *params;
+        let rows = step.sizes.num_tokens;
+        let heads = num_heads + 2 * num_kv_heads;
+        qkv.check(OP, "qkv", (rows, heads * head_dim), self.dtype)?;
+        step.sizes.check_positions(OP, rope.len / head_dim)?;
+        if let Some((q, k, _)) = qk_norm {
+            q.check(OP, "Q's norm", head_dim)?;
+            k.check(OP, "K's norm", head_dim)?;
+        }
+        let norm = |of: fn(&(&CudaVector<_>, &CudaVector<_>, f32)) -> DevicePointer| {
+            qk_norm.as_ref().map_or(DevicePointer::NULL, of)
+        };
+        let (k_scale, v_scale) = cache.scales;
+        let (layer, group) = cache.layer(OP, layer, params)?;
+        let launch_params = RopeAndCache {
+            qkv: qkv.address,
+            rope: rope.address,
+            positions: step.positions,
+            slot_mapping: step.kv_slots[group],
+            q_norm: norm(|(q, ..)| q.address),
+            k_norm: norm(|(_, k, _)| k.address),
+            cache: layer,
+            num_heads: word(num_heads),
+            num_kv_heads: word(num_kv_heads),
+            head_dim: word(head_dim),
+            eps: qk_norm.map_or(0.0, |(.., eps)| eps),
+            k_scale,
+            v_scale,
+        };
+        let kernel = names::rope_and_cache((self.dtype, cache.layout.dtype));
+        let launch = Launch {
+            file: OP,
+            kernel: kernel.expect(CHECKED),
+            grid: RopeAndCache::grid(word(rows), word(heads), word(head_dim)),
+            threads: RopeAndCache::THREADS,
+            shared_bytes: 0,
+        };
+        self.launch(&launch, &launch_params)
+    }
+
+    fn paged_attention(
+        &mut self,
+        step: &Self::Step,
+        params: &AttentionParams,
+        layer: usize,
+        qkv: &Self::Buffer,
+        cache: &Self::KvCache,
+        out: &mut Self::Buffer,
+    ) -> Result<(), KernelError> {
+        const OP: &str = "paged_attention";
+        step.check_cache(OP, cache)?;
+        let AttentionParams { num_heads, num_kv_heads, head_dim, .. } = *params;
+        let rows = step.sizes.num_tokens;
+        let q_stride = (num_heads + 2 * num_kv_heads) * head_dim;
+        qkv.check(OP, "qkv", (rows, q_stride), self.dtype)?;
+        out.check(OP, "out", (rows, num_heads * head_dim), self.dtype)?;
+        let (layer, cache_group) = cache.layer(OP, layer, params)?;
+        let work = step.work(OP, params, cache_group)?;
+        let Some(Partials { partials, tickets, .. }) = self.partials else {
+            return Err(unknown_kind(OP, params, cache_group));
+        };
+        let group = num_heads / num_kv_heads;
+        let (k_scale, v_scale) = cache.scales;
+        let (scale, soft_cap) = AttentionPlan::score_factors(params, k_scale);
+        let mut launch_params = PagedAttention {
+            work: work.prompts.0,
+            q: qkv.address,
+            cache: layer,
+            out: out.address,
+            block_tables: cache.tables,
+            partials,
+            tickets,
+            q_stride: word(q_stride),
+            num_kv_heads: word(num_kv_heads),
+            group: word(group),
+            window: params.mask.window(),
+            scale,
+            soft_cap,
+            v_scale,
+            causal: u32::from(params.mask != Mask::None),
+        };
+        let dtype = cache.layout.dtype;
+        let dtypes = (self.dtype, dtype);
+        let prompts = Launch {
+            file: OP,
+            kernel: names::paged_attention(dtypes, head_dim).expect(CHECKED),
+            grid: [word(num_kv_heads), word(work.prompts.1)],
+            threads: 256,
+            shared_bytes: AttentionPlan::prompt_shared_bytes(head_dim, dtype.size()),
+        };
+        self.launch(&prompts, &launch_params)?;
+        launch_params.work = work.decodes.0;
+        let columns = AttentionPlan::decode_columns(group);
+        let decodes = Launch {
+            file: "decode_attention",
+            kernel: names::decode_attention(dtypes, head_dim, columns).expect(CHECKED),
+            grid: [word(num_kv_heads), word(work.decodes.1)],
+            threads: 128,
+            shared_bytes: AttentionPlan::decode_shared_bytes(head_dim, dtype.size(), columns),
+        };
+        self.launch(&decodes, &launch_params)
+    }
+}
+
+/// A launch of a block for each row.
+fn row_launch(file: &'static str, kernel: &'static str, rows: usize) -> Launch<'static> {
+    Launch { file, kernel, grid: [word(rows), 1], threads: 256, shared_bytes: 0 }
+}
+
+/// Pieces of 16 bytes of a row of `cols` elements of two bytes.
+fn pieces(op: &'static str, cols: usize) -> Result<usize, KernelError> {
+    if cols.is_multiple_of(8) {
+        return Ok(cols / 8);
+    }
+    Err(KernelError::Shape {
+        op,
+        what: "columns",
+        got: cols.to_string(),
+        expected: "a multiple of 8".to_owned(),
+    })
+}

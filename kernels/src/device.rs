@@ -1,0 +1,121 @@
+//! What holds a model: memory, weights, the KV cache, and the steps that it is given.
+
+use std::time::Duration;
+
+use candle_core::Tensor;
+
+use crate::{AttentionKind, KernelError, KvLayout, StepLimits, StepPlan, WeightDtype};
+
+/// A device and what lies in its memory. One thread owns it.
+///
+/// A step is a value: [`Device::stage`] tells the device of all that varies in it, once,
+/// and operations read the staged [`Device::Step`]. So nothing is uploaded, planned or
+/// allocated inside a forward pass, and there may be several steps at a time.
+pub trait Device: Send {
+    /// Activations `[capacity, cols]`, in the dtype the device computes in, or logits
+    /// in f32.
+    type Buffer: Send;
+    /// A weight `[n, k]`, in the device's own layout.
+    type Matrix: Send + Sync;
+    /// A weight `[n]`, f32.
+    type Vector: Send + Sync;
+    /// The keys and values of every layer ([`KvLayout`]), and the block tables
+    /// `[num_groups][max_num_seqs][blocks_per_seq]` by which sequences find them.
+    type KvCache: Send;
+    /// A step as the device is told of it.
+    type Step: Send;
+
+    /// What a person should know of the device: its name, instruction set, threads.
+    fn describe(&self) -> String;
+
+    /// Free and total bytes of the device's memory; `None` where it is the machine's.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn memory_info(&self) -> Result<Option<(usize, usize)>, KernelError>;
+
+    /// Allocates activations of `capacity` rows, zeroed.
+    ///
+    /// # Errors
+    /// No memory.
+    fn buffer(&self, capacity: usize, cols: usize) -> Result<Self::Buffer, KernelError>;
+
+    /// Allocates logits of `capacity` rows, f32 on every device.
+    ///
+    /// # Errors
+    /// No memory.
+    fn logits_buffer(
+        &self,
+        capacity: usize,
+        vocab_size: usize,
+    ) -> Result<Self::Buffer, KernelError>;
+
+    /// Packs weights stored as `[n_i, k]` (a checkpoint's `weight`) into one
+    /// matrix of `n = Σ n_i` rows, converting to `dtype`.
+    ///
+    /// # Errors
+    /// Unequal `k`, a tensor that is not two-dimensional, a `k` whose sums
+    /// could exceed i32 in int8, no memory.
+    fn matrix(&self, parts: &[Tensor], dtype: WeightDtype) -> Result<Self::Matrix, KernelError>;
+
+    /// Bytes that a weight takes in the device's memory, scales included.
+    fn matrix_bytes(&self, matrix: &Self::Matrix) -> usize;
+
+    /// A vector of the parts end to end, converted to f32.
+    ///
+    /// # Errors
+    /// A tensor that is not one-dimensional, no memory.
+    fn vector(&self, parts: &[Tensor]) -> Result<Self::Vector, KernelError>;
+
+    /// Allocates a KV cache, with block tables for the limits' slots.
+    ///
+    /// # Errors
+    /// A layout that cannot be ([`KvLayout::page_lens`]) or that the device does not
+    /// compute, no memory.
+    fn kv_cache(
+        &self,
+        layout: &KvLayout,
+        limits: &StepLimits,
+    ) -> Result<Self::KvCache, KernelError>;
+
+    /// Allocates all that steps of these limits take, for a model whose layers attend in
+    /// these ways.
+    ///
+    /// # Errors
+    /// A way to attend that the device has not, no memory.
+    fn step(
+        &mut self,
+        limits: &StepLimits,
+        attention: &[AttentionKind],
+    ) -> Result<Self::Step, KernelError>;
+
+    /// Begins a step: checks the plan, plans its attention, and tells the device of both
+    /// in one copy; changes the cache's block tables. Operations that are given `step` and
+    /// `cache` compute this plan from then on.
+    ///
+    /// # Errors
+    /// The device failed, or the plan does not fit the limits or the cache: then no table
+    /// has changed.
+    fn stage(
+        &mut self,
+        plan: &StepPlan,
+        step: &mut Self::Step,
+        cache: &mut Self::KvCache,
+    ) -> Result<(), KernelError>;
+
+    /// A buffer's first `rows` rows, for tests and for reading results:
+    /// `[rows * cols]`.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn read(&mut self, buffer: &Self::Buffer, rows: usize) -> Result<Vec<f32>, KernelError>;
+
+    /// Waits until all of the step is computed, and says what the device took for it, if it
+    /// measures that.
+    ///
+    /// # Errors
+    /// The device failed, perhaps at something that it was asked for earlier.
+    fn finish(&mut self) -> Result<Option<Duration>, KernelError> {
+        Ok(None)
+    }
+}

@@ -1,0 +1,325 @@
+//! All that varies from step to step, as the device is told of it.
+
+use crate::{BLOCK_SIZE, KernelError, KvLayout};
+
+/// What a device has room for; everything is sized from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepLimits {
+    /// Rows of a step.
+    pub max_num_batched_tokens: usize,
+    /// Sequences of a step, and slots.
+    pub max_num_seqs: usize,
+    /// Tokens of a sequence.
+    pub max_model_len: usize,
+}
+
+impl StepLimits {
+    /// Entries of a slot's block table in one group.
+    #[must_use]
+    pub const fn blocks_per_seq(&self) -> usize {
+        self.max_model_len.div_ceil(BLOCK_SIZE)
+    }
+}
+
+/// A change of a block table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TableEdit {
+    /// The cache group whose table it is.
+    pub group: u32,
+    /// The slot of the sequence.
+    pub slot: u32,
+    /// The entry: tokens `index * BLOCK_SIZE ..` of the sequence.
+    pub index: u32,
+    /// The block of the pool that holds them from now on.
+    pub block: u32,
+}
+
+/// The input of a forward pass: tokens of several sequences laid end to end, with what
+/// attention needs to tell them apart. Sequence `s` owns rows
+/// `cu_seqlens_q[s] .. cu_seqlens_q[s + 1]`; they are its last tokens, so row `r` of it
+/// stands at position `context_lens[s] - (cu_seqlens_q[s + 1] - r)`. Prefill chunks and
+/// decodes (one row) mix freely.
+///
+/// Block tables are not part of it: they stay with the cache, by slot, and a step brings
+/// what changes in them.
+#[derive(Debug)]
+pub struct StepPlan {
+    /// `[num_tokens]`: vocabulary ids.
+    pub token_ids: Vec<u32>,
+    /// `[num_tokens]`: positions, from 0.
+    pub positions: Vec<u32>,
+    /// `[num_groups][num_tokens]`: where a row's key and value go in the layers of a
+    /// group: `block * BLOCK_SIZE + offset`.
+    pub kv_slots: Vec<Vec<u32>>,
+    /// `[num_seqs + 1]`: row borders, starting with 0.
+    pub cu_seqlens_q: Vec<u32>,
+    /// `[num_seqs]`: tokens in the cache once this step is written, its own included.
+    pub context_lens: Vec<u32>,
+    /// `[num_seqs]`: whose block tables a sequence has, each slot once at most.
+    pub slots: Vec<u32>,
+    /// Changes of block tables, made before anything is computed; each entry once at most.
+    /// An entry holds until it is changed again. A sequence that takes a slot brings its
+    /// table from the first entry that it reads on.
+    pub table_edits: Vec<TableEdit>,
+    /// The rows that get logits, in any order, a row more than once if need be; at most as
+    /// many as the limits' rows and sequences together.
+    pub logit_rows: Vec<u32>,
+}
+
+impl StepPlan {
+    /// An empty plan for a cache of so many groups.
+    #[must_use]
+    pub fn new(num_groups: usize) -> Self {
+        Self {
+            token_ids: Vec::new(),
+            positions: Vec::new(),
+            kv_slots: vec![Vec::new(); num_groups],
+            cu_seqlens_q: vec![0],
+            context_lens: Vec::new(),
+            slots: Vec::new(),
+            table_edits: Vec::new(),
+            logit_rows: Vec::new(),
+        }
+    }
+
+    /// Empties the plan and keeps its memory.
+    pub fn clear(&mut self) {
+        let Self {
+            token_ids,
+            positions,
+            kv_slots,
+            cu_seqlens_q,
+            context_lens,
+            slots,
+            table_edits,
+            logit_rows,
+        } = self;
+        for list in [token_ids, positions, context_lens, slots, logit_rows] {
+            list.clear();
+        }
+        kv_slots.iter_mut().for_each(Vec::clear);
+        cu_seqlens_q.clear();
+        cu_seqlens_q.push(0);
+        table_edits.clear();
+    }
+
+    /// Rows.
+    #[must_use]
+    pub fn num_tokens(&self) -> usize {
+        self.token_ids.len()
+    }
+
+    /// Sequences.
+    #[must_use]
+    pub fn num_seqs(&self) -> usize {
+        self.context_lens.len()
+    }
+
+    /// The rows of sequence `s`.
+    #[must_use]
+    pub fn rows(&self, s: usize) -> std::ops::Range<usize> {
+        self.cu_seqlens_q[s] as usize..self.cu_seqlens_q[s + 1] as usize
+    }
+
+    /// Appends a sequence's input tokens. The first stands at position
+    /// `num_computed_tokens`; `tables` are the slot's block tables by group, of which the
+    /// entries of these tokens are read.
+    ///
+    /// # Panics
+    /// If the tables do not cover the tokens, or are not one for each group: a defect that
+    /// would otherwise write into another sequence's cache.
+    pub fn push(
+        &mut self,
+        slot: u32,
+        token_ids: &[u32],
+        num_computed_tokens: usize,
+        tables: &[impl AsRef<[u32]>],
+    ) {
+        let context_len = num_computed_tokens + token_ids.len();
+        let positions = num_computed_tokens..context_len;
+        self.token_ids.extend_from_slice(token_ids);
+        self.positions.extend(positions.clone().map(below_2_32));
+        assert_eq!(tables.len(), self.kv_slots.len(), "a slot has a table in each group");
+        for (kv_slots, table) in self.kv_slots.iter_mut().zip(tables) {
+            let table = table.as_ref();
+            assert!(table.len() * BLOCK_SIZE >= context_len, "a block table must cover its tokens");
+            kv_slots.extend(positions.clone().map(|position| {
+                table[position / BLOCK_SIZE] * BLOCK_SIZE as u32 + (position % BLOCK_SIZE) as u32
+            }));
+        }
+        self.cu_seqlens_q.push(below_2_32(self.token_ids.len()));
+        self.context_lens.push(below_2_32(context_len));
+        self.slots.push(slot);
+    }
+
+    /// Changes a slot's table in one group from entry `first` on.
+    pub fn edit_table(&mut self, group: u32, slot: u32, first: usize, blocks: &[u32]) {
+        let edits = (first..).zip(blocks).map(|(index, &block)| TableEdit {
+            group,
+            slot,
+            index: below_2_32(index),
+            block,
+        });
+        self.table_edits.extend(edits);
+    }
+
+    /// Takes over another plan's contents, in this one's memory.
+    pub(crate) fn copy_from(&mut self, other: &Self) {
+        let Self {
+            token_ids,
+            positions,
+            kv_slots,
+            cu_seqlens_q,
+            context_lens,
+            slots,
+            table_edits,
+            logit_rows,
+        } = self;
+        token_ids.clone_from(&other.token_ids);
+        positions.clone_from(&other.positions);
+        kv_slots.clone_from(&other.kv_slots);
+        cu_seqlens_q.clone_from(&other.cu_seqlens_q);
+        context_lens.clone_from(&other.context_lens);
+        slots.clone_from(&other.slots);
+        table_edits.clone_from(&other.table_edits);
+        logit_rows.clone_from(&other.logit_rows);
+    }
+
+    /// Checks that the lists fit each other, the limits and the cache, and tells what
+    /// operations check their operands against.
+    ///
+    /// # Errors
+    /// What does not fit.
+    pub(crate) fn check(
+        &self,
+        limits: &StepLimits,
+        (layout, cache_limits): (&KvLayout, &StepLimits),
+    ) -> Result<StepSizes, KernelError> {
+        if limits != cache_limits {
+            return Err(KernelError::Shape {
+                op: "stage",
+                what: "the cache's limits",
+                got: format!("{cache_limits:?}"),
+                expected: format!("{limits:?} as the step's"),
+            });
+        }
+        let (rows, seqs) = (self.num_tokens(), self.num_seqs());
+        let max_rows = limits.max_num_batched_tokens;
+        at_most("rows", rows, max_rows)?;
+        at_most("sequences", seqs, limits.max_num_seqs)?;
+        at_most("rows that get logits", self.logit_rows.len(), max_rows + limits.max_num_seqs)?;
+        let fits = self.positions.len() == rows
+            && self.kv_slots.len() == layout.num_groups
+            && self.kv_slots.iter().all(|slots| slots.len() == rows)
+            && self.slots.len() == seqs
+            && self.cu_seqlens_q.len() == seqs + 1
+            && self.cu_seqlens_q.is_sorted()
+            && self.cu_seqlens_q.first() == Some(&0)
+            && self.cu_seqlens_q.last().map(|&end| end as usize) == Some(rows);
+        if !fits {
+            return Err(KernelError::Shape {
+                op: "stage",
+                what: "the plan's lists",
+                got: "of lengths that do not fit each other".to_owned(),
+                expected: format!(
+                    "of {rows} rows, {seqs} sequences and {} groups",
+                    layout.num_groups
+                ),
+            });
+        }
+        let largest = |list: &[u32]| list.iter().copied().max();
+        let positions = (0..seqs).all(|s| {
+            let rows = self.rows(s);
+            let context_len = self.context_lens[s];
+            rows.len() <= context_len as usize
+                && (context_len - rows.len() as u32..)
+                    .zip(&self.positions[rows])
+                    .all(|(a, &b)| a == b)
+        });
+        if !positions {
+            return Err(KernelError::Shape {
+                op: "stage",
+                what: "a sequence's positions",
+                got: "others".to_owned(),
+                expected: "the last of its context".to_owned(),
+            });
+        }
+        below(
+            "a context's last position",
+            largest(&self.context_lens).map(|len| len.max(1) - 1),
+            limits.max_model_len,
+        )?;
+        below("a sequence's slot", largest(&self.slots), limits.max_num_seqs)?;
+        below("a row that gets logits", largest(&self.logit_rows), rows)?;
+        for kv_slots in &self.kv_slots {
+            below("a row's place in the cache", largest(kv_slots), layout.num_blocks * BLOCK_SIZE)?;
+        }
+        let largest_of = |field: fn(&TableEdit) -> u32| self.table_edits.iter().map(field).max();
+        below("an edit's group", largest_of(|edit| edit.group), layout.num_groups)?;
+        below("an edit's slot", largest_of(|edit| edit.slot), limits.max_num_seqs)?;
+        below("an edit's entry", largest_of(|edit| edit.index), limits.blocks_per_seq())?;
+        below("an edit's block", largest_of(|edit| edit.block), layout.num_blocks)?;
+        Ok(StepSizes {
+            num_tokens: rows,
+            largest_token: largest(&self.token_ids),
+            largest_position: largest(&self.positions),
+        })
+    }
+}
+
+/// What operations check their operands against.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct StepSizes {
+    pub(crate) num_tokens: usize,
+    /// `None` of no rows, as below.
+    pub(crate) largest_token: Option<u32>,
+    pub(crate) largest_position: Option<u32>,
+}
+
+impl StepSizes {
+    /// # Errors
+    /// A token is outside a table of `n` rows.
+    pub(crate) fn check_tokens(&self, op: &'static str, n: usize) -> Result<(), KernelError> {
+        below_in(op, "a token id", self.largest_token, n)
+    }
+
+    /// # Errors
+    /// A position is outside a table of `n` rows.
+    pub(crate) fn check_positions(&self, op: &'static str, n: usize) -> Result<(), KernelError> {
+        below_in(op, "a position", self.largest_position, n)
+    }
+}
+
+fn below_2_32(n: usize) -> u32 {
+    u32::try_from(n).expect("sizes of a step are below 2^32")
+}
+
+fn at_most(what: &'static str, got: usize, limit: usize) -> Result<(), KernelError> {
+    if got <= limit {
+        return Ok(());
+    }
+    let (got, expected) = (got.to_string(), format!("at most {limit}"));
+    Err(KernelError::Shape { op: "stage", what, got, expected })
+}
+
+fn below(what: &'static str, largest: Option<u32>, limit: usize) -> Result<(), KernelError> {
+    below_in("stage", what, largest, limit)
+}
+
+/// An error unless the largest of some numbers is below `limit`.
+pub(crate) fn below_in(
+    op: &'static str,
+    what: &'static str,
+    largest: Option<u32>,
+    limit: usize,
+) -> Result<(), KernelError> {
+    match largest {
+        Some(largest) if largest as usize >= limit => Err(KernelError::Shape {
+            op,
+            what,
+            got: largest.to_string(),
+            expected: format!("below {limit}"),
+        }),
+        _ => Ok(()),
+    }
+}
