@@ -3,5 +3,6 @@
 mod admission;
 mod bills;
 mod fairness;
+mod kept_schedule;
 mod scenarios;
 mod simulation;
