@@ -11,6 +11,7 @@
 #include "launch.hpp"
 
 #if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 
@@ -23,6 +24,8 @@ void (*on_failure)(const char* message);
 namespace {
 
 constexpr size_t STACK_BYTES = 256 * 1024;
+// Of `fiber_main` and of what it calls last.
+constexpr size_t FIRST_FRAMES_BYTES = 4096;
 
 enum class State { Ready, AtBlock, AtWarp, Done };
 
@@ -150,6 +153,11 @@ void run_block() {
         fiber.thread = i;
         fiber.meetings = 0;
         fiber.copies.assign(1, {});
+#if defined(__SANITIZE_ADDRESS__)
+        // The thread that had this stack before never left its first frames.
+        __asan_unpoison_memory_region(fiber.stack + STACK_BYTES - FIRST_FRAMES_BYTES,
+                                      FIRST_FRAMES_BYTES);
+#endif
         fiber.context.begin(fiber.stack, STACK_BYTES, fiber_main);
         release(fiber);
     }
