@@ -7,6 +7,7 @@ mod cuda;
 #[cfg(feature = "cuda")]
 mod fake_gpu;
 mod golden;
+mod kept_bits;
 mod ledger;
 mod model;
 mod openai;
@@ -16,3 +17,4 @@ mod process;
 mod replay;
 mod server;
 mod tenants;
+mod tiny;
