@@ -9,6 +9,7 @@ mod load;
 mod memory;
 mod model_runner;
 mod options;
+mod out_of_memory;
 mod seat;
 
 pub use load::{LoadTimes, LoadedModel, load, load_on, load_on_cpu};

@@ -3,15 +3,18 @@
 use std::time::{Duration, Instant};
 
 use sconce_kernels::{
-    Backend, CacheDtype, Dtype, KernelError, KvLayout, WeightDtype,
+    Backend, CacheDtype, Dtype, KvLayout, WeightDtype,
     cpu::{Cpu, CpuConfig, Isa},
     cuda::CudaLimits,
 };
-use sconce_models::{Loaded, ModelConfig, ModelError, Workspace};
+use sconce_models::{CausalLm, Loaded, ModelConfig, Workspace};
 use sconce_types::Executor;
 
 use crate::{
-    DeviceChoice, LoadError, LoadOptions, ModelRunner, Quantization, energy::Energy, memory,
+    DeviceChoice, LoadError, LoadOptions, ModelRunner, Quantization,
+    energy::Energy,
+    memory,
+    out_of_memory::{self, Stage},
 };
 
 /// A model that is ready to run, and what a person should know of it.
@@ -160,10 +163,10 @@ fn weight_dtype(options: &LoadOptions, dtype: Dtype) -> WeightDtype {
 mod cuda {
     use sconce_kernels::{
         KernelError,
-        cuda::{Cuda, CudaDriver},
+        cuda::{Cuda, CudaDriver, Driver as _},
     };
 
-    use super::{Energy, LoadError, LoadOptions, LoadedModel, load_on};
+    use super::{Energy, LoadError, LoadOptions, LoadedModel, Stage, load_on, out_of_memory};
 
     pub(super) fn load(
         options: &LoadOptions,
@@ -176,7 +179,9 @@ mod cuda {
                 error => LoadError::Device { error },
             })?;
             uuid = driver.uuid();
-            Ok(Cuda::new(driver, dtype, limits)?)
+            let memory = driver.memory_info().ok();
+            Cuda::new(driver, dtype, limits)
+                .map_err(|error| out_of_memory::explain(error.into(), memory, &Stage::Device))
         };
         let loaded = load_on(options, 2048, make, progress)?;
         Ok(loaded.measured_by(Energy::of_gpu(uuid.as_deref())))
@@ -226,47 +231,12 @@ pub fn load_on<B: Backend + 'static>(
     let limits = CudaLimits { max_num_batched_tokens, max_num_seqs, max_model_len };
     let mut backend = make(dtype, limits)?;
     end_phase(&mut times.device);
-    let weight_dtype = weight_dtype(options, dtype);
-    let Loaded { model, weight_bytes, warnings } =
-        sconce_models::load(&options.dir, &config, &backend, weight_dtype, max_model_len, progress)
-            .map_err(|error| short_of_memory(&backend, error.into()))?;
-    for warning in warnings {
-        tracing::warn!("{}: {warning}", options.dir.display());
-    }
-    end_phase(&mut times.weights);
-    let shape = *model.shape();
-    let mut layout = KvLayout {
-        num_layers: shape.num_layers,
-        num_blocks: 0,
-        num_kv_heads: shape.num_kv_heads,
-        head_dim: shape.head_dim,
-        dtype: options.kv_cache_dtype.unwrap_or(dtype.into()),
-    };
-    let mut workspace = Workspace::new(&backend, &shape, max_num_batched_tokens, max_num_seqs)
-        .map_err(|error| short_of_memory(&backend, error.into()))?;
-    let measured = memory::left_for_cache(
-        &mut backend,
-        &*model,
-        &mut workspace,
-        (layout, limits),
-        options.gpu_memory_utilization,
-    )
-    .map_err(|error| short_of_memory(&backend, error.into()))?;
-    let blocks_per_seq = max_model_len.div_ceil(16);
-    layout.num_blocks = memory::num_blocks(
-        options.kv_cache_memory_bytes.or(measured),
-        layout.block_bytes(),
-        blocks_per_seq.saturating_mul(max_num_seqs),
-    );
-    if layout.num_blocks < blocks_per_seq {
-        return Err(LoadError::NoRoom {
-            tokens: layout.num_blocks * 16,
-            max_model_len,
-            needed_bytes: blocks_per_seq * layout.block_bytes(),
-        });
-    }
-    let cache =
-        backend.kv_cache(layout).map_err(|error| short_of_memory(&backend, error.into()))?;
+    let checkpoint_bytes = out_of_memory::checkpoint_bytes(&options.dir);
+    let mut at = (Stage::Weights { checkpoint_bytes }, backend.memory_info()?);
+    let asked = Asked { options, config: &config, dtype, limits };
+    let placed = place(&mut backend, &asked, &mut at, progress, || end_phase(&mut times.weights))
+        .map_err(|error| out_of_memory::explain(error, at.1, &at.0))?;
+    let Placed { model, weight_bytes, workspace, layout, cache } = placed;
     end_phase(&mut times.cache);
     Ok(LoadedModel {
         device: backend.describe(),
@@ -275,7 +245,7 @@ pub fn load_on<B: Backend + 'static>(
         quantization: options.quantization,
         kv_cache_dtype: layout.dtype,
         weight_bytes,
-        vocab_size: shape.vocab_size,
+        vocab_size: model.shape().vocab_size,
         max_model_len,
         max_num_batched_tokens,
         num_blocks: layout.num_blocks,
@@ -286,17 +256,72 @@ pub fn load_on<B: Backend + 'static>(
     })
 }
 
-/// An error, with what the device has where it had too little.
-fn short_of_memory<B: Backend>(backend: &B, error: LoadError) -> LoadError {
-    let (what, bytes) = match &error {
-        LoadError::Kernel(KernelError::OutOfMemory { what, bytes })
-        | LoadError::Model(ModelError::Kernel(KernelError::OutOfMemory { what, bytes })) => {
-            (what.clone(), *bytes)
-        }
-        _ => return error,
-    };
-    match backend.memory_info() {
-        Ok(Some((free, total))) => LoadError::NoMemory { what, bytes, free, total },
-        _ => error,
+/// What is placed on a device.
+struct Asked<'a> {
+    options: &'a LoadOptions,
+    config: &'a ModelConfig,
+    dtype: Dtype,
+    limits: CudaLimits,
+}
+
+/// All that a runner keeps on a device.
+struct Placed<B: Backend> {
+    model: Box<dyn CausalLm<B>>,
+    weight_bytes: usize,
+    workspace: Workspace<B>,
+    layout: KvLayout,
+    cache: B::KvCache,
+}
+
+/// Places weights, what a step computes in, and the KV cache on a device; `at` says how far
+/// it came, with the free and total bytes when that began. `weights_are_loaded` is called in
+/// between.
+fn place<B: Backend + 'static>(
+    backend: &mut B,
+    asked: &Asked<'_>,
+    at: &mut (Stage, Option<(usize, usize)>),
+    progress: &mut dyn FnMut(usize, usize),
+    weights_are_loaded: impl FnOnce(),
+) -> Result<Placed<B>, LoadError> {
+    let &Asked { options, config, dtype, limits } = asked;
+    let CudaLimits { max_num_batched_tokens, max_num_seqs, max_model_len } = limits;
+    let weight_dtype = weight_dtype(options, dtype);
+    let Loaded { model, weight_bytes, warnings } =
+        sconce_models::load(&options.dir, config, backend, weight_dtype, max_model_len, progress)?;
+    for warning in warnings {
+        tracing::warn!("{}: {warning}", options.dir.display());
     }
+    weights_are_loaded();
+    let shape = *model.shape();
+    let mut layout = KvLayout {
+        num_layers: shape.num_layers,
+        num_blocks: 0,
+        num_kv_heads: shape.num_kv_heads,
+        head_dim: shape.head_dim,
+        dtype: options.kv_cache_dtype.unwrap_or(dtype.into()),
+    };
+    let blocks_per_seq = max_model_len.div_ceil(16);
+    let needed_bytes = blocks_per_seq * layout.block_bytes();
+    let share = options.gpu_memory_utilization;
+    let free = backend.memory_info()?;
+    let room = match (options.kv_cache_memory_bytes, free) {
+        (Some(asked), Some((free, _))) => (free as u64).saturating_sub(asked),
+        _ => memory::free_below(&*backend, share)?.unwrap_or(0).saturating_sub(needed_bytes as u64),
+    };
+    *at = (Stage::Step { room, shape, limits }, free);
+    let mut workspace = Workspace::new(backend, &shape, max_num_batched_tokens, max_num_seqs)?;
+    let measured =
+        memory::left_for_cache(backend, &*model, &mut workspace, (layout, limits), share)?;
+    *at = (Stage::Cache, backend.memory_info()?);
+    layout.num_blocks = memory::num_blocks(
+        options.kv_cache_memory_bytes.or(measured),
+        layout.block_bytes(),
+        blocks_per_seq.saturating_mul(max_num_seqs),
+    );
+    if layout.num_blocks < blocks_per_seq {
+        let tokens = layout.num_blocks * 16;
+        return Err(LoadError::NoRoom { tokens, max_model_len, needed_bytes });
+    }
+    let cache = backend.kv_cache(layout)?;
+    Ok(Placed { model, weight_bytes, workspace, layout, cache })
 }

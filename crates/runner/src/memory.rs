@@ -52,6 +52,15 @@ pub(crate) fn left_for_cache<B: Backend>(
     let requests = vec![SampleRequest::default(); num_rows];
     backend.sample(&mut workspace.logits, &requests, &mut Vec::new())?;
     drop(cache);
+    free_below(backend, utilization)
+}
+
+/// Bytes that a device with memory of its own has free, less the share of it that is to be
+/// left to others; `None` for other devices.
+pub(crate) fn free_below<B: Backend>(
+    backend: &B,
+    utilization: f64,
+) -> Result<Option<u64>, KernelError> {
     Ok(backend.memory_info()?.map(|(free, total)| {
         let others = (total as f64 * (1.0 - utilization)) as u64;
         (free as u64).saturating_sub(others)

@@ -117,20 +117,23 @@ pub enum LoadError {
     },
     /// The device's memory does not hold what the model and its limits take.
     #[error(
-        "out of memory: {what} takes {bytes} bytes, but of the device's {total} only {free} are \
-         free; smaller --max-num-batched-tokens, --max-num-seqs or --kv-cache-memory-bytes take \
-         less, and so do other processes that are ended (nvidia-smi shows them); weights that do \
-         not fit need a smaller model"
+        "out of memory: of the device's {total} bytes {free} were free for {stage}, where {what} \
+         of {bytes} bytes had no more room; {advice}; other processes that are ended leave more \
+         (nvidia-smi shows them)"
     )]
     NoMemory {
         /// What was to be allocated.
         what: String,
         /// Its size.
         bytes: usize,
-        /// Bytes that are free.
+        /// Bytes that were free for the stage of loading.
         free: usize,
         /// Bytes that the device has.
         total: usize,
+        /// What the stage was to place.
+        stage: &'static str,
+        /// Which flags would fit it.
+        advice: String,
     },
     /// More context asked for than the model has.
     #[error("max_model_len is {asked}, but the model's context holds {limit} tokens")]
@@ -142,9 +145,10 @@ pub enum LoadError {
     },
     /// The cache would not hold a single sequence.
     #[error(
-        "the KV cache has room for {tokens} tokens, but max_model_len is {max_model_len}; give it \
-         at least {needed_bytes} bytes (--kv-cache-memory-bytes, or on a GPU a larger \
-         --gpu-memory-utilization) or lower --max-model-len"
+        "the KV cache has room for {tokens} tokens, but max_model_len is \
+         {max_model_len}{}; that context takes {needed_bytes} bytes (--kv-cache-memory-bytes, or on \
+         a GPU a larger --gpu-memory-utilization, or smaller --max-num-batched-tokens and \
+         --max-num-seqs beside it)", shorter_context(*tokens)
     )]
     NoRoom {
         /// Tokens it would hold.
@@ -166,4 +170,9 @@ pub enum LoadError {
         /// What was asked for.
         asked: f64,
     },
+}
+
+/// A context that there is room for, if there is one: a token of prompt and one of output.
+fn shorter_context(tokens: usize) -> String {
+    if tokens < 2 { String::new() } else { format!("; --max-model-len {tokens} would fit") }
 }
