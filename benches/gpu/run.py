@@ -8,7 +8,7 @@ written as they come, to DIR/results.jsonl; DIR/run.log has everything that was 
 
 With --resume, cases that an earlier run of the same binaries on the same card finished are
 taken from its results. A dry run does all of it on the fake GPU of kernels/shim/driver, with
-this checkout's debug build and models of a few hundred weights.
+this checkout's debug build, packed as for a journey, and models of a few hundred weights.
 """
 
 import argparse
@@ -52,7 +52,7 @@ class Run:
         self.log = (self.out / "run.log").open("w")
         self.environment = dict(os.environ)
         self.binaries = self.find_binaries()
-        self.earlier = {}
+        self.earlier, self.earlier_servers = {}, []
         self.results = None
         # Processes that outlive a case: servers, makers of models.
         self.background = []
@@ -65,19 +65,21 @@ class Run:
 
     def find_binaries(self):
         """The folder of the binaries, and the libraries they need on the path."""
+        packed = ROOT / "target/gpu"
         if self.dry:
-            build = ["cargo", "build", "--quiet", "--workspace", "--bins", "--features", "cuda", "--locked"]
-            subprocess.run(build, check=True, cwd=ROOT)
+            packed = self.work / "packed"
+            self.pack(packed)
+        folder = self.work / "bin"
+        folder.mkdir()
+        for file in sorted(packed.glob("*.gz")):
+            binary = folder / file.stem
+            binary.write_bytes(gzip.decompress(file.read_bytes()))
+            binary.chmod(0o755)
+        if self.dry:
             shim = ROOT / "kernels/shim/driver/build"
             libraries = subprocess.run([shim], check=True, capture_output=True, text=True).stdout.strip()
             self.environment["LD_LIBRARY_PATH"] = libraries
-            return ROOT / "target/debug"
-        folder = self.work / "bin"
-        folder.mkdir()
-        for packed in sorted((ROOT / "target/gpu").glob("*.gz")):
-            binary = folder / packed.stem
-            binary.write_bytes(gzip.decompress(packed.read_bytes()))
-            binary.chmod(0o755)
+            return folder
         # cuBLAS and cuRAND lie among PyTorch's packages.
         site = Path(sysconfig.get_paths()["purelib"]) / "nvidia"
         folders = [str(path) for path in site.glob("*/lib")]
@@ -85,6 +87,13 @@ class Run:
         folders += self.environment.get("LD_LIBRARY_PATH", "").split(":")
         self.environment["LD_LIBRARY_PATH"] = ":".join(filter(None, folders))
         return folder
+
+    def pack(self, folder):
+        """Packs the debug build; its size is bounded as a release's is."""
+        # The tests' model is there already.
+        environment = {"SCONCE_CACHE": str(ROOT / "target/tmp/models-cache"), "SCONCE_NO_HUB": "1"}
+        command = [ROOT / "benches/gpu/pack", "--profile", "dev", "--out", folder]
+        subprocess.run(command, check=True, env=os.environ | environment)
 
     def key(self):
         """The binaries and the card: results of others are not this run's."""
@@ -107,11 +116,18 @@ class Run:
         key = self.key()
         if resume:
             self.take_earlier(Path(resume), key)
-        self.results = (self.out / "results.jsonl").open("w")
+        path = self.out / "results.jsonl"
+        # What was measured is whole in a file before the old one, which may be the same, goes.
+        half = path.with_suffix(".half")
+        self.results = half.open("w")
         self.write({"stage": "run", "fake": self.dry, **key})
+        for lines in self.earlier.values():
+            for line in lines:
+                self.write(line)
+        half.replace(path)
 
     def take_earlier(self, path, key):
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        lines = whole_lines(path)
         first = lines[0] if lines else {}
         if any(first.get(name) != value for name, value in key.items()):
             self.say(f"{path} is of other binaries or another card: nothing is taken from it")
@@ -119,8 +135,21 @@ class Run:
         for line in lines[1:]:
             self.earlier.setdefault((line["stage"], line["case"]), []).append(line)
         ended = {at for at, of in self.earlier.items() if of[-1].get("outcome") == "ok"}
+        servers = {at for at in ended if at[1] in stages.SERVER}
+        # A server that has more to do is started again.
+        self.earlier_servers = [line for at in servers for line in self.earlier[at]]
+        ended -= servers
         self.earlier = {at: of for at, of in self.earlier.items() if at in ended}
         self.say(f"{len(ended)} cases were finished by an earlier run")
+
+    def was_finished(self, stage, names):
+        """Whether an earlier run finished all these cases of a stage with a server; then the
+        server's own are as they were."""
+        finished = all((stage, name) in self.earlier for name in names)
+        for line in self.earlier_servers if finished else []:
+            if line["stage"] == stage:
+                self.write(line)
+        return finished
 
     def say(self, text):
         with self.lock:
@@ -140,16 +169,18 @@ class Run:
     def left(self):
         return self.stage_deadline - time.monotonic()
 
-    def case(self, stage, name, command, seconds, then=None):
+    def case(self, stage, name, command, seconds, then=None, keep=None):
         """Runs a command whose lines of JSON are results, and returns them.
 
-        Where it succeeds, `then` is called with them.
+        Where it succeeds, `then` is called with them; `keep` is so too where an earlier run
+        has finished the case.
         """
         earlier = self.earlier.get((stage, name))
         if earlier:
-            for line in earlier:
-                self.write(line)
-            return [line for line in earlier if "outcome" not in line]
+            lines = [line for line in earlier if "outcome" not in line]
+            if keep:
+                keep(lines)
+            return lines
         limit = min(seconds, self.left())
         if limit < LEAST_SECONDS:
             self.end_case(stage, name, "not run", 0.0, "no time was left")
@@ -157,8 +188,9 @@ class Run:
         started = time.monotonic()
         outcome, lines, errors = self.watch(stage, name, command, limit)
         reason = "\n".join(errors[-DETAIL_LINES:])
-        if outcome == "ok" and then:
-            then(lines)
+        if outcome == "ok":
+            for call in filter(None, [then, keep]):
+                call(lines)
         self.end_case(stage, name, outcome, time.monotonic() - started, reason if outcome != "ok" else "")
         return lines
 
@@ -248,6 +280,12 @@ class Run:
         for process in self.background:
             kill(process)
         shutil.rmtree(self.work, ignore_errors=True)
+
+
+def whole_lines(path):
+    """The results in a file, but for a last one that a run was ended in the middle of."""
+    lines = path.read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def kill(process):

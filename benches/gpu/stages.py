@@ -112,6 +112,10 @@ def checks(run):
     run.side_by_side([check(name) for name in names])
 
 
+# The cases of a server itself.
+SERVER = ("the server starts", "the server ends")
+
+
 @contextmanager
 def server(run, stage, model, flags):
     """A server of the model; gives its URL, or None where it did not start."""
@@ -131,9 +135,9 @@ def server(run, stage, model, flags):
     text = log.read_text(errors="replace")
     seconds = time.monotonic() - started
     if url:
-        run.end_case(stage, "the server starts", "ok", seconds, "")
+        run.end_case(stage, SERVER[0], "ok", seconds, "")
     else:
-        run.end_case(stage, "the server starts", "failed", seconds, text[-1500:])
+        run.end_case(stage, SERVER[0], "failed", seconds, text[-1500:])
     try:
         yield url
     finally:
@@ -144,14 +148,19 @@ def server(run, stage, model, flags):
             except Exception:
                 code = "none within 20 s"
             outcome = "ok" if code == 0 else "failed"
-            run.end_case(stage, "the server ends", outcome, 0.0, f"exit code {code}" if code else "")
+            run.end_case(stage, SERVER[1], outcome, 0.0, f"exit code {code}" if code else "")
         for line in log.read_text(errors="replace").splitlines():
             run.note(stage, "server", line)
 
 
+def cell_name(cell):
+    streams, input_len, output_len, _ = cell
+    return f"{streams} streams, {input_len} in, {output_len} out"
+
+
 def bench_cell(run, stage, url, cell, seconds):
     streams, input_len, output_len, requests = cell
-    name = f"{streams} streams, {input_len} in, {output_len} out"
+    name = cell_name(cell)
     path = run.work / f"bench-{stage}-{streams}-{input_len}-{output_len}.json"
     command = [run.binaries / "sconce", "bench", "--base-url", url, "--model", "model", "--disable-tqdm"]
     command += ["--max-concurrency", streams, "--num-prompts", requests]
@@ -171,12 +180,14 @@ def bench_cell(run, stage, url, cell, seconds):
 def first_light(run):
     """A server answers at all, the same alone and in company, and counts energy."""
     flags = ["--max-model-len", "512" if run.dry else "4096"]
+    cell = (2, 20, 4, 2) if run.dry else (32, 256, 64, 64)
+    if run.was_finished("first-light", ["answers", cell_name(cell), "metrics"]):
+        return
     with server(run, "first-light", run.models.take("small"), flags) as url:
         if not url:
             return
         size = ["3", "40", "4"] if run.dry else ["32", "2500", "6"]
         run.case("first-light", "answers", python("http_side.py", "company", url, *size), 60)
-        cell = (2, 20, 4, 2) if run.dry else (32, 256, 64, 64)
         bench_cell(run, "first-light", url, cell, 60)
         run.case("first-light", "metrics", python("http_side.py", "metrics", url), 20)
 
@@ -193,7 +204,7 @@ def tokens(run):
 
         command = gpu(run, "tokens", "--model", model, "--prompts", folder / "prompts.json")
         command += ["--max-num-seqs", batch, "--max-tokens", "16"]
-        run.case("tokens", f"batch {batch}", command, 60, keep)
+        run.case("tokens", f"batch {batch}", command, 60, keep=keep)
     made = [batch for batch in batches if (folder / f"tokens-{batch}").exists()]
     if made:
         run.case("tokens", "compared", python("torch_side.py", "tokens", folder, *map(str, made)), 60)
@@ -213,8 +224,11 @@ def kernels(run):
 
 def serving(run):
     flags = ["--max-model-len", "256" if run.dry else "2304"]
+    cells = [(2, 20, 4, 3)] if run.dry else CELLS
+    if run.was_finished("serving", [cell_name(cell) for cell in cells]):
+        return
     with server(run, "serving", run.models.take("large"), flags) as url:
-        for cell in [(2, 20, 4, 3)] if run.dry else CELLS:
+        for cell in cells:
             if url:
                 bench_cell(run, "serving", url, cell, 60)
 
@@ -224,6 +238,9 @@ def attention(run):
 
 
 def probes(run):
+    # They are of the GPU alone: the fake one has only the kernels of this project.
+    if run.dry:
+        return
     for probe in sorted(run.binaries.glob("probe-*")):
         run.case("probes", probe.name.removeprefix("probe-"), [probe], 20)
 

@@ -187,7 +187,7 @@ impl<B: Backend> Workspace<B> {
 #[cfg(test)]
 mod tests {
     use sconce_kernels::{
-        Backend,
+        Device as _,
         cpu::{Cpu, CpuBuffer, CpuConfig},
     };
 

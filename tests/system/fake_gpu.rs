@@ -93,7 +93,8 @@ fn with_fake_gpu() -> Command {
     Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/shim/with-fake-gpu"))
 }
 
-/// A command that serves a model on a fake GPU.
+/// A command that serves a model on a fake GPU, with small limits where `args` name no
+/// others; an empty value leaves a flag out.
 fn command(folder: &TempDir, model: &Path, fake_gpu: &[&str], args: &[&str]) -> Command {
     let mut command = with_fake_gpu();
     command.arg("--trace").arg(folder.path().join("trace")).args(fake_gpu);
@@ -110,7 +111,10 @@ fn command(folder: &TempDir, model: &Path, fake_gpu: &[&str], args: &[&str]) -> 
             command.args([flag, value]);
         }
     }
-    command.args(args);
+    // An option of `serve` and its value, or a flag.
+    let is_left_out =
+        |i: usize| args[i].is_empty() || args.get(i + 1).is_some_and(|v| v.is_empty());
+    command.args((0..args.len()).filter(|&i| !is_left_out(i)).map(|i| args[i]));
     command
 }
 

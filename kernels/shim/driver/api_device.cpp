@@ -114,7 +114,7 @@ CUresult cuDeviceGetUuid(CUuuid* uuid, CUdevice ordinal) {
 
 CUresult cuDeviceTotalMem_v2(size_t* bytes, CUdevice ordinal) {
     CALL(Init);
-    *bytes = device().settings.profile->memory_bytes;
+    *bytes = device().settings.memory_bytes;
     return check_device(ordinal);
 }
 

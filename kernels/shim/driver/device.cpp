@@ -68,7 +68,7 @@ CUresult initialize() {
     }
     d.settings = read_settings();
     d.random.seed(d.settings.seed);
-    d.memory.start(d.settings.profile->memory_bytes);
+    d.memory.start(d.settings.memory_bytes);
     shim::on_failure = on_kernel_failure;
     struct sigaction action {};
     action.sa_sigaction = on_fault;

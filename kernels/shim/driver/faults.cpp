@@ -30,7 +30,7 @@ std::string Faults::read(const std::string& path) {
         if (!(words >> kind)) {
             continue;
         }
-        Fault fault{Kind::Fail, "", 0, 0};
+        Fault fault{Kind::Fail, "", 0, false, 0};
         std::string n, value;
         bool good = true;
         if (kind == "fail") {
@@ -52,7 +52,8 @@ std::string Faults::read(const std::string& path) {
             }
         }
         const bool is_of_calls = fault.kind == Kind::Fail || fault.kind == Kind::Skip;
-        good = good && (parse(n, fault.n) || (n == "*" && is_of_calls));
+        fault.is_after_failure = fault.kind == Kind::Skip && n == "after";
+        good = good && (parse(n, fault.n) || (n == "*" && is_of_calls) || fault.is_after_failure);
         if (fault.kind == Kind::Fail || fault.kind == Kind::Sticky) {
             const int error = error_of_name(value);
             if (error > 0) {
@@ -75,7 +76,9 @@ Faults::Answer Faults::of_call(const char* name) {
     const uint64_t n = ++calls[name];
     for (const Fault& fault : faults) {
         const bool is_of_calls = fault.kind == Kind::Fail || fault.kind == Kind::Skip;
-        if (is_of_calls && fault.call == name && (fault.n == 0 || fault.n == n)) {
+        if (is_of_calls && fault.call == name && (fault.n == 0 || fault.n == n) &&
+            (has_failed || !fault.is_after_failure)) {
+            has_failed |= fault.kind == Kind::Fail;
             return {int(fault.value), fault.kind == Kind::Skip};
         }
     }

@@ -4,7 +4,8 @@
 //                          curandDestroyGenerator) fails, with the error's number or its
 //                          name (CUDA_ERROR_OUT_OF_MEMORY); N is * for all
 //   skip CALL N            the N-th call does nothing and says that it succeeded, as if the
-//                          program had left it out; N is * for all. For functions that
+//                          program had left it out; N is * for all, and "after" for those
+//                          after the first call that was made to fail. For functions that
 //                          give nothing back
 //   sticky N ERROR         the N-th launch fails when it runs, and takes the context along
 //   hang N                 the N-th launch never ends
@@ -55,11 +56,14 @@ private:
         std::string call;
         // 0: all.
         uint64_t n;
+        // Only those after a call that failed by a fault.
+        bool is_after_failure;
         uint64_t value;
     };
     std::vector<Fault> faults;
     std::map<std::string, uint64_t> calls, launches_of;
     uint64_t launches = 0, copies = 0;
+    bool has_failed = false;
 };
 
 }  // namespace fake

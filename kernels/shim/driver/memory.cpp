@@ -14,8 +14,6 @@ constexpr size_t PAGE = 4096;
 // addresses: no count or size has these upper bits.
 constexpr uintptr_t BASE = 0x5ace'0000'0000;
 constexpr size_t RANGE = size_t(8) << 40;
-// What a context takes for itself.
-constexpr size_t CONTEXT_BYTES = size_t(512) << 20;
 // Fresh memory up to this size holds NaN; what is larger is not touched until it is used.
 constexpr size_t POISONED_BYTES = size_t(4) << 20;
 

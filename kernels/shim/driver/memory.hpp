@@ -13,6 +13,9 @@
 
 namespace fake {
 
+// What a context takes for itself.
+constexpr size_t CONTEXT_BYTES = size_t(512) << 20;
+
 struct Allocation {
     uintptr_t begin;
     size_t bytes;

@@ -4,6 +4,8 @@
 #include <cstdlib>
 #include <string>
 
+#include "memory.hpp"
+
 namespace fake {
 namespace {
 
@@ -35,6 +37,14 @@ Settings read_settings() {
     settings.profile = find_profile(profile);
     if (settings.profile == nullptr) {
         refuse("SCONCE_FAKE_GPU_PROFILE", profile, "it may be " + profile_names());
+    }
+    settings.memory_bytes = number("SCONCE_FAKE_GPU_MEMORY", "0");
+    if (settings.memory_bytes == 0) {
+        settings.memory_bytes = settings.profile->memory_bytes;
+    }
+    if (settings.memory_bytes < CONTEXT_BYTES) {
+        refuse("SCONCE_FAKE_GPU_MEMORY", std::to_string(settings.memory_bytes),
+               "a context alone takes " + std::to_string(CONTEXT_BYTES));
     }
     const std::string mode = variable("SCONCE_FAKE_GPU_MODE", "eager");
     if (mode == "eager") {

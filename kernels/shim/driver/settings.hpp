@@ -1,5 +1,6 @@
 // What the environment asks of the fake driver:
 //   SCONCE_FAKE_GPU_PROFILE   which GPU it is (profiles.cpp); h100 unless set
+//   SCONCE_FAKE_GPU_MEMORY    bytes of the device's memory; the profile's unless set
 //   SCONCE_FAKE_GPU_MODE      when work runs: eager, late or random; eager unless set
 //   SCONCE_FAKE_GPU_SEED      of the mode `random`
 //   SCONCE_FAKE_GPU_DRIVER    what cuDriverGetVersion says; 13000 unless set
@@ -31,6 +32,7 @@ enum class Mode {
 
 struct Settings {
     const Profile* profile;
+    size_t memory_bytes;
     Mode mode;
     uint64_t seed;
     int driver_version;

@@ -3,6 +3,7 @@
 
 mod attention;
 mod case;
+mod cuda_bounds;
 mod elementwise;
 mod gated;
 mod int8;

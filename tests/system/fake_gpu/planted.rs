@@ -2,6 +2,8 @@
 //! mistake that could have been made, and is found. `kernels/shim/driver/README.md` lists them
 //! beside those that are planted in small programs.
 
+use std::io::Read as _;
+
 use super::{Answer, Ask, Gpu, Work, models, refusal};
 
 /// A prompt of several chunks.
@@ -67,4 +69,27 @@ fn a_missing_upload_or_launch_changes_the_answer() {
             }
         }
     }
+}
+
+/// An engine that is built anew lets go of pinned memory that the failed step's copies have
+/// not read, unless each buffer is waited for.
+#[test]
+fn pinned_memory_that_is_freed_early_is_found() {
+    let (_, loading, serving) = right();
+    let launch = count(&loading, "cuLaunchKernel") + count(&serving, "cuLaunchKernel") / 2;
+    let script = format!("fail cuLaunchKernel {launch} 701\nskip cuEventSynchronize after");
+    let mut gpu = Gpu::with_faults(&script, &["--mode", "late"], &[]);
+    // The request whose step fails, and one after: the process may end in the midst of either.
+    let [_, second] = [(); 2].map(|()| {
+        let mut text = String::new();
+        let body = ask().body(false).to_string();
+        if let Some(mut stream) = gpu.server.try_open("POST", "/v1/completions", "", &body) {
+            let _ = stream.read_to_string(&mut text);
+        }
+        text
+    });
+    assert!(!second.contains("200 OK"), "the engine was built anew: {}", gpu.log());
+    assert_ne!(gpu.server.ended().code(), Some(0));
+    let message = "host memory is freed before an asynchronous copy";
+    assert!(gpu.log().contains(message), "{}", gpu.log());
 }

@@ -61,3 +61,54 @@ fn libraries_that_are_missing_are_named() {
         assert!(!message.contains("panicked"), "{message}");
     }
 }
+
+/// For the default model's first two layers: cuBLAS's workspace is of 32 MiB, the embedding of
+/// 54, the layers of 14.
+#[test]
+fn a_gpu_that_is_too_small_is_told_what_would_fit() {
+    let cut = models::cut();
+    // So many MiB beside the context's own.
+    let memory = |mib: u64| ((512 + mib) << 20).to_string();
+    let refused = |mib: u64, args: &[&str], says: &[&str]| {
+        let (code, said) = refusal(&cut, "", &["--memory", &memory(mib)], args);
+        assert_eq!(code, Some(1), "{said}");
+        assert!(!said.contains("panicked"), "{said}");
+        for says in says {
+            assert!(said.contains(says), "{says:?} is missing: {said}");
+        }
+        said
+    };
+    // The flags after these words, with which the server starts.
+    let advised = |mib: u64, said: &str, flags: &[&str], others: &[&str]| {
+        let values: Vec<_> = flags
+            .iter()
+            .map(|flag| {
+                let rest = said.split_once(&format!("{flag} ")).expect("the flag is named").1;
+                rest.split(' ').next().expect("and its value")
+            })
+            .collect();
+        let flags = flags.iter().zip(&values).flat_map(|(flag, value)| [*flag, *value]);
+        let args: Vec<_> = flags.chain(others.iter().copied()).collect();
+        Gpu::start(&cut, &["--memory", &memory(mib)], &args);
+    };
+
+    refused(
+        96,
+        &[],
+        &["free for the weights", "a weight [", "are 70786808 bytes in all", "--device cpu"],
+    );
+
+    let large = ["--max-num-seqs", "64", "--max-num-batched-tokens", "64"];
+    let said =
+        refused(112, &large, &["free for what a step computes in", "activations [64, 49152]"]);
+    advised(112, &said, &["--max-num-batched-tokens", "--max-num-seqs"], &[]);
+
+    let asked = ["--kv-cache-memory-bytes", "64M"];
+    let said = refused(128, &asked, &["free for the KV cache", "of 67092480 bytes"]);
+    advised(128, &said, &["--kv-cache-memory-bytes"], &[]);
+
+    let measured = ["--kv-cache-memory-bytes", "", "--gpu-memory-utilization", "1"];
+    let long = [&measured[..], &["--max-model-len", "8192"]].concat();
+    let said = refused(112, &long, &["the KV cache has room for", "takes 12582912 bytes"]);
+    advised(112, &said, &["--max-model-len"], &measured);
+}
