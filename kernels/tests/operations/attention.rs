@@ -370,7 +370,7 @@ fn a_slots_next_sequence_overwrites_its_table_from_the_first_entry() {
             plan.clear();
             let known = usize::div_ceil(first, BLOCK_SIZE);
             plan.edit_table(GROUP as u32, 1, known, &blocks[known..end.div_ceil(BLOCK_SIZE)]);
-            plan.push(1, &vec![0; end - first], first, &[&[0; 3], &blocks]);
+            plan.push(1, &vec![0; end - first], first, &[&[0; 3][..], &blocks[..]]);
             cpu.stage(&plan, &mut step, &mut cache).expect("the plan fits");
             let rows = first * case.cols()..end * case.cols();
             let mut qkv = buffer(&cpu, &case.qkv[sequence][rows], case.cols());
