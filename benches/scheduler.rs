@@ -68,18 +68,18 @@ impl World {
         for _ in 0..running + queued {
             world.arrive();
         }
-        // Until all seats are taken, and long enough that who came together has parted.
+        // Until all slots are taken, and long enough that who came together has parted.
         for _ in 0..1_000 {
             world.step();
         }
-        world.check_seats(running);
+        world.check_slots(running);
         world
     }
 
-    /// All seats are taken, but for those that ended just now or gave way.
-    fn check_seats(&self, seats: usize) {
+    /// All slots are taken, but for those that ended just now or gave way.
+    fn check_slots(&self, slots: usize) {
         let running = self.scheduler.stats().running;
-        assert!(running + 2 * ENDING >= seats, "{running} of {seats} seats are taken");
+        assert!(running + 2 * ENDING >= slots, "{running} of {slots} slots are taken");
     }
 
     fn arrive(&mut self) {
@@ -136,7 +136,7 @@ fn steps(criterion: &mut Criterion) {
         group.bench_function(BenchmarkId::from_parameter(name), |bencher| {
             bencher.iter_custom(|count| (0..count).map(|_| world.step()).sum());
         });
-        world.check_seats(running);
+        world.check_slots(running);
     }
     group.finish();
 }

@@ -24,7 +24,7 @@ pub(crate) fn decode() {
     steps(0);
 }
 
-/// In each step eight end, and eight that waited take their seats.
+/// In each step eight end, and eight that waited take their slots.
 pub(crate) fn turnover() {
     steps(8);
 }
@@ -58,7 +58,7 @@ fn steps(ending: usize) {
         result: StepResult::default(),
         outputs: Vec::new(),
     };
-    // Until all seats are taken, and every buffer has the size it needs.
+    // Until all slots are taken, and every buffer has the size it needs.
     while steps.scheduler.stats().running < RUNNING {
         steps.step(0);
     }

@@ -205,22 +205,22 @@ pub async fn bench(args: &BenchArgs) -> Result<Report, BenchError> {
     }
     let unbounded =
         if args.request_rate.is_finite() { Semaphore::MAX_PERMITS } else { CONCURRENCY };
-    let seats = args.max_concurrency.unwrap_or(unbounded).min(Semaphore::MAX_PERMITS);
-    let seats = Arc::new(Semaphore::new(seats));
+    let slots = args.max_concurrency.unwrap_or(unbounded).min(Semaphore::MAX_PERMITS);
+    let slots = Arc::new(Semaphore::new(slots));
     let mut running = JoinSet::new();
     let mut outcomes = Vec::new();
     let started = Instant::now();
     let load = async {
         for ((body, ask), arrival) in requests {
-            // Each request waits for its seat by itself: were arrivals to wait for
+            // Each request waits for its slot by itself: were arrivals to wait for
             // it, a slow server would be sent fewer of them.
             if !arrival.is_zero() {
                 tokio::time::sleep_until((started + arrival).into()).await;
             }
-            let (server, bar, seats) = (server.clone(), bar.clone(), Arc::clone(&seats));
+            let (server, bar, slots) = (server.clone(), bar.clone(), Arc::clone(&slots));
             let path = args.path();
             running.spawn(async move {
-                let _seat = seats.acquire().await.expect("the seats are never closed");
+                let _slot = slots.acquire().await.expect("the slots are never closed");
                 let outcome = request(&server, path, body, &ask).await;
                 bar.inc(1);
                 outcome.map_err(|error| error.to_string())

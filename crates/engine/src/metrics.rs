@@ -47,7 +47,7 @@ pub struct Metrics {
     tenants: TenantFamilies,
     /// Sequences in the running batch.
     pub num_requests_running: IntGauge,
-    /// Requests that wait for a seat or for blocks.
+    /// Requests that wait for a slot or for blocks.
     pub num_requests_waiting: IntGauge,
     /// Share of KV-cache blocks in use; 1 is full.
     pub kv_cache_usage_perc: Gauge,

@@ -322,7 +322,7 @@ fn place<B: Backend + 'static>(
     };
     *at = (Stage::Step { room, spec: Box::new(spec.clone()), limits }, free);
     let mut forward = Forward::new(backend, model, &limits, &kv.attention)?;
-    let measured = memory::left_for_cache(&mut forward, (&kv.layout, &limits), share)?;
+    let measured = memory::profile_kv_memory(&mut forward, (&kv.layout, &limits), share)?;
     *at = (Stage::Cache, forward.backend.memory_info()?);
     kv.layout.num_blocks = memory::num_blocks(
         options.kv_cache_memory_bytes.or(measured),

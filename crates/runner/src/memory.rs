@@ -13,7 +13,7 @@ const DEFAULT_CPU_SHARE: f64 = 0.4;
 
 /// The number of blocks to allocate: what `asked` bytes hold, or by default
 /// what is reasonable for this machine; never more than `useful_blocks`, which
-/// all seats together could fill.
+/// all slots together could fill.
 pub(crate) fn num_blocks(asked: Option<u64>, block_bytes: usize, useful_blocks: usize) -> usize {
     let bytes = asked.unwrap_or_else(default_bytes);
     let blocks = usize::try_from(bytes / block_bytes as u64).unwrap_or(usize::MAX);
@@ -23,7 +23,7 @@ pub(crate) fn num_blocks(asked: Option<u64>, block_bytes: usize, useful_blocks: 
 /// Computes a step, so that all that steps take is allocated, the KV cache apart: one as
 /// large as the limits allow where the device has memory of its own, else one of a row.
 /// Returns the bytes that such a device has left for the cache.
-pub(crate) fn left_for_cache<B: Backend>(
+pub(crate) fn profile_kv_memory<B: Backend>(
     forward: &mut Forward<B>,
     (layout, limits): (&KvLayout, &StepLimits),
     utilization: f64,

@@ -90,3 +90,104 @@ impl Scheduler {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        panic::{AssertUnwindSafe, catch_unwind},
+        sync::Arc,
+    };
+
+    use sconce_types::{CacheGroups, RequestId, SamplingParams, ScheduledBatch, Span};
+
+    use crate::{
+        Request, Scheduler, SchedulerConfig, SchedulingPolicy,
+        sequence::{Leave, State},
+    };
+
+    /// Two sequences, of which the first is in the middle of its prompt: it claims the blocks
+    /// of its window that it has yet to get, and a step in flight computes both.
+    fn scheduler() -> Scheduler {
+        let mut scheduler = Scheduler::new(SchedulerConfig {
+            max_num_seqs: 4,
+            max_num_batched_tokens: 40,
+            max_model_len: 256,
+            num_blocks: 40,
+            groups: CacheGroups::new(&[Span::All, Span::Window(100)]),
+            depth: 2,
+            max_queued: 8,
+            prefix_cache: None,
+            policy: SchedulingPolicy::Fcfs,
+        })
+        .expect("the limits are valid");
+        let params = Arc::new(SamplingParams { max_tokens: 4, ..SamplingParams::default() });
+        for (id, prompt_len) in [(1, 8), (2, 120)] {
+            let request = Request::new(RequestId(id), vec![1; prompt_len], Arc::clone(&params));
+            scheduler.add(request).expect("it is taken");
+        }
+        scheduler.schedule(&mut ScheduledBatch::default());
+        scheduler.check_invariants();
+        assert!(scheduler.claimed > 0, "the second claims blocks");
+        scheduler
+    }
+
+    /// What is done wrong, and what is said of it.
+    type Fault = (&'static str, fn(&mut Scheduler));
+
+    const FAULTS: [Fault; 9] = [
+        ("claims are summed", |s| s.claimed += 1),
+        ("claims are summed", |s| s.sequence(2).claim = 0),
+        ("claimed blocks are free", |s| {
+            s.sequence(2).claim += 40;
+            s.claimed += 40;
+        }),
+        ("every slot is free or taken, once", |s| {
+            let _ = s.free_slots.pop();
+        }),
+        ("every request runs, waits, is blocked or leaves", |s| {
+            let _ = s.running.pop();
+        }),
+        ("what no step computes has left", |s| {
+            s.running.pop();
+            s.leave(RequestId(2), Leave::Ended);
+            s.sequence(2).steps_in_flight = 0;
+        }),
+        ("counted as often", |s| {
+            let table = s.sequence(1).table.clone();
+            s.sequence(2).table = table;
+        }),
+        ("covers what its steps read and write", |s| {
+            // A window's block is released before the tokens that need it are computed.
+            let Scheduler { sequences, pool, queue, claimed, .. } = s;
+            let sequence = sequences.get_mut(&RequestId(2)).expect("it runs");
+            let (left, _) = sequence.table.leave_behind(1, Span::Window(1), 31, pool);
+            queue.release(sequence.tenant, left);
+            assert!(left > 0 && *claimed > 0);
+        }),
+        ("samples at most max_tokens", |s| s.sequence(1).num_sampling = 5),
+    ];
+
+    impl Scheduler {
+        fn sequence(&mut self, id: u64) -> &mut crate::sequence::Sequence {
+            self.sequences.get_mut(&RequestId(id)).expect("it runs")
+        }
+    }
+
+    #[test]
+    fn each_invariant_fires() {
+        for (said, break_it) in FAULTS {
+            let mut scheduler = scheduler();
+            break_it(&mut scheduler);
+            let check = AssertUnwindSafe(|| scheduler.check_invariants());
+            let cause = catch_unwind(check).expect_err(said);
+            let message = message_of(cause.as_ref());
+            assert!(message.contains(said), "{said}: {message}");
+        }
+        assert_eq!(scheduler().sequence(1).state, State::Running);
+    }
+
+    fn message_of(cause: &(dyn std::any::Any + Send)) -> String {
+        let text = cause.downcast_ref::<&str>().map(ToString::to_string);
+        text.or_else(|| cause.downcast_ref::<String>().cloned()).unwrap_or_default()
+    }
+}

@@ -9,7 +9,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use sconce_engine::Health;
-use sconce_tenants::{Caller, TenantEntry};
+use sconce_tenants::{Principal, TenantEntry};
 use serde_json::json;
 
 use crate::{caller::AsAdmin, error::ApiError, middleware, state::AppState};
@@ -93,8 +93,8 @@ pub(crate) async fn metrics(
     let metrics = state.engine.metrics();
     let text = if tenants.needs_key() {
         match tenants.by_key(middleware::key_of(&headers)) {
-            Some(Caller::Admin) => metrics.render(true),
-            Some(Caller::Tenant(id)) => {
+            Some(Principal::Admin) => metrics.render(true),
+            Some(Principal::Tenant(id)) => {
                 let name = tenants.get(id).map_or("", |entry| &*entry.tenant.name);
                 metrics.render_tenant(name)
             }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::{extract::FromRequestParts, http::request::Parts};
-use sconce_tenants::{Caller as Speaker, TenantEntry, Tenants};
+use sconce_tenants::{Principal, TenantEntry, Tenants};
 use sconce_types::TenantId;
 
 use crate::{access_log::RequestStats, error::ApiError, origins::Origins};
@@ -13,7 +13,7 @@ use crate::{access_log::RequestStats, error::ApiError, origins::Origins};
 pub(crate) struct Identity {
     /// Whom its key speaks for; where no key is needed, everybody is the only tenant and
     /// may do everything.
-    pub(crate) speaker: Option<Speaker>,
+    pub(crate) speaker: Option<Principal>,
     pub(crate) tenants: Arc<Tenants>,
     /// Where no key is needed: what tells other sites' requests from the user's own.
     pub(crate) origins: Option<Arc<Origins>>,
@@ -24,7 +24,7 @@ pub(crate) struct Identity {
 pub(crate) struct ClientRequestId(pub(crate) Arc<str>);
 
 /// A caller who speaks for a tenant.
-pub(crate) struct AsTenant {
+pub(crate) struct TenantAuth {
     pub(crate) id: TenantId,
     pub(crate) request_id: Arc<str>,
     /// Where requests are logged: what the line will say.
@@ -32,7 +32,7 @@ pub(crate) struct AsTenant {
     tenants: Arc<Tenants>,
 }
 
-impl AsTenant {
+impl TenantAuth {
     /// What is known of the tenant; it may be gone since the key was looked up.
     pub(crate) fn entry(&self) -> Option<&TenantEntry> {
         self.tenants.get(self.id)
@@ -55,15 +55,15 @@ impl AsTenant {
     }
 }
 
-impl<S: Send + Sync> FromRequestParts<S> for AsTenant {
+impl<S: Send + Sync> FromRequestParts<S> for TenantAuth {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
         let Identity { speaker, tenants, .. } = identity(parts)?;
         let id = match speaker {
             None => TenantId(0),
-            Some(Speaker::Tenant(id)) => id,
-            Some(Speaker::Admin) => return Err(ApiError::not_a_tenant()),
+            Some(Principal::Tenant(id)) => id,
+            Some(Principal::Admin) => return Err(ApiError::not_a_tenant()),
         };
         let request_id = parts.extensions.get::<ClientRequestId>();
         let request_id = request_id.map_or_else(|| Arc::from(""), |id| Arc::clone(&id.0));
@@ -86,15 +86,15 @@ impl<S: Send + Sync> FromRequestParts<S> for AsAdmin {
             return Err(ApiError::cross_site());
         }
         match speaker {
-            None | Some(Speaker::Admin) => Ok(Self { tenants }),
-            Some(Speaker::Tenant(_)) => Err(ApiError::not_an_admin()),
+            None | Some(Principal::Admin) => Ok(Self { tenants }),
+            Some(Principal::Tenant(_)) => Err(ApiError::not_an_admin()),
         }
     }
 }
 
 /// A caller of either kind.
 pub(crate) enum AsAnyone {
-    Tenant(AsTenant),
+    Tenant(TenantAuth),
     Admin(AsAdmin),
 }
 
@@ -103,10 +103,10 @@ impl<S: Send + Sync> FromRequestParts<S> for AsAnyone {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
         match identity(parts)?.speaker {
-            Some(Speaker::Admin) => {
+            Some(Principal::Admin) => {
                 AsAdmin::from_request_parts(parts, state).await.map(Self::Admin)
             }
-            _ => AsTenant::from_request_parts(parts, state).await.map(Self::Tenant),
+            _ => TenantAuth::from_request_parts(parts, state).await.map(Self::Tenant),
         }
     }
 }

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::{
-    caller::AsTenant,
+    caller::TenantAuth,
     error::ApiError,
     intake::{Reservation, Turn, read_body},
     state::AppState,
@@ -42,7 +42,7 @@ pub(crate) trait Body: DeserializeOwned {
 /// Extracts a JSON body as it was received, with the memory set aside for it. It is parsed
 /// in [`JsonBody::work`].
 pub(crate) struct JsonBody {
-    caller: AsTenant,
+    caller: TenantAuth,
     bytes: Bytes,
     reserved: Reservation,
 }
@@ -52,7 +52,7 @@ impl FromRequest<AppState> for JsonBody {
 
     async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
         let (mut parts, body) = request.into_parts();
-        let caller = AsTenant::from_request_parts(&mut parts, state).await?;
+        let caller = TenantAuth::from_request_parts(&mut parts, state).await?;
         let request = Request::from_parts(parts, body);
         let (bytes, reserved) = read_body(request, state, &caller).await?;
         Ok(Self { caller, bytes, reserved })
@@ -69,7 +69,7 @@ impl JsonBody {
     pub(crate) async fn work<B: Body, T: Send + 'static>(
         self,
         state: &AppState,
-        work: impl FnOnce(&AppState, AsTenant, B) -> Result<T, ApiError> + Send + 'static,
+        work: impl FnOnce(&AppState, TenantAuth, B) -> Result<T, ApiError> + Send + 'static,
     ) -> Result<T, ApiError> {
         let Self { caller, bytes, reserved } = self;
         if bytes.len() <= B::INLINE_BYTES {
@@ -334,7 +334,7 @@ mod tests {
         let request = request.body(body.to_string().into()).expect("a request");
         let body = JsonBody::from_request(request, state).await.expect("it is received");
         let name =
-            |_: &AppState, _: AsTenant, _: B| Ok(thread::current().name().map(ToOwned::to_owned));
+            |_: &AppState, _: TenantAuth, _: B| Ok(thread::current().name().map(ToOwned::to_owned));
         body.work(state, name).await.expect("it is worked on")
     }
 

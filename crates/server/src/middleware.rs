@@ -9,7 +9,7 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 
-use sconce_tenants::Caller;
+use sconce_tenants::Principal;
 use sconce_types::TenantId;
 
 use crate::{
@@ -42,8 +42,8 @@ pub(crate) async fn authorize(
     drop(given);
     if let Some(stats) = request.extensions().get::<Arc<RequestStats>>() {
         let id = match speaker {
-            Some(Caller::Tenant(id)) => Some(id),
-            Some(Caller::Admin) => None,
+            Some(Principal::Tenant(id)) => Some(id),
+            Some(Principal::Admin) => None,
             None => Some(TenantId(0)),
         };
         let entry = id.and_then(|id| tenants.get(id));

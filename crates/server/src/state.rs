@@ -80,8 +80,8 @@ pub(crate) struct AppState {
     pub(crate) started: u64,
     /// Counts what was drawn for requests without a seed; ids are drawn apart,
     /// so that polling `/health` changes no request's tokens.
-    seeds: Arc<Draws>,
-    ids: Arc<Draws>,
+    seeds: Arc<IdSource>,
+    ids: Arc<IdSource>,
 }
 
 impl AppState {
@@ -99,8 +99,8 @@ impl AppState {
             config: Arc::new(config),
             intake: Arc::new(intake),
             started: unix_seconds(),
-            seeds: Arc::new(Draws::new(origin)),
-            ids: Arc::new(Draws::new(rand::rng().random())),
+            seeds: Arc::new(IdSource::new(origin)),
+            ids: Arc::new(IdSource::new(rand::rng().random())),
         }
     }
 
@@ -122,12 +122,12 @@ impl AppState {
 }
 
 /// Numbers that follow from an origin and a counter.
-struct Draws {
+struct IdSource {
     origin: u64,
     counter: AtomicU64,
 }
 
-impl Draws {
+impl IdSource {
     fn new(origin: u64) -> Self {
         Self { origin, counter: AtomicU64::new(0) }
     }

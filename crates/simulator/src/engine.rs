@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// What all engines share: what comes, what is written down, and memory.
-pub(crate) struct Shared<'a> {
+pub(crate) struct Run<'a> {
     pub(crate) arrivals: &'a [Arrival],
     pub(crate) device: &'a Device,
     pub(crate) targets: Vec<Targets>,
@@ -32,7 +32,7 @@ pub(crate) struct Shared<'a> {
     outputs: Vec<Output>,
 }
 
-impl<'a> Shared<'a> {
+impl<'a> Run<'a> {
     pub(crate) fn new(
         arrivals: &'a [Arrival],
         config: &'a SimulationConfig,
@@ -130,7 +130,7 @@ impl Engine {
     }
 
     /// A request comes, and is taken or refused; says whether it is taken.
-    pub(crate) fn send(&mut self, request: u32, shared: &mut Shared<'_>) -> bool {
+    pub(crate) fn send(&mut self, request: u32, shared: &mut Run<'_>) -> bool {
         let arrival = shared.arrivals[request as usize];
         let Arrival { at: now, tenant, prompt_len, output_len } = arrival;
         // Before anything is allocated for it.
@@ -170,7 +170,7 @@ impl Engine {
 
     /// What an engine does between two steps, at `now`: ends what is overdue, takes what
     /// came, and is left with what the next step works on.
-    pub(crate) fn take_arrivals(&mut self, now: f64, shared: &mut Shared<'_>) {
+    pub(crate) fn take_arrivals(&mut self, now: f64, shared: &mut Run<'_>) {
         self.end_overdue(now, shared);
         let mut inbox = std::mem::take(&mut self.inbox);
         for request in inbox.drain(..) {
@@ -181,7 +181,7 @@ impl Engine {
         self.end_overdue(now, shared);
     }
 
-    fn end_overdue(&mut self, now: f64, shared: &mut Shared<'_>) {
+    fn end_overdue(&mut self, now: f64, shared: &mut Run<'_>) {
         while let Some(request) = self.deadlines.pop(now) {
             let record = shared.tally.records[request as usize];
             let arrival = shared.arrivals[request as usize];
@@ -201,7 +201,7 @@ impl Engine {
     }
 
     /// Queues a request that was taken when it came.
-    fn take(&mut self, request: u32, now: f64, shared: &mut Shared<'_>) {
+    fn take(&mut self, request: u32, now: f64, shared: &mut Run<'_>) {
         let Arrival { at, tenant, prompt_len, output_len } = shared.arrivals[request as usize];
         self.given += 1;
         let params = shared.params(output_len);
@@ -232,7 +232,7 @@ impl Engine {
     /// Schedules and computes the next step, and says when it ends; `None` if there is
     /// nothing to do. Its tokens are there at once for the scheduler, which is not asked
     /// again before the step's end, and at that end for whoever waits for them.
-    pub(crate) fn step(&mut self, now: f64, shared: &mut Shared<'_>) -> Option<f64> {
+    pub(crate) fn step(&mut self, now: f64, shared: &mut Run<'_>) -> Option<f64> {
         self.scheduler.schedule(&mut shared.batch);
         if shared.batch.is_empty() {
             assert_eq!(self.load, 0, "a scheduler with requests schedules something");
@@ -287,7 +287,7 @@ impl Engine {
     }
 
     /// Writes down a token.
-    fn note(&mut self, output: &Output, end: f64, seconds: f64, shared: &mut Shared<'_>) {
+    fn note(&mut self, output: &Output, end: f64, seconds: f64, shared: &mut Run<'_>) {
         let request = output.request.0 as u32;
         let tally = &mut shared.tally;
         let in_window = end <= tally.window;

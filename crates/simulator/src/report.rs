@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::{
     Trace,
-    engine::Shared,
+    engine::Run,
     fairness::{self, Service},
     tally::{Outcome, Record, Tally},
 };
@@ -51,7 +51,7 @@ pub struct Report {
     pub steps: u64,
     /// Seconds of the longest of them.
     pub longest_step: f64,
-    /// Sequences that gave up their seats.
+    /// Sequences that were preempted.
     pub preemptions: u64,
     /// By tenant, in the trace's order.
     pub tenants: Vec<TenantReport>,
@@ -161,13 +161,8 @@ impl Percentiles {
 }
 
 /// Adds up what was written down.
-pub(crate) fn of(
-    trace: &Trace,
-    tenants: &[Tenant],
-    shared: Shared<'_>,
-    preemptions: u64,
-) -> Report {
-    let Shared { tally, targets, .. } = shared;
+pub(crate) fn of(trace: &Trace, tenants: &[Tenant], shared: Run<'_>, preemptions: u64) -> Report {
+    let Run { tally, targets, .. } = shared;
     let arrivals = trace.arrivals();
     let Tally { records, served, window, .. } = tally;
     let last_end = records.iter().map(|record| f64::from(record.end)).fold(0.0, f64::max);

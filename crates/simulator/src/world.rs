@@ -4,7 +4,7 @@ use std::{cmp::Reverse, collections::BinaryHeap};
 
 use crate::{
     ConfigError, Policy, Report, SimulationConfig, Trace,
-    engine::{Engine, Shared},
+    engine::{Engine, Run},
     report,
     router::Routing,
 };
@@ -23,7 +23,7 @@ pub fn simulate(
     config.validate(trace)?;
     let tenants = config.tenants_of(trace)?;
     let arrivals = trace.arrivals();
-    let mut shared = Shared::new(arrivals, config, &tenants, policy);
+    let mut shared = Run::new(arrivals, config, &tenants, policy);
     let engines = (0..config.engines).map(|_| Engine::new(config, &tenants, policy));
     let mut engines = engines.collect::<Result<Vec<_>, _>>()?;
     let mut routing = Routing::new(config.router, engines.len(), config.seed);

@@ -17,4 +17,4 @@ pub use edit::{NewTenant, add, add_admin_key, rotate};
 pub use error::{InvalidTenants, TenantsError};
 pub use file::{Limits, MAX_FILE_BYTES, MAX_KEYS, MAX_TENANTS, TenantsFile};
 pub use key::{ApiKey, ApiKeys, InvalidApiKey, key_digest};
-pub use table::{Caller, TenantEntry, Tenants};
+pub use table::{Principal, TenantEntry, Tenants};

@@ -18,15 +18,15 @@ pub struct Tenants {
     entries: BTreeMap<TenantId, TenantEntry>,
     /// By digest: how long a look-up takes may tell something of the digest of what a
     /// caller sent, and so nothing of how near that was to a key.
-    callers: HashMap<KeyDigest, Caller>,
+    callers: HashMap<KeyDigest, Principal>,
     /// Every name that was ever there, so that no id is given to another.
     ids: HashMap<Arc<str>, TenantId>,
     needs_key: bool,
 }
 
-/// Whom a key speaks for.
+/// Whose requests a key authenticates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Caller {
+pub enum Principal {
     /// A tenant.
     Tenant(TenantId),
     /// Those who run the server.
@@ -69,7 +69,7 @@ impl Tenants {
         let admin_keys = file.fields.admin_keys.iter();
         let mut tenants = Self {
             entries: BTreeMap::new(),
-            callers: admin_keys.map(|&digest| (digest, Caller::Admin)).collect(),
+            callers: admin_keys.map(|&digest| (digest, Principal::Admin)).collect(),
             ids: previous.map(|previous| previous.ids.clone()).unwrap_or_default(),
             needs_key: true,
         };
@@ -78,14 +78,14 @@ impl Tenants {
             let id = *tenants.ids.entry(name.0.as_str().into()).or_insert(next);
             tenants.entries.insert(id, TenantEntry::new(id, &name.0, fields));
             let keys = fields.keys.iter();
-            tenants.callers.extend(keys.map(|&digest| (digest, Caller::Tenant(id))));
+            tenants.callers.extend(keys.map(|&digest| (digest, Principal::Tenant(id))));
         }
         tenants
     }
 
     /// Whom a key speaks for, if anybody.
     #[must_use]
-    pub fn by_key(&self, key: impl AsRef<[u8]>) -> Option<Caller> {
+    pub fn by_key(&self, key: impl AsRef<[u8]>) -> Option<Principal> {
         self.callers.get(&KeyDigest::of(key)).copied()
     }
 

@@ -286,13 +286,13 @@ fn idle_share_is_lent_and_given_back_at_once() {
     for _ in 0..100 {
         world.step();
     }
-    assert_eq!(world.running(1), LIMITS.max_num_seqs, "all seats are lent");
+    assert_eq!(world.running(1), LIMITS.max_num_seqs, "all slots are lent");
     let mut steps = 0;
     for _ in 0..LIMITS.max_num_seqs / 2 {
         world.add(0, 8, 20);
     }
     while world.running(0) < LIMITS.max_num_seqs / 2 {
-        assert!(world.step() && steps < 2, "half of the seats are back within two steps");
+        assert!(world.step() && steps < 2, "half of the slots are back within two steps");
         steps += 1;
     }
     let lent = world.scheduler.stats().preemptions;

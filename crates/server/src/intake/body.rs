@@ -11,7 +11,7 @@ use futures::StreamExt as _;
 use tokio::time::{Instant, timeout_at};
 
 use super::{BodyConfig, Reservation};
-use crate::{caller::AsTenant, connection::Lifetime, error::ApiError, state::AppState};
+use crate::{caller::TenantAuth, connection::Lifetime, error::ApiError, state::AppState};
 
 /// Bytes that are taken from the budget at a time.
 const STEP: usize = 64 << 10;
@@ -23,7 +23,7 @@ const SMALL_BYTES: usize = 64 << 10;
 pub(crate) async fn read_body(
     request: Request,
     state: &AppState,
-    caller: &AsTenant,
+    caller: &TenantAuth,
 ) -> Result<(Bytes, Reservation), ApiError> {
     let config = &state.config.bodies;
     let limit = state.config.max_body_bytes;

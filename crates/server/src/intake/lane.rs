@@ -17,10 +17,10 @@ type Work = Box<dyn FnOnce() + Send>;
 /// A queue for each tenant, and the threads that take from them: weighted fair queueing by
 /// bytes of work, first come, first served within a tenant.
 pub(super) struct Lane {
-    shared: Arc<Shared>,
+    shared: Arc<LaneState>,
 }
 
-struct Shared {
+struct LaneState {
     queue: Mutex<Queue>,
     wanted: Condvar,
 }
@@ -41,7 +41,7 @@ struct Line {
 
 impl Lane {
     pub(super) fn new(name: &str, threads: usize, niceness: i32) -> Self {
-        let shared = Arc::new(Shared { queue: Mutex::default(), wanted: Condvar::new() });
+        let shared = Arc::new(LaneState { queue: Mutex::default(), wanted: Condvar::new() });
         for _ in 0..threads {
             let shared = Arc::clone(&shared);
             let thread = thread::Builder::new().name(name.to_owned());
@@ -87,7 +87,7 @@ impl Drop for Lane {
     }
 }
 
-impl Shared {
+impl LaneState {
     fn queue(&self) -> MutexGuard<'_, Queue> {
         // Work runs outside of the lock.
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)

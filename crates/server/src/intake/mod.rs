@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 
 pub(crate) use self::{body::read_body, budget::Reservation};
 use self::{budget::Budget, lane::Lane};
-use crate::{caller::AsTenant, error::ApiError};
+use crate::{caller::TenantAuth, error::ApiError};
 
 /// Work on more text than this is done one piece at a time, for all tenants together: it
 /// takes many times the text's size in memory.
@@ -112,7 +112,7 @@ pub(crate) struct Turn {
 
 impl Turn {
     /// The turn of work that takes time in proportion to `bytes`.
-    pub(crate) fn of(caller: &AsTenant, bytes: usize) -> Self {
+    pub(crate) fn of(caller: &TenantAuth, bytes: usize) -> Self {
         let tenant = caller.entry().map(|entry| &entry.tenant);
         let may_wait = tenant.and_then(|tenant| {
             // Those that would run at once wait here no less.

@@ -13,12 +13,12 @@ use serde_json::{Map, Value, json};
 
 use super::{
     choice::{Choice, Delta, Finish, Start, StopReason},
-    params::{Settings, Shared, UNSUPPORTED},
+    params::{GenerationFields, Settings, UNSUPPORTED},
     stream::{self, Chunks, Events},
     usage::{Counts, Usage},
 };
 use crate::{
-    caller::AsTenant,
+    caller::TenantAuth,
     error::ApiError,
     json::{self, Body, JsonBody},
     state::{AppState, unix_seconds},
@@ -172,13 +172,13 @@ struct Prepared {
     max_tokens_name: &'static str,
 }
 
-fn prepare(state: &AppState, caller: AsTenant, body: ChatBody) -> Result<Prepared, ApiError> {
+fn prepare(state: &AppState, caller: TenantAuth, body: ChatBody) -> Result<Prepared, ApiError> {
     super::check_model(state, &caller, body.model.as_deref())?;
     let max_tokens = max_tokens(&body)?;
     let max_tokens_name =
         if body.max_tokens.is_some() { "max_tokens" } else { "max_completion_tokens" };
     let num_logprobs = num_logprobs(&body)?;
-    let shared: Shared = json::deserialize(body.shared, OWN_FIELDS)?;
+    let shared: GenerationFields = json::deserialize(body.shared, OWN_FIELDS)?;
     let add_special_tokens = shared.add_special_tokens.unwrap_or(false);
     let mut settings = shared.settings(state, caller)?;
     settings.params.logprobs = num_logprobs;

@@ -19,12 +19,12 @@ use super::{
     choice::{Choice, Delta, Finish, Start, StopReason},
     echo::{Echo, Prompt},
     legacy_logprobs::LegacyLogprobs,
-    params::{Settings, Shared, UNSUPPORTED},
+    params::{GenerationFields, Settings, UNSUPPORTED},
     stream::{self, Chunks, Events},
     usage::{Counts, Usage},
 };
 use crate::{
-    caller::AsTenant,
+    caller::TenantAuth,
     error::ApiError,
     json::{self, Body, JsonBody},
     state::{AppState, unix_seconds},
@@ -107,9 +107,13 @@ struct Prepared {
     scores_only: bool,
 }
 
-fn prepare(state: &AppState, caller: AsTenant, body: CompletionBody) -> Result<Prepared, ApiError> {
+fn prepare(
+    state: &AppState,
+    caller: TenantAuth,
+    body: CompletionBody,
+) -> Result<Prepared, ApiError> {
     super::check_model(state, &caller, body.model.as_deref())?;
-    let shared: Shared = json::deserialize(body.shared, OWN_FIELDS)?;
+    let shared: GenerationFields = json::deserialize(body.shared, OWN_FIELDS)?;
     let special = shared.add_special_tokens.unwrap_or(true);
     let mut settings = shared.settings(state, caller)?;
     check_choices(body.prompt.len(), settings.n, body.best_of)?;

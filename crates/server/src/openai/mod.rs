@@ -11,13 +11,13 @@ mod params;
 mod stream;
 mod usage;
 
-use crate::{caller::AsTenant, error::ApiError, state::AppState};
+use crate::{caller::TenantAuth, error::ApiError, state::AppState};
 
 /// Choices that one request may ask for in all.
 const MAX_CHOICES: usize = 128;
 
 /// The served names that a caller may use.
-pub(crate) fn models_of(state: &AppState, caller: &AsTenant) -> Vec<String> {
+pub(crate) fn models_of(state: &AppState, caller: &TenantAuth) -> Vec<String> {
     let served = state.config.served_model_names.iter();
     served.filter(|name| caller.may_use(name)).cloned().collect()
 }
@@ -25,7 +25,7 @@ pub(crate) fn models_of(state: &AppState, caller: &AsTenant) -> Vec<String> {
 /// Refuses a model that is not served, or not to this caller; none means the one that is.
 pub(crate) fn check_model(
     state: &AppState,
-    caller: &AsTenant,
+    caller: &TenantAuth,
     model: Option<&str>,
 ) -> Result<(), ApiError> {
     let model = model.unwrap_or_else(|| state.model_name());

@@ -7,9 +7,9 @@ use axum::{
 };
 use serde_json::{Value, json};
 
-use crate::{caller::AsTenant, error::ApiError, state::AppState};
+use crate::{caller::TenantAuth, error::ApiError, state::AppState};
 
-pub(crate) async fn list(State(state): State<AppState>, caller: AsTenant) -> impl IntoResponse {
+pub(crate) async fn list(State(state): State<AppState>, caller: TenantAuth) -> impl IntoResponse {
     let names = super::models_of(&state, &caller);
     let models: Vec<_> = names.iter().map(|name| describe(&state, name)).collect();
     Json(json!({ "object": "list", "data": models }))
@@ -17,7 +17,7 @@ pub(crate) async fn list(State(state): State<AppState>, caller: AsTenant) -> imp
 
 pub(crate) async fn retrieve(
     State(state): State<AppState>,
-    caller: AsTenant,
+    caller: TenantAuth,
     Path(id): Path<String>,
 ) -> Result<impl IntoResponse, ApiError> {
     let id = id.trim_end_matches('/');

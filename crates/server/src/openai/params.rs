@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::MAX_CHOICES;
-use crate::{access_log::RequestStats, caller::AsTenant, error::ApiError, state::AppState};
+use crate::{access_log::RequestStats, caller::TenantAuth, error::ApiError, state::AppState};
 
 /// Fields that neither endpoint supports, with a value that asks for nothing.
 pub(super) const UNSUPPORTED: &[(&str, Option<&str>)] = &[
@@ -39,12 +39,12 @@ pub(super) const UNSUPPORTED: &[(&str, Option<&str>)] = &[
 /// A day.
 const MAX_TIMEOUT_SECONDS: f64 = 86_400.0;
 
-/// Shared fields. `user`, `safety_identifier` and `metadata` are the client's
+/// GenerationFields fields. `user`, `safety_identifier` and `metadata` are the client's
 /// own notes, and `prompt_cache_key` is a hint for fleets of servers that one
 /// server's prefix cache does without: they go into the log and nowhere else.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Shared {
+pub(super) struct GenerationFields {
     pub(super) temperature: Option<f32>,
     pub(super) top_p: Option<f32>,
     pub(super) top_k: Option<i64>,
@@ -110,15 +110,19 @@ pub(super) struct Settings {
     pub(super) stream: Option<StreamOptions>,
     pub(super) include_metering: bool,
     has_seed: bool,
-    pub(super) caller: AsTenant,
+    pub(super) caller: TenantAuth,
     priority: i32,
     timeout: Option<Duration>,
 }
 
-impl Shared {
+impl GenerationFields {
     /// Everything but `max_tokens` and log-probabilities, which the endpoints
     /// name differently.
-    pub(super) fn settings(self, state: &AppState, caller: AsTenant) -> Result<Settings, ApiError> {
+    pub(super) fn settings(
+        self,
+        state: &AppState,
+        caller: TenantAuth,
+    ) -> Result<Settings, ApiError> {
         let defaults = SamplingParams::default();
         // The model's makers come before the API's own defaults.
         let model = state.text.sampling_defaults();
@@ -295,7 +299,7 @@ impl Settings {
 /// that is later.
 fn priority(
     given: Option<Priority>,
-    caller: &AsTenant,
+    caller: &TenantAuth,
     policy: SchedulingPolicy,
 ) -> Result<i32, ApiError> {
     let named = caller.entry().map(|entry| &entry.priorities).filter(|named| !named.is_empty());

@@ -7,7 +7,7 @@ use std::{
 };
 
 use sconce_tenants::{
-    ApiKey, Caller, InvalidTenants, Limits, NewTenant, Tenants, TenantsError, TenantsFile, add,
+    ApiKey, InvalidTenants, Limits, NewTenant, Principal, Tenants, TenantsError, TenantsFile, add,
     add_admin_key, key_digest, rotate,
 };
 use tempfile::TempDir;
@@ -36,8 +36,8 @@ fn tenants(path: &Path) -> Tenants {
 fn caller(path: &Path, key: &ApiKey) -> Option<String> {
     let tenants = tenants(path);
     Some(match tenants.by_key(key.as_str())? {
-        Caller::Admin => "(admin)".to_owned(),
-        Caller::Tenant(id) => tenants.get(id).expect("it is there").tenant.name.to_string(),
+        Principal::Admin => "(admin)".to_owned(),
+        Principal::Tenant(id) => tenants.get(id).expect("it is there").tenant.name.to_string(),
     })
 }
 

@@ -1,6 +1,6 @@
 //! Who a key speaks for, and which id a tenant has.
 
-use sconce_tenants::{ApiKey, Caller, Tenants, TenantsFile, key_digest};
+use sconce_tenants::{ApiKey, Principal, Tenants, TenantsFile, key_digest};
 use sconce_types::{Tenant, TenantId};
 
 fn resolve(text: &str, previous: Option<&Tenants>) -> Tenants {
@@ -40,9 +40,9 @@ fn a_key_speaks_for_whom_it_is_listed_with() {
     );
     let tenants = resolve(&text, None);
     assert!(tenants.needs_key());
-    assert_eq!(tenants.by_key(admin.as_str()), Some(Caller::Admin));
-    assert_eq!(tenants.by_key(one.as_str()), Some(Caller::Tenant(TenantId(1))));
-    assert_eq!(tenants.by_key(two.as_str()), Some(Caller::Tenant(TenantId(1))));
+    assert_eq!(tenants.by_key(admin.as_str()), Some(Principal::Admin));
+    assert_eq!(tenants.by_key(one.as_str()), Some(Principal::Tenant(TenantId(1))));
+    assert_eq!(tenants.by_key(two.as_str()), Some(Principal::Tenant(TenantId(1))));
     for stranger in [none.as_str(), "", &digest(&one)] {
         assert_eq!(tenants.by_key(stranger), None);
     }
@@ -58,7 +58,7 @@ fn a_key_may_be_any_bytes() {
     let digests = keys.map(key_digest);
     let tenants = resolve(&format!("tenants.a.keys = {digests:?}"), None);
     for key in keys {
-        assert_eq!(tenants.by_key(key.as_bytes()), Some(Caller::Tenant(TenantId(0))), "{key}");
+        assert_eq!(tenants.by_key(key.as_bytes()), Some(Principal::Tenant(TenantId(0))), "{key}");
     }
     for stranger in [&b"with"[..], b"spa\xdf", b"two", b""] {
         assert_eq!(tenants.by_key(stranger), None, "{stranger:?}");
