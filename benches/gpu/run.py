@@ -45,13 +45,14 @@ class Run:
         self.out = Path(arguments.out).resolve()
         self.out.mkdir(parents=True, exist_ok=True)
         self.started = time.monotonic()
-        self.deadline = self.started + 60 * arguments.minutes
-        self.stage_deadline = self.deadline
         self.work = Path(tempfile.mkdtemp(prefix="sconce-gpu-", dir=self.roomy_memory()))
         self.lock = threading.Lock()
         self.log = (self.out / "run.log").open("w")
         self.environment = dict(os.environ)
         self.binaries = self.find_binaries()
+        # What a dry run builds and packs is not of its budget.
+        self.deadline = time.monotonic() + 60 * arguments.minutes
+        self.stage_deadline = self.deadline
         self.earlier, self.earlier_servers = {}, []
         self.results = None
         # Processes that outlive a case: servers, makers of models.
@@ -135,10 +136,10 @@ class Run:
         for line in lines[1:]:
             self.earlier.setdefault((line["stage"], line["case"]), []).append(line)
         ended = {at for at, of in self.earlier.items() if of[-1].get("outcome") == "ok"}
-        servers = {at for at in ended if at[1] in stages.SERVER}
+        servers = [at for at in self.earlier if at in ended and at[1] in stages.SERVER]
         # A server that has more to do is started again.
         self.earlier_servers = [line for at in servers for line in self.earlier[at]]
-        ended -= servers
+        ended.difference_update(servers)
         self.earlier = {at: of for at, of in self.earlier.items() if at in ended}
         self.say(f"{len(ended)} cases were finished by an earlier run")
 

@@ -17,13 +17,13 @@ fn matches(pattern: &str, name: &str) -> bool {
 /// A launch's dynamic shared memory by the table: of the lines that match, the last counts.
 fn dynamic_shared(kernel: &str) -> Option<usize> {
     let lines = BOUNDS.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-    let of_kernel = lines.filter_map(|words| match words[..] {
+    let mut of_kernel = lines.filter_map(|words| match words[..] {
         [pattern, "*", "dynamic_shared", "=", bytes] if matches(pattern, kernel) => {
             bytes.parse().ok()
         }
         _ => None,
     });
-    of_kernel.last()
+    of_kernel.next_back()
 }
 
 #[test]
