@@ -10,10 +10,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use sconce::Dtype;
 use sconce_cuda_shim::ShimDriver;
-use sconce_kernels::{
-    cpu::Isa,
-    cuda::{Cuda, CudaLimits},
-};
+use sconce_kernels::{StepLimits, cpu::Isa, cuda::Cuda};
 use sconce_runner::{LoadError, LoadOptions, Quantization};
 use sconce_scheduler::{Output, PrefixKey, Request, Scheduler, SchedulerConfig, SchedulingPolicy};
 use sconce_types::{
@@ -282,7 +279,7 @@ fn a_cpu_answers_the_same_bits_as_ever() {
 
 #[test]
 fn the_cuda_kernels_answer_the_same_bits_as_ever() {
-    let make = |dtype, limits: CudaLimits| {
+    let make = |dtype, limits: StepLimits| {
         Ok::<_, LoadError>(Cuda::new(ShimDriver::default(), dtype, limits)?)
     };
     let options = options(Dtype::Bf16, &SHORT);
