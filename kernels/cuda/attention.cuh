@@ -44,8 +44,8 @@ struct PagedAttention {
     const void* cache;
     // [tokens, num_kv_heads * group * head_dim]
     void* out;
-    // [num_groups, max_num_seqs, blocks_per_seq]: by slot, from step to step. Entries wholly
-    // below what a block's first row sees are not read.
+    // [num_groups, max_num_seqs, blocks_per_seq]: by slot, from step to step. What entries
+    // wholly below what a sequence's first row sees refer to is not read.
     const uint32_t* block_tables;
     // [partials, head_dim + PARTIAL_HEAD], f32: maximum, sum, and after them outputs;
     // for each KV head [chunks seen, rows].

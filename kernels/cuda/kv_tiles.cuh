@@ -21,10 +21,10 @@ template <typename C, int D> struct Tile {
 };
 
 // A ring of SLOTS tiles in shared memory: K of the first tile, V of it, K of the next
-// and so on, of the tokens [first, end) of one sequence; pages before that of the token
-// `seen` and tokens that do not exist are zeros. The block's WARPS warps fill and empty it together. A warp has one page of
-// each tile, or a share of one, so that it looks a page up once for 16 rows; its lanes
-// look up 32 tiles' at a time.
+// and so on, of the tokens [first, end) of one sequence. Pages before that of the token
+// `seen` are zeros, and so are tokens that do not exist. The block's WARPS warps fill and
+// empty it together. A warp has one page of each tile, or a share of one, so that it looks
+// a page up once for 16 rows; its lanes look up 32 tiles' at a time.
 template <typename C, int D, int WARPS, int SLOTS> struct Ring {
     C* slots;
     // The layer's cache from its KV head on.
@@ -70,12 +70,13 @@ private:
             const uint32_t page_token = token + page * BLOCK_TOKENS;
             if (asked % 2 == 0 && tile % WARP == 0) {
                 const uint32_t own = page_token + lane_id() * TILE;
-                block = own >= seen && own < end ? blocks[own / BLOCK_TOKENS] : 0;
+                block = own < end ? blocks[own / BLOCK_TOKENS] : 0;
             }
             const size_t half = size_t(__shfl_sync(ALL_LANES, block, tile % WARP)) * 2 + asked % 2;
             const C* from = cache + half * half_stride;
             C* to = slots + (asked % SLOTS) * Tile<C, D>::LEN + page * BLOCK_TOKENS * Tile<C, D>::STRIDE;
-            const int rows = page_token >= seen && page_token < end ? int(min(end - page_token, uint32_t(BLOCK_TOKENS))) : 0;
+            const bool exists = page_token >= seen && page_token < end;
+            const int rows = exists ? int(min(end - page_token, uint32_t(BLOCK_TOKENS))) : 0;
             if (rows == BLOCK_TOKENS) {
                 copy_page<SHARES, true>(to, from, rows);
             } else {

@@ -189,8 +189,8 @@ pub trait Ops: Device {
     /// Attention over the paged cache (Kwon et al., 2023) for a mixed batch of prefill
     /// chunks and decodes; every row sees what [`crate::Mask`] says. Head `h` of Q reads
     /// head `h / (num_heads / num_kv_heads)` of K and V (GQA, Ainslie et al., 2023). A
-    /// block that lies wholly below what a sequence's first row sees is not read, nor its
-    /// entry in the block table: it may be another sequence's by now.
+    /// block that lies wholly below what a sequence's first row sees is not read, whatever
+    /// the block table has there: it may be another sequence's by now.
     ///
     /// `qkv` as [`Ops::rope_and_cache`] left it (only Q is read),
     /// `out [num_tokens, num_heads * head_dim]`. `params` and the layer's group are an

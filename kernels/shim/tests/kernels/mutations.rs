@@ -17,6 +17,7 @@ use sconce_cuda_shim::{
     },
     compile, compiler,
 };
+use sconce_kernels::Mask;
 
 /// Replaces one piece of the attention kernel's source, builds the shim with it, and
 /// hands it to a check, which must not pass with it, but must without.
@@ -119,6 +120,17 @@ fn an_unmasked_tail_is_found() {
         let name = format!("tail{index}");
         must_be_found(&name, fault, |bench| of_any_order(&decode_and_prompt(), bench));
     }
+}
+
+/// What lies below a window may be another sequence's.
+#[test]
+fn a_page_that_a_window_has_left_is_found() {
+    let fault = ("page_token >= seen && page_token < end", "page_token < end");
+    must_be_found("window", fault, |bench| {
+        let mut case = Case::new(Element::F16, (1, 4, 64), &[(601, 1)]);
+        case.params.mask = Mask::Sliding(70);
+        of_any_order(&case, bench)
+    });
 }
 
 #[test]
