@@ -10,8 +10,8 @@ use sconce::{
     hub::{self, HubOptions},
 };
 use sconce_engine::{
-    Built, Engine, EngineHandle, EngineRequest, PrefixKey, RequestEvent, SchedulerConfig,
-    SchedulingPolicy,
+    Built, Engine, EngineHandle, EngineOptions, EngineRequest, PrefixKey, RequestEvent,
+    SchedulerConfig, SchedulingPolicy,
 };
 use sconce_kernels::cpu::Cpu;
 use sconce_runner::{LoadOptions, LoadedModel, ModelRunner};
@@ -85,7 +85,9 @@ pub(crate) fn engine_with(
         let vocab_size = loaded.info.vocab_size;
         Ok(Built { executor: loaded.runner, energy: None, config, vocab_size, info: () })
     };
-    let (_, handle, ()) = Engine::start("test", build).expect("the engine starts");
+    // However slow the machine is, what is taken is computed.
+    let options = EngineOptions::new("test").max_queue_wait(None);
+    let (_, handle, ()) = Engine::start(options, build).expect("the engine starts");
     handle
 }
 
