@@ -147,7 +147,7 @@ multiversion! {
 /// `(1 + tanh(u)) / 2` is `1 / (1 + exp(-2 u))`.
 #[inline(always)]
 fn gelu_mul_body<const FMA: bool>(gate: &[f32], up: &[f32], out: &mut [f32]) {
-    const TWICE_SQRT_2_OVER_PI: f32 = 1.595_769_1;
+    const TWICE_SQRT_2_OVER_PI: f32 = 1.595_769_2;
     for ((out, &gate), &up) in out.iter_mut().zip(gate).zip(up) {
         let cubed = gate * gate * gate;
         let twice_u = TWICE_SQRT_2_OVER_PI * madd::<FMA>(cubed, 0.044_715, gate);
