@@ -6,7 +6,7 @@ use sconce_types::{
 };
 
 use crate::{
-    Output, Scheduler, Span,
+    BlockPool, Output, Scheduler, SchedulerConfig, Span,
     sequence::{Leave, Sequence, State},
 };
 
@@ -73,15 +73,18 @@ impl Scheduler {
                 (asked, got) => panic!("asked for {asked:?}, the executor answered {got:?}"),
             }
             sequence.num_computed = num_computed;
+            any_left |= sequence.state != State::Running && sequence.steps_in_flight == 0;
             if row.outcome != SampleOutcome::NonFiniteLogits {
-                self.keep_computed(id);
+                let left = keep_computed(sequence, &mut self.pool, &self.config);
+                if let Some(Left { blocks, claim }) = left {
+                    sequence.claim += claim;
+                    self.claimed += claim;
+                    self.queue.release(sequence.tenant, blocks);
+                }
             }
             if let Some(finish) = &output.finish {
                 any_finished = true;
                 self.finish(id, finish);
-            } else {
-                let sequence = &self.sequences[&id];
-                any_left |= sequence.state != State::Running && sequence.steps_in_flight == 0;
             }
             if output.token.is_some()
                 || output.finish.is_some()
@@ -95,43 +98,6 @@ impl Scheduler {
         }
         if any_finished || any_left {
             self.release_left();
-        }
-    }
-
-    /// Lets full blocks be found by what a step computed into them, and releases those that
-    /// windows have left behind.
-    fn keep_computed(&mut self, id: RequestId) {
-        let groups = self.config.groups;
-        if self.config.prefix_cache.is_none() && !groups.has_windows() {
-            return;
-        }
-        let Self { sequences, pool, .. } = self;
-        let sequence = sequences.get_mut(&id).expect("a committed sequence is known");
-        if let Some(key) = self.config.prefix_cache {
-            for index in sequence.num_keyed..sequence.num_computed / BLOCK_SIZE {
-                let hash = sequence.block_hash(key, index);
-                for group in 0..groups.len() {
-                    let block = sequence.table.block(group, index);
-                    pool.set_key(block, (hash, group as u32));
-                }
-                sequence.num_keyed += 1;
-            }
-        }
-        if !groups.has_windows() {
-            return;
-        }
-        for (group, &span) in groups.spans().iter().enumerate() {
-            if span == Span::All {
-                continue;
-            }
-            let position = sequence.num_computed;
-            let (left, freed) = sequence.table.leave_behind(group, span, position, pool);
-            self.queue.release(sequence.tenant, left);
-            // What its prompt has yet to come to takes their places.
-            if sequence.num_scheduled < sequence.claims_until {
-                sequence.claim += freed;
-                self.claimed += freed;
-            }
         }
     }
 
@@ -230,6 +196,50 @@ impl Scheduler {
         });
         self.leaving = leaving;
     }
+}
+
+/// What a sequence's windows have left behind.
+struct Left {
+    /// Blocks that it does not hold any more.
+    blocks: usize,
+    /// Blocks of those that are free, and that it claims for the rest of its prompt.
+    claim: usize,
+}
+
+/// Lets full blocks be found by what a step computed into them, and releases those that
+/// windows have left behind.
+fn keep_computed(
+    sequence: &mut Sequence,
+    pool: &mut BlockPool,
+    config: &SchedulerConfig,
+) -> Option<Left> {
+    let groups = &config.groups;
+    if let Some(key) = config.prefix_cache {
+        for index in sequence.num_keyed..sequence.num_computed / BLOCK_SIZE {
+            let hash = sequence.block_hash(key, index);
+            for group in 0..groups.len() {
+                pool.set_key(sequence.table.block(group, index), (hash, group as u32));
+            }
+            sequence.num_keyed += 1;
+        }
+    }
+    if !groups.has_windows() {
+        return None;
+    }
+    let mut all = Left { blocks: 0, claim: 0 };
+    for (group, &span) in groups.spans().iter().enumerate() {
+        if span == Span::All {
+            continue;
+        }
+        let position = sequence.num_computed;
+        let (left, freed) = sequence.table.leave_behind(group, span, position, pool);
+        all.blocks += left;
+        // What its prompt has yet to come to takes their places.
+        if sequence.num_scheduled < sequence.claims_until {
+            all.claim += freed;
+        }
+    }
+    Some(all)
 }
 
 fn take(logprobs: &mut [TokenLogprobs]) -> Vec<TokenLogprobs> {
