@@ -271,5 +271,7 @@ __device__ __forceinline__ void finish_row(const Sampling& p, const SampleRow& r
         } else if (request.num_logprobs >= 0) {
             result.logprob = raw_logit(p, request, row, result.token) - log_sum;
         }
+    } else if (best.word != Best::BAD) {
+        result.token = NOTHING_ALLOWED;
     }
 }

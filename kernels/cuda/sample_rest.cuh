@@ -57,7 +57,7 @@ __device__ __forceinline__ void finish_rest(const Sampling& p, const SampleRow& 
             // Raw logits are searched, so they are put back for that.
             const Adjustment adjustment{p, request, row, 0, row.vocab_size};
             adjustment.undo();
-            result.num_top = report_of_row(row, largest, uint32_t(request.num_logprobs), log_sum, room, top);
+            result.num_top = report_of_row(with_all(row), largest, uint32_t(request.num_logprobs), log_sum, room, top);
             adjustment.apply();
         }
     }
@@ -65,7 +65,7 @@ __device__ __forceinline__ void finish_rest(const Sampling& p, const SampleRow& 
         const Weights weights{slices.best(false).largest(), request.scale()};
         result.token = draw_of_row(request, row, weights, room);
     }
-    if (request.num_logprobs >= 0 && result.token != NON_FINITE) {
+    if (request.num_logprobs >= 0 && result.token < NOTHING_ALLOWED) {
         result.logprob = raw_logit(p, request, row, result.token) - log_sum;
     }
 }

@@ -35,9 +35,13 @@ __device__ __forceinline__ bool is_finite(float x) { return fabsf(x) <= 3.402823
 struct Row {
     float* logits;
     uint32_t vocab_size;
+    // [mask_words(vocab_size)]: a bit for each token that may be drawn; nullptr allows all.
+    const uint32_t* allowed;
 };
 
-// A thread's logits of a slice; beyond the vocabulary they are -infinity.
+__device__ __forceinline__ uint32_t mask_words(uint32_t vocab_size) { return (vocab_size + 31) / 32; }
+
+// A thread's logits of a slice; beyond the vocabulary, and where not allowed, -infinity.
 struct Logits {
     float x[PIECES * 4];
 };
@@ -45,6 +49,19 @@ struct Logits {
 // The token of a thread's i-th logit.
 __device__ __forceinline__ uint32_t token_at(uint32_t first, int i) {
     return first + (uint32_t(i / 4) * SAMPLE_THREADS + threadIdx.x) * 4 + uint32_t(i % 4);
+}
+
+// Makes the logits of tokens that are not allowed -infinity. Four neighbours are of one word.
+__device__ __forceinline__ void leave_out(const Row& row, uint32_t first, Logits& own) {
+#pragma unroll
+    for (int piece = 0; piece < PIECES; ++piece) {
+        const uint32_t token = token_at(first, piece * 4);
+        const uint32_t bits = token < row.vocab_size ? row.allowed[token / 32] >> token % 32 : 0;
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+            own.x[piece * 4 + e] = bits >> e & 1 ? own.x[piece * 4 + e] : MINUS_INFINITY;
+        }
+    }
 }
 
 // Who has which logit is the same for rows that do not start at 16 bytes.
@@ -69,6 +86,9 @@ __device__ __forceinline__ Logits load_slice(const Row& row, uint32_t first) {
             const uint32_t token = token_at(first, i);
             own.x[i] = token < row.vocab_size ? row.logits[token] : MINUS_INFINITY;
         }
+    }
+    if (row.allowed != nullptr) {
+        leave_out(row, first, own);
     }
     return own;
 }

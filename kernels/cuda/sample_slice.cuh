@@ -21,6 +21,8 @@ struct SampleRow {
     uint32_t bias[2];
     uint32_t banned[2];
     uint32_t seen[2];
+    // The row's mask among those of the launch; -1: it has none.
+    int32_t mask;
 
     // Below this temperature the likeliest token is all that remains.
     __device__ __forceinline__ bool is_greedy() const { return !(temperature >= 1e-5f); }
@@ -31,7 +33,7 @@ struct SampleRow {
         return has_top_k(vocab_size) || top_p < 1.0f || min_p > 0.0f;
     }
     __device__ __forceinline__ bool is_adjusted() const {
-        return bias[0] < bias[1] || banned[0] < banned[1] || seen[0] < seen[1];
+        return bias[0] < bias[1] || banned[0] < banned[1] || seen[0] < seen[1] || mask >= 0;
     }
     // Above this temperature all is equally likely.
     __device__ __forceinline__ float scale() const { return 1.0f / fminf(temperature, 1e9f); }
@@ -48,7 +50,8 @@ struct SeenToken {
 };
 
 struct SampledRow {
-    // NON_FINITE where the row holds a NaN, an infinity, or nothing to draw.
+    // NON_FINITE where the row holds a NaN, an infinity, or nothing to draw; NOTHING_ALLOWED
+    // where what is asked of it leaves nothing.
     uint32_t token;
     // If log-probabilities are asked for.
     float logprob;
@@ -62,6 +65,7 @@ struct TopToken {
 
 constexpr uint32_t MAX_TOP = 32;
 constexpr uint32_t NON_FINITE = 0xffffffffu;
+constexpr uint32_t NOTHING_ALLOWED = 0xfffffffeu;
 // Candidates that a slice tells of: it looks for so many, and has room for so many.
 constexpr uint32_t CANDIDATES = 128;
 constexpr uint32_t CANDIDATE_ROOM = 256;
@@ -129,6 +133,8 @@ struct Sampling {
     const TokenBias* biases;
     const uint32_t* banned;
     const SeenToken* seen;
+    // [masks, mask_words(vocab_size)]
+    const uint32_t* masks;
     // Room for as many raw logits as the lists have tokens.
     float* bias_raw;
     float* banned_raw;
@@ -140,6 +146,16 @@ struct Sampling {
     Workspace work;
     uint32_t vocab_size;
 };
+
+// A row as its request leaves it, once adjusted.
+__device__ __forceinline__ Row row_of(const Sampling& p, const SampleRow& request, uint32_t row) {
+    const uint32_t* allowed =
+        request.mask < 0 ? nullptr : p.masks + size_t(request.mask) * mask_words(p.vocab_size);
+    return {p.logits + size_t(row) * p.vocab_size, p.vocab_size, allowed};
+}
+
+// A row of which every token counts, as for log-probabilities.
+__device__ __forceinline__ Row with_all(const Row& row) { return {row.logits, row.vocab_size, nullptr}; }
 
 // A row's part of the workspace.
 struct Slices {
@@ -382,7 +398,7 @@ struct Adjustment {
 __device__ __forceinline__ void scan_slice(const Sampling& p, const SampleRow& request, const Row& row,
                                            const Slices& slices, uint32_t* bins) {
     const uint32_t first = blockIdx.x * SLICE;
-    Logits own = load_slice(row, first);
+    Logits own = load_slice(with_all(row), first);
     SliceResult result{};
     result.raw = best_of(own, first);
     result.candidates = result.likeliest = {LOWEST_BIN, 0};

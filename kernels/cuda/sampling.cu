@@ -33,7 +33,7 @@ KERNEL_RESIDENT(sampling, Sampling, SAMPLE_THREADS, 2) {
     SHARED(uint64_t, room, ROOM);
     const uint32_t r = blockIdx.y;
     const SampleRow& request = p.requests[r];
-    const Row row{p.logits + size_t(r) * p.vocab_size, p.vocab_size};
+    const Row row = row_of(p, request, r);
     const Slices slices = slices_of(p.work, p.vocab_size, r);
     scan_slice(p, request, row, slices, reinterpret_cast<uint32_t*>(room));
     if (!is_last(p.work.rows[r])) {
@@ -56,9 +56,10 @@ KERNEL_RESIDENT(sampling_rest, Sampling, SAMPLE_THREADS, 1) {
     if (open == 0) {
         return;
     }
-    const Row row{p.logits + size_t(r) * p.vocab_size, p.vocab_size};
+    const SampleRow& request = p.requests[r];
+    const Row row = row_of(p, request, r);
     SampledRow result = p.out[r];
-    finish_rest(p, p.requests[r], row, slices_of(p.work, p.vocab_size, r), open, room,
+    finish_rest(p, request, row, slices_of(p.work, p.vocab_size, r), open, room,
                 p.top + size_t(r) * MAX_TOP, result);
     if (threadIdx.x == 0) {
         p.out[r] = result;
@@ -87,7 +88,7 @@ KERNEL_RESIDENT(token_logprobs, TokenLogprobs, SAMPLE_THREADS, 2) {
     const uint32_t r = blockIdx.y;
     const uint32_t token = p.tokens[r];
     const uint32_t num_top = p.num_top[r];
-    const Row row{const_cast<float*>(p.logits) + size_t(r) * p.vocab_size, p.vocab_size};
+    const Row row{const_cast<float*>(p.logits) + size_t(r) * p.vocab_size, p.vocab_size, nullptr};
     const Slices slices = slices_of(p.work, p.vocab_size, r);
     const Logits own = load_slice(row, blockIdx.x * SLICE);
     SliceResult mine{};
@@ -124,7 +125,7 @@ KERNEL_RESIDENT(token_logprobs_rest, TokenLogprobs, SAMPLE_THREADS, 1) {
     if (p.work.rows[r].open == 0) {
         return;
     }
-    const Row row{const_cast<float*>(p.logits) + size_t(r) * p.vocab_size, p.vocab_size};
+    const Row row{const_cast<float*>(p.logits) + size_t(r) * p.vocab_size, p.vocab_size, nullptr};
     const Slices slices = slices_of(p.work, p.vocab_size, r);
     const float largest = slices.best(true).largest();
     const uint32_t num_top = report_of_row(row, largest, p.num_top[r], log_sum_exp(slices, largest), room,

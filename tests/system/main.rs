@@ -9,6 +9,7 @@ mod fake_gpu;
 mod golden;
 mod kept_bits;
 mod ledger;
+mod masks;
 mod model;
 mod openai;
 mod operating;

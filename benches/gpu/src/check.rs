@@ -10,8 +10,11 @@ use serde_json::json;
 use crate::report;
 
 /// Names of the backend's cases, which make devices of their own.
-const BACKEND: [&str; 2] =
-    ["a_layer_over_ragged_batches_is_the_cpus", "what_does_not_fit_is_refused_by_name"];
+const BACKEND: [&str; 3] = [
+    "a_layer_over_ragged_batches_is_the_cpus",
+    "masks_of_any_length_reach_the_kernels",
+    "what_does_not_fit_is_refused_by_name",
+];
 
 /// Prints the cases' names.
 pub(crate) fn list() {
@@ -36,9 +39,12 @@ pub(crate) fn run<D: Driver>(
         check(name, &mut || run(&mut bench));
     }
     let device = || device().expect("it was there a moment ago");
-    let [layer, refusals] = BACKEND;
+    let [layer, masks, refusals] = BACKEND;
     if layer.contains(only) {
         check(layer, &mut || cases::backend::a_layer_over_ragged_batches_is_the_cpus(device));
+    }
+    if masks.contains(only) {
+        check(masks, &mut || cases::sampling_masks::masks_of_any_length_reach_the_kernels(device));
     }
     if refusals.contains(only) {
         check(refusals, &mut || cases::backend::what_does_not_fit_is_refused_by_name(device));

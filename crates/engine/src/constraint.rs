@@ -18,6 +18,8 @@ pub trait StopCheck: Send {
 pub trait TokenConstraint: Send {
     /// Writes the tokens that may come next over `words`, all zero: token `t` as bit `t % 32` of
     /// word `t / 32`. Where it says `false` the mask is not ready yet, and is asked for again.
+    /// If no token is left the request ends with
+    /// [`RequestError::NothingAllowed`](crate::RequestError::NothingAllowed).
     fn fill_mask(&mut self, words: &mut [u32]) -> bool;
 
     /// Takes the token that was generated.

@@ -114,9 +114,16 @@ impl<E: Executor> EngineLoop<E> {
                 let _ = live.events.try_send(RequestEvent::Token(event));
             }
             let Some(finish) = output.finish else { continue };
-            if finish == End::NonFiniteLogits {
-                self.metrics.corrupted_requests.inc();
-                live.fail(RequestError::NonFiniteLogits);
+            let failed = match finish {
+                End::NonFiniteLogits => {
+                    self.metrics.corrupted_requests.inc();
+                    Some(RequestError::NonFiniteLogits)
+                }
+                End::NothingAllowed => Some(RequestError::NothingAllowed),
+                _ => None,
+            };
+            if let Some(error) = failed {
+                live.fail(error);
                 self.metrics.request_success.with_label_values(&[finish.name()]).inc();
             } else {
                 live.observe_finish(&self.metrics, finish, now);

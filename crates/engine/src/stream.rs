@@ -51,6 +51,12 @@ pub enum RequestError {
     /// The model's output for this request was not a number.
     #[error("the model's logits for this request were not finite")]
     NonFiniteLogits,
+    /// What bounds its tokens leaves none.
+    #[error(
+        "no token is left that the request may generate: its constraint allows none, or only end \
+         tokens before min_tokens"
+    )]
+    NothingAllowed,
     /// The step that computed this request failed.
     #[error("a step failed: {0}")]
     StepFailed(String),

@@ -182,14 +182,8 @@ impl<B: Backend> ModelRunner<B> {
             let Sample::Token { output_index, .. } = sample else { continue };
             let slot = slot(&self.slots, slot_id);
             requests.push(match masks.get(s) {
-                TokenMask::All => slot.sample_request(output_index),
-                TokenMask::Bits(_) => {
-                    return Err(KernelError::Unsupported {
-                        what: "a mask over the vocabulary".to_owned(),
-                        device: "the sampler",
-                        accepted: "none is",
-                    });
-                }
+                TokenMask::All => slot.sample_request(output_index, None),
+                TokenMask::Bits(words) => slot.sample_request(output_index, Some(words)),
                 // The row has its logits; what is sampled from them is not used.
                 TokenMask::Skip => {
                     self.result.rows[s].outcome = SampleOutcome::Skipped;
@@ -224,6 +218,7 @@ impl<B: Backend> ModelRunner<B> {
                     }
                 }
                 Sampled::NonFinite => row.outcome = SampleOutcome::NonFiniteLogits,
+                Sampled::NothingAllowed => row.outcome = SampleOutcome::NothingAllowed,
             }
         }
         Ok(())

@@ -84,8 +84,13 @@ impl SlotState {
         }
     }
 
-    /// What the sampler is asked for the output token of this index.
-    pub(crate) fn sample_request(&self, output_index: u32) -> SampleRequest<'_> {
+    /// What the sampler is asked for the output token of this index, of those that a mask
+    /// allows, if there is one.
+    pub(crate) fn sample_request<'a>(
+        &'a self,
+        output_index: u32,
+        allowed: Option<&'a [u32]>,
+    ) -> SampleRequest<'a> {
         let params = &*self.params;
         SampleRequest {
             temperature: params.temperature,
@@ -98,6 +103,7 @@ impl SlotState {
             seen: &self.seen,
             logit_bias: &params.logit_bias,
             banned: if output_index < params.min_tokens { &self.end_tokens } else { &[] },
+            allowed,
             seed: params.seed,
             index: output_index,
             num_logprobs: params.logprobs,

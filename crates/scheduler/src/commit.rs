@@ -70,6 +70,9 @@ impl Scheduler {
                 (_, SampleOutcome::NonFiniteLogits) => {
                     output.finish = Some(End::NonFiniteLogits);
                 }
+                (Sample::Token { .. }, SampleOutcome::NothingAllowed) => {
+                    output.finish = Some(End::NothingAllowed);
+                }
                 (asked, got) => panic!("asked for {asked:?}, the executor answered {got:?}"),
             }
             sequence.num_computed = num_computed;
@@ -113,7 +116,7 @@ impl Scheduler {
         if std::mem::replace(&mut sequence.state, State::Leaving(Leave::Ended)) == State::Running {
             self.leaving.push(id);
         }
-        if *finish != End::NonFiniteLogits {
+        if !matches!(finish, End::NonFiniteLogits | End::NothingAllowed) {
             self.learn_length(tenant, generated, *finish == End::Length);
         }
     }

@@ -155,7 +155,9 @@ impl FakeExecutor {
             let generated = &context[prompt.len()..];
             let allowed = |token| allows(generated, token);
             let visible = visible(groups, context.len()).flat_map(|range| &context[range]);
-            let token = next_token(visible, params, output_index, vocab_size, allowed);
+            let Some(token) = next_token(visible, params, output_index, vocab_size, allowed) else {
+                break;
+            };
             context.push(token);
             let ends =
                 params.eos_token_ids.contains(&token) || params.stop_token_ids.contains(&token);
@@ -245,7 +247,12 @@ impl FakeExecutor {
             let words = mask.flatten();
             let mask = words.as_deref().map_or(TokenMask::All, TokenMask::Bits);
             let allows = |token| mask.allows(token);
-            let token = next_token(&context, &state.params, output_index, vocab_size, allows);
+            let next = next_token(&context, &state.params, output_index, vocab_size, allows);
+            let Some(token) = next else {
+                done.outcome = SampleOutcome::NothingAllowed;
+                state.has_failed = true;
+                return done;
+            };
             state.last_sampled = Some(token);
             done.outcome = SampleOutcome::Sampled;
             done.token = Some(token);
@@ -411,14 +418,14 @@ impl Executor for FakeExecutor {
 }
 
 /// FNV-1a over the context, the seed and the index; end tokens are skipped
-/// while they are banned, others where they are not allowed.
+/// while they are banned, others where they are not allowed; `None` where none is left.
 fn next_token<'a>(
     context: impl IntoIterator<Item = &'a TokenId>,
     params: &SamplingParams,
     output_index: u32,
     vocab_size: u32,
     allows: impl Fn(TokenId) -> bool,
-) -> TokenId {
+) -> Option<TokenId> {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64 ^ params.seed;
     for word in context.into_iter().copied().chain([output_index]) {
         hash = (hash ^ u64::from(word)).wrapping_mul(0x0100_0000_01b3);
@@ -429,11 +436,11 @@ fn next_token<'a>(
     let may_end = output_index >= params.min_tokens;
     for _ in 0..vocab_size {
         if allows(token) && (may_end || !ends(token)) {
-            break;
+            return Some(token);
         }
         token = (token + 1) % vocab_size;
     }
-    token
+    None
 }
 
 /// Log-probabilities that a test can recognise: the asked token at -1, then -2, -3 …

@@ -284,7 +284,7 @@ impl From<RequestError> for ApiError {
         let message = error.to_string();
         match error {
             RequestError::NonFiniteLogits | RequestError::StepFailed(_) => Self::internal(message),
-            RequestError::Refused(_) => Self::invalid(None, message),
+            RequestError::Refused(_) | RequestError::NothingAllowed => Self::invalid(None, message),
             RequestError::EngineLost => Self::unavailable(message),
             RequestError::NotReady { .. } => {
                 Self { code: Some("overloaded"), ..Self::unavailable(message) }

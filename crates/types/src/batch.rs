@@ -310,6 +310,9 @@ pub enum SampleOutcome {
     Skipped,
     /// The logits were not finite; ends this request alone.
     NonFiniteLogits,
+    /// The logits were finite, but the row's mask and its bans leave no token; ends this
+    /// request alone.
+    NothingAllowed,
 }
 
 /// Log-probabilities at one position, of the model's own distribution: before

@@ -26,6 +26,8 @@ pub enum End {
     Deadline,
     /// Its logits were not finite; no token comes with this.
     NonFiniteLogits,
+    /// No token was left that it may generate; no token comes with this.
+    NothingAllowed,
     /// A step failed, or it could not be run.
     Error,
 }
@@ -39,7 +41,7 @@ impl End {
             Self::Length => "length",
             Self::Abort => "abort",
             Self::Deadline => "deadline",
-            Self::NonFiniteLogits | Self::Error => "error",
+            Self::NonFiniteLogits | Self::NothingAllowed | Self::Error => "error",
         }
     }
 }

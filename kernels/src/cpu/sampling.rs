@@ -46,7 +46,7 @@ impl Candidate {
 }
 
 impl RowSampler {
-    /// Samples one row, which is changed by bias, bans and penalties.
+    /// Samples one row, which is changed by bias, bans, penalties and the mask.
     pub(crate) fn sample(
         &mut self,
         isa: Isa,
@@ -74,7 +74,7 @@ impl RowSampler {
             raw_max
         };
         if max == f32::NEG_INFINITY {
-            return Sampled::NonFinite;
+            return Sampled::NothingAllowed;
         }
         let token = if request.temperature >= GREEDY_BELOW {
             self.draw(isa, logits, max, request)
@@ -271,7 +271,7 @@ fn penalized<'a>(request: &SampleRequest<'a>) -> &'a [SeenToken] {
     if off { &[] } else { request.seen }
 }
 
-/// Applies bias, bans and penalties. Tokens outside the vocabulary are passed
+/// Applies bias, bans, penalties and the mask. Tokens outside the vocabulary are passed
 /// over. Returns whether anything may have changed.
 fn adjust(logits: &mut [f32], request: &SampleRequest<'_>) -> bool {
     for &(token, bias) in request.logit_bias {
@@ -299,7 +299,27 @@ fn adjust(logits: &mut [f32], request: &SampleRequest<'_>) -> bool {
             *logit -= request.presence_penalty;
         }
     }
-    !(request.logit_bias.is_empty() && request.banned.is_empty() && seen.is_empty())
+    if let Some(allowed) = request.allowed {
+        leave_out(logits, allowed);
+    }
+    let is_plain = request.logit_bias.is_empty() && request.banned.is_empty() && seen.is_empty();
+    !is_plain || request.allowed.is_some()
+}
+
+/// Leaves out the tokens whose bits are not set.
+fn leave_out(logits: &mut [f32], allowed: &[u32]) {
+    let words = allowed.iter().copied().chain(std::iter::repeat(0));
+    for (logits, word) in logits.chunks_mut(32).zip(words) {
+        if word == 0 {
+            logits.fill(f32::NEG_INFINITY);
+        } else if word != u32::MAX {
+            for (bit, logit) in logits.iter_mut().enumerate() {
+                if word >> bit & 1 == 0 {
+                    *logit = f32::NEG_INFINITY;
+                }
+            }
+        }
+    }
 }
 
 /// Keeps the `k` likeliest candidates, in no order.

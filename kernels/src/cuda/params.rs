@@ -117,7 +117,7 @@ params! {
     /// `sampling.cu`, 512 threads: `sampling` of grid `[slices, rows]`, then
     /// `sampling_rest` of grid `[rows]` where a request has filters or reports tokens.
     Sampling {
-        logits, requests, biases, banned, seen, bias_raw, banned_raw, seen_raw, out, top,
+        logits, requests, biases, banned, seen, masks, bias_raw, banned_raw, seen_raw, out, top,
         slices, candidates, likeliest, states;
         vocab_size: u32,
         padding: u32,
@@ -168,6 +168,7 @@ pub struct SampleRow {
     pub bias: [u32; 2],
     pub banned: [u32; 2],
     pub seen: [u32; 2],
+    pub mask: i32,
 }
 
 /// What one row of [`Sampling`] gives.
@@ -183,6 +184,8 @@ pub struct SampledRow {
 impl SampledRow {
     /// The token of a row that cannot be drawn from.
     pub const NON_FINITE: u32 = u32::MAX;
+    /// The token of a row that has none left which may be drawn.
+    pub const NOTHING_ALLOWED: u32 = u32::MAX - 1;
 }
 
 impl RopeAndCache {

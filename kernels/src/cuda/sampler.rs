@@ -67,9 +67,12 @@ impl<M> Workspace<M> {
     }
 }
 
-/// Lists and results of one launch after another.
+/// Lists and results of one launch after another. Room for masks is made when the first
+/// comes, for as many as a step may have.
 pub(super) struct SamplingBuffers<M> {
     staging: Staging<M>,
+    /// Bytes that the lists of one launch take at most, without masks.
+    list_bytes: usize,
     /// Tokens that the lists of one launch may have together.
     max_listed: usize,
     /// Room for the raw logits of all listed tokens.
@@ -85,6 +88,8 @@ pub(super) struct SamplingBuffers<M> {
     biases: Vec<TokenBias>,
     banned: Vec<u32>,
     seen: Vec<Seen>,
+    /// A bit for each token of the vocabulary, one mask after another.
+    masks: Vec<u32>,
 }
 
 impl<M> SamplingBuffers<M> {
@@ -95,13 +100,14 @@ impl<M> SamplingBuffers<M> {
         let max_rows = limits.max_num_seqs;
         // A row lists its bias, its bans and what it has seen.
         let max_listed = LISTED.max(4 * limits.max_model_len);
-        let capacity =
+        let list_bytes =
             room::<SampleRow>(max_rows) + 2 * room::<Seen>(max_listed) + room::<u32>(max_listed);
         let raw = driver.allocate(3 * max_listed * size_of::<f32>(), "logits set aside")?;
         let results = max_rows * (size_of::<SampledRow>() + MAX_TOP * size_of::<TopToken>());
         let out = driver.allocate(results, "sampled tokens")?;
         Ok(Self {
-            staging: Staging::new(driver, capacity, "sampling's lists")?,
+            staging: Staging::new(driver, list_bytes, "sampling's lists")?,
+            list_bytes,
             max_listed,
             raw_address: driver.address(&raw),
             _raw: raw,
@@ -114,6 +120,7 @@ impl<M> SamplingBuffers<M> {
             biases: Vec::new(),
             banned: Vec::new(),
             seen: Vec::new(),
+            masks: Vec::new(),
         })
     }
 
@@ -127,9 +134,13 @@ impl<M> SamplingBuffers<M> {
         out: &mut Vec<Sampled>,
     ) -> Result<(), KernelError> {
         check_vocab_size("sample", vocab_size)?;
+        if requests.iter().any(|request| request.allowed.is_some()) {
+            let masks = room::<u32>(self.max_rows * mask_words(vocab_size));
+            self.staging.grow(driver, self.list_bytes + masks, "sampling's lists and masks")?;
+        }
         let mut done = 0;
         while done < requests.len() {
-            let count = self.list(&requests[done..])?;
+            let count = self.list(&requests[done..], vocab_size)?;
             let at = done * vocab_size * size_of::<f32>();
             let logits = DevicePointer(logits.0 + at as u64);
             self.launch(driver, logits, vocab_size)?;
@@ -137,8 +148,10 @@ impl<M> SamplingBuffers<M> {
             let with_top = requests.iter().any(|request| request.num_logprobs.is_some());
             let (rows, tops) = self.results(driver, count, with_top)?;
             out.extend(rows.iter().zip(requests).enumerate().map(|(i, (row, request))| {
-                if row.token == SampledRow::NON_FINITE {
-                    return Sampled::NonFinite;
+                match row.token {
+                    SampledRow::NON_FINITE => return Sampled::NonFinite,
+                    SampledRow::NOTHING_ALLOWED => return Sampled::NothingAllowed,
+                    _ => {}
                 }
                 let top = || top_of(tops, i, row.num_top);
                 let logprobs = request.num_logprobs.map(|_| Logprobs {
@@ -155,12 +168,18 @@ impl<M> SamplingBuffers<M> {
 
     /// Lists what the first requests ask, as many as there is room for, and tells how
     /// many those are.
-    fn list(&mut self, requests: &[SampleRequest<'_>]) -> Result<usize, KernelError> {
-        let Self { rows, biases, banned, seen, .. } = self;
+    fn list(
+        &mut self,
+        requests: &[SampleRequest<'_>],
+        vocab_size: usize,
+    ) -> Result<usize, KernelError> {
+        let Self { rows, biases, banned, seen, masks, .. } = self;
+        let mask_words = mask_words(vocab_size);
         rows.clear();
         biases.clear();
         banned.clear();
         seen.clear();
+        masks.clear();
         for request in requests.iter().take(self.max_rows) {
             let tokens = [
                 biases.len() + request.logit_bias.len(),
@@ -179,6 +198,12 @@ impl<M> SamplingBuffers<M> {
             seen.extend(
                 seen_tokens.map(|seen| Seen { token: seen.token, output_count: seen.output_count }),
             );
+            let mask = request.allowed.map_or(-1, |allowed| {
+                let mask = masks.len() / mask_words;
+                masks.extend(allowed.iter().take(mask_words));
+                masks.resize((mask + 1) * mask_words, 0);
+                i32::try_from(mask).expect("a launch has few rows")
+            });
             let num_logprobs =
                 request.num_logprobs.map_or(-1, |num| num.min(MAX_TOP as u32) as i32);
             rows.push(SampleRow {
@@ -195,6 +220,7 @@ impl<M> SamplingBuffers<M> {
                 bias: [firsts[0], border(biases.len())],
                 banned: [firsts[1], border(banned.len())],
                 seen: [firsts[2], border(seen.len())],
+                mask,
             });
         }
         if rows.is_empty() {
@@ -214,7 +240,7 @@ impl<M> SamplingBuffers<M> {
         logits: DevicePointer,
         vocab_size: usize,
     ) -> Result<(), KernelError> {
-        let Self { staging, workspace, rows, biases, banned, seen, .. } = self;
+        let Self { staging, workspace, rows, biases, banned, seen, masks, .. } = self;
         staging.clear();
         let raw = |list: usize| {
             DevicePointer(self.raw_address.0 + (list * self.max_listed * size_of::<f32>()) as u64)
@@ -225,6 +251,7 @@ impl<M> SamplingBuffers<M> {
             biases: staging.push(biases)?,
             banned: staging.push(banned)?,
             seen: staging.push(seen)?,
+            masks: staging.push(masks)?,
             bias_raw: raw(0),
             banned_raw: raw(1),
             seen_raw: raw(2),
@@ -335,6 +362,11 @@ fn check_vocab_size(op: &'static str, vocab_size: usize) -> Result<(), KernelErr
         got: vocab_size.to_string(),
         expected: format!("at most {MOST} tokens"),
     })
+}
+
+/// Words of a row's mask.
+const fn mask_words(vocab_size: usize) -> usize {
+    vocab_size.div_ceil(32)
 }
 
 /// Where the likeliest tokens lie behind `rows` results.

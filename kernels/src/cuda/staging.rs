@@ -27,6 +27,19 @@ impl<M> Staging<M> {
         Ok(Self { memory, address, capacity, bytes: Vec::with_capacity(capacity) })
     }
 
+    /// Makes room for so many bytes in all, in new memory; what was added is lost.
+    pub(super) fn grow<D: Driver<Memory = M>>(
+        &mut self,
+        driver: &D,
+        capacity: usize,
+        what: &str,
+    ) -> Result<(), KernelError> {
+        if capacity > self.capacity {
+            *self = Self::new(driver, capacity, what)?;
+        }
+        Ok(())
+    }
+
     pub(super) fn clear(&mut self) {
         self.bytes.clear();
     }

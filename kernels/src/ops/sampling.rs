@@ -1,8 +1,8 @@
 //! Choosing a token from a row of logits.
 //!
 //! In this order, as in vLLM: log-probabilities are taken from the raw logits;
-//! then logit bias and bans, repetition, frequency and presence penalties;
-//! greedy rows take the likeliest token (ties: the lowest id); others divide by
+//! then logit bias and bans, repetition, frequency and presence penalties; then tokens
+//! that are not allowed are left out; greedy rows take the likeliest token (ties: the lowest id); others divide by
 //! the temperature, then keep min-p, top-k and top-p survivors and draw one.
 //!
 //! The draw is a Philox4x32-10 number (Salmon et al., 2011) of
@@ -41,6 +41,10 @@ pub struct SampleRequest<'a> {
     pub logit_bias: &'a [(u32, f32)],
     /// Never drawn (end tokens before `min_tokens`).
     pub banned: &'a [u32],
+    /// The tokens that may be drawn: token `t` if bit `t % 32` of word `t / 32` is set, none of
+    /// those beyond the last word; `None` allows all. Other tokens are never drawn, whatever
+    /// their bias. Log-probabilities are of all tokens.
+    pub allowed: Option<&'a [u32]>,
     /// The request's seed.
     pub seed: u64,
     /// The index of the output token drawn.
@@ -62,6 +66,7 @@ impl Default for SampleRequest<'_> {
             seen: &[],
             logit_bias: &[],
             banned: &[],
+            allowed: None,
             seed: 0,
             index: 0,
             num_logprobs: None,
@@ -88,8 +93,11 @@ pub enum Sampled {
         /// Its log-probabilities, if asked for.
         logprobs: Option<Logprobs>,
     },
-    /// The row holds a NaN, an infinity, or nothing that may be drawn.
+    /// The row holds a NaN, an infinity, or nothing of any probability.
     NonFinite,
+    /// The row could be drawn from, but what is asked of it leaves no token: all that have a
+    /// probability are banned or not allowed.
+    NothingAllowed,
 }
 
 /// Natural-log probabilities from a row's raw logits.

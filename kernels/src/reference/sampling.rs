@@ -10,8 +10,8 @@ pub fn log_softmax(logits: &[f64]) -> Vec<f64> {
     logits.iter().map(|logit| logit - max - total.ln()).collect()
 }
 
-/// The logits after bias, bans and the repetition, frequency and presence
-/// penalties, in this order.
+/// The logits after bias, bans, the repetition, frequency and presence
+/// penalties and the mask, in this order.
 #[must_use]
 pub fn adjusted_logits(logits: &[f64], request: &SampleRequest<'_>) -> Vec<f64> {
     let mut logits = logits.to_vec();
@@ -28,6 +28,13 @@ pub fn adjusted_logits(logits: &[f64], request: &SampleRequest<'_>) -> Vec<f64> 
         *logit -= f64::from(request.frequency_penalty) * f64::from(seen.output_count);
         if seen.output_count > 0 {
             *logit -= f64::from(request.presence_penalty);
+        }
+    }
+    if let Some(allowed) = request.allowed {
+        for (token, logit) in logits.iter_mut().enumerate() {
+            if allowed.get(token / 32).is_none_or(|word| word >> (token % 32) & 1 == 0) {
+                *logit = f64::NEG_INFINITY;
+            }
         }
     }
     logits

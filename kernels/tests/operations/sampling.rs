@@ -17,7 +17,7 @@ fn sample(cpu: &mut Cpu, rows: &[f32], requests: &[SampleRequest<'_>]) -> Vec<Sa
 fn token(sampled: &Sampled) -> u32 {
     match sampled {
         Sampled::Token { token, .. } => *token,
-        Sampled::NonFinite => panic!("a token was expected"),
+        Sampled::NonFinite | Sampled::NothingAllowed => panic!("a token was expected"),
     }
 }
 
@@ -249,10 +249,101 @@ fn a_row_that_is_not_finite_is_alone_in_it() {
                 requests[8].banned = &everything;
                 let got = sample(&mut cpu, &rows.concat(), &requests);
                 let finite: Vec<_> = got.iter().map(|got| *got != Sampled::NonFinite).collect();
-                assert_eq!(finite, [true, false, true, false, false, false, false, true, false]);
+                assert_eq!(finite, [true, false, true, false, false, false, false, true, true]);
+                assert_eq!(got[8], Sampled::NothingAllowed);
                 assert_eq!(got[0], got[2]);
                 assert_eq!(got[..1], sample(&mut cpu, &good, &[request]));
             }
+        }
+    }
+}
+
+/// Under masks of one token, few, half, all, and of fewer words than the vocabulary has.
+#[test]
+fn only_what_a_mask_allows_is_drawn_and_log_probabilities_are_of_all() {
+    for vocab_size in [100, 5_003] {
+        let logits = peaked(8, vocab_size);
+        let (seen, bias) = adjustments(&logits);
+        let random = numbers(9, vocab_size);
+        let mask = |is_allowed: &dyn Fn(usize) -> bool| -> Vec<u32> {
+            let bit = |token: usize| u32::from(is_allowed(token)) << (token % 32);
+            let words = (0..vocab_size.div_ceil(32)).map(|word| word * 32..word * 32 + 32);
+            words.map(|tokens| tokens.filter(|&t| t < vocab_size).map(bit).sum()).collect()
+        };
+        let mut masks = vec![
+            mask(&|token| token == vocab_size * 2 / 3),
+            mask(&|token| random[token] < -0.95),
+            mask(&|token| random[token] < 0.0),
+            mask(&|token| token % 2 == 1),
+        ];
+        let short = masks[2][..masks[2].len() / 2].to_vec();
+        let long = [&masks[2][..], &[u32::MAX; 3]].concat();
+        masks.extend([short, long]);
+        let all = mask(&|_| true);
+        let want_logprobs = reference::log_softmax(&wide(&logits));
+        for mut cpu in every_isa() {
+            for (case, request) in requests(&seen, &bias).into_iter().enumerate() {
+                let greedy = SampleRequest { temperature: 0.0, ..request };
+                let draws: Vec<_> = (0..6)
+                    .map(|index| SampleRequest { seed: 5, index, ..request })
+                    .chain([greedy])
+                    .map(|draw| SampleRequest { num_logprobs: Some(3), ..draw })
+                    .collect();
+                let rows = logits.repeat(draws.len());
+                let under = |allowed| -> Vec<_> {
+                    draws.iter().map(|draw| SampleRequest { allowed, ..*draw }).collect()
+                };
+                let plain = sample(&mut cpu, &rows, &under(None));
+                assert_eq!(sample(&mut cpu, &rows, &under(Some(&all))), plain, "case {case}");
+                let Sampled::Token { logprobs: Some(of_all), .. } = &plain[0] else {
+                    panic!("{plain:?}")
+                };
+                for allowed in &masks {
+                    let masked = SampleRequest { allowed: Some(allowed), ..request };
+                    let probabilities = reference::distribution(&wide(&logits), &masked);
+                    for sampled in sample(&mut cpu, &rows, &under(Some(allowed))) {
+                        let token = token(&sampled) as usize;
+                        let what = format!("case {case} of {vocab_size}: token {token}");
+                        assert!(probabilities[token] > 0.0, "{what}");
+                        let Sampled::Token { logprobs: Some(logprobs), .. } = sampled else {
+                            panic!("{what}")
+                        };
+                        assert_eq!(logprobs.top, of_all.top, "{what}");
+                        let far = f64::from(logprobs.logprob) - want_logprobs[token];
+                        assert!(far.abs() < 1e-5, "{what}: {logprobs:?}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_mask_that_leaves_nothing_is_the_rows_own_end() {
+    let mut logits = vec![0.5; 100];
+    logits[70] = f32::NEG_INFINITY;
+    let only = |token: usize| {
+        let mut words = vec![0_u32; 4];
+        words[token / 32] = 1 << (token % 32);
+        words
+    };
+    let (of_70, of_99) = (only(70), only(99));
+    for mut cpu in every_isa() {
+        for temperature in [0.0, 1.0] {
+            let plain = SampleRequest { temperature, top_p: 0.9, ..SampleRequest::default() };
+            let requests = [
+                plain,
+                SampleRequest { allowed: Some(&[]), ..plain },
+                SampleRequest { allowed: Some(&[0; 4]), ..plain },
+                SampleRequest { allowed: Some(&of_70), ..plain },
+                SampleRequest { allowed: Some(&of_99), banned: &[99], ..plain },
+                // No bias makes up for a mask.
+                SampleRequest { allowed: Some(&of_99), logit_bias: &[(3, f32::INFINITY)], ..plain },
+            ];
+            let got = sample(&mut cpu, &logits.repeat(requests.len()), &requests);
+            assert_eq!(got[..1], sample(&mut cpu, &logits, &[plain]));
+            assert!(got[1..5].iter().all(|got| *got == Sampled::NothingAllowed), "{got:?}");
+            assert_eq!(token(&got[5]), 99);
         }
     }
 }

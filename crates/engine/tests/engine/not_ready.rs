@@ -161,6 +161,33 @@ impl TokenConstraint for Broken {
     fn accept(&mut self, _: TokenId) {}
 }
 
+/// A constraint that allows two tokens of any kind, and no third.
+struct DeadEnd {
+    left: usize,
+}
+
+impl TokenConstraint for DeadEnd {
+    fn fill_mask(&mut self, words: &mut [u32]) -> bool {
+        words.fill(if self.left > 0 { u32::MAX } else { 0 });
+        true
+    }
+
+    fn accept(&mut self, _: TokenId) {
+        self.left -= 1;
+    }
+}
+
+#[test]
+fn a_constraint_that_allows_nothing_ends_its_request_and_no_other() {
+    let engine = start();
+    let other = engine.submit(request()).expect("it is taken");
+    let ended = engine.submit_constrained(request(), None, Box::new(DeadEnd { left: 2 }));
+    let error = tokens(ended.expect("it is taken")).expect_err("there is no third token");
+    assert_eq!(error, RequestError::NothingAllowed);
+    assert_eq!(tokens(other), Ok(expected()));
+    assert_eq!(engine.metrics().corrupted_requests.get(), 0);
+}
+
 #[test]
 fn a_constraint_that_panics_ends_its_request_and_no_other() {
     let engine = start();

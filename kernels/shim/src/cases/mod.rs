@@ -6,6 +6,7 @@ pub mod backend;
 pub mod element;
 mod elementwise;
 mod sampling;
+pub mod sampling_masks;
 mod sampling_wide;
 
 use sconce_kernels::cuda::Driver;
@@ -15,7 +16,7 @@ use crate::Bench;
 /// A case: its name, and what runs it.
 pub type Case<D> = (&'static str, fn(&mut Bench<D>));
 
-/// Every kernel's cases but for those of [`backend`].
+/// Every kernel's cases, but for those of whole backends.
 #[must_use]
 pub fn all<D: Driver>() -> Vec<Case<D>> {
     macro_rules! cases {
@@ -47,5 +48,8 @@ pub fn all<D: Driver>() -> Vec<Case<D>> {
         sampling_wide::a_row_with_penalties_is_searched_raw_and_drawn_from_changed,
         sampling_wide::a_rows_bits_are_its_own_over_several_slices,
         sampling_wide::a_slice_that_cannot_be_drawn_from_ends_its_row,
+        sampling_masks::only_what_a_mask_allows_is_drawn,
+        sampling_masks::a_mask_of_all_changes_no_bits_nor_do_neighbours_masks,
+        sampling_masks::a_row_with_nothing_left_says_so,
     ]
 }

@@ -29,7 +29,9 @@ pub(super) fn sample<D: Driver>(
     requests: &[SampleRequest<'_>],
 ) -> Vec<Row> {
     let (mut biases, mut banned, mut seen) = (Vec::new(), Vec::new(), Vec::new());
-    let mut rows = Vec::new();
+    let (mut rows, mut masks) = (Vec::new(), Vec::new());
+    let vocab_size = logits.len() / requests.len();
+    let mask_words = vocab_size.div_ceil(32);
     for request in requests {
         let border = |list: &Vec<u32>, words: usize| (list.len() / words) as u32;
         let (bias, ban, see) = (border(&biases, 2), border(&banned, 1), border(&seen, 2));
@@ -50,12 +52,15 @@ pub(super) fn sample<D: Driver>(
             bias: [bias, border(&biases, 2)],
             banned: [ban, border(&banned, 1)],
             seen: [see, border(&seen, 2)],
+            mask: request.allowed.map_or(-1, |allowed| {
+                masks.extend((0..mask_words).map(|i| allowed.get(i).copied().unwrap_or(0)));
+                (masks.len() / mask_words) as i32 - 1
+            }),
         });
     }
     bench.clear();
     let mut room = |list: &[u32], words: usize| bench.buffer(&vec![0.0_f32; list.len() / words]);
     let raw = [room(&biases, 2), room(&banned, 1), room(&seen, 2)];
-    let vocab_size = logits.len() / rows.len();
     let slices = vocab_size.div_ceil(SAMPLE_SLICE);
     let work =
         SAMPLE_SLICE_BYTES.map(|bytes| bench.buffer(&vec![0xff_u8; rows.len() * slices * bytes]));
@@ -65,6 +70,7 @@ pub(super) fn sample<D: Driver>(
         biases: bench.buffer(&biases),
         banned: bench.buffer(&banned),
         seen: bench.buffer(&seen),
+        masks: bench.buffer(&masks),
         bias_raw: raw[0],
         banned_raw: raw[1],
         seen_raw: raw[2],

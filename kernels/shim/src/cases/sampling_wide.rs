@@ -13,7 +13,7 @@ use super::{
 use crate::Bench;
 
 /// About normal, of standard deviation `spread`.
-fn normal(seed: u64, len: usize, spread: f32) -> Vec<f32> {
+pub(super) fn normal(seed: u64, len: usize, spread: f32) -> Vec<f32> {
     let parts = [0, 1, 2, 3].map(|part| numbers(seed * 4 + part, len));
     let [a, b, c, d] = &parts;
     // Numbers in [-1, 1) have a variance of a third.
@@ -31,7 +31,7 @@ fn peaked(seed: u64, len: usize) -> Vec<f32> {
 }
 
 /// What each kind of request asks, at a temperature.
-fn requests() -> Vec<SampleRequest<'static>> {
+pub(super) fn requests() -> Vec<SampleRequest<'static>> {
     let base = SampleRequest { temperature: 1.0, ..SampleRequest::default() };
     vec![
         SampleRequest::default(),
@@ -45,7 +45,7 @@ fn requests() -> Vec<SampleRequest<'static>> {
 }
 
 /// Checks a row against the reference; a border in sums may move by rounding.
-fn check(logits: &[f32], request: &SampleRequest<'_>, got: &Row, what: &str) {
+pub(super) fn check(logits: &[f32], request: &SampleRequest<'_>, got: &Row, what: &str) {
     const ROUNDING: f64 = 2e-6;
     let wide: Vec<f64> = logits.iter().copied().map(f64::from).collect();
     let token = got.token as usize;
@@ -65,7 +65,7 @@ fn check(logits: &[f32], request: &SampleRequest<'_>, got: &Row, what: &str) {
 }
 
 /// Checks that the `num` likeliest tokens are reported, equals by id.
-fn check_top(logits: &[f32], num: usize, got: &Row, what: &str) {
+pub(super) fn check_top(logits: &[f32], num: usize, got: &Row, what: &str) {
     let mut order: Vec<usize> = (0..logits.len()).collect();
     order.sort_by(|&a, &b| logits[b].partial_cmp(&logits[a]).expect("no NaN"));
     let tokens: Vec<usize> = got.top.iter().map(|&(token, _)| token as usize).collect();
@@ -79,7 +79,10 @@ fn check_top(logits: &[f32], num: usize, got: &Row, what: &str) {
 }
 
 /// Each request on its own row, some with others' numbers.
-fn seeded(requests: Vec<SampleRequest<'static>>, seed: u64) -> Vec<SampleRequest<'static>> {
+pub(super) fn seeded(
+    requests: Vec<SampleRequest<'static>>,
+    seed: u64,
+) -> Vec<SampleRequest<'static>> {
     let seeds = (0..).map(|i| seed * 1000 + i);
     requests
         .into_iter()

@@ -49,11 +49,19 @@ tests! {
     a_row_with_penalties_is_searched_raw_and_drawn_from_changed
     a_rows_bits_are_its_own_over_several_slices
     a_slice_that_cannot_be_drawn_from_ends_its_row
+    only_what_a_mask_allows_is_drawn
+    a_mask_of_all_changes_no_bits_nor_do_neighbours_masks
+    a_row_with_nothing_left_says_so
 }
 
 #[test]
 fn a_layer_over_ragged_batches_is_the_cpus() {
     cases::backend::a_layer_over_ragged_batches_is_the_cpus(ShimDriver::default);
+}
+
+#[test]
+fn masks_of_any_length_reach_the_kernels() {
+    cases::sampling_masks::masks_of_any_length_reach_the_kernels(ShimDriver::default);
 }
 
 #[test]

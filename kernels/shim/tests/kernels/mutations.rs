@@ -175,3 +175,15 @@ fn equals_drawn_in_any_order_are_found() {
     let fault = ("own == key && candidate <= token", "own == key && candidate >= token");
     case_must_find("equals", fault, "equals_go_to_the_lowest_ids");
 }
+
+#[test]
+fn a_mask_that_the_second_slice_reads_from_its_start_is_found() {
+    let fault = ("row.allowed[token / 32] >>", "row.allowed[token % SLICE / 32] >>");
+    case_must_find("mask-slice", fault, "only_what_a_mask_allows_is_drawn");
+}
+
+#[test]
+fn likeliest_tokens_under_a_mask_are_found() {
+    let fault = ("report_of_row(with_all(row), largest", "report_of_row(row, largest");
+    case_must_find("mask-likeliest", fault, "only_what_a_mask_allows_is_drawn");
+}
