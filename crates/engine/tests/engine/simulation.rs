@@ -84,7 +84,7 @@ struct Parity {
 }
 
 fn allows(generated: &[TokenId], token: TokenId) -> bool {
-    generated.last().map_or(1, |last| last % 2) != token % 2 || token % 5 == 0
+    generated.last().map_or(1, |last| last % 2) != token % 2 || token.is_multiple_of(5)
 }
 
 impl TokenConstraint for Parity {

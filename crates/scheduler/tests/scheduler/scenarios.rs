@@ -305,7 +305,7 @@ fn end_and_stop_tokens_end_a_request_once_min_tokens_exist() {
     let eos = End::Stop { token: None };
     let stop = End::Stop { token: Some(8) };
     for (min_tokens, sampled, finish) in [
-        (0, &[9][..], eos.clone()),
+        (0, &[9][..], eos),
         (0, &[5, 8], stop),
         (2, &[9, 8, 9], eos),
         (0, &[5, 5, 5, 5], End::Length),
@@ -328,7 +328,7 @@ fn end_and_stop_tokens_end_a_request_once_min_tokens_exist() {
             world.scheduler.commit(&world.batch, &mut result, &mut world.outputs);
         }
         assert_eq!(world.tokens(1), sampled, "the last token is reported too");
-        assert_eq!(world.outputs.last().and_then(|o| o.finish.clone()), Some(finish));
+        assert_eq!(world.outputs.last().and_then(|o| o.finish), Some(finish));
         assert_eq!(world.scheduler.stats().used_blocks, 0);
     }
 }
@@ -461,7 +461,7 @@ fn nothing_of_a_request_with_logits_that_are_not_finite_is_found_again() {
     assert_eq!(world.step(), [(1, 32)]);
     world.scheduler.add(salted(2, 60, 0)).expect("taken");
     assert_eq!(world.step(), [(1, 8), (2, 24)], "the second shares them");
-    let finish = world.outputs.last().and_then(|output| output.finish.clone());
+    let finish = world.outputs.last().and_then(|output| output.finish);
     assert_eq!(finish, Some(End::NonFiniteLogits));
     world.scheduler.add(salted(3, 40, 0)).expect("taken");
     world.run();
