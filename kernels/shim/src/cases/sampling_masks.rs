@@ -30,7 +30,7 @@ fn masks(seed: u64, vocab_size: usize) -> Vec<Vec<u32>> {
     let random = numbers(seed, vocab_size);
     vec![
         mask(vocab_size, |token| token == vocab_size * 5 / 7),
-        mask(vocab_size, |token| random[token] < -0.98),
+        mask(vocab_size, |token| random[token] < -0.98 || token == vocab_size / 3),
         mask(vocab_size, |token| random[token] < 0.0),
         mask(vocab_size, |token| random[token] < 0.99),
         mask(vocab_size, |token| token >= vocab_size / 2),
