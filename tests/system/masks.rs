@@ -38,7 +38,7 @@ fn allows(request: usize, generated: &[TokenId], token: TokenId) -> bool {
         return false;
     }
     let last = generated.last().copied().unwrap_or(7);
-    if request % 3 == 0 && generated.len() % 4 == 2 {
+    if request.is_multiple_of(3) && generated.len() % 4 == 2 {
         return token == 100 + last % 50;
     }
     token % 3 == last % 3 && token >= 3
