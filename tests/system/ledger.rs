@@ -208,12 +208,14 @@ fn the_ledger_reconciles_to_the_token_through_three_kills() {
         let is_whole = generated > 0 || end == End::Finished;
         assert!(prompt == prompt_tokens || (!is_whole && prompt < prompt_tokens), "{id}: {prompt}");
         match end {
+            // If its server was killed right after, its last token was of the step in flight.
             End::Finished => {
-                assert_eq!(generated, received, "{id}: {client:?}");
+                let lost = received - generated;
+                assert!(lost <= u64::from(epoch < KILLS), "{id}: {generated}, {client:?}");
+                in_flight += lost;
                 whole += 1;
             }
-            // It may have been given more than it stayed to read. If its server was killed
-            // right after, its last token was of the step in flight.
+            // It may have been given more than it stayed to read.
             End::Left => {
                 let lost = received.saturating_sub(generated);
                 assert!(lost <= u64::from(epoch < KILLS), "{id}: {generated}, {client:?}");
