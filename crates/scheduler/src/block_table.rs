@@ -21,6 +21,8 @@ pub(crate) struct BlockTable {
     /// Entries that the executor was told, by group.
     told: [u32; MAX_CACHE_GROUPS],
     num_held: usize,
+    /// Whether there are entries that the executor was not told.
+    has_news: bool,
 }
 
 impl BlockTable {
@@ -36,6 +38,12 @@ impl BlockTable {
     /// The number of entries that a group has, released ones included.
     pub(crate) fn len(&self, group: usize) -> usize {
         self.held[group].end as usize
+    }
+
+    /// Whether every group has entries for so many tokens.
+    pub(crate) fn covers(&self, tokens: usize) -> bool {
+        let end = tokens.div_ceil(BLOCK_SIZE) as u32;
+        self.held[..self.num_groups].iter().all(|held| held.end >= end)
     }
 
     /// The first entry of a group that is held.
@@ -65,6 +73,7 @@ impl BlockTable {
         let held = &mut self.held[group];
         assert_eq!(held.end as usize, index, "entries are appended in order");
         held.end += 1;
+        self.has_news = true;
         self.entries[at] = block;
         self.num_held += 1;
     }
@@ -98,6 +107,7 @@ impl BlockTable {
         self.held = Default::default();
         self.told = Default::default();
         self.num_held = 0;
+        self.has_news = false;
     }
 
     /// Every block that is held.
@@ -107,6 +117,9 @@ impl BlockTable {
 
     /// Appends what the executor does not know yet to `edits`.
     pub(crate) fn tell(&mut self, slot: Slot, edits: &mut Vec<TableEdit>) {
+        if !std::mem::take(&mut self.has_news) {
+            return;
+        }
         for group in 0..self.num_groups {
             let end = self.held[group].end;
             // Entries that were released before they were told are not needed.

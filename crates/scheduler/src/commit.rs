@@ -37,30 +37,35 @@ impl Scheduler {
                 continue;
             }
             let first = scheduled.num_computed_tokens + 1;
-            let reported = sequence.prompt_logprobs_reported;
-            let fresh = reported.saturating_sub(first).min(row.prompt_logprobs.len());
+            let (mut fresh, mut prompt_logprobs) = (0, Vec::new());
+            if !row.prompt_logprobs.is_empty() {
+                let (reported, len) =
+                    (sequence.prompt_logprobs_reported, row.prompt_logprobs.len());
+                fresh = reported.saturating_sub(first).min(len);
+                prompt_logprobs = take(&mut logprobs[row.prompt_logprobs.clone()][fresh..]);
+                sequence.prompt_logprobs_reported = reported.max(first + len);
+            }
             let mut output = Output {
                 request: id,
                 token: None,
                 logprobs: None,
                 num_cached_tokens: sequence.num_cached_tokens.unwrap_or(0),
-                prompt_logprobs: take(&mut logprobs[row.prompt_logprobs.clone()][fresh..]),
+                prompt_logprobs,
                 prompt_logprobs_start: first + fresh,
                 finish: None,
             };
-            sequence.prompt_logprobs_reported = reported.max(first + row.prompt_logprobs.len());
             let mut num_computed = scheduled.num_computed_tokens + scheduled.input.len();
             match (scheduled.sample, row.outcome) {
                 (Sample::Nothing, SampleOutcome::Nothing) => {}
                 (Sample::Token { .. }, SampleOutcome::Sampled) => {
-                    let [token] = tokens[row.tokens.clone()] else {
-                        panic!("a row without drafts samples one token")
-                    };
+                    assert_eq!(row.tokens.len(), 1, "a row without drafts samples one token");
+                    let token = tokens[row.tokens.start];
                     sequence.num_sampling -= 1;
                     sequence.tokens.push(token);
                     output.token = Some(token);
-                    output.logprobs =
-                        logprobs[row.logprobs.clone()].first_mut().map(std::mem::take);
+                    if !row.logprobs.is_empty() {
+                        output.logprobs = Some(std::mem::take(&mut logprobs[row.logprobs.start]));
+                    }
                     output.finish = finish_of(sequence, token);
                 }
                 // The last token is computed again, and sampled from.

@@ -313,6 +313,11 @@ impl Scheduler {
             }
             let (pending, context) = (sequence.num_pending(), sequence.num_scheduled);
             assert!(pending > 0, "a running sequence has something to compute");
+            // Most rows of a step decode into blocks that they have.
+            if sequence.is_decode() && sequence.has_blocks_for(1) {
+                self.push_scheduled(row.id, 1, batch);
+                continue;
+            }
             let num_tokens =
                 if sequence.is_decode() { 1 } else { self.chunk_len(budget, context, pending) };
             if num_tokens == 0 {

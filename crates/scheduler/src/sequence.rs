@@ -145,6 +145,11 @@ impl Sequence {
         self.num_sampled_in_slot > 0 && self.num_pending() == 1
     }
 
+    /// Whether its tables cover so many tokens more, and it claims no others.
+    pub(crate) fn has_blocks_for(&self, tokens: usize) -> bool {
+        self.claim == 0 && self.table.covers(self.num_scheduled + tokens)
+    }
+
     /// Generated tokens, those being sampled included.
     pub(crate) fn num_output_tokens(&self) -> usize {
         self.len() - self.prompt_len

@@ -110,6 +110,7 @@ pub enum Input {
 impl Input {
     /// The number of input tokens.
     #[must_use]
+    #[inline]
     pub fn len(&self) -> usize {
         match self {
             Self::Tokens(range) => range.len(),
@@ -259,8 +260,16 @@ impl StepResult {
     }
 
     /// Appends a row of one sampled token without log-probabilities.
+    #[inline]
     pub fn push_token(&mut self, token: TokenId) {
-        self.push_row(SampleOutcome::Sampled, Some(token), None, []);
+        let (first, at) = (self.tokens.len(), self.logprobs.len());
+        self.tokens.push(token);
+        self.rows.push(RowResult {
+            outcome: SampleOutcome::Sampled,
+            tokens: first..first + 1,
+            logprobs: at..at,
+            prompt_logprobs: at..at,
+        });
     }
 
     /// Appends a row, with its token, that token's log-probabilities and those of the prompt.

@@ -32,6 +32,7 @@ impl Span {
 pub struct CacheGroups {
     spans: [Span; MAX_CACHE_GROUPS],
     len: u32,
+    has_windows: bool,
 }
 
 impl Default for CacheGroups {
@@ -42,7 +43,7 @@ impl Default for CacheGroups {
 
 impl CacheGroups {
     /// One group of layers that keep everything.
-    pub const ONE: Self = Self { spans: [Span::All; MAX_CACHE_GROUPS], len: 1 };
+    pub const ONE: Self = Self { spans: [Span::All; MAX_CACHE_GROUPS], len: 1, has_windows: false };
 
     /// Groups of these spans.
     ///
@@ -54,17 +55,20 @@ impl CacheGroups {
         assert!(!given.contains(&Span::Window(0)), "a window holds the token itself");
         let mut spans = [Span::All; MAX_CACHE_GROUPS];
         spans[..given.len()].copy_from_slice(given);
-        Self { spans, len: given.len() as u32 }
+        let has_windows = given.iter().any(|span| *span != Span::All);
+        Self { spans, len: given.len() as u32, has_windows }
     }
 
     /// The groups' spans.
     #[must_use]
+    #[inline]
     pub fn spans(&self) -> &[Span] {
         &self.spans[..self.len as usize]
     }
 
     /// Groups.
     #[must_use]
+    #[inline]
     pub fn len(&self) -> usize {
         self.len as usize
     }
@@ -77,8 +81,9 @@ impl CacheGroups {
 
     /// Whether a group keeps only a window.
     #[must_use]
+    #[inline]
     pub fn has_windows(&self) -> bool {
-        self.spans().iter().any(|span| *span != Span::All)
+        self.has_windows
     }
 
     /// The most blocks that a sequence holds on its way to `num_tokens`, in steps of at
