@@ -53,7 +53,7 @@ pub enum RopeScaling {
 
 impl RopeParams {
     /// Cosines and sines for positions `0 .. max_positions`, as
-    /// [`sconce_kernels::Backend::rope_and_cache`] reads them:
+    /// [`sconce_kernels::Ops::rope_and_cache`] reads them:
     /// `[max_positions, head_dim]`, half cosines, half sines. Computed in f64.
     #[must_use]
     pub fn table(&self, max_positions: usize) -> Vec<f32> {
