@@ -71,8 +71,8 @@ fn a_missing_upload_or_launch_changes_the_answer() {
     }
 }
 
-/// An engine that is built anew lets go of pinned memory that the failed step's copies have
-/// not read, unless each buffer is waited for.
+/// An engine that is built anew lets go of pinned memory, or fills it again, that the failed
+/// step's copies have not read, unless each buffer is waited for.
 #[test]
 fn pinned_memory_that_is_freed_early_is_found() {
     let (_, loading, serving) = right();
@@ -90,6 +90,9 @@ fn pinned_memory_that_is_freed_early_is_found() {
     });
     assert!(!second.contains("200 OK"), "the engine was built anew: {}", gpu.log());
     assert_ne!(gpu.server.ended().code(), Some(0));
-    let message = "host memory is freed before an asynchronous copy";
-    assert!(gpu.log().contains(message), "{}", gpu.log());
+    // A buffer that is not waited for is let go of, or filled again: the next step comes first
+    // where it stages more than the failed one.
+    let messages = ["host memory is freed before", "host memory was changed before"];
+    let found = messages.map(|message| format!("{message} an asynchronous copy"));
+    assert!(found.iter().any(|message| gpu.log().contains(message)), "{}", gpu.log());
 }
