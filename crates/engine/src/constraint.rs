@@ -27,7 +27,7 @@ pub trait TokenConstraint: Send {
 }
 
 /// Says once that a request is ready to be scheduled. Dropping it ends the request.
-#[must_use = "a request that nobody makes ready ends"]
+#[must_use = "a request that is not made ready ends"]
 pub struct ReadySignal {
     id: RequestId,
     inbox: Option<SyncSender<Message>>,

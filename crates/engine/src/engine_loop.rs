@@ -427,9 +427,9 @@ impl<E: Executor> EngineLoop<E> {
         Turn::Continue
     }
 
-    /// Counts a step, and bills it to those in it: its time, the blocks that they held until its end, and,
-    /// if it succeeded, the prompt tokens that it computed. What it computed for requests that
-    /// have ended meanwhile is discarded.
+    /// Counts a step, and bills it to those in it: its time, the blocks that they held until
+    /// its end, and, if it succeeded, the prompt tokens that it computed. What it computed for
+    /// requests that have ended meanwhile is discarded.
     fn share_step(
         &mut self,
         batch: &ScheduledBatch,

@@ -39,9 +39,10 @@ impl Scheduler {
     ) -> Result<(), (Lack, usize)> {
         let sequence = self.sequences.get_mut(&id).expect("only known sequences are scheduled");
         let spans = self.config.groups.spans();
+        let start = sequence.num_scheduled;
         let needed = |span: Span| {
             let tokens = if span == Span::All { tokens } else { window_tokens };
-            SchedulerConfig::blocks_for(sequence.num_scheduled + tokens)
+            SchedulerConfig::blocks_for(start + tokens)
         };
         let missing =
             |(group, &span): (usize, &Span)| needed(span).saturating_sub(sequence.table.len(group));
@@ -56,9 +57,7 @@ impl Scheduler {
                 return Err((Lack::Blocks, missing - free));
             }
             for (group, &span) in spans.iter().enumerate() {
-                let tokens = if span == Span::All { tokens } else { window_tokens };
-                let end = SchedulerConfig::blocks_for(sequence.num_scheduled + tokens);
-                for index in sequence.table.len(group)..end {
+                for index in sequence.table.len(group)..needed(span) {
                     let block = self.pool.allocate().expect("the free blocks were counted above");
                     sequence.table.push(group, index, block);
                 }
@@ -67,7 +66,7 @@ impl Scheduler {
         }
         if sequence.claim > 0 {
             // Once the whole prompt is scheduled it claims nothing more.
-            let is_last = sequence.num_scheduled + window_tokens >= sequence.claims_until;
+            let is_last = start + window_tokens >= sequence.claims_until;
             let taken = if is_last { sequence.claim } else { missing.min(sequence.claim) };
             sequence.claim -= taken;
             self.claimed -= taken;

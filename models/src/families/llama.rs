@@ -31,14 +31,10 @@ impl Config {
 
     fn attention(&self) -> AttentionConfig {
         AttentionConfig {
-            hidden_size: self.base.hidden_size,
-            num_heads: self.base.num_attention_heads,
-            num_kv_heads: self.base.num_key_value_heads,
             qkv_bias: self.attention_bias,
             o_bias: self.attention_bias,
-            qk_norm: None,
             sliding_window: self.sliding_window,
-            rope: self.base.rope,
+            ..AttentionConfig::of(&self.base)
         }
     }
 }

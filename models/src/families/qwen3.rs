@@ -24,14 +24,11 @@ pub struct Config {
 impl Config {
     fn attention(&self, index: usize) -> AttentionConfig {
         AttentionConfig {
-            hidden_size: self.base.hidden_size,
-            num_heads: self.base.num_attention_heads,
-            num_kv_heads: self.base.num_key_value_heads,
             qkv_bias: self.attention_bias,
             o_bias: self.attention_bias,
             qk_norm: Some(self.base.rms_norm_eps),
             sliding_window: self.windows[index],
-            rope: self.base.rope,
+            ..AttentionConfig::of(&self.base)
         }
     }
 }

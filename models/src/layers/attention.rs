@@ -7,6 +7,7 @@ use sconce_kernels::{AttentionParams, Backend, KernelError, Mask};
 use super::Linear;
 use crate::{
     Buf, ModelError, Pass, RopeParams,
+    config::Decoder,
     source::{Scope, Source, Weights},
 };
 
@@ -26,6 +27,22 @@ pub(crate) struct AttentionConfig {
     /// Positions that a query sees, if not all before it.
     pub(crate) sliding_window: Option<usize>,
     pub(crate) rope: RopeParams,
+}
+
+impl AttentionConfig {
+    /// With a decoder's sizes: no biases, no norms of heads, no window.
+    pub(crate) fn of(base: &Decoder) -> Self {
+        Self {
+            hidden_size: base.hidden_size,
+            num_heads: base.num_attention_heads,
+            num_kv_heads: base.num_key_value_heads,
+            qkv_bias: false,
+            o_bias: false,
+            qk_norm: None,
+            sliding_window: None,
+            rope: base.rope,
+        }
+    }
 }
 
 /// Grouped-query attention with rotary embeddings.
