@@ -2,6 +2,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <fcntl.h>
 #include <string>
 
 #include "memory.hpp"
@@ -72,11 +73,10 @@ Settings read_settings() {
     }
     const std::string trace = variable("SCONCE_FAKE_GPU_TRACE", "");
     if (!trace.empty()) {
-        settings.trace = fopen(trace.c_str(), "we");
-        if (settings.trace == nullptr) {
+        settings.trace = open(trace.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+        if (settings.trace < 0) {
             refuse("SCONCE_FAKE_GPU_TRACE", trace, "it cannot be written");
         }
-        setvbuf(settings.trace, nullptr, _IOLBF, 0);
     }
     return settings;
 }

@@ -13,7 +13,6 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdio>
 
 #include "faults.hpp"
 #include "profiles.hpp"
@@ -38,8 +37,8 @@ struct Settings {
     int driver_version;
     bool aborts;
     Faults faults;
-    // Null where there is none.
-    std::FILE* trace;
+    // A file's descriptor; -1 where there is none.
+    int trace = -1;
 };
 
 // Ends the process, with a message, where a variable cannot be read.

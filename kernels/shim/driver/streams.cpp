@@ -1,6 +1,9 @@
 #include "streams.hpp"
 
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
+#include <string>
 #include <unistd.h>
 
 namespace fake {
@@ -69,6 +72,17 @@ void execute(Op& op) {
 
 bool run_next(Stream& stream);
 
+// Writes what was done in one call, since the process may end while another of its threads is
+// in here: a stdio buffer would then be written out as far as it had been filled.
+void trace(int file, uint64_t clock, const Op& op) {
+    const std::string line = std::to_string(clock) + ' ' + std::to_string(op.ns) + ' ' +
+                             std::to_string(op.launch) + ' ' + op.name + '\n';
+    if (write(file, line.data(), line.size()) != ssize_t(line.size())) {
+        perror("fake GPU: the trace");
+        abort();
+    }
+}
+
 // Runs a stream until a recording is done; false where it never will be.
 bool advance_to(Recording& recording) {
     while (!recording.done) {
@@ -101,9 +115,8 @@ bool run_next(Stream& stream) {
         stream.clock = std::max(stream.clock, waits_for->at);
     }
     execute(op);
-    if (d.settings.trace != nullptr) {
-        fprintf(d.settings.trace, "%lu %lu %lu %s\n", stream.clock, op.ns, op.launch,
-                op.name.c_str());
+    if (d.settings.trace >= 0) {
+        trace(d.settings.trace, stream.clock, op);
     }
     stream.clock += op.ns;
     d.busy_ns += op.ns;
