@@ -7,6 +7,7 @@ mod cuda;
 #[cfg(feature = "cuda")]
 mod fake_gpu;
 mod families;
+mod gemma;
 mod golden;
 mod kept_bits;
 mod ledger;
