@@ -121,7 +121,9 @@ impl<B: Backend> Layer<B> {
         let mut logits = backend.logits_buffer(4, VOCAB)?;
         let mut activations = Vec::new();
         backend.stage(plan, step, cache)?;
-        backend.embedding_gather(step, &self.table, &mut hidden)?;
+        backend.embedding_gather(step, &self.table, 11.3, &mut normed)?;
+        activations.push(("embedding_scaled", backend.read(&normed, rows)?));
+        backend.embedding_gather(step, &self.table, 1.0, &mut hidden)?;
         activations.push(("embedding_gather", backend.read(&hidden, rows)?));
         backend.rms_norm(rows, &hidden, &self.norm, 1e-5, &mut normed)?;
         activations.push(("rms_norm", backend.read(&normed, rows)?));
@@ -145,11 +147,15 @@ impl<B: Backend> Layer<B> {
             activations.push((name, backend.read(&gated, rows)?));
         }
         backend.linear_add(rows, &gated, &self.down, None, &mut hidden)?;
+        backend.rms_norm_add(rows, &normed, &self.norm, 1e-5, &mut hidden)?;
+        activations.push(("rms_norm_add", backend.read(&hidden, rows)?));
         // Of rows that get logits, the first is of no sequence's last token.
         let lasts = &plan.logit_rows[1..];
         backend.gather_rows(step, 1..plan.logit_rows.len(), &hidden, &mut last)?;
         activations.push(("gather_rows", backend.read(&last, lasts.len())?));
         backend.linear(lasts.len(), &last, &self.table, None, &mut logits)?;
+        backend.soft_cap(lasts.len(), 4.0, &mut logits)?;
+        activations.push(("soft_cap", backend.read(&logits, lasts.len())?));
         let read = backend.read(&logits, lasts.len())?;
         let mut logprobs = Vec::new();
         let tokens: Vec<u32> = (0..).take(lasts.len()).map(|i| i * 70).collect();
@@ -311,7 +317,8 @@ pub fn what_does_not_fit_is_refused_by_name<D: Driver>(device: impl Fn() -> D) {
     plan.clear();
     plan.push(0, &[3, 4], 0, &[&[0]]);
     cuda.stage(&plan, &mut step, &mut cache).expect("it fits");
-    let refused = cuda.embedding_gather(&step, &table, &mut out).expect_err("there is no row 4");
+    let refused =
+        cuda.embedding_gather(&step, &table, 1.0, &mut out).expect_err("there is no row 4");
     assert!(refused.to_string().contains("a token id is 4"), "{refused}");
     // A way to attend that the step has no plan for, a cache that it was not staged for.
     let qkv = cuda.buffer(4, 3 * 64).expect("room");
