@@ -17,6 +17,7 @@ use super::element::numbers;
 const HIDDEN: usize = 128;
 const INTERMEDIATE: usize = 96;
 const VOCAB: usize = 300;
+const CAP: f32 = 4.0;
 const PARAMS: AttentionParams = AttentionParams {
     num_heads: 6,
     num_kv_heads: 2,
@@ -40,6 +41,7 @@ fn tensor(seed: u64, shape: &[usize]) -> Tensor {
 /// What one step left: activations by name, and what was drawn.
 struct Seen {
     activations: Vec<(&'static str, Vec<f32>)>,
+    uncapped: Vec<f32>,
     logits: Vec<f32>,
     sampled: Vec<Sampled>,
     logprobs: Vec<Logprobs>,
@@ -154,8 +156,8 @@ impl<B: Backend> Layer<B> {
         backend.gather_rows(step, 1..plan.logit_rows.len(), &hidden, &mut last)?;
         activations.push(("gather_rows", backend.read(&last, lasts.len())?));
         backend.linear(lasts.len(), &last, &self.table, None, &mut logits)?;
-        backend.soft_cap(lasts.len(), 4.0, &mut logits)?;
-        activations.push(("soft_cap", backend.read(&logits, lasts.len())?));
+        let uncapped = backend.read(&logits, lasts.len())?;
+        backend.soft_cap(lasts.len(), CAP, &mut logits)?;
         let read = backend.read(&logits, lasts.len())?;
         let mut logprobs = Vec::new();
         let tokens: Vec<u32> = (0..).take(lasts.len()).map(|i| i * 70).collect();
@@ -163,7 +165,7 @@ impl<B: Backend> Layer<B> {
         backend.logprobs(&logits, &tokens, &num_top, &mut logprobs)?;
         let mut sampled = Vec::new();
         backend.sample(&mut logits, requests, &mut sampled)?;
-        Ok(Seen { activations, logits: read, sampled, logprobs })
+        Ok(Seen { activations, uncapped, logits: read, sampled, logprobs })
     }
 }
 
@@ -253,6 +255,11 @@ pub fn a_layer_over_ragged_batches_is_the_cpus<D: Driver>(device: impl Fn() -> D
 
 /// What was drawn and scored fits the logits it came from.
 fn check_samples(seen: &Seen) {
+    let uncapped: Vec<f64> = seen.uncapped.iter().copied().map(f64::from).collect();
+    let capped = reference::soft_cap(&uncapped, f64::from(CAP));
+    for (got, want) in seen.logits.iter().zip(capped) {
+        assert!((f64::from(*got) - want).abs() <= want.abs() * 1e-6, "{got}, not {want}");
+    }
     let rows = seen.logits.chunks_exact(VOCAB);
     for (i, (row, (sampled, scored))) in
         rows.zip(seen.sampled.iter().zip(&seen.logprobs)).enumerate()
