@@ -6,6 +6,7 @@ mod batching;
 mod cuda;
 #[cfg(feature = "cuda")]
 mod fake_gpu;
+mod families;
 mod gemma3;
 mod golden;
 mod kept_bits;
