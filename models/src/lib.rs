@@ -24,7 +24,7 @@ mod workspace;
 pub use checkpoint::{Checkpoint, Loaded};
 pub use config::Decoder;
 pub use error::ModelError;
-pub use families::{llama, qwen2, qwen3};
+pub use families::{gemma3, llama, qwen2, qwen3};
 pub use pass::{Model, Pass};
 pub use rope::{RopeParams, RopeScaling};
 pub use sconce_kernels::mapped::{LFS_POINTER, lfs_advice};

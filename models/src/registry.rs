@@ -9,8 +9,8 @@ use crate::{
     Model, ModelError,
     config::{Fields, clip, refuse},
     families::{
-        llama::LlamaForCausalLM, mistral::MistralForCausalLM, qwen2::Qwen2ForCausalLM,
-        qwen3::Qwen3ForCausalLM,
+        gemma3::Gemma3ForCausalLM, llama::LlamaForCausalLM, mistral::MistralForCausalLM,
+        qwen2::Qwen2ForCausalLM, qwen3::Qwen3ForCausalLM,
     },
     source::{Checker, Packer, Scope, Source, Weights},
 };
@@ -52,6 +52,7 @@ fn registry<B: Backend + 'static>() -> Vec<Entry<B>> {
         entry::<MistralForCausalLM, B>(),
         entry::<Qwen2ForCausalLM, B>(),
         entry::<Qwen3ForCausalLM, B>(),
+        entry::<Gemma3ForCausalLM, B>(),
     ]
 }
 

@@ -29,7 +29,7 @@ pub use memory::{CudaBuffer, CudaKvCache, CudaMatrix, CudaVector};
 pub use params::{
     AddBias, CopyBlocks, DevicePointer, EmbeddingGather, EntryEdit, Gated, KernelParams,
     MAX_SAMPLE_SLICES, MAX_TOP, PagedAttention, RmsNorm, RopeAndCache, SAMPLE_SLICE,
-    SAMPLE_SLICE_BYTES, SAMPLE_STATE_BYTES, SampleRow, SampledRow, Sampling, TableEdits,
+    SAMPLE_SLICE_BYTES, SAMPLE_STATE_BYTES, SampleRow, SampledRow, Sampling, SoftCap, TableEdits,
     TokenLogprobs,
 };
 pub use step::CudaStep;

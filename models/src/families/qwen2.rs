@@ -43,7 +43,7 @@ impl Family for Qwen2ForCausalLM {
             intermediate_size: 22_016,
             max_position_embeddings: 32_768,
             num_key_value_heads: KvHeads::AbsentNullAsQ(32),
-            head_dim: None,
+            ..Defaults::LLAMA
         };
         let base = Decoder::read(config, &defaults)?;
         Ok(Config { windows: windows(config, base.num_hidden_layers)?, base })

@@ -133,7 +133,7 @@ impl Source for Checker<'_> {
         Ok(())
     }
 
-    fn vector(&mut self, parts: &[(String, usize)]) -> Result<(), ModelError> {
+    fn vector(&mut self, parts: &[(String, usize)], _: f32) -> Result<(), ModelError> {
         parts.iter().for_each(|(name, n)| self.check(name, &[*n]));
         Ok(())
     }

@@ -37,8 +37,8 @@ pub(crate) trait Source {
     /// Weights `[n, k]` on top of each other, by name and `n`.
     fn matrix(&mut self, parts: &[(String, usize)], k: usize) -> Result<Matrix<Self>, ModelError>;
 
-    /// Vectors `[n]` end to end, by name and `n`.
-    fn vector(&mut self, parts: &[(String, usize)]) -> Result<Vector<Self>, ModelError>;
+    /// Vectors `[n]` end to end, by name and `n`; `plus` is added to every number, in f32.
+    fn vector(&mut self, parts: &[(String, usize)], plus: f32) -> Result<Vector<Self>, ModelError>;
 
     /// The rotary table of these parameters; who asks for the same gets the same.
     fn rope(&mut self, rope: &RopeParams) -> Result<Arc<Vector<Self>>, ModelError>;

@@ -4,12 +4,16 @@ use std::{collections::HashMap, path::Path};
 
 use candle_core::{DType, Tensor};
 use sconce_kernels::{
-    AttentionKind, AttentionParams, Device, Dtype, KvLayout, StepLimits, StepPlan, WeightDtype,
+    Activation, AttentionKind, AttentionParams, Device, Dtype, KvLayout, StepLimits, StepPlan,
+    WeightDtype,
     cpu::{Cpu, CpuConfig},
+    reference,
 };
 use sconce_models::{Checkpoint, Loaded, Model, ModelSpec, Pass, Workspace};
 
-use crate::tiny::{self, Random, Tiny};
+use crate::tiny::{
+    self, GEMMA, GEMMA_CAP, GEMMA_FACTOR, GEMMA_LOCAL_THETA, GEMMA_SCALAR, Random, Tiny,
+};
 
 const MAX_TOKENS: usize = 64;
 
@@ -105,15 +109,21 @@ impl<'a> Plain<'a> {
     fn norm(&self, name: &str, x: &[f64]) -> Vec<f64> {
         let (weight, _) = &self.weights[&format!("{name}.weight")];
         let mean = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
-        x.iter().zip(weight).map(|(x, w)| x / (mean + 1e-5).sqrt() * w).collect()
+        let plus = if self.tiny.is_gemma() { 1.0 } else { 0.0 };
+        x.iter().zip(weight).map(|(x, w)| x / (mean + 1e-5).sqrt() * (plus + w)).collect()
     }
 
-    /// Rotates every head of a row that stands at `position`.
-    fn rope(&self, row: &mut [f64], position: usize) {
+    /// Rotates every head of a layer's row that stands at `position`.
+    fn rope(&self, layer: usize, row: &mut [f64], position: usize) {
+        let (theta, factor) = match (self.tiny.is_gemma(), self.tiny.window(layer)) {
+            (true, Some(_)) => (GEMMA_LOCAL_THETA, 1.0),
+            (true, None) => (1000.0, GEMMA_FACTOR),
+            (false, _) => (1000.0, 1.0),
+        };
         let half = self.tiny.head_dim / 2;
         for head in row.chunks_mut(2 * half) {
             for i in 0..half {
-                let angle = position as f64 * 1000f64.powf(-(i as f64) / half as f64);
+                let angle = position as f64 / factor * theta.powf(-(i as f64) / half as f64);
                 let (a, b) = (head[i], head[i + half]);
                 head[i] = a * angle.cos() - b * angle.sin();
                 head[i + half] = b * angle.cos() + a * angle.sin();
@@ -125,13 +135,14 @@ impl<'a> Plain<'a> {
         let Tiny { heads, kv_heads, head_dim, .. } = *self.tiny;
         let window = self.tiny.window(layer).unwrap_or(usize::MAX);
         let first = keys.len().saturating_sub(window);
+        let divisor = if self.tiny.is_gemma() { GEMMA_SCALAR } else { head_dim as f64 };
         let mut out = Vec::new();
         for (head, q) in q.chunks(head_dim).enumerate() {
             let kv = head / (heads / kv_heads) * head_dim..;
             let weights: Vec<f64> = keys[first..]
                 .iter()
                 .map(|k| k[kv.clone()].iter().zip(q).map(|(k, q)| k * q).sum::<f64>())
-                .map(|score| (score / (head_dim as f64).sqrt()).exp())
+                .map(|score| (score / divisor.sqrt()).exp())
                 .collect();
             let total: f64 = weights.iter().sum();
             for i in 0..head_dim {
@@ -148,7 +159,11 @@ impl<'a> Plain<'a> {
     fn logits(&self, tokens: &[u32]) -> Vec<Vec<f64>> {
         let hidden = self.tiny.hidden;
         let (embedding, _) = &self.weights["model.embed_tokens.weight"];
-        let embed = |&token: &u32| embedding[token as usize * hidden..][..hidden].to_vec();
+        let gemma = self.tiny.is_gemma();
+        let scale = if gemma { (hidden as f64).sqrt() } else { 1.0 };
+        let embed = |&token: &u32| {
+            embedding[token as usize * hidden..][..hidden].iter().map(|x| x * scale).collect()
+        };
         let mut rows: Vec<Vec<f64>> = tokens.iter().map(embed).collect();
         let add = |x: &mut Vec<f64>, y: Vec<f64>| x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
         for layer in 0..self.tiny.layers {
@@ -158,7 +173,7 @@ impl<'a> Plain<'a> {
                 let normed = self.norm(&name("input_layernorm"), x);
                 let mut q = self.linear(&name("self_attn.q_proj"), &normed);
                 let mut k = self.linear(&name("self_attn.k_proj"), &normed);
-                if self.tiny.class == Some("Qwen3ForCausalLM") {
+                if self.tiny.class == Some("Qwen3ForCausalLM") || gemma {
                     for (heads, norm) in [(&mut q, "q_norm"), (&mut k, "k_norm")] {
                         for head in heads.chunks_mut(self.tiny.head_dim) {
                             let normed = self.norm(&name(&format!("self_attn.{norm}")), head);
@@ -166,34 +181,48 @@ impl<'a> Plain<'a> {
                         }
                     }
                 }
-                self.rope(&mut q, position);
-                self.rope(&mut k, position);
+                self.rope(layer, &mut q, position);
+                self.rope(layer, &mut k, position);
                 keys.push(k);
                 values.push(self.linear(&name("self_attn.v_proj"), &normed));
                 let attended = self.attend(layer, &q, &keys, &values);
-                add(x, self.linear(&name("self_attn.o_proj"), &attended));
-                let normed = self.norm(&name("post_attention_layernorm"), x);
+                let mut attended = self.linear(&name("self_attn.o_proj"), &attended);
+                if gemma {
+                    attended = self.norm(&name("post_attention_layernorm"), &attended);
+                }
+                add(x, attended);
+                let before =
+                    if gemma { "pre_feedforward_layernorm" } else { "post_attention_layernorm" };
+                let normed = self.norm(&name(before), x);
                 let gate = self.linear(&name("mlp.gate_proj"), &normed);
                 let up = self.linear(&name("mlp.up_proj"), &normed);
-                let silu = |gate: f64| gate / (1.0 + (-gate).exp());
-                let activated: Vec<f64> =
-                    gate.iter().zip(&up).map(|(gate, up)| silu(*gate) * up).collect();
-                add(x, self.linear(&name("mlp.down_proj"), &activated));
+                let activation = if gemma { Activation::GeluTanh } else { Activation::Silu };
+                let activated = reference::gated(activation, &gate, &up);
+                let mut out = self.linear(&name("mlp.down_proj"), &activated);
+                if gemma {
+                    out = self.norm(&name("post_feedforward_layernorm"), &out);
+                }
+                add(x, out);
             }
         }
         let head = if self.tiny.tied { "model.embed_tokens" } else { "lm_head" };
-        rows.iter().map(|x| self.linear(head, &self.norm("model.norm", x))).collect()
+        let logits = |x: &Vec<f64>| self.linear(head, &self.norm("model.norm", x));
+        let cap =
+            |logits: Vec<f64>| if gemma { reference::soft_cap(&logits, GEMMA_CAP) } else { logits };
+        rows.iter().map(logits).map(cap).collect()
     }
 }
 
-fn variants() -> [Tiny; 5] {
+fn variants() -> [Tiny; 7] {
     let tiny = Tiny::default();
     let biased = Tiny { tied: false, biased: true, ..tiny.clone() };
     let windowed = Tiny { sliding_window: Some(9), heads: 6, kv_heads: 1, ..tiny.clone() };
     let class = Some("Qwen2ForCausalLM");
     let qwen2 = Tiny { class, tied: false, sliding_window: Some(9), ..tiny.clone() };
     let qwen3 = Tiny { class: Some("Qwen3ForCausalLM"), head_dim: 32, ..tiny.clone() };
-    [tiny, biased, windowed, qwen2, qwen3]
+    let gemma = Tiny { class: Some(GEMMA), layers: 3, sliding_window: Some(9), ..tiny.clone() };
+    let older = Tiny { tied: false, biased: true, kv_heads: 1, older: true, ..gemma.clone() };
+    [tiny, biased, windowed, qwen2, qwen3, gemma, older]
 }
 
 fn tokens(len: usize, seed: u64) -> Vec<u32> {
