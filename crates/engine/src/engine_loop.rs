@@ -222,7 +222,10 @@ impl<E: Executor> EngineLoop<E> {
         let outcome = executor.wait(&mut self.result);
         let step_ended = Instant::now();
         // A device that measures its steps knows best what they took.
-        let measured = self.result.device_time.filter(|_| outcome.is_ok());
+        let measured = match outcome {
+            Ok(()) => self.result.device_time,
+            Err(ref error) => failed_step_time(executor, error),
+        };
         let began = step.launched.max(self.step_ended);
         let step_time = measured.unwrap_or(step_ended.saturating_duration_since(began));
         self.step_ended = step_ended;
@@ -238,7 +241,7 @@ impl<E: Executor> EngineLoop<E> {
         if let Err(error) = self.sample_newest() {
             let newest = self.flight.pop_newest().expect("it was launched");
             self.deliver_step(&step.batch, step_ended);
-            return self.end_failed_step(newest, &error);
+            return self.end_unlaunched_step(newest, &error);
         }
         self.deliver_step(&step.batch, step_ended);
         self.flight.recycle(step.batch);
@@ -476,8 +479,13 @@ impl<E: Executor> EngineLoop<E> {
 
     /// Ends what a step computed that did not run: its launch failed, or its sampling.
     fn end_unlaunched_step(&mut self, step: Step, error: &ExecutorError) -> Turn {
+        let executor = self.executor.as_mut().expect("it has failed just now");
+        let measured = failed_step_time(executor, error);
         let now = Instant::now();
-        self.share_step(&step.batch, now.saturating_duration_since(step.launched), now, false);
+        let began = step.launched.max(self.step_ended);
+        let step_time = measured.unwrap_or(now.saturating_duration_since(began));
+        self.step_ended = now;
+        self.share_step(&step.batch, step_time, now, false);
         self.end_failed_step(step, error)
     }
 
@@ -513,8 +521,16 @@ impl<E: Executor> EngineLoop<E> {
         // What waited for this step's tokens waits for them no more.
         if let Err(error) = self.sample_newest() {
             let newest = self.flight.pop_newest().expect("it was launched");
-            return self.end_failed_step(newest, &error);
+            return self.end_unlaunched_step(newest, &error);
         }
         turn
+    }
+}
+
+/// What the device did for a step that failed, if it can still tell.
+fn failed_step_time<E: Executor>(executor: &mut E, error: &ExecutorError) -> Option<Duration> {
+    match error {
+        ExecutorError::Step(_) | ExecutorError::Fatal(_) => executor.failed_step_time(),
+        ExecutorError::DeviceLost(_) => None,
     }
 }

@@ -1,5 +1,7 @@
 //! Computes scheduled batches on a backend.
 
+use std::time::Duration;
+
 use sconce_kernels::{
     Backend, KernelError, StepPlan, TableEdit,
     ops::sampling::{Logprobs, SampleRequest, Sampled},
@@ -245,6 +247,11 @@ impl<B: Backend> Executor for ModelRunner<B> {
         std::mem::swap(result, &mut self.result);
         result.device_time = device_time;
         Ok(())
+    }
+
+    fn failed_step_time(&mut self) -> Option<Duration> {
+        // What was launched before the error still runs.
+        self.forward.backend.finish().ok().flatten()
     }
 }
 

@@ -1,5 +1,7 @@
 //! Where the serving half and the computing half meet.
 
+use std::time::Duration;
+
 use crate::{ScheduledBatch, StepResult, TokenMasks};
 
 /// Computes steps. One thread owns it.
@@ -35,6 +37,12 @@ pub trait Executor {
     /// # Errors
     /// The step failed, and is over; see [`ExecutorError`] for what that means.
     fn wait(&mut self, result: &mut StepResult) -> Result<(), ExecutorError>;
+
+    /// What the device did for the step that has just failed, where it measures that and
+    /// still answers. Asked once after every error.
+    fn failed_step_time(&mut self) -> Option<Duration> {
+        None
+    }
 }
 
 /// Why a step failed.
@@ -66,5 +74,9 @@ impl<E: Executor + ?Sized> Executor for Box<E> {
 
     fn wait(&mut self, result: &mut StepResult) -> Result<(), ExecutorError> {
         (**self).wait(result)
+    }
+
+    fn failed_step_time(&mut self) -> Option<Duration> {
+        (**self).failed_step_time()
     }
 }

@@ -1,4 +1,5 @@
 //! Memory that starts on a cache line.
+#![cfg_attr(target_os = "linux", expect(unsafe_code, reason = "advice on huge pages"))]
 
 use std::{
     marker::PhantomData,
@@ -11,6 +12,9 @@ use crate::KernelError;
 
 /// Bytes of a cache line.
 const LINE: usize = 64;
+/// The least that is worth a call: x86-64's and AArch64's usual huge page.
+#[cfg(target_os = "linux")]
+const HUGE_PAGE: usize = 2 << 20;
 const WORDS: usize = LINE / size_of::<u64>();
 
 /// A zero-initialised slice that starts on a cache line.
@@ -43,6 +47,34 @@ impl<T: Pod> AlignedVec<T> {
         let start = words.as_ptr().align_offset(LINE);
         assert!(start < WORDS, "a line starts within a line's length");
         Ok(Self { words, start, len, element: PhantomData })
+    }
+
+    /// `len` zeros for what every step reads from end to end: on huge pages, as far as the
+    /// system has them and the slice spans them. Prefetching stops at a page's end, and
+    /// every page costs a walk of the page table.
+    ///
+    /// # Errors
+    /// No memory; `what` says for what.
+    pub(crate) fn zeroed_to_stream(len: usize, what: &str) -> Result<Self, KernelError> {
+        let slice = Self::zeroed(len, what)?;
+        #[cfg(target_os = "linux")]
+        advise_huge_pages(&slice.words);
+        Ok(slice)
+    }
+}
+
+/// Asks for huge pages where none of the memory has been written yet.
+#[cfg(target_os = "linux")]
+fn advise_huge_pages(words: &[u64]) {
+    use rustix::mm::{Advice, madvise};
+    let page = rustix::param::page_size();
+    let skipped = words.as_ptr().align_offset(page);
+    let bytes = size_of_val(words.get(skipped..).unwrap_or_default()) / page * page;
+    if bytes >= HUGE_PAGE {
+        let first = words[skipped..].as_ptr().cast_mut();
+        // SAFETY: whole pages within the slice; the advice changes what backs them, not what
+        // they hold. A system without huge pages refuses it, and nothing is lost.
+        let _ = unsafe { madvise(first.cast(), bytes, Advice::LinuxHugepage) };
     }
 }
 

@@ -124,7 +124,10 @@ impl Int8Panels {
             bytes: num_panels * size_of::<Columns>(),
         };
         Ok(Self {
-            data: AlignedVec::zeroed(num_panels * LANES * k.next_multiple_of(GROUP), what)?,
+            data: AlignedVec::zeroed_to_stream(
+                num_panels * LANES * k.next_multiple_of(GROUP),
+                what,
+            )?,
             columns: try_zeroed_vec(num_panels).map_err(out_of_memory)?,
         })
     }

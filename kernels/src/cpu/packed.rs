@@ -105,9 +105,9 @@ impl PackedMatrix {
         let what = format!("a weight [{n}, {k}]");
         let columns = n.div_ceil(LANES) * LANES;
         let data = match dtype {
-            PanelDtype::F32 => Panels::F32(AlignedVec::zeroed(columns * k, &what)?),
+            PanelDtype::F32 => Panels::F32(AlignedVec::zeroed_to_stream(columns * k, &what)?),
             PanelDtype::Bf16 => {
-                Panels::Bf16(AlignedVec::zeroed(columns * k.next_multiple_of(2), &what)?)
+                Panels::Bf16(AlignedVec::zeroed_to_stream(columns * k.next_multiple_of(2), &what)?)
             }
             PanelDtype::Int8 => Panels::Int8(Int8Panels::zeroed(columns, k, &what)?),
         };

@@ -50,6 +50,8 @@ pub struct CudaDriver {
     pinned: Mutex<Pinned>,
     /// Recorded where a step begins and where it is waited for.
     step: [CudaEvent; 2],
+    /// The first of these is of the step that has not been waited for.
+    step_begun: bool,
     description: String,
     multiprocessors: usize,
 }
@@ -155,6 +157,7 @@ impl CudaDriver {
         let step = [event().map_err(failed)?, event().map_err(failed)?];
         Ok(Self {
             step,
+            step_begun: false,
             _device: device,
             blas,
             _blas_workspace: blas_workspace,
@@ -266,11 +269,20 @@ impl Driver for CudaDriver {
     }
 
     fn begin_step(&mut self) -> Result<(), KernelError> {
-        self.step[0].record(&self.stream).map_err(|error| device_error("a step's beginning", error))
+        self.step[0]
+            .record(&self.stream)
+            .map_err(|error| device_error("a step's beginning", error))?;
+        self.step_begun = true;
+        Ok(())
     }
 
     fn finish(&mut self) -> Result<Option<Duration>, KernelError> {
         let failed = |error| device_error("waiting for a step", error);
+        // A step that failed before it began has done nothing.
+        if !std::mem::take(&mut self.step_begun) {
+            self.synchronize()?;
+            return Ok(Some(Duration::ZERO));
+        }
         let [begin, end] = &self.step;
         end.record(&self.stream).map_err(failed)?;
         // Waits for both.

@@ -10,9 +10,11 @@ use std::{
 
 use sconce_kernels::mapped;
 
-use super::GgufError;
+use super::{
+    GgufError,
+    architecture::{self, ARCHITECTURES, Architecture},
+};
 
-const SUPPORTED_ARCHITECTURE: &str = "llama";
 const MAX_DEPTH: u32 = 64;
 
 /// ggml's types by number; those with `true` can be dequantised here.
@@ -63,8 +65,8 @@ const TYPES: [(u32, &str, bool); 43] = [
 ];
 
 /// Refuses a file that cannot be converted whatever the rest of it holds, and leaves the
-/// reader at its beginning.
-pub(super) fn check(path: &Path, file: &mut File) -> Result<(), GgufError> {
+/// reader at its beginning. Gives the file's architecture.
+pub(super) fn check(path: &Path, file: &mut File) -> Result<&'static Architecture, GgufError> {
     let io = |reason| GgufError::Io { path: path.to_owned(), reason };
     let metadata = file.metadata().map_err(io)?;
     if !metadata.is_file() {
@@ -86,11 +88,13 @@ pub(super) fn check(path: &Path, file: &mut File) -> Result<(), GgufError> {
     let Some(architecture) = about.architecture else {
         return Err(GgufError::MissingKey { key: "general.architecture".to_owned() });
     };
-    if architecture != SUPPORTED_ARCHITECTURE {
+    let Some(architecture) = architecture::find(&architecture) else {
         let what = format!("has the architecture {architecture:?}");
-        let remedy = "supported is \"llama\", which is Llama's, Mistral's and SmolLM2's";
+        let known: Vec<_> = ARCHITECTURES.iter().map(|known| known.name).collect();
+        let remedy =
+            format!("supported are {}; \"llama\" is Mistral's and SmolLM2's too", known.join(", "));
         return Err(unsupported(path, what, remedy));
-    }
+    };
     if !about.unsupported.is_empty() {
         let kinds: Vec<_> =
             about.unsupported.iter().map(|(kind, found)| found.describe(*kind)).collect();
@@ -103,7 +107,7 @@ pub(super) fn check(path: &Path, file: &mut File) -> Result<(), GgufError> {
         return Err(unsupported(path, what, remedy));
     }
     file.seek(SeekFrom::Start(0)).map_err(io)?;
-    Ok(())
+    Ok(architecture)
 }
 
 fn invalid(path: &Path, reason: impl Into<String>) -> GgufError {

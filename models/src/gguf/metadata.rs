@@ -2,25 +2,33 @@
 
 use candle_core::quantized::gguf_file::{Content, Value};
 
-use super::GgufError;
+use super::{GgufError, architecture::Architecture};
 
 /// No size in a file may be larger; real ones are far below.
 const MAX_SIZE: u64 = 1 << 24;
 
 /// A file's metadata by key.
-pub(super) struct Metadata<'a>(&'a Content);
+pub(super) struct Metadata<'a> {
+    content: &'a Content,
+    pub(super) architecture: &'static Architecture,
+}
 
 impl<'a> Metadata<'a> {
-    pub(super) fn new(content: &'a Content) -> Self {
-        Self(content)
+    pub(super) fn new(content: &'a Content, architecture: &'static Architecture) -> Self {
+        Self { content, architecture }
+    }
+
+    /// The key of what the architecture's name precedes.
+    pub(super) fn key(&self, name: &str) -> String {
+        format!("{}.{name}", self.architecture.name)
     }
 
     fn get(&self, key: &str) -> Result<&'a Value, GgufError> {
-        self.0.metadata.get(key).ok_or_else(|| GgufError::MissingKey { key: key.to_owned() })
+        self.content.metadata.get(key).ok_or_else(|| GgufError::MissingKey { key: key.to_owned() })
     }
 
     fn has(&self, key: &str) -> bool {
-        self.0.metadata.contains_key(key)
+        self.content.metadata.contains_key(key)
     }
 
     pub(super) fn string(&self, key: &str) -> Result<&'a str, GgufError> {
@@ -83,7 +91,7 @@ impl<'a> Metadata<'a> {
     }
 
     pub(super) fn flag_or(&self, key: &str, default: bool) -> Result<bool, GgufError> {
-        match self.0.metadata.get(key) {
+        match self.content.metadata.get(key) {
             None => Ok(default),
             Some(Value::Bool(flag)) => Ok(*flag),
             Some(other) => Err(refuse(key, &kind(other), "a boolean")),
@@ -105,6 +113,16 @@ impl<'a> Metadata<'a> {
             }
         };
         self.list(key)?.iter().map(string).collect()
+    }
+
+    pub(super) fn floats(&self, key: &str) -> Result<Vec<f32>, GgufError> {
+        let float = |value: &Value| match value {
+            Value::F32(x) if !x.is_nan() => Ok(*x),
+            other => {
+                Err(refuse(key, &format_args!("a list with {}", kind(other)), "a list of f32"))
+            }
+        };
+        self.list(key)?.iter().map(float).collect()
     }
 
     pub(super) fn integers(&self, key: &str) -> Result<Vec<i32>, GgufError> {

@@ -1,12 +1,15 @@
-//! From a GGUF file of the Llama family to a Hugging Face directory.
+//! From a GGUF file of a family that is served to a Hugging Face directory.
 //!
-//! Quantised weights are dequantised to f32 and rounded to bf16; llama.cpp's
-//! order of the rows of Q and K is undone; the byte-level BPE tokenizer is
-//! rebuilt from the file's vocabulary and merges.
+//! Quantised weights are dequantised to f32 and rounded to bf16; what llama.cpp does to
+//! weights (the order of the rows of Llama's Q and K, the 1 added to Gemma's norms) is
+//! undone; the tokenizer, byte-level BPE or SentencePiece's BPE with byte fallback, is
+//! rebuilt from the file's vocabulary and its merges or scores.
 
+mod architecture;
 mod header;
 mod metadata;
 mod rope;
+mod sentence_piece;
 mod tensors;
 mod tokenizer;
 
@@ -16,6 +19,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use architecture::Sizes;
 use candle_core::quantized::gguf_file::Content;
 use metadata::Metadata;
 use sconce_kernels::mapped;
@@ -24,9 +28,6 @@ use serde_json::{Value, json};
 /// Grows whenever [`convert`] makes something else of the same file, so that what an
 /// earlier release has made is not taken for it.
 pub const CONVERTER_VERSION: u32 = 1;
-
-/// Every layer's tensors are written down before they are looked for.
-const MAX_LAYERS: usize = 1 << 10;
 
 /// Why a GGUF file cannot be converted.
 #[derive(Debug, thiserror::Error)]
@@ -113,105 +114,29 @@ pub fn convert(
     let mut file = std::fs::File::open(gguf)
         .map_err(|reason| GgufError::Io { path: gguf.to_owned(), reason })?;
     let invalid = |reason: String| GgufError::Invalid { path: gguf.to_owned(), reason };
-    header::check(gguf, &mut file)?;
+    let architecture = header::check(gguf, &mut file)?;
     // candle's reader checks lengths, but arithmetic on a lying header may panic.
     let content = catch_unwind(AssertUnwindSafe(|| Content::read(&mut file)))
         .map_err(|_| invalid("its header is inconsistent".to_owned()))?
         .map_err(|error| invalid(error.to_string()))?;
-    let metadata = Metadata::new(&content);
-    let model = Model::read(&metadata, &content)?;
-    let rope_scaling = rope::scaling(&metadata, &content, &mut file, model.head_dim)?;
-    let (tokenizer, tokenizer_config) = tokenizer::convert(&metadata, model.vocab_size)?;
-    write_json(&out_dir.join("config.json"), &model.config(&metadata, &rope_scaling)?)?;
+    let metadata = Metadata::new(&content, architecture);
+    let sizes = Sizes::read(&metadata, &content)?;
+    let rope_scaling = rope::scaling(&metadata, &content, &mut file, sizes.head_dim)?;
+    let (tokenizer, tokenizer_config) = tokenizer::convert(&metadata, sizes.vocab_size)?;
+    write_json(&out_dir.join("config.json"), &sizes.config(&metadata, &rope_scaling)?)?;
     write_json(&out_dir.join("tokenizer.json"), &tokenizer)?;
     write_json(&out_dir.join("tokenizer_config.json"), &tokenizer_config)?;
     write_json(
         &out_dir.join("generation_config.json"),
-        &generation_config(&metadata, model.vocab_size)?,
+        &generation_config(&metadata, sizes.vocab_size)?,
     )?;
     let out = out_dir.join("model.safetensors");
-    tensors::convert(gguf, file, &content, &model, &out, progress)?;
+    tensors::convert(gguf, file, &content, architecture, &sizes, &out, progress)?;
     // The writer's file is the owner's alone; the model is read by whoever may
     // read the files beside it.
     let io = |reason| GgufError::Io { path: out.clone(), reason };
     let beside = std::fs::metadata(out_dir.join("config.json")).map_err(io)?;
     std::fs::set_permissions(&out, beside.permissions()).map_err(io)
-}
-
-/// The sizes of a Llama model in a GGUF file.
-pub(super) struct Model {
-    num_layers: usize,
-    hidden_size: usize,
-    intermediate_size: usize,
-    num_heads: usize,
-    num_kv_heads: usize,
-    head_dim: usize,
-    vocab_size: usize,
-    tied: bool,
-}
-
-impl Model {
-    fn read(metadata: &Metadata<'_>, content: &Content) -> Result<Self, GgufError> {
-        let experts = metadata.optional_size("llama.expert_count")?.filter(|count| *count > 0);
-        if let Some(count) = experts {
-            let accepted = "0: mixtures of experts are not converted";
-            return Err(metadata::refuse("llama.expert_count", &count, accepted));
-        }
-        let hidden_size = metadata.size("llama.embedding_length")?;
-        let num_heads = metadata.size("llama.attention.head_count")?;
-        let num_kv_heads = metadata.size_or("llama.attention.head_count_kv", num_heads)?;
-        let head_dim = metadata.size_or("llama.attention.key_length", hidden_size / num_heads)?;
-        let rope_dim = metadata.size_or("llama.rope.dimension_count", head_dim)?;
-        if rope_dim != head_dim || head_dim < 2 || !head_dim.is_multiple_of(2) {
-            let accepted = format!("the head's size, {head_dim}, and even");
-            return Err(metadata::refuse("llama.rope.dimension_count", &rope_dim, accepted));
-        }
-        let key = "llama.attention.head_count_kv";
-        if !num_heads.is_multiple_of(num_kv_heads) {
-            let accepted = format!("a divisor of the {num_heads} heads");
-            return Err(metadata::refuse(key, &num_kv_heads, accepted));
-        }
-        let num_layers = metadata.size("llama.block_count")?;
-        if num_layers > MAX_LAYERS {
-            let accepted = format!("at most {MAX_LAYERS}");
-            return Err(metadata::refuse("llama.block_count", &num_layers, accepted));
-        }
-        Ok(Self {
-            num_layers,
-            hidden_size,
-            intermediate_size: metadata.size("llama.feed_forward_length")?,
-            num_heads,
-            num_kv_heads,
-            head_dim,
-            vocab_size: metadata.strings("tokenizer.ggml.tokens")?.len(),
-            tied: !content.tensor_infos.contains_key("output.weight"),
-        })
-    }
-
-    fn config(&self, metadata: &Metadata<'_>, rope_scaling: &Value) -> Result<Value, GgufError> {
-        Ok(json!({
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            "vocab_size": self.vocab_size,
-            "hidden_size": self.hidden_size,
-            "intermediate_size": self.intermediate_size,
-            "num_hidden_layers": self.num_layers,
-            "num_attention_heads": self.num_heads,
-            "num_key_value_heads": self.num_kv_heads,
-            "head_dim": self.head_dim,
-            "hidden_act": "silu",
-            "max_position_embeddings": metadata.size("llama.context_length")?,
-            "rms_norm_eps": metadata.float("llama.attention.layer_norm_rms_epsilon")?,
-            "rope_theta": metadata.float_or("llama.rope.freq_base", 10_000.0)?,
-            "rope_scaling": rope_scaling,
-            "tie_word_embeddings": self.tied,
-            "attention_bias": false,
-            "mlp_bias": false,
-            "torch_dtype": "bfloat16",
-            "bos_token_id": metadata.optional_size("tokenizer.ggml.bos_token_id")?,
-            "eos_token_id": metadata.optional_size("tokenizer.ggml.eos_token_id")?,
-        }))
-    }
 }
 
 /// As llama.cpp, which takes tokens of these names for ends of a turn whatever the

@@ -26,15 +26,15 @@ pub(super) fn scaling(
     }
     // As llama.cpp: without a type a factor means linear scaling, under the older key too,
     // and a factor of 0 means no scaling.
-    let older = metadata.float_or("llama.rope.scale_linear", 0.0)?;
-    let factor = metadata.float_or("llama.rope.scaling.factor", older)?;
-    match metadata.optional_string("llama.rope.scaling.type")? {
+    let older = metadata.float_or(&metadata.key("rope.scale_linear"), 0.0)?;
+    let factor = metadata.float_or(&metadata.key("rope.scaling.factor"), older)?;
+    match metadata.optional_string(&metadata.key("rope.scaling.type"))? {
         Some("none") => Ok(Value::Null),
         None | Some("linear") if factor == 0.0 => Ok(Value::Null),
         None | Some("linear") => Ok(json!({ "rope_type": "linear", "factor": factor })),
         Some(other) => {
             let accepted = "\"none\" or \"linear\"";
-            Err(refuse("llama.rope.scaling.type", &other, accepted))
+            Err(refuse(&metadata.key("rope.scaling.type"), &other, accepted))
         }
     }
 }
@@ -65,7 +65,7 @@ fn llama3(
         high_freq_factor,
         original_max_position_embeddings,
     };
-    let theta = metadata.float_or("llama.rope.freq_base", 10_000.0)?;
+    let theta = metadata.float_or(&metadata.key("rope.freq_base"), 10_000.0)?;
     let expected = frequencies(head_dim, theta, RopeScaling::Default)
         .into_iter()
         .zip(frequencies(head_dim, theta, scaling))

@@ -9,70 +9,146 @@ use std::{
     path::Path,
 };
 
-use candle_core::{DType, Device, quantized::gguf_file::Content};
+use candle_core::{
+    DType, Device,
+    quantized::gguf_file::{Content, TensorInfo},
+};
 use half::bf16;
 use safetensors::{SafeTensorError, View, serialize_to_file};
 
-use super::{GgufError, Model, Progress, rope};
+use super::{
+    GgufError, Progress,
+    architecture::{Architecture, Sizes},
+    rope,
+};
 
 /// A tensor of the output: its name and shape there, and where it comes from.
 struct Planned {
     name: String,
     shape: Vec<usize>,
     source: String,
-    /// Heads whose rows llama.cpp has reordered.
-    reordered_heads: Option<usize>,
+    form: Form,
 }
 
-impl Model {
-    /// Every tensor of the checkpoint.
-    fn plan(&self) -> Vec<Planned> {
-        let (hidden, q) = (self.hidden_size, self.num_heads * self.head_dim);
-        let (kv, intermediate) = (self.num_kv_heads * self.head_dim, self.intermediate_size);
-        let mut plan = Vec::new();
-        let mut add = |name: String, shape: &[usize], source: String, reordered_heads| {
-            plan.push(Planned { name, shape: shape.to_vec(), source, reordered_heads });
+/// How a tensor lies in the file.
+#[derive(Clone, Copy)]
+enum Form {
+    /// As in the output.
+    Plain,
+    /// The rows of each of so many heads are in another order.
+    Reordered(usize),
+    /// With 1 added.
+    PlusOne,
+    /// With those of other experts end to end.
+    Expert { index: usize, count: usize },
+}
+
+impl Planned {
+    /// The tensor's shape in the file.
+    fn source_shape(&self) -> Vec<usize> {
+        match self.form {
+            Form::Expert { count, .. } => [&[count], &self.shape[..]].concat(),
+            Form::Plain | Form::Reordered(_) | Form::PlusOne => self.shape.clone(),
+        }
+    }
+}
+
+/// Every tensor of the checkpoint.
+fn plan(architecture: &Architecture, sizes: &Sizes) -> Vec<Planned> {
+    let (hidden, q) = (sizes.hidden_size, sizes.num_heads * sizes.head_dim);
+    let (kv, head_dim) = (sizes.num_kv_heads * sizes.head_dim, sizes.head_dim);
+    let norm = if architecture.is_gemma { Form::PlusOne } else { Form::Plain };
+    let heads = |count| match architecture.has_reordered_heads {
+        true => Form::Reordered(count),
+        false => Form::Plain,
+    };
+    let mut plan = Vec::new();
+    let mut add = |name: String, shape: &[usize], source: String, form| {
+        plan.push(Planned { name, shape: shape.to_vec(), source, form });
+    };
+    let embedding = [sizes.vocab_size, hidden];
+    add("model.embed_tokens.weight".into(), &embedding, "token_embd.weight".into(), Form::Plain);
+    let (norm_shape, head_shape) = ([hidden], [head_dim]);
+    let (q_shape, kv_shape, o_shape) = ([q, hidden], [kv, hidden], [hidden, q]);
+    let intermediate = sizes.experts.map_or(sizes.intermediate_size, |(_, size)| size);
+    let (up_shape, down_shape) = ([intermediate, hidden], [hidden, intermediate]);
+    for index in 0..sizes.num_layers {
+        let (q_heads, kv_heads) = (heads(sizes.num_heads), heads(sizes.num_kv_heads));
+        let mut tensors: Vec<(&str, &[usize], &str, Form)> = vec![
+            ("input_layernorm.weight", &norm_shape, "attn_norm.weight", norm),
+            ("self_attn.q_proj.weight", &q_shape, "attn_q.weight", q_heads),
+            ("self_attn.k_proj.weight", &kv_shape, "attn_k.weight", kv_heads),
+            ("self_attn.v_proj.weight", &kv_shape, "attn_v.weight", Form::Plain),
+            ("self_attn.o_proj.weight", &o_shape, "attn_output.weight", Form::Plain),
+        ];
+        if architecture.has_qkv_bias {
+            tensors.extend([
+                ("self_attn.q_proj.bias", &q_shape[..1], "attn_q.bias", q_heads),
+                ("self_attn.k_proj.bias", &kv_shape[..1], "attn_k.bias", kv_heads),
+                ("self_attn.v_proj.bias", &kv_shape[..1], "attn_v.bias", Form::Plain),
+            ]);
+        }
+        if architecture.has_qk_norm {
+            tensors.extend([
+                ("self_attn.q_norm.weight", &head_shape[..], "attn_q_norm.weight", norm),
+                ("self_attn.k_norm.weight", &head_shape, "attn_k_norm.weight", norm),
+            ]);
+        }
+        let norms: &[(&str, &str)] = match architecture.is_gemma {
+            false => &[("post_attention_layernorm.weight", "ffn_norm.weight")],
+            true => &[
+                ("post_attention_layernorm.weight", "post_attention_norm.weight"),
+                ("pre_feedforward_layernorm.weight", "ffn_norm.weight"),
+                ("post_feedforward_layernorm.weight", "post_ffw_norm.weight"),
+            ],
         };
-        let embedding = [self.vocab_size, hidden];
-        add("model.embed_tokens.weight".into(), &embedding, "token_embd.weight".into(), None);
-        for index in 0..self.num_layers {
-            let (q_heads, kv_heads) = (Some(self.num_heads), Some(self.num_kv_heads));
-            let tensors: [(&str, &[usize], &str, Option<usize>); 9] = [
-                ("input_layernorm", &[hidden], "attn_norm", None),
-                ("self_attn.q_proj", &[q, hidden], "attn_q", q_heads),
-                ("self_attn.k_proj", &[kv, hidden], "attn_k", kv_heads),
-                ("self_attn.v_proj", &[kv, hidden], "attn_v", None),
-                ("self_attn.o_proj", &[hidden, q], "attn_output", None),
-                ("post_attention_layernorm", &[hidden], "ffn_norm", None),
-                ("mlp.gate_proj", &[intermediate, hidden], "ffn_gate", None),
-                ("mlp.up_proj", &[intermediate, hidden], "ffn_up", None),
-                ("mlp.down_proj", &[hidden, intermediate], "ffn_down", None),
-            ];
-            for (name, shape, source, reordered_heads) in tensors {
-                let name = format!("model.layers.{index}.{name}.weight");
-                add(name, shape, format!("blk.{index}.{source}.weight"), reordered_heads);
+        tensors.extend(norms.iter().map(|&(name, source)| (name, &norm_shape[..], source, norm)));
+        let layer = format!("model.layers.{index}");
+        for (name, shape, source, form) in tensors {
+            add(format!("{layer}.{name}"), shape, format!("blk.{index}.{source}"), form);
+        }
+        let products: [(&str, &[usize], &str); 3] = [
+            ("gate_proj", &up_shape, "ffn_gate"),
+            ("up_proj", &up_shape, "ffn_up"),
+            ("down_proj", &down_shape, "ffn_down"),
+        ];
+        let Some((count, _)) = sizes.experts else {
+            for (name, shape, source) in products {
+                let name = format!("{layer}.mlp.{name}.weight");
+                add(name, shape, format!("blk.{index}.{source}.weight"), Form::Plain);
+            }
+            continue;
+        };
+        let router = format!("blk.{index}.ffn_gate_inp.weight");
+        add(format!("{layer}.mlp.gate.weight"), &[count, hidden], router, Form::Plain);
+        for expert in 0..count {
+            let form = Form::Expert { index: expert, count };
+            for (name, shape, source) in products {
+                let name = format!("{layer}.mlp.experts.{expert}.{name}.weight");
+                add(name, shape, format!("blk.{index}.{source}_exps.weight"), form);
             }
         }
-        add("model.norm.weight".into(), &[hidden], "output_norm.weight".into(), None);
-        if !self.tied {
-            add("lm_head.weight".into(), &embedding, "output.weight".into(), None);
-        }
-        plan
     }
+    add("model.norm.weight".into(), &[hidden], "output_norm.weight".into(), norm);
+    if !sizes.is_tied {
+        add("lm_head.weight".into(), &embedding, "output.weight".into(), Form::Plain);
+    }
+    plan
 }
 
 pub(super) fn convert(
     path: &Path,
     file: File,
     content: &Content,
-    model: &Model,
+    architecture: &Architecture,
+    sizes: &Sizes,
     out: &Path,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<(), GgufError> {
-    let plan = model.plan();
+    let plan = plan(architecture, sizes);
     let file_len =
         file.metadata().map_err(|reason| GgufError::Io { path: path.to_owned(), reason })?;
-    check(content, file_len.len(), &plan)?;
+    check(content, file_len.len(), &plan, architecture)?;
     let reader = Reader {
         file: RefCell::new(file),
         content,
@@ -96,14 +172,20 @@ pub(super) fn convert(
 }
 
 /// Compares the plan with the file, before anything is written.
-fn check(content: &Content, file_len: u64, plan: &[Planned]) -> Result<(), GgufError> {
+fn check(
+    content: &Content,
+    file_len: u64,
+    plan: &[Planned],
+    architecture: &Architecture,
+) -> Result<(), GgufError> {
     let fail = |name: &str, reason: String| Err(GgufError::Tensor { name: name.into(), reason });
-    for Planned { source, shape, .. } in plan {
+    for planned in plan {
+        let (source, shape) = (&planned.source, planned.source_shape());
         let Some(info) = content.tensor_infos.get(source) else {
             return fail(source, format!("is missing; it should be {shape:?}"));
         };
         let got = info.shape.dims();
-        if got != shape {
+        if got != shape.as_slice() {
             return fail(source, format!("is {got:?}, but must be {shape:?}"));
         }
         let (block, dtype) = (info.ggml_dtype.block_size(), info.ggml_dtype);
@@ -128,7 +210,11 @@ fn check(content: &Content, file_len: u64, plan: &[Planned]) -> Result<(), GgufE
     let known: HashSet<&str> = plan.iter().map(|planned| planned.source.as_str()).collect();
     let unknown = |name: &&String| !known.contains(name.as_str()) && *name != rope::DIVISORS;
     match content.tensor_infos.keys().filter(unknown).min() {
-        Some(name) => fail(name, "has no place in a Llama model".to_owned()),
+        Some(name) => {
+            let reason =
+                format!("has no place in a model of the architecture {:?}", architecture.name);
+            fail(name, reason)
+        }
         None => Ok(()),
     }
 }
@@ -152,20 +238,29 @@ struct Lazy<'a> {
 impl Lazy<'_> {
     /// The tensor in bf16, rows in Hugging Face's order.
     fn read(&self) -> candle_core::Result<Vec<u8>> {
-        let Planned { source, shape, reordered_heads, .. } = self.planned;
+        let Planned { source, shape, form, .. } = self.planned;
+        let content = self.reader.content;
         let mut file = self.reader.file.borrow_mut();
-        let tensor = self.reader.content.tensor(&mut *file, source, &Device::Cpu)?;
+        let info = &content.tensor_infos[source];
+        let mut offset = info.offset;
+        if let Form::Expert { index, .. } = form {
+            let (block, bytes) = (info.ggml_dtype.block_size(), info.ggml_dtype.type_size());
+            offset += (index * shape.iter().product::<usize>() / block * bytes) as u64;
+        }
+        let part = TensorInfo { ggml_dtype: info.ggml_dtype, shape: shape[..].into(), offset };
+        let tensor = part.read(&mut *file, content.tensor_data_offset, &Device::Cpu)?;
         let values = tensor.dequantize(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?;
         let values = values.to_vec1::<f32>()?;
         let cols = if shape.len() == 2 { shape[1] } else { 1 };
+        let added = if matches!(form, Form::PlusOne) { 1.0 } else { 0.0 };
         let mut bytes = Vec::with_capacity(values.len() * 2);
         for row in 0..values.len() / cols {
-            let row = match reordered_heads {
-                Some(heads) => llama_cpp_row(row, shape[0] / heads),
-                None => row,
+            let row = match form {
+                Form::Reordered(heads) => llama_cpp_row(row, shape[0] / heads),
+                Form::Plain | Form::PlusOne | Form::Expert { .. } => row,
             };
             for &value in &values[row * cols..][..cols] {
-                bytes.extend_from_slice(&bf16::from_f32(value).to_le_bytes());
+                bytes.extend_from_slice(&bf16::from_f32(value - added).to_le_bytes());
             }
         }
         Ok(bytes)

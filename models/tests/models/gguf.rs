@@ -1,5 +1,7 @@
 //! The converter, on GGUF files that the tests write.
 
+mod families;
+
 use std::{collections::HashMap, fs::File, io::BufWriter, path::Path};
 
 use candle_core::{
@@ -326,7 +328,7 @@ fn lying_metadata_is_named() {
     let weights = tiny.tensors();
     let text = |text: &str| Value::String(text.to_owned());
     let cases = [
-        ("general.architecture", text("mamba"), "\"llama\""),
+        ("general.architecture", text("mamba"), "llama, qwen2"),
         ("llama.block_count", Value::U32(3), "blk.2."),
         ("llama.block_count", Value::U32(1), "blk.1."),
         ("llama.block_count", Value::U64(u64::MAX), "llama.block_count"),
@@ -340,8 +342,8 @@ fn lying_metadata_is_named() {
         ("llama.rope.freq_base", Value::F32(f32::NAN), "freq_base"),
         ("llama.rope.scaling.type", text("yarn"), "llama.rope.scaling.type"),
         ("llama.expert_count", Value::U32(8), "llama.expert_count is 8"),
-        ("tokenizer.ggml.model", text("llama"), "\"gpt2\""),
-        ("tokenizer.ggml.pre", text("qwen2"), "smollm"),
+        ("tokenizer.ggml.model", text("rwkv"), "\"gpt2\""),
+        ("tokenizer.ggml.pre", text("bloom"), "smollm"),
         ("tokenizer.ggml.tokens", strings(&["a", "a"]), "token_type"),
         ("tokenizer.ggml.token_type", Value::Array(vec![]), "0 kinds"),
         ("tokenizer.ggml.merges", strings(&["ab"]), "tokenizer.ggml.merges"),
@@ -489,7 +491,7 @@ fn what_a_file_is_instead_is_named() {
         (one_of_two, header(std::slice::from_ref(&llama), &[]), "is part 1 of 2"),
         ("m.gguf", header(&[llama, adapter], &[]), "holds a \"adapter\", not a model"),
         ("m.gguf", header(&architecture("gpt-oss"), &[("a", 39)]), "architecture \"gpt-oss\""),
-        ("m.gguf", header(&architecture("qwen2"), &[]), "supported is \"llama\""),
+        ("m.gguf", header(&architecture("qwen"), &[]), "supported are llama, qwen2, qwen3"),
         ("m.gguf", big_endian, "is big-endian; convert it with `gguf-convert-endian"),
         ("m.gguf", b"FUGG\0\0\0\x03".to_vec(), "is big-endian"),
         ("m.gguf", newer, "its version is 4, but versions 1 to 3 are read"),

@@ -110,3 +110,43 @@ fn no_step_is_charged_to_another_request() {
     }
     assert_eq!(2 * alone.values().sum::<u64>(), busy);
 }
+
+/// A step that fails in its middle has kept the device until then, and its request pays for
+/// that, not for what the host took: with an error at a launch, and at the copy that brings
+/// back what was sampled.
+#[test]
+fn a_failed_step_is_billed_what_the_device_did() {
+    let one_seat = ["--max-num-seqs", "1"];
+    let ask = Ask::new(100, 8, 1);
+    // What loading takes, which a lost executor makes the server do again, and which launch is
+    // in the middle of the request.
+    let gpu = Gpu::start(&models::tiny(), &[], &one_seat);
+    let loading = gpu.trace();
+    ask.answer(&gpu.server);
+    let work = gpu.trace();
+    drop(gpu);
+    let loading_ns: u64 = loading.iter().map(|work| work.ns).sum();
+    for (call, error) in [("cuLaunchKernel", "701"), ("cuMemcpyDtoHAsync_v2", "1")] {
+        let count = |of: &[Work]| match call {
+            "cuLaunchKernel" => of.iter().map(|work| work.launch).max().unwrap_or(0) as usize,
+            _ => of.iter().filter(|work| work.name.starts_with(call)).count(),
+        };
+        let nth = count(&loading).midpoint(count(&work));
+        let script = super::script_file(&format!("fail {call} {nth} {error}\n"));
+        let path = script.path().to_str().expect("UTF-8");
+        let folder = tempfile::tempdir().expect("a folder");
+        let ledger = folder.path().join("usage.db");
+        let faults = ["--mode", "late", "--faults", path];
+        let (gpu, ready) = start(&faults, &one_seat, &ledger);
+        let before: u64 = gpu.trace()[..ready].iter().map(|work| work.ns).sum();
+        assert_eq!(before, loading_ns, "{call}: loading takes the same every time");
+        assert_eq!(ask.send(&gpu.server).0, 500, "{call}: {}", gpu.log());
+        // The engine is built again before it takes another.
+        while gpu.server.send("GET", "/health", "").0 != 200 {}
+        assert_eq!(gpu.server.metric("sconce:engine_restarts_total"), 1.0, "{call}");
+        let (billed, busy) = bill(gpu, ready, &ledger);
+        let billed: u64 = billed.values().sum();
+        assert!(billed > 0, "{call}");
+        assert_eq!(billed, busy - loading_ns, "{call}");
+    }
+}
