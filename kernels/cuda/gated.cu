@@ -1,6 +1,6 @@
 // out[r][i] = act(x[r][i]) * x[r][intermediate + i], where act is SiLU or, for
-// gelu_mul, GELU in its tanh form (Hendrycks and Gimpel, 2016).
-#include "sconce.cuh"
+// gelu_mul, GELU.
+#include "activation.cuh"
 
 struct Gated {
     // [rows, 2 * intermediate]
@@ -11,13 +11,6 @@ struct Gated {
     uint32_t pieces;
     uint32_t rows;
 };
-
-__device__ __forceinline__ float silu(float x) { return x / (1.0f + expf(-x)); }
-
-__device__ __forceinline__ float gelu(float x) {
-    const float inner = 0.7978845608028654f * (x + 0.044715f * x * x * x);
-    return 0.5f * x * (1.0f + tanhf(inner));
-}
 
 template <typename T, float (*ACT)(float)>
 __device__ __forceinline__ void gated(const Gated& p) {

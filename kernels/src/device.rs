@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use candle_core::Tensor;
 
-use crate::{AttentionKind, KernelError, KvLayout, StepLimits, StepPlan, WeightDtype};
+use crate::{
+    AttentionKind, KernelError, KvLayout, StepLimits, StepPlan, WeightDtype, ops::Routing,
+};
 
 /// A device and what lies in its memory. One thread owns it.
 ///
@@ -24,6 +26,8 @@ pub trait Device: Send {
     type KvCache: Send;
     /// A step as the device is told of it.
     type Step: Send;
+    /// Which experts each row goes to, and the rows in the order of experts.
+    type Routes: Send;
 
     /// What a person should know of the device: its name, instruction set, threads.
     fn describe(&self) -> String;
@@ -40,7 +44,7 @@ pub trait Device: Send {
     /// No memory.
     fn buffer(&self, capacity: usize, cols: usize) -> Result<Self::Buffer, KernelError>;
 
-    /// Allocates logits of `capacity` rows, f32 on every device.
+    /// Allocates logits of `capacity` rows, or scores of experts, f32 on every device.
     ///
     /// # Errors
     /// No memory.
@@ -49,6 +53,12 @@ pub trait Device: Send {
         capacity: usize,
         vocab_size: usize,
     ) -> Result<Self::Buffer, KernelError>;
+
+    /// Allocates the routes of `capacity` rows.
+    ///
+    /// # Errors
+    /// More experts for a row than there are, or more than the device computes; no memory.
+    fn routes(&self, capacity: usize, routing: Routing) -> Result<Self::Routes, KernelError>;
 
     /// Packs weights stored as `[n_i, k]` (a checkpoint's `weight`) into one
     /// matrix of `n = Σ n_i` rows, converting to `dtype`.

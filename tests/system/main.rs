@@ -8,6 +8,7 @@ mod cuda;
 mod fake_gpu;
 mod families;
 mod gemma3;
+mod gemma_weights;
 mod golden;
 mod kept_bits;
 mod ledger;

@@ -38,11 +38,13 @@ pub(crate) use tile::{
 };
 pub(crate) use vector::*;
 
+pub use crate::ops::route::CpuRoutes;
 use crate::{
     AttentionKind, AttentionParams, Device, KernelError, KvLayout, Ops, Sampler, StepLimits,
     StepPlan, WeightDtype,
     ops::{
-        self, Activation, embedding, gated, linear, paged_attention, rms_norm, rope_and_cache,
+        self, Activation, Routing, embedding, experts, gated, linear, paged_attention, rms_norm,
+        rope_and_cache, route,
         sampling::{Logprobs, SampleRequest, Sampled},
         soft_cap,
     },
@@ -67,6 +69,8 @@ pub struct Cpu {
     pub(crate) rounded: Vec<u32>,
     /// The scales of inputs in int8, `[rows]`.
     pub(crate) row_scales: Vec<f32>,
+    /// How a product of experts is shared out.
+    pub(crate) expert_chunks: Vec<experts::Chunk>,
 }
 
 /// A thread's working memory. It grows to the largest need and stays.
@@ -76,6 +80,8 @@ pub(crate) struct Scratch {
     pub(crate) sampling: RowSampler,
     /// A row on its way to int8.
     pub(crate) rotated: Vec<f32>,
+    /// Of experts, for one row.
+    pub(crate) probabilities: Vec<f32>,
 }
 
 /// Activations `[capacity, cols]` in f32.
@@ -147,7 +153,8 @@ impl Cpu {
         assert!(Isa::available().contains(&isa), "this processor has no {}", isa.name());
         let pool = ThreadPool::new(config.threads.unwrap_or_else(cores));
         let scratch = (0..pool.num_threads()).map(|_| Mutex::default()).collect();
-        Self { pool, isa, scratch, rounded: Vec::new(), row_scales: Vec::new() }
+        let (rounded, row_scales, expert_chunks) = Default::default();
+        Self { pool, isa, scratch, rounded, row_scales, expert_chunks }
     }
 
     /// The instructions in use.
@@ -178,6 +185,7 @@ impl Device for Cpu {
     type Vector = Vec<f32>;
     type KvCache = CpuKvCache;
     type Step = CpuStep;
+    type Routes = CpuRoutes;
 
     fn describe(&self) -> String {
         format!("CPU, {} threads, {}", self.pool.num_threads(), self.isa.name())
@@ -197,6 +205,10 @@ impl Device for Cpu {
 
     fn logits_buffer(&self, capacity: usize, vocab_size: usize) -> Result<CpuBuffer, KernelError> {
         self.buffer(capacity, vocab_size)
+    }
+
+    fn routes(&self, capacity: usize, routing: Routing) -> Result<CpuRoutes, KernelError> {
+        CpuRoutes::new(capacity, routing)
     }
 
     fn matrix(&self, parts: &[Tensor], dtype: WeightDtype) -> Result<PackedMatrix, KernelError> {
@@ -328,6 +340,39 @@ impl Ops for Cpu {
 
     fn gated_scratch_cols(&self, _n: usize) -> usize {
         0
+    }
+
+    fn route(
+        &mut self,
+        rows: usize,
+        scores: &CpuBuffer,
+        routes: &mut CpuRoutes,
+    ) -> Result<(), KernelError> {
+        route::route(self, rows, scores, routes)
+    }
+
+    fn experts_gated(
+        &mut self,
+        rows: usize,
+        x: &CpuBuffer,
+        routes: &CpuRoutes,
+        w: &PackedMatrix,
+        activation: Activation,
+        out: &mut CpuBuffer,
+    ) -> Result<(), KernelError> {
+        experts::experts_gated(self, rows, x, routes, w, activation, out)
+    }
+
+    fn experts_add(
+        &mut self,
+        rows: usize,
+        x: &CpuBuffer,
+        routes: &CpuRoutes,
+        w: &PackedMatrix,
+        scratch: &mut CpuBuffer,
+        out: &mut CpuBuffer,
+    ) -> Result<(), KernelError> {
+        experts::experts_add(self, rows, x, routes, w, scratch, out)
     }
 
     fn rope_and_cache(

@@ -5,12 +5,12 @@ use std::time::Duration;
 use candle_core::Tensor;
 
 use super::{
-    AttentionPlan, AttentionRoom, CudaBuffer, CudaKvCache, CudaMatrix, CudaStep, CudaVector,
-    DevicePointer, Driver, memory::decode, names, sampler::SamplingBuffers,
+    AttentionPlan, AttentionRoom, CudaBuffer, CudaKvCache, CudaMatrix, CudaRoutes, CudaStep,
+    CudaVector, DevicePointer, Driver, memory::decode, names, sampler::SamplingBuffers,
 };
 use crate::{
-    AttentionKind, AttentionParams, Device, Dtype, KernelError, KvLayout, Sampler, StepLimits,
-    StepPlan, WeightDtype,
+    AttentionKind, AttentionParams, Device, Dtype, KernelError, KvLayout, Routing, Sampler,
+    StepLimits, StepPlan, WeightDtype,
     ops::sampling::{Logprobs, SampleRequest, Sampled},
     plan::below_in,
 };
@@ -109,6 +109,7 @@ impl<D: Driver> Device for Cuda<D> {
     type Vector = CudaVector<D::Memory>;
     type KvCache = CudaKvCache<D::Memory>;
     type Step = CudaStep<D::Memory>;
+    type Routes = CudaRoutes<D::Memory>;
 
     fn describe(&self) -> String {
         self.driver.describe()
@@ -128,6 +129,10 @@ impl<D: Driver> Device for Cuda<D> {
         vocab_size: usize,
     ) -> Result<Self::Buffer, KernelError> {
         CudaBuffer::new(&self.driver, capacity, vocab_size, Dtype::F32)
+    }
+
+    fn routes(&self, capacity: usize, routing: Routing) -> Result<Self::Routes, KernelError> {
+        CudaRoutes::new(&self.driver, capacity, routing)
     }
 
     fn matrix(&self, parts: &[Tensor], dtype: WeightDtype) -> Result<Self::Matrix, KernelError> {

@@ -14,6 +14,7 @@ mod memory;
 mod names;
 mod ops;
 mod params;
+mod routes;
 mod sampler;
 mod staging;
 #[cfg(feature = "cuda")]
@@ -27,11 +28,12 @@ pub use device::{CudaDriver, CudaMemory};
 pub use driver::{Driver, Launch, Matmul};
 pub use memory::{CudaBuffer, CudaKvCache, CudaMatrix, CudaVector};
 pub use params::{
-    AddBias, CopyBlocks, DevicePointer, EmbeddingGather, EntryEdit, Gated, KernelParams,
-    MAX_SAMPLE_SLICES, MAX_TOP, PagedAttention, RmsNorm, RopeAndCache, SAMPLE_SLICE,
-    SAMPLE_SLICE_BYTES, SAMPLE_STATE_BYTES, SampleRow, SampledRow, Sampling, SoftCap, TableEdits,
-    TokenLogprobs,
+    AddBias, AddExperts, CopyBlocks, DevicePointer, EmbeddingGather, EntryEdit, ExpertProduct,
+    Gated, KernelParams, MAX_SAMPLE_SLICES, MAX_TOP, PagedAttention, RmsNorm, RopeAndCache, Route,
+    SAMPLE_SLICE, SAMPLE_SLICE_BYTES, SAMPLE_STATE_BYTES, SampleRow, SampledRow, Sampling, SoftCap,
+    SortByExpert, TableEdits, TokenLogprobs,
 };
+pub use routes::CudaRoutes;
 pub use step::CudaStep;
 
 /// A size as kernels have it.

@@ -20,7 +20,7 @@ const CHECKED: &str = "the cache was checked when it was made";
 
 impl<D: Driver> Cuda<D> {
     /// Launches a kernel, unless there is nothing for it to do.
-    fn launch<P: KernelParams>(
+    pub(super) fn launch<P: KernelParams>(
         &mut self,
         launch: &Launch<'_>,
         params: &P,
@@ -32,7 +32,7 @@ impl<D: Driver> Cuda<D> {
     }
 
     /// An elementwise kernel over pieces of 16 bytes.
-    fn elementwise(
+    pub(super) fn elementwise(
         &self,
         file: &'static str,
         kernel: &'static str,
@@ -253,6 +253,39 @@ impl<D: Driver> Ops for Cuda<D> {
         self.launch(&self.elementwise(OP, kernel, rows * pieces), &params)
     }
 
+    fn route(
+        &mut self,
+        rows: usize,
+        scores: &Self::Buffer,
+        routes: &mut Self::Routes,
+    ) -> Result<(), KernelError> {
+        self.route_rows(rows, scores, routes)
+    }
+
+    fn experts_gated(
+        &mut self,
+        rows: usize,
+        x: &Self::Buffer,
+        routes: &Self::Routes,
+        w: &Self::Matrix,
+        activation: Activation,
+        out: &mut Self::Buffer,
+    ) -> Result<(), KernelError> {
+        self.experts_gated_rows(rows, x, routes, w, activation, out)
+    }
+
+    fn experts_add(
+        &mut self,
+        rows: usize,
+        x: &Self::Buffer,
+        routes: &Self::Routes,
+        w: &Self::Matrix,
+        scratch: &mut Self::Buffer,
+        out: &mut Self::Buffer,
+    ) -> Result<(), KernelError> {
+        self.experts_add_rows(rows, x, routes, w, scratch, out)
+    }
+
     fn rope_and_cache(
         &mut self,
         step: &Self::Step,
@@ -391,7 +424,7 @@ fn row_launch(file: &'static str, kernel: &'static str, rows: usize) -> Launch<'
 }
 
 /// Pieces of 16 bytes of a row of `cols` elements of two bytes.
-fn pieces(op: &'static str, cols: usize) -> Result<usize, KernelError> {
+pub(super) fn pieces(op: &'static str, cols: usize) -> Result<usize, KernelError> {
     if cols.is_multiple_of(8) {
         return Ok(cols / 8);
     }

@@ -79,6 +79,50 @@ params! {
 }
 
 params! {
+    /// `route.cu`'s `route`; grid `[rows by 4]`, 128 threads.
+    Route {
+        scores, experts, weights;
+        rows: u32,
+        num_experts: u32,
+        top_k: u32,
+        normalise: u32,
+    }
+}
+
+params! {
+    /// `route.cu`'s `sort_by_expert`; grid `[experts by 8]`, 256 threads.
+    SortByExpert {
+        experts, sources, places, starts;
+        choices: u32,
+        num_experts: u32,
+        top_k: u32,
+        padding: u32,
+    }
+}
+
+params! {
+    /// `experts.cu`; grid [`ExpertProduct::grid`], 128 threads.
+    ExpertProduct {
+        x, w, sources, starts, out;
+        num_experts: u32,
+        n: u32,
+        k: u32,
+        padding: u32,
+    }
+}
+
+params! {
+    /// `experts.cu`'s `add_experts`; any grid, 256 threads.
+    AddExperts {
+        x, weights, places, out;
+        pieces: u32,
+        rows: u32,
+        top_k: u32,
+        padding: u32,
+    }
+}
+
+params! {
     /// `rope_and_cache.cu`; grid [`RopeAndCache::grid`], 128 threads.
     RopeAndCache {
         qkv, rope, positions, slot_mapping, q_norm, k_norm, cache;
@@ -207,6 +251,24 @@ impl RopeAndCache {
             _ => 16,
         };
         [tokens, (heads * lanes).div_ceil(Self::THREADS)]
+    }
+}
+
+impl Route {
+    /// Experts that the kernel takes.
+    pub const MAX_EXPERTS: usize = 512;
+}
+
+impl ExpertProduct {
+    /// Threads of a block.
+    pub const THREADS: u32 = 128;
+
+    /// Blocks for so many outputs of a choice, and as many as such choices could need,
+    /// whatever experts they are: a block has 32 choices of one.
+    #[must_use]
+    pub const fn grid(outputs: u32, is_gated: bool, choices: u32, num_experts: u32) -> [u32; 2] {
+        let in_use = if choices < num_experts { choices } else { num_experts };
+        [outputs.div_ceil(if is_gated { 32 } else { 64 }), in_use + (choices - in_use) / 32]
     }
 }
 

@@ -17,7 +17,7 @@ use crate::{
 
 /// Input rows of a task at most: a few tiles, so that a narrow weight makes
 /// enough tasks of many rows to share them out evenly.
-const TASK_ROWS: usize = 48;
+pub(super) const TASK_ROWS: usize = 48;
 /// Up to so many rows the weights' way from memory is what takes the time.
 const MEMORY_BOUND_ROWS: usize = 8;
 /// How many steps before its use a panel's line is asked for: a few microseconds.
@@ -25,7 +25,7 @@ const AHEAD: usize = 32;
 
 /// What becomes of a row's sums.
 #[derive(Clone, Copy)]
-enum Epilogue {
+pub(super) enum Epilogue {
     /// They are the output.
     Store,
     /// They are added to it.
@@ -88,8 +88,7 @@ fn product(
     let kernels = TileKernels::select(cpu.isa, w.dtype());
     let address = match w.dtype() {
         PanelDtype::F32 => x.rows(rows).as_ptr().cast(),
-        PanelDtype::Bf16 => round_rows(cpu, rows, x, kernels.widens),
-        PanelDtype::Int8 => quantize_rows(cpu, rows, x),
+        _ => rows_of_weight(cpu, rows, w, &kernels, &|row| x.row(row)),
     };
     let stride = w.steps() * kernels.row_step();
     let input = Input { address, stride, scales: &cpu.row_scales };
@@ -107,7 +106,6 @@ fn product(
         w,
         bias,
         epilogue,
-        tile_rows,
         num_panels,
         halves,
         out_cols: out.cols(),
@@ -117,10 +115,11 @@ fn product(
         let first_row = (task % chunks * chunk_rows).min(rows);
         let panels = |group_index: usize| {
             let first = (group_index * group).min(num_panels);
-            first..(first + group).min(num_panels)
+            Panels { weight: 0, range: first..(first + group).min(num_panels) }
         };
         let part = Part {
             rows: first_row..(first_row + chunk_rows).min(rows),
+            tile_rows,
             panels: panels(task / chunks),
             // What this thread will most likely take next.
             next: panels((task + threads) / chunks),
@@ -143,29 +142,77 @@ fn group_size(rows: usize, num_panels: usize, best: usize, threads: usize) -> us
 }
 
 /// The part of the product that a task computes.
-struct Part {
-    rows: Range<usize>,
-    /// Panels; where sums are finished in pairs, those of the first half.
-    panels: Range<usize>,
+pub(super) struct Part {
+    pub(super) rows: Range<usize>,
+    /// Rows of a tile.
+    pub(super) tile_rows: usize,
+    pub(super) panels: Panels,
     /// The panels of a later part, to be brought near.
-    next: Range<usize>,
+    pub(super) next: Panels,
+}
+
+/// Some panels of a weight, or of one of several on top of each other.
+pub(super) struct Panels {
+    /// The weight's first panel.
+    pub(super) weight: usize,
+    /// Of its panels; where sums are finished in pairs, those of the first half.
+    pub(super) range: Range<usize>,
 }
 
 /// Input rows in the weight's dtype.
-struct Input<'a> {
-    address: *const u8,
-    stride: usize,
+pub(super) struct Input<'a> {
+    pub(super) address: *const u8,
+    pub(super) stride: usize,
     /// In int8, each row's scale.
-    scales: &'a [f32],
+    pub(super) scales: &'a [f32],
 }
 
 // SAFETY: the rows are only read while tasks run.
 unsafe impl Sync for Input<'_> {}
 
+/// Input rows as tiles read them beside such a weight: copied, rounded or quantized.
+pub(super) fn rows_of_weight<'a>(
+    cpu: &mut Cpu,
+    rows: usize,
+    w: &PackedMatrix,
+    kernels: &TileKernels,
+    row_of: &(impl Fn(usize) -> &'a [f32] + Sync),
+) -> *const u8 {
+    match w.dtype() {
+        PanelDtype::F32 => copy_rows(cpu, rows, w.k(), row_of),
+        PanelDtype::Bf16 => round_rows(cpu, rows, w.k(), row_of, kernels.widens),
+        PanelDtype::Int8 => quantize_rows(cpu, rows, w.k(), row_of),
+    }
+}
+
+/// Copies rows so that they follow each other.
+fn copy_rows<'a>(
+    cpu: &mut Cpu,
+    rows: usize,
+    k: usize,
+    row_of: &(impl Fn(usize) -> &'a [f32] + Sync),
+) -> *const u8 {
+    if cpu.rounded.len() < rows * k {
+        cpu.rounded.resize(rows * k, 0);
+    }
+    let copies = SharedMut::new(bytemuck::cast_slice_mut::<u32, f32>(&mut cpu.rounded));
+    cpu.pool.run(rows, &|_, row| {
+        // SAFETY: each task has its own row.
+        let out = unsafe { copies.slice(row * k, k) };
+        out.copy_from_slice(row_of(row));
+    });
+    cpu.rounded.as_ptr().cast()
+}
+
 /// Rounds the input's rows to bf16, padded to whole steps; they stay f32 where the tiles
 /// read that.
-fn round_rows(cpu: &mut Cpu, rows: usize, x: &CpuBuffer, as_f32: bool) -> *const u8 {
-    let k = x.cols();
+fn round_rows<'a>(
+    cpu: &mut Cpu,
+    rows: usize,
+    k: usize,
+    row_of: &(impl Fn(usize) -> &'a [f32] + Sync),
+    as_f32: bool,
+) -> *const u8 {
     let padded = k.next_multiple_of(2);
     let words = if as_f32 { padded } else { padded / 2 };
     if cpu.rounded.len() < rows * words {
@@ -180,11 +227,11 @@ fn round_rows(cpu: &mut Cpu, rows: usize, x: &CpuBuffer, as_f32: bool) -> *const
             let out = unsafe { rounded.slice(row * words, words) };
             if as_f32 {
                 let out: &mut [f32] = bytemuck::cast_slice_mut(out);
-                cpu::round_through_bf16(isa, x.row(row), &mut out[..k]);
+                cpu::round_through_bf16(isa, row_of(row), &mut out[..k]);
                 out[k..].fill(0.0);
             } else {
                 let out: &mut [u16] = bytemuck::cast_slice_mut(out);
-                cpu::round_to_bf16(isa, x.row(row), &mut out[..k]);
+                cpu::round_to_bf16(isa, row_of(row), &mut out[..k]);
                 out[k..].fill(0);
             }
         }
@@ -194,8 +241,12 @@ fn round_rows(cpu: &mut Cpu, rows: usize, x: &CpuBuffer, as_f32: bool) -> *const
 
 /// Rotates the input's rows and quantizes them to int8, padded to whole steps; their scales go
 /// to `row_scales`.
-fn quantize_rows(cpu: &mut Cpu, rows: usize, x: &CpuBuffer) -> *const u8 {
-    let k = x.cols();
+fn quantize_rows<'a>(
+    cpu: &mut Cpu,
+    rows: usize,
+    k: usize,
+    row_of: &(impl Fn(usize) -> &'a [f32] + Sync),
+) -> *const u8 {
     let padded = k.next_multiple_of(4);
     if cpu.rounded.len() < rows * padded / 4 {
         cpu.rounded.resize(rows * padded / 4, 0);
@@ -211,7 +262,7 @@ fn quantize_rows(cpu: &mut Cpu, rows: usize, x: &CpuBuffer) -> *const u8 {
         let mut scratch = cpu::lock(&scratch[thread]);
         for row in task * rows_per_task..((task + 1) * rows_per_task).min(rows) {
             scratch.rotated.clear();
-            scratch.rotated.extend_from_slice(x.row(row));
+            scratch.rotated.extend_from_slice(row_of(row));
             cpu::rotate(isa, &mut scratch.rotated);
             // SAFETY: each task has its own rows.
             let out = unsafe { bytes.slice(row * padded, padded) };
@@ -225,21 +276,19 @@ fn quantize_rows(cpu: &mut Cpu, rows: usize, x: &CpuBuffer) -> *const u8 {
 }
 
 /// A product that tasks compute parts of.
-struct Product<'a> {
-    isa: Isa,
-    kernels: TileKernels,
-    input: Input<'a>,
-    w: &'a PackedMatrix,
-    bias: Option<&'a [f32]>,
-    epilogue: Epilogue,
-    /// Rows of a tile.
-    tile_rows: usize,
-    /// Panels to share out: the weight's, or half of them.
-    num_panels: usize,
-    halves: usize,
+pub(super) struct Product<'a> {
+    pub(super) isa: Isa,
+    pub(super) kernels: TileKernels,
+    pub(super) input: Input<'a>,
+    pub(super) w: &'a PackedMatrix,
+    pub(super) bias: Option<&'a [f32]>,
+    pub(super) epilogue: Epilogue,
+    /// Panels to share out: a weight's, or half of them.
+    pub(super) num_panels: usize,
+    pub(super) halves: usize,
     /// Floats from one row of the output to the next.
-    out_cols: usize,
-    out: SharedMut<'a, f32>,
+    pub(super) out_cols: usize,
+    pub(super) out: SharedMut<'a, f32>,
 }
 
 impl Product<'_> {
@@ -248,12 +297,12 @@ impl Product<'_> {
     /// # Safety
     /// `input` has the part's rows of the weight's steps; no other task writes
     /// the part's columns of these rows of `out`.
-    unsafe fn compute(&self, part: &Part) {
+    pub(super) unsafe fn compute(&self, part: &Part) {
         let Self { w, halves, .. } = *self;
         let panels = self.panels(&part.panels);
-        let of_half = part.panels.len();
+        let of_half = part.panels.range.len();
         let num_panels = halves * of_half;
-        let column = part.panels.start * LANES;
+        let column = part.panels.range.start * LANES;
         // Where the sums are the output as they are, they go there at once.
         let direct = matches!(self.epilogue, Epilogue::Store)
             && self.bias.is_none()
@@ -261,7 +310,7 @@ impl Product<'_> {
             && column + of_half * LANES <= self.out_cols;
         // Words: f32, or i32 where the weight is int8.
         let mut acc = [0_u32; MAX_ROWS * MAX_COLUMNS];
-        let tiles = part.rows.len().div_ceil(self.tile_rows);
+        let tiles = part.rows.len().div_ceil(part.tile_rows);
         let next = self.panels(&part.next);
         // What is near already is asked for at no cost.
         let or_near =
@@ -269,8 +318,8 @@ impl Product<'_> {
         // Of several tiles, each brings some of the next panels; two suffice for four.
         let share = num_panels.div_ceil(tiles.max(1));
         let last = AHEAD.min(w.steps());
-        for (index, row) in part.rows.clone().step_by(self.tile_rows).enumerate() {
-            let rows = self.tile_rows.min(part.rows.end - row);
+        for (index, row) in part.rows.clone().step_by(part.tile_rows).enumerate() {
+            let rows = part.tile_rows.min(part.rows.end - row);
             let (acc, acc_stride): (*mut f32, _) = if direct {
                 (self.out.pointer(row * self.out_cols + column), self.out_cols)
             } else {
@@ -326,12 +375,13 @@ impl Product<'_> {
     }
 
     /// A part's panels, those of each half in turn; null beyond them.
-    fn panels(&self, part: &Range<usize>) -> [*const u8; MAX_PANELS] {
+    fn panels(&self, part: &Panels) -> [*const u8; MAX_PANELS] {
+        let Panels { weight, range } = part;
         let mut panels = [std::ptr::null(); MAX_PANELS];
         for half in 0..self.halves {
-            let of_half = panels[half * part.len()..].iter_mut().take(part.len());
-            for (out, panel) in of_half.zip(part.clone()) {
-                *out = self.w.panel(half * self.num_panels + panel);
+            let of_half = panels[half * range.len()..].iter_mut().take(range.len());
+            for (out, panel) in of_half.zip(range.clone()) {
+                *out = self.w.panel(weight + half * self.num_panels + panel);
             }
         }
         panels
@@ -342,12 +392,13 @@ impl Product<'_> {
     /// # Safety
     /// No other task writes the part's columns of this row of `out`.
     unsafe fn finish(&self, part: &Part, row: usize, sums: &mut [u32]) {
-        let column = part.panels.start * LANES;
-        let columns = (part.panels.len() * LANES).min(self.out_cols - column);
-        let of_half = part.panels.len();
+        let Panels { weight, range } = &part.panels;
+        let column = range.start * LANES;
+        let columns = (range.len() * LANES).min(self.out_cols - column);
+        let of_half = range.len();
         if let Some(int8) = self.w.int8() {
             for half in 0..self.halves {
-                let first = half * self.num_panels + part.panels.start;
+                let first = weight + half * self.num_panels + range.start;
                 let sums = &mut sums[half * of_half * LANES..][..of_half * LANES];
                 let scale = self.input.scales[row];
                 cpu::dequantize(self.isa, sums, int8.columns(first, of_half), scale);

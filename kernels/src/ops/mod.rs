@@ -14,11 +14,13 @@
 //! of what lies between, not to the bit: which is used is chosen when a model is loaded.
 
 pub(crate) mod embedding;
+pub(crate) mod experts;
 pub(crate) mod gated;
 pub(crate) mod linear;
 pub(crate) mod paged_attention;
 pub(crate) mod rms_norm;
 pub(crate) mod rope_and_cache;
+pub(crate) mod route;
 pub mod sampling;
 pub(crate) mod soft_cap;
 
@@ -34,6 +36,28 @@ pub enum Activation {
     /// GELU (Hendrycks and Gimpel, 2016) in its tanh form:
     /// `x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x³)))`.
     GeluTanh,
+}
+
+/// How rows choose their experts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Routing {
+    /// Experts to choose from.
+    pub num_experts: usize,
+    /// Experts that a row goes to.
+    pub top_k: usize,
+    /// Whether what they count for is made to sum to 1.
+    pub normalise: bool,
+}
+
+impl Routing {
+    /// # Errors
+    /// More choices than experts, or none.
+    pub(crate) fn check(self) -> Result<(), KernelError> {
+        let Self { num_experts, top_k, .. } = self;
+        let expected = || format!("from 1 to {num_experts}, as many as there are experts");
+        let fits = (1..=num_experts).contains(&top_k);
+        ensure(fits, "route", "top_k", || top_k.to_string(), expected)
+    }
 }
 
 /// A device that computes the operations.
@@ -179,6 +203,60 @@ pub trait Ops: Device {
     fn gated_scratch_cols(&self, n: usize) -> usize {
         n
     }
+
+    /// Routes rows to experts (Shazeer et al., 2017), by the routes' [`Routing`]: of the
+    /// softmax of a row's scores the `top_k` largest, of equal ones those of the lowest
+    /// experts, and with `normalise` their share of what is chosen.
+    ///
+    /// `scores [rows, num_experts]`, f32 ([`Device::logits_buffer`]).
+    ///
+    /// # Errors
+    /// Shapes that do not fit, more rows than the routes have room for.
+    fn route(
+        &mut self,
+        rows: usize,
+        scores: &Self::Buffer,
+        routes: &mut Self::Routes,
+    ) -> Result<(), KernelError>;
+
+    /// [`Ops::gated`] of `w[e] · x[r]` for each expert `e` that row `r` goes to. Weights of
+    /// experts that no row goes to are not read.
+    ///
+    /// `x [rows, k]`, `w [num_experts * 2 * intermediate, k]`: each expert's gates and what
+    /// they gate on top of each other; `intermediate` is a multiple of 16.
+    /// `out [rows, top_k * intermediate]`: a vector for each choice, in the order of experts
+    /// and not of rows, which is for [`Ops::experts_add`] to know.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, routes of another number of rows.
+    fn experts_gated(
+        &mut self,
+        rows: usize,
+        x: &Self::Buffer,
+        routes: &Self::Routes,
+        w: &Self::Matrix,
+        activation: Activation,
+        out: &mut Self::Buffer,
+    ) -> Result<(), KernelError>;
+
+    /// `out[r] += Σ weight * w[e] · x`, over the experts `e` that row `r` goes to and what
+    /// each counts for, in the order of the row's choices, the likeliest first.
+    ///
+    /// `x [rows, top_k * k]` as [`Ops::experts_gated`] left it, `w [num_experts * n, k]`,
+    /// `scratch [rows, top_k * n]`, `out [rows, n]`; `n` is a multiple of 16.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, routes of another number of rows.
+    #[expect(clippy::too_many_arguments, reason = "an operation's operands are its contract")]
+    fn experts_add(
+        &mut self,
+        rows: usize,
+        x: &Self::Buffer,
+        routes: &Self::Routes,
+        w: &Self::Matrix,
+        scratch: &mut Self::Buffer,
+        out: &mut Self::Buffer,
+    ) -> Result<(), KernelError>;
 
     /// Norms Q and K where a model does (`qk_norm`: weights `[head_dim]` for Q
     /// and K, and epsilon), rotates them (RoPE, Su et al., 2021, in the

@@ -10,7 +10,7 @@ mod sampling;
 pub use attention::{attention, rope};
 pub use sampling::{adjusted_logits, distribution, draw, log_softmax};
 
-use crate::Activation;
+use crate::{Activation, Routing};
 
 /// `out = x / sqrt(mean(x²) + eps) * weight`.
 #[must_use]
@@ -67,4 +67,44 @@ pub fn gated(activation: Activation, gate: &[f64], up: &[f64]) -> Vec<f64> {
         }
     };
     gate.iter().zip(up).map(|(&gate, up)| act(gate) * up).collect()
+}
+
+/// The experts that a row of scores goes to, and what each counts for: the largest of the
+/// softmax, of equal ones the lowest experts', and with `normalise` their share of the chosen.
+#[must_use]
+pub fn route(scores: &[f64], routing: Routing) -> Vec<(usize, f64)> {
+    let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let powers: Vec<f64> = scores.iter().map(|score| (score - most).exp()).collect();
+    let sum: f64 = powers.iter().sum();
+    let mut chosen: Vec<(usize, f64)> =
+        powers.into_iter().map(|power| power / sum).enumerate().collect();
+    // A stable sort: equal ones stay in order.
+    chosen.sort_by(|(_, a), (_, b)| b.total_cmp(a));
+    chosen.truncate(routing.top_k);
+    if routing.normalise {
+        let total: f64 = chosen.iter().map(|(_, weight)| weight).sum();
+        chosen.iter_mut().for_each(|(_, weight)| *weight /= total);
+    }
+    chosen
+}
+
+/// `Σ weight * down[e] · gated(gate_up[e] · x)` over a row's experts and what each counts for;
+/// `gate_up [num_experts, 2 * intermediate, k]`, `down [num_experts, k, intermediate]`.
+#[must_use]
+pub fn experts(
+    x: &[f64],
+    chosen: &[(usize, f64)],
+    (gate_up, down): (&[f64], &[f64]),
+    intermediate: usize,
+    activation: Activation,
+) -> Vec<f64> {
+    let mut out = vec![0.0; x.len()];
+    for &(expert, weight) in chosen {
+        let len = x.len() * intermediate;
+        let sums = linear(x, &gate_up[expert * 2 * len..][..2 * len], None);
+        let units = gated(activation, &sums[..intermediate], &sums[intermediate..]);
+        let of_expert = linear(&units, &down[expert * len..][..len], None);
+        out.iter_mut().zip(of_expert).for_each(|(out, x)| *out += weight * x);
+    }
+    out
 }

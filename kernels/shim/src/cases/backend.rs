@@ -5,7 +5,7 @@ use candle_core::Tensor;
 use half::bf16;
 use sconce_kernels::{
     Activation, AttentionKind, AttentionParams, Backend, CacheDtype, Device as _, Dtype,
-    KernelError, KvLayer, KvLayout, Mask, Ops as _, Sampler as _, StepLimits, StepPlan,
+    KernelError, KvLayer, KvLayout, Mask, Ops as _, Routing, Sampler as _, StepLimits, StepPlan,
     cpu::{Cpu, CpuConfig},
     cuda::{Cuda, Driver},
     ops::sampling::{Logprobs, SampleRequest, Sampled},
@@ -28,6 +28,8 @@ const PARAMS: AttentionParams = AttentionParams {
 };
 /// What the other group's layer does, beside the first's.
 const LOCAL: AttentionParams = AttentionParams { mask: Mask::Sliding(21), ..PARAMS };
+/// All of them, since one more or less that is close would make another sum.
+const ROUTING: Routing = Routing { num_experts: 3, top_k: 3, normalise: true };
 const LIMITS: StepLimits =
     StepLimits { max_num_batched_tokens: 64, max_num_seqs: 4, max_model_len: 320 };
 
@@ -61,6 +63,8 @@ struct Layer<B: Backend> {
     o: (B::Matrix, B::Vector),
     gate_up: (B::Matrix, B::Vector),
     down: B::Matrix,
+    router: B::Matrix,
+    experts: [B::Matrix; 2],
 }
 
 impl<B: Backend> Layer<B> {
@@ -96,6 +100,11 @@ impl<B: Backend> Layer<B> {
             o: (matrix(7, HIDDEN, num_heads * head_dim)?, vector(8, HIDDEN)?),
             gate_up: (matrix(9, 2 * INTERMEDIATE, HIDDEN)?, vector(10, 2 * INTERMEDIATE)?),
             down: matrix(11, HIDDEN, INTERMEDIATE)?,
+            router: matrix(12, ROUTING.num_experts, HIDDEN)?,
+            experts: [
+                matrix(13, ROUTING.num_experts * 2 * INTERMEDIATE, HIDDEN)?,
+                matrix(14, ROUTING.num_experts * HIDDEN, INTERMEDIATE)?,
+            ],
             backend,
         })
     }
@@ -155,6 +164,18 @@ impl<B: Backend> Layer<B> {
         let lasts = &plan.logit_rows[1..];
         backend.gather_rows(step, 1..plan.logit_rows.len(), &hidden, &mut last)?;
         activations.push(("gather_rows", backend.read(&last, lasts.len())?));
+        let Routing { num_experts, top_k, .. } = ROUTING;
+        let mut scores = backend.logits_buffer(capacity, num_experts)?;
+        let mut routes = backend.routes(capacity, ROUTING)?;
+        let mut chosen = backend.buffer(capacity, top_k * INTERMEDIATE)?;
+        let mut outputs = backend.buffer(capacity, top_k * HIDDEN)?;
+        let [gate_up, down] = &self.experts;
+        backend.linear(rows, &normed, &self.router, None, &mut scores)?;
+        backend.route(rows, &scores, &mut routes)?;
+        let silu = Activation::Silu;
+        backend.experts_gated(rows, &normed, &routes, gate_up, silu, &mut chosen)?;
+        backend.experts_add(rows, &chosen, &routes, down, &mut outputs, &mut hidden)?;
+        activations.push(("experts", backend.read(&hidden, rows)?));
         backend.linear(lasts.len(), &last, &self.table, None, &mut logits)?;
         let uncapped = backend.read(&logits, lasts.len())?;
         backend.soft_cap(lasts.len(), CAP, &mut logits)?;

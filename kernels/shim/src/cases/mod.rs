@@ -5,6 +5,7 @@ pub mod attention;
 pub mod backend;
 pub mod element;
 mod elementwise;
+mod experts;
 mod sampling;
 pub mod sampling_masks;
 mod sampling_wide;
@@ -35,6 +36,9 @@ pub fn all<D: Driver>() -> Vec<Case<D>> {
         elementwise::add_bias_adds_to_every_row,
         elementwise::copy_blocks_moves_whole_blocks_of_every_layer,
         elementwise::rope_rotates_queries_and_writes_keys_and_values_to_their_slots,
+        experts::rows_go_to_their_likeliest_experts,
+        experts::experts_add_what_the_reference_says,
+        experts::a_rows_bits_are_its_own_among_experts,
         attention::every_dtype_and_head_dim_matches_the_reference,
         attention::every_context_matches_the_reference,
         attention::every_group_matches_the_reference,

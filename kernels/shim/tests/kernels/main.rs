@@ -36,6 +36,9 @@ tests! {
     add_bias_adds_to_every_row
     copy_blocks_moves_whole_blocks_of_every_layer
     rope_rotates_queries_and_writes_keys_and_values_to_their_slots
+    rows_go_to_their_likeliest_experts
+    experts_add_what_the_reference_says
+    a_rows_bits_are_its_own_among_experts
     every_dtype_and_head_dim_matches_the_reference
     every_context_matches_the_reference
     every_group_matches_the_reference

@@ -144,7 +144,16 @@ fn a_stale_scale_is_found() {
 
 /// Plants a fault in sampling, which a case must find.
 fn case_must_find(name: &str, fault: (&str, &str), case: &str) {
-    must_be_found_in(&["sampling.cu"], name, fault, |bench| {
+    case_must_find_in(&["sampling.cu"], name, fault, case);
+}
+
+/// Plants a fault in the kernels of experts.
+fn expert_case_must_find(name: &str, fault: (&str, &str), case: &str) {
+    case_must_find_in(&["experts.cu", "route.cu"], name, fault, case);
+}
+
+fn case_must_find_in(kernels: &[&str], name: &str, fault: (&str, &str), case: &str) {
+    must_be_found_in(kernels, name, fault, |bench| {
         let (_, run) =
             cases::all().into_iter().find(|(name, _)| *name == case).expect("a case of that name");
         catch_unwind(AssertUnwindSafe(|| run(bench))).map_err(|_| "the case failed".to_owned())
@@ -186,4 +195,28 @@ fn a_mask_that_the_second_slice_reads_from_its_start_is_found() {
 fn likeliest_tokens_under_a_mask_are_found() {
     let fault = ("report_of_row(with_all(row), largest", "report_of_row(row, largest");
     case_must_find("mask-likeliest", fault, "only_what_a_mask_allows_is_drawn");
+}
+
+#[test]
+fn a_choice_of_the_highest_of_equal_experts_is_found() {
+    let fault = ("others < expert", "others > expert");
+    expert_case_must_find("equal-experts", fault, "rows_go_to_their_likeliest_experts");
+}
+
+#[test]
+fn rows_taken_for_places_are_found() {
+    let fault = ("p.sources == nullptr ? place : p.sources[place]", "place");
+    expert_case_must_find("sources", fault, "experts_add_what_the_reference_says");
+}
+
+#[test]
+fn gates_for_what_they_gate_are_found() {
+    let fault = ("row / 8 % 2 == 1", "row / 8 % 2 == 0");
+    expert_case_must_find("gates", fault, "experts_add_what_the_reference_says");
+}
+
+#[test]
+fn experts_that_overwrite_what_is_being_read_are_found() {
+    let fault = ("load(stage ^ 1, from + PIECES)", "load(stage, from + PIECES)");
+    expert_case_must_find("stages", fault, "experts_add_what_the_reference_says");
 }
