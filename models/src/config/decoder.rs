@@ -35,7 +35,9 @@ pub struct Decoder {
 /// What a config class takes for fields that are absent.
 pub(crate) struct Defaults {
     pub(crate) vocab_size: usize,
+    pub(crate) hidden_size: usize,
     pub(crate) intermediate_size: usize,
+    pub(crate) num_hidden_layers: usize,
     pub(crate) max_position_embeddings: usize,
     pub(crate) num_key_value_heads: KvHeads,
     /// `None`: hidden_size over the heads, where the field is null too.
@@ -59,10 +61,11 @@ impl Decoder {
     /// A field that cannot be served, by name.
     pub(crate) fn read(config: &Fields<'_>, defaults: &Defaults) -> Result<Self, ModelError> {
         let vocab_size = config.size("vocab_size", defaults.vocab_size, MAX_SIZE)?;
-        let hidden_size = config.size("hidden_size", 4096, MAX_SIZE)?;
+        let hidden_size = config.size("hidden_size", defaults.hidden_size, MAX_SIZE)?;
         let intermediate_size =
             config.size("intermediate_size", defaults.intermediate_size, MAX_SIZE)?;
-        let num_hidden_layers = config.size("num_hidden_layers", 32, MAX_LAYERS)?;
+        let num_hidden_layers =
+            config.size("num_hidden_layers", defaults.num_hidden_layers, MAX_LAYERS)?;
         let num_attention_heads = config.size("num_attention_heads", 32, MAX_SIZE)?;
         let max_position_embeddings = config.size(
             "max_position_embeddings",

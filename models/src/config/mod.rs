@@ -3,12 +3,14 @@
 
 mod decoder;
 mod fields;
+mod mixture;
 mod rope;
 mod windows;
 
 pub use decoder::Decoder;
 pub(crate) use decoder::{Defaults, KvHeads};
 pub(crate) use fields::{Fields, clip, refuse};
+pub use mixture::Mixture;
 pub(crate) use windows::windows;
 
 /// No size in a config.json may be larger; real ones are far below.

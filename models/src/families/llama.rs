@@ -118,7 +118,9 @@ impl Family for LlamaForCausalLM {
     fn read(config: &Fields<'_>) -> Result<Config, ModelError> {
         let defaults = Defaults {
             vocab_size: 32_000,
+            hidden_size: 4096,
             intermediate_size: 11_008,
+            num_hidden_layers: 32,
             max_position_embeddings: 2048,
             num_key_value_heads: KvHeads::AsQ,
             head_dim: None,

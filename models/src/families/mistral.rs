@@ -24,7 +24,9 @@ impl Family for MistralForCausalLM {
         }
         let defaults = Defaults {
             vocab_size: 32_000,
+            hidden_size: 4096,
             intermediate_size: 14_336,
+            num_hidden_layers: 32,
             max_position_embeddings: 131_072,
             num_key_value_heads: KvHeads::Absent(8),
             head_dim: None,

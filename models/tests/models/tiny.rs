@@ -24,6 +24,11 @@ pub(crate) struct Tiny {
     pub(crate) class: Option<&'static str>,
 }
 
+/// Of a mixture of experts, whose first layer has none.
+pub(crate) const EXPERTS: usize = 6;
+pub(crate) const EXPERTS_OF_A_TOKEN: usize = 2;
+pub(crate) const EXPERT: usize = 32;
+
 impl Default for Tiny {
     fn default() -> Self {
         Self {
@@ -67,12 +72,27 @@ impl Tiny {
             "use_sliding_window": self.sliding_window.is_some(),
             "max_window_layers": 1,
             "hidden_act": "silu",
+            "num_experts": EXPERTS,
+            "num_experts_per_tok": EXPERTS_OF_A_TOKEN,
+            "norm_topk_prob": true,
+            "moe_intermediate_size": EXPERT,
+            "mlp_only_layers": [0],
         })
     }
 
     /// Positions that a layer's queries see, if not all: Qwen's first layer sees them.
     pub(crate) fn window(&self, layer: usize) -> Option<usize> {
         self.sliding_window.filter(|_| self.class.is_none() || layer >= 1)
+    }
+
+    /// Whether it is a Qwen3 with experts.
+    pub(crate) fn is_mixture(&self) -> bool {
+        self.class == Some("Qwen3MoeForCausalLM")
+    }
+
+    /// Whether it norms each head of Q and of K.
+    pub(crate) fn has_head_norms(&self) -> bool {
+        self.class == Some("Qwen3ForCausalLM") || self.is_mixture()
     }
 
     /// The name and shape of every tensor.
@@ -91,7 +111,7 @@ impl Tiny {
             for norm in ["input_layernorm", "post_attention_layernorm"] {
                 shapes.push((name(&format!("{norm}.weight")), vec![hidden]));
             }
-            if self.class == Some("Qwen3ForCausalLM") {
+            if self.has_head_norms() {
                 for norm in ["self_attn.q_norm", "self_attn.k_norm"] {
                     shapes.push((name(&format!("{norm}.weight")), vec![self.head_dim]));
                 }
@@ -101,9 +121,6 @@ impl Tiny {
                 ("self_attn.k_proj", kv, hidden),
                 ("self_attn.v_proj", kv, hidden),
                 ("self_attn.o_proj", hidden, q),
-                ("mlp.gate_proj", intermediate, hidden),
-                ("mlp.up_proj", intermediate, hidden),
-                ("mlp.down_proj", hidden, intermediate),
             ] {
                 shapes.push((name(&format!("{linear}.weight")), vec![n, k]));
                 let of_qwen2 =
@@ -111,6 +128,24 @@ impl Tiny {
                 if self.biased || (of_qwen2 && self.class == Some("Qwen2ForCausalLM")) {
                     shapes.push((name(&format!("{linear}.bias")), vec![n]));
                 }
+            }
+            let mut gated = |below: &str, intermediate| {
+                for (linear, n, k) in [
+                    ("gate_proj", intermediate, hidden),
+                    ("up_proj", intermediate, hidden),
+                    ("down_proj", hidden, intermediate),
+                ] {
+                    shapes.push((name(&format!("{below}.{linear}.weight")), vec![n, k]));
+                    if self.biased {
+                        shapes.push((name(&format!("{below}.{linear}.bias")), vec![n]));
+                    }
+                }
+            };
+            if self.is_mixture() && layer > 0 {
+                (0..EXPERTS).for_each(|expert| gated(&format!("mlp.experts.{expert}"), EXPERT));
+                shapes.push((name("mlp.gate.weight"), vec![EXPERTS, hidden]));
+            } else {
+                gated("mlp", intermediate);
             }
         }
         shapes
