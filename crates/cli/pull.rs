@@ -9,7 +9,8 @@ use crate::progress::Bars;
 /// Flags of `sconce pull`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// A hub id (org/name), a known name, or a GGUF file
+    /// A hub id (org/name), a known name such as qwen3-0.6b, or a GGUF file. For gated models
+    /// give a token in HF_TOKEN
     model: String,
     /// Fetch it again even if it is there
     #[arg(long)]
@@ -45,12 +46,15 @@ impl CacheArgs {
 }
 
 /// Fetches and says where the model lies.
-#[expect(clippy::print_stdout, reason = "what the command is for")]
+#[expect(clippy::print_stdout, clippy::print_stderr, reason = "what the command is for")]
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let options = HubOptions { force: args.force, ..args.cache.hub_options() };
     let bars = Bars::new();
     let found = hub::resolve(&args.model, &options, &bars)?;
     bars.clear();
+    if let Some(license) = found.license {
+        eprintln!("{}, licence: {license}", found.name);
+    }
     println!("{}", found.path.display());
     Ok(())
 }

@@ -1,4 +1,5 @@
-// out[r] = table[token_ids[r]]: a block a row, 16 bytes a thread and turn.
+// out[r] = table[token_ids[r]], or scale times that: a block a row, 16 bytes a thread and
+// turn.
 #include "sconce.cuh"
 
 struct EmbeddingGather {
@@ -10,6 +11,8 @@ struct EmbeddingGather {
     void* out;
     // A row's 16-byte pieces.
     uint32_t pieces;
+    // Of the kernels that scale, which round it to the table's type.
+    float scale;
 };
 
 KERNEL(embedding_gather, EmbeddingGather, 256) {
@@ -21,3 +24,22 @@ KERNEL(embedding_gather, EmbeddingGather, 256) {
         to[i] = from[i];
     }
 }
+
+template <typename T> __device__ __forceinline__ void embedding_scaled(const EmbeddingGather& p) {
+    using Piece = Vector<T>;
+    const float scale = to_float(from_float<T>(p.scale));
+    const size_t row = blockIdx.x;
+    const Piece* from = static_cast<const Piece*>(p.table) + size_t(p.token_ids[row]) * p.pieces;
+    Piece* to = static_cast<Piece*>(p.out) + row * p.pieces;
+    for (uint32_t i = threadIdx.x; i < p.pieces; i += blockDim.x) {
+        Piece piece = from[i];
+#pragma unroll
+        for (int e = 0; e < Piece::LEN; ++e) {
+            piece.x[e] = from_float<T>(to_float(piece.x[e]) * scale);
+        }
+        to[i] = piece;
+    }
+}
+
+KERNEL(embedding_scaled_bf16, EmbeddingGather, 256) { embedding_scaled<bf16>(p); }
+KERNEL(embedding_scaled_f16, EmbeddingGather, 256) { embedding_scaled<f16>(p); }

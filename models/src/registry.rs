@@ -9,8 +9,8 @@ use crate::{
     Model, ModelError,
     config::{Fields, clip, refuse},
     families::{
-        llama::LlamaForCausalLM, mistral::MistralForCausalLM, qwen2::Qwen2ForCausalLM,
-        qwen3::Qwen3ForCausalLM, qwen3_moe::Qwen3MoeForCausalLM,
+        gemma3::Gemma3ForCausalLM, llama::LlamaForCausalLM, mistral::MistralForCausalLM,
+        qwen2::Qwen2ForCausalLM, qwen3::Qwen3ForCausalLM, qwen3_moe::Qwen3MoeForCausalLM,
     },
     source::{Checker, Packer, Scope, Source, Weights},
 };
@@ -53,6 +53,7 @@ fn registry<B: Backend + 'static>() -> Vec<Entry<B>> {
         entry::<Qwen2ForCausalLM, B>(),
         entry::<Qwen3ForCausalLM, B>(),
         entry::<Qwen3MoeForCausalLM, B>(),
+        entry::<Gemma3ForCausalLM, B>(),
     ]
 }
 

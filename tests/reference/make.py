@@ -117,9 +117,9 @@ def logits_of(model, tokens):
         return model(torch.tensor([tokens])).logits[0].float()
 
 
-def golden(model, tokenizer):
+def golden(model, prompts):
     cases = []
-    for label, prompt in prompts(tokenizer):
+    for label, prompt in prompts:
         with torch.no_grad():
             out = model.generate(
                 torch.tensor([prompt]),
@@ -240,7 +240,7 @@ def main():
             "perplexity_bf16": perplexity(bf16, text),
         },
     )
-    write("golden.json", golden(exact, tokenizer))
+    write("golden.json", golden(exact, prompts(tokenizer)))
 
 
 if __name__ == "__main__":

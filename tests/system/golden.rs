@@ -2,7 +2,9 @@
 
 use proptest::{prelude::*, test_runner::TestRunner};
 use sconce::{Dtype, Quantization, TextConfig, TextModel};
-use sconce_runner::LoadOptions;
+use sconce_engine::EngineHandle;
+use sconce_kernels::cpu::Cpu;
+use sconce_runner::{LoadOptions, ModelRunner};
 use sconce_types::SamplingParams;
 use serde_json::Value;
 
@@ -13,47 +15,54 @@ pub(crate) fn ids(value: &Value) -> Vec<u32> {
     ids.iter().map(|id| u32::try_from(id.as_u64().expect("an id")).expect("32 bits")).collect()
 }
 
+/// How close the two best logits may be for another greedy token than transformers'.
+const MARGIN: f64 = 0.01;
+
 /// Greedy tokens in f32 are transformers', wherever the two best logits are not
 /// too close to call.
 #[test]
 fn greedy_tokens_in_f32_are_those_of_transformers() {
-    const MARGIN: f64 = 0.01;
     let engine = model::engine(model::options(Dtype::F32), None);
     let golden = model::reference_json("golden.json");
     let cases = golden.as_array().expect("a list of cases");
     assert_eq!(cases.len(), 20);
-    let mut close_calls = 0;
-    for case in cases {
-        let mut context = ids(&case["prompt"]);
-        let tokens = ids(&case["tokens"]);
-        let margins = case["margins"].as_array().expect("a margin a token");
-        assert_eq!(tokens.len(), 64);
-        let mut at = 0;
-        while at < tokens.len() {
-            let max_tokens = u32::try_from(tokens.len() - at).expect("64 at most");
-            let params = SamplingParams { max_tokens, temperature: 0.0, ..Default::default() };
-            let answer = model::run(&engine, &context, &params);
-            let same = answer.tokens.iter().zip(&tokens[at..]).take_while(|(a, b)| a == b).count();
-            at += same;
-            if at == tokens.len() {
-                break;
-            }
-            let margin = margins[at].as_f64().expect("a number");
-            let label = &case["label"];
-            assert!(
-                margin <= MARGIN,
-                "{label}: token {at} is {}, transformers has {} with a margin of {margin}",
-                answer.tokens[same],
-                tokens[at]
-            );
-            // Too close to call: go on from transformers' choice.
-            close_calls += 1;
-            context.truncate(ids(&case["prompt"]).len());
-            at += 1;
-            context.extend(&tokens[..at]);
-        }
-    }
+    let close_calls: usize = cases.iter().map(|case| check_greedy(&engine, case)).sum();
     assert!(close_calls <= 5, "{close_calls} positions were too close to call");
+}
+
+/// Checks the greedy tokens of a case, and gives the positions where they are not
+/// transformers' but too close to call.
+pub(crate) fn check_greedy(engine: &EngineHandle, case: &Value) -> usize {
+    let mut close_calls = 0;
+    let mut context = ids(&case["prompt"]);
+    let tokens = ids(&case["tokens"]);
+    let margins = case["margins"].as_array().expect("a margin a token");
+    assert_eq!(tokens.len(), 64);
+    let mut at = 0;
+    while at < tokens.len() {
+        let max_tokens = u32::try_from(tokens.len() - at).expect("64 at most");
+        let params = SamplingParams { max_tokens, temperature: 0.0, ..Default::default() };
+        let answer = model::run(engine, &context, &params);
+        let same = answer.tokens.iter().zip(&tokens[at..]).take_while(|(a, b)| a == b).count();
+        at += same;
+        if at == tokens.len() {
+            break;
+        }
+        let margin = margins[at].as_f64().expect("a number");
+        let label = &case["label"];
+        assert!(
+            margin <= MARGIN,
+            "{label}: token {at} is {}, transformers has {} with a margin of {margin}",
+            answer.tokens[same],
+            tokens[at]
+        );
+        // Too close to call: go on from transformers' choice.
+        close_calls += 1;
+        context.truncate(ids(&case["prompt"]).len());
+        at += 1;
+        context.extend(&tokens[..at]);
+    }
+    close_calls
 }
 
 /// With bf16 weights and activations the logits are at most 1.2 times as far
@@ -110,7 +119,11 @@ fn perplexity(options: &LoadOptions) -> f64 {
     let tokens = ids(&quality["perplexity_tokens"]);
     let window =
         usize::try_from(quality["perplexity_window"].as_u64().expect("a size")).expect("small");
-    let mut runner = model::load(options).runner;
+    perplexity_of(&mut model::load(options).runner, &tokens, window)
+}
+
+/// The same of any text, in windows that do not overlap.
+pub(crate) fn perplexity_of(runner: &mut ModelRunner<Cpu>, tokens: &[u32], window: usize) -> f64 {
     let (mut total, mut count) = (0.0, 0);
     for window in tokens.chunks(window) {
         let logits = runner.score(window).expect("the model computes");

@@ -7,6 +7,8 @@ mod cuda;
 #[cfg(feature = "cuda")]
 mod fake_gpu;
 mod families;
+mod gemma3;
+mod gemma_weights;
 mod golden;
 mod kept_bits;
 mod ledger;

@@ -163,7 +163,7 @@ fn activations<D: Driver>(
     plan.push(0, &tokens, 0, &[&vec![0; rows.div_ceil(BLOCK_SIZE)]]);
     let mut step = cuda.step(&limits, &[])?;
     cuda.stage(&plan, &mut step, &mut cache)?;
-    cuda.embedding_gather(&step, &table, &mut buffer)?;
+    cuda.embedding_gather(&step, &table, 1.0, &mut buffer)?;
     Ok(buffer)
 }
 

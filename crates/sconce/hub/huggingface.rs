@@ -50,11 +50,18 @@ pub(super) fn fetch(id: &str, force: bool, progress: &dyn Progress) -> Result<Pa
     if let Some(path) = cached(id).filter(|_| !force) {
         return Ok(path);
     }
-    let api = ApiBuilder::from_env().with_progress(false).build().map_err(|e| e.to_string())?;
+    let mut builder = ApiBuilder::from_env().with_progress(false);
+    // Before the token that a login has left, which hf-hub reads itself.
+    if let Some(token) = std::env::var("HF_TOKEN").ok().filter(|token| !token.trim().is_empty()) {
+        builder = builder.with_token(Some(token.trim().to_owned()));
+    }
+    let api = builder.build().map_err(|error| error.to_string())?;
     let repo = api.model(id.to_owned());
     reach(repo.url("config.json"))?;
     let listing = api.model(id.to_owned());
-    let info = within(LIST_TIMEOUT, move || listing.info().map_err(|error| error.to_string()))?;
+    let refused = |error: &dyn std::fmt::Display| refusal(id, &error.to_string());
+    let info = within(LIST_TIMEOUT, move || listing.info().map_err(|error| error.to_string()))
+        .map_err(|error| refused(&error))?;
     let has = |name: &str| info.siblings.iter().any(|file| file.rfilename == name);
     if !has("config.json") || !(has(WEIGHTS) || has(INDEX)) {
         let ends = |ending: &str| {
@@ -77,7 +84,7 @@ pub(super) fn fetch(id: &str, force: bool, progress: &dyn Progress) -> Result<Pa
         }
         let bytes = Bytes { progress, done: 0, total: 0 };
         let fetched = repo.download_with_progress(name, bytes);
-        fetched.map(|_| ()).map_err(|error| format!("{name}: {error}"))
+        fetched.map(|_| ()).map_err(|error| format!("{name}: {}", refused(&error)))
     };
     for name in WANTED.into_iter().filter(|name| has(name)) {
         get(name)?;
@@ -99,6 +106,22 @@ pub(super) fn fetch(id: &str, force: bool, progress: &dyn Progress) -> Result<Pa
     let noted = Cache::from_env().model(id.to_owned()).create_ref(&info.sha);
     noted.map_err(|error| error.to_string())?;
     cached(id).ok_or_else(|| "the model changed on the hub meanwhile; try again".to_owned())
+}
+
+/// What the hub's refusal means. It answers so for models whose licence has to be accepted,
+/// and, to who gives no token, for those that it does not have.
+fn refusal(id: &str, error: &str) -> String {
+    match error {
+        _ if error.contains("status: 401") => format!(
+            "{error}: there is no such model, or it is gated: accept its licence at \
+             https://huggingface.co/{id} and give a token of your account in HF_TOKEN"
+        ),
+        _ if error.contains("status: 403") => format!(
+            "{error}: the token's account has not been given access: accept the model's licence \
+             at https://huggingface.co/{id}"
+        ),
+        _ => error.to_owned(),
+    }
 }
 
 /// The files that a model's index of shards names.

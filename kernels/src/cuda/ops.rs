@@ -5,12 +5,13 @@ use std::ops::Range;
 use super::{
     AddBias, AttentionPlan, Cuda, CudaBuffer, CudaMatrix, CudaVector, DevicePointer, Driver,
     EmbeddingGather, Gated, KernelParams, Launch, Matmul, PagedAttention, RmsNorm, RopeAndCache,
+    SoftCap,
     backend::Partials,
     names::{self, of_dtype},
     word,
 };
 use crate::{
-    Activation, AttentionParams, KernelError, Mask, Ops,
+    Activation, AttentionParams, Dtype, KernelError, Mask, Ops,
     ops::{embedding::check_logit_rows, unknown_kind},
 };
 
@@ -41,6 +42,42 @@ impl<D: Driver> Cuda<D> {
         let most = 8 * self.driver.multiprocessors();
         let blocks = pieces.div_ceil(THREADS).clamp(1, most.max(1));
         Launch { file, kernel, grid: [word(blocks), 1], threads: THREADS as u32, shared_bytes: 0 }
+    }
+
+    /// Launches the one of two kernels, for narrow rows and for wide ones.
+    fn norm(
+        &mut self,
+        [narrow, wide]: [&'static str; 2],
+        rows: usize,
+        x: &CudaBuffer<D::Memory>,
+        weight: &CudaVector<D::Memory>,
+        eps: f32,
+        out: &mut CudaBuffer<D::Memory>,
+    ) -> Result<(), KernelError> {
+        const OP: &str = "rms_norm";
+        // What the registers of a block hold.
+        const MAX_HIDDEN: usize = 8 * 8 * 256;
+        let hidden = x.cols;
+        x.check(OP, "x", (rows, hidden), self.dtype)?;
+        out.check(OP, "out", (rows, hidden), self.dtype)?;
+        weight.check(OP, "weight", hidden)?;
+        pieces(OP, hidden)?;
+        if hidden > MAX_HIDDEN {
+            return Err(KernelError::Unsupported {
+                what: format!("hidden_size {hidden}"),
+                device: "CUDA",
+                accepted: "up to 16384 is",
+            });
+        }
+        let params = RmsNorm {
+            x: x.address,
+            weight: weight.address,
+            out: out.address,
+            hidden: word(hidden),
+            eps,
+        };
+        let kernel = if hidden <= RmsNorm::NARROW { narrow } else { wide };
+        self.launch(&row_launch(OP, kernel, rows), &params)
     }
 
     fn product(
@@ -106,6 +143,7 @@ impl<D: Driver> Ops for Cuda<D> {
         &mut self,
         step: &Self::Step,
         table: &Self::Matrix,
+        scale: f32,
         out: &mut Self::Buffer,
     ) -> Result<(), KernelError> {
         const OP: &str = "embedding_gather";
@@ -117,9 +155,11 @@ impl<D: Driver> Ops for Cuda<D> {
             table: table.address,
             out: out.address,
             pieces: word(pieces(OP, table.k)?),
-            padding: 0,
+            scale,
         };
-        self.launch(&row_launch(OP, OP, rows), &params)
+        let scaled = of_dtype!("embedding_scaled", self.dtype);
+        let kernel = if scale == 1.0 { OP } else { scaled };
+        self.launch(&row_launch(OP, kernel, rows), &params)
     }
 
     fn gather_rows(
@@ -139,7 +179,7 @@ impl<D: Driver> Ops for Cuda<D> {
             table: x.address,
             out: out.address,
             pieces: word(pieces(OP, x.cols)?),
-            padding: 0,
+            scale: 1.0,
         };
         let name = "embedding_gather";
         self.launch(&row_launch(name, name, range.len()), &params)
@@ -153,34 +193,21 @@ impl<D: Driver> Ops for Cuda<D> {
         eps: f32,
         out: &mut Self::Buffer,
     ) -> Result<(), KernelError> {
-        const OP: &str = "rms_norm";
-        // What the registers of a block hold.
-        const MAX_HIDDEN: usize = 8 * 8 * 256;
-        let hidden = x.cols;
-        x.check(OP, "x", (rows, hidden), self.dtype)?;
-        out.check(OP, "out", (rows, hidden), self.dtype)?;
-        weight.check(OP, "weight", hidden)?;
-        pieces(OP, hidden)?;
-        if hidden > MAX_HIDDEN {
-            return Err(KernelError::Unsupported {
-                what: format!("hidden_size {hidden}"),
-                device: "CUDA",
-                accepted: "up to 16384 is",
-            });
-        }
-        let params = RmsNorm {
-            x: x.address,
-            weight: weight.address,
-            out: out.address,
-            hidden: word(hidden),
-            eps,
-        };
-        let kernel = if hidden <= RmsNorm::NARROW {
-            of_dtype!("rms_norm", self.dtype)
-        } else {
-            of_dtype!("rms_norm_wide", self.dtype)
-        };
-        self.launch(&row_launch(OP, kernel, rows), &params)
+        let kernels = [of_dtype!("rms_norm", self.dtype), of_dtype!("rms_norm_wide", self.dtype)];
+        self.norm(kernels, rows, x, weight, eps, out)
+    }
+
+    fn rms_norm_add(
+        &mut self,
+        rows: usize,
+        x: &Self::Buffer,
+        weight: &Self::Vector,
+        eps: f32,
+        out: &mut Self::Buffer,
+    ) -> Result<(), KernelError> {
+        let kernels =
+            [of_dtype!("rms_norm_add", self.dtype), of_dtype!("rms_norm_add_wide", self.dtype)];
+        self.norm(kernels, rows, x, weight, eps, out)
     }
 
     fn linear(
@@ -372,6 +399,22 @@ impl<D: Driver> Ops for Cuda<D> {
             shared_bytes: AttentionPlan::decode_shared_bytes(head_dim, dtype.size(), columns),
         };
         self.launch(&decodes, &launch_params)
+    }
+
+    fn soft_cap(
+        &mut self,
+        rows: usize,
+        cap: f32,
+        logits: &mut Self::Buffer,
+    ) -> Result<(), KernelError> {
+        const OP: &str = "soft_cap";
+        logits.check(OP, "logits", (rows, logits.cols), Dtype::F32)?;
+        let elements = rows * logits.cols;
+        if elements == 0 {
+            return Ok(());
+        }
+        let params = SoftCap { x: logits.address, elements: word(elements), cap };
+        self.launch(&self.elementwise(OP, OP, elements.div_ceil(4)), &params)
     }
 }
 

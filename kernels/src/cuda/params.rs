@@ -41,7 +41,7 @@ macro_rules! params {
 
 params! {
     /// `embedding_gather.cu`; grid `[rows]`, 256 threads.
-    EmbeddingGather { token_ids, table, out; pieces: u32, padding: u32 }
+    EmbeddingGather { token_ids, table, out; pieces: u32, scale: f32 }
 }
 
 params! {
@@ -61,6 +61,11 @@ pub struct EntryEdit {
 params! {
     /// `rms_norm.cu`; grid `[rows]`, 256 threads.
     RmsNorm { x, weight, out; hidden: u32, eps: f32 }
+}
+
+params! {
+    /// `soft_cap.cu`; any grid, 256 threads.
+    SoftCap { x; elements: u32, cap: f32 }
 }
 
 params! {

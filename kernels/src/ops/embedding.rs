@@ -5,24 +5,32 @@ use std::ops::Range;
 
 use crate::{
     KernelError,
-    cpu::{Cpu, CpuBuffer, CpuStep, PackedMatrix, SharedMut},
+    cpu::{Cpu, CpuBuffer, CpuStep, PackedMatrix, PanelDtype, SharedMut, bf16_bits},
 };
 
 pub(crate) fn embedding_gather(
     cpu: &Cpu,
     step: &CpuStep,
     table: &PackedMatrix,
+    scale: f32,
     out: &mut CpuBuffer,
 ) -> Result<(), KernelError> {
     const OP: &str = "embedding_gather";
     let (rows, hidden) = (step.sizes.num_tokens, table.k());
     out.check(OP, "out", rows, hidden)?;
     step.sizes.check_tokens(OP, table.n())?;
+    let scale = match table.dtype() {
+        PanelDtype::Bf16 => f32::from_bits(u32::from(bf16_bits(scale)) << 16),
+        PanelDtype::F32 | PanelDtype::Int8 => scale,
+    };
     let out = SharedMut::new(out.rows_mut(rows));
     cpu.pool.run(rows, &|_, row| {
         // SAFETY: each task has its own row.
         let out = unsafe { out.slice(row * hidden, hidden) };
         table.read_row(cpu.isa, step.plan.token_ids[row] as usize, out);
+        if scale != 1.0 {
+            out.iter_mut().for_each(|x| *x *= scale);
+        }
     });
     Ok(())
 }

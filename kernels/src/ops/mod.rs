@@ -22,6 +22,7 @@ pub(crate) mod rms_norm;
 pub(crate) mod rope_and_cache;
 pub(crate) mod route;
 pub mod sampling;
+pub(crate) mod soft_cap;
 
 use std::ops::Range;
 
@@ -61,9 +62,10 @@ impl Routing {
 
 /// A device that computes the operations.
 pub trait Ops: Device {
-    /// `out[r] = table[token_ids[r]]` for every row of the step.
+    /// `out[r] = scale * table[token_ids[r]]` for every row of the step.
     ///
-    /// `table [vocab_size, hidden]`, `out [num_tokens, hidden]`.
+    /// `table [vocab_size, hidden]`, `out [num_tokens, hidden]`. `scale` is rounded to the
+    /// table's dtype where that is bf16 or f16, as models that scale were trained.
     ///
     /// # Errors
     /// Shapes that do not fit, a token outside the table.
@@ -71,6 +73,7 @@ pub trait Ops: Device {
         &mut self,
         step: &Self::Step,
         table: &Self::Matrix,
+        scale: f32,
         out: &mut Self::Buffer,
     ) -> Result<(), KernelError>;
 
@@ -95,6 +98,20 @@ pub trait Ops: Device {
     /// # Errors
     /// Shapes that do not fit.
     fn rms_norm(
+        &mut self,
+        rows: usize,
+        x: &Self::Buffer,
+        weight: &Self::Vector,
+        eps: f32,
+        out: &mut Self::Buffer,
+    ) -> Result<(), KernelError>;
+
+    /// `out[r] += x[r] / sqrt(mean(x[r]²) + eps) * weight`: [`Ops::rms_norm`] of what is
+    /// then added to a residual.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    fn rms_norm_add(
         &mut self,
         rows: usize,
         x: &Self::Buffer,
@@ -284,6 +301,18 @@ pub trait Ops: Device {
         qkv: &Self::Buffer,
         cache: &Self::KvCache,
         out: &mut Self::Buffer,
+    ) -> Result<(), KernelError>;
+
+    /// `logits[r] = cap * tanh(logits[r] / cap)`, in place; `logits [rows, vocab_size]` of
+    /// [`Device::logits_buffer`].
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    fn soft_cap(
+        &mut self,
+        rows: usize,
+        cap: f32,
+        logits: &mut Self::Buffer,
     ) -> Result<(), KernelError>;
 }
 

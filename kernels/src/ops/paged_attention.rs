@@ -319,12 +319,10 @@ impl Attention<'_> {
             scores[..from].fill(0.0);
             scores[to..].fill(0.0);
             let scores = &mut scores[from..to];
-            let mut max = cpu::scale_and_max(self.cpu.isa, scores, scale);
-            if let Some(cap) = soft_cap {
-                let capped = |score: f32| cap * (score / cap).tanh();
-                scores.iter_mut().for_each(|score| *score = capped(*score));
-                max = capped(max);
-            }
+            let max = match soft_cap {
+                None => cpu::scale_and_max(self.cpu.isa, scores, scale),
+                Some(cap) => cpu::scale_cap_and_max(self.cpu.isa, scores, scale, cap),
+            };
             let (old_max, old_sum) = scratch.softmax[i];
             let max = max.max(old_max);
             if max == f32::NEG_INFINITY {

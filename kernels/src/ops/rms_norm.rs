@@ -7,12 +7,14 @@ use crate::{
     cpu::{self, Cpu, CpuBuffer, SharedMut},
 };
 
+/// Norms rows of `x`, into `out` or, with `add`, on top of what is there.
 pub(crate) fn rms_norm(
     cpu: &Cpu,
     rows: usize,
     x: &CpuBuffer,
     weight: &[f32],
     eps: f32,
+    add: bool,
     out: &mut CpuBuffer,
 ) -> Result<(), KernelError> {
     const OP: &str = "rms_norm";
@@ -30,7 +32,11 @@ pub(crate) fn rms_norm(
     cpu.pool.run(rows, &|_, row| {
         // SAFETY: each task has its own row.
         let out = unsafe { out.slice(row * hidden, hidden) };
-        cpu::rms_norm(cpu.isa, x.row(row), weight, eps, out);
+        if add {
+            cpu::rms_norm_add(cpu.isa, x.row(row), weight, eps, out);
+        } else {
+            cpu::rms_norm(cpu.isa, x.row(row), weight, eps, out);
+        }
     });
     Ok(())
 }

@@ -20,6 +20,12 @@ pub fn rms_norm(x: &[f64], weight: &[f64], eps: f64) -> Vec<f64> {
     x.iter().zip(weight).map(|(x, weight)| x / norm * weight).collect()
 }
 
+/// `out[i] = cap * tanh(x[i] / cap)`.
+#[must_use]
+pub fn soft_cap(x: &[f64], cap: f64) -> Vec<f64> {
+    x.iter().map(|x| cap * (x / cap).tanh()).collect()
+}
+
 /// `out[j] = Σ_i x[i] * w[j][i] + bias[j]`; `w [n, k]` in rows.
 #[must_use]
 pub fn linear(x: &[f64], w: &[f64], bias: Option<&[f64]>) -> Vec<f64> {

@@ -267,9 +267,15 @@ fn attention_is_its_formula_with_any_mask_a_cap_and_normed_heads() {
             let mut case = Case::new(dtype, (2, 2, 32), &LENS);
             case.params.mask = Mask::None;
             case.check(&mut cpu, &case.at_once());
-            let mut case = Case::new(dtype, (2, 2, 32), &[20, 150]);
-            case.params.soft_cap = Some(2.5);
-            case.check(&mut cpu, &case.at_once());
+            // As Gemma's: heads of 256, some layers with a window.
+            for (head_dim, mask) in
+                [(32, Mask::Causal), (256, Mask::Causal), (256, Mask::Sliding(40))]
+            {
+                let mut case = Case::new(dtype, (1, 4, head_dim), &[20, 150]);
+                case.params.mask = mask;
+                case.params.soft_cap = Some(2.5);
+                case.check(&mut cpu, &case.in_chunks(70));
+            }
             let mut case = Case::new(dtype, (2, 2, 32), &[20, 150]);
             case.qk_norm = Some((numbers(50, 32), numbers(51, 32)));
             case.check(&mut cpu, &case.at_once());

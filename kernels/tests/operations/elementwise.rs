@@ -15,7 +15,41 @@ fn rms_norm_is_its_formula() {
                 let what = format!("{} rms_norm of {hidden}", cpu.isa().name());
                 assert_close(&what, out.row(row), &want, |i| want[i].abs() * 4e-6 + 1e-12);
             }
+            // On top of a residual.
+            let residual = numbers(3, rows * hidden);
+            let mut sum = buffer(&cpu, &residual, hidden);
+            cpu.rms_norm_add(rows, &input, &weight, 1e-5, &mut sum).expect("shapes fit");
+            let normed = out.rows(rows).iter().zip(&residual);
+            let want: Vec<f64> = normed.map(|(a, b)| f64::from(*a) + f64::from(*b)).collect();
+            let what = format!("{} rms_norm_add of {hidden}", cpu.isa().name());
+            assert_close(&what, sum.rows(rows), &want, |i| want[i].abs() * 4e-6 + 1e-6);
         }
+    }
+}
+
+#[test]
+fn logits_are_capped_by_their_formula_wherever_they_stand() {
+    // More than a task has, and a part of one.
+    let (rows, vocab_size) = (3, 9_000);
+    let x: Vec<f32> = numbers(7, rows * vocab_size).iter().map(|x| x * 90.0).collect();
+    for isa in Isa::available() {
+        let run = |threads: usize, from: usize| {
+            let mut cpu = cpu(isa, threads);
+            let mut logits = buffer(&cpu, &x[from * vocab_size..], vocab_size);
+            cpu.soft_cap(rows - from, 30.0, &mut logits).expect("shapes fit");
+            logits.rows(rows - from).to_vec()
+        };
+        let got = run(1, 0);
+        let want = reference::soft_cap(&wide(&x), 30.0);
+        assert_close("soft_cap", &got, &want, |i| want[i].abs() * 4e-7);
+        for from in [0, 1, 2] {
+            assert_eq!(bits(&run(2, from)), bits(&got[from * vocab_size..]), "{isa:?} {from}");
+        }
+        // Rows that are not in use stay.
+        let mut cpu = cpu(isa, 2);
+        let mut logits = buffer(&cpu, &x, vocab_size);
+        cpu.soft_cap(1, 30.0, &mut logits).expect("shapes fit");
+        assert_eq!(logits.row(1), &x[vocab_size..2 * vocab_size]);
     }
 }
 
@@ -30,6 +64,7 @@ fn rows_have_the_same_bits_on_any_number_of_threads() {
             let input = buffer(&cpu, &x[from * n..], n);
             let mut normed = cpu.buffer(rows, n).expect("memory");
             cpu.rms_norm(rows, &input, &weight, 1e-6, &mut normed).expect("shapes fit");
+            cpu.rms_norm_add(rows, &input, &weight, 1e-5, &mut normed).expect("shapes fit");
             bits(normed.rows(rows))
         };
         let normed = run(1, 0);

@@ -251,7 +251,7 @@ fn embeddings_are_rows_of_the_table_within_half_a_step() {
             let tokens = [82, 0, 15, 16, 0];
             let embedded = step(&mut cpu, &tokens, &[]);
             let mut out = cpu.buffer(5, hidden).expect("memory");
-            cpu.embedding_gather(&embedded, &matrix, &mut out).expect("shapes fit");
+            cpu.embedding_gather(&embedded, &matrix, 1.0, &mut out).expect("shapes fit");
             for (row, token) in tokens.into_iter().enumerate() {
                 let want = wide(&table[token as usize * hidden..][..hidden]);
                 let half_a_step = largest(&reference::rotate(&want).0) / 254.0;
@@ -273,7 +273,7 @@ fn an_embedding_is_the_row_that_products_use() {
         let tokens = [39, 16];
         let embedded = step(&mut cpu, &tokens, &[]);
         let mut rows = cpu.buffer(2, hidden).expect("memory");
-        cpu.embedding_gather(&embedded, &matrix, &mut rows).expect("shapes fit");
+        cpu.embedding_gather(&embedded, &matrix, 1.0, &mut rows).expect("shapes fit");
         for i in 0..hidden {
             // A unit vector reads one column of the table.
             let mut unit = vec![0.0; hidden];

@@ -200,14 +200,23 @@ fn embeddings_are_the_rows_of_the_table() {
             let tokens = [82, 0, 15, 16, 0];
             let embedded = step(&mut cpu, &tokens, &[]);
             let mut out = cpu.buffer(5, hidden).expect("memory");
-            cpu.embedding_gather(&embedded, &matrix, &mut out).expect("shapes fit");
+            cpu.embedding_gather(&embedded, &matrix, 1.0, &mut out).expect("shapes fit");
             for (row, token) in tokens.into_iter().enumerate() {
                 let want = &table[token as usize * hidden..][..hidden];
                 assert_eq!(out.row(row), rounded(want, dtype), "token {token}");
             }
+            // A factor is rounded as the table is.
+            let scale = 640_f32.sqrt();
+            cpu.embedding_gather(&embedded, &matrix, scale, &mut out).expect("shapes fit");
+            let scale = rounded(&[scale], dtype)[0];
+            for (row, token) in tokens.into_iter().enumerate() {
+                let want = rounded(&table[token as usize * hidden..][..hidden], dtype);
+                let want: Vec<f32> = want.iter().map(|x| x * scale).collect();
+                assert_eq!(out.row(row), want, "token {token}, scaled");
+            }
             let outside = step(&mut cpu, &[1, 83], &[]);
             let error =
-                cpu.embedding_gather(&outside, &matrix, &mut out).expect_err("83 is outside");
+                cpu.embedding_gather(&outside, &matrix, 1.0, &mut out).expect_err("83 is outside");
             assert!(error.to_string().contains("83"), "{error}");
         }
     }

@@ -1,7 +1,7 @@
 //! The fields that decoders have in common.
 
 use super::{
-    Fields, MAX_LAYERS, MAX_POSITIONS, MAX_SIZE,
+    Fields, MAX_LAYERS, MAX_POSITIONS, MAX_SIZE, ReadRope,
     fields::{positive, refuse},
     rope,
 };
@@ -26,22 +26,46 @@ pub struct Decoder {
     pub max_position_embeddings: usize,
     /// RMSNorm's epsilon.
     pub rms_norm_eps: f32,
-    /// Rotary embeddings, and with them the elements of a head.
+    /// Rotary embeddings, and with them the elements of a head; of a family with several,
+    /// those of the layers that see all of the context.
     pub rope: RopeParams,
     /// Whether lm_head is the embedding.
     pub tie_word_embeddings: bool,
 }
 
-/// What a config class takes for fields that are absent.
+/// What a config class takes for fields that are absent, and where it has some of them.
 pub(crate) struct Defaults {
     pub(crate) vocab_size: usize,
     pub(crate) hidden_size: usize,
     pub(crate) intermediate_size: usize,
     pub(crate) num_hidden_layers: usize,
-    pub(crate) max_position_embeddings: usize,
+    pub(crate) num_attention_heads: usize,
     pub(crate) num_key_value_heads: KvHeads,
     /// `None`: hidden_size over the heads, where the field is null too.
     pub(crate) head_dim: Option<usize>,
+    pub(crate) max_position_embeddings: usize,
+    pub(crate) tie_word_embeddings: bool,
+    /// The field of the gates' activation, and the names that are one and the same; the
+    /// first is the default.
+    pub(crate) activation: (&'static str, &'static [&'static str]),
+    pub(crate) rope: ReadRope,
+}
+
+impl Defaults {
+    /// `LlamaConfig`'s, which others begin with.
+    pub(crate) const LLAMA: Self = Self {
+        vocab_size: 32_000,
+        hidden_size: 4096,
+        intermediate_size: 11_008,
+        num_hidden_layers: 32,
+        num_attention_heads: 32,
+        num_key_value_heads: KvHeads::AsQ,
+        head_dim: None,
+        max_position_embeddings: 2048,
+        tie_word_embeddings: false,
+        activation: ("hidden_act", &["silu", "swish"]),
+        rope: rope::read,
+    };
 }
 
 /// `num_key_value_heads` where it is absent or null.
@@ -66,7 +90,8 @@ impl Decoder {
             config.size("intermediate_size", defaults.intermediate_size, MAX_SIZE)?;
         let num_hidden_layers =
             config.size("num_hidden_layers", defaults.num_hidden_layers, MAX_LAYERS)?;
-        let num_attention_heads = config.size("num_attention_heads", 32, MAX_SIZE)?;
+        let num_attention_heads =
+            config.size("num_attention_heads", defaults.num_attention_heads, MAX_SIZE)?;
         let max_position_embeddings = config.size(
             "max_position_embeddings",
             defaults.max_position_embeddings,
@@ -100,9 +125,10 @@ impl Decoder {
             let accepted = "a multiple of 16".to_owned();
             return Err(refuse("intermediate_size", &intermediate_size, accepted));
         }
-        let act = config.string("hidden_act", "silu")?;
-        if !matches!(act, "silu" | "swish") {
-            return Err(refuse("hidden_act", &act, "\"silu\"".to_owned()));
+        let (field, known) = defaults.activation;
+        let act = config.string(field, known[0])?;
+        if !known.contains(&act) {
+            return Err(refuse(field, &act, format!("{:?}", known[0])));
         }
         let rms_norm_eps = positive("rms_norm_eps", config.number("rms_norm_eps", 1e-6)?)? as f32;
         positive("rms_norm_eps", f64::from(rms_norm_eps))?;
@@ -115,8 +141,9 @@ impl Decoder {
             num_key_value_heads,
             max_position_embeddings,
             rms_norm_eps,
-            rope: rope::read(config, head_dim, max_position_embeddings)?,
-            tie_word_embeddings: config.flag("tie_word_embeddings", false)?,
+            rope: (defaults.rope)(config, head_dim, max_position_embeddings)?,
+            tie_word_embeddings: config
+                .flag("tie_word_embeddings", defaults.tie_word_embeddings)?,
         })
     }
 }

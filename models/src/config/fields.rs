@@ -22,6 +22,11 @@ impl<'a> Fields<'a> {
         format!("{}{field}", self.prefix)
     }
 
+    /// All of them.
+    pub(crate) fn entries(&self) -> &'a Map<String, Value> {
+        self.map
+    }
+
     /// A field that is there, null included.
     pub(crate) fn get(&self, field: &str) -> Option<&'a Value> {
         self.map.get(field)

@@ -1,12 +1,16 @@
 //! RoPE's fields, as transformers' `modeling_rope_utils` reads them.
 
-use serde_json::Map;
+use serde_json::{Map, Value};
 
 use super::{
     Fields, MAX_SIZE,
     fields::{clip, positive, refuse},
 };
 use crate::{ModelError, RopeParams, RopeScaling};
+
+/// Reads the rotary embeddings of heads of `head_dim`, in a context of
+/// `max_position_embeddings`.
+pub(crate) type ReadRope = fn(&Fields<'_>, usize, usize) -> Result<RopeParams, ModelError>;
 
 /// The base of RoPE's frequencies, and their scaling, for heads of `head_dim`.
 ///
@@ -21,10 +25,76 @@ pub(super) fn read(
     let newer = config.object("rope_parameters", "rope_parameters.")?;
     let nothing = Map::new();
     let rope = older.or(newer).unwrap_or(Fields::new("rope_parameters.", &nothing));
-    let theta = match rope.get("rope_theta") {
-        Some(_) => positive(rope.path("rope_theta"), rope.number("rope_theta", 0.0)?)?,
-        None => positive("rope_theta", config.number("rope_theta", 10_000.0)?)?,
+    let theta = theta(config, &rope, ("rope_theta", 10_000.0))?;
+    parameters(config, &rope, theta, (head_dim, max_position_embeddings))
+}
+
+/// Of layers that see all of the context, in a model where each kind of layers has its own:
+/// `rope_parameters.full_attention`, or, as before transformers 5, `rope_theta` and
+/// `rope_scaling`, whose fields count where both have them.
+pub(crate) fn of_global_layers(
+    config: &Fields<'_>,
+    head_dim: usize,
+    max_position_embeddings: usize,
+) -> Result<RopeParams, ModelError> {
+    let mut fields = of_layer_type(config, "full_attention")?;
+    let mut prefix = "rope_parameters.full_attention.";
+    if let Some(older) = config.object("rope_scaling", "rope_scaling.")? {
+        fields.extend(older.entries().clone());
+        prefix = "rope_scaling.";
+    }
+    let rope = Fields::new(prefix, &fields);
+    let theta = theta(config, &rope, ("rope_theta", 1_000_000.0))?;
+    parameters(&rope, &rope, theta, (head_dim, max_position_embeddings))
+}
+
+/// Of layers that see a window: `rope_parameters.sliding_attention`, or
+/// `rope_local_base_freq`, which knows no scaling.
+pub(crate) fn of_local_layers(
+    config: &Fields<'_>,
+    head_dim: usize,
+    max_position_embeddings: usize,
+) -> Result<RopeParams, ModelError> {
+    let fields = of_layer_type(config, "sliding_attention")?;
+    let rope = Fields::new("rope_parameters.sliding_attention.", &fields);
+    let theta = theta(config, &rope, ("rope_local_base_freq", 10_000.0))?;
+    parameters(&rope, &rope, theta, (head_dim, max_position_embeddings))
+}
+
+/// What `rope_parameters` has for one kind of layers.
+fn of_layer_type(config: &Fields<'_>, kind: &str) -> Result<Map<String, Value>, ModelError> {
+    let default = || Map::from_iter([("rope_type".to_owned(), "default".into())]);
+    let Some(kinds) = config.object("rope_parameters", "rope_parameters.")? else {
+        return Ok(default());
     };
+    for (name, value) in kinds.entries() {
+        if !value.is_object() && !value.is_null() {
+            let accepted = "an object, as layers of each kind have their own".to_owned();
+            return Err(refuse(kinds.path(name), &clip(&value.to_string()), accepted));
+        }
+    }
+    Ok(kinds.given(kind).and_then(Value::as_object).cloned().unwrap_or_else(default))
+}
+
+/// The base of the frequencies: beside the scaling's fields, or else `field` of config.json.
+fn theta(
+    config: &Fields<'_>,
+    rope: &Fields<'_>,
+    (field, default): (&str, f64),
+) -> Result<f64, ModelError> {
+    match rope.get("rope_theta") {
+        Some(_) => positive(rope.path("rope_theta"), rope.number("rope_theta", 0.0)?),
+        None => positive(field, config.number(field, default)?),
+    }
+}
+
+/// All parameters; `config` is where some fields may stand that `rope` does not have.
+fn parameters(
+    config: &Fields<'_>,
+    rope: &Fields<'_>,
+    theta: f64,
+    (head_dim, max_position_embeddings): (usize, usize),
+) -> Result<RopeParams, ModelError> {
     let partial = match rope.nullable_number("partial_rotary_factor")? {
         Some(partial) => partial,
         None => config.nullable_number("partial_rotary_factor")?.unwrap_or(1.0),
@@ -38,7 +108,7 @@ pub(super) fn read(
         Some(_) => rope.string("rope_type", "")?,
         None => rope.string("type", "default")?,
     };
-    let reader = Reader { config, rope: &rope, theta, max_position_embeddings };
+    let reader = Reader { config, rope, theta, max_position_embeddings };
     let scaling = match kind {
         "default" => RopeScaling::Default,
         "linear" => RopeScaling::Linear { factor: reader.required("factor")? },

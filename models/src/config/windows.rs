@@ -21,12 +21,39 @@ pub(crate) fn windows(
         (true, None) => Some(4096),
         (true, Some(_)) => config.nullable_size("sliding_window", MAX_SIZE)?,
     };
-    let Some(_) = config.given("layer_types") else {
-        // Of no window the first layer that has it is of no account.
-        let first =
-            if window.is_some() { config.count("max_window_layers", 28, MAX_SIZE)? } else { 0 };
-        return Ok((0..num_layers).map(|index| window.filter(|_| index >= first)).collect());
-    };
+    if config.given("layer_types").is_some() {
+        return of_layer_types(config, num_layers, window);
+    }
+    // Of no window the first layer that has it is of no account.
+    let first =
+        if window.is_some() { config.count("max_window_layers", 28, MAX_SIZE)? } else { 0 };
+    Ok((0..num_layers).map(|index| window.filter(|_| index >= first)).collect())
+}
+
+/// The same where layers with a window alternate with such as see all of the context:
+/// `layer_types`, or every `sliding_window_pattern`-th layer sees all of it.
+///
+/// # Errors
+/// A field that cannot be served, by name.
+pub(crate) fn alternating_windows(
+    config: &Fields<'_>,
+    num_layers: usize,
+) -> Result<Vec<Option<usize>>, ModelError> {
+    let window = config.size("sliding_window", 4096, MAX_SIZE)?;
+    if config.given("layer_types").is_some() {
+        return of_layer_types(config, num_layers, Some(window));
+    }
+    let pattern = config.size("sliding_window_pattern", 6, MAX_SIZE)?;
+    let of = |index: usize| Some(window).filter(|_| !(index + 1).is_multiple_of(pattern));
+    Ok((0..num_layers).map(of).collect())
+}
+
+/// `layer_types`, of which some have the window.
+fn of_layer_types(
+    config: &Fields<'_>,
+    num_layers: usize,
+    window: Option<usize>,
+) -> Result<Vec<Option<usize>>, ModelError> {
     let kinds = config.strings("layer_types")?;
     if kinds.len() != num_layers {
         let shown = format!("a list of {}", kinds.len());

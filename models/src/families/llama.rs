@@ -4,8 +4,8 @@ use sconce_kernels::{Backend, KernelError};
 
 use crate::{
     Buf, Model, ModelError, Pass,
-    config::{Decoder, Defaults, Fields, KvHeads},
-    layers::{Attention, AttentionConfig, Embedding, GatedMlp, LmHead, RmsNorm},
+    config::{Decoder, Defaults, Fields},
+    layers::{Activation, Attention, AttentionConfig, Embedding, GatedMlp, LmHead, Norm, RmsNorm},
     registry::Family,
     source::{Scope, Source, Weights},
 };
@@ -64,7 +64,9 @@ impl<W: Weights> Llama<W> {
         s: &mut Scope<'_, S>,
     ) -> Result<Self, ModelError> {
         let &Decoder { vocab_size, hidden_size, intermediate_size, rms_norm_eps, .. } = base;
-        let norm = |s: &mut Scope<'_, S>, name| RmsNorm::load(s, name, hidden_size, rms_norm_eps);
+        let norm = |s: &mut Scope<'_, S>, name| {
+            RmsNorm::load(s, name, hidden_size, Norm::Plain(rms_norm_eps))
+        };
         let tied = base.tie_word_embeddings;
         let (embed_tokens, lm_head) = s.vocabulary(tied, "model.embed_tokens", "lm_head");
         Ok(Self {
@@ -76,8 +78,8 @@ impl<W: Weights> Llama<W> {
                     post_attention_layernorm: norm(s, "post_attention_layernorm")?,
                     mlp: GatedMlp::load(
                         &mut s.at("mlp"),
-                        hidden_size,
-                        intermediate_size,
+                        (hidden_size, intermediate_size),
+                        Activation::Silu,
                         mlp_bias,
                     )?,
                 })
@@ -116,17 +118,8 @@ impl Family for LlamaForCausalLM {
     type Model<W: Weights> = Llama<W>;
 
     fn read(config: &Fields<'_>) -> Result<Config, ModelError> {
-        let defaults = Defaults {
-            vocab_size: 32_000,
-            hidden_size: 4096,
-            intermediate_size: 11_008,
-            num_hidden_layers: 32,
-            max_position_embeddings: 2048,
-            num_key_value_heads: KvHeads::AsQ,
-            head_dim: None,
-        };
         Ok(Config {
-            base: Decoder::read(config, &defaults)?,
+            base: Decoder::read(config, &Defaults::LLAMA)?,
             attention_bias: config.flag("attention_bias", false)?,
             mlp_bias: config.flag("mlp_bias", false)?,
             sliding_window: None,

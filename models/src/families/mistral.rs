@@ -23,13 +23,10 @@ impl Family for MistralForCausalLM {
             return Err(refuse("layer_types", &"present", accepted));
         }
         let defaults = Defaults {
-            vocab_size: 32_000,
-            hidden_size: 4096,
             intermediate_size: 14_336,
-            num_hidden_layers: 32,
             max_position_embeddings: 131_072,
             num_key_value_heads: KvHeads::Absent(8),
-            head_dim: None,
+            ..Defaults::LLAMA
         };
         Ok(Config {
             base: Decoder::read(config, &defaults)?,

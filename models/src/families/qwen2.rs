@@ -40,12 +40,10 @@ impl Family for Qwen2ForCausalLM {
     fn read(config: &Fields<'_>) -> Result<Config, ModelError> {
         let defaults = Defaults {
             vocab_size: 151_936,
-            hidden_size: 4096,
             intermediate_size: 22_016,
-            num_hidden_layers: 32,
             max_position_embeddings: 32_768,
             num_key_value_heads: KvHeads::AbsentNullAsQ(32),
-            head_dim: None,
+            ..Defaults::LLAMA
         };
         let base = Decoder::read(config, &defaults)?;
         Ok(Config { windows: windows(config, base.num_hidden_layers)?, base })

@@ -5,7 +5,7 @@ use super::llama::Llama;
 use crate::{
     ModelError,
     config::{Decoder, Defaults, Fields, KvHeads, windows},
-    layers::AttentionConfig,
+    layers::{AttentionConfig, Norm},
     registry::Family,
     source::{Scope, Source, Weights},
 };
@@ -26,7 +26,7 @@ impl Config {
         AttentionConfig {
             qkv_bias: self.attention_bias,
             o_bias: self.attention_bias,
-            qk_norm: Some(self.base.rms_norm_eps),
+            qk_norm: Some(Norm::Plain(self.base.rms_norm_eps)),
             sliding_window: self.windows[index],
             ..AttentionConfig::of(&self.base)
         }
@@ -44,12 +44,11 @@ impl Family for Qwen3ForCausalLM {
     fn read(config: &Fields<'_>) -> Result<Config, ModelError> {
         let defaults = Defaults {
             vocab_size: 151_936,
-            hidden_size: 4096,
             intermediate_size: 22_016,
-            num_hidden_layers: 32,
             max_position_embeddings: 32_768,
             num_key_value_heads: KvHeads::AbsentNullAsQ(32),
             head_dim: Some(128),
+            ..Defaults::LLAMA
         };
         let base = Decoder::read(config, &defaults)?;
         Ok(Config {

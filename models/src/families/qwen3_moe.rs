@@ -6,7 +6,8 @@ use crate::{
     Buf, Model, ModelError, Pass,
     config::{Decoder, Defaults, Fields, KvHeads, MAX_SIZE, Mixture},
     layers::{
-        Attention, AttentionConfig, Embedding, Experts, ExpertsConfig, GatedMlp, LmHead, RmsNorm,
+        Activation, Attention, AttentionConfig, Embedding, Experts, ExpertsConfig, GatedMlp,
+        LmHead, Norm, RmsNorm,
     },
     registry::Family,
     source::{Scope, Source, Weights},
@@ -30,7 +31,7 @@ impl Config {
         AttentionConfig {
             qkv_bias: self.attention_bias,
             o_bias: self.attention_bias,
-            qk_norm: Some(self.base.rms_norm_eps),
+            qk_norm: Some(Norm::Plain(self.base.rms_norm_eps)),
             sliding_window: self.sliding_window,
             ..AttentionConfig::of(&self.base)
         }
@@ -75,7 +76,12 @@ impl<W: Weights> Mlp<W> {
         let Decoder { hidden_size, intermediate_size, .. } = config.base;
         Ok(match config.experts(layer) {
             Some(experts) => Self::Sparse(Experts::load(s, experts)?),
-            None => Self::Dense(GatedMlp::load(s, hidden_size, intermediate_size, false)?),
+            None => Self::Dense(GatedMlp::load(
+                s,
+                (hidden_size, intermediate_size),
+                Activation::Silu,
+                false,
+            )?),
         })
     }
 }
@@ -116,9 +122,9 @@ impl Family for Qwen3MoeForCausalLM {
             hidden_size: 2048,
             intermediate_size: 6144,
             num_hidden_layers: 24,
-            max_position_embeddings: 32_768,
             num_key_value_heads: KvHeads::Absent(4),
-            head_dim: None,
+            max_position_embeddings: 32_768,
+            ..Defaults::LLAMA
         };
         let base = Decoder::read(config, &defaults)?;
         let has_window = config.flag("use_sliding_window", false)?;
@@ -143,7 +149,9 @@ impl Family for Qwen3MoeForCausalLM {
         s: &mut Scope<'_, S>,
     ) -> Result<Qwen3Moe<S::W>, ModelError> {
         let &Decoder { vocab_size, hidden_size, rms_norm_eps, .. } = &config.base;
-        let norm = |s: &mut Scope<'_, S>, name| RmsNorm::load(s, name, hidden_size, rms_norm_eps);
+        let norm = |s: &mut Scope<'_, S>, name| {
+            RmsNorm::load(s, name, hidden_size, Norm::Plain(rms_norm_eps))
+        };
         let tied = config.base.tie_word_embeddings;
         let (embed_tokens, lm_head) = s.vocabulary(tied, "model.embed_tokens", "lm_head");
         Ok(Qwen3Moe {

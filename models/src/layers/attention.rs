@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use sconce_kernels::{AttentionParams, Backend, KernelError, Mask};
 
-use super::Linear;
+use super::{Linear, Norm};
 use crate::{
     Buf, ModelError, Pass, RopeParams,
     config::Decoder,
@@ -21,16 +21,18 @@ pub(crate) struct AttentionConfig {
     pub(crate) qkv_bias: bool,
     /// Whether the projection of the heads' outputs has one.
     pub(crate) o_bias: bool,
-    /// Epsilon of the norms of each head of Q and of K, where there are such: `q_norm` and
-    /// `k_norm`.
-    pub(crate) qk_norm: Option<f32>,
+    /// The norms of each head of Q and of K, where there are such: `q_norm` and `k_norm`.
+    pub(crate) qk_norm: Option<Norm>,
+    /// Factor on `q · k`.
+    pub(crate) scale: f32,
     /// Positions that a query sees, if not all before it.
     pub(crate) sliding_window: Option<usize>,
     pub(crate) rope: RopeParams,
 }
 
 impl AttentionConfig {
-    /// With a decoder's sizes: no biases, no norms of heads, no window.
+    /// With a decoder's sizes: no biases, no norms of heads, no window, scores over the root
+    /// of a head's elements.
     pub(crate) fn of(base: &Decoder) -> Self {
         Self {
             hidden_size: base.hidden_size,
@@ -39,6 +41,7 @@ impl AttentionConfig {
             qkv_bias: false,
             o_bias: false,
             qk_norm: None,
+            scale: (base.rope.head_dim as f32).sqrt().recip(),
             sliding_window: None,
             rope: base.rope,
         }
@@ -75,7 +78,7 @@ impl<W: Weights> Attention<W> {
             num_heads,
             num_kv_heads,
             head_dim,
-            scale: (head_dim as f32).sqrt().recip(),
+            scale: config.scale,
             mask: config.sliding_window.map_or(Mask::Causal, Mask::Sliding),
             soft_cap: None,
         };
@@ -87,7 +90,7 @@ impl<W: Weights> Attention<W> {
             rope: s.rope(&rope)?,
             qkv_proj: Linear::load(s, &qkv, hidden_size, config.qkv_bias)?,
             o_proj: Linear::load(s, &[("o_proj", hidden_size)], q, config.o_bias)?,
-            qk_norm: config.qk_norm.map(|eps| QkNorm::load(s, head_dim, eps)).transpose()?,
+            qk_norm: config.qk_norm.map(|norm| QkNorm::load(s, head_dim, norm)).transpose()?,
         })
     }
 }
@@ -96,12 +99,12 @@ impl<W: Weights> QkNorm<W> {
     fn load<S: Source<W = W>>(
         s: &mut Scope<'_, S>,
         head_dim: usize,
-        eps: f32,
+        norm: Norm,
     ) -> Result<Self, ModelError> {
         Ok(Self {
-            q_norm: s.vector(&[("q_norm", head_dim)], "weight")?,
-            k_norm: s.vector(&[("k_norm", head_dim)], "weight")?,
-            eps,
+            q_norm: norm.load(s, "q_norm", head_dim)?,
+            k_norm: norm.load(s, "k_norm", head_dim)?,
+            eps: norm.eps(),
         })
     }
 }
@@ -116,6 +119,12 @@ impl<B: Backend> Attention<B> {
     ) -> Result<(), KernelError> {
         let heads = self.attend(p, x)?;
         self.o_proj.add_to(p, heads, h)
+    }
+
+    /// Attends from `x [rows, hidden_size]`, and gives what is to be added, in its shape.
+    pub(crate) fn forward(&self, p: &mut Pass<'_, B>, x: Buf) -> Result<Buf, KernelError> {
+        let heads = self.attend(p, x)?;
+        self.o_proj.forward(p, heads)
     }
 
     /// The heads' outputs end to end, `[rows, num_heads * head_dim]`.

@@ -11,6 +11,8 @@ use crate::{
 pub(crate) struct Embedding<W: Weights> {
     pub(super) weight: W::Matrix,
     hidden_size: usize,
+    /// On every element.
+    scale: f32,
 }
 
 impl<W: Weights> Embedding<W> {
@@ -21,7 +23,13 @@ impl<W: Weights> Embedding<W> {
         hidden_size: usize,
     ) -> Result<Self, ModelError> {
         s.hidden(hidden_size);
-        Ok(Self { weight: s.matrix(&[(name, vocab_size)], hidden_size)?, hidden_size })
+        let weight = s.matrix(&[(name, vocab_size)], hidden_size)?;
+        Ok(Self { weight, hidden_size, scale: 1.0 })
+    }
+
+    /// With a factor on the hidden states, which does not reach logits of the same matrix.
+    pub(crate) fn scaled(self, scale: f32) -> Self {
+        Self { scale, ..self }
     }
 }
 
@@ -29,7 +37,7 @@ impl<B: Backend> Embedding<B> {
     /// The step's tokens, `[rows, hidden_size]`.
     pub(crate) fn forward(&self, p: &mut Pass<'_, B>) -> Result<Buf, KernelError> {
         let mut out = p.take(self.hidden_size)?;
-        p.ops.embedding_gather(p.step, &self.weight, p.ws.get_mut(&mut out))?;
+        p.ops.embedding_gather(p.step, &self.weight, self.scale, p.ws.get_mut(&mut out))?;
         Ok(out)
     }
 }

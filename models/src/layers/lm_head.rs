@@ -13,6 +13,8 @@ pub(crate) struct LmHead<W: Weights> {
     /// `None`: the embedding's transpose.
     weight: Option<W::Matrix>,
     vocab_size: usize,
+    /// Logits become `cap * tanh(logit / cap)`.
+    soft_cap: Option<f32>,
 }
 
 impl<W: Weights> LmHead<W> {
@@ -25,7 +27,12 @@ impl<W: Weights> LmHead<W> {
     ) -> Result<Self, ModelError> {
         s.logits(vocab_size);
         let weight = name.map(|name| s.matrix(&[(name, vocab_size)], hidden_size)).transpose()?;
-        Ok(Self { weight, vocab_size })
+        Ok(Self { weight, vocab_size, soft_cap: None })
+    }
+
+    /// With a cap of the logits, if any.
+    pub(crate) fn capped(self, soft_cap: Option<f32>) -> Self {
+        Self { soft_cap, ..self }
     }
 }
 
@@ -42,6 +49,9 @@ impl<B: Backend> LmHead<B> {
         let (from, to) = p.ws.pair(&x, &mut logits);
         p.ops.linear(p.rows, from, weight, None, to)?;
         p.ws.free(x);
+        if let Some(cap) = self.soft_cap {
+            p.ops.soft_cap(p.rows, cap, p.ws.get_mut(&mut logits))?;
+        }
         Ok(logits)
     }
 }

@@ -8,18 +8,20 @@ use crate::{
     source::{Scope, Source, Weights},
 };
 
-/// SwiGLU: a projection gated by another's SiLU, then one back.
+/// A gated unit (Shazeer, 2020): a projection gated by the activation of another, then one
+/// back.
 pub(crate) struct GatedMlp<W: Weights> {
     /// gate_proj and up_proj on top of each other.
     gate_up_proj: Linear<W>,
     down_proj: Linear<W>,
+    activation: Activation,
 }
 
 impl<W: Weights> GatedMlp<W> {
     pub(crate) fn load<S: Source<W = W>>(
         s: &mut Scope<'_, S>,
-        hidden_size: usize,
-        intermediate_size: usize,
+        (hidden_size, intermediate_size): (usize, usize),
+        activation: Activation,
         has_bias: bool,
     ) -> Result<Self, ModelError> {
         let gate_up = [("gate_proj", intermediate_size), ("up_proj", intermediate_size)];
@@ -27,6 +29,7 @@ impl<W: Weights> GatedMlp<W> {
         Ok(Self {
             gate_up_proj: Linear::load(s, &gate_up, hidden_size, has_bias)?,
             down_proj: Linear::load(s, &down, intermediate_size, has_bias)?,
+            activation,
         })
     }
 }
@@ -39,7 +42,13 @@ impl<B: Backend> GatedMlp<B> {
         x: Buf,
         h: &mut Buf,
     ) -> Result<(), KernelError> {
-        let activated = self.gate_up_proj.gated(p, x, Activation::Silu)?;
+        let activated = self.gate_up_proj.gated(p, x, self.activation)?;
         self.down_proj.add_to(p, activated, h)
+    }
+
+    /// Of `x [rows, hidden_size]`, in its shape.
+    pub(crate) fn forward(&self, p: &mut Pass<'_, B>, x: Buf) -> Result<Buf, KernelError> {
+        let activated = self.gate_up_proj.gated(p, x, self.activation)?;
+        self.down_proj.forward(p, activated)
     }
 }

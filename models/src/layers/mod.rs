@@ -20,4 +20,5 @@ pub(crate) use experts::{Experts, ExpertsConfig};
 pub(crate) use linear::Linear;
 pub(crate) use lm_head::LmHead;
 pub(crate) use mlp::GatedMlp;
-pub(crate) use norm::RmsNorm;
+pub(crate) use norm::{Norm, RmsNorm};
+pub(crate) use sconce_kernels::Activation;

@@ -4,8 +4,38 @@ use sconce_kernels::{Backend, KernelError};
 
 use crate::{
     Buf, ModelError, Pass,
-    source::{Scope, Source, Weights},
+    source::{Scope, Source, Vector, Weights},
 };
+
+/// A norm's epsilon, and what its stored weight says.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Norm {
+    /// The factor of each element.
+    Plain(f32),
+    /// What the factor of each element is above 1.
+    PlusOne(f32),
+}
+
+impl Norm {
+    pub(super) fn eps(self) -> f32 {
+        match self {
+            Self::Plain(eps) | Self::PlusOne(eps) => eps,
+        }
+    }
+
+    /// The factors `[n]`.
+    pub(super) fn load<S: Source>(
+        self,
+        s: &mut Scope<'_, S>,
+        name: &str,
+        n: usize,
+    ) -> Result<Vector<S>, ModelError> {
+        match self {
+            Self::Plain(_) => s.vector(&[(name, n)], "weight"),
+            Self::PlusOne(_) => s.vector_plus(&[(name, n)], "weight", 1.0),
+        }
+    }
+}
 
 /// RMSNorm of a hidden state.
 pub(crate) struct RmsNorm<W: Weights> {
@@ -20,9 +50,9 @@ impl<W: Weights> RmsNorm<W> {
         s: &mut Scope<'_, S>,
         name: &str,
         n: usize,
-        eps: f32,
+        norm: Norm,
     ) -> Result<Self, ModelError> {
-        Ok(Self { weight: s.vector(&[(name, n)], "weight")?, eps, n })
+        Ok(Self { weight: norm.load(s, name, n)?, eps: norm.eps(), n })
     }
 }
 
@@ -33,5 +63,18 @@ impl<B: Backend> RmsNorm<B> {
         let (from, to) = p.ws.pair(x, &mut out);
         p.ops.rms_norm(p.rows, from, &self.weight, self.eps, to)?;
         Ok(out)
+    }
+
+    /// Of `x [rows, n]`, added to the residual `h`, of the same shape, in one operation.
+    pub(crate) fn add_to(
+        &self,
+        p: &mut Pass<'_, B>,
+        x: Buf,
+        h: &mut Buf,
+    ) -> Result<(), KernelError> {
+        let (from, to) = p.ws.pair(&x, h);
+        p.ops.rms_norm_add(p.rows, from, &self.weight, self.eps, to)?;
+        p.ws.free(x);
+        Ok(())
     }
 }

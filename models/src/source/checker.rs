@@ -1,9 +1,6 @@
 //! Whether a checkpoint is the model's.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeSet, sync::Arc};
 
 use candle_core::DType;
 use sconce_kernels::mapped::MappedSafetensors;
@@ -22,32 +19,6 @@ fn shown(name: &str) -> String {
         shown.push('…');
     }
     shown
-}
-
-/// Problems in their order, those that differ in numbers alone only by their first: of a
-/// model with a hundred experts in each layer one mistake concerns thousands of tensors.
-fn in_short(problems: Vec<String>) -> Vec<String> {
-    const FEW: usize = 8;
-    let mut like: BTreeMap<String, (usize, usize)> = BTreeMap::new();
-    let mut short: Vec<String> = Vec::new();
-    let mut kept = Vec::new();
-    for problem in problems {
-        let kind: String = problem.split(|c: char| c.is_ascii_digit()).collect();
-        let (count, first) = like.entry(kind).or_insert((0, kept.len()));
-        *count += 1;
-        kept.push((*first, problem));
-    }
-    let counts: BTreeMap<usize, usize> =
-        like.into_values().map(|(count, at)| (at, count)).collect();
-    for (index, (first, problem)) in kept.into_iter().enumerate() {
-        let count = counts[&first];
-        if count <= FEW {
-            short.push(problem);
-        } else if index == first {
-            short.push(format!("{problem}, and so are {} with other numbers", count - 1));
-        }
-    }
-    short
 }
 
 /// Compares names, shapes and dtypes with the files.
@@ -103,7 +74,7 @@ impl<'a> Checker<'a> {
             let told =
                 unused.iter().map(|name| format!("{} has no place in the model", shown(name)));
             self.problems.extend(told);
-            return Err(ModelError::Tensors { problems: in_short(self.problems) });
+            return Err(ModelError::Tensors { problems: self.problems });
         }
         if !unused.is_empty() {
             const MAX: usize = 20;
@@ -179,7 +150,7 @@ impl Source for Checker<'_> {
         self.files.describe(name).is_some()
     }
 
-    fn vector(&mut self, parts: &[(String, usize)]) -> Result<(), ModelError> {
+    fn vector(&mut self, parts: &[(String, usize)], _: f32) -> Result<(), ModelError> {
         parts.iter().for_each(|(name, n)| self.check(name, &[*n]));
         Ok(())
     }
@@ -273,23 +244,6 @@ mod tests {
                 other => panic!("{own}: {other:?}"),
             }
         }
-    }
-
-    #[test]
-    fn of_problems_that_differ_in_numbers_alone_the_first_is_named() {
-        let (_dir, files) = files(&[("layers.0.up.weight", &[3, 2])]);
-        let mut checker = Checker::new(&files);
-        let mut scope = Scope::root(&mut checker);
-        let build = |s: &mut Scope<'_, Checker<'_>>, _| s.matrix(&[("up", 3), ("down", 3)], 2);
-        scope.layers(9, build).expect("nothing is loaded");
-        let problems = match checker.finish() {
-            Err(ModelError::Tensors { problems }) => problems,
-            other => panic!("{other:?}"),
-        };
-        let each = |index| format!("layers.{index}.up.weight [3, 2] is missing");
-        let down = "layers.0.down.weight [3, 2] is missing, and so are 8 with other numbers";
-        let expected: Vec<_> = std::iter::once(down.to_owned()).chain((1..9).map(each)).collect();
-        assert_eq!(problems, expected);
     }
 
     #[test]

@@ -54,8 +54,8 @@ pub(crate) trait Source {
     /// Whether the checkpoint has a tensor of that name.
     fn has(&self, name: &str) -> bool;
 
-    /// Vectors `[n]` end to end, by name and `n`.
-    fn vector(&mut self, parts: &[(String, usize)]) -> Result<Vector<Self>, ModelError>;
+    /// Vectors `[n]` end to end, by name and `n`; `plus` is added to every number, in f32.
+    fn vector(&mut self, parts: &[(String, usize)], plus: f32) -> Result<Vector<Self>, ModelError>;
 
     /// The rotary table of these parameters; who asks for the same gets the same.
     fn rope(&mut self, rope: &RopeParams) -> Result<Arc<Vector<Self>>, ModelError>;

@@ -112,9 +112,13 @@ impl<B: Backend> Source for Packer<'_, B> {
         self.weights.contains_tensor(name)
     }
 
-    fn vector(&mut self, parts: &[(String, usize)]) -> Result<B::Vector, ModelError> {
-        let parts: Vec<_> =
+    fn vector(&mut self, parts: &[(String, usize)], plus: f32) -> Result<B::Vector, ModelError> {
+        let mut parts: Vec<_> =
             parts.iter().map(|(name, n)| self.load(name, *n)).collect::<Result<_, _>>()?;
+        if plus != 0.0 {
+            let add = |part: &Tensor| part.to_dtype(DType::F32)?.affine(1.0, f64::from(plus));
+            parts = parts.iter().map(add).collect::<Result<_, _>>().map_err(KernelError::from)?;
+        }
         Ok(self.backend.vector(&parts)?)
     }
 

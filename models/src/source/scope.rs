@@ -75,8 +75,18 @@ impl<'a, S: Source> Scope<'a, S> {
         parts: &[(&str, usize)],
         kind: &str,
     ) -> Result<Vector<S>, ModelError> {
+        self.vector_plus(parts, kind, 0.0)
+    }
+
+    /// The same, with a number added to all of theirs.
+    pub(crate) fn vector_plus(
+        &mut self,
+        parts: &[(&str, usize)],
+        kind: &str,
+        plus: f32,
+    ) -> Result<Vector<S>, ModelError> {
         let parts = self.names(parts, kind);
-        self.source.vector(&parts)
+        self.source.vector(&parts, plus)
     }
 
     /// The rotary table of these parameters.

@@ -148,7 +148,7 @@ fn an_unknown_family_is_told_which_are_known_and_the_nearest() {
         tiny::read_config(&config).unwrap_err().to_string()
     };
     let known = "must be one of LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, \
-                 Qwen3ForCausalLM";
+                 Qwen3ForCausalLM, Qwen3MoeForCausalLM, Gemma3ForCausalLM";
     for (class, nearest) in
         [("LLaMAForCausalLM", "LlamaForCausalLM"), ("MixtralForCausalLM", "MistralForCausalLM")]
     {
@@ -158,7 +158,7 @@ fn an_unknown_family_is_told_which_are_known_and_the_nearest() {
     }
     let told = message(Value::Null, json!("mistrall"));
     assert!(
-        told.ends_with("one of llama, mistral, qwen2, qwen3; the nearest of these is mistral"),
+        told.ends_with("qwen3, qwen3_moe, gemma3_text; the nearest of these is mistral"),
         "{told}"
     );
     // There is nothing to be near to.

@@ -4,12 +4,16 @@ use std::{collections::HashMap, path::Path};
 
 use candle_core::{DType, Tensor};
 use sconce_kernels::{
-    AttentionKind, AttentionParams, Device, Dtype, KvLayout, StepLimits, StepPlan, WeightDtype,
+    Activation, AttentionKind, AttentionParams, Device, Dtype, KvLayout, StepLimits, StepPlan,
+    WeightDtype,
     cpu::{Cpu, CpuConfig},
+    reference,
 };
 use sconce_models::{Checkpoint, Loaded, Model, ModelSpec, Pass, Workspace};
 
-use crate::tiny::{self, Random, Tiny};
+use crate::tiny::{
+    self, GEMMA, GEMMA_CAP, GEMMA_FACTOR, GEMMA_LOCAL_THETA, GEMMA_SCALAR, Random, Tiny,
+};
 
 const MAX_TOKENS: usize = 64;
 
@@ -106,23 +110,45 @@ impl<'a> Plain<'a> {
     fn gated(&self, name: &str, x: &[f64]) -> Vec<f64> {
         let [gate, up] =
             ["gate_proj", "up_proj"].map(|part| self.linear(&format!("{name}.{part}"), x));
-        let silu = |gate: f64| gate / (1.0 + (-gate).exp());
-        let activated: Vec<f64> = gate.iter().zip(&up).map(|(gate, up)| silu(*gate) * up).collect();
+        let activation = if self.tiny.is_gemma() { Activation::GeluTanh } else { Activation::Silu };
+        let activated = reference::gated(activation, &gate, &up);
         self.linear(&format!("{name}.down_proj"), &activated)
+    }
+
+    /// The experts below this name.
+    fn experts(&self, name: &str, x: &[f64]) -> Vec<f64> {
+        let scores = self.linear(&format!("{name}.gate"), x);
+        let mut order: Vec<usize> = (0..tiny::EXPERTS).collect();
+        order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
+        order.truncate(tiny::EXPERTS_OF_A_TOKEN);
+        let total: f64 = order.iter().map(|&expert| scores[expert].exp()).sum();
+        let mut out = vec![0.0; x.len()];
+        for expert in order {
+            let weight = scores[expert].exp() / total;
+            let of_expert = self.gated(&format!("{name}.experts.{expert}"), x);
+            out.iter_mut().zip(of_expert).for_each(|(out, x)| *out += weight * x);
+        }
+        out
     }
 
     fn norm(&self, name: &str, x: &[f64]) -> Vec<f64> {
         let (weight, _) = &self.weights[&format!("{name}.weight")];
         let mean = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
-        x.iter().zip(weight).map(|(x, w)| x / (mean + 1e-5).sqrt() * w).collect()
+        let plus = if self.tiny.is_gemma() { 1.0 } else { 0.0 };
+        x.iter().zip(weight).map(|(x, w)| x / (mean + 1e-5).sqrt() * (plus + w)).collect()
     }
 
-    /// Rotates every head of a row that stands at `position`.
-    fn rope(&self, row: &mut [f64], position: usize) {
+    /// Rotates every head of a layer's row that stands at `position`.
+    fn rope(&self, layer: usize, row: &mut [f64], position: usize) {
+        let (theta, factor) = match (self.tiny.is_gemma(), self.tiny.window(layer)) {
+            (true, Some(_)) => (GEMMA_LOCAL_THETA, 1.0),
+            (true, None) => (1000.0, GEMMA_FACTOR),
+            (false, _) => (1000.0, 1.0),
+        };
         let half = self.tiny.head_dim / 2;
         for head in row.chunks_mut(2 * half) {
             for i in 0..half {
-                let angle = position as f64 * 1000f64.powf(-(i as f64) / half as f64);
+                let angle = position as f64 / factor * theta.powf(-(i as f64) / half as f64);
                 let (a, b) = (head[i], head[i + half]);
                 head[i] = a * angle.cos() - b * angle.sin();
                 head[i + half] = b * angle.cos() + a * angle.sin();
@@ -134,13 +160,14 @@ impl<'a> Plain<'a> {
         let Tiny { heads, kv_heads, head_dim, .. } = *self.tiny;
         let window = self.tiny.window(layer).unwrap_or(usize::MAX);
         let first = keys.len().saturating_sub(window);
+        let divisor = if self.tiny.is_gemma() { GEMMA_SCALAR } else { head_dim as f64 };
         let mut out = Vec::new();
         for (head, q) in q.chunks(head_dim).enumerate() {
             let kv = head / (heads / kv_heads) * head_dim..;
             let weights: Vec<f64> = keys[first..]
                 .iter()
                 .map(|k| k[kv.clone()].iter().zip(q).map(|(k, q)| k * q).sum::<f64>())
-                .map(|score| (score / (head_dim as f64).sqrt()).exp())
+                .map(|score| (score / divisor.sqrt()).exp())
                 .collect();
             let total: f64 = weights.iter().sum();
             for i in 0..head_dim {
@@ -157,7 +184,11 @@ impl<'a> Plain<'a> {
     fn logits(&self, tokens: &[u32]) -> Vec<Vec<f64>> {
         let hidden = self.tiny.hidden;
         let (embedding, _) = &self.weights["model.embed_tokens.weight"];
-        let embed = |&token: &u32| embedding[token as usize * hidden..][..hidden].to_vec();
+        let gemma = self.tiny.is_gemma();
+        let scale = if gemma { (hidden as f64).sqrt() } else { 1.0 };
+        let embed = |&token: &u32| {
+            embedding[token as usize * hidden..][..hidden].iter().map(|x| x * scale).collect()
+        };
         let mut rows: Vec<Vec<f64>> = tokens.iter().map(embed).collect();
         let add = |x: &mut Vec<f64>, y: Vec<f64>| x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
         for layer in 0..self.tiny.layers {
@@ -175,35 +206,39 @@ impl<'a> Plain<'a> {
                         }
                     }
                 }
-                self.rope(&mut q, position);
-                self.rope(&mut k, position);
+                self.rope(layer, &mut q, position);
+                self.rope(layer, &mut k, position);
                 keys.push(k);
                 values.push(self.linear(&name("self_attn.v_proj"), &normed));
                 let attended = self.attend(layer, &q, &keys, &values);
-                add(x, self.linear(&name("self_attn.o_proj"), &attended));
-                let normed = self.norm(&name("post_attention_layernorm"), x);
-                if !self.tiny.is_mixture() || layer == 0 {
-                    add(x, self.gated(&name("mlp"), &normed));
-                    continue;
+                let mut attended = self.linear(&name("self_attn.o_proj"), &attended);
+                if gemma {
+                    attended = self.norm(&name("post_attention_layernorm"), &attended);
                 }
-                let scores = self.linear(&name("mlp.gate"), &normed);
-                let mut order: Vec<usize> = (0..tiny::EXPERTS).collect();
-                order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
-                order.truncate(tiny::EXPERTS_OF_A_TOKEN);
-                let total: f64 = order.iter().map(|&expert| scores[expert].exp()).sum();
-                for expert in order {
-                    let weight = scores[expert].exp() / total;
-                    let of_expert = self.gated(&name(&format!("mlp.experts.{expert}")), &normed);
-                    add(x, of_expert.into_iter().map(|x| weight * x).collect());
+                add(x, attended);
+                let before =
+                    if gemma { "pre_feedforward_layernorm" } else { "post_attention_layernorm" };
+                let normed = self.norm(&name(before), x);
+                let mut out = if self.tiny.is_mixture() && layer > 0 {
+                    self.experts(&name("mlp"), &normed)
+                } else {
+                    self.gated(&name("mlp"), &normed)
+                };
+                if gemma {
+                    out = self.norm(&name("post_feedforward_layernorm"), &out);
                 }
+                add(x, out);
             }
         }
         let head = if self.tiny.tied { "model.embed_tokens" } else { "lm_head" };
-        rows.iter().map(|x| self.linear(head, &self.norm("model.norm", x))).collect()
+        let logits = |x: &Vec<f64>| self.linear(head, &self.norm("model.norm", x));
+        let cap =
+            |logits: Vec<f64>| if gemma { reference::soft_cap(&logits, GEMMA_CAP) } else { logits };
+        rows.iter().map(logits).map(cap).collect()
     }
 }
 
-fn variants() -> [Tiny; 6] {
+fn variants() -> [Tiny; 8] {
     let tiny = Tiny::default();
     let biased = Tiny { tied: false, biased: true, ..tiny.clone() };
     let windowed = Tiny { sliding_window: Some(9), heads: 6, kv_heads: 1, ..tiny.clone() };
@@ -211,8 +246,10 @@ fn variants() -> [Tiny; 6] {
     let qwen2 = Tiny { class, tied: false, sliding_window: Some(9), ..tiny.clone() };
     let qwen3 = Tiny { class: Some("Qwen3ForCausalLM"), head_dim: 32, ..tiny.clone() };
     let class = Some("Qwen3MoeForCausalLM");
-    let mixture = Tiny { class, head_dim: 32, layers: 3, tied: false, ..tiny.clone() };
-    [tiny, biased, windowed, qwen2, qwen3, mixture]
+    let mixture = Tiny { class, head_dim: 32, tied: false, ..tiny.clone() };
+    let gemma = Tiny { class: Some(GEMMA), layers: 3, sliding_window: Some(9), ..tiny.clone() };
+    let older = Tiny { tied: false, biased: true, kv_heads: 1, older: true, ..gemma.clone() };
+    [tiny, biased, windowed, qwen2, qwen3, mixture, gemma, older]
 }
 
 fn tokens(len: usize, seed: u64) -> Vec<u32> {

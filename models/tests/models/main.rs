@@ -4,6 +4,7 @@
 mod checkpoint;
 mod config;
 mod forward;
+mod gemma;
 mod gguf;
 mod qwen;
 mod rope;

@@ -22,12 +22,22 @@ pub(crate) struct Tiny {
     pub(crate) sliding_window: Option<usize>,
     /// The architecture; `None` is a Llama with biases, a Mistral without.
     pub(crate) class: Option<&'static str>,
+    /// Of a Gemma: config.json as it was written before transformers 5.
+    pub(crate) older: bool,
 }
 
 /// Of a mixture of experts, whose first layer has none.
 pub(crate) const EXPERTS: usize = 6;
 pub(crate) const EXPERTS_OF_A_TOKEN: usize = 2;
 pub(crate) const EXPERT: usize = 32;
+
+pub(crate) const GEMMA: &str = "Gemma3ForCausalLM";
+/// What a Gemma has of its own: the cap of logits, the root that divides scores, the base of
+/// local layers' frequencies, the factor that divides those of global ones.
+pub(crate) const GEMMA_CAP: f64 = 2.0;
+pub(crate) const GEMMA_SCALAR: f64 = 24.0;
+pub(crate) const GEMMA_LOCAL_THETA: f64 = 300.0;
+pub(crate) const GEMMA_FACTOR: f64 = 4.0;
 
 impl Default for Tiny {
     fn default() -> Self {
@@ -43,13 +53,53 @@ impl Default for Tiny {
             biased: false,
             sliding_window: None,
             class: None,
+            older: false,
         }
     }
 }
 
 impl Tiny {
+    pub(crate) fn is_gemma(&self) -> bool {
+        self.class == Some(GEMMA)
+    }
+
     /// Its config.json.
     pub(crate) fn config(&self) -> Value {
+        let mut config = self.llama_config();
+        if !self.is_gemma() {
+            return config;
+        }
+        let kinds = |layer| match self.window(layer) {
+            Some(_) => "sliding_attention",
+            None => "full_attention",
+        };
+        let scaling = json!({ "rope_type": "linear", "factor": GEMMA_FACTOR });
+        let own = if self.older {
+            json!({
+                "sliding_window_pattern": 2, "rope_theta": 1000.0, "rope_scaling": scaling,
+                "rope_local_base_freq": GEMMA_LOCAL_THETA,
+            })
+        } else {
+            let (mut global, mut local) = (scaling, json!({ "rope_type": "default" }));
+            global["rope_theta"] = json!(1000.0);
+            local["rope_theta"] = json!(GEMMA_LOCAL_THETA);
+            json!({
+                "layer_types": (0..self.layers).map(kinds).collect::<Vec<_>>(),
+                "rope_parameters": { "full_attention": global, "sliding_attention": local },
+            })
+        };
+        let fields = config.as_object_mut().unwrap();
+        for field in ["hidden_act", "rope_theta", "mlp_bias"] {
+            fields.remove(field);
+        }
+        fields.insert("hidden_activation".into(), json!("gelu_pytorch_tanh"));
+        fields.insert("query_pre_attn_scalar".into(), json!(GEMMA_SCALAR));
+        fields.insert("final_logit_softcapping".into(), json!(GEMMA_CAP));
+        fields.extend(own.as_object().unwrap().clone());
+        config
+    }
+
+    fn llama_config(&self) -> Value {
         json!({
             // The one has biases, the other a window.
             "architectures": [self.class.unwrap_or(
@@ -80,9 +130,14 @@ impl Tiny {
         })
     }
 
-    /// Positions that a layer's queries see, if not all: Qwen's first layer sees them.
+    /// Positions that a layer's queries see, if not all: Qwen's first layer sees them, and
+    /// every other one of a Gemma.
     pub(crate) fn window(&self, layer: usize) -> Option<usize> {
-        self.sliding_window.filter(|_| self.class.is_none() || layer >= 1)
+        self.sliding_window.filter(|_| match self.class {
+            None => true,
+            Some(GEMMA) => layer % 2 == 0,
+            Some(_) => layer >= 1,
+        })
     }
 
     /// Whether it is a Qwen3 with experts.
@@ -92,7 +147,7 @@ impl Tiny {
 
     /// Whether it norms each head of Q and of K.
     pub(crate) fn has_head_norms(&self) -> bool {
-        self.class == Some("Qwen3ForCausalLM") || self.is_mixture()
+        self.class == Some("Qwen3ForCausalLM") || self.is_mixture() || self.is_gemma()
     }
 
     /// The name and shape of every tensor.
@@ -108,7 +163,11 @@ impl Tiny {
         }
         for layer in 0..self.layers {
             let name = |suffix: &str| format!("model.layers.{layer}.{suffix}");
-            for norm in ["input_layernorm", "post_attention_layernorm"] {
+            let mut norms = vec!["input_layernorm", "post_attention_layernorm"];
+            if self.is_gemma() {
+                norms.extend(["pre_feedforward_layernorm", "post_feedforward_layernorm"]);
+            }
+            for norm in norms {
                 shapes.push((name(&format!("{norm}.weight")), vec![hidden]));
             }
             if self.has_head_norms() {
@@ -136,7 +195,7 @@ impl Tiny {
                     ("down_proj", hidden, intermediate),
                 ] {
                     shapes.push((name(&format!("{below}.{linear}.weight")), vec![n, k]));
-                    if self.biased {
+                    if self.biased && !self.is_gemma() {
                         shapes.push((name(&format!("{below}.{linear}.bias")), vec![n]));
                     }
                 }
@@ -157,9 +216,10 @@ impl Tiny {
         let tensor = |(name, shape): (String, Vec<usize>)| {
             let norm = name.contains("norm");
             let scale = if norm { 0.2 } else { 1.5 / (shape[shape.len() - 1] as f32).sqrt() };
-            let numbers: Vec<f32> = (0..shape.iter().product())
-                .map(|_| random.next() * scale + f32::from(u8::from(norm)))
-                .collect();
+            // A Gemma adds the 1 itself.
+            let plus = f32::from(u8::from(norm && !self.is_gemma()));
+            let numbers: Vec<f32> =
+                (0..shape.iter().product()).map(|_| random.next() * scale + plus).collect();
             let tensor = Tensor::from_vec(numbers, shape, &Device::Cpu)
                 .and_then(|tensor| tensor.to_dtype(DType::BF16))
                 .unwrap();

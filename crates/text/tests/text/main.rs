@@ -8,3 +8,4 @@ mod properties;
 mod stops;
 mod templates;
 mod tokenizer_file;
+mod tokenizers;

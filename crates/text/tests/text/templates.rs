@@ -13,7 +13,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::properties::{byte_level, write};
 
-fn data() -> PathBuf {
+pub(crate) fn data() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/text/data")
 }
 

@@ -336,24 +336,26 @@ pub(super) fn every_group_matches_the_reference<D: Driver>(bench: &mut Bench<D>)
 
 pub(super) fn masks_and_caps_match_the_reference<D: Driver>(bench: &mut Bench<D>) {
     for cache_element in [Element::F16, Element::E4m3] {
-        for (mask, soft_cap) in [
-            (Mask::Sliding(1), None),
-            (Mask::Sliding(5), Some(4.0)),
-            (Mask::Sliding(16), None),
-            (Mask::Sliding(70), Some(4.0)),
-            (Mask::Sliding(256), Some(4.0)),
-            (Mask::Sliding(300), None),
-            (Mask::Causal, Some(4.0)),
-            (Mask::None, None),
+        for (head_dim, mask, soft_cap) in [
+            (64, Mask::Sliding(1), None),
+            (64, Mask::Sliding(5), Some(4.0)),
+            (64, Mask::Sliding(16), None),
+            (64, Mask::Sliding(70), Some(4.0)),
+            (64, Mask::Sliding(256), Some(4.0)),
+            (64, Mask::Sliding(300), None),
+            (64, Mask::Causal, Some(4.0)),
+            (64, Mask::None, None),
+            (256, Mask::Sliding(70), None),
+            (256, Mask::Sliding(256), Some(4.0)),
         ] {
             let sequences = [(9, 9), (530, 1), (600, 4), (300, 20), (100, 100)];
             let mut case =
-                Case { cache_element, ..Case::new(Element::F16, (1, 2, 64), &sequences) };
+                Case { cache_element, ..Case::new(Element::F16, (1, 2, head_dim), &sequences) };
             case.params.mask = mask;
             case.params.soft_cap = soft_cap;
             for how in [packed(), spread()] {
                 case.check(bench, how)
-                    .unwrap_or_else(|error| panic!("{mask:?}, {soft_cap:?}: {error}"));
+                    .unwrap_or_else(|error| panic!("{head_dim}, {mask:?}, {soft_cap:?}: {error}"));
             }
         }
     }

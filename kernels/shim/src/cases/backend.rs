@@ -17,6 +17,7 @@ use super::element::numbers;
 const HIDDEN: usize = 128;
 const INTERMEDIATE: usize = 96;
 const VOCAB: usize = 300;
+const CAP: f32 = 4.0;
 const PARAMS: AttentionParams = AttentionParams {
     num_heads: 6,
     num_kv_heads: 2,
@@ -42,6 +43,7 @@ fn tensor(seed: u64, shape: &[usize]) -> Tensor {
 /// What one step left: activations by name, and what was drawn.
 struct Seen {
     activations: Vec<(&'static str, Vec<f32>)>,
+    uncapped: Vec<f32>,
     logits: Vec<f32>,
     sampled: Vec<Sampled>,
     logprobs: Vec<Logprobs>,
@@ -130,7 +132,9 @@ impl<B: Backend> Layer<B> {
         let mut logits = backend.logits_buffer(4, VOCAB)?;
         let mut activations = Vec::new();
         backend.stage(plan, step, cache)?;
-        backend.embedding_gather(step, &self.table, &mut hidden)?;
+        backend.embedding_gather(step, &self.table, 11.3, &mut normed)?;
+        activations.push(("embedding_scaled", backend.read(&normed, rows)?));
+        backend.embedding_gather(step, &self.table, 1.0, &mut hidden)?;
         activations.push(("embedding_gather", backend.read(&hidden, rows)?));
         backend.rms_norm(rows, &hidden, &self.norm, 1e-5, &mut normed)?;
         activations.push(("rms_norm", backend.read(&normed, rows)?));
@@ -154,6 +158,8 @@ impl<B: Backend> Layer<B> {
             activations.push((name, backend.read(&gated, rows)?));
         }
         backend.linear_add(rows, &gated, &self.down, None, &mut hidden)?;
+        backend.rms_norm_add(rows, &normed, &self.norm, 1e-5, &mut hidden)?;
+        activations.push(("rms_norm_add", backend.read(&hidden, rows)?));
         // Of rows that get logits, the first is of no sequence's last token.
         let lasts = &plan.logit_rows[1..];
         backend.gather_rows(step, 1..plan.logit_rows.len(), &hidden, &mut last)?;
@@ -171,6 +177,8 @@ impl<B: Backend> Layer<B> {
         backend.experts_add(rows, &chosen, &routes, down, &mut outputs, &mut hidden)?;
         activations.push(("experts", backend.read(&hidden, rows)?));
         backend.linear(lasts.len(), &last, &self.table, None, &mut logits)?;
+        let uncapped = backend.read(&logits, lasts.len())?;
+        backend.soft_cap(lasts.len(), CAP, &mut logits)?;
         let read = backend.read(&logits, lasts.len())?;
         let mut logprobs = Vec::new();
         let tokens: Vec<u32> = (0..).take(lasts.len()).map(|i| i * 70).collect();
@@ -178,7 +186,7 @@ impl<B: Backend> Layer<B> {
         backend.logprobs(&logits, &tokens, &num_top, &mut logprobs)?;
         let mut sampled = Vec::new();
         backend.sample(&mut logits, requests, &mut sampled)?;
-        Ok(Seen { activations, logits: read, sampled, logprobs })
+        Ok(Seen { activations, uncapped, logits: read, sampled, logprobs })
     }
 }
 
@@ -268,6 +276,11 @@ pub fn a_layer_over_ragged_batches_is_the_cpus<D: Driver>(device: impl Fn() -> D
 
 /// What was drawn and scored fits the logits it came from.
 fn check_samples(seen: &Seen) {
+    let uncapped: Vec<f64> = seen.uncapped.iter().copied().map(f64::from).collect();
+    let capped = reference::soft_cap(&uncapped, f64::from(CAP));
+    for (got, want) in seen.logits.iter().zip(capped) {
+        assert!((f64::from(*got) - want).abs() <= want.abs() * 1e-6, "{got}, not {want}");
+    }
     let rows = seen.logits.chunks_exact(VOCAB);
     for (i, (row, (sampled, scored))) in
         rows.zip(seen.sampled.iter().zip(&seen.logprobs)).enumerate()
@@ -332,7 +345,8 @@ pub fn what_does_not_fit_is_refused_by_name<D: Driver>(device: impl Fn() -> D) {
     plan.clear();
     plan.push(0, &[3, 4], 0, &[&[0]]);
     cuda.stage(&plan, &mut step, &mut cache).expect("it fits");
-    let refused = cuda.embedding_gather(&step, &table, &mut out).expect_err("there is no row 4");
+    let refused =
+        cuda.embedding_gather(&step, &table, 1.0, &mut out).expect_err("there is no row 4");
     assert!(refused.to_string().contains("a token id is 4"), "{refused}");
     // A way to attend that the step has no plan for, a cache that it was not staged for.
     let qkv = cuda.buffer(4, 3 * 64).expect("room");

@@ -1,10 +1,10 @@
-//! Gather, norm, gated activations, RoPE with the cache's write, block copies.
+//! Gather, norm, gated activations, caps, RoPE with the cache's write, block copies.
 
 use sconce_kernels::{
     Activation,
     cuda::{
         AddBias, CopyBlocks, DevicePointer, Driver, EmbeddingGather, EntryEdit, Gated, Launch,
-        RmsNorm, RopeAndCache, TableEdits,
+        RmsNorm, RopeAndCache, SoftCap, TableEdits,
     },
     reference,
 };
@@ -26,11 +26,11 @@ pub(super) fn embedding_gather_copies_the_tokens_rows<D: Driver>(bench: &mut Ben
         table: bench.buffer(&table),
         out: bench.buffer(&vec![u16::MAX; tokens.len() * hidden]),
         pieces: (hidden * 2 / 16) as u32,
-        padding: 0,
+        scale: 1.0,
     };
     let grid = [tokens.len() as u32, 1];
-    let launch = launch("embedding_gather", "embedding_gather", grid, 256);
-    bench.launch(&launch, &params).expect("the kernel runs");
+    let copies = launch("embedding_gather", "embedding_gather", grid, 256);
+    bench.launch(&copies, &params).expect("the kernel runs");
     let want: Vec<u16> = tokens
         .iter()
         .flat_map(|&token| table[token as usize * hidden..][..hidden].to_vec())
@@ -38,35 +38,98 @@ pub(super) fn embedding_gather_copies_the_tokens_rows<D: Driver>(bench: &mut Ben
     assert_eq!(bench.read::<u16>(params.out), want);
 }
 
+/// By a factor that its type rounds, as it rounds what comes out.
+pub(super) fn embedding_scaled_multiplies_the_tokens_rows<D: Driver>(bench: &mut Bench<D>) {
+    for element in Element::ACTIVATIONS {
+        // More pieces than a block has threads.
+        let (vocab, hidden, scale) = (5, 2056, 640_f32.sqrt());
+        let table = numbers(1, vocab * hidden);
+        let tokens = [4_u32, 0, 4];
+        bench.clear();
+        let params = EmbeddingGather {
+            token_ids: bench.buffer(&tokens),
+            table: bench.buffer(&element.encode(&table)),
+            out: bench.buffer(&element.poison(tokens.len() * hidden)),
+            pieces: (hidden / 8) as u32,
+            scale,
+        };
+        let kernel = format!("embedding_scaled_{}", element.name());
+        let grid = [tokens.len() as u32, 1];
+        bench
+            .launch(&launch("embedding_gather", &kernel, grid, 256), &params)
+            .expect("the kernel runs");
+        let rounded_scale = element.rounded(&[scale])[0];
+        let table = element.rounded(&table);
+        let rows = tokens.iter().flat_map(|&token| &table[token as usize * hidden..][..hidden]);
+        let want: Vec<f64> = rows.map(|x| x * rounded_scale).collect();
+        let got = element.decode(&bench.read(params.out));
+        assert_close(&kernel, &got, &want, |want| want.abs() * element.epsilon() * 1.01);
+    }
+}
+
 pub(super) fn rms_norm_norms_each_row<D: Driver>(bench: &mut Bench<D>) {
     for element in Element::ACTIVATIONS {
         for (rows, hidden) in [(1, 8), (3, 576), (2, 4096), (1, 8192), (1, 16384)] {
-            let x = numbers(1, rows * hidden);
-            let weight = numbers(3, hidden);
-            bench.clear();
-            let params = RmsNorm {
-                x: bench.buffer(&element.encode(&x)),
-                weight: bench.buffer(&weight),
-                out: bench.buffer(&element.poison(rows * hidden)),
-                hidden: hidden as u32,
-                eps: 1e-5,
-            };
-            let wide = if hidden > RmsNorm::NARROW { "_wide" } else { "" };
-            let kernel = format!("rms_norm{wide}_{}", element.name());
-            let grid = [rows as u32, 1];
-            bench
-                .launch(&launch("rms_norm", &kernel, grid, 256), &params)
-                .expect("the kernel runs");
-            let weight: Vec<f64> = weight.into_iter().map(f64::from).collect();
-            let want: Vec<f64> = element
-                .rounded(&x)
-                .chunks_exact(hidden)
-                .flat_map(|row| reference::rms_norm(row, &weight, 1e-5))
-                .collect();
-            let got = element.decode(&bench.read(params.out));
-            assert_close(&kernel, &got, &want, |want| want.abs() * element.epsilon() * 1.01 + 1e-6);
+            rms_norm_case(bench, element, (rows, hidden), None);
         }
     }
+}
+
+pub(super) fn rms_norm_add_adds_each_normed_row<D: Driver>(bench: &mut Bench<D>) {
+    for element in Element::ACTIVATIONS {
+        for (rows, hidden) in [(3, 640), (1, 4096), (2, 5376), (1, 16384)] {
+            let residual = numbers(7, rows * hidden);
+            rms_norm_case(bench, element, (rows, hidden), Some(&residual));
+        }
+    }
+}
+
+/// A norm, on top of a residual where there is one.
+fn rms_norm_case<D: Driver>(
+    bench: &mut Bench<D>,
+    element: Element,
+    (rows, hidden): (usize, usize),
+    residual: Option<&[f32]>,
+) {
+    let x = numbers(1, rows * hidden);
+    let weight = numbers(3, hidden);
+    let out = residual.map_or(element.poison(rows * hidden), |x| element.encode(x));
+    bench.clear();
+    let params = RmsNorm {
+        x: bench.buffer(&element.encode(&x)),
+        weight: bench.buffer(&weight),
+        out: bench.buffer(&out),
+        hidden: hidden as u32,
+        eps: 1e-5,
+    };
+    let add = if residual.is_some() { "_add" } else { "" };
+    let wide = if hidden > RmsNorm::NARROW { "_wide" } else { "" };
+    let kernel = format!("rms_norm{add}{wide}_{}", element.name());
+    let grid = [rows as u32, 1];
+    bench.launch(&launch("rms_norm", &kernel, grid, 256), &params).expect("the kernel runs");
+    let weight: Vec<f64> = weight.into_iter().map(f64::from).collect();
+    let mut want: Vec<f64> = element
+        .rounded(&x)
+        .chunks_exact(hidden)
+        .flat_map(|row| reference::rms_norm(row, &weight, 1e-5))
+        .collect();
+    if let Some(residual) = residual {
+        want.iter_mut().zip(element.rounded(residual)).for_each(|(want, x)| *want += x);
+    }
+    let got = element.decode(&bench.read(params.out));
+    assert_close(&kernel, &got, &want, |want| want.abs() * element.epsilon() * 1.01 + 1e-6);
+}
+
+/// By fewer threads than there are logits.
+pub(super) fn soft_cap_bounds_every_logit<D: Driver>(bench: &mut Bench<D>) {
+    let mut logits: Vec<f32> = numbers(8, 1001).iter().map(|x| x * 60.0).collect();
+    logits.extend([0.0, 1e4, -1e4, f32::INFINITY, f32::NEG_INFINITY, 1e-20, 1e-3]);
+    bench.clear();
+    let params = SoftCap { x: bench.buffer(&logits), elements: logits.len() as u32, cap: 30.0 };
+    bench.launch(&launch("soft_cap", "soft_cap", [3, 1], 32), &params).expect("the kernel runs");
+    let wide: Vec<f64> = logits.into_iter().map(f64::from).collect();
+    let got: Vec<f64> = bench.read::<f32>(params.x).into_iter().map(f64::from).collect();
+    assert_close("soft_cap", &got, &reference::soft_cap(&wide, 30.0), |want| want.abs() * 4e-7);
 }
 
 /// More edits than a block has threads; every other entry stays as it is.

@@ -27,7 +27,10 @@ pub fn all<D: Driver>() -> Vec<Case<D>> {
     }
     cases![
         elementwise::embedding_gather_copies_the_tokens_rows,
+        elementwise::embedding_scaled_multiplies_the_tokens_rows,
         elementwise::rms_norm_norms_each_row,
+        elementwise::rms_norm_add_adds_each_normed_row,
+        elementwise::soft_cap_bounds_every_logit,
         elementwise::table_edits_change_their_entries,
         elementwise::gates_are_silu_or_gelu,
         elementwise::add_bias_adds_to_every_row,

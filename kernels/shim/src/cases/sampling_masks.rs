@@ -206,7 +206,7 @@ pub fn masks_of_any_length_reach_the_kernels<D: Driver>(device: impl Fn() -> D) 
     let mut cache = cuda.kv_cache(&layout, &LIMITS).expect("it fits");
     let mut step = cuda.step(&LIMITS, &[]).expect("it fits");
     cuda.stage(&plan, &mut step, &mut cache).expect("it fits");
-    cuda.embedding_gather(&step, &table, &mut hidden).expect("it runs");
+    cuda.embedding_gather(&step, &table, 1.0, &mut hidden).expect("it runs");
     let mut sampled = |allowed: [Option<&[u32]>; 4]| {
         cuda.linear(4, &hidden, &table, None, &mut logits).expect("it runs");
         let rows = cuda.read(&logits, 4).expect("it is read");

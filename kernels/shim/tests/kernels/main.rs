@@ -27,7 +27,10 @@ macro_rules! tests {
 
 tests! {
     embedding_gather_copies_the_tokens_rows
+    embedding_scaled_multiplies_the_tokens_rows
     rms_norm_norms_each_row
+    rms_norm_add_adds_each_normed_row
+    soft_cap_bounds_every_logit
     table_edits_change_their_entries
     gates_are_silu_or_gelu
     add_bias_adds_to_every_row
