@@ -1,6 +1,6 @@
 //! Why a checkpoint cannot be used.
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use sconce_kernels::{
     KernelError,
@@ -70,10 +70,34 @@ pub enum ModelError {
 /// A message's worth of problems: a large model has a thousand tensors.
 const MAX_LINES: usize = 40;
 
+/// The first problems; of those that differ in numbers alone the first one where there are
+/// more than a few, since with a hundred experts in each layer one mistake concerns them all.
 fn first_lines(problems: &[String]) -> String {
-    let mut text = problems[..problems.len().min(MAX_LINES)].join("\n  ");
-    if problems.len() > MAX_LINES {
-        text += &format!("\n  and {} more", problems.len() - MAX_LINES);
+    const FEW: usize = 8;
+    let kind = |problem: &str| problem.split(|c: char| c.is_ascii_digit()).collect::<String>();
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    problems.iter().for_each(|problem| *counts.entry(kind(problem)).or_default() += 1);
+    let (mut lines, mut told) = (Vec::new(), 0);
+    for problem in problems {
+        if lines.len() == MAX_LINES {
+            break;
+        }
+        match counts.get_mut(&kind(problem)) {
+            // Counted before.
+            Some(0) => {}
+            Some(count) if *count > FEW => {
+                lines.push(format!("{problem}, and so for {} with other numbers", *count - 1));
+                told += std::mem::take(count);
+            }
+            _ => {
+                lines.push(problem.clone());
+                told += 1;
+            }
+        }
+    }
+    let mut text = lines.join("\n  ");
+    if told < problems.len() {
+        text += &format!("\n  and {} more", problems.len() - told);
     }
     text
 }

@@ -22,9 +22,9 @@ mod spec;
 mod workspace;
 
 pub use checkpoint::{Checkpoint, Loaded};
-pub use config::Decoder;
+pub use config::{Decoder, Mixture};
 pub use error::ModelError;
-pub use families::{gemma3, llama, qwen2, qwen3};
+pub use families::{gemma3, llama, qwen2, qwen3, qwen3_moe};
 pub use pass::{Model, Pass};
 pub use rope::{RopeParams, RopeScaling};
 pub use sconce_kernels::mapped::{LFS_POINTER, lfs_advice};

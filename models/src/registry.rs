@@ -10,7 +10,7 @@ use crate::{
     config::{Fields, clip, refuse},
     families::{
         gemma3::Gemma3ForCausalLM, llama::LlamaForCausalLM, mistral::MistralForCausalLM,
-        qwen2::Qwen2ForCausalLM, qwen3::Qwen3ForCausalLM,
+        qwen2::Qwen2ForCausalLM, qwen3::Qwen3ForCausalLM, qwen3_moe::Qwen3MoeForCausalLM,
     },
     source::{Checker, Packer, Scope, Source, Weights},
 };
@@ -52,6 +52,7 @@ fn registry<B: Backend + 'static>() -> Vec<Entry<B>> {
         entry::<MistralForCausalLM, B>(),
         entry::<Qwen2ForCausalLM, B>(),
         entry::<Qwen3ForCausalLM, B>(),
+        entry::<Qwen3MoeForCausalLM, B>(),
         entry::<Gemma3ForCausalLM, B>(),
     ]
 }

@@ -1,6 +1,6 @@
 //! The buffers that activations live in, allocated once and lent out during a pass.
 
-use sconce_kernels::{Backend, KernelError};
+use sconce_kernels::{Backend, KernelError, Routing};
 
 /// A buffer that is lent to who holds this. It is no copy of a number: what holds it is
 /// alone with the buffer, and giving it back ([`Workspace::free`]) ends that. One that is
@@ -19,6 +19,8 @@ pub struct Buf {
 /// [`Workspace::freeze`] ends that, since a step allocates nothing.
 pub struct Workspace<B: Backend> {
     buffers: Vec<Entry<B::Buffer>>,
+    /// Which experts rows go to.
+    routes: Option<(Routing, B::Routes)>,
     max_num_tokens: usize,
     max_logit_rows: usize,
     /// Passes begun: a handle of an earlier one is refused.
@@ -40,6 +42,8 @@ enum Kind {
     Activations(usize),
     /// `[max_logit_rows, vocab_size]`, f32.
     Logits(usize),
+    /// `[max_num_tokens, num_experts]`, f32.
+    Scores(usize),
 }
 
 impl<B: Backend> Workspace<B> {
@@ -49,6 +53,7 @@ impl<B: Backend> Workspace<B> {
     pub fn new(max_num_tokens: usize, max_logit_rows: usize) -> Self {
         Self {
             buffers: Vec::new(),
+            routes: None,
             max_num_tokens,
             max_logit_rows,
             pass: 0,
@@ -72,7 +77,7 @@ impl<B: Backend> Workspace<B> {
     #[must_use]
     pub fn columns(&self) -> Vec<usize> {
         let columns = |entry: &Entry<_>| match entry.kind {
-            Kind::Activations(cols) | Kind::Logits(cols) => cols,
+            Kind::Activations(cols) | Kind::Logits(cols) | Kind::Scores(cols) => cols,
         };
         self.buffers.iter().map(columns).collect()
     }
@@ -153,6 +158,29 @@ impl<B: Backend> Workspace<B> {
         self.lend(ops, Kind::Logits(vocab_size))
     }
 
+    /// Scores of experts `[max_num_tokens, num_experts]`, of what values they happen to hold.
+    pub(crate) fn take_scores(&mut self, ops: &B, num_experts: usize) -> Result<Buf, KernelError> {
+        self.lend(ops, Kind::Scores(num_experts))
+    }
+
+    /// Routes of `max_num_tokens` rows: for one layer at a time, which gives them back. All
+    /// layers of a model choose in the same way.
+    pub(crate) fn take_routes(
+        &mut self,
+        ops: &B,
+        routing: Routing,
+    ) -> Result<B::Routes, KernelError> {
+        match self.routes.take() {
+            Some((known, routes)) if known == routing => Ok(routes),
+            _ => ops.routes(self.max_num_tokens, routing),
+        }
+    }
+
+    /// Gives routes back.
+    pub(crate) fn free_routes(&mut self, routing: Routing, routes: B::Routes) {
+        self.routes = Some((routing, routes));
+    }
+
     fn lend(&mut self, ops: &B, kind: Kind) -> Result<Buf, KernelError> {
         let is_fit = |entry: &Entry<_>| entry.is_free && entry.kind == kind;
         let index = match self.buffers.iter().position(is_fit) {
@@ -162,6 +190,7 @@ impl<B: Backend> Workspace<B> {
                 let buffer = match kind {
                     Kind::Activations(cols) => ops.buffer(self.max_num_tokens, cols)?,
                     Kind::Logits(cols) => ops.logits_buffer(self.max_logit_rows, cols)?,
+                    Kind::Scores(cols) => ops.logits_buffer(self.max_num_tokens, cols)?,
                 };
                 self.buffers.push(Entry { buffer, kind, is_free: true });
                 self.buffers.len() - 1

@@ -15,7 +15,13 @@ import shutil
 import numpy as np
 import torch
 from safetensors.numpy import save_file
-from transformers import AutoModelForCausalLM, Gemma3TextConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
 
 HERE = pathlib.Path(__file__).parent / "families"
 NEW_TOKENS = 64
@@ -60,6 +66,20 @@ FAMILIES = {
     # Heads that are not cut from the hidden size.
     "qwen3": lambda: Qwen3Config(
         **SIZES | dict(num_hidden_layers=3, head_dim=64, attention_bias=True)
+    ),
+    # The first layer has no experts, the second and third choose three of seven.
+    "qwen3-moe": lambda: Qwen3MoeConfig(
+        **SIZES
+        | dict(
+            num_hidden_layers=3,
+            intermediate_size=64,
+            head_dim=64,
+            num_experts=7,
+            num_experts_per_tok=3,
+            moe_intermediate_size=16,
+            norm_topk_prob=True,
+            mlp_only_layers=[0],
+        )
     ),
     # Two layers in three have a window and frequencies of their own.
     "gemma3": lambda: Gemma3TextConfig(

@@ -202,7 +202,7 @@ fn what_does_not_fit_is_refused() {
     let [odd, fits] = [7 * 16, 7 * 32].map(|n| matrix(n).expect("packs"));
     let [x, scores] = [16, 7].map(|cols| cpu.buffer(3, cols).expect("memory"));
     let mut out = cpu.buffer(3, 3 * 16).expect("memory");
-    let mut said = |result: Result<(), KernelError>, named: &str| {
+    let said = |result: Result<(), KernelError>, named: &str| {
         let error = result.expect_err("it is refused").to_string();
         assert!(error.contains(named), "{error}");
     };

@@ -131,6 +131,17 @@ impl<'a> Fields<'a> {
         strings.ok_or_else(|| self.wrong(field, value, "a list of strings"))
     }
 
+    /// A list of whole numbers below `limit`; none where it is absent or null.
+    pub(crate) fn counts(&self, field: &str, limit: usize) -> Result<Vec<usize>, ModelError> {
+        let Some(value) = self.given(field) else { return Ok(Vec::new()) };
+        let count = |value: &Value| {
+            value.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|&n| n < limit)
+        };
+        let counts = value.as_array().and_then(|list| list.iter().map(count).collect());
+        let accepted = format!("a list of whole numbers below {limit}");
+        counts.ok_or_else(|| self.wrong(field, value, &accepted))
+    }
+
     /// An object with something in it; null and `{}` are as absent.
     pub(crate) fn object(
         &self,

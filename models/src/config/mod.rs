@@ -3,12 +3,14 @@
 
 mod decoder;
 mod fields;
+mod mixture;
 mod rope;
 mod windows;
 
 pub use decoder::Decoder;
 pub(crate) use decoder::{Defaults, KvHeads};
 pub(crate) use fields::{Fields, clip, positive, refuse};
+pub use mixture::Mixture;
 pub(crate) use rope::{ReadRope, of_global_layers, of_local_layers};
 pub(crate) use windows::{alternating_windows, windows};
 

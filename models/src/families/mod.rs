@@ -6,3 +6,4 @@ pub mod llama;
 pub(crate) mod mistral;
 pub mod qwen2;
 pub mod qwen3;
+pub mod qwen3_moe;

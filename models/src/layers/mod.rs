@@ -7,6 +7,7 @@
 
 mod attention;
 mod embedding;
+mod experts;
 mod gather;
 mod linear;
 mod lm_head;
@@ -15,6 +16,7 @@ mod norm;
 
 pub(crate) use attention::{Attention, AttentionConfig};
 pub(crate) use embedding::Embedding;
+pub(crate) use experts::{Experts, ExpertsConfig};
 pub(crate) use linear::Linear;
 pub(crate) use lm_head::LmHead;
 pub(crate) use mlp::GatedMlp;

@@ -133,6 +133,23 @@ impl Source for Checker<'_> {
         Ok(())
     }
 
+    fn exact_matrix(&mut self, parts: &[(String, usize)], k: usize) -> Result<(), ModelError> {
+        self.matrix(parts, k)
+    }
+
+    fn stack(
+        &mut self,
+        name: &str,
+        (count, n, k): (usize, usize, usize),
+    ) -> Result<(), ModelError> {
+        self.check(name, &[count, n, k]);
+        Ok(())
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.files.describe(name).is_some()
+    }
+
     fn vector(&mut self, parts: &[(String, usize)], _: f32) -> Result<(), ModelError> {
         parts.iter().for_each(|(name, n)| self.check(name, &[*n]));
         Ok(())

@@ -37,6 +37,23 @@ pub(crate) trait Source {
     /// Weights `[n, k]` on top of each other, by name and `n`.
     fn matrix(&mut self, parts: &[(String, usize)], k: usize) -> Result<Matrix<Self>, ModelError>;
 
+    /// The same, never quantized: for what decides, and takes little room.
+    fn exact_matrix(
+        &mut self,
+        parts: &[(String, usize)],
+        k: usize,
+    ) -> Result<Matrix<Self>, ModelError>;
+
+    /// One tensor `[count, n, k]`, as weights on top of each other.
+    fn stack(
+        &mut self,
+        name: &str,
+        shape: (usize, usize, usize),
+    ) -> Result<Matrix<Self>, ModelError>;
+
+    /// Whether the checkpoint has a tensor of that name.
+    fn has(&self, name: &str) -> bool;
+
     /// Vectors `[n]` end to end, by name and `n`; `plus` is added to every number, in f32.
     fn vector(&mut self, parts: &[(String, usize)], plus: f32) -> Result<Vector<Self>, ModelError>;
 

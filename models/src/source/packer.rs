@@ -57,6 +57,23 @@ impl<'a, B: Backend> Packer<'a, B> {
         (self.spec, self.bytes)
     }
 
+    fn pack(
+        &mut self,
+        parts: &[(String, usize)],
+        k: usize,
+        dtype: WeightDtype,
+    ) -> Result<B::Matrix, ModelError> {
+        let parts: Vec<_> =
+            parts.iter().map(|(name, n)| self.load(name, (*n, k))).collect::<Result<_, _>>()?;
+        self.packed(&parts, dtype)
+    }
+
+    fn packed(&mut self, parts: &[Tensor], dtype: WeightDtype) -> Result<B::Matrix, ModelError> {
+        let matrix = self.backend.matrix(parts, dtype)?;
+        self.bytes += self.backend.matrix_bytes(&matrix);
+        Ok(matrix)
+    }
+
     fn load<S: Into<Shape>>(&mut self, name: &str, shape: S) -> Result<Tensor, ModelError> {
         let tensor = self.weights.get(shape, name).map_err(KernelError::from)?;
         self.loaded += 1;
@@ -69,11 +86,30 @@ impl<B: Backend> Source for Packer<'_, B> {
     type W = B;
 
     fn matrix(&mut self, parts: &[(String, usize)], k: usize) -> Result<B::Matrix, ModelError> {
-        let parts: Vec<_> =
-            parts.iter().map(|(name, n)| self.load(name, (*n, k))).collect::<Result<_, _>>()?;
-        let matrix = self.backend.matrix(&parts, self.dtype)?;
-        self.bytes += self.backend.matrix_bytes(&matrix);
-        Ok(matrix)
+        self.pack(parts, k, self.dtype)
+    }
+
+    fn exact_matrix(
+        &mut self,
+        parts: &[(String, usize)],
+        k: usize,
+    ) -> Result<B::Matrix, ModelError> {
+        let is_quantized = self.dtype == WeightDtype::Int8;
+        self.pack(parts, k, if is_quantized { WeightDtype::F32 } else { self.dtype })
+    }
+
+    fn stack(
+        &mut self,
+        name: &str,
+        (count, n, k): (usize, usize, usize),
+    ) -> Result<B::Matrix, ModelError> {
+        let stacked = self.load(name, (count, n, k))?;
+        let part = stacked.reshape((count * n, k)).map_err(KernelError::from)?;
+        self.packed(&[part], self.dtype)
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.weights.contains_tensor(name)
     }
 
     fn vector(&mut self, parts: &[(String, usize)], plus: f32) -> Result<B::Vector, ModelError> {

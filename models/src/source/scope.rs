@@ -44,6 +44,31 @@ impl<'a, S: Source> Scope<'a, S> {
         self.source.matrix(&parts, k)
     }
 
+    /// The same, never quantized.
+    pub(crate) fn exact_matrix(
+        &mut self,
+        parts: &[(&str, usize)],
+        k: usize,
+    ) -> Result<Matrix<S>, ModelError> {
+        let parts = self.names(parts, "weight");
+        self.source.exact_matrix(&parts, k)
+    }
+
+    /// `{name}`, one tensor `[count, n, k]`, as weights on top of each other.
+    pub(crate) fn stack(
+        &mut self,
+        name: &str,
+        shape: (usize, usize, usize),
+    ) -> Result<Matrix<S>, ModelError> {
+        let name = self.name(name);
+        self.source.stack(&name, shape)
+    }
+
+    /// Whether the checkpoint has a tensor `{name}`.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.source.has(&self.name(name))
+    }
+
     /// `{name}.{kind}` of each part, `[n]`, end to end.
     pub(crate) fn vector(
         &mut self,

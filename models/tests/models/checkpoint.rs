@@ -202,8 +202,20 @@ fn a_message_is_bounded_however_much_is_wrong() {
     let ModelError::Tensors { problems } = &error else { panic!("{error}") };
     assert_eq!(problems.len(), 2 * tiny.shapes().len(), "missing, and not used");
     let message = error.to_string();
-    assert!(message.lines().count() < 50, "{message}");
-    assert!(message.ends_with(&format!("and {} more", problems.len() - 40)), "{message}");
+    // A line for each kind of tensor in a layer, and for those of none.
+    assert_eq!(message.lines().count(), 1 + 2 * (9 + 2), "{message}");
+    let of_layers = "model.layers.0.mlp.up_proj.weight [80, 48] is missing, and so for 59 with";
+    assert!(message.contains(of_layers), "{message}");
+
+    // None like another.
+    let dir = saved_with(&Tiny::default(), |tensors| {
+        for len in 1..=52 {
+            tensors.insert(format!("model.{}", "x".repeat(len)), zeros(&[1], DType::F32));
+        }
+    });
+    let message = load(dir.path()).unwrap_err().to_string();
+    assert!(message.ends_with("and 12 more"), "{message}");
+    assert_eq!(message.lines().count(), 1 + 40 + 1, "{message}");
 }
 
 #[test]

@@ -148,7 +148,7 @@ fn an_unknown_family_is_told_which_are_known_and_the_nearest() {
         tiny::read_config(&config).unwrap_err().to_string()
     };
     let known = "must be one of LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, \
-                 Qwen3ForCausalLM, Gemma3ForCausalLM";
+                 Qwen3ForCausalLM, Qwen3MoeForCausalLM, Gemma3ForCausalLM";
     for (class, nearest) in
         [("LLaMAForCausalLM", "LlamaForCausalLM"), ("MixtralForCausalLM", "MistralForCausalLM")]
     {
@@ -157,7 +157,10 @@ fn an_unknown_family_is_told_which_are_known_and_the_nearest() {
         assert!(told.contains(class) && told.ends_with(&expected), "{told}");
     }
     let told = message(Value::Null, json!("mistrall"));
-    assert!(told.ends_with("qwen2, qwen3, gemma3_text; the nearest of these is mistral"), "{told}");
+    assert!(
+        told.ends_with("qwen3, qwen3_moe, gemma3_text; the nearest of these is mistral"),
+        "{told}"
+    );
     // There is nothing to be near to.
     assert!(message(Value::Null, Value::Null).ends_with(known));
     let both = json!(["LlamaForCausalLM", "MistralForCausalLM"]);

@@ -106,6 +106,31 @@ impl<'a> Plain<'a> {
         out
     }
 
+    /// The feed-forward layer below this name.
+    fn gated(&self, name: &str, x: &[f64]) -> Vec<f64> {
+        let [gate, up] =
+            ["gate_proj", "up_proj"].map(|part| self.linear(&format!("{name}.{part}"), x));
+        let activation = if self.tiny.is_gemma() { Activation::GeluTanh } else { Activation::Silu };
+        let activated = reference::gated(activation, &gate, &up);
+        self.linear(&format!("{name}.down_proj"), &activated)
+    }
+
+    /// The experts below this name.
+    fn experts(&self, name: &str, x: &[f64]) -> Vec<f64> {
+        let scores = self.linear(&format!("{name}.gate"), x);
+        let mut order: Vec<usize> = (0..tiny::EXPERTS).collect();
+        order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
+        order.truncate(tiny::EXPERTS_OF_A_TOKEN);
+        let total: f64 = order.iter().map(|&expert| scores[expert].exp()).sum();
+        let mut out = vec![0.0; x.len()];
+        for expert in order {
+            let weight = scores[expert].exp() / total;
+            let of_expert = self.gated(&format!("{name}.experts.{expert}"), x);
+            out.iter_mut().zip(of_expert).for_each(|(out, x)| *out += weight * x);
+        }
+        out
+    }
+
     fn norm(&self, name: &str, x: &[f64]) -> Vec<f64> {
         let (weight, _) = &self.weights[&format!("{name}.weight")];
         let mean = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
@@ -173,7 +198,7 @@ impl<'a> Plain<'a> {
                 let normed = self.norm(&name("input_layernorm"), x);
                 let mut q = self.linear(&name("self_attn.q_proj"), &normed);
                 let mut k = self.linear(&name("self_attn.k_proj"), &normed);
-                if self.tiny.class == Some("Qwen3ForCausalLM") || gemma {
+                if self.tiny.has_head_norms() {
                     for (heads, norm) in [(&mut q, "q_norm"), (&mut k, "k_norm")] {
                         for head in heads.chunks_mut(self.tiny.head_dim) {
                             let normed = self.norm(&name(&format!("self_attn.{norm}")), head);
@@ -194,11 +219,11 @@ impl<'a> Plain<'a> {
                 let before =
                     if gemma { "pre_feedforward_layernorm" } else { "post_attention_layernorm" };
                 let normed = self.norm(&name(before), x);
-                let gate = self.linear(&name("mlp.gate_proj"), &normed);
-                let up = self.linear(&name("mlp.up_proj"), &normed);
-                let activation = if gemma { Activation::GeluTanh } else { Activation::Silu };
-                let activated = reference::gated(activation, &gate, &up);
-                let mut out = self.linear(&name("mlp.down_proj"), &activated);
+                let mut out = if self.tiny.is_mixture() && layer > 0 {
+                    self.experts(&name("mlp"), &normed)
+                } else {
+                    self.gated(&name("mlp"), &normed)
+                };
                 if gemma {
                     out = self.norm(&name("post_feedforward_layernorm"), &out);
                 }
@@ -213,16 +238,18 @@ impl<'a> Plain<'a> {
     }
 }
 
-fn variants() -> [Tiny; 7] {
+fn variants() -> [Tiny; 8] {
     let tiny = Tiny::default();
     let biased = Tiny { tied: false, biased: true, ..tiny.clone() };
     let windowed = Tiny { sliding_window: Some(9), heads: 6, kv_heads: 1, ..tiny.clone() };
     let class = Some("Qwen2ForCausalLM");
     let qwen2 = Tiny { class, tied: false, sliding_window: Some(9), ..tiny.clone() };
     let qwen3 = Tiny { class: Some("Qwen3ForCausalLM"), head_dim: 32, ..tiny.clone() };
+    let class = Some("Qwen3MoeForCausalLM");
+    let mixture = Tiny { class, head_dim: 32, tied: false, ..tiny.clone() };
     let gemma = Tiny { class: Some(GEMMA), layers: 3, sliding_window: Some(9), ..tiny.clone() };
     let older = Tiny { tied: false, biased: true, kv_heads: 1, older: true, ..gemma.clone() };
-    [tiny, biased, windowed, qwen2, qwen3, gemma, older]
+    [tiny, biased, windowed, qwen2, qwen3, mixture, gemma, older]
 }
 
 fn tokens(len: usize, seed: u64) -> Vec<u32> {
@@ -301,6 +328,63 @@ fn tied_weights_are_those_that_the_checkpoint_has() {
         let elements: usize = matrices.map(|(_, shape)| shape[0] * shape[1]).sum();
         assert_eq!(loaded.weight_bytes, 4 * elements, "{what}: stored once or twice");
     }
+}
+
+/// Experts one by one, as checkpoints on the hub have them, or all in two tensors.
+#[test]
+fn experts_may_be_stacked_in_the_checkpoint() {
+    let tiny = Tiny { class: Some("Qwen3MoeForCausalLM"), ..Tiny::default() };
+    let dir = tempfile::tempdir().unwrap();
+    let mut tensors = tiny.write(dir.path());
+    let mut batch = StepPlan::new(1);
+    push(&mut batch, 0, &tokens(21, 3), 0, &[5, 1]);
+    let expected = Runner::new(dir.path(), Dtype::F32).logits(&mut batch);
+    let below = "model.layers.1.mlp.experts";
+    let mut stack = |names: &[&str]| {
+        let mut of_expert = |expert| {
+            let parts = names.iter().map(|name| format!("{below}.{expert}.{name}.weight"));
+            let parts: Vec<_> = parts.map(|name| tensors.remove(&name).unwrap()).collect();
+            Tensor::cat(&parts, 0).unwrap()
+        };
+        let experts: Vec<_> = (0..tiny::EXPERTS).map(&mut of_expert).collect();
+        Tensor::stack(&experts, 0).unwrap()
+    };
+    let (gate_up, down) = (stack(&["gate_proj", "up_proj"]), stack(&["down_proj"]));
+    tensors.insert(format!("{below}.gate_up_proj"), gate_up);
+    tensors.insert(format!("{below}.down_proj"), down.clone());
+    let save = |tensors: &HashMap<String, Tensor>| {
+        candle_core::safetensors::save(tensors, dir.path().join("model.safetensors")).unwrap();
+    };
+    save(&tensors);
+    assert_eq!(Runner::new(dir.path(), Dtype::F32).logits(&mut batch), expected);
+    // Half of it is no layer.
+    tensors.remove(&format!("{below}.down_proj"));
+    save(&tensors);
+    let cpu = Cpu::new(CpuConfig { threads: Some(1), ..CpuConfig::default() });
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    let loaded = checkpoint.load(&cpu, WeightDtype::F32, 16, &mut |_, _| {});
+    let error = loaded.err().expect("down_proj is missing").to_string();
+    assert!(error.contains(&format!("{below}.down_proj [6, 48, 32] is missing")), "{error}");
+}
+
+/// The choice of experts is as exact as it can be where their weights are int8.
+#[test]
+fn what_chooses_experts_is_not_quantized() {
+    let tiny = Tiny { class: Some("Qwen3MoeForCausalLM"), ..Tiny::default() };
+    let dir = tempfile::tempdir().unwrap();
+    tiny.write(dir.path());
+    let cpu = Cpu::new(CpuConfig { threads: Some(1), ..CpuConfig::default() });
+    let bytes = load(dir.path(), &cpu, WeightDtype::Int8, 16).weight_bytes;
+    let matrices = tiny.shapes().into_iter().filter(|(_, shape)| shape.len() == 2);
+    let of_matrix = |(name, shape): (String, Vec<usize>)| {
+        // Panels are of 16 rows.
+        if name.ends_with("mlp.gate.weight") {
+            4 * 16 * shape[1]
+        } else {
+            (shape[1] + 8) * shape[0]
+        }
+    };
+    assert_eq!(bytes, matrices.map(of_matrix).sum::<usize>());
 }
 
 #[test]
@@ -407,7 +491,12 @@ fn no_layer_counts_on_what_a_buffer_held() {
         let Tiny { hidden, intermediate, vocab, heads, kv_heads, head_dim, .. } = tiny;
         let q = heads * head_dim;
         let qkv = q + 2 * kv_heads * head_dim;
-        let columns = [hidden, hidden, qkv, q, intermediate, hidden, vocab];
+        let top_k = tiny::EXPERTS_OF_A_TOKEN;
+        // Scores, and of each choice what is gated and what comes of it.
+        let of_experts = [tiny::EXPERTS, top_k * tiny::EXPERT, top_k * hidden];
+        let of_experts = if tiny.is_mixture() { &of_experts[..] } else { &[] };
+        let dense = [hidden, hidden, qkv, q, intermediate];
+        let columns = [&dense[..], of_experts, &[hidden, vocab]].concat();
         assert_eq!(runner.workspace.columns(), columns);
     }
 }

@@ -26,6 +26,11 @@ pub(crate) struct Tiny {
     pub(crate) older: bool,
 }
 
+/// Of a mixture of experts, whose first layer has none.
+pub(crate) const EXPERTS: usize = 6;
+pub(crate) const EXPERTS_OF_A_TOKEN: usize = 2;
+pub(crate) const EXPERT: usize = 32;
+
 pub(crate) const GEMMA: &str = "Gemma3ForCausalLM";
 /// What a Gemma has of its own: the cap of logits, the root that divides scores, the base of
 /// local layers' frequencies, the factor that divides those of global ones.
@@ -117,6 +122,11 @@ impl Tiny {
             "use_sliding_window": self.sliding_window.is_some(),
             "max_window_layers": 1,
             "hidden_act": "silu",
+            "num_experts": EXPERTS,
+            "num_experts_per_tok": EXPERTS_OF_A_TOKEN,
+            "norm_topk_prob": true,
+            "moe_intermediate_size": EXPERT,
+            "mlp_only_layers": [0],
         })
     }
 
@@ -128,6 +138,16 @@ impl Tiny {
             Some(GEMMA) => layer.is_multiple_of(2),
             Some(_) => layer >= 1,
         })
+    }
+
+    /// Whether it is a Qwen3 with experts.
+    pub(crate) fn is_mixture(&self) -> bool {
+        self.class == Some("Qwen3MoeForCausalLM")
+    }
+
+    /// Whether it norms each head of Q and of K.
+    pub(crate) fn has_head_norms(&self) -> bool {
+        self.class == Some("Qwen3ForCausalLM") || self.is_mixture() || self.is_gemma()
     }
 
     /// The name and shape of every tensor.
@@ -150,7 +170,7 @@ impl Tiny {
             for norm in norms {
                 shapes.push((name(&format!("{norm}.weight")), vec![hidden]));
             }
-            if self.class == Some("Qwen3ForCausalLM") || self.is_gemma() {
+            if self.has_head_norms() {
                 for norm in ["self_attn.q_norm", "self_attn.k_norm"] {
                     shapes.push((name(&format!("{norm}.weight")), vec![self.head_dim]));
                 }
@@ -160,17 +180,31 @@ impl Tiny {
                 ("self_attn.k_proj", kv, hidden),
                 ("self_attn.v_proj", kv, hidden),
                 ("self_attn.o_proj", hidden, q),
-                ("mlp.gate_proj", intermediate, hidden),
-                ("mlp.up_proj", intermediate, hidden),
-                ("mlp.down_proj", hidden, intermediate),
             ] {
                 shapes.push((name(&format!("{linear}.weight")), vec![n, k]));
                 let of_qwen2 =
                     ["q_proj", "k_proj", "v_proj"].iter().any(|end| linear.ends_with(end));
-                let biased = self.biased && !(self.is_gemma() && linear.starts_with("mlp"));
-                if biased || (of_qwen2 && self.class == Some("Qwen2ForCausalLM")) {
+                if self.biased || (of_qwen2 && self.class == Some("Qwen2ForCausalLM")) {
                     shapes.push((name(&format!("{linear}.bias")), vec![n]));
                 }
+            }
+            let mut gated = |below: &str, intermediate| {
+                for (linear, n, k) in [
+                    ("gate_proj", intermediate, hidden),
+                    ("up_proj", intermediate, hidden),
+                    ("down_proj", hidden, intermediate),
+                ] {
+                    shapes.push((name(&format!("{below}.{linear}.weight")), vec![n, k]));
+                    if self.biased && !self.is_gemma() {
+                        shapes.push((name(&format!("{below}.{linear}.bias")), vec![n]));
+                    }
+                }
+            };
+            if self.is_mixture() && layer > 0 {
+                (0..EXPERTS).for_each(|expert| gated(&format!("mlp.experts.{expert}"), EXPERT));
+                shapes.push((name("mlp.gate.weight"), vec![EXPERTS, hidden]));
+            } else {
+                gated("mlp", intermediate);
             }
         }
         shapes
