@@ -247,7 +247,6 @@ pub trait Ops: Device {
     ///
     /// # Errors
     /// Shapes that do not fit, routes of another number of rows.
-    #[expect(clippy::too_many_arguments, reason = "an operation's operands are its contract")]
     fn experts_add(
         &mut self,
         rows: usize,
