@@ -12,8 +12,8 @@ from typing import Callable
 
 import install
 
-# SmolLM2's <|im_end|>: servers that do not know `ignore_eos` never sample it.
-END = "2"
+# Each model's ends of an answer: servers that do not know `ignore_eos` never sample them.
+ENDS = {install.SMOLLM2: ["2"], install.GEMMA: ["1", "106"]}
 CORES = len(os.sched_getaffinity(0))
 # Sequences at once: 32 streams, and prompts that arrive meanwhile.
 SEQUENCES = 40
@@ -29,6 +29,8 @@ class Engine:
     dtype: str
     # From a port to the command that serves there; runs what must be installed.
     command: Callable[[int], list]
+    # The name requests call the model by.
+    model: Callable[[], object]
     env: dict = field(default_factory=dict)
     # As `sconce bench --backend` has it.
     backend: str = "openai"
@@ -36,8 +38,6 @@ class Engine:
     extra_body: dict = field(default_factory=dict)
     # What answers 200 once requests can be served.
     ready: str = "/health"
-    # The name requests call the model by, if not `install.MODEL`.
-    model: Callable[[], object] = lambda: install.MODEL
     # Whether it is a process that reads loads and writes reports, not a server.
     in_process: bool = False
     # Whether it is among those whose bf16 instructions can be masked.
@@ -60,7 +60,8 @@ class Engine:
 class Peers:
     """What is installed once and shared by several engines."""
 
-    def __init__(self, masked, log):
+    def __init__(self, name, masked, log):
+        self.name = name
         self.masked = masked
         self.log = log
         self._done = {}
@@ -75,20 +76,20 @@ class Peers:
         return self.get(install.sconce)
 
     def model(self):
-        return self.get(install.model, self.binary())
+        return self.get(install.model, self.binary(), self.name)
 
     def sconce(self, *flags):
         def command(port):
             base = [self.binary(), "serve", self.model(), "--port", port]
             mask = ["--cpu-isa", "avx512-vnni"] if self.masked else []
-            return [*base, "--served-model-name", install.MODEL, *flags, *mask]
+            return [*base, "--served-model-name", self.name, *flags, *mask]
 
         return command
 
     def llama(self, kind, slots=32, slot_tokens=1024):
         def command(port):
             server, quantize = self.get(install.llama_cpp, self.masked)
-            weights = self.get(install.gguf, quantize, kind)
+            weights = self.get(install.gguf, quantize, self.name, kind)
             threads = ["-t", CORES, "-tb", CORES]
             room = ["-np", slots, "-c", slots * slot_tokens, "-cb", "-fa", "on"]
             return [server, "-m", weights, "--host", "127.0.0.1", "--port", port, *threads, *room]
@@ -99,7 +100,7 @@ class Peers:
         python = self.get(install.openvino)
         _, quantize = self.get(install.llama_cpp, self.masked)
         script = Path(__file__).resolve().parent / "openvino_streams.py"
-        weights = self.get(install.gguf, quantize, "Q8_0")
+        weights = self.get(install.gguf, quantize, self.name, "Q8_0")
         precision = ["--without-bf16"] if self.masked else []
         return [python, script, weights, "--max-num-seqs", SEQUENCES, *precision]
 
@@ -113,7 +114,7 @@ class Peers:
         self.vllm_env["LD_PRELOAD"] = str(environment / "lib/libiomp5.so")
         command = [environment / "bin/vllm", "serve", self.model(), "--port", port]
         room = ["--max-model-len", 8192, "--max-num-seqs", SEQUENCES, "--dtype", "bfloat16"]
-        return [*command, "--host", "127.0.0.1", "--served-model-name", install.MODEL, *room]
+        return [*command, "--host", "127.0.0.1", "--served-model-name", self.name, *room]
 
     vllm_env = {
         "HF_HUB_OFFLINE": "1",
@@ -139,19 +140,26 @@ class Peers:
         return [*command, *how, "--attn-implementation", "sdpa", "--cb-max-memory-percent", 0.1]
 
 
-def all_engines(masked, log):
-    """Every engine, Sconce's own first; where bf16 instructions are masked, those in
-    which they can be."""
-    found = unmasked_engines(Peers(masked, log))
-    return [engine for engine in found if engine.maskable or not masked]
+# Those that serve Gemma 3 out of these weights.
+WITH_GEMMA = ("sconce", "sconce-int8", "llama.cpp", "llama.cpp-q8")
+
+
+def all_engines(name, masked, log):
+    """Every engine that serves the model, Sconce's own first; where bf16 instructions are
+    masked, those in which they can be."""
+    found = unmasked_engines(Peers(name, masked, log))
+    found = [engine for engine in found if engine.maskable or not masked]
+    return [engine for engine in found if name == install.SMOLLM2 or engine.key in WITH_GEMMA]
 
 
 def unmasked_engines(peers):
     """Every engine, as the peers are installed."""
-    no_end = {"ignore_eos": True, "logit_bias": {END: -100}}
+    bias = {end: -100 for end in ENDS[peers.name]}
+    no_end = {"ignore_eos": True, "logit_bias": bias}
     packaged = f"(llama-cpp-python {install.LLAMA_CPP_PYTHON})"
-    llama = {"name": "llama.cpp", "version": packaged, "extra_body": no_end, "maskable": True}
-    own = {"name": "Sconce", "version": version(), "ready": "/ready", "maskable": True}
+    named = {"model": lambda: peers.name}
+    llama = {**named, "name": "llama.cpp", "version": packaged, "extra_body": no_end, "maskable": True}
+    own = {**named, "name": "Sconce", "version": version(), "ready": "/ready", "maskable": True}
     plain = ("streams-1", "streams-8", "streams-32", "ttft-500")
     return [
         Engine(key="sconce", dtype="bf16", command=peers.sconce(), **own),
@@ -173,6 +181,7 @@ def unmasked_engines(peers):
             version=install.OPENVINO,
             dtype="Q8_0, in process",
             command=peers.openvino,
+            **named,
             env=peers.openvino_env(),
             in_process=True,
             maskable=True,
@@ -184,6 +193,7 @@ def unmasked_engines(peers):
             version=install.VLLM,
             dtype="bf16",
             command=peers.vllm,
+            **named,
             env=Peers.vllm_env,
             extra_body={"ignore_eos": True},
         ),
@@ -194,7 +204,7 @@ def unmasked_engines(peers):
             dtype="f32",
             command=peers.mistralrs,
             model=lambda: "default",
-            extra_body={"ignore_eos": None, "stream_options": None, "logit_bias": {END: -100}},
+            extra_body={"ignore_eos": None, "stream_options": None, "logit_bias": bias},
             cells=plain,
         ),
         Engine(

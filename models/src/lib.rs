@@ -26,6 +26,7 @@ pub use config::{Decoder, Mixture};
 pub use error::ModelError;
 pub use families::{gemma3, llama, qwen2, qwen3, qwen3_moe};
 pub use pass::{Model, Pass};
+pub use registry::{FamilyInfo, families};
 pub use rope::{RopeParams, RopeScaling};
 pub use sconce_kernels::mapped::{LFS_POINTER, lfs_advice};
 pub use spec::ModelSpec;

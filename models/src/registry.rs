@@ -2,7 +2,7 @@
 
 use std::any::Any;
 
-use sconce_kernels::Backend;
+use sconce_kernels::{Backend, cpu::Cpu};
 use serde_json::Map;
 
 use crate::{
@@ -12,6 +12,7 @@ use crate::{
         gemma3::Gemma3ForCausalLM, llama::LlamaForCausalLM, mistral::MistralForCausalLM,
         qwen2::Qwen2ForCausalLM, qwen3::Qwen3ForCausalLM, qwen3_moe::Qwen3MoeForCausalLM,
     },
+    gguf,
     source::{Checker, Packer, Scope, Source, Weights},
 };
 
@@ -21,6 +22,8 @@ pub(crate) trait Family {
     const ARCHITECTURE: &'static str;
     /// config.json's `model_type`.
     const MODEL_TYPE: &'static str;
+    /// The models that are of it, in words.
+    const MODELS: &'static str;
     /// What it reads of config.json.
     type Config: Any;
     /// The model over loaded weights.
@@ -57,12 +60,35 @@ fn registry<B: Backend + 'static>() -> Vec<Entry<B>> {
     ]
 }
 
+/// What is known of a family without a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FamilyInfo {
+    /// The class in config.json's `architectures`.
+    pub architecture: &'static str,
+    /// The models that are of it, in words.
+    pub models: &'static str,
+    /// `general.architecture` of the GGUF files that are converted to it.
+    pub gguf: Option<&'static str>,
+}
+
+/// The families that are served.
+#[must_use]
+pub fn families() -> Vec<FamilyInfo> {
+    let info = |entry: Entry<Cpu>| FamilyInfo {
+        architecture: entry.architecture,
+        models: entry.models,
+        gguf: gguf::architecture_of(entry.model_type),
+    };
+    registry().into_iter().map(info).collect()
+}
+
 type Read<B> = fn(&Fields<'_>) -> Result<Box<dyn Configured<B>>, ModelError>;
 
 /// A family on a backend.
 struct Entry<B: Backend> {
     architecture: &'static str,
     model_type: &'static str,
+    models: &'static str,
     read: Read<B>,
 }
 
@@ -73,6 +99,7 @@ where
     Entry {
         architecture: F::ARCHITECTURE,
         model_type: F::MODEL_TYPE,
+        models: F::MODELS,
         read: |config| Ok(Box::new(Of::<F>(F::read(config)?))),
     }
 }

@@ -89,7 +89,7 @@ FAMILIES = {
             head_dim=256,
             sliding_window=24,
             layer_types=["sliding_attention", "full_attention", "sliding_attention"],
-            query_pre_attn_scalar=200,
+            query_pre_attn_scalar=64,
             final_logit_softcapping=15.0,
             rope_parameters={
                 "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 50_000.0},
@@ -110,11 +110,11 @@ def random_weights(model, rng):
         numbers = torch.from_numpy(rng.standard_normal(parameter.shape, dtype=np.float32))
         if "norm" in name:
             numbers = parameter.data + 0.3 * numbers
-            numbers += 7 if scaled and name == "model.norm.weight" else 0
+            numbers += 15 if scaled and name == "model.norm.weight" else 0
         elif name.endswith("bias"):
             numbers *= 0.5
         elif "embed_tokens" in name:
-            numbers *= (0.5 if scaled else 4) / parameter.shape[-1] ** 0.5 if tied else 1
+            numbers *= (0.25 if scaled else 4) / parameter.shape[-1] ** 0.5 if tied else 1
         else:
             numbers *= (4 if "lm_head" in name else 1.5) / parameter.shape[-1] ** 0.5
         parameter.data.copy_(numbers.bfloat16().float())

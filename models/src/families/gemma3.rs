@@ -93,6 +93,7 @@ pub(crate) struct Gemma3ForCausalLM;
 impl Family for Gemma3ForCausalLM {
     const ARCHITECTURE: &'static str = "Gemma3ForCausalLM";
     const MODEL_TYPE: &'static str = "gemma3_text";
+    const MODELS: &'static str = "Gemma 3, text: 270M, 1B";
     type Config = Config;
     type Model<W: Weights> = Gemma3<W>;
 

@@ -114,6 +114,7 @@ pub(crate) struct LlamaForCausalLM;
 impl Family for LlamaForCausalLM {
     const ARCHITECTURE: &'static str = "LlamaForCausalLM";
     const MODEL_TYPE: &'static str = "llama";
+    const MODELS: &'static str = "Llama 2 and 3.x, SmolLM2, TinyLlama, Yi";
     type Config = Config;
     type Model<W: Weights> = Llama<W>;
 

@@ -13,6 +13,7 @@ pub(crate) struct MistralForCausalLM;
 impl Family for MistralForCausalLM {
     const ARCHITECTURE: &'static str = "MistralForCausalLM";
     const MODEL_TYPE: &'static str = "mistral";
+    const MODELS: &'static str = "Mistral 7B";
     type Config = Config;
     type Model<W: Weights> = Llama<W>;
 

@@ -34,6 +34,7 @@ pub(crate) struct Qwen2ForCausalLM;
 impl Family for Qwen2ForCausalLM {
     const ARCHITECTURE: &'static str = "Qwen2ForCausalLM";
     const MODEL_TYPE: &'static str = "qwen2";
+    const MODELS: &'static str = "Qwen2, Qwen2.5";
     type Config = Config;
     type Model<W: Weights> = Llama<W>;
 

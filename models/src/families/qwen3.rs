@@ -38,6 +38,7 @@ pub(crate) struct Qwen3ForCausalLM;
 impl Family for Qwen3ForCausalLM {
     const ARCHITECTURE: &'static str = "Qwen3ForCausalLM";
     const MODEL_TYPE: &'static str = "qwen3";
+    const MODELS: &'static str = "Qwen3, dense";
     type Config = Config;
     type Model<W: Weights> = Llama<W>;
 

@@ -113,6 +113,7 @@ pub(crate) struct Qwen3MoeForCausalLM;
 impl Family for Qwen3MoeForCausalLM {
     const ARCHITECTURE: &'static str = "Qwen3MoeForCausalLM";
     const MODEL_TYPE: &'static str = "qwen3_moe";
+    const MODELS: &'static str = "Qwen3-30B-A3B, Qwen3-235B-A22B";
     type Config = Config;
     type Model<W: Weights> = Qwen3Moe<W>;
 

@@ -17,7 +17,7 @@ pub(super) struct Architecture {
     /// config.json's `architectures`.
     class: &'static str,
     /// config.json's `model_type`.
-    model_type: &'static str,
+    pub(super) model_type: &'static str,
     /// config.json's field and value of the gate's activation.
     activation: (&'static str, &'static str),
     /// RoPE's base where the file has none.

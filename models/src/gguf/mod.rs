@@ -99,6 +99,12 @@ pub struct Progress {
     pub total: usize,
 }
 
+/// `general.architecture` of the files that become models of a `model_type`.
+pub(crate) fn architecture_of(model_type: &str) -> Option<&'static str> {
+    let mut known = architecture::ARCHITECTURES.iter();
+    known.find(|known| known.model_type == model_type).map(|known| known.name)
+}
+
 /// Converts a GGUF file to config.json, model.safetensors (bf16),
 /// tokenizer.json, tokenizer_config.json and generation_config.json in
 /// `out_dir`, which must exist. On an error the directory may hold some of

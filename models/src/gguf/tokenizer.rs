@@ -67,14 +67,13 @@ pub(super) fn convert(
             ));
         }
     }
-    let added: Vec<Value> = tokens
+    let added: Vec<Value> = kinds
         .iter()
-        .zip(&kinds)
         .enumerate()
-        .filter(|(_, (_, kind))| matches!(**kind, UNKNOWN | CONTROL | USER_DEFINED))
-        .map(|(id, (token, &kind))| {
+        .filter(|(_, kind)| matches!(**kind, UNKNOWN | CONTROL | USER_DEFINED))
+        .map(|(id, &kind)| {
             json!({
-                "id": id, "content": token, "single_word": false, "lstrip": false,
+                "id": id, "content": piece(id), "single_word": false, "lstrip": false,
                 "rstrip": false, "normalized": false, "special": kind != USER_DEFINED,
             })
         })

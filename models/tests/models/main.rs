@@ -7,5 +7,6 @@ mod forward;
 mod gemma;
 mod gguf;
 mod qwen;
+mod readme;
 mod rope;
 mod tiny;

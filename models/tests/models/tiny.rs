@@ -135,7 +135,7 @@ impl Tiny {
     pub(crate) fn window(&self, layer: usize) -> Option<usize> {
         self.sliding_window.filter(|_| match self.class {
             None => true,
-            Some(GEMMA) => layer % 2 == 0,
+            Some(GEMMA) => layer.is_multiple_of(2),
             Some(_) => layer >= 1,
         })
     }
