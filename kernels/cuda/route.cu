@@ -9,7 +9,7 @@ struct Route {
     // What each counts for, [rows, top_k].
     float* weights;
     uint32_t rows;
-    // At most MAX_EXPERTS.
+    // At most LANE_EXPERTS * WARP.
     uint32_t num_experts;
     uint32_t top_k;
     // Whether a row's weights are made to sum to 1.
@@ -18,7 +18,6 @@ struct Route {
 
 // Experts of a lane.
 constexpr int LANE_EXPERTS = 16;
-constexpr uint32_t MAX_EXPERTS = LANE_EXPERTS * WARP;
 
 #define NEGATIVE_INFINITY (-__builtin_inff())
 

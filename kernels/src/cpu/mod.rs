@@ -70,7 +70,7 @@ pub struct Cpu {
     /// The scales of inputs in int8, `[rows]`.
     pub(crate) row_scales: Vec<f32>,
     /// How a product of experts is shared out.
-    pub(crate) expert_chunks: Vec<experts::Chunk>,
+    pub(crate) expert_tasks: Vec<experts::ExpertTasks>,
 }
 
 /// A thread's working memory. It grows to the largest need and stays.
@@ -153,8 +153,8 @@ impl Cpu {
         assert!(Isa::available().contains(&isa), "this processor has no {}", isa.name());
         let pool = ThreadPool::new(config.threads.unwrap_or_else(cores));
         let scratch = (0..pool.num_threads()).map(|_| Mutex::default()).collect();
-        let (rounded, row_scales, expert_chunks) = Default::default();
-        Self { pool, isa, scratch, rounded, row_scales, expert_chunks }
+        let (rounded, row_scales, expert_tasks) = Default::default();
+        Self { pool, isa, scratch, rounded, row_scales, expert_tasks }
     }
 
     /// The instructions in use.

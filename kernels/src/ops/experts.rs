@@ -6,6 +6,8 @@
 //! are read at all.
 #![expect(unsafe_code, reason = "tasks write disjoint columns")]
 
+use std::ops::Range;
+
 use super::{
     Activation, Routing, ensure,
     linear::{Epilogue, Input, Panels, Part, Product, TASK_ROWS, rows_of_weight},
@@ -16,12 +18,13 @@ use crate::{
     cpu::{Cpu, CpuBuffer, LANES, PackedMatrix, PanelDtype, SharedMut, TileKernels},
 };
 
-/// Some places of one expert, and the tasks that compute them.
-#[derive(Clone, Copy)]
-pub(crate) struct Chunk {
+/// The tasks that compute an expert's places, which are cut into chunks: those of one group
+/// of panels follow each other, so that it is near for all but the first.
+#[derive(Clone)]
+pub(crate) struct ExpertTasks {
     expert: usize,
-    first_place: usize,
-    num_places: usize,
+    places: Range<usize>,
+    chunk_rows: usize,
     tile_rows: usize,
     /// Panels of a task.
     group: usize,
@@ -124,8 +127,8 @@ fn product<'a>(
     let halves = if matches!(epilogue, Epilogue::Gated(_)) { 2 } else { 1 };
     let of_expert = w.num_panels() / routes.routing().num_experts;
     let num_panels = of_expert / halves;
-    let mut chunks = std::mem::take(&mut cpu.expert_chunks);
-    let num_tasks = share_out(routes, &kernels, (num_panels, halves), &mut chunks);
+    let mut experts = std::mem::take(&mut cpu.expert_tasks);
+    let num_tasks = share_out(routes, &kernels, (num_panels, halves), &mut experts);
     let product = Product {
         isa: cpu.isa,
         kernels,
@@ -139,48 +142,48 @@ fn product<'a>(
         out: SharedMut::new(out),
     };
     let threads = cpu.pool.num_threads();
-    let panels = |task: usize| {
-        let found = chunks.partition_point(|chunk| chunk.first_task <= task);
-        let chunk = chunks[found - 1];
-        let first = ((task - chunk.first_task) * chunk.group).min(num_panels);
-        let range = first..(first + chunk.group).min(num_panels);
-        (chunk, Panels { weight: chunk.expert * of_expert, range })
+    let part_of = |task: usize| {
+        let after = experts.partition_point(|tasks| tasks.first_task <= task);
+        let ExpertTasks { expert, places, chunk_rows, tile_rows, group, first_task } =
+            experts[after - 1].clone();
+        let chunks = places.len().div_ceil(chunk_rows);
+        let (chunk, group_index) = ((task - first_task) % chunks, (task - first_task) / chunks);
+        let (row, panel) = (places.start + chunk * chunk_rows, group_index * group);
+        let panels = Panels {
+            weight: expert * of_expert,
+            range: panel.min(num_panels)..(panel + group).min(num_panels),
+        };
+        (row..(row + chunk_rows).min(places.end), tile_rows, panels)
     };
     cpu.pool.run(num_tasks, &|_, task| {
-        let (chunk, own) = panels(task);
-        let part = Part {
-            rows: chunk.first_place..chunk.first_place + chunk.num_places,
-            tile_rows: chunk.tile_rows,
-            panels: own,
-            // What this thread will most likely take next.
-            next: panels((task + threads).min(num_tasks - 1)).1,
-        };
+        let (rows, tile_rows, panels) = part_of(task);
+        // What this thread will most likely take next.
+        let (_, _, next) = part_of((task + threads).min(num_tasks - 1));
+        let part = Part { rows, tile_rows, panels, next };
         // SAFETY: `input` and `out` have a row of the weight's k, and of an expert's outputs,
         // for each place; each task has its own rows of its own panels of one expert.
         unsafe { product.compute(&part) };
     });
-    cpu.expert_chunks = chunks;
+    cpu.expert_tasks = experts;
 }
 
-/// Cuts the places of each expert into chunks, and those into tasks: their number.
+/// Cuts the places of each expert in use into tasks: their number.
 fn share_out(
     routes: &CpuRoutes,
     kernels: &TileKernels,
     (num_panels, halves): (usize, usize),
-    chunks: &mut Vec<Chunk>,
+    experts: &mut Vec<ExpertTasks>,
 ) -> usize {
-    chunks.clear();
+    experts.clear();
     let mut num_tasks = 0;
     for (expert, places) in routes.in_use() {
-        let chunk_rows = places.len().div_ceil(places.len().div_ceil(TASK_ROWS));
+        let chunks = places.len().div_ceil(TASK_ROWS);
+        let chunk_rows = places.len().div_ceil(chunks);
         let (tile_rows, best) = kernels.shape(chunk_rows);
         let group = (best / halves).max(1);
-        for first_place in places.clone().step_by(chunk_rows) {
-            let num_places = chunk_rows.min(places.end - first_place);
-            let first_task = num_tasks;
-            chunks.push(Chunk { expert, first_place, num_places, tile_rows, group, first_task });
-            num_tasks += num_panels.div_ceil(group);
-        }
+        let first_task = num_tasks;
+        num_tasks += places.len().div_ceil(chunk_rows) * num_panels.div_ceil(group);
+        experts.push(ExpertTasks { expert, places, chunk_rows, tile_rows, group, first_task });
     }
     num_tasks
 }
