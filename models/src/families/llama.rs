@@ -114,7 +114,8 @@ pub(crate) struct LlamaForCausalLM;
 impl Family for LlamaForCausalLM {
     const ARCHITECTURE: &'static str = "LlamaForCausalLM";
     const MODEL_TYPE: &'static str = "llama";
-    const MODELS: &'static str = "Llama 2 and 3.x, SmolLM2, TinyLlama, Yi; Mistral 7B out of GGUF files";
+    const MODELS: &'static str =
+        "Llama 2 and 3.x, SmolLM2, TinyLlama, Yi; Mistral 7B out of GGUF files";
     type Config = Config;
     type Model<W: Weights> = Llama<W>;
 

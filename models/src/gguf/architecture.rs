@@ -32,8 +32,11 @@ pub(super) struct Architecture {
     /// which llama.cpp has added already.
     pub(super) is_gemma: bool,
     /// config.json's fields beside those that all have.
-    fields: fn(&Metadata<'_>, &Sizes, &mut Map<String, Value>) -> Result<(), GgufError>,
+    fields: OwnFields,
 }
+
+/// Adds fields to config.json.
+type OwnFields = fn(&Metadata<'_>, &Sizes, &mut Map<String, Value>) -> Result<(), GgufError>;
 
 /// The families, a name each.
 pub(super) const ARCHITECTURES: [Architecture; 5] = [

@@ -2,7 +2,8 @@
 
 use std::{fmt::Write as _, path::Path};
 
-const BEGIN: &str = "<!-- models: written by `README=write cargo test -p sconce-models readme` -->\n";
+const BEGIN: &str =
+    "<!-- models: written by `README=write cargo test -p sconce-models readme` -->\n";
 const END: &str = "<!-- end of models -->\n";
 
 fn table() -> String {
