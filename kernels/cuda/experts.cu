@@ -153,7 +153,8 @@ __device__ __forceinline__ void multiply(const ExpertProduct& p) {
             }
         }
     }
-    T* out = static_cast<T*>(p.out);
+    // Two elements a word; every row has an even number of them.
+    uint32_t* out = static_cast<uint32_t*>(p.out);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
 #pragma unroll
@@ -166,8 +167,7 @@ __device__ __forceinline__ void multiply(const ExpertProduct& p) {
             const float* high = &sums[half][1][pair * 2];
             const auto store = [&](uint32_t at, float left, float right) {
                 if (at < of_row) {
-                    const uint32_t word = pack<T>(left, right);
-                    memcpy(out + uint64_t(place) * of_row + at, &word, sizeof(word));
+                    out[(uint64_t(place) * of_row + at) / 2] = pack<T>(left, right);
                 }
             };
             if constexpr (GATED) {
