@@ -12,7 +12,7 @@ use crate::KernelError;
 
 /// Bytes of a cache line.
 const LINE: usize = 64;
-/// The least that is worth a call: x86-64's and AArch64's usual huge page.
+/// x86-64's and AArch64's usual huge page.
 #[cfg(target_os = "linux")]
 const HUGE_PAGE: usize = 2 << 20;
 const WORDS: usize = LINE / size_of::<u64>();
@@ -67,10 +67,10 @@ impl<T: Pod> AlignedVec<T> {
 #[cfg(target_os = "linux")]
 fn advise_huge_pages(words: &[u64]) {
     use rustix::mm::{Advice, madvise};
-    let page = rustix::param::page_size();
-    let skipped = words.as_ptr().align_offset(page);
-    let bytes = size_of_val(words.get(skipped..).unwrap_or_default()) / page * page;
-    if bytes >= HUGE_PAGE {
+    // Whole huge pages only, so whole pages of any size.
+    let skipped = words.as_ptr().align_offset(HUGE_PAGE);
+    let bytes = size_of_val(words.get(skipped..).unwrap_or_default()) / HUGE_PAGE * HUGE_PAGE;
+    if bytes > 0 {
         let first = words[skipped..].as_ptr().cast_mut();
         // SAFETY: whole pages within the slice; the advice changes what backs them, not what
         // they hold. A system without huge pages refuses it, and nothing is lost.

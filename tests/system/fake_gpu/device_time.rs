@@ -127,10 +127,7 @@ fn a_failed_step_is_billed_what_the_device_did() {
     drop(gpu);
     let loading_ns: u64 = loading.iter().map(|work| work.ns).sum();
     for (call, error) in [("cuLaunchKernel", "701"), ("cuMemcpyDtoHAsync_v2", "1")] {
-        let count = |of: &[Work]| match call {
-            "cuLaunchKernel" => of.iter().map(|work| work.launch).max().unwrap_or(0) as usize,
-            _ => of.iter().filter(|work| work.name.starts_with(call)).count(),
-        };
+        let count = |of: &[Work]| of.iter().filter(|work| work.name.starts_with(call)).count();
         let nth = count(&loading).midpoint(count(&work));
         let script = super::script_file(&format!("fail {call} {nth} {error}\n"));
         let path = script.path().to_str().expect("UTF-8");
