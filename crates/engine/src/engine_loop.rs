@@ -226,10 +226,7 @@ impl<E: Executor> EngineLoop<E> {
             Ok(()) => self.result.device_time,
             Err(ref error) => failed_step_time(executor, error),
         };
-        let began = step.launched.max(self.step_ended);
-        let step_time = measured.unwrap_or(step_ended.saturating_duration_since(began));
-        self.step_ended = step_ended;
-        self.share_step(&step.batch, step_time, step_ended, outcome.is_ok());
+        let step_time = self.bill_step(&step, measured, step_ended, outcome.is_ok());
         if let Err(error) = outcome {
             return self.end_failed_step(step, &error);
         }
@@ -430,6 +427,22 @@ impl<E: Executor> EngineLoop<E> {
         Turn::Continue
     }
 
+    /// Shares out what a step took: what the device measured, or by the host's clock the time
+    /// since its launch or the end of the step before, whichever was later. Gives that time.
+    fn bill_step(
+        &mut self,
+        step: &Step,
+        measured: Option<Duration>,
+        ended: Instant,
+        is_computed: bool,
+    ) -> Duration {
+        let began = step.launched.max(self.step_ended);
+        let step_time = measured.unwrap_or(ended.saturating_duration_since(began));
+        self.step_ended = ended;
+        self.share_step(&step.batch, step_time, ended, is_computed);
+        step_time
+    }
+
     /// Counts a step, and bills it to those in it: its time, the blocks that they held until
     /// its end, and, if it succeeded, the prompt tokens that it computed. What it computed for
     /// requests that have ended meanwhile is discarded.
@@ -481,11 +494,7 @@ impl<E: Executor> EngineLoop<E> {
     fn end_unlaunched_step(&mut self, step: Step, error: &ExecutorError) -> Turn {
         let executor = self.executor.as_mut().expect("it has failed just now");
         let measured = failed_step_time(executor, error);
-        let now = Instant::now();
-        let began = step.launched.max(self.step_ended);
-        let step_time = measured.unwrap_or(now.saturating_duration_since(began));
-        self.step_ended = now;
-        self.share_step(&step.batch, step_time, now, false);
+        self.bill_step(&step, measured, Instant::now(), false);
         self.end_failed_step(step, error)
     }
 

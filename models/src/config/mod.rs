@@ -12,7 +12,7 @@ pub(crate) use decoder::{Defaults, KvHeads};
 pub(crate) use fields::{Fields, clip, positive, refuse};
 pub use mixture::Mixture;
 pub(crate) use rope::{ReadRope, of_global_layers, of_local_layers};
-pub(crate) use windows::{alternating_windows, windows};
+pub(crate) use windows::{alternating_windows, optional_window, windows};
 
 /// No size in a config.json may be larger; real ones are far below.
 pub(crate) const MAX_SIZE: usize = 1 << 24;

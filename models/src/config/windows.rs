@@ -6,6 +6,18 @@ use super::{
 };
 use crate::ModelError;
 
+/// Qwen's `sliding_window`, where `use_sliding_window` says that there is one.
+///
+/// # Errors
+/// A field that cannot be served, by name.
+pub(crate) fn optional_window(config: &Fields<'_>) -> Result<Option<usize>, ModelError> {
+    match (config.flag("use_sliding_window", false)?, config.get("sliding_window")) {
+        (false, _) => Ok(None),
+        (true, None) => Ok(Some(4096)),
+        (true, Some(_)) => config.nullable_size("sliding_window", MAX_SIZE),
+    }
+}
+
 /// For each layer the positions that its queries see, if not all: Qwen's
 /// `use_sliding_window`, `sliding_window` and `max_window_layers`, or `layer_types` in place
 /// of the last.
@@ -16,11 +28,7 @@ pub(crate) fn windows(
     config: &Fields<'_>,
     num_layers: usize,
 ) -> Result<Vec<Option<usize>>, ModelError> {
-    let window = match (config.flag("use_sliding_window", false)?, config.get("sliding_window")) {
-        (false, _) => None,
-        (true, None) => Some(4096),
-        (true, Some(_)) => config.nullable_size("sliding_window", MAX_SIZE)?,
-    };
+    let window = optional_window(config)?;
     if config.given("layer_types").is_some() {
         return of_layer_types(config, num_layers, window);
     }

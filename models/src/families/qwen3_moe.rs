@@ -4,7 +4,7 @@ use sconce_kernels::{Backend, KernelError};
 
 use crate::{
     Buf, Model, ModelError, Pass,
-    config::{Decoder, Defaults, Fields, KvHeads, MAX_SIZE, Mixture},
+    config::{Decoder, Defaults, Fields, KvHeads, Mixture, optional_window},
     layers::{
         Activation, Attention, AttentionConfig, Embedding, Experts, ExpertsConfig, GatedMlp,
         LmHead, Norm, RmsNorm,
@@ -128,14 +128,9 @@ impl Family for Qwen3MoeForCausalLM {
             ..Defaults::LLAMA
         };
         let base = Decoder::read(config, &defaults)?;
-        let has_window = config.flag("use_sliding_window", false)?;
-        let sliding_window = match config.get("sliding_window").filter(|_| has_window) {
-            None => has_window.then_some(4096),
-            Some(_) => config.nullable_size("sliding_window", MAX_SIZE)?,
-        };
         Ok(Config {
             attention_bias: config.flag("attention_bias", false)?,
-            sliding_window,
+            sliding_window: optional_window(config)?,
             mixture: Mixture::read(config, &base)?,
             base,
         })

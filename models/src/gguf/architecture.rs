@@ -31,6 +31,8 @@ pub(super) struct Architecture {
     /// There are norms after both blocks too, and a norm multiplies by its weight plus 1,
     /// which llama.cpp has added already.
     pub(super) is_gemma: bool,
+    /// Layers are experts.
+    has_experts: bool,
     /// config.json's fields beside those that all have.
     fields: OwnFields,
 }
@@ -71,6 +73,7 @@ pub(super) const ARCHITECTURES: [Architecture; 5] = [
         class: "Qwen3MoeForCausalLM",
         model_type: "qwen3_moe",
         has_qk_norm: true,
+        has_experts: true,
         fields: mixture,
         ..PLAIN
     },
@@ -97,6 +100,7 @@ const PLAIN: Architecture = Architecture {
     has_qkv_bias: false,
     has_qk_norm: false,
     is_gemma: false,
+    has_experts: false,
     fields: |_, _, _| Ok(()),
 };
 
@@ -130,7 +134,7 @@ impl Sizes {
     pub(super) fn read(metadata: &Metadata<'_>, content: &Content) -> Result<Self, GgufError> {
         let key = |name| metadata.key(name);
         let experts = metadata.optional_size(&key("expert_count"))?.filter(|count| *count > 0);
-        let is_mixture = metadata.architecture.name == "qwen3moe";
+        let is_mixture = metadata.architecture.has_experts;
         let experts = match experts {
             Some(_) if is_mixture => {
                 let count = metadata.size(&key("expert_count"))?;
@@ -256,11 +260,8 @@ fn gemma(
     config.insert("sliding_window".into(), json!(window));
     config.insert("query_pre_attn_scalar".into(), json!(scalar));
     config.insert("attention_bias".into(), json!(false));
-    for (field, key) in [
-        ("attn_logit_softcapping", "attn_logit_softcapping"),
-        ("final_logit_softcapping", "final_logit_softcapping"),
-    ] {
-        let cap = metadata.float_or(&metadata.key(key), 0.0)?;
+    for field in ["attn_logit_softcapping", "final_logit_softcapping"] {
+        let cap = metadata.float_or(&metadata.key(field), 0.0)?;
         config.insert(field.into(), if cap == 0.0 { Value::Null } else { json!(cap) });
     }
     Ok(())
