@@ -94,6 +94,9 @@ impl<E: Executor> EngineLoop<E> {
         let mut outputs = std::mem::take(&mut self.outputs);
         for output in outputs.drain(..) {
             let Some(live) = self.requests.get_mut(&output.request) else { continue };
+            if output.finish.is_some() {
+                live.release();
+            }
             // The channel has room for every event, so a failed send is a
             // reader that went away; its cancellation is on the way.
             if !output.prompt_logprobs.is_empty() {

@@ -365,6 +365,7 @@ impl<E: Executor> EngineLoop<E> {
             Message::Ready(id, outcome) => self.make_ready(id, outcome),
             Message::Tenants(named) => self.set_tenants(&named),
             Message::Settle(reply) => {
+                self.publish_all_tenants(Instant::now());
                 self.tell_ledger(&ScheduledBatch::default());
                 if let Some(sink) = &mut self.sink {
                     // An empty batch waits for the one before it.

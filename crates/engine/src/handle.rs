@@ -394,7 +394,7 @@ impl EngineHandle {
         answer.await.map_err(|_| SubmitError::EngineLost)
     }
 
-    /// Waits until the ledger has kept all that was used until now.
+    /// Waits until the ledger has kept all that was used until now, and the metrics count it.
     ///
     /// # Errors
     /// The engine is too busy to listen, or has stopped.

@@ -210,6 +210,11 @@ impl LiveRequest {
         self.permit.refund(u64::from(prompt_tokens) + u64::from(generated_tokens));
     }
 
+    /// Its place is another request's from now on.
+    pub(crate) fn release(&mut self) {
+        self.permit.release();
+    }
+
     /// The times of a token, once it is known to have been generated.
     pub(crate) fn observe_token(
         &mut self,

@@ -39,6 +39,11 @@ impl<E: Executor> EngineLoop<E> {
         if !is_due && !self.requests.is_empty() && now - self.published < TENANTS_EVERY {
             return;
         }
+        self.publish_all_tenants(now);
+    }
+
+    /// Brings all tenants' metrics up to date, and the energy that is billed to no request.
+    pub(crate) fn publish_all_tenants(&mut self, now: Instant) {
         self.published = now;
         let Self { tenants, scheduler, metrics, meter, .. } = self;
         for known in tenants.iter_mut() {

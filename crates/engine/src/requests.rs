@@ -137,6 +137,7 @@ impl<E: Executor> EngineLoop<E> {
             self.entries.push(live.labelled_entry(id, tenant, Some(reason)));
         }
         self.metrics.request_success.with_label_values(&[reason.name()]).inc();
+        live.release();
         if let Some(error) = error {
             live.fail(error);
         }

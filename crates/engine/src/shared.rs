@@ -126,6 +126,7 @@ pub(crate) struct Permit {
     shared: Arc<Shared>,
     tenant: TenantId,
     minute: Option<MinuteReservation>,
+    is_held: bool,
 }
 
 impl Permit {
@@ -136,7 +137,7 @@ impl Permit {
         minute: Option<MinuteReservation>,
     ) -> Self {
         shared.unfinished.fetch_add(1, Ordering::AcqRel);
-        Self { shared: Arc::clone(shared), tenant, minute }
+        Self { shared: Arc::clone(shared), tenant, minute, is_held: true }
     }
 
     /// The request uses no more tokens than it has `used`; the rest of what it had reserved
@@ -146,16 +147,24 @@ impl Permit {
             self.shared.door().admission.refund(self.tenant, minute, used);
         }
     }
-}
 
-impl Drop for Permit {
-    fn drop(&mut self) {
-        // A request that ends normally was refunded before its last event was sent; what is
-        // left was never computed.
+    /// The request's place is free. Called before its last event is sent, so that a client
+    /// that has its whole answer finds room for its next request. Only the first call counts.
+    pub(crate) fn release(&mut self) {
+        if !std::mem::take(&mut self.is_held) {
+            return;
+        }
+        // A request that ends normally was refunded before; what is left was never computed.
         self.refund(0);
         self.shared.door().admission.leave(self.tenant);
         if self.shared.unfinished.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.shared.drained.notify_waiters();
         }
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.release();
     }
 }

@@ -2,6 +2,7 @@
 //! what faults cost, and what dropping frees.
 
 use std::{
+    collections::VecDeque,
     convert::Infallible,
     sync::mpsc::{Receiver, Sender, channel},
     time::Duration,
@@ -131,6 +132,21 @@ fn a_full_queue_refuses_and_recovers() {
         }
     };
     assert_eq!(read(stream).0.len(), 3);
+}
+
+#[test]
+fn who_has_its_last_token_finds_its_place_free() {
+    let (_, handle) = start(&[]);
+    let limit = CONFIG.max_num_seqs + CONFIG.max_queued;
+    let submit = || handle.submit(request(4, 1));
+    let mut streams: VecDeque<_> = (0..limit).map(|_| submit().expect("there is room")).collect();
+    for _ in 0..500 {
+        let stream = streams.pop_front().expect("as many as there are places");
+        assert_eq!(read(stream).1, Ok(End::Length));
+        streams.push_back(submit().expect("one has ended"));
+    }
+    streams.drain(..).for_each(|stream| assert_eq!(read(stream).1, Ok(End::Length)));
+    assert_eq!(handle.unfinished(), 0);
 }
 
 /// An executor that says when a step has begun and waits before it computes it,
