@@ -67,6 +67,12 @@ impl ApiError {
         Self { code: Some("model_not_found"), param: Some("model".to_owned()), ..error }
     }
 
+    pub(crate) fn response_not_found(param: &str, id: &str) -> Self {
+        let message = format!("there is no response {id:?}: it was not stored, or is gone");
+        let error = Self::new(StatusCode::NOT_FOUND, "invalid_request_error", message);
+        Self { code: Some("response_not_found"), param: Some(param.to_owned()), ..error }
+    }
+
     pub(crate) fn not_found(path: &str) -> Self {
         let message = format!("there is nothing at {path}");
         Self::new(StatusCode::NOT_FOUND, "invalid_request_error", message)
@@ -206,6 +212,14 @@ impl ApiError {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message)
     }
 
+    pub(crate) fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
     /// The body.
     pub(crate) fn json(&self) -> Value {
         json!({ "error": {
@@ -239,6 +253,8 @@ impl IntoResponse for ApiError {
         if self.status == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
+        // For those who write it in another shape.
+        response.extensions_mut().insert(self);
         response
     }
 }

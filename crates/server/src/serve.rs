@@ -16,10 +16,12 @@ use sconce_text::TextModel;
 use tokio::net::{TcpListener, TcpSocket, lookup_host};
 
 use crate::{
-    ServerConfig, access_log, admin, capacity,
+    ServerConfig, access_log, admin,
+    anthropic::{self, messages},
+    capacity,
     error::ApiError,
     middleware,
-    openai::{chat, completions, models},
+    openai::{chat, completions, models, responses},
     state::AppState,
     tokenize,
 };
@@ -30,6 +32,9 @@ pub fn router(engine: EngineHandle, text: Arc<TextModel>, config: ServerConfig) 
     let keyed = routes([
         ("/v1/chat/completions", post(chat::create)),
         ("/v1/completions", post(completions::create)),
+        ("/v1/responses", post(responses::create)),
+        ("/v1/messages", post(messages::create)),
+        ("/v1/messages/count_tokens", post(messages::count_tokens)),
         ("/v1/models", get(models::list)),
         ("/tokenize", post(tokenize::tokenize)),
         ("/detokenize", post(tokenize::detokenize)),
@@ -38,6 +43,7 @@ pub fn router(engine: EngineHandle, text: Arc<TextModel>, config: ServerConfig) 
         ("/admin/reload", post(admin::reload)),
         ("/admin/tenants", get(admin::tenants)),
     ])
+    .route("/v1/responses/{*id}", get(responses::retrieve).delete(responses::delete))
     .route("/v1/models/{*id}", get(models::retrieve))
     .route_layer(from_fn_with_state(state.clone(), middleware::authorize));
     let open = routes([
@@ -51,7 +57,8 @@ pub fn router(engine: EngineHandle, text: Arc<TextModel>, config: ServerConfig) 
         .merge(keyed)
         .method_not_allowed_fallback(wrong_method)
         .fallback(not_found)
-        .layer(from_fn(catch_panic));
+        .layer(from_fn(catch_panic))
+        .layer(from_fn(anthropic::error::shape));
     if let Some(cors) = state.config.allowed_origins.layer() {
         router = router.layer(cors);
     }

@@ -14,18 +14,18 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::{
-    MAX_CHOICES,
-    chat::ended,
-    choice::{Choice, Delta, Finish, Start, StopReason},
     echo::{Echo, Prompt},
     legacy_logprobs::LegacyLogprobs,
-    params::{GenerationFields, Settings, UNSUPPORTED},
-    stream::{self, Chunks, Events},
-    usage::{Counts, Usage},
 };
 use crate::{
     caller::TenantAuth,
     error::ApiError,
+    generation::{
+        choice::{Choice, Delta, Finish, Start, StopReason, ended},
+        settings::{GenerationFields, MAX_CHOICES, Settings, UNSUPPORTED},
+        stream::{self, Chunks, Events},
+        usage::{Counts, Usage},
+    },
     json::{self, Body, JsonBody},
     state::{AppState, unix_seconds},
 };
@@ -140,7 +140,8 @@ fn prepare(
         } else {
             (None, state.text.detokenizer(&prompt.tokens, skip))
         };
-        Ok((Start { prompt: prompt.tokens, max_tokens, detokenizer }, echo))
+        let start = Start { prompt: prompt.tokens, max_tokens, detokenizer, reading: None };
+        Ok((start, echo))
     };
     let starts = prompts.into_iter().zip(max_tokens).map(start);
     let starts = starts.collect::<Result<_, ApiError>>()?;
@@ -162,9 +163,9 @@ pub(crate) async fn create(
         }
     }
     let shape = Shape {
-        id: state.next_id("cmpl"),
+        id: state.next_id("cmpl-"),
         created: unix_seconds(),
-        model: prepared.model.unwrap_or_else(|| state.model_name().to_owned()),
+        model: state.answering_name(prepared.model),
         text: state.text.clone(),
         wants_logprobs,
     };
@@ -334,5 +335,6 @@ impl Chunks for CompletionChunks {
         if self.include_usage {
             self.push(&[], Some(Some(self.counts.usage())), out);
         }
+        out.done();
     }
 }

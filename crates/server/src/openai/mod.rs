@@ -1,20 +1,20 @@
 //! OpenAI's endpoints.
 
 pub(crate) mod chat;
-mod choice;
+mod chat_answer;
 pub(crate) mod completions;
-mod decoder;
 mod echo;
 mod legacy_logprobs;
+pub(crate) mod messages;
 pub(crate) mod models;
-mod params;
-mod stream;
-mod usage;
+pub(crate) mod responses;
+pub(crate) mod tools;
+
+use sconce_text::TextModel;
+use sconce_types::{TokenId, TokenLogprobs};
+use serde_json::{Value, json};
 
 use crate::{caller::TenantAuth, error::ApiError, state::AppState};
-
-/// Choices that one request may ask for in all.
-const MAX_CHOICES: usize = 128;
 
 /// The served names that a caller may use.
 pub(crate) fn models_of(state: &AppState, caller: &TenantAuth) -> Vec<String> {
@@ -34,4 +34,19 @@ pub(crate) fn check_model(
         return Ok(());
     }
     Err(ApiError::model_not_found(model, &models_of(state, caller)))
+}
+
+/// OpenAI's log-probabilities of tokens.
+pub(crate) fn token_logprobs(text: &TextModel, logprobs: &[TokenLogprobs]) -> Vec<Value> {
+    let entry = |token: TokenId, logprob: f32| {
+        let token = text.token_text(token);
+        json!({ "token": token.text, "logprob": logprob, "bytes": token.bytes })
+    };
+    let whole = |at: &TokenLogprobs| {
+        let mut sampled = entry(at.token, at.logprob);
+        sampled["top_logprobs"] =
+            at.top.iter().map(|&(token, logprob)| entry(token, logprob)).collect();
+        sampled
+    };
+    logprobs.iter().map(whole).collect()
 }
