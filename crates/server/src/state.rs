@@ -47,6 +47,8 @@ pub struct ServerConfig {
     pub reasoning_parser: Option<ReasoningFormat>,
     /// Seed of the sampling of requests that bring none; random if not given.
     pub seed: Option<u64>,
+    /// A prefix of paths that a proxy leaves on, such as `/llm`.
+    pub root_path: String,
     /// The name that the server was told to listen on, which requests may be sent to.
     pub host: String,
     /// Whose web pages may read answers.
@@ -71,6 +73,7 @@ impl Default for ServerConfig {
             tool_call_parser: None,
             reasoning_parser: None,
             seed: None,
+            root_path: String::new(),
             host: String::new(),
             allowed_origins: AllowedOrigins::default(),
             access_log: false,

@@ -79,7 +79,8 @@ pub(crate) async fn tokenize(
         let text = &state.text;
         let tokens = match (body.prompt, body.messages) {
             (Some(prompt), None) => {
-                text.encode_within(&prompt, body.add_special_tokens.unwrap_or(true), most)?
+                let special = body.add_special_tokens.unwrap_or(true);
+                text.encode_within(&prompt, special, most)?
             }
             (None, Some(messages)) => {
                 let conversation = Conversation {
@@ -114,8 +115,8 @@ pub(crate) async fn detokenize(
         let max_model_len = scheduler.max_model_len;
         let (count, most) = (body.tokens.len(), max_model_len.saturating_mul(MAX_CONTEXTS));
         if count > most {
-            let message = format!("tokens has {count} entries, but may have at most {most}");
-            return Err(ApiError::too_long("tokens", message));
+            let what = format!("but tokens has {count} entries; at most {most} are taken");
+            return Err(ApiError::too_long(Some("tokens"), max_model_len, what));
         }
         if let Some(token) = body.tokens.iter().find(|&&token| token as usize >= vocab_size) {
             let message = format!("token {token} is outside the vocabulary of {vocab_size} tokens");

@@ -131,8 +131,11 @@ impl Choice {
         let stop = finds_stops.then(finder);
         let stream = state.engine.submit_until(request, stop)?;
         let stats = settings.stats().cloned();
-        if let Some(stats) = stats.as_ref().filter(|_| index.is_multiple_of(settings.n)) {
-            stats.note_prompt(prompt.len());
+        if index.is_multiple_of(settings.n) {
+            state.engine.metrics().request_params_n.observe(settings.n as f64);
+            if let Some(stats) = &stats {
+                stats.note_prompt(prompt.len());
+            }
         }
         Ok(Self {
             stream: Some(stream),

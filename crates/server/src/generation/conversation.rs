@@ -74,8 +74,10 @@ impl Conversation<'_> {
         add_special_tokens: bool,
         max_tokens: usize,
     ) -> Result<Prompt, ApiError> {
+        let field = self.field;
         let prompt = self.render(text, max_tokens)?;
-        let tokens = text.encode_within(&prompt, add_special_tokens, max_tokens)?;
+        let tokens = text.encode_within(&prompt, add_special_tokens, max_tokens);
+        let tokens = tokens.map_err(|error| ApiError::from(error).within(field))?;
         let end = prompt.char_indices().rev().nth(PROMPT_END_CHARS - 1).map_or(0, |(at, _)| at);
         Ok(Prompt { tokens, end: prompt[end..].to_owned() })
     }
@@ -86,8 +88,8 @@ impl Conversation<'_> {
         let bytes: usize = messages.iter().map(|message| message.text.len()).sum();
         let most = text.max_bytes(max_tokens);
         if bytes > most {
-            let message = format!("{field} has {bytes} bytes of text, but at most {most} can fit");
-            return Err(ApiError::too_long(field, message));
+            let what = format!("but {field} has {bytes} bytes of text, and at most {most} can fit");
+            return Err(ApiError::too_long(Some(field), max_tokens, what));
         }
         name_results(&mut messages);
         let mut kwargs = self.template_kwargs;
@@ -116,9 +118,8 @@ fn check(messages: &[Message], field: &str, max_tokens: usize) -> Result<(), Api
         return Err(ApiError::invalid(Some(field), message));
     }
     if messages.len() > max_tokens {
-        let message =
-            format!("{field} has {} entries, but at most {max_tokens} fit", messages.len());
-        return Err(ApiError::too_long(field, message));
+        let what = format!("but {field} has {} entries; shorten it", messages.len());
+        return Err(ApiError::too_long(Some(field), max_tokens, what));
     }
     Ok(())
 }

@@ -28,7 +28,6 @@ pub(crate) const UNSUPPORTED: &[(&str, Option<&str>)] = &[
     ("return_tokens_as_token_ids", None),
     ("service_tier", Some("\"auto\"")),
     ("spaces_between_special_tokens", Some("true")),
-    ("store", None),
     ("structured_outputs", None),
     ("truncate_prompt_tokens", None),
     ("use_beam_search", None),
@@ -100,6 +99,8 @@ pub(crate) struct StreamOptions {
     pub(crate) continuous_usage_stats: Option<bool>,
     /// What the request used beside tokens, in `usage`.
     pub(crate) include_metering: Option<bool>,
+    /// OpenAI pads events with random text, lest their lengths tell what they say.
+    include_obfuscation: Option<bool>,
 }
 
 /// The shared fields, checked.
@@ -154,6 +155,9 @@ impl GenerationFields {
         if self.stream_options.is_some() && !stream {
             let message = "stream_options has a meaning only with stream: true";
             return Err(ApiError::invalid(Some("stream_options"), message));
+        }
+        if self.stream_options.and_then(|options| options.include_obfuscation) == Some(true) {
+            return Err(ApiError::unsupported("stream_options.include_obfuscation"));
         }
         let stops = match self.stop {
             None => Vec::new(),

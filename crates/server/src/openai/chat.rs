@@ -131,7 +131,7 @@ fn prepare(state: &AppState, caller: TenantAuth, body: ChatBody) -> Result<Prepa
     let prompt = conversation.encode(text, add_special_tokens, limits.scheduler.max_model_len)?;
     let max_tokens = settings
         .max_tokens(limits, &[prompt.tokens.len()], max_tokens, None)
-        .map_err(|error| error.renamed("max_tokens", max_tokens_name))?[0];
+        .map_err(|error| error.renamed("max_tokens", max_tokens_name).within("messages"))?[0];
     let start = Start::of_answer(state, &settings, &tools, prompt, max_tokens)?;
     let (model, wants_logprobs) = (body.model, num_logprobs.is_some());
     let wants_reasoning = body.include_reasoning.unwrap_or(true);
@@ -147,7 +147,9 @@ pub(crate) async fn create(
     let choices = (0..settings.n)
         .map(|index| Choice::submit(&state, &settings, &start, index, false))
         .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| error.renamed("max_tokens", prepared.max_tokens_name))?;
+        .map_err(|error| {
+            error.renamed("max_tokens", prepared.max_tokens_name).within("messages")
+        })?;
     let shape = Shape {
         id: state.next_id("chatcmpl-"),
         created: unix_seconds(),
@@ -183,6 +185,7 @@ impl Body for ChatBody {
         ("functions", None),
         ("modalities", Some("[\"text\"]")),
         ("prediction", None),
+        ("store", None),
         ("verbosity", Some("\"medium\"")),
         ("web_search_options", None),
     ];

@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{
-    token_logprobs,
+    FINGERPRINT, token_logprobs,
     tools::{CallAnswer, CallDelta},
 };
 use crate::generation::{
@@ -47,6 +47,7 @@ impl Shape {
             "object": "chat.completion",
             "created": self.created,
             "model": self.model,
+            "system_fingerprint": FINGERPRINT,
             "choices": choices,
             "usage": usage,
         })
@@ -98,6 +99,7 @@ struct Chunk<'a> {
     object: &'static str,
     created: u64,
     model: &'a str,
+    system_fingerprint: &'static str,
     choices: &'a [ChunkChoice<'a>],
     /// Absent unless usage was asked for; then null but in the last chunk.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -150,12 +152,12 @@ impl ChatChunks {
     fn push(&self, choices: &[ChunkChoice<'_>], usage: Option<Option<Usage>>, out: &mut Events) {
         let Shape { id, created, model, .. } = &self.shape;
         let object = "chat.completion.chunk";
-        out.push(&Chunk { id, object, created: *created, model, choices, usage });
+        let (created, system_fingerprint) = (*created, FINGERPRINT);
+        out.push(&Chunk { id, object, created, model, system_fingerprint, choices, usage });
     }
 
     fn running_usage(&self) -> Option<Option<Usage>> {
-        (self.include_usage || self.continuous)
-            .then(|| self.continuous.then(|| self.counts.usage()))
+        self.include_usage.then(|| self.continuous.then(|| self.counts.usage()))
     }
 }
 

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::{
+    FINGERPRINT,
     echo::{Echo, Prompt},
     legacy_logprobs::LegacyLogprobs,
 };
@@ -65,7 +66,7 @@ enum Prompts {
 
 impl Body for CompletionBody {
     const UNSUPPORTED: &'static [(&'static str, Option<&'static str>)] =
-        &[("prompt_embeds", None), ("suffix", Some("\"\""))];
+        &[("prompt_embeds", None), ("store", None), ("suffix", Some("\"\""))];
     const SHARED: &'static [(&'static str, Option<&'static str>)] = UNSUPPORTED;
 }
 
@@ -81,7 +82,8 @@ impl Prompts {
         };
         let most = state.engine.limits().scheduler.max_model_len;
         let encode = |text: String| {
-            let tokens = state.text.encode_within(&text, special, most)?;
+            let tokens = state.text.encode_within(&text, special, most);
+            let tokens = tokens.map_err(|error| ApiError::from(error).within("prompt"))?;
             Ok(Prompt { tokens, text: Some(text) })
         };
         texts.into_iter().map(encode).collect()
@@ -127,12 +129,15 @@ fn prepare(
     let prompts = body.prompt.encode(state, special)?;
     let lens: Vec<usize> = prompts.iter().map(|prompt| prompt.tokens.len()).collect();
     let limits = state.engine.limits();
-    let max_tokens = settings.max_tokens(limits, &lens, asked, Some(DEFAULT_MAX_TOKENS))?;
+    let max_tokens = settings
+        .max_tokens(limits, &lens, asked, Some(DEFAULT_MAX_TOKENS))
+        .map_err(|error| error.within("prompt"))?;
     let wants_logprobs = body.logprobs.is_some();
     let skip = settings.skip_special_tokens;
     let start = |(prompt, max_tokens): (Prompt, u32)| {
         // Before anything is made of it.
-        limits.check(&prompt.tokens, max_tokens)?;
+        let checked = limits.check(&prompt.tokens, max_tokens);
+        checked.map_err(|error| ApiError::from(error).within("prompt"))?;
         let (echo, detokenizer) = if echo {
             let (echo, detokenizer) =
                 Echo::new(&state.text, &prompt, skip, scores_only, wants_logprobs);
@@ -264,6 +269,7 @@ fn respond(shape: &Shape, echoes: Vec<Option<Echo>>, usage: Usage, choices: Vec<
         "object": "text_completion",
         "created": shape.created,
         "model": shape.model,
+        "system_fingerprint": FINGERPRINT,
         "choices": choices,
         "usage": usage,
     })
@@ -287,6 +293,7 @@ struct Chunk<'a> {
     object: &'static str,
     created: u64,
     model: &'a str,
+    system_fingerprint: &'static str,
     choices: &'a [ChunkChoice],
     /// Absent unless usage was asked for; then null but in the last chunk.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -306,7 +313,8 @@ impl CompletionChunks {
     fn push(&self, choices: &[ChunkChoice], usage: Option<Option<Usage>>, out: &mut Events) {
         let Shape { id, created, model, .. } = &self.shape;
         let object = "text_completion";
-        out.push(&Chunk { id, object, created: *created, model, choices, usage });
+        let (created, system_fingerprint) = (*created, FINGERPRINT);
+        out.push(&Chunk { id, object, created, model, system_fingerprint, choices, usage });
     }
 }
 
@@ -326,8 +334,7 @@ impl Chunks for CompletionChunks {
         let (finish_reason, stop_reason) =
             delta.finish.map_or((None, None), |finish| (Some(finish.reason), finish.stop_reason));
         let choice = ChunkChoice { index, text, logprobs, finish_reason, stop_reason };
-        let usage = (self.include_usage || self.continuous)
-            .then(|| self.continuous.then(|| self.counts.usage()));
+        let usage = self.include_usage.then(|| self.continuous.then(|| self.counts.usage()));
         self.push(&[choice], usage, out);
     }
 

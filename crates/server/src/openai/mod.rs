@@ -16,6 +16,9 @@ use serde_json::{Value, json};
 
 use crate::{caller::TenantAuth, error::ApiError, state::AppState};
 
+/// What answers are made with: the same settings and seed give the same answer under it.
+const FINGERPRINT: &str = concat!("sconce-", env!("CARGO_PKG_VERSION"));
+
 /// The served names that a caller may use.
 pub(crate) fn models_of(state: &AppState, caller: &TenantAuth) -> Vec<String> {
     let served = state.config.served_model_names.iter();
@@ -36,10 +39,17 @@ pub(crate) fn check_model(
     Err(ApiError::model_not_found(model, &models_of(state, caller)))
 }
 
+/// A number in as many digits as tell it from its neighbours, everywhere the same: not those
+/// that appear when an f32 becomes an f64.
+pub(crate) fn shortest(x: f32) -> f64 {
+    x.to_string().parse().unwrap_or_else(|_| x.into())
+}
+
 /// OpenAI's log-probabilities of tokens.
 pub(crate) fn token_logprobs(text: &TextModel, logprobs: &[TokenLogprobs]) -> Vec<Value> {
     let entry = |token: TokenId, logprob: f32| {
         let token = text.token_text(token);
+        let logprob = shortest(logprob);
         json!({ "token": token.text, "logprob": logprob, "bytes": token.bytes })
     };
     let whole = |at: &TokenLogprobs| {

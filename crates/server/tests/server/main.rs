@@ -4,6 +4,7 @@ mod access_log;
 mod api;
 mod app;
 mod bills;
+mod clients;
 mod faults;
 mod fields;
 mod http2;

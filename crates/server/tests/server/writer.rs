@@ -92,7 +92,7 @@ impl Writing {
         let config = ServerConfig {
             served_model_names: vec!["writer".into()],
             tool_call_parser: ToolFormat::from_name("hermes"),
-            reasoning_parser: ReasoningFormat::from_name("deepseek_r1"),
+            reasoning_parser: ReasoningFormat::from_name("qwen3"),
             ..ServerConfig::default()
         };
         let router = router(engine, Arc::new(text), config);

@@ -34,7 +34,7 @@ pub(crate) async fn create(
 ) -> Result<Response, ApiError> {
     let Prepared { settings, start, shape, history } = body.work(&state, prepare).await?;
     let choice = Choice::submit(&state, &settings, &start, 0, false)
-        .map_err(|error| error.renamed("max_tokens", "max_output_tokens"))?;
+        .map_err(|error| error.renamed("max_tokens", "max_output_tokens").within("input"))?;
     let counts = Counts::new(start.prompt.len(), 1, 1, false);
     let keep = shape.is_stored.then(|| {
         let tenants = settings.caller.num_tenants();

@@ -205,7 +205,7 @@ pub(super) fn prepare(
     let prompt = conversation.encode(&state.text, false, limits.scheduler.max_model_len)?;
     let max_tokens = settings
         .max_tokens(limits, &[prompt.tokens.len()], body.max_output_tokens, None)
-        .map_err(|error| error.renamed("max_tokens", "max_output_tokens"))?[0];
+        .map_err(|error| error.renamed("max_tokens", "max_output_tokens").within("input"))?[0];
     let start = Start::of_answer(state, &settings, &tools, prompt, max_tokens)?;
     let is_stored = body.store.unwrap_or(true);
     let mut echo = json!({
