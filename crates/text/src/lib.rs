@@ -1,6 +1,6 @@
 //! Everything that knows text: tokenizer, chat template, incremental
-//! detokenizer, stop strings. The engine and what is below it know token ids
-//! only.
+//! detokenizer, stop strings, calls and reasoning in an answer. The engine and
+//! what is below it know token ids only.
 
 mod answer;
 mod byte_tokenizer;
