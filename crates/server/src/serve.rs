@@ -18,8 +18,9 @@ use tokio::net::{TcpListener, TcpSocket, lookup_host};
 use crate::{
     ServerConfig, access_log, admin, capacity,
     error::ApiError,
-    middleware,
+    live, middleware,
     openai::{chat, completions, models},
+    page,
     state::AppState,
     tokenize,
 };
@@ -34,6 +35,7 @@ pub fn router(engine: EngineHandle, text: Arc<TextModel>, config: ServerConfig) 
         ("/tokenize", post(tokenize::tokenize)),
         ("/detokenize", post(tokenize::detokenize)),
         ("/v1/capacity", get(capacity::capacity)),
+        ("/v1/live", get(live::live)),
         ("/reset_prefix_cache", post(admin::reset_prefix_cache)),
         ("/admin/reload", post(admin::reload)),
         ("/admin/tenants", get(admin::tenants)),
@@ -49,6 +51,7 @@ pub fn router(engine: EngineHandle, text: Arc<TextModel>, config: ServerConfig) 
     ]);
     let mut router = open
         .merge(keyed)
+        .merge(page::routes())
         .method_not_allowed_fallback(wrong_method)
         .fallback(not_found)
         .layer(from_fn(catch_panic));

@@ -20,6 +20,7 @@ use sconce_text::TextModel;
 use crate::{
     AllowedOrigins, TenantDirectory,
     intake::{BodyConfig, Intake},
+    live::Live,
     origins::Origins,
 };
 
@@ -76,6 +77,7 @@ pub(crate) struct AppState {
     pub(crate) text: Arc<TextModel>,
     pub(crate) config: Arc<ServerConfig>,
     pub(crate) intake: Arc<Intake>,
+    pub(crate) live: Arc<Live>,
     pub(crate) origins: Arc<Origins>,
     pub(crate) started: u64,
     /// Counts what was drawn for requests without a seed; ids are drawn apart,
@@ -98,6 +100,7 @@ impl AppState {
             origins: Arc::new(Origins::new(&config.host, &config.allowed_origins)),
             config: Arc::new(config),
             intake: Arc::new(intake),
+            live: Arc::new(Live::new()),
             started: unix_seconds(),
             seeds: Arc::new(IdSource::new(origin)),
             ids: Arc::new(IdSource::new(rand::rng().random())),

@@ -8,6 +8,8 @@ mod faults;
 mod fields;
 mod http2;
 mod keys;
+mod live;
+mod page;
 mod reload;
 mod script;
 mod templates;
