@@ -36,7 +36,7 @@ export function launch() {
 /** A page of a server, and all that went wrong on it: it must stay empty. */
 export async function open(browser, url, { key, ...options } = {}) {
   const context = await browser.newContext({ viewport: { width: 1280, height: 800 }, ...options });
-  if (key) await context.addInitScript((key) => sessionStorage.setItem("sconce.key", key), key);
+  if (key) await context.addInitScript((key) => (sessionStorage["sconce.key"] ??= key), key);
   const page = await context.newPage();
   page.setDefaultTimeout(60_000);
   const wrong = [];

@@ -243,9 +243,7 @@ describe("a server of two tenants", () => {
   });
 });
 
-if (process.argv.includes("--screenshots")) {
-  test("screenshots", () => takeScreenshots(browser));
-}
+test("screenshots", { skip: !process.argv.includes("--screenshots") }, () => takeScreenshots(browser));
 
 const SAMPLES = [
   "# A heading\nand a paragraph with **bold**, *italic*, _too_, `code <b>` and ~~gone~~",

@@ -37,8 +37,7 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => engi
 async function begin() {
   try {
     const { data } = await (await request("/v1/models")).json();
-    $("model").replaceChildren(...data.map(({ id }) => new Option(id, id)));
-    $("model").disabled = data.length < 2;
+    showModels(data.map(({ id }) => id));
     document.title = data[0] ? `${data[0].id} · Sconce` : "Sconce";
     chat.allow();
     $("prompt").focus({ preventScroll: true });
@@ -47,12 +46,19 @@ async function begin() {
       forgetKey();
       return;
     }
-    $("model").replaceChildren();
-    if (error.status === 403) chat.allow("An administrator’s key shows the engine; a tenant’s key chats");
+    showModels([]);
+    if (error.status === 403) chat.allow("An administrator’s key: the engine only");
     else chat.fail(`The server does not answer: ${error.message}`);
   }
   $("key").hidden = !key.get();
   engine.restart();
+}
+
+/** One name is a text, several are a choice. */
+function showModels(names) {
+  $("model").replaceChildren(...names.map((name) => new Option(name, name)));
+  $("model").hidden = names.length < 2;
+  $("model-name").textContent = names.length === 1 ? names[0] : "";
 }
 
 function askForKey(reason) {

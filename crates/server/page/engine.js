@@ -118,6 +118,7 @@ export class EnginePanel {
 
   showTenants() {
     const rows = $("tenant-rows");
+    $("tenants").classList.toggle("unmetered", this.tenants.every(({ joules }) => joules == null));
     while (rows.children.length > this.tenants.length) rows.lastChild.remove();
     this.tenants.forEach((tenant, index) => {
       const row = rows.children[index] ?? rows.appendChild(tenantRow());
@@ -127,7 +128,7 @@ export class EnginePanel {
         whole.format(tenant.running),
         whole.format(tenant.waiting),
         whole.format(tenant.kv_blocks),
-        `${Math.round(tenant.share * 100)} %`,
+        tenant.share ? `${Math.round(tenant.share * 100)} %` : "–",
         tenant.weight,
         short.format(tenant.prompt_tokens + tenant.generated_tokens),
         seconds(tenant.device_seconds || null),

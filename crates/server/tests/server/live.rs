@@ -152,7 +152,7 @@ fn an_open_server_shows_everything() {
     let mut stream = watch(&app, &[]).expect("it is open");
     let event = next(&app, &mut stream).expect("an event");
     let tenants = json!([{
-        "name": "default", "code": 2, "weight": 1, "share": 1.0, "running": 0, "waiting": 0,
+        "name": "default", "code": 2, "weight": 1, "share": 0.0, "running": 0, "waiting": 0,
         "kv_blocks": 0, "prompt_tokens": 0, "cached_tokens": 0, "generated_tokens": 0,
         "device_seconds": 0.0, "joules": null,
     }]);
