@@ -107,6 +107,8 @@ export class EnginePanel {
     const codes = [...names.keys()].filter((code) => code < 255).slice(0, 12);
     const entries = [[0, "free"], [1, "cached"], ...codes.map((code) => [code, names.get(code)])];
     if (counts[255]) entries.push([255, "others"]);
+    const { stride } = this.map;
+    $("map").title = stride > 1 ? `Each cell is ${stride} blocks` : "Each cell is a block";
     const legend = $("legend");
     while (legend.children.length > entries.length) legend.lastChild.remove();
     entries.forEach(([code, name], index) => {

@@ -60,17 +60,23 @@ export class KvMap {
     if (bytes.length) this.draw();
   }
 
-  /** Chooses cells as large as fit, in a frame about twice as wide as it is high. */
+  /**
+   * Chooses cells as large as fit, in a frame about twice as wide as it is high. Where even the
+   * smallest are too many, each stands for several blocks.
+   */
   layOut() {
     const total = this.codes.length;
     const ratio = window.devicePixelRatio || 1;
     const width = Math.floor(this.canvas.parentElement.clientWidth * ratio);
     if (!total || !width) return;
-    this.columns = Math.max(1, Math.min(width, total, Math.ceil(Math.sqrt(total * 2))));
-    this.cell = Math.max(1, Math.min(Math.floor(width / this.columns), Math.floor(18 * ratio)));
-    this.columns = Math.min(total, Math.floor(width / this.cell));
-    this.gap = this.cell >= 4 ? Math.max(1, Math.floor(this.cell / 8)) : 0;
-    const rows = Math.ceil(total / this.columns);
+    const [least, most] = [Math.floor(3 * ratio), Math.floor(18 * ratio)];
+    const fitting = Math.floor(width / Math.ceil(Math.sqrt(total * 2)));
+    this.cell = Math.max(least, Math.min(fitting, most));
+    this.columns = Math.max(1, Math.min(total, Math.floor(width / this.cell)));
+    this.gap = this.cell >= 4 * ratio ? Math.max(1, Math.floor(this.cell / 8)) : 0;
+    this.stride = Math.ceil(total / this.columns / Math.ceil(this.columns * 0.6));
+    if (this.cell > least) this.stride = 1;
+    const rows = Math.ceil(total / this.stride / this.columns);
     this.canvas.width = this.columns * this.cell;
     this.canvas.height = rows * this.cell;
     this.canvas.style.width = `${this.canvas.width / ratio}px`;
@@ -86,14 +92,18 @@ export class KvMap {
     this.counts.forEach((count, code) => {
       if (count) palette[code] = this.pixel(colour(code));
     });
-    const { columns, cell, gap } = this;
+    const { columns, cell, gap, stride, codes } = this;
     const side = cell - gap;
-    this.codes.forEach((code, block) => {
-      const from = Math.floor(block / columns) * cell * width + (block % columns) * cell;
+    for (let block = 0, at = 0; block < codes.length; at++) {
+      // A block that a tenant holds is seen among many that are free.
+      let code = codes[block];
+      const end = Math.min(block + stride, codes.length);
+      while (++block < end) code = Math.max(code, codes[block]);
+      const from = Math.floor(at / columns) * cell * width + (at % columns) * cell;
       for (let y = 0; y < side; y++) {
         pixels.fill(palette[code], from + y * width, from + y * width + side);
       }
-    });
+    }
     this.context.putImageData(image, 0, 0);
   }
 
