@@ -6,7 +6,7 @@ use sconce::{SamplingParams, Sconce};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let model = std::env::args().nth(1).unwrap_or_else(|| "smollm2-135m-instruct".to_owned());
-    let sconce = Sconce::builder(model).max_model_len(2048).max_num_seqs(8_usize).start()?;
+    let sconce = Sconce::builder(model).max_model_len(2048).max_num_seqs(8).start()?;
     let countries = ["France", "Italy", "Spain", "Germany", "Japan", "Egypt"];
     let prompts = countries.map(|country| format!("The capital of {country} is"));
     let params = SamplingParams { max_tokens: 4, temperature: 0.0, ..Default::default() };

@@ -22,20 +22,13 @@ pub struct Builder {
     options: Options,
 }
 
-/// Setters of options that have a value, and of those that may have none.
+/// Setters of options; what they are given becomes the option's type.
 macro_rules! setters {
-    ($($(#[$doc:meta])* $name:ident: $kind:ty,)* ; $($(#[$some_doc:meta])* $some:ident: $some_kind:ty,)*) => {
+    ($($(#[$doc:meta])* $name:ident: $kind:ty => $of:expr,)*) => {
         $(
             $(#[$doc])*
-            pub fn $name(mut self, $name: impl Into<$kind>) -> Self {
-                self.options.$name = $name.into();
-                self
-            }
-        )*
-        $(
-            $(#[$some_doc])*
-            pub fn $some(mut self, $some: impl Into<$some_kind>) -> Self {
-                self.options.$some = Some($some.into());
+            pub fn $name(mut self, $name: $kind) -> Self {
+                self.options.$name = $of($name);
                 self
             }
         )*
@@ -49,50 +42,49 @@ impl Builder {
 
     setters! {
         /// Where models come from and are kept.
-        hub: HubOptions,
+        hub: HubOptions => std::convert::identity,
         /// Where the model runs.
-        device: DeviceChoice,
+        device: DeviceChoice => std::convert::identity,
         /// Whether prompts that begin like earlier ones share what those computed.
-        enable_prefix_caching: bool,
+        enable_prefix_caching: bool => std::convert::identity,
         /// Sequences that run at once.
-        max_num_seqs: usize,
+        max_num_seqs: usize => std::convert::identity,
         /// Requests that may wait beside those that run.
-        max_num_queued_reqs: usize,
+        max_num_queued_reqs: usize => std::convert::identity,
         /// The share of a GPU's memory that everything together may take.
-        gpu_memory_utilization: f64,
+        gpu_memory_utilization: f64 => std::convert::identity,
         /// Whose request is admitted next.
-        scheduling_policy: SchedulingPolicy,
+        scheduling_policy: SchedulingPolicy => std::convert::identity,
         /// Who shares the engine.
-        tenants: Vec<Tenant>,
-        ;
+        tenants: Vec<Tenant> => std::convert::identity,
         /// The name that requests and metrics use.
-        served_model_name: String,
+        served_model_name: impl Into<String> => |value| Some(Into::into(value)),
         /// The chat template's file, if not the model's own.
-        chat_template: PathBuf,
+        chat_template: impl Into<PathBuf> => |value| Some(Into::into(value)),
         /// The dtype that the model computes in.
-        dtype: Dtype,
+        dtype: Dtype => Some,
         /// How weights are quantized.
-        quantization: Quantization,
+        quantization: Quantization => Some,
         /// The dtype of the KV cache.
-        kv_cache_dtype: CacheDtype,
+        kv_cache_dtype: CacheDtype => Some,
         /// Tokens of prompt and output.
-        max_model_len: usize,
+        max_model_len: usize => Some,
         /// Tokens computed in one step.
-        max_num_batched_tokens: usize,
+        max_num_batched_tokens: usize => Some,
         /// The time between tokens that prefill leaves to decodes.
-        target_itl: Duration,
+        target_itl: Duration => Some,
         /// The longest that a request may wait for its prefill.
-        max_queue_wait: Duration,
+        max_queue_wait: Duration => Some,
         /// KV-cache memory in bytes.
-        kv_cache_memory_bytes: u64,
+        kv_cache_memory_bytes: u64 => Some,
         /// Threads that compute.
-        threads: usize,
+        threads: usize => Some,
         /// The highest level of a CPU's instructions to use.
-        cpu_isa: Isa,
+        cpu_isa: Isa => Some,
         /// Where what each request used is kept.
-        ledger: PathBuf,
+        ledger: impl Into<PathBuf> => |value| Some(Into::into(value)),
         /// Where requests are recorded.
-        record: PathBuf,
+        record: impl Into<PathBuf> => |value| Some(Into::into(value)),
     }
 
     /// What was set so far.
