@@ -321,3 +321,35 @@ fn documents_a_reader_expects_are_there() {
         assert!(Path::new(&root()).join(name).is_file(), "{name} is missing");
     }
 }
+
+/// Links between documents, and to what is in the repository, lead somewhere.
+#[test]
+fn links_in_documents_lead_somewhere() {
+    let mut documents: Vec<_> =
+        ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"].map(|name| root().join(name)).into();
+    let docs = std::fs::read_dir(root().join("docs")).expect("there are documents");
+    let docs = docs.map(|entry| entry.expect("it can be listed").path());
+    documents.extend(docs.filter(|path| path.extension().is_some_and(|ext| ext == "md")));
+    let anchor = |line: &str| {
+        let title = line.strip_prefix('#')?.trim_start_matches('#').trim().to_lowercase();
+        let is_kept = |c: &char| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_');
+        Some(title.chars().filter(is_kept).collect::<String>().replace(' ', "-"))
+    };
+    for path in &documents {
+        let text = std::fs::read_to_string(path).expect("it can be read");
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            if link.contains("://") {
+                continue;
+            }
+            let (file, place) = link.split_once('#').unwrap_or((link, ""));
+            let folder = path.parent().expect("it is in a folder");
+            let target = if file.is_empty() { path.clone() } else { folder.join(file) };
+            assert!(target.exists(), "{}: {link} leads nowhere", path.display());
+            if !place.is_empty() {
+                let text = std::fs::read_to_string(&target).expect("a document");
+                let is_there = text.lines().filter_map(anchor).any(|title| title == place);
+                assert!(is_there, "{}: there is no {link}", path.display());
+            }
+        }
+    }
+}

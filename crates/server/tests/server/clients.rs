@@ -70,7 +70,8 @@ fn a_proxys_prefix_is_taken_off() {
         ("/llm/health", 200),
         ("/health", 200),
         ("/llm/v1/models?x=1", 200),
-        ("/llm/", 404),
+        ("/llm/", 200),
+        ("/llm", 200),
         ("/llmhealth", 404),
         ("/llm/llm/health", 404),
     ] {
