@@ -167,7 +167,7 @@ describe("a server of one tenant, without keys", () => {
       return controls.filter((node) => !node.hidden && !name(node)?.trim()).map((node) => node.outerHTML);
     });
     assert.deepEqual(nameless.filter((html) => !html.includes('id="glance"')), []);
-    assert.equal(await page.evaluate(() => document.activeElement.id), "prompt");
+    await page.waitForFunction(() => document.activeElement.id === "prompt");
     assert.equal(await page.locator("#log [aria-live], #log [role=log], #log[aria-live]").count(), 0);
     await page.keyboard.press("Tab");
     assert.equal(await page.evaluate(() => document.activeElement.id), "toggle-settings");

@@ -61,17 +61,17 @@ async function onOneTenant(browser) {
     load(server, ["", "", ""], stop.signal);
     const { page } = await open(browser, server.url, { colorScheme: "light" });
     await settings(page);
-    await ask(page, "What is the capital of France?");
+    await ask(page, "Give me three tips for a first visit to Paris, as a list.");
     await answered(page);
-    await page.waitForTimeout(45_000);
-    await ask(page, "Give me three tips for a first visit, as a list.");
-    await has(page, 420);
+    await page.waitForTimeout(30_000);
+    await ask(page, "Write a short story about a lamp by the sea.");
+    await has(page, 500);
     await shoot(page, "light");
     await page.context().close();
     const phone = await open(browser, server.url, { ...PHONE, colorScheme: "dark" });
     await settings(phone.page);
     await ask(phone.page, "Give me three tips for a first visit to Paris, as a list.");
-    await has(phone.page, 300);
+    await answered(phone.page);
     await shoot(phone.page, "phone");
   } finally {
     stop.abort();

@@ -45,7 +45,10 @@ export async function start(args, tenants = []) {
         while (!signal.aborted) {
           const headers = { Authorization: `Bearer ${key}`, "Content-Type": "application/json" };
           const init = { method: "POST", headers, body: JSON.stringify(body), signal };
-          await fetch(`${url}/v1/completions`, init).then((answer) => answer.text()).catch(() => {});
+          const answer = await fetch(`${url}/v1/completions`, init).catch(() => null);
+          const text = await answer?.text().catch(() => "");
+          // A load that the server does not take would be none.
+          if (answer && !answer.ok) throw new Error(text);
         }
       });
     },
