@@ -11,8 +11,8 @@ use std::{
 use anyhow::Context as _;
 use futures::{Stream, StreamExt as _, stream};
 use sconce::{
-    AllowedOrigins, ConnectionConfig, EngineHandle, Options, Quantization, SchedulerConfig, Sconce,
-    ServerConfig, Summary, TenantDirectory, tenants::ApiKeys,
+    AllowedOrigins, ConnectionConfig, EngineHandle, Options, Quantization, ReasoningFormat,
+    SchedulerConfig, Sconce, ServerConfig, Summary, TenantDirectory, ToolFormat, tenants::ApiKeys,
 };
 
 use crate::{
@@ -43,8 +43,8 @@ Exit codes:
 pub(crate) struct Args {
     #[command(flatten)]
     engine: EngineArgs,
-    /// The name requests use for the model
-    #[arg(long)]
+    /// Names requests may use for the model; answers have the first where a request names none
+    #[arg(long, num_args = 1.., value_name = "NAME")]
     served_model_name: Vec<String>,
     /// The address to listen on
     #[arg(long, default_value = "127.0.0.1")]
@@ -59,6 +59,21 @@ pub(crate) struct Args {
     /// as a JSON list [default: none]
     #[arg(long, value_name = "ORIGINS")]
     allowed_origins: Vec<String>,
+    /// A prefix that a proxy leaves on paths, such as /llm
+    #[arg(long, value_name = "PATH", default_value = "")]
+    root_path: String,
+    /// The form of the model's tool calls [default: as its chat template has it]
+    #[arg(long, value_name = "NAME", value_parser = tool_call_parser)]
+    tool_call_parser: Option<ToolFormat>,
+    /// Tool calls are always taken; here for command lines of vLLM's
+    #[arg(long, hide = true)]
+    enable_auto_tool_choice: bool,
+    /// The form of the model's thoughts [default: as its chat template has it]
+    #[arg(long, value_name = "NAME", value_parser = reasoning_parser)]
+    reasoning_parser: Option<ReasoningFormat>,
+    /// Memory for the latest responses of /v1/responses, from which later requests go on
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, default_value = "64M")]
+    response_store_bytes: u64,
     /// Who the tenants are [default: sconce.toml, if it is there]
     #[arg(long, value_name = "FILE", env = "SCONCE_CONFIG")]
     config: Option<PathBuf>,
@@ -159,6 +174,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             unlogged_paths: args.disable_access_log_for_endpoints.clone(),
             tenants,
             max_body_bytes: usize::try_from(args.max_body_bytes)?,
+            root_path: args.root_path.clone(),
+            tool_call_parser: args.tool_call_parser,
+            reasoning_parser: args.reasoning_parser,
+            response_store_bytes: usize::try_from(args.response_store_bytes)?,
             seed: args.seed,
             ..ServerConfig::default()
         };
@@ -178,6 +197,18 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         let _ = tokio::time::timeout(SETTLE_TIMEOUT, sconce.engine().settle()).await;
         Ok(served?)
     })
+}
+
+fn tool_call_parser(name: &str) -> Result<ToolFormat, String> {
+    ToolFormat::from_name(name).ok_or_else(|| one_of(ToolFormat::names()))
+}
+
+fn reasoning_parser(name: &str) -> Result<ReasoningFormat, String> {
+    ReasoningFormat::from_name(name).ok_or_else(|| one_of(ReasoningFormat::names()))
+}
+
+fn one_of(names: impl Iterator<Item = &'static str>) -> String {
+    format!("it must be one of {}", names.collect::<Vec<_>>().join(", "))
 }
 
 /// What the banner says beside the engine.

@@ -15,7 +15,7 @@ use sconce_scheduler::{
     StepModel, StepWork,
 };
 use sconce_types::{
-    End, EnergyMeter, Executor, ExecutorError, MeterEntry, MeterSink, RequestId, Sample,
+    End, EnergyMeter, Executor, ExecutorError, Input, MeterEntry, MeterSink, RequestId, Sample,
     ScheduledBatch, StepResult, Tenant, TokenMasks,
 };
 
@@ -233,6 +233,7 @@ impl<E: Executor> EngineLoop<E> {
         self.learn(&step.batch, step_time);
         self.scheduler.commit(&step.batch, &mut self.result, &mut self.outputs);
         self.note_released(&step.batch, step_ended);
+        self.observe_iteration(&step.batch);
         self.note_tokens(&step.batch);
         // The device first: its next step waits for the masks that these tokens lead to.
         if let Err(error) = self.sample_newest() {
@@ -319,7 +320,7 @@ impl<E: Executor> EngineLoop<E> {
     fn note_preempted(&mut self, now: Instant) {
         for id in self.scheduler.preempted() {
             if let Some(live) = self.requests.get_mut(id) {
-                live.note_release(now);
+                live.note_preemption(now);
             }
         }
     }
@@ -455,7 +456,6 @@ impl<E: Executor> EngineLoop<E> {
         is_computed: bool,
     ) {
         self.metrics.step_time.observe(step_time.as_secs_f64());
-        self.metrics.iteration_tokens.observe(batch.num_tokens as f64);
         let step_ns = u64::try_from(step_time.as_nanos()).unwrap_or(u64::MAX);
         let parts = self.meter.share_time(&self.model, batch, step_ns);
         let mut discarded_ns = 0;
@@ -468,6 +468,14 @@ impl<E: Executor> EngineLoop<E> {
         if discarded_ns > 0 {
             self.metrics.discarded_device_seconds.inc_by(discarded_ns as f64 * 1e-9);
         }
+    }
+
+    /// Counts the prompt tokens that a step computed and the tokens that it generated.
+    fn observe_iteration(&self, batch: &ScheduledBatch) {
+        let decodes = batch.sequences.iter().filter(|row| row.input == Input::LastSampled).count();
+        let generated = self.outputs.iter().filter(|output| output.token.is_some()).count();
+        let tokens = batch.num_tokens - decodes + generated;
+        self.metrics.iteration_tokens.observe(tokens as f64);
     }
 
     /// Shares out what energy was used, if it is time to read it, or `now`.

@@ -349,6 +349,8 @@ impl EngineHandle {
     }
 
     fn refusal(&self, ask: &Ask, refused: &Refused, metric: Option<IntCounter>) -> SubmitError {
+        let reason = refused.shortage.name();
+        self.metrics.admission_rejections.with_label_values(&[reason]).inc();
         if refused.shortage == Shortage::Places {
             return self.queue_full();
         }

@@ -27,6 +27,7 @@ pub(crate) struct LiveRequest {
     pub(crate) first_token: Option<Instant>,
     pub(crate) timeout: Option<Duration>,
     first_scheduled: Option<Instant>,
+    num_preemptions: u32,
     last_token: Instant,
     meter: RequestMeter,
     /// The part of its usage that its tenant's sums contain.
@@ -77,6 +78,7 @@ impl LiveRequest {
             first_token: None,
             timeout: submission.timeout,
             first_scheduled: None,
+            num_preemptions: 0,
             last_token: arrived,
             meter: RequestMeter::new(request.prompt.len()),
             settled: Metering::default(),
@@ -128,6 +130,12 @@ impl LiveRequest {
         if is_computed {
             self.meter.note_computed(part);
         }
+    }
+
+    /// It was preempted.
+    pub(crate) fn note_preemption(&mut self, now: Instant) {
+        self.num_preemptions += 1;
+        self.note_release(now);
     }
 
     /// It was preempted, or has ended between two steps.
@@ -254,6 +262,10 @@ impl LiveRequest {
         metrics.request_prompt_tokens.observe(self.prompt_len as f64);
         metrics.request_generation_tokens.observe(f64::from(generated));
         metrics.request_max_tokens.observe(f64::from(self.max_tokens));
+        metrics.request_num_preemptions.observe(f64::from(self.num_preemptions));
+        if let Some(scheduled) = self.first_scheduled {
+            metrics.inference_time.observe((now - scheduled).as_secs_f64());
+        }
         if let Some(first) = self.first_token {
             let decode = (now - first).as_secs_f64();
             metrics.decode_time.observe(decode);

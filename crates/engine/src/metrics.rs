@@ -7,7 +7,7 @@ use prometheus::{
     core::Collector,
     proto::{Metric, MetricFamily},
 };
-use sconce_types::SinkState;
+use sconce_types::{NotReady, SinkState};
 
 use crate::tenant_metrics::TenantFamilies;
 pub(crate) use crate::tenant_metrics::TenantMetrics;
@@ -108,6 +108,14 @@ pub struct Metrics {
     pub request_generation_tokens: Histogram,
     /// `max_tokens` of a request.
     pub request_max_tokens: Histogram,
+    /// `n` of a request, which its server knows.
+    pub request_params_n: Histogram,
+    /// Times that a request was preempted.
+    pub request_num_preemptions: Histogram,
+    /// Seconds from the first step to the end.
+    pub inference_time: Histogram,
+    /// Requests that were not taken, by reason.
+    pub admission_rejections: IntCounterVec,
     /// Seconds that a step took in the executor.
     pub step_time: Histogram,
     /// Seconds that a step took outside the executor.
@@ -127,6 +135,18 @@ impl Metrics {
         r.info_gauge(num_blocks);
         let tenant_registry = Registry::new();
         let tenants = TenantFamilies::new(&Registrar { registry: &tenant_registry, model_name });
+        let waiting_by_reason: IntGaugeVec = r.register(IntGaugeVec::new(
+            r.opts(
+                "vllm:num_requests_waiting_by_reason",
+                "Number of requests waiting to be processed, by what they wait for.",
+            ),
+            &["reason"],
+        ));
+        // Dashboards look for them before there are any.
+        let reasons = NotReady::ALL.into_iter().map(NotReady::name);
+        for reason in std::iter::once("capacity").chain(reasons) {
+            waiting_by_reason.with_label_values(&[reason]).set(0);
+        }
         Self {
             tenants,
             tenant_registry,
@@ -167,13 +187,7 @@ impl Metrics {
                 "sconce:engine_restarts_total",
                 "Executors that were lost and built anew.",
             ),
-            num_requests_waiting_by_reason: r.register(IntGaugeVec::new(
-                r.opts(
-                    "vllm:num_requests_waiting_by_reason",
-                    "Number of requests waiting to be processed, by what they wait for.",
-                ),
-                &["reason"],
-            )),
+            num_requests_waiting_by_reason: waiting_by_reason,
             not_ready_time: r.histogram_vec(
                 "sconce:request_not_ready_time_seconds",
                 "Time until a request that was not ready to be scheduled was, by reason.",
@@ -205,7 +219,7 @@ impl Metrics {
             ),
             iteration_tokens: r.histogram(
                 "vllm:iteration_tokens_total",
-                "Tokens computed in an engine step.",
+                "Prompt tokens computed and tokens generated in an engine step.",
                 ITERATION_BUCKETS,
             ),
             time_to_first_token: r.histogram(
@@ -257,6 +271,26 @@ impl Metrics {
                 "vllm:request_params_max_tokens",
                 "The max_tokens of a request.",
                 TOKEN_BUCKETS,
+            ),
+            request_params_n: r.histogram(
+                "vllm:request_params_n",
+                "The n of a request.",
+                &[1.0, 2.0, 5.0, 10.0, 20.0],
+            ),
+            request_num_preemptions: r.histogram(
+                "vllm:request_num_preemptions",
+                "Times that a request was preempted.",
+                &[1.0, 2.0, 3.0, 4.0, 5.0, 10.0, 20.0],
+            ),
+            inference_time: r.histogram(
+                "vllm:request_inference_time_seconds",
+                "Time from the first step to the end.",
+                LATENCY_BUCKETS,
+            ),
+            admission_rejections: r.counter_vec(
+                "vllm:admission_rejections_total",
+                "Requests that were not taken, by reason.",
+                &["reason"],
             ),
             step_time: r.histogram(
                 "sconce:step_time_seconds",

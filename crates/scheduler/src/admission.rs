@@ -107,6 +107,25 @@ pub enum Shortage {
     Unmeasured,
 }
 
+impl Shortage {
+    /// Its name in metrics.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::ExceedsMinute { .. } => "exceeds_minute",
+            Self::Minute { .. } => "tokens_per_minute",
+            Self::Places => "queue_full",
+            Self::TenantQueue { .. } => "tenant_queue_full",
+            Self::Wait { .. } => "wait",
+            Self::FirstToken { .. } => "ttft",
+            Self::End { .. } => "timeout",
+            Self::Pace { .. } => "itl",
+            Self::Promised => "promised",
+            Self::Unmeasured => "unmeasured",
+        }
+    }
+}
+
 /// A refusal, and the seconds after which it should no longer hold.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Refused {

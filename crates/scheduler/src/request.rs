@@ -75,8 +75,8 @@ pub enum Unfit {
     NoTokens,
     /// Prompt and output do not fit the context.
     #[error(
-        "the prompt has {prompt_len} tokens and max_tokens is {max_tokens}, but the model's \
-         context holds {max_model_len} tokens in all; shorten the prompt or lower max_tokens"
+        "This model's maximum context length is {max_model_len} tokens, but the prompt has \
+         {prompt_len} tokens and max_tokens is {max_tokens}; shorten the prompt or lower max_tokens"
     )]
     TooLong {
         /// Tokens of the prompt.

@@ -79,6 +79,11 @@ pub(crate) async fn reset_prefix_cache(State(state): State<AppState>, _: AsAdmin
     Json(json!({ "status": "ok" })).into_response()
 }
 
+/// Requests that are not answered yet, as vLLM counts them.
+pub(crate) async fn load(State(state): State<AppState>) -> Response {
+    Json(json!({ "server_load": state.engine.unfinished() })).into_response()
+}
+
 pub(crate) async fn version() -> Response {
     Json(json!({ "version": env!("CARGO_PKG_VERSION") })).into_response()
 }

@@ -1,5 +1,7 @@
 //! Errors as clients see them: the one place that knows HTTP status codes.
 
+use std::fmt::Display;
+
 use axum::{
     Json,
     http::{
@@ -16,6 +18,9 @@ use crate::ReloadError;
 
 /// Seconds after which a refused client may try again where nothing better is known.
 const RETRY_AFTER_SECONDS: u64 = 1;
+
+/// OpenAI's code for what does not fit the context.
+const CONTEXT_LENGTH: &str = "context_length_exceeded";
 
 /// Characters of a message at most: it may quote what the client sent.
 const MAX_MESSAGE_CHARS: usize = 1000;
@@ -67,8 +72,15 @@ impl ApiError {
         Self { code: Some("model_not_found"), param: Some("model".to_owned()), ..error }
     }
 
-    pub(crate) fn not_found(path: &str) -> Self {
-        let message = format!("there is nothing at {path}");
+    pub(crate) fn response_not_found(param: &str, id: &str) -> Self {
+        let message = format!("there is no response {id:?}: it was not stored, or is gone");
+        let error = Self::new(StatusCode::NOT_FOUND, "invalid_request_error", message);
+        Self { code: Some("response_not_found"), param: Some(param.to_owned()), ..error }
+    }
+
+    pub(crate) fn not_found(path: &str, meant: Option<&str>) -> Self {
+        let hint = meant.map(|meant| format!("; did you mean {meant}?")).unwrap_or_default();
+        let message = format!("there is nothing at {path}{hint}");
         Self::new(StatusCode::NOT_FOUND, "invalid_request_error", message)
     }
 
@@ -101,11 +113,7 @@ impl ApiError {
 
     /// There is no room for a single token after a prompt.
     pub(crate) fn prompt_too_long(prompt_len: usize, most: usize) -> Self {
-        let message = format!(
-            "the prompt has {prompt_len} tokens, but prompt and answer together may have {most} \
-             here; shorten the prompt"
-        );
-        Self { code: Some("context_length_exceeded"), ..Self::invalid(None, message) }
+        Self::too_long(None, most, format!("but the prompt has {prompt_len}; shorten it"))
     }
 
     /// The same where a client has another name for the field at fault.
@@ -146,6 +154,12 @@ impl ApiError {
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "invalid_request_error", message)
     }
 
+    /// The body does not say that it is JSON.
+    pub(crate) fn content_type(given: &str) -> Self {
+        let message = format!("Content-Type is {given}, but must be application/json");
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "invalid_request_error", message)
+    }
+
     /// A part of the request did not come in time.
     pub(crate) fn slow(part: &str) -> Self {
         let message = format!("{part} did not come in time");
@@ -171,9 +185,19 @@ impl ApiError {
         Self { code: Some("rate_limit_exceeded"), ..error }
     }
 
-    /// What is given is longer than the context, however it would be tokenized.
-    pub(crate) fn too_long(param: &str, message: String) -> Self {
-        Self { code: Some("context_length_exceeded"), ..Self::invalid(Some(param), message) }
+    /// What is given is longer than the context of so many tokens. It begins with OpenAI's
+    /// words, by which clients know it.
+    pub(crate) fn too_long(param: Option<&str>, most: usize, what: impl Display) -> Self {
+        let message = format!("This model's maximum context length is {most} tokens, {what}");
+        Self { code: Some(CONTEXT_LENGTH), ..Self::invalid(param, message) }
+    }
+
+    /// Names the field that is too long, where an error is about the context.
+    pub(crate) fn within(self, param: &str) -> Self {
+        if self.code == Some(CONTEXT_LENGTH) && self.param.is_none() {
+            return Self { param: Some(param.to_owned()), ..self };
+        }
+        self
     }
 
     pub(crate) fn bug() -> Self {
@@ -206,6 +230,14 @@ impl ApiError {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message)
     }
 
+    pub(crate) fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
     /// The body.
     pub(crate) fn json(&self) -> Value {
         json!({ "error": {
@@ -234,11 +266,14 @@ impl IntoResponse for ApiError {
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(self.retry_after));
         }
         if self.status == StatusCode::UNSUPPORTED_MEDIA_TYPE {
+            // A body may have no encoding either.
             response.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         }
         if self.status == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
+        // For those who write it in another shape.
+        response.extensions_mut().insert(self);
         response
     }
 }
@@ -252,7 +287,7 @@ impl From<SubmitError> for ApiError {
                 Self::invalid(Some("prompt"), message)
             }
             SubmitError::Unfit(Unfit::TooLong { .. }) => {
-                Self { code: Some("context_length_exceeded"), ..Self::invalid(None, message) }
+                Self { code: Some(CONTEXT_LENGTH), ..Self::invalid(None, message) }
             }
             SubmitError::Unfit(Unfit::NeverFits { .. } | Unfit::NoTokens) => {
                 Self::invalid(Some("max_tokens"), message)
@@ -328,8 +363,8 @@ impl From<TextError> for ApiError {
             TextError::InvalidTemplateArguments(_) => {
                 Self::invalid(Some("chat_template_kwargs"), message)
             }
-            TextError::TooManyTokens { .. } => {
-                Self { code: Some("context_length_exceeded"), ..Self::invalid(None, message) }
+            TextError::TooManyTokens { most } => {
+                Self::too_long(None, most, "but the prompt has more; shorten it")
             }
             TextError::Encode(_) | TextError::Decode(_) => Self::invalid(None, message),
             // A template that refuses messages raises InvalidMessages; other failures are its

@@ -23,7 +23,16 @@ const MAX_VALUES: usize = 1 << 20;
 const OUT_OF_RANGE: &str = "number out of range";
 
 /// Fields whose values are the client's own affair or a template's: a float stays one.
-const KEPT_AS_SENT: &[&str] = &["chat_template_kwargs", "messages", "metadata"];
+const KEPT_AS_SENT: &[&str] = &[
+    "chat_template_kwargs",
+    "input",
+    "messages",
+    "metadata",
+    "response_format",
+    "structured_outputs",
+    "text",
+    "tools",
+];
 
 /// Whole numbers up to here are exact as floats.
 const MAX_EXACT: f64 = 9_007_199_254_740_992.0;

@@ -1,17 +1,19 @@
 //! The HTTP endpoint.
 //!
 //! Handlers are thin: extract, convert, submit, stream or collect. Requests are
-//! validated once, in `openai::params` and by the engine; `error` is the one
+//! validated once, in `generation::settings` and by the engine; `error` is the one
 //! place that knows HTTP status codes. A client that goes away drops its
 //! response, which drops its request.
 
 mod access_log;
 mod admin;
+mod anthropic;
 mod caller;
 mod capacity;
 mod connection;
 mod directory;
 mod error;
+mod generation;
 mod intake;
 mod json;
 mod middleware;
@@ -19,6 +21,7 @@ mod openai;
 mod origins;
 mod serve;
 mod state;
+mod text_or_list;
 mod tokenize;
 
 pub use connection::{ConnectionConfig, ServeError, serve};

@@ -21,6 +21,8 @@ use crate::{
 
 pub(crate) static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
+static API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+
 /// Finds out who a request comes from; refuses it without a valid key, where one is needed.
 pub(crate) async fn authorize(
     State(state): State<AppState>,
@@ -58,7 +60,7 @@ pub(crate) async fn authorize(
 }
 
 /// The key that a request brings, empty if it brings none: `Authorization: Bearer KEY`,
-/// the scheme in any case and with any white space after it. What is not UTF-8 is taken
+/// the scheme in any case and with any white space after it, or Anthropic's `x-api-key: KEY`. What is not UTF-8 is taken
 /// for Latin-1, which some clients encode headers in.
 pub(crate) fn key_of(headers: &HeaderMap) -> Cow<'_, [u8]> {
     let key = headers.get(AUTHORIZATION).and_then(|value| {
@@ -67,7 +69,8 @@ pub(crate) fn key_of(headers: &HeaderMap) -> Cow<'_, [u8]> {
         let (scheme, key) = value.split_at(end);
         scheme.eq_ignore_ascii_case(b"Bearer").then(|| key.trim_ascii_start())
     });
-    let key = key.unwrap_or_default();
+    let other = || headers.get(&API_KEY).map(|value| value.as_bytes().trim_ascii());
+    let key = key.or_else(other).unwrap_or_default();
     if std::str::from_utf8(key).is_ok() {
         return Cow::Borrowed(key);
     }
@@ -84,7 +87,7 @@ pub(crate) async fn request_id(
         value.len() <= 128 && !value.is_empty() && value.as_bytes().iter().all(u8::is_ascii_graphic)
     };
     let given = request.headers().get(&REQUEST_ID).filter(sane).cloned();
-    let id = given.or_else(|| HeaderValue::from_str(&state.next_id("req")).ok());
+    let id = given.or_else(|| HeaderValue::from_str(&state.next_id("req-")).ok());
     if let Some(text) = id.as_ref().and_then(|id| id.to_str().ok()) {
         request.extensions_mut().insert(ClientRequestId(text.into()));
     }

@@ -61,7 +61,7 @@ impl AllowedOrigins {
         };
         let layer = CorsLayer::new()
             .allow_origin(origins)
-            .allow_methods([Method::GET, Method::HEAD, Method::POST])
+            .allow_methods([Method::GET, Method::HEAD, Method::POST, Method::DELETE])
             .allow_headers(AllowHeaders::mirror_request())
             .expose_headers([REQUEST_ID.clone(), RETRY_AFTER])
             .max_age(std::time::Duration::from_secs(PREFLIGHT_MAX_AGE));

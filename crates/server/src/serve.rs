@@ -5,7 +5,7 @@ use std::{any::Any, io, panic::AssertUnwindSafe, sync::Arc};
 use axum::{
     Router,
     extract::Request,
-    http::{Method, StatusCode},
+    http::{Method, StatusCode, Uri, uri::PathAndQuery},
     middleware::{Next, from_fn, from_fn_with_state},
     response::{IntoResponse as _, Response},
     routing::{MethodRouter, get, post},
@@ -14,12 +14,15 @@ use futures::FutureExt as _;
 use sconce_engine::EngineHandle;
 use sconce_text::TextModel;
 use tokio::net::{TcpListener, TcpSocket, lookup_host};
+use tower::{Layer as _, util::MapRequestLayer};
 
 use crate::{
-    ServerConfig, access_log, admin, capacity,
+    ServerConfig, access_log, admin,
+    anthropic::{self, messages},
+    capacity,
     error::ApiError,
     middleware,
-    openai::{chat, completions, models},
+    openai::{chat, completions, models, responses},
     state::AppState,
     tokenize,
 };
@@ -30,6 +33,9 @@ pub fn router(engine: EngineHandle, text: Arc<TextModel>, config: ServerConfig) 
     let keyed = routes([
         ("/v1/chat/completions", post(chat::create)),
         ("/v1/completions", post(completions::create)),
+        ("/v1/responses", post(responses::create)),
+        ("/v1/messages", post(messages::create)),
+        ("/v1/messages/count_tokens", post(messages::count_tokens)),
         ("/v1/models", get(models::list)),
         ("/tokenize", post(tokenize::tokenize)),
         ("/detokenize", post(tokenize::detokenize)),
@@ -38,6 +44,7 @@ pub fn router(engine: EngineHandle, text: Arc<TextModel>, config: ServerConfig) 
         ("/admin/reload", post(admin::reload)),
         ("/admin/tenants", get(admin::tenants)),
     ])
+    .route("/v1/responses/{*id}", get(responses::retrieve).delete(responses::delete))
     .route("/v1/models/{*id}", get(models::retrieve))
     .route_layer(from_fn_with_state(state.clone(), middleware::authorize));
     let open = routes([
@@ -46,12 +53,14 @@ pub fn router(engine: EngineHandle, text: Arc<TextModel>, config: ServerConfig) 
         ("/ready", get(admin::ready)),
         ("/version", get(admin::version)),
         ("/metrics", get(admin::metrics)),
+        ("/load", get(admin::load)),
     ]);
     let mut router = open
         .merge(keyed)
         .method_not_allowed_fallback(wrong_method)
         .fallback(not_found)
-        .layer(from_fn(catch_panic));
+        .layer(from_fn(catch_panic))
+        .layer(from_fn(anthropic::error::shape));
     if let Some(cors) = state.config.allowed_origins.layer() {
         router = router.layer(cors);
     }
@@ -59,7 +68,52 @@ pub fn router(engine: EngineHandle, text: Arc<TextModel>, config: ServerConfig) 
     if state.config.access_log {
         router = router.layer(from_fn_with_state(state.clone(), access_log::log));
     }
-    router.layer(from_fn_with_state(state.clone(), middleware::request_id)).with_state(state)
+    let prefix = state.config.root_path.trim_end_matches('/').to_owned();
+    let router =
+        router.layer(from_fn_with_state(state.clone(), middleware::request_id)).with_state(state);
+    if prefix.is_empty() {
+        return router;
+    }
+    // Before a route is looked for.
+    let strip = MapRequestLayer::new(move |request| without_prefix(request, &prefix));
+    Router::new().fallback_service(strip.layer(router))
+}
+
+/// What stands below `/v1`, for those who leave that out or say it twice.
+const VERSIONED: [&str; 6] =
+    ["/chat/completions", "/completions", "/messages", "/models", "/responses", "/capacity"];
+
+/// Where a path should have led.
+fn meant(path: &str) -> Option<String> {
+    let mut rest = path.trim_end_matches('/');
+    while let Some(shorter) = rest.strip_prefix("/v1") {
+        rest = shorter;
+    }
+    let is_known = VERSIONED.iter().any(|known| {
+        rest.strip_prefix(known).is_some_and(|more| more.is_empty() || more.starts_with('/'))
+    });
+    let meant = format!("/v1{rest}");
+    (is_known && meant != path).then_some(meant)
+}
+
+/// Takes a proxy's prefix off paths that have it.
+fn without_prefix(mut request: Request, prefix: &str) -> Request {
+    let uri = request.uri();
+    let rest = uri.path_and_query().and_then(|path| path.as_str().strip_prefix(prefix));
+    let rest = match rest {
+        Some("") => Some("/".to_owned()),
+        Some(rest) if rest.starts_with('/') => Some(rest.to_owned()),
+        Some(rest) if rest.starts_with('?') => Some(format!("/{rest}")),
+        _ => None,
+    };
+    if let Some(path) = rest.and_then(|rest| rest.parse::<PathAndQuery>().ok()) {
+        let mut parts = uri.clone().into_parts();
+        parts.path_and_query = Some(path);
+        if let Ok(uri) = Uri::from_parts(parts) {
+            *request.uri_mut() = uri;
+        }
+    }
+    request
 }
 
 /// Routes that may end in a slash or not.
@@ -70,7 +124,8 @@ fn routes<const N: usize>(routes: [(&str, MethodRouter<AppState>); N]) -> Router
 }
 
 async fn not_found(request: Request) -> ApiError {
-    ApiError::not_found(request.uri().path())
+    let path = request.uri().path();
+    ApiError::not_found(path, meant(path).as_deref())
 }
 
 /// The router adds the methods that there are, in `Allow`.

@@ -15,11 +15,13 @@ use rand::{
 };
 use sconce_engine::EngineHandle;
 use sconce_tenants::ApiKeys;
-use sconce_text::TextModel;
+use sconce_text::{ReasoningFormat, TextModel, ToolFormat};
 
 use crate::{
     AllowedOrigins, TenantDirectory,
+    generation::answers::AnswerFormats,
     intake::{BodyConfig, Intake},
+    openai::responses::ResponseStore,
     origins::Origins,
 };
 
@@ -37,8 +39,16 @@ pub struct ServerConfig {
     pub max_body_bytes: usize,
     /// How bodies are received.
     pub bodies: BodyConfig,
+    /// Bytes of the latest responses that are kept for `previous_response_id`, of all tenants.
+    pub response_store_bytes: usize,
+    /// The form of the model's calls; found in its chat template if not given.
+    pub tool_call_parser: Option<ToolFormat>,
+    /// The form of its thoughts; found in its chat template if not given.
+    pub reasoning_parser: Option<ReasoningFormat>,
     /// Seed of the sampling of requests that bring none; random if not given.
     pub seed: Option<u64>,
+    /// A prefix of paths that a proxy leaves on, such as `/llm`.
+    pub root_path: String,
     /// The name that the server was told to listen on, which requests may be sent to.
     pub host: String,
     /// Whose web pages may read answers.
@@ -59,7 +69,11 @@ impl Default for ServerConfig {
             tenants: Arc::new(TenantDirectory::sole()),
             max_body_bytes: 4 << 20,
             bodies: BodyConfig::default(),
+            response_store_bytes: 64 << 20,
+            tool_call_parser: None,
+            reasoning_parser: None,
             seed: None,
+            root_path: String::new(),
             host: String::new(),
             allowed_origins: AllowedOrigins::default(),
             access_log: false,
@@ -77,11 +91,13 @@ pub(crate) struct AppState {
     pub(crate) config: Arc<ServerConfig>,
     pub(crate) intake: Arc<Intake>,
     pub(crate) origins: Arc<Origins>,
+    pub(crate) answers: Arc<AnswerFormats>,
+    pub(crate) responses: Arc<ResponseStore>,
     pub(crate) started: u64,
     /// Counts what was drawn for requests without a seed; ids are drawn apart,
     /// so that polling `/health` changes no request's tokens.
     seeds: Arc<IdSource>,
-    ids: Arc<IdSource>,
+    pub(crate) ids: Arc<IdSource>,
 }
 
 impl AppState {
@@ -94,6 +110,12 @@ impl AppState {
         let origin = config.seed.unwrap_or_else(|| rand::rng().random());
         Self {
             engine,
+            answers: Arc::new(AnswerFormats::new(
+                &text,
+                config.tool_call_parser,
+                config.reasoning_parser,
+            )),
+            responses: Arc::new(ResponseStore::new(config.response_store_bytes)),
             text,
             origins: Arc::new(Origins::new(&config.host, &config.allowed_origins)),
             config: Arc::new(config),
@@ -109,6 +131,12 @@ impl AppState {
         self.config.served_model_names.first().map_or("", String::as_str)
     }
 
+    /// The name that an answer says it is of: the one that the request used.
+    pub(crate) fn answering_name(&self, asked: Option<String>) -> String {
+        let asked = asked.filter(|name| !name.is_empty());
+        asked.unwrap_or_else(|| self.model_name().to_owned())
+    }
+
     /// A number for a request that brings no seed.
     pub(crate) fn next_seed(&self) -> u64 {
         self.seeds.next()
@@ -117,12 +145,12 @@ impl AppState {
     /// An id that no other response of any server is likely to have, and that tells nothing
     /// of how many there were.
     pub(crate) fn next_id(&self, prefix: &str) -> String {
-        format!("{prefix}-{:032x}", self.ids.next::<u128>())
+        format!("{prefix}{:032x}", self.ids.next::<u128>())
     }
 }
 
 /// Numbers that follow from an origin and a counter.
-struct IdSource {
+pub(crate) struct IdSource {
     origin: u64,
     counter: AtomicU64,
 }
@@ -132,7 +160,7 @@ impl IdSource {
         Self { origin, counter: AtomicU64::new(0) }
     }
 
-    fn next<T>(&self) -> T
+    pub(crate) fn next<T>(&self) -> T
     where
         StandardUniform: Distribution<T>,
     {

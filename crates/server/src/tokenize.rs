@@ -3,15 +3,18 @@
 
 use axum::{Json, extract::State};
 use sconce_engine::EngineLimits;
-use sconce_text::ChatTemplateOptions;
 use sconce_types::TokenId;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::{
     error::ApiError,
+    generation::conversation::Conversation,
     json::{Body, JsonBody},
-    openai::chat,
+    openai::{
+        messages::{self, MessageBody},
+        tools::{self, ToolBody},
+    },
     state::AppState,
 };
 
@@ -24,7 +27,9 @@ const MAX_CONTEXTS: usize = 4;
 pub(crate) struct TokenizeBody {
     model: Option<String>,
     prompt: Option<String>,
-    messages: Option<Vec<chat::Message>>,
+    messages: Option<Vec<MessageBody>>,
+    tools: Option<Vec<ToolBody>>,
+    continue_final_message: Option<bool>,
     add_special_tokens: Option<bool>,
     add_generation_prompt: Option<bool>,
     return_token_strs: Option<bool>,
@@ -32,8 +37,7 @@ pub(crate) struct TokenizeBody {
 }
 
 impl Body for TokenizeBody {
-    const UNSUPPORTED: &'static [(&'static str, Option<&'static str>)] =
-        &[("tools", None), ("chat_template", None), ("continue_final_message", None)];
+    const UNSUPPORTED: &'static [(&'static str, Option<&'static str>)] = &[("chat_template", None)];
     /// However short, it waits for its tenant's turn: no other limit counts this work.
     const INLINE_BYTES: usize = 0;
 }
@@ -75,15 +79,20 @@ pub(crate) async fn tokenize(
         let text = &state.text;
         let tokens = match (body.prompt, body.messages) {
             (Some(prompt), None) => {
-                text.encode_within(&prompt, body.add_special_tokens.unwrap_or(true), most)?
+                let special = body.add_special_tokens.unwrap_or(true);
+                text.encode_within(&prompt, special, most)?
             }
             (None, Some(messages)) => {
-                let options = ChatTemplateOptions {
-                    add_generation_prompt: body.add_generation_prompt.unwrap_or(true),
-                    kwargs: body.chat_template_kwargs.unwrap_or_default(),
+                let conversation = Conversation {
+                    messages: messages::read(messages)?,
+                    tools: &tools::read(body.tools, None, None)?,
+                    field: "messages",
+                    add_generation_prompt: body.add_generation_prompt,
+                    continues: body.continue_final_message.unwrap_or(false),
+                    template_kwargs: body.chat_template_kwargs.unwrap_or_default(),
                 };
                 let special = body.add_special_tokens.unwrap_or(false);
-                chat::encode(text, messages, &options, special, most)?
+                conversation.encode(text, special, most)?.tokens
             }
             _ => return Err(ApiError::invalid(None, "give either prompt or messages")),
         };
@@ -106,8 +115,8 @@ pub(crate) async fn detokenize(
         let max_model_len = scheduler.max_model_len;
         let (count, most) = (body.tokens.len(), max_model_len.saturating_mul(MAX_CONTEXTS));
         if count > most {
-            let message = format!("tokens has {count} entries, but may have at most {most}");
-            return Err(ApiError::too_long("tokens", message));
+            let what = format!("but tokens has {count} entries; at most {most} are taken");
+            return Err(ApiError::too_long(Some("tokens"), max_model_len, what));
         }
         if let Some(token) = body.tokens.iter().find(|&&token| token as usize >= vocab_size) {
             let message = format!("token {token} is outside the vocabulary of {vocab_size} tokens");

@@ -81,6 +81,8 @@ impl Pieces {
 pub struct Detokenizer {
     pieces: Arc<Pieces>,
     skip_special_tokens: bool,
+    /// Special tokens that are not skipped all the same.
+    shown: Arc<[TokenId]>,
     state: State,
 }
 
@@ -102,17 +104,18 @@ impl Detokenizer {
             }
             None => State::Window(Window::new(&pieces, prompt, skip_special_tokens)),
         };
-        Self { pieces, skip_special_tokens, state }
+        Self { pieces, skip_special_tokens, shown: Arc::default(), state }
     }
 
     /// Takes a token and appends to `out` the text that it completes.
     pub fn push(&mut self, token: TokenId, out: &mut String) {
+        let skip_special = self.skips(token);
         match (&mut self.state, &self.pieces.table) {
             (State::Bytes(bytes), Some(table)) => {
-                bytes.push(&self.pieces.tokenizer, table, token, self.skip_special_tokens, out);
+                bytes.push(&self.pieces.tokenizer, table, token, skip_special, out);
             }
             (State::Window(window), _) => {
-                if self.pieces.is_shown(token, self.skip_special_tokens) {
+                if self.pieces.is_shown(token, skip_special) {
                     window.push(&self.pieces, token, out);
                 }
             }
@@ -135,10 +138,19 @@ impl Detokenizer {
         self.skip_special_tokens = skip;
     }
 
+    /// Shows these special tokens even where others are skipped: the markers of a format.
+    pub fn show(&mut self, tokens: Arc<[TokenId]>) {
+        self.shown = tokens;
+    }
+
+    fn skips(&self, token: TokenId) -> bool {
+        self.skip_special_tokens && !self.shown.contains(&token)
+    }
+
     /// The text of a special token that [`Detokenizer::push`] skips.
     #[must_use]
     pub fn skipped(&self, token: TokenId) -> Option<String> {
-        if !self.skip_special_tokens || self.pieces.is_shown(token, true) {
+        if !self.skips(token) || self.pieces.is_shown(token, true) {
             return None;
         }
         self.pieces.is_shown(token, false).then(|| self.pieces.token(token)).flatten()

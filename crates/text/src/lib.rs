@@ -1,7 +1,8 @@
 //! Everything that knows text: tokenizer, chat template, incremental
-//! detokenizer, stop strings. The engine and what is below it know token ids
-//! only.
+//! detokenizer, stop strings, calls and reasoning in an answer. The engine and
+//! what is below it know token ids only.
 
+mod answer;
 mod byte_tokenizer;
 mod chat_template;
 mod detokenizer;
@@ -15,6 +16,7 @@ mod token_table;
 mod tokenizer_file;
 mod window;
 
+pub use answer::{AnswerEvent, AnswerParser, AnswerTool, ReasoningFormat, ToolFormat};
 pub use chat_template::ChatTemplateOptions;
 pub use detokenizer::Detokenizer;
 pub use error::TextError;

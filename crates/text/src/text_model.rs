@@ -168,6 +168,28 @@ impl TextModel {
         self.pieces.is_shown(id, false) && !self.pieces.is_shown(id, true)
     }
 
+    /// The special tokens that `is_wanted` says yes to, by their text.
+    #[must_use]
+    pub fn special_tokens(&self, is_wanted: impl Fn(&str) -> bool) -> Vec<TokenId> {
+        let added = self.pieces.tokenizer.get_added_tokens_decoder();
+        let wanted = added.iter().filter(|(_, token)| token.special && is_wanted(&token.content));
+        let mut ids: Vec<TokenId> = wanted.map(|(&id, _)| id).collect();
+        ids.sort_unstable();
+        ids
+    }
+
+    /// The chat template's source; empty if there is none.
+    #[must_use]
+    pub fn chat_template_source(&self) -> String {
+        self.chat_template.as_ref().map(ChatTemplate::source).unwrap_or_default()
+    }
+
+    /// Whether the chat template has a place for tools.
+    #[must_use]
+    pub fn takes_tools(&self) -> bool {
+        self.chat_template_source().contains("tools")
+    }
+
     /// The largest id plus one.
     #[must_use]
     pub fn vocab_size(&self) -> usize {

@@ -5,7 +5,10 @@ use std::time::Duration;
 use axum::{
     body::{Bytes, HttpBody as _},
     extract::Request,
-    http::header::CONTENT_ENCODING,
+    http::{
+        HeaderMap,
+        header::{CONTENT_ENCODING, CONTENT_TYPE, ORIGIN},
+    },
 };
 use futures::StreamExt as _;
 use tokio::time::{Instant, timeout_at};
@@ -32,6 +35,7 @@ pub(crate) async fn read_body(
     {
         return Err(ApiError::encoded_body(&String::from_utf8_lossy(encoding.as_bytes())));
     }
+    check_content_type(request.headers())?;
     // A length that is over the limit is refused before the client is told to go on.
     let declared = usize::try_from(request.body().size_hint().lower()).unwrap_or(usize::MAX);
     if declared > limit {
@@ -88,6 +92,20 @@ pub(crate) async fn read_body(
         }
         bytes.extend_from_slice(&frame);
     }
+}
+
+/// A body must be JSON and say so: a browser sends what it calls plain text, or a form, or
+/// nothing, to another site without asking that site first. What is no browser may say nothing.
+fn check_content_type(headers: &HeaderMap) -> Result<(), ApiError> {
+    let Some(given) = headers.get(CONTENT_TYPE) else {
+        let is_browser = headers.contains_key(ORIGIN) || headers.contains_key("sec-fetch-site");
+        return if is_browser { Err(ApiError::content_type("none")) } else { Ok(()) };
+    };
+    let given = String::from_utf8_lossy(given.as_bytes());
+    let kind = given.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    let is_json =
+        kind == "application/json" || kind.starts_with("application/") && kind.ends_with("+json");
+    if is_json { Ok(()) } else { Err(ApiError::content_type(&given)) }
 }
 
 /// When a body is too slow: each byte moves the deadline by its time at the minimum rate, but

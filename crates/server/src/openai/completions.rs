@@ -14,18 +14,19 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::{
-    MAX_CHOICES,
-    chat::ended,
-    choice::{Choice, Delta, Finish, Start, StopReason},
+    FINGERPRINT,
     echo::{Echo, Prompt},
     legacy_logprobs::LegacyLogprobs,
-    params::{GenerationFields, Settings, UNSUPPORTED},
-    stream::{self, Chunks, Events},
-    usage::{Counts, Usage},
 };
 use crate::{
     caller::TenantAuth,
     error::ApiError,
+    generation::{
+        choice::{Choice, Delta, Finish, Start, StopReason, ended},
+        settings::{GenerationFields, MAX_CHOICES, Settings, UNSUPPORTED},
+        stream::{self, Chunks, Events},
+        usage::{Counts, Usage},
+    },
     json::{self, Body, JsonBody},
     state::{AppState, unix_seconds},
 };
@@ -65,7 +66,7 @@ enum Prompts {
 
 impl Body for CompletionBody {
     const UNSUPPORTED: &'static [(&'static str, Option<&'static str>)] =
-        &[("prompt_embeds", None), ("suffix", Some("\"\""))];
+        &[("prompt_embeds", None), ("store", None), ("suffix", Some("\"\""))];
     const SHARED: &'static [(&'static str, Option<&'static str>)] = UNSUPPORTED;
 }
 
@@ -81,7 +82,8 @@ impl Prompts {
         };
         let most = state.engine.limits().scheduler.max_model_len;
         let encode = |text: String| {
-            let tokens = state.text.encode_within(&text, special, most)?;
+            let tokens = state.text.encode_within(&text, special, most);
+            let tokens = tokens.map_err(|error| ApiError::from(error).within("prompt"))?;
             Ok(Prompt { tokens, text: Some(text) })
         };
         texts.into_iter().map(encode).collect()
@@ -127,12 +129,15 @@ fn prepare(
     let prompts = body.prompt.encode(state, special)?;
     let lens: Vec<usize> = prompts.iter().map(|prompt| prompt.tokens.len()).collect();
     let limits = state.engine.limits();
-    let max_tokens = settings.max_tokens(limits, &lens, asked, Some(DEFAULT_MAX_TOKENS))?;
+    let max_tokens = settings
+        .max_tokens(limits, &lens, asked, Some(DEFAULT_MAX_TOKENS))
+        .map_err(|error| error.within("prompt"))?;
     let wants_logprobs = body.logprobs.is_some();
     let skip = settings.skip_special_tokens;
     let start = |(prompt, max_tokens): (Prompt, u32)| {
         // Before anything is made of it.
-        limits.check(&prompt.tokens, max_tokens)?;
+        let checked = limits.check(&prompt.tokens, max_tokens);
+        checked.map_err(|error| ApiError::from(error).within("prompt"))?;
         let (echo, detokenizer) = if echo {
             let (echo, detokenizer) =
                 Echo::new(&state.text, &prompt, skip, scores_only, wants_logprobs);
@@ -140,7 +145,8 @@ fn prepare(
         } else {
             (None, state.text.detokenizer(&prompt.tokens, skip))
         };
-        Ok((Start { prompt: prompt.tokens, max_tokens, detokenizer }, echo))
+        let start = Start { prompt: prompt.tokens, max_tokens, detokenizer, reading: None };
+        Ok((start, echo))
     };
     let starts = prompts.into_iter().zip(max_tokens).map(start);
     let starts = starts.collect::<Result<_, ApiError>>()?;
@@ -162,9 +168,9 @@ pub(crate) async fn create(
         }
     }
     let shape = Shape {
-        id: state.next_id("cmpl"),
+        id: state.next_id("cmpl-"),
         created: unix_seconds(),
-        model: prepared.model.unwrap_or_else(|| state.model_name().to_owned()),
+        model: state.answering_name(prepared.model),
         text: state.text.clone(),
         wants_logprobs,
     };
@@ -263,6 +269,7 @@ fn respond(shape: &Shape, echoes: Vec<Option<Echo>>, usage: Usage, choices: Vec<
         "object": "text_completion",
         "created": shape.created,
         "model": shape.model,
+        "system_fingerprint": FINGERPRINT,
         "choices": choices,
         "usage": usage,
     })
@@ -286,6 +293,7 @@ struct Chunk<'a> {
     object: &'static str,
     created: u64,
     model: &'a str,
+    system_fingerprint: &'static str,
     choices: &'a [ChunkChoice],
     /// Absent unless usage was asked for; then null but in the last chunk.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -305,7 +313,8 @@ impl CompletionChunks {
     fn push(&self, choices: &[ChunkChoice], usage: Option<Option<Usage>>, out: &mut Events) {
         let Shape { id, created, model, .. } = &self.shape;
         let object = "text_completion";
-        out.push(&Chunk { id, object, created: *created, model, choices, usage });
+        let (created, system_fingerprint) = (*created, FINGERPRINT);
+        out.push(&Chunk { id, object, created, model, system_fingerprint, choices, usage });
     }
 }
 
@@ -325,8 +334,7 @@ impl Chunks for CompletionChunks {
         let (finish_reason, stop_reason) =
             delta.finish.map_or((None, None), |finish| (Some(finish.reason), finish.stop_reason));
         let choice = ChunkChoice { index, text, logprobs, finish_reason, stop_reason };
-        let usage = (self.include_usage || self.continuous)
-            .then(|| self.continuous.then(|| self.counts.usage()));
+        let usage = self.include_usage.then(|| self.continuous.then(|| self.counts.usage()));
         self.push(&[choice], usage, out);
     }
 
@@ -334,5 +342,6 @@ impl Chunks for CompletionChunks {
         if self.include_usage {
             self.push(&[], Some(Some(self.counts.usage())), out);
         }
+        out.done();
     }
 }

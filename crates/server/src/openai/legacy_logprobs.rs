@@ -5,11 +5,13 @@ use sconce_types::{TokenId, TokenLogprobs};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use super::shortest;
+
 /// One entry a token in each list.
 #[derive(Default, Serialize)]
 pub(super) struct LegacyLogprobs {
     pub(super) tokens: Vec<String>,
-    token_logprobs: Vec<Option<f32>>,
+    token_logprobs: Vec<Option<f64>>,
     top_logprobs: Vec<Option<Map<String, Value>>>,
     text_offset: Vec<usize>,
 }
@@ -24,14 +26,14 @@ impl LegacyLogprobs {
         offset: usize,
     ) {
         let mut name = name(text, token);
-        self.token_logprobs.push(at.map(|at| at.logprob));
+        self.token_logprobs.push(at.map(|at| shortest(at.logprob)));
         self.top_logprobs.push(at.map(|at| top(text, at, &mut name)));
         self.text_offset.push(offset);
         self.tokens.push(name);
     }
 }
 
-/// The alternatives by name. Distinct tokens may have one text, such as `A` and the byte
+/// The likeliest tokens and the sampled one by name. Distinct tokens may have one text, such as `A` and the byte
 /// 0x41: the likelier keeps it, the other is named `token_id:N`. The sampled token
 /// has the same name in `tokens` as among the alternatives.
 fn top(text: &TextModel, at: &TokenLogprobs, sampled: &mut String) -> Map<String, Value> {
@@ -44,10 +46,14 @@ fn top(text: &TextModel, at: &TokenLogprobs, sampled: &mut String) -> Map<String
         if token == at.token {
             sampled.clone_from(&name);
         }
-        out.insert(name, logprob.into());
+        out.insert(name, shortest(logprob).into());
     }
-    if out.contains_key(sampled.as_str()) && at.top.iter().all(|&(token, _)| token != at.token) {
-        *sampled = format!("token_id:{}", at.token);
+    let is_listed = at.top.iter().any(|&(token, _)| token == at.token);
+    if !is_listed {
+        if out.contains_key(sampled.as_str()) {
+            *sampled = format!("token_id:{}", at.token);
+        }
+        out.insert(sampled.clone(), shortest(at.logprob).into());
     }
     out
 }

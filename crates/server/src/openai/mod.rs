@@ -1,20 +1,23 @@
 //! OpenAI's endpoints.
 
 pub(crate) mod chat;
-mod choice;
+mod chat_answer;
 pub(crate) mod completions;
-mod decoder;
 mod echo;
 mod legacy_logprobs;
+pub(crate) mod messages;
 pub(crate) mod models;
-mod params;
-mod stream;
-mod usage;
+pub(crate) mod responses;
+pub(crate) mod tools;
+
+use sconce_text::TextModel;
+use sconce_types::{TokenId, TokenLogprobs};
+use serde_json::{Value, json};
 
 use crate::{caller::TenantAuth, error::ApiError, state::AppState};
 
-/// Choices that one request may ask for in all.
-const MAX_CHOICES: usize = 128;
+/// What answers are made with: the same settings and seed give the same answer under it.
+const FINGERPRINT: &str = concat!("sconce-", env!("CARGO_PKG_VERSION"));
 
 /// The served names that a caller may use.
 pub(crate) fn models_of(state: &AppState, caller: &TenantAuth) -> Vec<String> {
@@ -34,4 +37,26 @@ pub(crate) fn check_model(
         return Ok(());
     }
     Err(ApiError::model_not_found(model, &models_of(state, caller)))
+}
+
+/// A number in as many digits as tell it from its neighbours, everywhere the same: not those
+/// that appear when an f32 becomes an f64.
+pub(crate) fn shortest(x: f32) -> f64 {
+    x.to_string().parse().unwrap_or_else(|_| x.into())
+}
+
+/// OpenAI's log-probabilities of tokens.
+pub(crate) fn token_logprobs(text: &TextModel, logprobs: &[TokenLogprobs]) -> Vec<Value> {
+    let entry = |token: TokenId, logprob: f32| {
+        let token = text.token_text(token);
+        let logprob = shortest(logprob);
+        json!({ "token": token.text, "logprob": logprob, "bytes": token.bytes })
+    };
+    let whole = |at: &TokenLogprobs| {
+        let mut sampled = entry(at.token, at.logprob);
+        sampled["top_logprobs"] =
+            at.top.iter().map(|&(token, logprob)| entry(token, logprob)).collect();
+        sampled
+    };
+    logprobs.iter().map(whole).collect()
 }

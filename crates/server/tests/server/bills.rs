@@ -256,7 +256,7 @@ fn what_times_out_or_is_left_was_told_what_it_is_billed() {
     let metrics = app.engine.metrics();
     let more = json!({
         "stream": true, "timeout": 0.1, "max_tokens": 200, "ignore_eos": true, "logprobs": 0,
-        "stream_options": { "continuous_usage_stats": true },
+        "stream_options": { "include_usage": true, "continuous_usage_stats": true },
     });
     let (status, text) = app.complete(&app.acme, more.clone());
     assert_eq!(status, 200, "{text}");

@@ -130,7 +130,7 @@ fn nothing_is_said_of_a_maximum_that_was_not_sent() {
         let messages = json!([{ "role": "user", "content": "x" }]);
         app.refused(CHAT, json!({ "messages": messages, field: value, "min_tokens": 3 }))
     };
-    for (value, param) in [(0, "max_completion_tokens"), (2, "min_tokens"), (200, "")] {
+    for (value, param) in [(0, "max_completion_tokens"), (2, "min_tokens"), (200, "messages")] {
         let (at, message) = asked("max_completion_tokens", value);
         assert_eq!(at.as_str().unwrap_or_default(), param, "{message}");
         let others = message.replace("max_completion_tokens", "");

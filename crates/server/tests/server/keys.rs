@@ -87,6 +87,7 @@ fn only_allowed_origins_may_read_and_preflights_need_no_key() {
         let request = Request::builder().method(method).uri("/v1/completions");
         let request = request.header("origin", origin).header("authorization", "Bearer k");
         let request = request
+            .header("content-type", "application/json")
             .header("access-control-request-method", "POST")
             .header("access-control-request-headers", "authorization,content-type,x-stainless-os");
         let body = r#"{"prompt": "x", "max_tokens": 1}"#;

@@ -1,5 +1,6 @@
 //! The tests of `crates/text`, in one binary.
 
+mod answer;
 mod decoders;
 mod detokenizer;
 mod encoder;

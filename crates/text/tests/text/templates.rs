@@ -23,7 +23,7 @@ fn reference() -> Value {
 }
 
 /// llama.cpp's collection, fetched once.
-fn collection() -> PathBuf {
+pub(crate) fn collection() -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("llama.cpp-templates-0.3.36");
     if !folder.is_dir() {
         let fetch = data().join("fetch_templates.py");

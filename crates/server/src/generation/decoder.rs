@@ -7,7 +7,7 @@ use sconce_types::TokenId;
 /// Turns a choice's tokens into text and finds its stop strings there. The engine has one
 /// of its own, which ends the request in the step that completes a stop string; both see
 /// the same tokens and find the same.
-pub(super) struct Decoder {
+pub(crate) struct Decoder {
     detokenizer: Detokenizer,
     stops: StopStrings,
     /// Tokens before which no stop string counts.
@@ -18,13 +18,13 @@ pub(super) struct Decoder {
 }
 
 impl Decoder {
-    pub(super) fn new(detokenizer: Detokenizer, stops: StopStrings, min_tokens: usize) -> Self {
+    pub(crate) fn new(detokenizer: Detokenizer, stops: StopStrings, min_tokens: usize) -> Self {
         Self { detokenizer, stops, min_tokens, num_tokens: 0, piece: String::new() }
     }
 
     /// Appends what a token completes to `out`, or all that is left if it is the last one;
     /// returns the index of the stop string that it completes.
-    pub(super) fn push(
+    pub(crate) fn push(
         &mut self,
         token: TokenId,
         finish: Option<End>,
@@ -55,20 +55,20 @@ impl Decoder {
     }
 
     /// The text that the last token completed, before stop strings hold any of it back.
-    pub(super) fn piece(&self) -> &str {
+    pub(crate) fn piece(&self) -> &str {
         &self.piece
     }
 
     /// The stop string of an index.
-    pub(super) fn stop(&self, index: usize) -> &str {
+    pub(crate) fn stop(&self, index: usize) -> &str {
         self.stops.text(index)
     }
 }
 
 /// The engine's own, without the text.
-pub(super) struct StopFinder {
-    pub(super) decoder: Decoder,
-    pub(super) text: String,
+pub(crate) struct StopFinder {
+    pub(crate) decoder: Decoder,
+    pub(crate) text: String,
 }
 
 impl StopCheck for StopFinder {

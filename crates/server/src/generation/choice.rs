@@ -8,16 +8,21 @@ use sconce_types::{Metering, TokenId, TokenLogprobs};
 use serde::Serialize;
 
 use super::{
+    answers::{AnswerReader, AnswerReading, Part},
+    conversation::Prompt,
     decoder::{Decoder, StopFinder},
-    params::Settings,
+    settings::Settings,
+    tools::Tools,
 };
 use crate::{access_log::RequestStats, error::ApiError, state::AppState};
 
 /// A choice that is being generated. Dropping it cancels its request.
-pub(super) struct Choice {
+pub(crate) struct Choice {
     /// `None` once the choice has ended: a stop string cancels its request.
     stream: Option<RequestStream>,
     decoder: Decoder,
+    /// Where the text is an answer's, which may hold thoughts and calls.
+    reader: Option<AnswerReader>,
     /// Characters of text so far, where log-probabilities are wanted.
     num_chars: usize,
     used: Used,
@@ -31,57 +36,90 @@ pub(super) struct Choice {
 
 /// What a choice got since the last one.
 #[derive(Debug, Default)]
-pub(super) struct Delta {
-    pub(super) text: String,
-    pub(super) logprobs: Vec<TokenLogprobs>,
+pub(crate) struct Delta {
+    /// Of a choice that is not read as an answer.
+    pub(crate) text: String,
+    /// Of one that is.
+    pub(crate) parts: Vec<Part>,
+    pub(crate) logprobs: Vec<TokenLogprobs>,
     /// For each of `logprobs`, the characters of the choice's text before its token.
-    pub(super) offsets: Vec<usize>,
-    pub(super) prompt_logprobs: Vec<TokenLogprobs>,
+    pub(crate) offsets: Vec<usize>,
+    pub(crate) prompt_logprobs: Vec<TokenLogprobs>,
     /// What the choice has used so far, in all.
-    pub(super) used: Used,
-    pub(super) finish: Option<Finish>,
+    pub(crate) used: Used,
+    pub(crate) finish: Option<Finish>,
 }
 
 /// What a choice has used, and the price of that in billionths of the currency.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Used {
-    pub(super) metering: Metering,
-    pub(super) price_nano: Option<u64>,
+pub(crate) struct Used {
+    pub(crate) metering: Metering,
+    pub(crate) price_nano: Option<u64>,
+    pub(crate) reasoning_tokens: u32,
 }
 
 /// How a choice ended.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Finish {
-    pub(super) reason: &'static str,
-    pub(super) stop_reason: Option<StopReason>,
+pub(crate) struct Finish {
+    pub(crate) reason: &'static str,
+    pub(crate) stop_reason: Option<StopReason>,
 }
+
+impl Finish {
+    /// Whether the model itself ended, or was at its end.
+    fn is_natural(&self) -> bool {
+        self.reason == "stop" && !matches!(self.stop_reason, Some(StopReason::Text(_)))
+    }
+}
+
+/// How a choice ends that calls tools.
+pub(crate) const TOOL_CALLS: &str = "tool_calls";
 
 /// vLLM's `stop_reason`: the stop string, or the stop token.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(untagged)]
-pub(super) enum StopReason {
+pub(crate) enum StopReason {
     Text(String),
     Token(TokenId),
 }
 
 /// What the choices of a prompt start from.
-pub(super) struct Start {
-    pub(super) prompt: Vec<TokenId>,
+pub(crate) struct Start {
+    pub(crate) prompt: Vec<TokenId>,
     /// Tokens that each may generate.
-    pub(super) max_tokens: u32,
+    pub(crate) max_tokens: u32,
     /// Has seen the prompt.
-    pub(super) detokenizer: Detokenizer,
+    pub(crate) detokenizer: Detokenizer,
+    /// Where choices are answers.
+    pub(crate) reading: Option<AnswerReading>,
+}
+
+impl Start {
+    /// Of answers to a conversation.
+    pub(crate) fn of_answer(
+        state: &AppState,
+        settings: &Settings,
+        tools: &Tools,
+        prompt: Prompt,
+        max_tokens: u32,
+    ) -> Result<Self, ApiError> {
+        let Prompt { tokens, end } = prompt;
+        let reading = state.answers.reading(tools, end, &state.ids)?;
+        let mut detokenizer = state.text.detokenizer(&tokens, settings.skip_special_tokens);
+        detokenizer.show(Arc::clone(&reading.markers));
+        Ok(Self { prompt: tokens, max_tokens, detokenizer, reading: Some(reading) })
+    }
 }
 
 impl Choice {
-    pub(super) fn submit(
+    pub(crate) fn submit(
         state: &AppState,
         settings: &Settings,
         start: &Start,
         index: usize,
         hide_output: bool,
     ) -> Result<Self, ApiError> {
-        let Start { prompt, max_tokens, detokenizer } = start;
+        let Start { prompt, max_tokens, detokenizer, reading } = start;
         let mut request = settings.request_of(state, prompt, *max_tokens, index);
         request.scores_prompt = hide_output;
         let min_tokens = settings.params.min_tokens as usize;
@@ -93,13 +131,17 @@ impl Choice {
         let stop = finds_stops.then(finder);
         let stream = state.engine.submit_until(request, stop)?;
         let stats = settings.stats().cloned();
-        if let Some(stats) = stats.as_ref().filter(|_| index.is_multiple_of(settings.n)) {
-            stats.note_prompt(prompt.len());
+        if index.is_multiple_of(settings.n) {
+            state.engine.metrics().request_params_n.observe(settings.n as f64);
+            if let Some(stats) = &stats {
+                stats.note_prompt(prompt.len());
+            }
         }
         Ok(Self {
             stream: Some(stream),
             stats,
             decoder: decoder(),
+            reader: reading.as_ref().map(AnswerReader::new),
             num_chars: 0,
             used: Used::default(),
             hide_output,
@@ -110,7 +152,7 @@ impl Choice {
 
     /// Waits for the next piece, and takes with it all that is there already;
     /// `None` once the choice has ended.
-    pub(super) async fn next(&mut self) -> Option<Result<Delta, RequestError>> {
+    pub(crate) async fn next(&mut self) -> Option<Result<Delta, RequestError>> {
         if let Some(error) = self.failure.take() {
             self.stream = None;
             return Some(Err(error));
@@ -153,7 +195,8 @@ impl Choice {
             }
             RequestEvent::Token(event) => event,
         };
-        self.used = Used { metering: event.usage, price_nano: event.price_nano };
+        self.used.metering = event.usage;
+        self.used.price_nano = event.price_nano;
         if self.hide_output {
             delta.finish = event.finish.map(|_| Finish { reason: "length", stop_reason: None });
             return Ok(());
@@ -163,30 +206,47 @@ impl Choice {
             delta.offsets.push(self.num_chars);
         }
         delta.logprobs.extend(event.logprobs);
+        let before = delta.text.len();
         let found = self.decoder.push(event.token, event.finish, &mut delta.text);
         if wants_logprobs {
             self.num_chars += self.decoder.piece().chars().count();
         }
-        if let Some(index) = found {
-            let stop = StopReason::Text(self.decoder.stop(index).to_owned());
-            delta.finish = Some(Finish { reason: "stop", stop_reason: Some(stop) });
-            return Ok(());
-        }
-        delta.finish = event.finish.map(|end| match end {
-            End::Stop { token } => {
-                Finish { reason: end.name(), stop_reason: token.map(StopReason::Token) }
+        let mut finish = match (found, event.finish) {
+            (Some(index), _) => {
+                let stop = StopReason::Text(self.decoder.stop(index).to_owned());
+                Some(Finish { reason: "stop", stop_reason: Some(stop) })
             }
-            end => Finish { reason: end.name(), stop_reason: None },
-        });
+            (None, Some(end)) => {
+                let token = if let End::Stop { token } = end { token } else { None };
+                let stop_reason = token.map(StopReason::Token);
+                Some(Finish { reason: end.name(), stop_reason })
+            }
+            (None, None) => None,
+        };
+        if let Some(reader) = &mut self.reader {
+            reader.push(&delta.text[before..], finish.is_some(), &mut delta.parts);
+            delta.text.truncate(before);
+            self.used.reasoning_tokens = reader.reasoning_tokens;
+            if reader.is_over && finish.is_none() {
+                finish = Some(Finish { reason: "stop", stop_reason: None });
+            }
+            if let Some(finish) = finish.as_mut().filter(|finish| finish.is_natural())
+                && reader.has_calls()
+            {
+                finish.reason = TOOL_CALLS;
+            }
+        }
+        delta.finish = finish;
         Ok(())
     }
 
     /// Collects the whole choice.
-    pub(super) async fn collect(mut self) -> Result<Delta, RequestError> {
+    pub(crate) async fn collect(mut self) -> Result<Delta, RequestError> {
         let mut whole = Delta::default();
         while let Some(delta) = self.next().await {
             let delta = delta?;
             whole.text.push_str(&delta.text);
+            whole.parts.extend(delta.parts);
             whole.logprobs.extend(delta.logprobs);
             whole.offsets.extend(delta.offsets);
             whole.prompt_logprobs.extend(delta.prompt_logprobs);
@@ -195,4 +255,9 @@ impl Choice {
         }
         Ok(whole)
     }
+}
+
+/// A choice's stream ends with a finish or an error, and this is no error.
+pub(crate) fn ended(finish: Option<Finish>) -> Finish {
+    finish.expect("a choice that did not fail has finished")
 }

@@ -8,11 +8,10 @@ use sconce_types::{BLOCK_SIZE, SamplingParams, TokenId};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::MAX_CHOICES;
 use crate::{access_log::RequestStats, caller::TenantAuth, error::ApiError, state::AppState};
 
 /// Fields that neither endpoint supports, with a value that asks for nothing.
-pub(super) const UNSUPPORTED: &[(&str, Option<&str>)] = &[
+pub(crate) const UNSUPPORTED: &[(&str, Option<&str>)] = &[
     ("allowed_token_ids", None),
     ("bad_words", None),
     ("cache_salt", None),
@@ -29,12 +28,14 @@ pub(super) const UNSUPPORTED: &[(&str, Option<&str>)] = &[
     ("return_tokens_as_token_ids", None),
     ("service_tier", Some("\"auto\"")),
     ("spaces_between_special_tokens", Some("true")),
-    ("store", None),
     ("structured_outputs", None),
     ("truncate_prompt_tokens", None),
     ("use_beam_search", None),
     ("vllm_xargs", None),
 ];
+
+/// Choices that one request may ask for in all.
+pub(crate) const MAX_CHOICES: usize = 128;
 
 /// A day.
 const MAX_TIMEOUT_SECONDS: f64 = 86_400.0;
@@ -44,40 +45,40 @@ const MAX_TIMEOUT_SECONDS: f64 = 86_400.0;
 /// server's prefix cache does without: they go into the log and nowhere else.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct GenerationFields {
-    pub(super) temperature: Option<f32>,
-    pub(super) top_p: Option<f32>,
-    pub(super) top_k: Option<i64>,
-    pub(super) min_p: Option<f32>,
-    pub(super) repetition_penalty: Option<f32>,
-    pub(super) presence_penalty: Option<f32>,
-    pub(super) frequency_penalty: Option<f32>,
-    pub(super) seed: Option<i64>,
-    pub(super) n: Option<usize>,
-    pub(super) stop: Option<OneOrMany>,
-    pub(super) stop_token_ids: Option<Vec<TokenId>>,
-    pub(super) include_stop_str_in_output: Option<bool>,
-    pub(super) ignore_eos: Option<bool>,
-    pub(super) min_tokens: Option<u32>,
-    pub(super) logit_bias: Option<BTreeMap<String, f32>>,
-    pub(super) skip_special_tokens: Option<bool>,
-    pub(super) add_special_tokens: Option<bool>,
-    pub(super) stream: Option<bool>,
-    pub(super) stream_options: Option<StreamOptions>,
-    pub(super) priority: Option<Priority>,
+pub(crate) struct GenerationFields {
+    pub(crate) temperature: Option<f32>,
+    pub(crate) top_p: Option<f32>,
+    pub(crate) top_k: Option<i64>,
+    pub(crate) min_p: Option<f32>,
+    pub(crate) repetition_penalty: Option<f32>,
+    pub(crate) presence_penalty: Option<f32>,
+    pub(crate) frequency_penalty: Option<f32>,
+    pub(crate) seed: Option<i64>,
+    pub(crate) n: Option<usize>,
+    pub(crate) stop: Option<OneOrMany>,
+    pub(crate) stop_token_ids: Option<Vec<TokenId>>,
+    pub(crate) include_stop_str_in_output: Option<bool>,
+    pub(crate) ignore_eos: Option<bool>,
+    pub(crate) min_tokens: Option<u32>,
+    pub(crate) logit_bias: Option<BTreeMap<String, f32>>,
+    pub(crate) skip_special_tokens: Option<bool>,
+    pub(crate) add_special_tokens: Option<bool>,
+    pub(crate) stream: Option<bool>,
+    pub(crate) stream_options: Option<StreamOptions>,
+    pub(crate) priority: Option<Priority>,
     /// Seconds that the request may take in all.
-    pub(super) timeout: Option<f64>,
-    pub(super) include_metering: Option<bool>,
-    pub(super) user: Option<String>,
-    pub(super) safety_identifier: Option<String>,
-    pub(super) metadata: Option<Map<String, Value>>,
-    pub(super) prompt_cache_key: Option<String>,
+    pub(crate) timeout: Option<f64>,
+    pub(crate) include_metering: Option<bool>,
+    pub(crate) user: Option<String>,
+    pub(crate) safety_identifier: Option<String>,
+    pub(crate) metadata: Option<Map<String, Value>>,
+    pub(crate) prompt_cache_key: Option<String>,
 }
 
 /// A number, lower being sooner, or a name that the tenant's file has for one.
 #[derive(Debug, Deserialize)]
 #[serde(untagged, expecting = "a whole number or the name of a priority")]
-pub(super) enum Priority {
+pub(crate) enum Priority {
     Number(i32),
     Name(String),
 }
@@ -85,7 +86,7 @@ pub(super) enum Priority {
 /// A string, or a list of them.
 #[derive(Debug, Deserialize)]
 #[serde(untagged, expecting = "a string or a list of strings")]
-pub(super) enum OneOrMany {
+pub(crate) enum OneOrMany {
     One(String),
     Many(Vec<String>),
 }
@@ -93,24 +94,26 @@ pub(super) enum OneOrMany {
 /// OpenAI's `stream_options`.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct StreamOptions {
-    pub(super) include_usage: Option<bool>,
-    pub(super) continuous_usage_stats: Option<bool>,
+pub(crate) struct StreamOptions {
+    pub(crate) include_usage: Option<bool>,
+    pub(crate) continuous_usage_stats: Option<bool>,
     /// What the request used beside tokens, in `usage`.
-    pub(super) include_metering: Option<bool>,
+    pub(crate) include_metering: Option<bool>,
+    /// OpenAI pads events with random text, lest their lengths tell what they say.
+    include_obfuscation: Option<bool>,
 }
 
 /// The shared fields, checked.
-pub(super) struct Settings {
-    pub(super) params: SamplingParams,
-    pub(super) n: usize,
-    pub(super) stops: StopStrings,
-    pub(super) has_stops: bool,
-    pub(super) skip_special_tokens: bool,
-    pub(super) stream: Option<StreamOptions>,
-    pub(super) include_metering: bool,
+pub(crate) struct Settings {
+    pub(crate) params: SamplingParams,
+    pub(crate) n: usize,
+    pub(crate) stops: StopStrings,
+    pub(crate) has_stops: bool,
+    pub(crate) skip_special_tokens: bool,
+    pub(crate) stream: Option<StreamOptions>,
+    pub(crate) include_metering: bool,
     has_seed: bool,
-    pub(super) caller: TenantAuth,
+    pub(crate) caller: TenantAuth,
     priority: i32,
     timeout: Option<Duration>,
 }
@@ -118,7 +121,7 @@ pub(super) struct Settings {
 impl GenerationFields {
     /// Everything but `max_tokens` and log-probabilities, which the endpoints
     /// name differently.
-    pub(super) fn settings(
+    pub(crate) fn settings(
         self,
         state: &AppState,
         caller: TenantAuth,
@@ -152,6 +155,9 @@ impl GenerationFields {
         if self.stream_options.is_some() && !stream {
             let message = "stream_options has a meaning only with stream: true";
             return Err(ApiError::invalid(Some("stream_options"), message));
+        }
+        if self.stream_options.and_then(|options| options.include_obfuscation) == Some(true) {
+            return Err(ApiError::unsupported("stream_options.include_obfuscation"));
         }
         let stops = match self.stop {
             None => Vec::new(),
@@ -197,12 +203,12 @@ impl GenerationFields {
 
 impl Settings {
     /// What the request's line in the log will say.
-    pub(super) fn stats(&self) -> Option<&Arc<RequestStats>> {
+    pub(crate) fn stats(&self) -> Option<&Arc<RequestStats>> {
         self.caller.stats.as_ref()
     }
 
     /// The engine's request of one choice of at most `max_tokens`.
-    pub(super) fn request_of(
+    pub(crate) fn request_of(
         &self,
         state: &AppState,
         prompt: &[TokenId],
@@ -226,7 +232,7 @@ impl Settings {
     /// # Errors
     /// A prompt leaves no room, or all choices together may use more than their tenant has
     /// in any minute. No error is about a maximum that was not given.
-    pub(super) fn max_tokens(
+    pub(crate) fn max_tokens(
         &self,
         limits: &EngineLimits,
         prompt_lens: &[usize],

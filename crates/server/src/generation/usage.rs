@@ -7,11 +7,12 @@ use super::choice::{Delta, Used};
 
 /// OpenAI's `usage`.
 #[derive(Clone, Copy, Debug, Serialize)]
-pub(super) struct Usage {
+pub(crate) struct Usage {
     prompt_tokens: usize,
     total_tokens: usize,
     completion_tokens: usize,
     prompt_tokens_details: PromptTokensDetails,
+    completion_tokens_details: CompletionTokensDetails,
     /// Only where it was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     metering: Option<Metered>,
@@ -21,6 +22,12 @@ pub(super) struct Usage {
 struct PromptTokensDetails {
     /// Prompt tokens found in the prefix cache.
     cached_tokens: usize,
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+struct CompletionTokensDetails {
+    /// Tokens of thoughts.
+    reasoning_tokens: usize,
 }
 
 /// What the response's choices used together.
@@ -37,8 +44,19 @@ struct Metered {
     price: Option<f64>,
 }
 
+/// A response's tokens in numbers, for wires with other names for them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tokens {
+    pub(crate) input: usize,
+    /// Of the input.
+    pub(crate) cached: usize,
+    pub(crate) output: usize,
+    /// Of the output.
+    pub(crate) reasoning: usize,
+}
+
 /// The tokens of a response's choices.
-pub(super) struct Counts {
+pub(crate) struct Counts {
     prompt_tokens: usize,
     /// Choices of each prompt, which is counted once.
     n: usize,
@@ -48,7 +66,7 @@ pub(super) struct Counts {
 }
 
 impl Counts {
-    pub(super) fn new(
+    pub(crate) fn new(
         prompt_tokens: usize,
         n: usize,
         num_choices: usize,
@@ -57,33 +75,46 @@ impl Counts {
         Self { prompt_tokens, n, used: vec![Used::default(); num_choices], include_metering }
     }
 
-    pub(super) fn num_choices(&self) -> usize {
+    pub(crate) fn num_choices(&self) -> usize {
         self.used.len()
     }
 
     /// Takes the counts of a choice as they are now.
-    pub(super) fn note(&mut self, choice: usize, delta: &Delta) {
+    pub(crate) fn note(&mut self, choice: usize, delta: &Delta) {
         self.used[choice] = delta.used;
     }
 
     /// The same with each choice's last counts.
-    pub(super) fn of_all(mut self, choices: &[Delta]) -> Self {
+    pub(crate) fn of_all(mut self, choices: &[Delta]) -> Self {
         choices.iter().enumerate().for_each(|(index, choice)| self.note(index, choice));
         self
     }
 
-    pub(super) fn usage(&self) -> Usage {
+    pub(crate) fn usage(&self) -> Usage {
         // As metered: the ledger and the metrics say the same.
         let generated = self.used.iter().map(|used| used.metering.generated_tokens as usize);
         let completion_tokens = generated.sum();
         let firsts = self.used.iter().step_by(self.n);
         let cached_tokens = firsts.map(|used| used.metering.cached_tokens as usize).sum();
+        let reasoning_tokens = self.used.iter().map(|used| used.reasoning_tokens as usize).sum();
         Usage {
             prompt_tokens: self.prompt_tokens,
             total_tokens: self.prompt_tokens + completion_tokens,
             completion_tokens,
             prompt_tokens_details: PromptTokensDetails { cached_tokens },
+            completion_tokens_details: CompletionTokensDetails { reasoning_tokens },
             metering: self.include_metering.then(|| self.metered()),
+        }
+    }
+
+    /// Prompt tokens, those of them that were cached, generated tokens, and those of thoughts.
+    pub(crate) fn tokens(&self) -> Tokens {
+        let usage = self.usage();
+        Tokens {
+            input: usage.prompt_tokens,
+            cached: usage.prompt_tokens_details.cached_tokens,
+            output: usage.completion_tokens,
+            reasoning: usage.completion_tokens_details.reasoning_tokens,
         }
     }
 

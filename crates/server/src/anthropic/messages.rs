@@ -1,0 +1,294 @@
+//! `/v1/messages` and `/v1/messages/count_tokens`: the request.
+
+use axum::{
+    Json,
+    extract::State,
+    response::{IntoResponse as _, Response},
+};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::{
+    answer::{MessageChunks, Shape},
+    content::{self, CacheControl, Content, MessageBody},
+    tools::{self, ToolBody, ToolChoiceBody},
+};
+use crate::{
+    caller::TenantAuth,
+    error::ApiError,
+    generation::{
+        choice::{Choice, Start},
+        conversation::{Conversation, Prompt, Role},
+        settings::{GenerationFields, OneOrMany, Settings},
+        stream,
+        tools::Tools,
+        usage::Counts,
+    },
+    json::{self, Body, JsonBody},
+    openai::{chat::ReasoningEffort, check_model},
+    state::AppState,
+};
+
+/// What is asked of the model: the whole body of a request that only counts.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Asked {
+    model: String,
+    messages: Vec<MessageBody>,
+    system: Option<Content>,
+    tools: Option<Vec<ToolBody>>,
+    tool_choice: Option<ToolChoiceBody>,
+    thinking: Option<Thinking>,
+    output_config: Option<OutputConfig>,
+    #[serde(rename = "cache_control")]
+    _cache_control: Option<CacheControl>,
+    context_management: Option<ContextManagement>,
+}
+
+/// A request's body.
+#[derive(Deserialize)]
+pub(crate) struct MessagesBody {
+    max_tokens: u32,
+    stop_sequences: Option<Vec<String>>,
+    stream: Option<bool>,
+    temperature: Option<f32>,
+    top_p: Option<f32>,
+    top_k: Option<i64>,
+    metadata: Option<Metadata>,
+    #[serde(rename = "service_tier")]
+    _service_tier: Option<ServiceTier>,
+    /// Unknown fields are found there.
+    #[serde(flatten)]
+    asked: Map<String, Value>,
+}
+
+/// The fields above, for those who misspell them.
+const OWN_FIELDS: &[&str] = &[
+    "max_tokens",
+    "stop_sequences",
+    "stream",
+    "temperature",
+    "top_p",
+    "top_k",
+    "metadata",
+    "service_tier",
+];
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Thinking {
+    #[serde(rename = "type")]
+    kind: ThinkingKind,
+    budget_tokens: Option<u32>,
+    /// Thoughts are shown in any case.
+    #[serde(rename = "display")]
+    _display: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum ThinkingKind {
+    Enabled,
+    Disabled,
+    Adaptive,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OutputConfig {
+    effort: Option<Effort>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Effort {
+    Low,
+    Medium,
+    High,
+    Xhigh,
+    Max,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Metadata {
+    user_id: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum ServiceTier {
+    Auto,
+    StandardOnly,
+}
+
+/// Edits of the conversation before the model sees it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ContextManagement {
+    #[serde(default)]
+    edits: Vec<Map<String, Value>>,
+}
+
+/// Chat templates leave out the thoughts of earlier turns by themselves.
+const CLEAR_THINKING: &str = "clear_thinking_";
+
+impl Body for MessagesBody {
+    const UNSUPPORTED: &'static [(&'static str, Option<&'static str>)] = &[
+        ("container", None),
+        ("inference_geo", None),
+        ("mcp_servers", None),
+        ("output_format", None),
+    ];
+}
+
+impl Body for Asked {
+    const UNSUPPORTED: &'static [(&'static str, Option<&'static str>)] =
+        &[("mcp_servers", None), ("output_format", None)];
+    /// As for `/tokenize`, no other limit counts this work.
+    const INLINE_BYTES: usize = 0;
+}
+
+impl ContextManagement {
+    fn check(this: Option<&Self>) -> Result<(), ApiError> {
+        let edits = this.map(|this| &*this.edits).unwrap_or_default();
+        let is_known = |edit: &Map<String, Value>| {
+            let kind = edit.get("type").and_then(Value::as_str);
+            kind.is_some_and(|kind| kind.starts_with(CLEAR_THINKING))
+        };
+        match edits.iter().position(|edit| !is_known(edit)) {
+            None => Ok(()),
+            Some(index) => {
+                Err(ApiError::unsupported(&format!("context_management.edits[{index}]")))
+            }
+        }
+    }
+}
+
+impl Thinking {
+    fn check(&self, max_tokens: u32) -> Result<(), ApiError> {
+        let field = Some("thinking.budget_tokens");
+        match (self.kind, self.budget_tokens) {
+            (ThinkingKind::Enabled, None) => {
+                Err(ApiError::invalid(field, "thinking.budget_tokens is missing"))
+            }
+            (ThinkingKind::Enabled, Some(budget)) if budget == 0 || budget >= max_tokens => {
+                let message = format!(
+                    "thinking.budget_tokens is {budget}, but must be at least 1 and less than \
+                     max_tokens ({max_tokens})"
+                );
+                Err(ApiError::invalid(field, message))
+            }
+            (ThinkingKind::Enabled, _) | (_, None) => Ok(()),
+            (_, Some(_)) => {
+                let message = "thinking.budget_tokens has a meaning only with type enabled";
+                Err(ApiError::invalid(field, message))
+            }
+        }
+    }
+}
+
+impl Asked {
+    fn encode(self, state: &AppState, caller: &TenantAuth) -> Result<(Prompt, Tools), ApiError> {
+        check_model(state, caller, Some(&self.model))?;
+        ContextManagement::check(self.context_management.as_ref())?;
+        let tools = tools::read(self.tools, self.tool_choice)?;
+        let mut template_kwargs = Map::new();
+        let thinks = self.thinking.is_some_and(|thinking| thinking.kind != ThinkingKind::Disabled);
+        template_kwargs.insert("enable_thinking".to_owned(), thinks.into());
+        if let Some(effort) = self.output_config.and_then(|config| config.effort) {
+            let effort = match effort {
+                Effort::Low => ReasoningEffort::Low,
+                Effort::Medium => ReasoningEffort::Medium,
+                Effort::High => ReasoningEffort::High,
+                Effort::Xhigh | Effort::Max => ReasoningEffort::Xhigh,
+            };
+            effort.tell(&mut template_kwargs);
+        }
+        let messages = content::read(self.system, self.messages)?;
+        // A last message of the assistant's is the beginning of the answer.
+        let continues = messages
+            .last()
+            .is_some_and(|last| last.role == Role::Assistant && last.calls.is_empty());
+        let conversation = Conversation {
+            messages,
+            tools: &tools,
+            field: "messages",
+            add_generation_prompt: None,
+            continues,
+            template_kwargs,
+        };
+        let most = state.engine.limits().scheduler.max_model_len;
+        let prompt = conversation.encode(&state.text, false, most)?;
+        Ok((prompt, tools))
+    }
+}
+
+/// A request that is ready for the engine.
+struct Prepared {
+    settings: Settings,
+    start: Start,
+    model: String,
+    /// The context has no room for all the tokens that were asked for.
+    is_clamped: bool,
+}
+
+fn prepare(state: &AppState, caller: TenantAuth, body: MessagesBody) -> Result<Prepared, ApiError> {
+    if body.max_tokens == 0 {
+        let message = "max_tokens is 0, but must be at least 1";
+        return Err(ApiError::invalid(Some("max_tokens"), message));
+    }
+    let asked: Asked = json::deserialize(body.asked, OWN_FIELDS)?;
+    if let Some(thinking) = &asked.thinking {
+        thinking.check(body.max_tokens)?;
+    }
+    let model = asked.model.clone();
+    let (prompt, tools) = asked.encode(state, &caller)?;
+    let fields = GenerationFields {
+        temperature: body.temperature,
+        top_p: body.top_p,
+        top_k: body.top_k,
+        stop: body.stop_sequences.map(OneOrMany::Many),
+        stream: body.stream,
+        user: body.metadata.and_then(|metadata| metadata.user_id),
+        ..GenerationFields::default()
+    };
+    let settings =
+        fields.settings(state, caller).map_err(|error| error.renamed("stop", "stop_sequences"))?;
+    let limits = state.engine.limits();
+    // Clients ask for as many tokens as a model can write, whatever the context.
+    let room = settings.max_tokens(limits, &[prompt.tokens.len()], None, Some(body.max_tokens))?[0];
+    let max_tokens = room.min(body.max_tokens);
+    let start = Start::of_answer(state, &settings, &tools, prompt, max_tokens)?;
+    Ok(Prepared { settings, start, model, is_clamped: max_tokens < body.max_tokens })
+}
+
+/// `POST /v1/messages`.
+pub(crate) async fn create(
+    State(state): State<AppState>,
+    body: JsonBody,
+) -> Result<Response, ApiError> {
+    let Prepared { settings, start, model, is_clamped } = body.work(&state, prepare).await?;
+    let choice = Choice::submit(&state, &settings, &start, 0, false)?;
+    let counts = Counts::new(start.prompt.len(), 1, 1, false);
+    let shape = Shape { id: state.next_id("msg_"), model, is_clamped };
+    if settings.stream.is_none() {
+        let whole = [choice.collect().await?];
+        let tokens = counts.of_all(&whole).tokens();
+        let [whole] = whole;
+        return Ok(Json(shape.respond(tokens, whole)).into_response());
+    }
+    stream::respond(vec![choice], MessageChunks::new(shape, counts)).await
+}
+
+/// `POST /v1/messages/count_tokens`.
+pub(crate) async fn count_tokens(
+    State(state): State<AppState>,
+    body: JsonBody,
+) -> Result<Json<Value>, ApiError> {
+    body.work(&state, |state, caller, asked: Asked| {
+        let (prompt, _) = asked.encode(state, &caller)?;
+        Ok(Json(json!({ "input_tokens": prompt.tokens.len() })))
+    })
+    .await
+}

@@ -1,0 +1,219 @@
+//! How a model's answers are read: which formats it writes calls and thoughts in.
+
+use std::sync::Arc;
+
+use sconce_text::{AnswerEvent, AnswerParser, AnswerTool, ReasoningFormat, TextModel, ToolFormat};
+use sconce_types::TokenId;
+
+use super::tools::Tools;
+use crate::{error::ApiError, state::IdSource};
+
+/// The formats of the served model.
+#[derive(Clone, Debug)]
+pub(crate) struct AnswerFormats {
+    tools: Option<ToolFormat>,
+    reasoning: Option<ReasoningFormat>,
+    /// Special tokens that mark thoughts, and those with the ones that mark calls.
+    thought_markers: Arc<[TokenId]>,
+    all_markers: Arc<[TokenId]>,
+}
+
+impl AnswerFormats {
+    /// What an operator chose, or what the chat template writes.
+    pub(crate) fn new(
+        text: &TextModel,
+        tools: Option<ToolFormat>,
+        reasoning: Option<ReasoningFormat>,
+    ) -> Self {
+        let template = text.chat_template_source();
+        // Without a template that knows tools, prompts ask for calls in Hermes' form.
+        let fallback = || (!text.takes_tools()).then_some(ToolFormat::Hermes);
+        let tools = tools.or_else(|| ToolFormat::detect(&template)).or_else(fallback);
+        let reasoning = reasoning.or_else(|| ReasoningFormat::detect(&template));
+        let markers = |tools| -> Arc<[TokenId]> {
+            let parser = AnswerParser::new(tools, reasoning, Arc::default(), "");
+            text.special_tokens(|token| parser.wants(token)).into()
+        };
+        Self { tools, reasoning, thought_markers: markers(None), all_markers: markers(tools) }
+    }
+
+    /// How the answers to a prompt with this end are read.
+    pub(crate) fn reading(
+        &self,
+        tools: &Tools,
+        prompt_end: String,
+        ids: &Arc<IdSource>,
+    ) -> Result<AnswerReading, ApiError> {
+        let format = if tools.are_offered() { self.tools } else { None };
+        if tools.are_offered() && format.is_none() {
+            let message = "the form in which this model writes calls is not known; the server's \
+                           --tool-call-parser names it";
+            return Err(ApiError::invalid(Some("tools"), message));
+        }
+        Ok(AnswerReading {
+            tools: format,
+            reasoning: self.reasoning,
+            known: tools.answer_tools(),
+            prompt_end,
+            markers: Arc::clone(if format.is_some() {
+                &self.all_markers
+            } else {
+                &self.thought_markers
+            }),
+            is_parallel: tools.parallel,
+            ids: Arc::clone(ids),
+        })
+    }
+}
+
+/// How the choices of one request are read.
+#[derive(Clone)]
+pub(crate) struct AnswerReading {
+    tools: Option<ToolFormat>,
+    reasoning: Option<ReasoningFormat>,
+    known: Arc<[AnswerTool]>,
+    prompt_end: String,
+    /// Special tokens that a detokenizer is to show.
+    pub(crate) markers: Arc<[TokenId]>,
+    is_parallel: bool,
+    ids: Arc<IdSource>,
+}
+
+/// A piece of an answer.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Part {
+    Text(String),
+    Reasoning(String),
+    /// A call begins; its arguments follow, JSON text.
+    CallStart {
+        index: usize,
+        id: String,
+        name: String,
+    },
+    CallArguments {
+        index: usize,
+        json: String,
+    },
+    CallEnd {
+        index: usize,
+    },
+}
+
+/// Reads one choice.
+pub(crate) struct AnswerReader {
+    parser: AnswerParser,
+    events: Vec<AnswerEvent>,
+    is_parallel: bool,
+    has_short_ids: bool,
+    ids: Arc<IdSource>,
+    has_calls: bool,
+    /// It was told to end after one call, and had one.
+    pub(crate) is_over: bool,
+    /// Tokens of thoughts.
+    pub(crate) reasoning_tokens: u32,
+}
+
+impl AnswerReader {
+    pub(crate) fn new(reading: &AnswerReading) -> Self {
+        let AnswerReading { tools, reasoning, known, prompt_end, is_parallel, ids, .. } = reading;
+        Self {
+            parser: AnswerParser::new(*tools, *reasoning, Arc::clone(known), prompt_end),
+            events: Vec::new(),
+            is_parallel: *is_parallel,
+            has_short_ids: *tools == Some(ToolFormat::Mistral),
+            ids: Arc::clone(ids),
+            has_calls: false,
+            is_over: false,
+            reasoning_tokens: 0,
+        }
+    }
+
+    /// Takes the text that a token completed.
+    pub(crate) fn push(&mut self, text: &str, is_last: bool, out: &mut Vec<Part>) {
+        self.reasoning_tokens += u32::from(self.parser.is_reasoning());
+        self.parser.push(text, &mut self.events);
+        if is_last {
+            self.parser.finish(&mut self.events);
+        }
+        for event in std::mem::take(&mut self.events) {
+            if self.is_over {
+                break;
+            }
+            let part = self.part(event);
+            match (out.last_mut(), part) {
+                (Some(Part::Text(before)), Part::Text(text))
+                | (Some(Part::Reasoning(before)), Part::Reasoning(text)) => *before += &text,
+                (
+                    Some(Part::CallArguments { index: at, json: before }),
+                    Part::CallArguments { index, json },
+                ) if *at == index => *before += &json,
+                (_, part) => out.push(part),
+            }
+        }
+    }
+
+    /// Whether it has called a tool.
+    pub(crate) fn has_calls(&self) -> bool {
+        self.has_calls
+    }
+
+    fn part(&mut self, event: AnswerEvent) -> Part {
+        match event {
+            AnswerEvent::Text(text) => Part::Text(text),
+            AnswerEvent::Reasoning(text) => Part::Reasoning(text),
+            AnswerEvent::CallStart { index, name, id } => {
+                self.has_calls = true;
+                Part::CallStart { index, id: id.unwrap_or_else(|| self.new_id()), name }
+            }
+            AnswerEvent::CallArguments { index, json } => Part::CallArguments { index, json },
+            AnswerEvent::CallEnd { index, .. } => {
+                self.is_over = !self.is_parallel;
+                Part::CallEnd { index }
+            }
+        }
+    }
+
+    fn new_id(&self) -> String {
+        if self.has_short_ids {
+            // Mistral's templates refuse others.
+            return format!("{:09x}", self.ids.next::<u64>() & 0xf_ffff_ffff);
+        }
+        format!("call_{:032x}", self.ids.next::<u128>())
+    }
+}
+
+/// A whole answer, in its order.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Block {
+    Text(String),
+    Reasoning(String),
+    Call(Call),
+}
+
+/// A call of a whole answer.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Call {
+    pub(crate) id: String,
+    pub(crate) name: String,
+    /// JSON text, as far as it was written.
+    pub(crate) arguments: String,
+}
+
+/// Puts parts together.
+pub(crate) fn blocks(parts: Vec<Part>) -> Vec<Block> {
+    let mut out: Vec<Block> = Vec::new();
+    for part in parts {
+        match (part, out.last_mut()) {
+            (Part::Text(text), Some(Block::Text(before)))
+            | (Part::Reasoning(text), Some(Block::Reasoning(before))) => *before += &text,
+            (Part::Text(text), _) => out.push(Block::Text(text)),
+            (Part::Reasoning(text), _) => out.push(Block::Reasoning(text)),
+            (Part::CallStart { id, name, .. }, _) => {
+                out.push(Block::Call(Call { id, name, arguments: String::new() }));
+            }
+            (Part::CallArguments { json, .. }, Some(Block::Call(call))) => call.arguments += &json,
+            (Part::CallArguments { .. } | Part::CallEnd { .. }, _) => {}
+        }
+    }
+    out
+}

@@ -1,0 +1,12 @@
+//! One generation, whatever the wire: what is asked for, and the deltas that come of it.
+//! The wire formats (`openai`, `anthropic`) read their requests into these types and write
+//! their answers and errors from them.
+
+pub(crate) mod answers;
+pub(crate) mod choice;
+pub(crate) mod conversation;
+mod decoder;
+pub(crate) mod settings;
+pub(crate) mod stream;
+pub(crate) mod tools;
+pub(crate) mod usage;

@@ -1,0 +1,116 @@
+//! Tool calls of chat completions.
+
+use serde_json::{Value, json};
+
+use crate::{app::CHAT, writer::Writing};
+
+const CALL: &str =
+    "<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"Bern\"}}\n</tool_call>";
+
+fn ask(more: Value) -> Value {
+    let mut body = json!({ "messages": [{ "role": "user", "content": "hi" }], "tools": [{
+        "type": "function",
+        "function": { "name": "weather", "parameters": { "type": "object" } },
+    }] });
+    let Value::Object(more) = more else { panic!("further fields are an object") };
+    body.as_object_mut().expect("an object").extend(more);
+    body
+}
+
+#[test]
+fn a_call_is_no_text() {
+    let server = Writing::new(&format!("<think>hm</think>Let me see.\n{CALL}"));
+    let (status, answer) = server.post(CHAT, &ask(json!({})));
+    assert_eq!(status, 200, "{answer}");
+    let choice = &answer["choices"][0];
+    assert_eq!(choice["finish_reason"], "tool_calls");
+    let message = &choice["message"];
+    assert!(message["content"].as_str().expect("text").starts_with("Let me see."), "{answer}");
+    assert_eq!(
+        (&message["reasoning"], &message["reasoning_content"]),
+        (&json!("hm"), &json!("hm"))
+    );
+    let call = &message["tool_calls"][0];
+    assert!(call["id"].as_str().expect("an id").starts_with("call_"), "{answer}");
+    assert_eq!(call["type"], "function");
+    assert_eq!(call["function"], json!({ "name": "weather", "arguments": "{\"city\": \"Bern\"}" }));
+    assert!(answer["usage"]["completion_tokens_details"]["reasoning_tokens"].as_u64() >= Some(2));
+    let (_, hidden) = server.post(CHAT, &ask(json!({ "include_reasoning": false })));
+    assert_eq!(hidden["choices"][0]["message"]["reasoning"], Value::Null);
+    let events = server.events(CHAT, &ask(json!({})));
+    let deltas: Vec<_> = events.iter().map(|(_, event)| &event["choices"][0]["delta"]).collect();
+    let text = |of: &dyn Fn(&Value) -> Value| -> String {
+        deltas.iter().filter_map(|delta| of(delta).as_str().map(str::to_owned)).collect()
+    };
+    assert_eq!(json!(text(&|delta| delta["content"].clone())), message["content"]);
+    assert_eq!(text(&|delta| delta["reasoning_content"].clone()), "hm");
+    assert_eq!(text(&|delta| delta["tool_calls"][0]["function"]["name"].clone()), "weather");
+    let arguments = text(&|delta| delta["tool_calls"][0]["function"]["arguments"].clone());
+    assert_eq!(json!(arguments), call["function"]["arguments"]);
+    let last = &events.last().expect("events").1;
+    assert_eq!(last["choices"][0]["finish_reason"], "tool_calls");
+}
+
+#[test]
+fn calls_may_be_limited_to_one_or_to_none() {
+    let server = Writing::new(&format!("{CALL}\n{CALL}"));
+    let calls = |more: Value| {
+        let (status, answer) = server.post(CHAT, &ask(more));
+        assert_eq!(status, 200, "{answer}");
+        let choice = answer["choices"][0].clone();
+        (choice["message"]["tool_calls"].as_array().map_or(0, Vec::len), choice)
+    };
+    let (count, choice) = calls(json!({}));
+    assert_eq!(count, 2);
+    let list = &choice["message"]["tool_calls"];
+    assert_ne!(list[0]["id"], list[1]["id"]);
+    let (count, choice) = calls(json!({ "parallel_tool_calls": false }));
+    assert_eq!((count, &choice["finish_reason"]), (1, &json!("tool_calls")));
+    let (count, choice) = calls(json!({ "tool_choice": "none" }));
+    assert_eq!((count, &choice["finish_reason"]), (0, &json!("stop")));
+    assert!(choice["message"]["content"].as_str().expect("text").contains("tool_call"));
+}
+
+#[test]
+fn what_is_wrong_with_tools_is_named() {
+    let server = Writing::new("ok");
+    let tool = |name: &str| json!({ "type": "function", "function": { "name": name } });
+    let assistant =
+        |calls: Value| json!({ "messages": [{ "role": "assistant", "tool_calls": calls }] });
+    let many: Vec<_> = (0..129).map(|i| tool(&format!("f{i}"))).collect();
+    let cases = [
+        (json!({ "tools": [tool("a b")] }), "tools[0]"),
+        (json!({ "tools": [tool("a"), tool("a")] }), "tools[1]"),
+        (json!({ "tools": many }), "tools"),
+        (json!({ "tools": [{ "type": "custom" }] }), "tools[0].type"),
+        (json!({ "tool_choice": "maybe" }), "tool_choice"),
+        (
+            json!({ "tool_choice": { "type": "function", "function": { "name": "x" } } }),
+            "tool_choice",
+        ),
+        (json!({ "tools": [], "tool_choice": "required" }), "tool_choice"),
+        (
+            assistant(json!([{ "id": "1", "function": { "name": "f", "arguments": "{" } }])),
+            "messages[0].tool_calls[0].function.arguments",
+        ),
+        (
+            assistant(json!([{ "function": { "name": "f", "arguments": "{}" } }])),
+            "messages[0].tool_calls[0].id",
+        ),
+        (json!({ "messages": [{ "role": "tool", "content": "x" }] }), "messages[0].tool_call_id"),
+        (
+            json!({ "messages": [{ "role": "user", "content": "x", "tool_call_id": "y" }] }),
+            "messages[0].tool_call_id",
+        ),
+        (json!({ "messages": [{ "role": "user" }] }), "messages[0].content"),
+        (
+            json!({ "messages": [{ "role": "user", "content": [{ "type": "image_url" }] }] }),
+            "messages[0].content[0].type",
+        ),
+    ];
+    for (more, param) in cases {
+        let (status, answer) = server.post(CHAT, &ask(more.clone()));
+        assert_eq!(status, 400, "{more}: {answer}");
+        assert_eq!(answer["error"]["param"], param, "{answer}");
+    }
+}

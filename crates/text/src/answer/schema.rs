@@ -1,0 +1,121 @@
+//! The types that a tool's schema allows for a parameter.
+
+use serde_json::Value;
+
+use super::{AnswerTool, json::quote, literal::Literal};
+
+/// Kinds of JSON values, as bits. None of them stands for "not said".
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Kinds(u8);
+
+const STRING: u8 = 1;
+const INTEGER: u8 = 2;
+const NUMBER: u8 = 4;
+const BOOLEAN: u8 = 8;
+const NULL: u8 = 16;
+const OBJECT: u8 = 32;
+const ARRAY: u8 = 64;
+
+/// How far references and alternatives are followed.
+const MAX_DEPTH: usize = 8;
+
+impl Kinds {
+    /// What a tool's schema says of a parameter.
+    pub(super) fn of(tools: &[AnswerTool], tool: &str, parameter: &str) -> Self {
+        let schema = tools.iter().find(|one| one.name == tool);
+        let schema = schema.and_then(|tool| tool.parameters.as_ref());
+        let property = schema.and_then(|schema| schema.get("properties")?.get(parameter));
+        match (schema, property) {
+            (Some(root), Some(property)) => Self(kinds(root, property, MAX_DEPTH)),
+            _ => Self::default(),
+        }
+    }
+
+    /// Whether a text is a string, whatever it looks like.
+    pub(super) fn is_string(self) -> bool {
+        self.0 == STRING
+    }
+
+    /// The JSON of a value that was written as text. What cannot be read as one of the
+    /// kinds is a string.
+    pub(super) fn json(self, text: &str) -> String {
+        let value = text.trim();
+        let is_json = serde_json::from_str::<serde::de::IgnoredAny>(value).is_ok();
+        let python = match value {
+            "True" => Some("true".to_owned()),
+            "False" => Some("false".to_owned()),
+            "None" => Some("null".to_owned()),
+            _ if value.starts_with(['{', '[', '(']) => Literal::python(value),
+            _ => None,
+        };
+        let found = if is_json { Some(value.to_owned()) } else { python };
+        match found {
+            Some(json) if !self.is_string() && self.allows(kind(&json)) => json,
+            _ => quote(text),
+        }
+    }
+
+    /// Whether a value may be of a kind. Where no string is allowed, a value of the
+    /// wrong kind is still no string.
+    fn allows(self, kind: u8) -> bool {
+        self.0 & STRING == 0 || self.0 & kind != 0
+    }
+}
+
+/// The kind of a JSON text.
+fn kind(json: &str) -> u8 {
+    match json.as_bytes().first() {
+        Some(b'{') => OBJECT,
+        Some(b'[') => ARRAY,
+        Some(b'"') => STRING,
+        Some(b't' | b'f') => BOOLEAN,
+        Some(b'n') => NULL,
+        _ if json.contains(['.', 'e', 'E']) => NUMBER,
+        _ => INTEGER | NUMBER,
+    }
+}
+
+fn kinds(root: &Value, schema: &Value, depth: usize) -> u8 {
+    if depth == 0 {
+        return 0;
+    }
+    if let Some(reference) = schema.get("$ref").and_then(Value::as_str) {
+        let target = reference.strip_prefix('#').and_then(|path| root.pointer(path));
+        return target.map_or(0, |target| kinds(root, target, depth - 1));
+    }
+    match schema.get("type") {
+        Some(Value::String(name)) => return named(name),
+        Some(Value::Array(names)) => {
+            return names.iter().filter_map(Value::as_str).map(named).fold(0, |a, b| a | b);
+        }
+        _ => {}
+    }
+    if let Some(value) = schema.get("const") {
+        return kind(&value.to_string());
+    }
+    if let Some(Value::Array(values)) = schema.get("enum") {
+        return values.iter().map(|value| kind(&value.to_string())).fold(0, |a, b| a | b);
+    }
+    for key in ["anyOf", "oneOf", "allOf"] {
+        if let Some(Value::Array(schemas)) = schema.get(key) {
+            let each = schemas.iter().map(|schema| kinds(root, schema, depth - 1));
+            // One that allows everything: nothing is said.
+            let any = key != "allOf" && each.clone().any(|kinds| kinds == 0);
+            return if any { 0 } else { each.fold(0, |a, b| a | b) };
+        }
+    }
+    0
+}
+
+fn named(name: &str) -> u8 {
+    match name {
+        "string" => STRING,
+        "integer" => INTEGER,
+        "number" => INTEGER | NUMBER,
+        "boolean" => BOOLEAN,
+        "null" => NULL,
+        "object" => OBJECT,
+        "array" => ARRAY,
+        _ => 0,
+    }
+}
