@@ -163,6 +163,22 @@ impl Grammars {
         Self { inner: Arc::new(inner) }
     }
 
+    /// Whether a source is short enough to be compiled.
+    ///
+    /// # Errors
+    /// It is too long.
+    pub fn check_length(&self, source: &Source) -> Result<(), GrammarError> {
+        self.key(source).map(drop)
+    }
+
+    fn key(&self, source: &Source) -> Result<Arc<str>, GrammarError> {
+        let (key, limit) = (source.key(), self.inner.config.max_source_bytes);
+        if key.len() > limit {
+            return Err(GrammarError::TooLong { bytes: key.len(), limit });
+        }
+        Ok(key.into())
+    }
+
     /// The grammar of a source, compiled or kept from before. It blocks its thread, for the
     /// time that a source may take at most, and once for the model's vocabulary. Callers that
     /// want the same source at once wait for one compilation.
@@ -170,11 +186,7 @@ impl Grammars {
     /// # Errors
     /// What is wrong with the source; see [`GrammarError`].
     pub fn compile(&self, tenant: TenantId, source: &Source) -> Result<Grammar, GrammarError> {
-        let key: Arc<str> = source.key().into();
-        let limit = self.inner.config.max_source_bytes;
-        if key.len() > limit {
-            return Err(GrammarError::TooLong { bytes: key.len(), limit });
-        }
+        let key = self.key(source)?;
         // Outside of the time that a source may take.
         self.inner.machine()?;
         let key = (tenant, key);

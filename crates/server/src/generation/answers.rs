@@ -152,6 +152,11 @@ impl AnswerReader {
         }
     }
 
+    /// Whether what comes next is a thought.
+    pub(crate) fn is_reasoning(&self) -> bool {
+        self.parser.is_reasoning()
+    }
+
     /// Whether it has called a tool.
     pub(crate) fn has_calls(&self) -> bool {
         self.has_calls

@@ -8,5 +8,7 @@ pub(crate) mod conversation;
 mod decoder;
 pub(crate) mod settings;
 pub(crate) mod stream;
+pub(crate) mod structure;
+pub(crate) mod structure_fields;
 pub(crate) mod tools;
 pub(crate) mod usage;

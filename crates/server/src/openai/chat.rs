@@ -22,7 +22,7 @@ use crate::{
         choice::{Choice, Start},
         conversation::Conversation,
         settings::{GenerationFields, Settings, UNSUPPORTED},
-        stream,
+        stream, structure,
         usage::Counts,
     },
     json::{self, Body, JsonBody},
@@ -144,12 +144,13 @@ pub(crate) async fn create(
 ) -> Result<Response, ApiError> {
     let prepared = body.work(&state, prepare).await?;
     let Prepared { settings, start, .. } = prepared;
-    let choices = (0..settings.n)
+    let mut choices = (0..settings.n)
         .map(|index| Choice::submit(&state, &settings, &start, index, false))
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| {
             error.renamed("max_tokens", prepared.max_tokens_name).within("messages")
         })?;
+    structure::make_ready(&state, &settings, &mut choices).await?;
     let shape = Shape {
         id: state.next_id("chatcmpl-"),
         created: unix_seconds(),

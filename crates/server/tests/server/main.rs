@@ -13,6 +13,7 @@ mod messages;
 mod reload;
 mod responses;
 mod script;
+mod structured;
 mod templates;
 mod tenants;
 mod text;
