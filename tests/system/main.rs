@@ -20,5 +20,6 @@ mod overload;
 mod process;
 mod replay;
 mod server;
+mod structured;
 mod tenants;
 mod tiny;

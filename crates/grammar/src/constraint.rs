@@ -14,6 +14,8 @@ use crate::{GrammarError, mask_threads::MaskThreads};
 /// How long the wanted mask of an answer holds up the thread that asks for it, counted from
 /// the token that it follows.
 const PATIENCE: Duration = Duration::from_millis(5);
+/// A mask that took no longer is quick, and so the next should be.
+const QUICK: Duration = Duration::from_millis(1);
 /// What a mask may take at most, once it is being computed; the compiler's own limits end
 /// most of those that would take longer.
 const MOST: Duration = Duration::from_millis(500);
@@ -42,6 +44,8 @@ struct State {
     mask: Mask,
     /// When the mask became wanted.
     since: Instant,
+    /// What the last one took.
+    cost: Duration,
 }
 
 enum Mask {
@@ -66,6 +70,7 @@ impl Constraint {
             tokens: Vec::new(),
             mask: Mask::Ready(first_mask),
             since: Instant::now(),
+            cost: Duration::ZERO,
         };
         let slot = Slot { state: Mutex::new(state), settled: Condvar::new(), end_tokens };
         Self { slot: Arc::new(slot), threads }
@@ -111,8 +116,9 @@ impl Constraint {
         }
         state.mask = Mask::Wanted;
         state.since = Instant::now();
+        let is_quick = state.cost <= QUICK;
         drop(state);
-        self.threads.push(&self.slot);
+        self.threads.push(&self.slot, is_quick);
     }
 
     /// Why the constraint cannot go on.
@@ -147,11 +153,13 @@ impl Slot {
         while matches!(state.mask, Mask::Wanted) {
             let Some(mut matcher) = state.matcher.take() else { return };
             let tokens = std::mem::take(&mut state.tokens);
-            state.mask = Mask::Computing(Instant::now(), matcher.cancellation_handle());
+            let began = Instant::now();
+            state.mask = Mask::Computing(began, matcher.cancellation_handle());
             drop(state);
             let consumed = matcher.consume_tokens(&tokens);
             let mask = consumed.and_then(|()| matcher.compute_mask_or_eos());
             state = self.state();
+            state.cost = began.elapsed();
             state.matcher = Some(matcher);
             if matches!(state.mask, Mask::Computing(..)) {
                 state.mask = match mask {

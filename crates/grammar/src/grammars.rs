@@ -163,12 +163,13 @@ impl Grammars {
         Self { inner: Arc::new(inner) }
     }
 
-    /// Whether a source is short enough to be compiled.
+    /// The grammar of a source, if it is kept from before. Does not block.
     ///
     /// # Errors
-    /// It is too long.
-    pub fn check_length(&self, source: &Source) -> Result<(), GrammarError> {
-        self.key(source).map(drop)
+    /// The source is too long, or known to be wrong.
+    pub fn kept(&self, tenant: TenantId, source: &Source) -> Result<Option<Grammar>, GrammarError> {
+        let key = (tenant, self.key(source)?);
+        self.inner.cache().kept(&key).transpose()
     }
 
     fn key(&self, source: &Source) -> Result<Arc<str>, GrammarError> {
@@ -321,6 +322,13 @@ impl Cache {
             self.forget(&oldest);
         }
         cell
+    }
+
+    fn kept(&mut self, key: &Key) -> Option<Result<Grammar, GrammarError>> {
+        self.clock += 1;
+        let entry = self.entries.get_mut(key)?;
+        entry.used = self.clock;
+        entry.cell.get().cloned()
     }
 
     fn forget(&mut self, key: &Key) {

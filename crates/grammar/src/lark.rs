@@ -51,9 +51,12 @@ pub(crate) fn check(text: &str) -> Result<(), GrammarError> {
         let rest = text[at + name.len()..].trim_start();
         // In a string or a comment it is followed by anything.
         let schema = Deserializer::from_str(rest).into_iter::<Value>().next();
-        if let Some(Ok(schema @ Value::Object(_))) = schema {
+        if let Some(Ok(Value::Object(mut fields))) = schema {
             let line = text[..at].lines().count().max(1);
-            schema::check(&schema).map_err(|error| match error {
+            if fields.get("x-guidance").is_some_and(is_style) {
+                fields.shift_remove("x-guidance");
+            }
+            schema::check(&Value::Object(fields)).map_err(|error| match error {
                 GrammarError::At { pointer, what } => {
                     let what = format!("in the schema of line {line}, at {pointer:?}: {what}");
                     GrammarError::at("", what)
@@ -63,6 +66,14 @@ pub(crate) fn check(text: &str) -> Result<(), GrammarError> {
         }
     }
     Ok(())
+}
+
+/// Whether a schema's `x-guidance` says only how its JSON is written, not what is enforced.
+fn is_style(guidance: &Value) -> bool {
+    const STYLE: &[&str] =
+        &["whitespace_flexible", "whitespace_pattern", "item_separator", "key_separator"];
+    let fields = guidance.as_object();
+    fields.is_some_and(|fields| fields.keys().all(|name| STYLE.contains(&name.as_str())))
 }
 
 /// Counts brackets wherever they stand, in strings too.

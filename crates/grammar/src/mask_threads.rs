@@ -21,7 +21,11 @@ struct Shared {
 
 #[derive(Default)]
 struct Queue {
-    slots: VecDeque<Arc<Slot>>,
+    /// Slots whose masks are soon there, by those before: they come first.
+    quick: VecDeque<Arc<Slot>>,
+    /// The others, for which not all threads are used where there are more than one: they
+    /// must not hold up the masks of others' answers.
+    slow: VecDeque<Arc<Slot>>,
     idle: usize,
     closed: bool,
 }
@@ -31,19 +35,25 @@ impl MaskThreads {
     /// The system gives no thread.
     pub(crate) fn new(threads: usize) -> io::Result<Self> {
         let shared = Arc::new(Shared { queue: Mutex::default(), wanted: Condvar::new() });
-        for _ in 0..threads {
+        for index in 0..threads {
             let shared = Arc::clone(&shared);
-            thread::Builder::new().name("masks".to_owned()).spawn(move || shared.work())?;
+            let is_for_all = index > 0 || threads == 1;
+            let thread = thread::Builder::new().name("masks".to_owned());
+            thread.spawn(move || shared.work(is_for_all))?;
         }
         Ok(Self { shared })
     }
 
     /// Computes what a slot wants, soon.
-    pub(crate) fn push(&self, slot: &Arc<Slot>) {
+    pub(crate) fn push(&self, slot: &Arc<Slot>, is_quick: bool) {
         let mut queue = self.shared.queue();
-        queue.slots.push_back(Arc::clone(slot));
-        if queue.idle > 0 {
-            self.shared.wanted.notify_one();
+        let line = if is_quick { &mut queue.quick } else { &mut queue.slow };
+        line.push_back(Arc::clone(slot));
+        match (queue.idle, is_quick) {
+            (0, _) => {}
+            (_, true) => self.shared.wanted.notify_one(),
+            // Not every thread takes it.
+            (_, false) => self.shared.wanted.notify_all(),
         }
     }
 }
@@ -52,7 +62,8 @@ impl Drop for MaskThreads {
     fn drop(&mut self) {
         let mut queue = self.shared.queue();
         queue.closed = true;
-        queue.slots.clear();
+        queue.quick.clear();
+        queue.slow.clear();
         self.shared.wanted.notify_all();
     }
 }
@@ -63,10 +74,14 @@ impl Shared {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn work(&self) {
+    fn work(&self, is_for_all: bool) {
         let mut queue = self.queue();
         while !queue.closed {
-            let Some(slot) = queue.slots.pop_front() else {
+            let next = match queue.quick.pop_front() {
+                None if is_for_all => queue.slow.pop_front(),
+                quick => quick,
+            };
+            let Some(slot) = next else {
                 queue.idle += 1;
                 queue = self.wanted.wait(queue).unwrap_or_else(PoisonError::into_inner);
                 queue.idle -= 1;

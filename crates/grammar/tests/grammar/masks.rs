@@ -109,7 +109,11 @@ fn grammars_are_kept_by_tenant_within_bounds() {
     let compile = |tenant: u32, name: &str| {
         grammars.compile(TenantId(tenant), &source(name)).expect("it compiles")
     };
+    let kept = |tenant: u32, name: &str| grammars.kept(TenantId(tenant), &source(name));
+    assert!(kept(0, "a").is_ok_and(|kept| kept.is_none()));
     let first = compile(0, "a");
+    assert!(kept(0, "a").is_ok_and(|kept| kept.is_some_and(|kept| kept.is_same(&first))));
+    assert!(kept(1, "a").is_ok_and(|kept| kept.is_none()));
     assert!(compile(0, "a").is_same(&first));
     assert!(!compile(1, "a").is_same(&first), "another tenant's is another");
     assert!(compile(0, "a").is_same(&first), "two are kept");
@@ -118,6 +122,8 @@ fn grammars_are_kept_by_tenant_within_bounds() {
     compile(0, "b");
     compile(0, "c");
     assert!(!compile(0, "a").is_same(&first), "a third takes the oldest's room");
+    assert!(grammars.compile(TenantId(0), &source("(")).is_err());
+    assert!(kept(0, "(").is_err(), "what is wrong is known to be");
     let long = grammars.compile(TenantId(0), &source(&"x".repeat(200)));
     assert_eq!(long.expect_err("it is long"), GrammarError::TooLong { bytes: 206, limit: 100 });
 }

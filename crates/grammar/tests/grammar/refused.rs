@@ -160,6 +160,10 @@ fn other_sources_are_refused_in_their_words() {
             Source::Lark("start: %json {\"nullable\": true}\n".to_owned()),
             "in the schema of line 1, at \"/nullable\"",
         ),
+        (
+            Source::Lark("start: %json {\"x-guidance\": {\"lenient\": true}}\n".to_owned()),
+            "at \"/x-guidance\"",
+        ),
         (Source::StructuralTag(json!({ "type": "structural_tag" })), "it has no \"format\""),
         (
             Source::StructuralTag(json!({ "type": "tag", "format": { "type": "any_text" } })),

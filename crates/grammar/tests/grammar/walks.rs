@@ -104,6 +104,8 @@ fn a_grammar_in_larks_syntax_is_kept_to() {
     assert!(!bytes.accepts(&lark(text), "(1+2"));
     let nested = "start: \"<\" %json {\"type\": \"integer\"} \">\"\n";
     assert!(bytes.accepts(&lark(nested), "<12>"));
+    let styled = "start: %json {\"type\":\"array\",\"x-guidance\":{\"item_separator\":\"; \"}}\n";
+    assert!(bytes.accepts(&lark(styled), "[1; 2]"));
 }
 
 #[test]

@@ -111,7 +111,7 @@ impl Start {
             let message = format!(
                 "tools cannot be used with {}: an answer of that form calls none; leave them \
                  out, or give tool_choice none",
-                structure.field
+                structure.field()
             );
             return Err(ApiError::invalid(Some("tools"), message));
         }

@@ -170,9 +170,9 @@ impl GenerationFields {
         let metered = self.stream_options.and_then(|options| options.include_metering);
         let include_metering = self.include_metering.or(metered).unwrap_or(false);
         let ignore_eos = self.ignore_eos.unwrap_or(false);
-        let structure = structure_fields::read(self.response_format, self.structured_outputs)?;
-        if let Some(structure) = &structure {
-            structure.check(state, ignore_eos, self.min_tokens.unwrap_or(0))?;
+        let mut structure = structure_fields::read(self.response_format, self.structured_outputs)?;
+        if let Some(structure) = &mut structure {
+            structure.check(state, caller.id, ignore_eos, self.min_tokens.unwrap_or(0))?;
         }
         let params = SamplingParams {
             temperature: self.temperature.or(model.temperature).unwrap_or(defaults.temperature),
@@ -214,10 +214,10 @@ impl Settings {
     pub(crate) fn set_structure(
         &mut self,
         state: &AppState,
-        structure: Structure,
+        mut structure: Structure,
     ) -> Result<(), ApiError> {
         let ignores_ends = self.params.eos_token_ids.is_empty();
-        structure.check(state, ignores_ends, self.params.min_tokens)?;
+        structure.check(state, self.caller.id, ignores_ends, self.params.min_tokens)?;
         self.structure = Some(structure);
         Ok(())
     }

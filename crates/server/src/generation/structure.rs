@@ -3,9 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use sconce_engine::{ReadySignal, TokenConstraint};
-use sconce_grammar::{Constraint, Source};
+use sconce_grammar::{Constraint, Grammar, Source};
 use sconce_text::Detokenizer;
-use sconce_types::TokenId;
+use sconce_types::{TenantId, TokenId};
 
 use super::{
     answers::{AnswerReader, AnswerReading},
@@ -20,23 +20,35 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 /// What answers must be, and the field that says so.
 #[derive(Clone, Debug)]
 pub(crate) struct Structure {
-    pub(crate) source: Source,
-    pub(crate) field: &'static str,
+    source: Source,
+    field: &'static str,
+    /// The grammar, where it is kept from before.
+    kept: Option<Grammar>,
 }
 
 impl Structure {
-    /// Refuses what cannot be used beside it.
+    pub(crate) fn new(source: Source, field: &'static str) -> Self {
+        Self { source, field, kept: None }
+    }
+
+    /// The field that asks for it.
+    pub(crate) fn field(&self) -> &'static str {
+        self.field
+    }
+
+    /// Refuses what cannot be used beside it, and looks for the grammar.
     ///
     /// # Errors
     /// `ignore_eos`, since an answer that is whole must end, `min_tokens`, since one may be
-    /// whole before, and a source that is too long.
+    /// whole before, and a source that is too long or known to be wrong.
     pub(crate) fn check(
-        &self,
+        &mut self,
         state: &AppState,
+        tenant: TenantId,
         ignore_eos: bool,
         min_tokens: u32,
     ) -> Result<(), ApiError> {
-        let Self { source, field } = self;
+        let field = self.field;
         let refuse = |name, why| {
             Err(ApiError::invalid(Some(name), format!("{name} cannot be used with {field}: {why}")))
         };
@@ -46,13 +58,14 @@ impl Structure {
         if min_tokens > 0 {
             return refuse("min_tokens", "an answer may be whole before");
         }
-        let fits = state.grammars.check_length(source);
-        fits.map_err(|error| ApiError::of_grammar(field, &error))
+        let kept = state.grammars.kept(tenant, &self.source);
+        self.kept = kept.map_err(|error| ApiError::of_grammar(field, &error))?;
+        Ok(())
     }
 }
 
 /// Makes choices ready that wait for their grammar, if they do: it is compiled in the tenant's
-/// turn, unless it is kept from before.
+/// turn; one that is kept from before waits for no compilation of others.
 ///
 /// # Errors
 /// The grammar is refused, or is not there in time.
@@ -61,18 +74,27 @@ pub(crate) async fn make_ready(
     settings: &Settings,
     choices: &mut [Choice],
 ) -> Result<(), ApiError> {
-    let Some(Structure { source, field }) = settings.structure.clone() else { return Ok(()) };
+    let Some(structure) = settings.structure.clone() else { return Ok(()) };
+    let Structure { source, field, kept } = structure;
     let waiting: Vec<_> = choices.iter_mut().filter_map(|choice| choice.waiting.take()).collect();
     if waiting.is_empty() {
         return Ok(());
     }
     let (grammars, tenant) = (Arc::clone(&state.grammars), settings.caller.id);
+    let (turn, is_kept) = (Turn::of(&settings.caller, 0), kept.is_some());
     let make = move || {
-        let grammar = grammars.compile(tenant, &source)?;
+        let grammar = kept.map_or_else(|| grammars.compile(tenant, &source), Ok)?;
         waiting.into_iter().for_each(|waiting| waiting.make_ready(grammar.constraint()));
         Ok(())
     };
-    let made = state.intake.compile(Turn::of(&settings.caller, 0), make);
+    let made = async {
+        if is_kept {
+            let none = state.intake.reservation(tenant);
+            state.intake.run(turn, none, make).await
+        } else {
+            state.intake.compile(turn, make).await
+        }
+    };
     let made = tokio::time::timeout(PATIENCE, made).await;
     let made = made.map_err(|_| ApiError::late_grammar(PATIENCE))?;
     made?.map_err(|error| ApiError::of_grammar(field, &error))

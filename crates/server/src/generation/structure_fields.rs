@@ -53,7 +53,7 @@ fn of_response_format(format: Value) -> Result<Option<Structure>, ApiError> {
     match kind(&fields, &NAMES)?.as_str() {
         "structural_tag" => {
             let source = Source::StructuralTag(Value::Object(fields));
-            Ok(Some(Structure { source, field: NAMES.format }))
+            Ok(Some(Structure::new(source, NAMES.format)))
         }
         "json_schema" => {
             known(&fields, NAMES.format, &["type", "json_schema"])?;
@@ -103,7 +103,7 @@ fn of_plain(
 ) -> Result<Option<Structure>, ApiError> {
     let structure = match kind {
         "text" => None,
-        "json_object" => Some(Structure { source: Source::JsonObject, field: names.format }),
+        "json_object" => Some(Structure::new(Source::JsonObject, names.format)),
         _ => {
             let name = names.kind;
             let message = format!("{name} is {kind:?}, but must be one of {}", accepted.join(", "));
@@ -130,7 +130,7 @@ fn of_description(mut fields: Map<String, Value>, names: &Names) -> Result<Struc
     }
     match fields.shift_remove("schema") {
         Some(schema) if !schema.is_null() => {
-            Ok(Structure { source: Source::JsonSchema(schema), field: names.schema })
+            Ok(Structure::new(Source::JsonSchema(schema), names.schema))
         }
         _ => Err(ApiError::invalid(Some(names.schema), format!("{} is missing", names.schema))),
     }
@@ -179,7 +179,7 @@ fn of_structured_outputs(outputs: Value) -> Result<Structure, ApiError> {
             _ => return Err(wrong("structured_outputs.json_object", "true or false")),
         },
     };
-    Ok(Structure { source, field })
+    Ok(Structure::new(source, field))
 }
 
 /// JSON, or a string that holds it.
