@@ -1,9 +1,16 @@
 //! A completion as text.
 
+use std::{
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use futures::Stream;
 use sconce_engine::{End, RequestError, RequestEvent, RequestStream};
 use sconce_text::Detokenizer;
 
-/// The text of one completion as it comes. Dropping it cancels the request.
+/// The text of one completion as it comes: a [`Stream`] for async code, and
+/// [`Completion::blocking_next`] for other threads. Dropping it cancels the request.
 pub struct Completion {
     stream: RequestStream,
     detokenizer: Detokenizer,
@@ -22,10 +29,16 @@ impl Completion {
     /// # Errors
     /// The request ended without finishing.
     pub async fn next(&mut self) -> Option<Result<String, RequestError>> {
+        std::future::poll_fn(|cx| self.poll_piece(cx)).await
+    }
+
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<String, RequestError>>> {
         loop {
-            let event = self.stream.next().await;
-            if let Some(piece) = self.take(event)? {
-                return Some(piece);
+            let event = ready!(Pin::new(&mut self.stream).poll_next(cx));
+            match self.take(event) {
+                None => return Poll::Ready(None),
+                Some(None) => {}
+                Some(piece) => return Poll::Ready(piece),
             }
         }
     }
@@ -78,5 +91,13 @@ impl Completion {
                 Some((!piece.is_empty()).then_some(Ok(piece)))
             }
         }
+    }
+}
+
+impl Stream for Completion {
+    type Item = Result<String, RequestError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.poll_piece(cx)
     }
 }

@@ -1,10 +1,10 @@
 //! Sconce as a library: start an engine in your own program and stream from it.
 //!
 //! ```no_run
-//! use sconce::{Options, SamplingParams, Sconce};
+//! use sconce::{SamplingParams, Sconce};
 //!
 //! # fn main() -> Result<(), sconce::Error> {
-//! let sconce = Sconce::start(&Options::new("smollm2-135m-instruct"), &())?;
+//! let sconce = Sconce::builder("smollm2-135m-instruct").max_model_len(4096).start()?;
 //! let params = SamplingParams { max_tokens: 64, temperature: 0.0, ..Default::default() };
 //! let mut answer = sconce.chat(&[("user", "What is the capital of France?")], params)?;
 //! while let Some(text) = answer.blocking_next() {
@@ -14,17 +14,25 @@
 //! # }
 //! ```
 //!
+//! A [`Completion`] is a `futures::Stream` as well. [`Sconce::generate`] completes many
+//! prompts at once. [`router`] is the HTTP API as an axum router, to be nested in a server of
+//! one's own: see `examples/`.
+//!
 //! This crate is the only place where the serving half (engine, text, server)
 //! and the computing half (runner, models, kernels) meet.
 
+mod builder;
 mod completion;
+mod generate;
 pub mod hub;
 mod null;
 mod recording;
 mod replay;
 mod start;
 
+pub use builder::Builder;
 pub use completion::Completion;
+pub use generate::{Generate, Generated};
 pub use recording::{Recorded, RecordingError, RecordingHead, read as read_recording};
 pub use replay::{Difference, Replay, ReplayError, replay};
 pub use sconce_engine::{

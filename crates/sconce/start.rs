@@ -19,7 +19,7 @@ use sconce_text::{TextConfig, TextError, TextModel};
 use sconce_types::{Executor, MeterSink, SamplingParams, Tenant};
 
 use crate::{
-    Completion, RecordingError, RecordingHead,
+    Builder, Completion, RecordingError, RecordingHead,
     hub::{self, HubError, HubOptions},
     null,
     recording::{Line, Recorder},
@@ -244,6 +244,11 @@ pub struct Sconce {
 }
 
 impl Sconce {
+    /// What to start, set one after another.
+    pub fn builder(model: impl Into<String>) -> Builder {
+        Builder::new(model)
+    }
+
     /// Fetches the model if need be, loads it, and starts the engine.
     ///
     /// # Errors

@@ -385,6 +385,9 @@ impl<E: Executor> EngineLoop<E> {
                 // The receiver may have been dropped.
                 let _ = reply.send(capacity);
             }
+            Message::Snapshot(reply, _permit) => {
+                let _ = reply.send(self.snapshot());
+            }
         }
     }
 

@@ -14,10 +14,11 @@ use sconce_scheduler::{Ask, Refused, Request, SchedulerConfig, Shortage, Unfit};
 use sconce_types::{
     InvalidSamplingParams, NotReady, RequestId, SamplingParams, Tenant, TenantId, TokenId,
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use crate::{
-    Capacity, Metrics, Overload, ReadySignal, RequestStream, StopCheck, TokenConstraint, admission,
+    Capacity, Metrics, Overload, ReadySignal, RequestStream, Snapshot, StopCheck, TokenConstraint,
+    admission,
     shared::{Message, Permit, Shared, Submission},
 };
 
@@ -388,10 +389,27 @@ impl EngineHandle {
         tenant: TenantId,
         prompt_len: usize,
     ) -> Result<Capacity, SubmitError> {
+        self.ask(|reply, permit| Message::Capacity(tenant, prompt_len, reply, permit)).await
+    }
+
+    /// The engine as it is between two steps, with each block's tenant. It takes the engine's
+    /// thread the time to read the pool once: to be asked a few times a second.
+    ///
+    /// # Errors
+    /// The engine is too busy to answer, or has stopped.
+    pub async fn snapshot(&self) -> Result<Snapshot, SubmitError> {
+        self.ask(Message::Snapshot).await
+    }
+
+    /// Asks the engine's thread, of which only so many may wait for an answer.
+    async fn ask<T>(
+        &self,
+        question: impl FnOnce(oneshot::Sender<T>, OwnedSemaphorePermit) -> Message,
+    ) -> Result<T, SubmitError> {
         let (reply, answer) = oneshot::channel();
         let permit = Arc::clone(&self.shared.questions).try_acquire_owned();
         let permit = permit.map_err(|_| self.queue_full())?;
-        let sent = self.inbox.try_send(Message::Capacity(tenant, prompt_len, reply, permit));
+        let sent = self.inbox.try_send(question(reply, permit));
         sent.map_err(|error| self.unheard(&error))?;
         answer.await.map_err(|_| SubmitError::EngineLost)
     }

@@ -7,6 +7,7 @@
 //! them. Everything here is token ids; text is known only above.
 
 mod admission;
+mod bucket_counts;
 mod constraint;
 mod deliver;
 mod engine;
@@ -21,18 +22,22 @@ mod predictions;
 mod publish;
 mod requests;
 mod shared;
+mod snapshot;
 mod stream;
 mod tenant_metrics;
 mod tenants;
 
 pub use admission::Capacity;
+pub use bucket_counts::BucketCounts;
 pub use constraint::{ReadySignal, StopCheck, TokenConstraint};
 pub use engine::{Built, Engine, StartError};
 pub use handle::{EngineHandle, EngineLimits, EngineRequest, Health, SubmitError};
 pub use metrics::{HTTP_METHOD_LABELS, Metrics};
 pub use options::{EngineOptions, RecordSink, RecordedRequest};
 pub use sconce_scheduler::{
-    CacheGroups, FakeExecutor, PrefixKey, SchedulerConfig, SchedulingPolicy, Unfit,
+    BlockCode, CacheGroups, FakeExecutor, PrefixKey, SchedulerConfig, SchedulingPolicy, Unfit,
 };
 pub use sconce_types::End;
+pub use snapshot::{Snapshot, TenantSnapshot};
 pub use stream::{Overload, RequestError, RequestEvent, RequestStream, TokenEvent};
+pub use tenant_metrics::TenantUsage;

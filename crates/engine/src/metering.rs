@@ -36,6 +36,11 @@ impl Meter {
         }
     }
 
+    /// Whether there is a meter of the device's energy.
+    pub(crate) fn has_energy(&self) -> bool {
+        self.energy.is_some()
+    }
+
     /// Each row's part of a step's nanoseconds; see [`Shares::of_step`].
     pub(crate) fn share_time(
         &mut self,

@@ -12,7 +12,7 @@ use sconce_scheduler::{CheckedRequest, MinuteReservation};
 use sconce_types::{NotReady, RequestId, Tenant, TenantId};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
-use crate::{Capacity, RequestEvent, StopCheck, TokenConstraint, admission::Door};
+use crate::{Capacity, RequestEvent, Snapshot, StopCheck, TokenConstraint, admission::Door};
 
 /// What is told to the engine's thread.
 pub(crate) enum Message {
@@ -28,6 +28,8 @@ pub(crate) enum Message {
     Settle(oneshot::Sender<()>),
     /// What a prompt of so many tokens may expect. Few of these wait at once.
     Capacity(TenantId, usize, oneshot::Sender<Capacity>, OwnedSemaphorePermit),
+    /// How the engine is. Few of these wait at once either.
+    Snapshot(oneshot::Sender<Snapshot>, OwnedSemaphorePermit),
 }
 
 /// Messages of one request that may wait to be read: that it comes, is ready, and goes.

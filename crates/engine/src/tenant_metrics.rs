@@ -7,7 +7,10 @@ use prometheus::{
 use prometheus::{IntCounter, IntGauge};
 use sconce_types::Metering;
 
-use crate::metrics::{Registrar, TTFT_BUCKETS};
+use crate::{
+    BucketCounts,
+    metrics::{Registrar, TTFT_BUCKETS},
+};
 
 const TENANT: &[&str] = &["tenant"];
 
@@ -41,6 +44,23 @@ pub(crate) struct TenantMetrics {
     device_seconds: GenericCounter<AtomicF64>,
     kv_block_seconds: GenericCounter<AtomicF64>,
     energy_joules: GenericCounter<AtomicF64>,
+}
+
+/// What a tenant has used since the engine's start, as its metrics say.
+#[derive(Clone, Debug, Default)]
+pub struct TenantUsage {
+    /// Prompt tokens processed.
+    pub prompt_tokens: u64,
+    /// Of those, tokens found in the prefix cache.
+    pub cached_tokens: u64,
+    /// Tokens generated.
+    pub generated_tokens: u64,
+    /// Its share of the steps' time.
+    pub device_seconds: f64,
+    /// Its share of the device's energy; 0 where it cannot be measured.
+    pub joules: f64,
+    /// Seconds from submission to the first token.
+    pub time_to_first_token: BucketCounts,
 }
 
 impl TenantFamilies {
@@ -123,6 +143,17 @@ impl TenantMetrics {
         self.kv_block_seconds.inc_by(used.block_ns as f64 * 1e-9);
         if let Some(uj) = used.energy_uj {
             self.energy_joules.inc_by(uj as f64 * 1e-6);
+        }
+    }
+    /// What it counts now.
+    pub(crate) fn usage(&self) -> TenantUsage {
+        TenantUsage {
+            prompt_tokens: self.prompt_tokens.get(),
+            cached_tokens: self.cached_tokens.get(),
+            generated_tokens: self.generation_tokens.get(),
+            device_seconds: self.device_seconds.get(),
+            joules: self.energy_joules.get(),
+            time_to_first_token: BucketCounts::of(&self.time_to_first_token),
         }
     }
 }

@@ -55,6 +55,10 @@ impl TenantTable {
         self.tenants.len()
     }
 
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &KnownTenant> {
+        self.tenants.iter().flatten()
+    }
+
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut KnownTenant> {
         self.tenants.iter_mut().flatten()
     }

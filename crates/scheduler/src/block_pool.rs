@@ -100,6 +100,11 @@ impl BlockPool {
         self.blocks[id.index()].ref_count
     }
 
+    /// Of each block, whether it is free and has a key to be found by.
+    pub(crate) fn are_cached(&self) -> impl Iterator<Item = bool> {
+        self.blocks.iter().map(|block| block.ref_count == 0 && block.key.is_some())
+    }
+
     /// Takes a free block: blank, stale, or the cached one freed longest ago.
     pub fn allocate(&mut self) -> Option<BlockId> {
         let id = self.free.iter().find_map(|list| list.first)?;

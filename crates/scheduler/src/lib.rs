@@ -6,6 +6,7 @@
 //! simulation. [`FakeExecutor`] is the other side of that simulation.
 
 mod admission;
+mod block_map;
 mod block_pool;
 mod block_table;
 mod claims;
@@ -29,6 +30,7 @@ mod step_limit;
 mod step_model;
 
 pub use admission::{Admission, Admitted, Ask, Refused, Shortage};
+pub use block_map::BlockCode;
 pub use block_pool::{BlockKey, BlockPool};
 pub use config::{ConfigError, SchedulerConfig, SchedulingPolicy};
 pub use deadlines::Deadlines;

@@ -111,6 +111,35 @@ impl<S: Send + Sync> FromRequestParts<S> for AsAnyone {
     }
 }
 
+/// A caller who may look at the engine: at all of it, or at a tenant's own part.
+pub(crate) enum AsWatcher {
+    All(AsAdmin),
+    Tenant(TenantAuth),
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for AsWatcher {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        match identity(parts)?.speaker {
+            Some(Principal::Tenant(_)) => {
+                TenantAuth::from_request_parts(parts, state).await.map(Self::Tenant)
+            }
+            _ => AsAdmin::from_request_parts(parts, state).await.map(Self::All),
+        }
+    }
+}
+
+impl AsWatcher {
+    /// The tenants as they were when the request came.
+    pub(crate) fn tenants(&self) -> &Arc<Tenants> {
+        match self {
+            Self::All(caller) => &caller.tenants,
+            Self::Tenant(caller) => &caller.tenants,
+        }
+    }
+}
+
 fn identity(parts: &Parts) -> Result<Identity, ApiError> {
     let identity = parts.extensions.get::<Identity>().cloned();
     identity.ok_or_else(|| ApiError::internal("a route without a key check"))

@@ -173,6 +173,12 @@ impl ApiError {
         Self { code: Some("too_many_connections"), ..Self::unavailable(message) }
     }
 
+    /// So many look at the engine already.
+    pub(crate) fn too_many_watchers(limit: usize) -> Self {
+        let message = format!("{limit} clients watch the engine already, the limit here");
+        Self { code: Some("too_many_watchers"), ..Self::unavailable(message) }
+    }
+
     /// There is no memory for the body now.
     pub(crate) fn too_many_bodies() -> Self {
         let message = "too many large request bodies are being received; try again";

@@ -21,8 +21,9 @@ use crate::{
     anthropic::{self, messages},
     capacity,
     error::ApiError,
-    middleware,
+    live, middleware,
     openai::{chat, completions, models, responses},
+    page,
     state::AppState,
     tokenize,
 };
@@ -40,6 +41,7 @@ pub fn router(engine: EngineHandle, text: Arc<TextModel>, config: ServerConfig) 
         ("/tokenize", post(tokenize::tokenize)),
         ("/detokenize", post(tokenize::detokenize)),
         ("/v1/capacity", get(capacity::capacity)),
+        ("/v1/live", get(live::live)),
         ("/reset_prefix_cache", post(admin::reset_prefix_cache)),
         ("/admin/reload", post(admin::reload)),
         ("/admin/tenants", get(admin::tenants)),
@@ -57,6 +59,7 @@ pub fn router(engine: EngineHandle, text: Arc<TextModel>, config: ServerConfig) 
     ]);
     let mut router = open
         .merge(keyed)
+        .merge(page::routes())
         .method_not_allowed_fallback(wrong_method)
         .fallback(not_found)
         .layer(from_fn(catch_panic))

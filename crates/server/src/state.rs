@@ -22,6 +22,7 @@ use crate::{
     AllowedOrigins, TenantDirectory,
     generation::answers::AnswerFormats,
     intake::{BodyConfig, Intake},
+    live::Live,
     openai::responses::ResponseStore,
     origins::Origins,
 };
@@ -91,6 +92,7 @@ pub(crate) struct AppState {
     pub(crate) text: Arc<TextModel>,
     pub(crate) config: Arc<ServerConfig>,
     pub(crate) intake: Arc<Intake>,
+    pub(crate) live: Arc<Live>,
     pub(crate) origins: Arc<Origins>,
     pub(crate) answers: Arc<AnswerFormats>,
     pub(crate) responses: Arc<ResponseStore>,
@@ -125,6 +127,7 @@ impl AppState {
             origins: Arc::new(Origins::new(&config.host, &config.allowed_origins)),
             config: Arc::new(config),
             intake: Arc::new(intake),
+            live: Arc::new(Live::new()),
             started: unix_seconds(),
             seeds: Arc::new(IdSource::new(origin)),
             ids: Arc::new(IdSource::new(rand::rng().random())),

@@ -7,6 +7,7 @@
 mod call;
 mod format;
 mod gemma;
+mod grammar;
 mod harmony;
 mod json;
 mod json_call;

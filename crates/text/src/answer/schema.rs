@@ -62,6 +62,12 @@ impl Kinds {
     }
 }
 
+/// Whether a schema may allow a string.
+pub(super) fn allows_string(root: &Value, schema: &Value) -> bool {
+    let kinds = kinds(root, schema, MAX_DEPTH);
+    kinds == 0 || kinds & STRING != 0
+}
+
 /// The kind of a JSON text.
 fn kind(json: &str) -> u8 {
     match json.as_bytes().first() {

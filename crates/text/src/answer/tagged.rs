@@ -31,7 +31,7 @@ pub(super) struct Tagged {
 enum Mode {
     Text,
     Reasoning,
-    Call(Call),
+    Call(Box<Call>),
 }
 
 /// A set of markers and what each means.
@@ -200,7 +200,7 @@ impl Tagged {
                 sink.held.push_str(&std::mem::take(&mut self.space));
                 sink.held.push_str(marker);
                 self.begin_text(Gap::None);
-                self.mode = Mode::Call(Call::new(start, &self.tools));
+                self.mode = Mode::Call(Box::new(Call::new(start, &self.tools)));
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use sconce_text::{AnswerEvent, ReasoningFormat, ToolFormat};
 
-use super::{Part, Setting, WRITTEN, both, calls};
+use super::{Format, Part, Setting, WRITTEN, both, calls};
 
 const MIB: usize = 1 << 20;
 
@@ -58,7 +58,7 @@ fn calls_beyond_the_limit_are_text() {
 #[test]
 fn nesting_beyond_the_limit_is_text() {
     let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
-    let cases: [(ToolFormat, fn(&str) -> String); 3] = [
+    let cases: [Format; 3] = [
         (ToolFormat::Hermes, |a| {
             format!("<tool_call>{{\"name\":\"f\",\"arguments\":{{\"a\":{a}}}}}")
         }),

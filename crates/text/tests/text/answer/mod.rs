@@ -5,6 +5,7 @@ mod deepseek;
 mod formats;
 mod gemma;
 mod glm;
+mod grammar;
 mod harmony;
 mod hermes;
 mod kimi;

@@ -1,0 +1,114 @@
+//! Options one after another, and a start.
+
+use std::{path::PathBuf, time::Duration};
+
+use sconce_engine::SchedulingPolicy;
+use sconce_runner::{CacheDtype, DeviceChoice, Dtype, Isa, Quantization};
+use sconce_types::Tenant;
+
+use crate::{Error, Options, Progress, Sconce, hub::HubOptions};
+
+/// [`Options`] that are set one after another.
+///
+/// ```no_run
+/// # fn main() -> Result<(), sconce::Error> {
+/// let sconce = sconce::Sconce::builder("smollm2-135m-instruct").max_model_len(4096).start()?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "nothing is started before `start`"]
+pub struct Builder {
+    options: Options,
+}
+
+/// Setters of options; what they are given becomes the option's type.
+macro_rules! setters {
+    ($($(#[$doc:meta])* $name:ident: $kind:ty => $of:expr,)*) => {
+        $(
+            $(#[$doc])*
+            pub fn $name(mut self, $name: $kind) -> Self {
+                self.options.$name = $of($name);
+                self
+            }
+        )*
+    };
+}
+
+impl Builder {
+    pub(crate) fn new(model: impl Into<String>) -> Self {
+        Self { options: Options::new(model) }
+    }
+
+    setters! {
+        /// Where models come from and are kept.
+        hub: HubOptions => std::convert::identity,
+        /// Where the model runs.
+        device: DeviceChoice => std::convert::identity,
+        /// Whether prompts that begin like earlier ones share what those computed.
+        enable_prefix_caching: bool => std::convert::identity,
+        /// Sequences that run at once.
+        max_num_seqs: usize => std::convert::identity,
+        /// Requests that may wait beside those that run.
+        max_num_queued_reqs: usize => std::convert::identity,
+        /// The share of a GPU's memory that everything together may take.
+        gpu_memory_utilization: f64 => std::convert::identity,
+        /// Whose request is admitted next.
+        scheduling_policy: SchedulingPolicy => std::convert::identity,
+        /// Who shares the engine.
+        tenants: Vec<Tenant> => std::convert::identity,
+        /// The name that requests and metrics use.
+        served_model_name: impl Into<String> => |value| Some(Into::into(value)),
+        /// The chat template's file, if not the model's own.
+        chat_template: impl Into<PathBuf> => |value| Some(Into::into(value)),
+        /// The dtype that the model computes in.
+        dtype: Dtype => Some,
+        /// How weights are quantized.
+        quantization: Quantization => Some,
+        /// The dtype of the KV cache.
+        kv_cache_dtype: CacheDtype => Some,
+        /// Tokens of prompt and output.
+        max_model_len: usize => Some,
+        /// Tokens computed in one step.
+        max_num_batched_tokens: usize => Some,
+        /// The time between tokens that prefill leaves to decodes.
+        target_itl: Duration => Some,
+        /// The longest that a request may wait for its prefill.
+        max_queue_wait: Duration => Some,
+        /// KV-cache memory in bytes.
+        kv_cache_memory_bytes: u64 => Some,
+        /// Threads that compute.
+        threads: usize => Some,
+        /// The highest level of a CPU's instructions to use.
+        cpu_isa: Isa => Some,
+        /// Where what each request used is kept.
+        ledger: impl Into<PathBuf> => |value| Some(Into::into(value)),
+        /// Where requests are recorded.
+        record: impl Into<PathBuf> => |value| Some(Into::into(value)),
+    }
+
+    /// What was set so far.
+    #[must_use]
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// Loads the model and starts the engine.
+    ///
+    /// # Errors
+    /// As [`Sconce::start`].
+    pub fn start(self) -> Result<Sconce, Error> {
+        self.start_with_progress(&())
+    }
+
+    /// The same, and tells how far it has come.
+    ///
+    /// # Errors
+    /// As [`Sconce::start`].
+    pub fn start_with_progress<P>(self, progress: &P) -> Result<Sconce, Error>
+    where
+        P: Progress + Clone + Send + 'static,
+    {
+        Sconce::start(&self.options, progress)
+    }
+}

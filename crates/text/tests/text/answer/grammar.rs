@@ -1,0 +1,167 @@
+//! Grammars of calls, by their text.
+
+use sconce_text::{AnswerTool, ToolFormat};
+use serde_json::{Value, json};
+
+const STYLE: &str =
+    r#""x-guidance":{"whitespace_flexible":false,"item_separator":", ","key_separator":": "}"#;
+
+fn tool(name: &str, parameters: Option<Value>) -> AnswerTool {
+    AnswerTool { name: name.to_owned(), parameters }
+}
+
+/// A grammar where markers are text.
+fn plain(format: ToolFormat, tools: &[AnswerTool]) -> Option<String> {
+    format.grammar(tools, true, true, &|_| None)
+}
+
+fn lines(lines: &[&str]) -> Option<String> {
+    Some(lines.join("\n").replace("STYLE", STYLE) + "\n")
+}
+
+#[test]
+fn json_calls_have_a_rule_a_tool() {
+    let tools = [
+        tool("get_time", None),
+        tool(
+            "a\"b",
+            Some(json!({ "properties": { "x": { "$ref": "#/$defs/X" } }, "$defs": { "X": {} } })),
+        ),
+    ];
+    let expected = lines(&[
+        r#"start:  "<tool_call>" "\n" (call_1 | call_3) "\n" "</tool_call>" ("\n" "<tool_call>" "\n" (call_1 | call_3) "\n" "</tool_call>")* "#,
+        r#"arguments_0: %json {"type":"object","additionalProperties":false,STYLE}"#,
+        r#"call_1: "{\"name\": \"get_time\", \"arguments\": " arguments_0 "}""#,
+        r##"arguments_2: %json {"properties":{"x":{"$ref":"#/$defs/X"}},"$defs":{"X":{}},"type":"object",STYLE}"##,
+        r#"call_3: "{\"name\": \"a\\\"b\", \"arguments\": " arguments_2 "}""#,
+        r"TEXT: /(.|\n)*/",
+    ]);
+    assert_eq!(plain(ToolFormat::Hermes, &tools), expected);
+    let start = |at_least_one, parallel, id: Option<u32>| {
+        let grammar =
+            ToolFormat::Hermes.grammar(&tools[..1], at_least_one, parallel, &|_| id).expect("one");
+        grammar.lines().filter(|line| line.starts_with(['s', 'u'])).collect::<Vec<_>>().join("\n")
+    };
+    assert_eq!(
+        start(true, false, None),
+        r#"start:  "<tool_call>" "\n" (call_1) "\n" "</tool_call>"  "#
+    );
+    assert_eq!(
+        start(false, false, None),
+        "start: TEXT | until_2  \"\\n\" (call_1) \"\\n\" \"</tool_call>\"  \nuntil_2[lazy]: TEXT \"<tool_call>\""
+    );
+    assert_eq!(
+        start(false, false, Some(7)),
+        r#"start: TEXT | TEXT <[7]>  "\n" (call_1) "\n" <[7]>  "#
+    );
+}
+
+#[test]
+fn markers_are_tokens_where_there_are_such() {
+    let tools = [tool("f", None)];
+    let arguments = r#"arguments_0: %json {"type":"object","additionalProperties":false,STYLE}"#;
+    let text = r"TEXT: /(.|\n)*/";
+    let id = |token: &str| {
+        let tokens = ["[TOOL_CALLS]", "[ARGS]", "<｜tool▁calls▁begin｜>", "<｜tool▁sep｜>"];
+        tokens.iter().position(|one| *one == token).map(|at| u32::try_from(at).expect("few"))
+    };
+    assert_eq!(
+        ToolFormat::Mistral.grammar(&tools, true, false, &id),
+        lines(&["start:  <[0]> (call_1)   ", arguments, r#"call_1: "f" <[1]> arguments_0"#, text])
+    );
+    assert_eq!(
+        ToolFormat::Mistral.grammar(&tools, true, false, &|_| None),
+        lines(&[
+            r#"start: "[TOOL_CALLS]" " "? "["  (call_1)   "]""#,
+            arguments,
+            r#"call_1: "{\"name\": \"f\", \"arguments\": " arguments_0 /(, "id": "[a-zA-Z0-9]{9}")?}/"#,
+            text,
+        ])
+    );
+    assert_eq!(
+        ToolFormat::DeepSeekV31.grammar(&tools, true, false, &id),
+        lines(&[
+            r#"start: <[2]> "<｜tool▁call▁begin｜>" (call_1) "<｜tool▁call▁end｜>"  "<｜tool▁calls▁end｜>""#,
+            arguments,
+            r#"call_1: "f" <[3]> arguments_0"#,
+            text,
+        ])
+    );
+}
+
+#[test]
+fn elements_have_a_rule_a_parameter() {
+    let schema = json!({
+        "type": "object",
+        "properties": {
+            "code": { "type": "string" },
+            "days": { "$ref": "#/$defs/Days" },
+            "unit": { "enum": ["C", "F"] },
+        },
+        "required": ["days"],
+        "$defs": { "Days": { "type": "integer" } },
+    });
+    let tools = [tool("run", Some(schema))];
+    let days =
+        r##"value_2: %json {"$ref":"#/$defs/Days","$defs":{"Days":{"type":"integer"}},STYLE}"##;
+    assert_eq!(
+        ToolFormat::Qwen3Xml.grammar(&tools, true, false, &|_| None),
+        lines(&[
+            r#"start:  "<tool_call>" "\n" (call_5) "</tool_call>"  "#,
+            r#"until_0[lazy]: TEXT "\n</parameter>\n""#,
+            r#"parameter_1: "<parameter=code>\n" until_0 "#,
+            days,
+            r#"parameter_3: "<parameter=days>\n" value_2 "\n</parameter>\n" "#,
+            r#"parameter_4: "<parameter=unit>\n" ("C" | "F") "\n</parameter>\n" "#,
+            r#"call_5: "<function=run>\n" parameter_1? parameter_3 parameter_4?  "</function>\n""#,
+            r"TEXT: /(.|\n)*/",
+        ])
+    );
+    assert_eq!(
+        ToolFormat::Glm45
+            .grammar(&tools, true, false, &|token| (token == "</arg_value>").then_some(9)),
+        lines(&[
+            r#"start:  "<tool_call>" (call_4) "</tool_call>"  "#,
+            r#"parameter_0: "<arg_key>" "code" "</arg_key>" "\n"? "<arg_value>" TEXT <[9]> "\n"?"#,
+            &days.replace("value_2", "value_1"),
+            r#"parameter_2: "<arg_key>" "days" "</arg_key>" "\n"? "<arg_value>" value_1 <[9]> "\n"?"#,
+            r#"parameter_3: "<arg_key>" "unit" "</arg_key>" "\n"? "<arg_value>" ("C" | "F") <[9]> "\n"?"#,
+            r#"call_4: "run" "\n"? parameter_0? parameter_2 parameter_3? "#,
+            r"TEXT: /(.|\n)*/",
+        ])
+    );
+}
+
+#[test]
+fn what_no_grammar_says_has_none() {
+    let tools = [tool("f", None)];
+    for name in ToolFormat::names() {
+        let format = ToolFormat::from_name(name).expect("it is known");
+        let has = !matches!(format, ToolFormat::Pythonic | ToolFormat::Gemma3 | ToolFormat::Gemma4);
+        for at_least_one in [false, true] {
+            let grammar = format.grammar(&tools, at_least_one, true, &|_| None);
+            assert_eq!(grammar.is_some(), has, "{name}");
+        }
+        assert_eq!(plain(format, &[]), None);
+    }
+    for schema in [
+        json!({ "properties": { "a": { "type": "string", "pattern": "x" } } }),
+        json!({ "properties": { "a": { "anyOf": [{ "format": "date" }, { "type": "null" }] } } }),
+        json!({ "properties": {}, "required": ["a"] }),
+        json!({ "anyOf": [{}] }),
+        json!(true),
+    ] {
+        let tools = [tool("f", Some(schema.clone()))];
+        assert_eq!(plain(ToolFormat::Qwen3Xml, &tools), None, "{schema}");
+        assert!(plain(ToolFormat::Hermes, &tools).is_some(), "{schema}");
+    }
+    for schema in [
+        json!({ "properties": { "a": { "anyOf": [{ "type": "string" }, { "type": "null" }], "default": null } } }),
+        json!({ "properties": { "a": { "type": ["string", "integer"] } } }),
+        json!({ "properties": { "a": true, "b": {} }, "description": "d" }),
+    ] {
+        let tools = [tool("f", Some(schema.clone()))];
+        let grammar = plain(ToolFormat::Qwen3Xml, &tools).expect("text says it");
+        assert!(grammar.contains("parameter_1: \"<parameter=a>\\n\" until_0"), "{grammar}");
+    }
+}
