@@ -26,7 +26,11 @@ const ARROWS: &[(&str, &[&str])] = &[
             "sconce-bench",
         ],
     ),
-    ("sconce-server", &["sconce-engine", "sconce-tenants", "sconce-text", "sconce-types"]),
+    (
+        "sconce-server",
+        &["sconce-engine", "sconce-grammar", "sconce-tenants", "sconce-text", "sconce-types"],
+    ),
+    ("sconce-grammar", &["sconce-text", "sconce-types"]),
     ("sconce-engine", &["sconce-scheduler", "sconce-types"]),
     ("sconce-scheduler", &["sconce-types"]),
     ("sconce-text", &["sconce-types"]),
@@ -63,8 +67,14 @@ const ARROWS: &[(&str, &[&str])] = &[
 ];
 
 /// The serving half builds without a tensor library or a device.
-const SERVING_HALF: &[&str] =
-    &["sconce-types", "sconce-scheduler", "sconce-engine", "sconce-text", "sconce-server"];
+const SERVING_HALF: &[&str] = &[
+    "sconce-types",
+    "sconce-scheduler",
+    "sconce-engine",
+    "sconce-text",
+    "sconce-grammar",
+    "sconce-server",
+];
 const COMPUTING_ONLY: &[&str] = &["candle-core", "candle-nn", "cudarc"];
 /// The computing half knows neither HTTP nor text (candle-core itself brings tokenizers).
 const COMPUTING_HALF: &[&str] = &["sconce-runner", "sconce-models", "sconce-kernels"];

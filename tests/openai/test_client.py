@@ -200,8 +200,9 @@ class Errors(unittest.TestCase):
     def test_unsupported_fields(self):
         tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
         self.assertEqual(self.refused(tools=[tool]).param, "tools")
-        schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}
-        self.assertEqual(self.refused(response_format=schema).param, "response_format")
+        schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {}}}}
+        param = self.refused(response_format=schema).param
+        self.assertEqual(param, "response_format.json_schema.schema")
         image = [{"type": "image_url", "image_url": {"url": "data:,"}}]
         self.refused(messages=[{"role": "user", "content": image}])
         # What asks for nothing is accepted.

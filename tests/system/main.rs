@@ -21,5 +21,6 @@ mod overload;
 mod process;
 mod replay;
 mod server;
+mod structured;
 mod tenants;
 mod tiny;

@@ -18,12 +18,17 @@ pub trait StopCheck: Send {
 pub trait TokenConstraint: Send {
     /// Writes the tokens that may come next over `words`, all zero: token `t` as bit `t % 32` of
     /// word `t / 32`. Where it says `false` the mask is not ready yet, and is asked for again.
-    /// If no token is left the request ends with
-    /// [`RequestError::NothingAllowed`](crate::RequestError::NothingAllowed).
+    /// If no token is left the request ends with what [`TokenConstraint::failure`] says, else
+    /// with [`RequestError::NothingAllowed`](crate::RequestError::NothingAllowed).
     fn fill_mask(&mut self, words: &mut [u32]) -> bool;
 
     /// Takes the token that was generated.
     fn accept(&mut self, token: TokenId);
+
+    /// Why it cannot go on, where that is no fault of the tokens so far.
+    fn failure(&self) -> Option<String> {
+        None
+    }
 }
 
 /// Says once that a request is ready to be scheduled. Dropping it ends the request.

@@ -122,7 +122,7 @@ impl<E: Executor> EngineLoop<E> {
                     self.metrics.corrupted_requests.inc();
                     Some(RequestError::NonFiniteLogits)
                 }
-                End::NothingAllowed => Some(RequestError::NothingAllowed),
+                End::NothingAllowed => Some(live.why_nothing_is_allowed()),
                 _ => None,
             };
             if let Some(error) = failed {

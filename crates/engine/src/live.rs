@@ -199,6 +199,15 @@ impl LiveRequest {
         true
     }
 
+    /// Why nothing is left that it may generate.
+    pub(crate) fn why_nothing_is_allowed(&self) -> RequestError {
+        let failure = || {
+            let constraint = self.constraint.as_ref()?;
+            catch_unwind(AssertUnwindSafe(|| constraint.failure())).ok().flatten()
+        };
+        failure().map_or(RequestError::NothingAllowed, |reason| RequestError::CannotRun { reason })
+    }
+
     /// Adds what it used since the last call to its tenant's sums and to the metrics.
     pub(crate) fn settle(&mut self, metrics: &Metrics, tenant: Option<&mut KnownTenant>) {
         let fresh = self.meter.usage().since(&self.settled);

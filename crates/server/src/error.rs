@@ -1,6 +1,6 @@
 //! Errors as clients see them: the one place that knows HTTP status codes.
 
-use std::fmt::Display;
+use std::{fmt::Display, time::Duration};
 
 use axum::{
     Json,
@@ -11,6 +11,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use sconce_engine::{Overload, RequestError, SubmitError, Unfit};
+use sconce_grammar::GrammarError;
 use sconce_text::{StopError, TextError};
 use serde_json::{Value, json};
 
@@ -204,6 +205,22 @@ impl ApiError {
             return Self { param: Some(param.to_owned()), ..self };
         }
         self
+    }
+
+    /// What a field asks of an answer's form cannot be had.
+    pub(crate) fn of_grammar(field: &str, error: &GrammarError) -> Self {
+        let message = format!("{field}: {error}");
+        match error {
+            GrammarError::Busy => Self { code: Some("overloaded"), ..Self::unavailable(message) },
+            GrammarError::Bug => Self::bug(),
+            _ => Self::invalid(Some(field), message),
+        }
+    }
+
+    /// Too many grammars were to be compiled before this request's.
+    pub(crate) fn late_grammar(patience: Duration) -> Self {
+        let message = format!("the grammar was not compiled within {} s", patience.as_secs());
+        Self { code: Some("overloaded"), ..Self::unavailable(message) }
     }
 
     pub(crate) fn bug() -> Self {

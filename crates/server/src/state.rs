@@ -14,6 +14,7 @@ use rand::{
     rngs::StdRng,
 };
 use sconce_engine::EngineHandle;
+use sconce_grammar::{GrammarConfig, Grammars};
 use sconce_tenants::ApiKeys;
 use sconce_text::{ReasoningFormat, TextModel, ToolFormat};
 
@@ -95,6 +96,7 @@ pub(crate) struct AppState {
     pub(crate) origins: Arc<Origins>,
     pub(crate) answers: Arc<AnswerFormats>,
     pub(crate) responses: Arc<ResponseStore>,
+    pub(crate) grammars: Arc<Grammars>,
     pub(crate) started: u64,
     /// Counts what was drawn for requests without a seed; ids are drawn apart,
     /// so that polling `/health` changes no request's tokens.
@@ -109,6 +111,8 @@ impl AppState {
             &config.bodies,
             limits.scheduler.max_num_seqs + limits.scheduler.max_queued,
         );
+        let vocab_size = limits.vocab_size;
+        let grammars = Grammars::new(Arc::clone(&text), vocab_size, GrammarConfig::default());
         let origin = config.seed.unwrap_or_else(|| rand::rng().random());
         Self {
             engine,
@@ -118,6 +122,7 @@ impl AppState {
                 config.reasoning_parser,
             )),
             responses: Arc::new(ResponseStore::new(config.response_store_bytes)),
+            grammars: Arc::new(grammars),
             text,
             origins: Arc::new(Origins::new(&config.host, &config.allowed_origins)),
             config: Arc::new(config),

@@ -161,9 +161,10 @@ impl TokenConstraint for Broken {
     fn accept(&mut self, _: TokenId) {}
 }
 
-/// A constraint that allows two tokens of any kind, and no third.
+/// A constraint that allows so many tokens of any kind, and no more.
 struct DeadEnd {
     left: usize,
+    failure: Option<&'static str>,
 }
 
 impl TokenConstraint for DeadEnd {
@@ -175,15 +176,24 @@ impl TokenConstraint for DeadEnd {
     fn accept(&mut self, _: TokenId) {
         self.left -= 1;
     }
+
+    fn failure(&self) -> Option<String> {
+        self.failure.map(str::to_owned)
+    }
 }
 
 #[test]
 fn a_constraint_that_allows_nothing_ends_its_request_and_no_other() {
     let engine = start();
     let other = engine.submit(request()).expect("it is taken");
-    let ended = engine.submit_constrained(request(), None, Box::new(DeadEnd { left: 2 }));
-    let error = tokens(ended.expect("it is taken")).expect_err("there is no third token");
-    assert_eq!(error, RequestError::NothingAllowed);
+    let end = |failure| {
+        let constraint = Box::new(DeadEnd { left: 2, failure });
+        let ended = engine.submit_constrained(request(), None, constraint);
+        tokens(ended.expect("it is taken")).expect_err("there is no third token")
+    };
+    assert_eq!(end(None), RequestError::NothingAllowed);
+    let reason = "it has become too complex".to_owned();
+    assert_eq!(end(Some("it has become too complex")), RequestError::CannotRun { reason });
     assert_eq!(tokens(other), Ok(expected()));
     assert_eq!(engine.metrics().corrupted_requests.get(), 0);
 }

@@ -17,10 +17,11 @@ use crate::{
     caller::TenantAuth,
     error::ApiError,
     generation::{
+        bound_calls,
         choice::{Choice, Start},
         conversation::{Conversation, Prompt, Role},
         settings::{GenerationFields, OneOrMany, Settings},
-        stream,
+        stream, structure,
         tools::Tools,
         usage::Counts,
     },
@@ -253,8 +254,9 @@ fn prepare(state: &AppState, caller: TenantAuth, body: MessagesBody) -> Result<P
         user: body.metadata.and_then(|metadata| metadata.user_id),
         ..GenerationFields::default()
     };
-    let settings =
+    let mut settings =
         fields.settings(state, caller).map_err(|error| error.renamed("stop", "stop_sequences"))?;
+    bound_calls::bound(state, &mut settings, &tools)?;
     let limits = state.engine.limits();
     // Clients ask for as many tokens as a model can write, whatever the context.
     let room = settings.max_tokens(limits, &[prompt.tokens.len()], None, Some(body.max_tokens))?[0];
@@ -269,16 +271,18 @@ pub(crate) async fn create(
     body: JsonBody,
 ) -> Result<Response, ApiError> {
     let Prepared { settings, start, model, is_clamped } = body.work(&state, prepare).await?;
-    let choice = Choice::submit(&state, &settings, &start, 0, false)?;
+    let mut choices = vec![Choice::submit(&state, &settings, &start, 0, false)?];
+    structure::make_ready(&state, &settings, &mut choices).await?;
     let counts = Counts::new(start.prompt.len(), 1, 1, false);
     let shape = Shape { id: state.next_id("msg_"), model, is_clamped };
     if settings.stream.is_none() {
+        let choice = choices.pop().expect("one was submitted");
         let whole = [choice.collect().await?];
         let tokens = counts.of_all(&whole).tokens();
         let [whole] = whole;
         return Ok(Json(shape.respond(tokens, whole)).into_response());
     }
-    stream::respond(vec![choice], MessageChunks::new(shape, counts)).await
+    stream::respond(choices, MessageChunks::new(shape, counts)).await
 }
 
 /// `POST /v1/messages/count_tokens`.

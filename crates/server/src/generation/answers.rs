@@ -37,6 +37,18 @@ impl AnswerFormats {
         Self { tools, reasoning, thought_markers: markers(None), all_markers: markers(tools) }
     }
 
+    /// A grammar of these tools' calls; `None` where there can be none.
+    pub(crate) fn grammar(
+        &self,
+        text: &TextModel,
+        tools: &[AnswerTool],
+        must_call: bool,
+        is_parallel: bool,
+    ) -> Option<String> {
+        let special = |token: &str| text.special_tokens(|other| other == token).first().copied();
+        self.tools?.grammar(tools, must_call, is_parallel, &special)
+    }
+
     /// How the answers to a prompt with this end are read.
     pub(crate) fn reading(
         &self,
@@ -150,6 +162,11 @@ impl AnswerReader {
                 (_, part) => out.push(part),
             }
         }
+    }
+
+    /// Whether what comes next is a thought.
+    pub(crate) fn is_reasoning(&self) -> bool {
+        self.parser.is_reasoning()
     }
 
     /// Whether it has called a tool.

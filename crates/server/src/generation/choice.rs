@@ -4,7 +4,7 @@ use std::{collections::VecDeque, mem, sync::Arc};
 
 use sconce_engine::{End, RequestError, RequestEvent, RequestStream, StopCheck};
 use sconce_text::Detokenizer;
-use sconce_types::{Metering, TokenId, TokenLogprobs};
+use sconce_types::{Metering, NotReady, TokenId, TokenLogprobs};
 use serde::Serialize;
 
 use super::{
@@ -12,6 +12,7 @@ use super::{
     conversation::Prompt,
     decoder::{Decoder, StopFinder},
     settings::Settings,
+    structure::{PATIENCE, Waiting},
     tools::Tools,
 };
 use crate::{access_log::RequestStats, error::ApiError, state::AppState};
@@ -20,6 +21,8 @@ use crate::{access_log::RequestStats, error::ApiError, state::AppState};
 pub(crate) struct Choice {
     /// `None` once the choice has ended: a stop string cancels its request.
     stream: Option<RequestStream>,
+    /// What makes its request ready, where it waits for that.
+    pub(crate) waiting: Option<Waiting>,
     decoder: Decoder,
     /// Where the text is an answer's, which may hold thoughts and calls.
     reader: Option<AnswerReader>,
@@ -129,7 +132,15 @@ impl Choice {
             Box::new(StopFinder { decoder: decoder(), text: String::new() })
         };
         let stop = finds_stops.then(finder);
-        let stream = state.engine.submit_until(request, stop)?;
+        // Without an answer there is nothing to give a form.
+        let (stream, waiting) = if settings.structure.is_some() && !hide_output {
+            let reason = NotReady::Grammar;
+            let taken = state.engine.submit_not_ready(request, stop, reason, PATIENCE);
+            let (stream, signal) = taken?;
+            (stream, Some(Waiting::new(signal, start, settings)))
+        } else {
+            (state.engine.submit_until(request, stop)?, None)
+        };
         let stats = settings.stats().cloned();
         if index.is_multiple_of(settings.n) {
             state.engine.metrics().request_params_n.observe(settings.n as f64);
@@ -139,6 +150,7 @@ impl Choice {
         }
         Ok(Self {
             stream: Some(stream),
+            waiting,
             stats,
             decoder: decoder(),
             reader: reading.as_ref().map(AnswerReader::new),

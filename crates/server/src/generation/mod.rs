@@ -3,10 +3,13 @@
 //! their answers and errors from them.
 
 pub(crate) mod answers;
+pub(crate) mod bound_calls;
 pub(crate) mod choice;
 pub(crate) mod conversation;
 mod decoder;
 pub(crate) mod settings;
 pub(crate) mod stream;
+pub(crate) mod structure;
+pub(crate) mod structure_fields;
 pub(crate) mod tools;
 pub(crate) mod usage;

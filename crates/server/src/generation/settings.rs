@@ -8,6 +8,7 @@ use sconce_types::{BLOCK_SIZE, SamplingParams, TokenId};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::{structure::Structure, structure_fields};
 use crate::{access_log::RequestStats, caller::TenantAuth, error::ApiError, state::AppState};
 
 /// Fields that neither endpoint supports, with a value that asks for nothing.
@@ -23,12 +24,10 @@ pub(crate) const UNSUPPORTED: &[(&str, Option<&str>)] = &[
     ("length_penalty", Some("1.0")),
     ("mm_processor_kwargs", None),
     ("prompt_logprobs", None),
-    ("response_format", Some(r#"{"type":"text"}"#)),
     ("return_token_ids", None),
     ("return_tokens_as_token_ids", None),
     ("service_tier", Some("\"auto\"")),
     ("spaces_between_special_tokens", Some("true")),
-    ("structured_outputs", None),
     ("truncate_prompt_tokens", None),
     ("use_beam_search", None),
     ("vllm_xargs", None),
@@ -73,6 +72,8 @@ pub(crate) struct GenerationFields {
     pub(crate) safety_identifier: Option<String>,
     pub(crate) metadata: Option<Map<String, Value>>,
     pub(crate) prompt_cache_key: Option<String>,
+    pub(crate) response_format: Option<Value>,
+    pub(crate) structured_outputs: Option<Value>,
 }
 
 /// A number, lower being sooner, or a name that the tenant's file has for one.
@@ -112,6 +113,8 @@ pub(crate) struct Settings {
     pub(crate) skip_special_tokens: bool,
     pub(crate) stream: Option<StreamOptions>,
     pub(crate) include_metering: bool,
+    /// The form of answers.
+    pub(crate) structure: Option<Structure>,
     has_seed: bool,
     pub(crate) caller: TenantAuth,
     priority: i32,
@@ -167,6 +170,10 @@ impl GenerationFields {
         let metered = self.stream_options.and_then(|options| options.include_metering);
         let include_metering = self.include_metering.or(metered).unwrap_or(false);
         let ignore_eos = self.ignore_eos.unwrap_or(false);
+        let mut structure = structure_fields::read(self.response_format, self.structured_outputs)?;
+        if let Some(structure) = &mut structure {
+            structure.check(state, caller.id, ignore_eos, self.min_tokens.unwrap_or(0))?;
+        }
         let params = SamplingParams {
             temperature: self.temperature.or(model.temperature).unwrap_or(defaults.temperature),
             top_p: self.top_p.or(model.top_p).unwrap_or(defaults.top_p),
@@ -193,6 +200,7 @@ impl GenerationFields {
             skip_special_tokens: self.skip_special_tokens.unwrap_or(true),
             stream: stream.then(|| self.stream_options.unwrap_or_default()),
             include_metering,
+            structure,
             has_seed: self.seed.is_some(),
             priority: priority(self.priority, &caller, state.engine.limits().scheduler.policy)?,
             timeout: timeout(self.timeout)?,
@@ -202,6 +210,18 @@ impl GenerationFields {
 }
 
 impl Settings {
+    /// The form of answers, where an endpoint has a field of its own for it.
+    pub(crate) fn set_structure(
+        &mut self,
+        state: &AppState,
+        mut structure: Structure,
+    ) -> Result<(), ApiError> {
+        let ignores_ends = self.params.eos_token_ids.is_empty();
+        structure.check(state, self.caller.id, ignores_ends, self.params.min_tokens)?;
+        self.structure = Some(structure);
+        Ok(())
+    }
+
     /// What the request's line in the log will say.
     pub(crate) fn stats(&self) -> Option<&Arc<RequestStats>> {
         self.caller.stats.as_ref()

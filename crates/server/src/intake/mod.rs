@@ -56,6 +56,8 @@ pub(crate) struct Intake {
     budget: Arc<Budget>,
     small: Lane,
     large: Lane,
+    /// For grammars, each of which takes as long as it takes.
+    grammars: Lane,
     /// Pieces of work of one tenant that wait, where its own limits do not say.
     max_queued: usize,
 }
@@ -67,6 +69,7 @@ impl Intake {
             budget: Arc::new(Budget::new(config.max_buffered_bytes)),
             small: Lane::new("intake", threads.clamp(1, MAX_THREADS), SMALL_NICENESS),
             large: Lane::new("intake-large", 1, LARGE_NICENESS),
+            grammars: Lane::new("grammars", 1, SMALL_NICENESS),
             max_queued,
         }
     }
@@ -85,6 +88,26 @@ impl Intake {
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, ApiError> {
         let lane = if turn.bytes > LARGE_BYTES { &self.large } else { &self.small };
+        self.run_on(lane, turn, reserved, work).await
+    }
+
+    /// The same for the compilation of a grammar.
+    pub(crate) async fn compile<T: Send + 'static>(
+        &self,
+        turn: Turn,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let none = Reservation::none(&self.budget, turn.tenant);
+        self.run_on(&self.grammars, turn, none, work).await
+    }
+
+    async fn run_on<T: Send + 'static>(
+        &self,
+        lane: &Lane,
+        turn: Turn,
+        reserved: Reservation,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, ApiError> {
         let (reply, result) = oneshot::channel();
         let work = move || {
             if !reply.is_closed() {

@@ -19,10 +19,11 @@ use crate::{
     caller::TenantAuth,
     error::ApiError,
     generation::{
+        bound_calls,
         choice::{Choice, Start},
         conversation::Conversation,
         settings::{GenerationFields, Settings, UNSUPPORTED},
-        stream,
+        stream, structure,
         usage::Counts,
     },
     json::{self, Body, JsonBody},
@@ -115,6 +116,7 @@ fn prepare(state: &AppState, caller: TenantAuth, body: ChatBody) -> Result<Prepa
     settings.params.logprobs = num_logprobs;
     let limits = state.engine.limits();
     let tools = tools::read(body.tools, body.tool_choice, body.parallel_tool_calls)?;
+    bound_calls::bound(state, &mut settings, &tools)?;
     let mut template_kwargs = body.chat_template_kwargs.unwrap_or_default();
     if let Some(effort) = body.reasoning_effort {
         effort.tell(&mut template_kwargs);
@@ -144,12 +146,13 @@ pub(crate) async fn create(
 ) -> Result<Response, ApiError> {
     let prepared = body.work(&state, prepare).await?;
     let Prepared { settings, start, .. } = prepared;
-    let choices = (0..settings.n)
+    let mut choices = (0..settings.n)
         .map(|index| Choice::submit(&state, &settings, &start, index, false))
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| {
             error.renamed("max_tokens", prepared.max_tokens_name).within("messages")
         })?;
+    structure::make_ready(&state, &settings, &mut choices).await?;
     let shape = Shape {
         id: state.next_id("chatcmpl-"),
         created: unix_seconds(),

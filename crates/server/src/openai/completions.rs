@@ -25,6 +25,7 @@ use crate::{
         choice::{Choice, Delta, Finish, Start, StopReason, ended},
         settings::{GenerationFields, MAX_CHOICES, Settings, UNSUPPORTED},
         stream::{self, Chunks, Events},
+        structure,
         usage::{Counts, Usage},
     },
     json::{self, Body, JsonBody},
@@ -167,6 +168,7 @@ pub(crate) async fn create(
             echoes.push(echo.clone());
         }
     }
+    structure::make_ready(&state, &settings, &mut choices).await?;
     let shape = Shape {
         id: state.next_id("cmpl-"),
         created: unix_seconds(),

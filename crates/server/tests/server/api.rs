@@ -305,12 +305,6 @@ fn what_is_wrong_is_refused_by_name() {
             "guided_json",
         ),
         (json!({ "cache_salt": "x" }), "cache_salt", "unsupported_parameter", "cache_salt"),
-        (
-            json!({ "response_format": { "type": "json_object" } }),
-            "response_format",
-            "unsupported_parameter",
-            "",
-        ),
     ];
     for path in [COMPLETIONS, CHAT] {
         for (extra, param, code, words) in &cases {
@@ -460,7 +454,7 @@ proptest! {
             "logit_bias", "stream", "stream_options", "min_tokens", "stop_token_ids",
             "repetition_penalty", "presence_penalty", "frequency_penalty", "ignore_eos",
             "skip_special_tokens", "add_generation_prompt", "chat_template_kwargs", "tools",
-            "response_format", "metadata", "user", "best_of", "suffix", "anything",
+            "response_format", "structured_outputs", "metadata", "user", "best_of", "suffix", "anything",
         ]),
         value in any_json(),
         is_chat: bool,

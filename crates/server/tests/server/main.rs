@@ -15,6 +15,7 @@ mod page;
 mod reload;
 mod responses;
 mod script;
+mod structured;
 mod templates;
 mod tenants;
 mod text;

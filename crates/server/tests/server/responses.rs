@@ -180,8 +180,8 @@ fn what_is_wrong_is_named() {
         (json!({ "input": "x", "truncation": "auto" }), "truncation: auto", "not supported"),
         (
             json!({ "input": "x", "text": { "format": { "type": "grammar" } } }),
-            "text.format",
-            "not supported",
+            "text.format.type",
+            "must be one of",
         ),
     ];
     for (body, param, words) in cases {

@@ -13,7 +13,7 @@ use sconce_server::{ServerConfig, router};
 use sconce_text::{ReasoningFormat, TextModel, ToolFormat};
 use sconce_types::{
     Executor, ExecutorError, Sample, SampleOutcome, ScheduledBatch, StepResult, TokenId,
-    TokenLogprobs, TokenMasks,
+    TokenLogprobs, TokenMask, TokenMasks,
 };
 use serde_json::Value;
 use tokio::runtime::Runtime;
@@ -21,10 +21,12 @@ use tower::ServiceExt as _;
 
 const END: TokenId = 256;
 
-/// Gives each slot the next byte of the text.
+/// Gives each slot the next byte of the text, or the first that its mask allows instead.
 struct Writer {
     text: Vec<TokenId>,
     written: HashMap<usize, usize>,
+    /// The slots of the step's rows, those that sample.
+    rows: Vec<Option<usize>>,
     result: StepResult,
 }
 
@@ -35,20 +37,31 @@ impl Executor for Writer {
         }
         self.result.clear(batch.step);
         for sequence in &batch.sequences {
-            let Sample::Token { .. } = sequence.sample else {
-                self.result.push_row(SampleOutcome::Nothing, None, None, Vec::new());
-                continue;
-            };
-            let written = self.written.get_mut(&sequence.slot.index()).expect("it was admitted");
-            let token = self.text.get(*written).copied().unwrap_or(END);
-            *written += 1;
-            let logprobs = TokenLogprobs { token, logprob: -0.25, top: vec![(token, -0.25)] };
-            self.result.push_row(SampleOutcome::Sampled, Some(token), Some(logprobs), Vec::new());
+            let samples = matches!(sequence.sample, Sample::Token { .. });
+            self.rows.push(samples.then(|| sequence.slot.index()));
         }
         Ok(())
     }
 
-    fn sample(&mut self, _: &TokenMasks) -> Result<(), ExecutorError> {
+    fn sample(&mut self, masks: &TokenMasks) -> Result<(), ExecutorError> {
+        for (row, slot) in self.rows.drain(..).enumerate() {
+            let Some(slot) = slot else {
+                self.result.push(SampleOutcome::Nothing);
+                continue;
+            };
+            let mask = masks.get(row);
+            if mask == TokenMask::Skip {
+                self.result.push(SampleOutcome::Skipped);
+                continue;
+            }
+            let written = self.written.get_mut(&slot).expect("it was admitted");
+            let token = self.text.get(*written).copied().unwrap_or(END);
+            *written += 1;
+            let first = || (0..=END).find(|&token| mask.allows(token)).expect("one is allowed");
+            let token = if mask.allows(token) { token } else { first() };
+            let logprobs = TokenLogprobs { token, logprob: -0.25, top: vec![(token, -0.25)] };
+            self.result.push_row(SampleOutcome::Sampled, Some(token), Some(logprobs), Vec::new());
+        }
         Ok(())
     }
 
@@ -84,6 +97,7 @@ impl Writing {
             let executor = Writer {
                 text: written.clone(),
                 written: HashMap::new(),
+                rows: Vec::new(),
                 result: StepResult::default(),
             };
             Ok(Built { executor, energy: None, config, vocab_size, info: () })

@@ -22,7 +22,7 @@ use self::{
 use crate::{
     caller::TenantAuth,
     error::ApiError,
-    generation::{choice::Choice, stream, usage::Counts},
+    generation::{choice::Choice, stream, structure, usage::Counts},
     json::JsonBody,
     state::{AppState, unix_seconds},
 };
@@ -33,8 +33,9 @@ pub(crate) async fn create(
     body: JsonBody,
 ) -> Result<Response, ApiError> {
     let Prepared { settings, start, shape, history } = body.work(&state, prepare).await?;
-    let choice = Choice::submit(&state, &settings, &start, 0, false)
+    let mut choice = Choice::submit(&state, &settings, &start, 0, false)
         .map_err(|error| error.renamed("max_tokens", "max_output_tokens").within("input"))?;
+    structure::make_ready(&state, &settings, std::slice::from_mut(&mut choice)).await?;
     let counts = Counts::new(start.prompt.len(), 1, 1, false);
     let keep = shape.is_stored.then(|| {
         let tenants = settings.caller.num_tenants();

@@ -11,9 +11,12 @@ use crate::{
     caller::TenantAuth,
     error::ApiError,
     generation::{
+        bound_calls,
         choice::Start,
         conversation::{Conversation, Message, Role},
         settings::{GenerationFields, Settings, UNSUPPORTED},
+        structure::Structure,
+        structure_fields,
         tools::{Tool, ToolChoice, Tools},
     },
     json::{self, Body},
@@ -146,6 +149,7 @@ impl Body for ResponsesBody {
         ("n", Some("1")),
         ("prompt", None),
         ("prompt_cache_retention", None),
+        ("response_format", None),
     ];
     const SHARED: &'static [(&'static str, Option<&'static str>)] = UNSUPPORTED;
 }
@@ -169,7 +173,7 @@ pub(super) fn prepare(
     if matches!(body.truncation, Some(Truncation::Auto)) {
         return Err(ApiError::unsupported("truncation: auto"));
     }
-    let format = text_format(body.text)?;
+    let (format, structure) = text_format(body.text)?;
     let num_logprobs = num_logprobs(body.include.as_deref(), body.top_logprobs)?;
     let tools = read_tools(body.tools, body.tool_choice, body.parallel_tool_calls)?;
     let mut messages = Vec::new();
@@ -189,6 +193,10 @@ pub(super) fn prepare(
     let user = shared.user.clone();
     let mut settings = shared.settings(state, caller)?;
     settings.params.logprobs = num_logprobs;
+    if let Some(structure) = structure {
+        settings.set_structure(state, structure)?;
+    }
+    bound_calls::bound(state, &mut settings, &tools)?;
     let mut template_kwargs = body.chat_template_kwargs.unwrap_or_default();
     if let Some(effort) = body.reasoning.as_ref().and_then(|reasoning| reasoning.effort) {
         effort.tell(&mut template_kwargs);
@@ -252,16 +260,16 @@ fn check_metadata(metadata: Option<&Map<String, Value>>) -> Result<(), ApiError>
     Err(ApiError::invalid(Some("metadata"), message))
 }
 
-fn text_format(text: Option<TextConfig>) -> Result<Value, ApiError> {
-    let plain = || json!({ "type": "text" });
-    let Some(TextConfig { format, verbosity }) = text else { return Ok(plain()) };
+/// The form as the response shows it, and what it asks for.
+fn text_format(text: Option<TextConfig>) -> Result<(Value, Option<Structure>), ApiError> {
+    let plain = json!({ "type": "text" });
+    let Some(TextConfig { format, verbosity }) = text else { return Ok((plain, None)) };
     if verbosity.is_some_and(|verbosity| verbosity != "medium") {
         return Err(ApiError::unsupported("text.verbosity"));
     }
     match format {
-        None | Some(Value::Null) => Ok(plain()),
-        Some(format) if format == plain() => Ok(format),
-        Some(_) => Err(ApiError::unsupported("text.format")),
+        None | Some(Value::Null) => Ok((plain, None)),
+        Some(format) => Ok((format.clone(), structure_fields::of_text_format(format)?)),
     }
 }
 
@@ -304,8 +312,7 @@ fn read_tools(
             ApiError::invalid(Some(&name), format!("{name} is missing"))
         })?;
         let (description, parameters) = (tool.description, tool.parameters);
-        // OpenAI's default here, where a chat completion's is false.
-        let strict = tool.strict.unwrap_or(true);
+        let strict = tool.strict.unwrap_or(false);
         Ok(Tool { name, description, parameters, strict })
     };
     let list = tools.unwrap_or_default().into_iter().enumerate().map(tool);

@@ -1,0 +1,95 @@
+//! Grammars in Lark's syntax: what is accepted of a client's, and parts of our own.
+
+use llguidance::regex_to_lark;
+use serde_json::{Deserializer, Value};
+
+use crate::{GrammarError, schema};
+
+/// Brackets in brackets; the compiler works on them recursively.
+const MAX_DEPTH: usize = 250;
+
+/// A text as a terminal.
+pub(crate) fn literal(text: &str) -> String {
+    Value::from(text).to_string().replace('\u{7f}', "\\u007f")
+}
+
+/// A regular expression as a terminal.
+///
+/// # Errors
+/// It is empty.
+pub(crate) fn regex(regex: &str) -> Result<String, GrammarError> {
+    // What is matched is the whole answer, so anchors around it say nothing more.
+    let regex = regex.strip_prefix('^').unwrap_or(regex);
+    let is_anchor = regex.ends_with('$') && !regex.ends_with("\\$");
+    let regex = if is_anchor { &regex[..regex.len() - 1] } else { regex };
+    if regex.is_empty() {
+        return Err(GrammarError::at("", "a regular expression must not be empty"));
+    }
+    check_depth(regex)?;
+    Ok(format!("/{}/", regex_to_lark(regex, "")))
+}
+
+/// A grammar for what a regular expression matches.
+///
+/// # Errors
+/// As [`regex`].
+pub(crate) fn of_regex(source: &str) -> Result<String, GrammarError> {
+    Ok(format!("start: {}\n", regex(source)?))
+}
+
+/// Checks what the compiler would take amiss, or not look at.
+///
+/// # Errors
+/// Another syntax, nesting without end, a schema that is not enforced.
+pub(crate) fn check(text: &str) -> Result<(), GrammarError> {
+    if text.contains("::=") {
+        let what = "grammars are taken in Lark's syntax (`start: \"a\" | \"b\"`), not in BNF's";
+        return Err(GrammarError::at("", what));
+    }
+    check_depth(text)?;
+    for (at, name) in text.match_indices("%json") {
+        let rest = text[at + name.len()..].trim_start();
+        // In a string or a comment it is followed by anything.
+        let schema = Deserializer::from_str(rest).into_iter::<Value>().next();
+        if let Some(Ok(Value::Object(mut fields))) = schema {
+            let line = text[..at].lines().count().max(1);
+            if fields.get("x-guidance").is_some_and(is_style) {
+                fields.shift_remove("x-guidance");
+            }
+            schema::check(&Value::Object(fields)).map_err(|error| match error {
+                GrammarError::At { pointer, what } => {
+                    let what = format!("in the schema of line {line}, at {pointer:?}: {what}");
+                    GrammarError::at("", what)
+                }
+                other => other,
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a schema's `x-guidance` says only how its JSON is written, not what is enforced.
+fn is_style(guidance: &Value) -> bool {
+    const STYLE: &[&str] =
+        &["whitespace_flexible", "whitespace_pattern", "item_separator", "key_separator"];
+    let fields = guidance.as_object();
+    fields.is_some_and(|fields| fields.keys().all(|name| STYLE.contains(&name.as_str())))
+}
+
+/// Counts brackets wherever they stand, in strings too.
+fn check_depth(text: &str) -> Result<(), GrammarError> {
+    let (mut depth, mut deepest) = (0_usize, 0);
+    for byte in text.bytes() {
+        match byte {
+            b'(' | b'[' | b'{' => depth += 1,
+            b')' | b']' | b'}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        deepest = deepest.max(depth);
+    }
+    if deepest > MAX_DEPTH {
+        let what = format!("brackets are nested {deepest} deep, more than {MAX_DEPTH}");
+        return Err(GrammarError::at("", what));
+    }
+    Ok(())
+}

@@ -1,0 +1,8 @@
+//! The tests of `crates/grammar`, in one binary.
+
+mod hostile;
+mod masks;
+mod models;
+mod refused;
+mod validator;
+mod walks;

@@ -1,0 +1,191 @@
+//! The form that a request asks of its answers, and the requests that wait for its grammar.
+
+use std::{sync::Arc, time::Duration};
+
+use sconce_engine::{ReadySignal, TokenConstraint};
+use sconce_grammar::{Constraint, Grammar, Source};
+use sconce_text::Detokenizer;
+use sconce_types::{TenantId, TokenId};
+
+use super::{
+    answers::{AnswerReader, AnswerReading},
+    choice::{Choice, Start},
+    settings::Settings,
+};
+use crate::{error::ApiError, intake::Turn, state::AppState};
+
+/// How long a request waits for its grammar.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What answers must be, and the field that says so.
+#[derive(Clone, Debug)]
+pub(crate) struct Structure {
+    source: Source,
+    field: &'static str,
+    /// The grammar, where it is kept from before.
+    kept: Option<Grammar>,
+}
+
+impl Structure {
+    pub(crate) fn new(source: Source, field: &'static str) -> Self {
+        Self { source, field, kept: None }
+    }
+
+    /// The field that asks for it.
+    pub(crate) fn field(&self) -> &'static str {
+        self.field
+    }
+
+    /// Refuses what cannot be used beside it, and looks for the grammar.
+    ///
+    /// # Errors
+    /// `ignore_eos`, since an answer that is whole must end, `min_tokens`, since one may be
+    /// whole before, and a source that is too long or known to be wrong.
+    pub(crate) fn check(
+        &mut self,
+        state: &AppState,
+        tenant: TenantId,
+        ignore_eos: bool,
+        min_tokens: u32,
+    ) -> Result<(), ApiError> {
+        let field = self.field;
+        let refuse = |name, why| {
+            Err(ApiError::invalid(Some(name), format!("{name} cannot be used with {field}: {why}")))
+        };
+        if ignore_eos {
+            return refuse("ignore_eos", "an answer that is whole must end");
+        }
+        if min_tokens > 0 {
+            return refuse("min_tokens", "an answer may be whole before");
+        }
+        let kept = state.grammars.kept(tenant, &self.source);
+        self.kept = kept.map_err(|error| ApiError::of_grammar(field, &error))?;
+        Ok(())
+    }
+}
+
+/// Makes choices ready that wait for their grammar, if they do: it is compiled in the tenant's
+/// turn; one that is kept from before waits for no compilation of others.
+///
+/// # Errors
+/// The grammar is refused, or is not there in time.
+pub(crate) async fn make_ready(
+    state: &AppState,
+    settings: &Settings,
+    choices: &mut [Choice],
+) -> Result<(), ApiError> {
+    let Some(structure) = settings.structure.clone() else { return Ok(()) };
+    let Structure { source, field, kept } = structure;
+    let waiting: Vec<_> = choices.iter_mut().filter_map(|choice| choice.waiting.take()).collect();
+    if waiting.is_empty() {
+        return Ok(());
+    }
+    let (grammars, tenant) = (Arc::clone(&state.grammars), settings.caller.id);
+    let (turn, is_kept) = (Turn::of(&settings.caller, 0), kept.is_some());
+    let make = move || {
+        let grammar = kept.map_or_else(|| grammars.compile(tenant, &source), Ok)?;
+        waiting.into_iter().for_each(|waiting| waiting.make_ready(grammar.constraint()));
+        Ok(())
+    };
+    let made = async {
+        if is_kept {
+            let none = state.intake.reservation(tenant);
+            state.intake.run(turn, none, make).await
+        } else {
+            state.intake.compile(turn, make).await
+        }
+    };
+    let made = tokio::time::timeout(PATIENCE, made).await;
+    let made = made.map_err(|_| ApiError::late_grammar(PATIENCE))?;
+    made?.map_err(|error| ApiError::of_grammar(field, &error))
+}
+
+/// A choice's request that waits for its grammar. Dropping it ends the request.
+pub(crate) struct Waiting {
+    signal: ReadySignal,
+    thought: Option<Thought>,
+}
+
+impl Waiting {
+    pub(crate) fn new(signal: ReadySignal, start: &Start, settings: &Settings) -> Self {
+        let reading = start.reading.as_ref();
+        let thought = reading.and_then(|reading| {
+            Thought::opened(reading, &start.detokenizer, &settings.params.eos_token_ids)
+        });
+        Self { signal, thought }
+    }
+
+    fn make_ready(self, constraint: Constraint) {
+        let Self { signal, thought } = self;
+        signal.ready(Some(Box::new(Constrained { constraint, thought })));
+    }
+}
+
+/// What the engine asks. What a prompt has opened for the model to think is no part of the
+/// answer's form, which begins with the token after it.
+struct Constrained {
+    constraint: Constraint,
+    thought: Option<Thought>,
+}
+
+/// A model's thought, as long as it has not ended.
+struct Thought {
+    reader: AnswerReader,
+    detokenizer: Detokenizer,
+    text: String,
+    /// Not before the answer.
+    end_tokens: Arc<[TokenId]>,
+}
+
+impl Thought {
+    /// One that the prompt has opened, if it has.
+    fn opened(
+        reading: &AnswerReading,
+        detokenizer: &Detokenizer,
+        end_tokens: &Arc<[TokenId]>,
+    ) -> Option<Self> {
+        let reader = AnswerReader::new(reading);
+        reader.is_reasoning().then(|| Self {
+            reader,
+            detokenizer: detokenizer.clone(),
+            text: String::new(),
+            end_tokens: Arc::clone(end_tokens),
+        })
+    }
+
+    /// Takes a token; says whether it ends the thought.
+    fn ends_with(&mut self, token: TokenId) -> bool {
+        self.text.clear();
+        self.detokenizer.push(token, &mut self.text);
+        self.reader.push(&self.text, false, &mut Vec::new());
+        !self.reader.is_reasoning()
+    }
+}
+
+impl TokenConstraint for Constrained {
+    fn fill_mask(&mut self, words: &mut [u32]) -> bool {
+        let Some(thought) = &self.thought else { return self.constraint.fill_mask(words) };
+        words.fill(u32::MAX);
+        for &token in thought.end_tokens.iter() {
+            if let Some(word) = words.get_mut(token as usize / 32) {
+                *word &= !(1 << (token % 32));
+            }
+        }
+        true
+    }
+
+    fn accept(&mut self, token: TokenId) {
+        match &mut self.thought {
+            None => self.constraint.accept(token),
+            Some(thought) => {
+                if thought.ends_with(token) {
+                    self.thought = None;
+                }
+            }
+        }
+    }
+
+    fn failure(&self) -> Option<String> {
+        self.constraint.failure().map(|error| error.to_string())
+    }
+}
