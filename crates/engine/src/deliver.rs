@@ -94,7 +94,25 @@ impl<E: Executor> EngineLoop<E> {
         let mut outputs = std::mem::take(&mut self.outputs);
         for output in outputs.drain(..) {
             let Some(live) = self.requests.get_mut(&output.request) else { continue };
-            if output.finish.is_some() {
+            if output.token.is_some() {
+                live.observe_token(&self.metrics, self.tenants.get_mut(live.tenant), now);
+            }
+            let failed = match output.finish {
+                Some(End::NonFiniteLogits) => {
+                    self.metrics.corrupted_requests.inc();
+                    Some(RequestError::NonFiniteLogits)
+                }
+                Some(End::NothingAllowed) => Some(live.why_nothing_is_allowed()),
+                _ => None,
+            };
+            // Before the last event: a client that has it finds its request in the metrics,
+            // and its place free.
+            if let Some(finish) = output.finish {
+                if failed.is_some() {
+                    self.metrics.request_success.with_label_values(&[finish.name()]).inc();
+                } else {
+                    live.observe_finish(&self.metrics, finish, now);
+                }
                 live.release();
             }
             // The channel has room for every event, so a failed send is a
@@ -106,7 +124,6 @@ impl<E: Executor> EngineLoop<E> {
                 });
             }
             if let Some(token) = output.token {
-                live.observe_token(&self.metrics, self.tenants.get_mut(live.tenant), now);
                 let event = TokenEvent {
                     token,
                     logprobs: output.logprobs,
@@ -116,21 +133,10 @@ impl<E: Executor> EngineLoop<E> {
                 };
                 let _ = live.events.try_send(RequestEvent::Token(event));
             }
-            let Some(finish) = output.finish else { continue };
-            let failed = match finish {
-                End::NonFiniteLogits => {
-                    self.metrics.corrupted_requests.inc();
-                    Some(RequestError::NonFiniteLogits)
-                }
-                End::NothingAllowed => Some(live.why_nothing_is_allowed()),
-                _ => None,
-            };
             if let Some(error) = failed {
                 live.fail(error);
-                self.metrics.request_success.with_label_values(&[finish.name()]).inc();
-            } else {
-                live.observe_finish(&self.metrics, finish, now);
             }
+            let Some(finish) = output.finish else { continue };
             if let Some(live) = self.requests.remove(&output.request) {
                 self.keep(output.request, live, finish);
             }

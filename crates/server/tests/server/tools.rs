@@ -114,3 +114,117 @@ fn what_is_wrong_with_tools_is_named() {
         assert_eq!(answer["error"]["param"], param, "{answer}");
     }
 }
+
+fn unit_tools() -> Value {
+    let tool = |name: &str, units: Value| {
+        json!({ "type": "function", "function": { "name": name, "parameters": {
+            "type": "object", "properties": { "unit": { "enum": units } },
+            "required": ["unit"], "additionalProperties": false,
+        } } })
+    };
+    json!([tool("weather", json!(["C", "F"])), tool("length", json!(["m", "ft"]))])
+}
+
+/// Names and arguments of an answer's calls.
+fn calls_of(answer: &Value) -> Vec<(String, Value)> {
+    let calls = answer["choices"][0]["message"]["tool_calls"].as_array();
+    let call = |call: &Value| {
+        let arguments = call["function"]["arguments"].as_str().expect("arguments");
+        let name = call["function"]["name"].as_str().expect("a name").to_owned();
+        (name, serde_json::from_str(arguments).expect("JSON"))
+    };
+    calls.unwrap_or_else(|| panic!("{answer}")).iter().map(call).collect()
+}
+
+#[test]
+fn a_model_that_would_rather_not_calls_what_it_must() {
+    let server = Writing::new("I would rather not.");
+    let ask = |more: Value| {
+        let mut body = ask(more);
+        body["tools"] = unit_tools();
+        let (status, answer) = server.post(CHAT, &body);
+        assert_eq!(status, 200, "{answer}");
+        answer
+    };
+    assert_eq!(ask(json!({}))["choices"][0]["message"]["content"], "I would rather not.");
+    let answer = ask(json!({ "tool_choice": "required", "max_tokens": 300 }));
+    assert!(!calls_of(&answer).is_empty());
+    for (name, units) in [("weather", ["C", "F"]), ("length", ["m", "ft"])] {
+        let choice = json!({ "type": "function", "function": { "name": name } });
+        let answer = ask(json!({ "tool_choice": choice }));
+        let calls = calls_of(&answer);
+        assert_eq!((calls.len(), &*calls[0].0), (1, name), "{answer}");
+        assert!(units.map(|unit| json!({ "unit": unit })).contains(&calls[0].1), "{answer}");
+        assert_eq!(answer["choices"][0]["finish_reason"], "tool_calls");
+    }
+    // The same over the other wires.
+    let choice = json!({ "type": "function", "name": "length" });
+    let tools: Vec<_> = unit_tools()
+        .as_array()
+        .expect("tools")
+        .iter()
+        .map(|tool| {
+            let mut function = tool["function"].clone();
+            function["type"] = "function".into();
+            function
+        })
+        .collect();
+    let body = json!({ "input": "hi", "tools": tools, "tool_choice": choice });
+    let (status, answer) = server.post("/v1/responses", &body);
+    assert_eq!((status, &answer["output"][0]["name"]), (200, &json!("length")), "{answer}");
+    let tools: Vec<_> = unit_tools()
+        .as_array()
+        .expect("tools")
+        .iter()
+        .map(|tool| {
+            let function = &tool["function"];
+            json!({ "name": function["name"], "input_schema": function["parameters"] })
+        })
+        .collect();
+    let body = json!({
+        "model": "writer", "max_tokens": 300, "messages": [{ "role": "user", "content": "hi" }],
+        "tools": tools, "tool_choice": { "type": "tool", "name": "length" },
+    });
+    let (status, answer) = server.post("/v1/messages", &body);
+    assert_eq!((status, &answer["content"][0]["name"]), (200, &json!("length")), "{answer}");
+    assert_eq!(answer["stop_reason"], "tool_use");
+}
+
+#[test]
+fn strict_tools_are_held_to_their_schemas() {
+    let call =
+        "<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"unit\": \"K\"}}\n</tool_call>";
+    let server = Writing::new(&format!("Well. {call}"));
+    let ask = |strict: bool| {
+        let mut body = ask(json!({ "max_tokens": 200 }));
+        body["tools"] = unit_tools();
+        body["tools"][0]["function"]["strict"] = strict.into();
+        server.post(CHAT, &body).1
+    };
+    assert_eq!(calls_of(&ask(false))[0].1, json!({ "unit": "K" }));
+    let answer = ask(true);
+    let unit = &calls_of(&answer)[0].1["unit"];
+    assert!([json!("C"), json!("F")].contains(unit), "{answer}");
+    assert!(
+        answer["choices"][0]["message"]["content"].as_str().expect("text").starts_with("Well.")
+    );
+    let mut body = ask_with_schema(json!({ "not": {} }));
+    let (status, answer) = server.post(CHAT, &body);
+    assert_eq!((status, &answer["error"]["param"]), (400, &json!("tools")), "{answer}");
+    assert!(answer["error"]["message"].as_str().expect("a message").contains("/not"), "{answer}");
+    // What need not be enforced does not stand in the way of a call that must be made.
+    body["tools"][0]["function"]["strict"] = false.into();
+    body["tool_choice"] = "required".into();
+    assert_eq!(server.post(CHAT, &body).0, 200);
+    let mut both = ask_with_schema(json!({ "type": "object" }));
+    both["response_format"] = json!({ "type": "json_object" });
+    assert_eq!(server.post(CHAT, &both).1["error"]["param"], "tools");
+}
+
+fn ask_with_schema(parameters: Value) -> Value {
+    let mut body = ask(json!({ "max_tokens": 50 }));
+    body["tools"] = json!([{ "type": "function", "function": {
+        "name": "f", "strict": true, "parameters": parameters,
+    } }]);
+    body
+}
