@@ -87,3 +87,15 @@ impl TokenizerEnv for Vocabulary {
         false
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_tokens_with_one_text_a_byte_gives_way_to_others() {
+        let mut words = [&b"A"[..], b"x", b"A", b"x", b"", b"B"].map(<[u8]>::to_vec);
+        keep_one_of_each(&mut words, &[0, 5]);
+        assert_eq!(words, [&b""[..], b"x", b"A", b"", b"", b"B"].map(<[u8]>::to_vec));
+    }
+}
