@@ -3,6 +3,7 @@
 
 mod banner;
 mod batching;
+mod clients;
 mod cuda;
 mod examples;
 #[cfg(feature = "cuda")]
@@ -19,6 +20,7 @@ mod openai;
 mod operating;
 mod overload;
 mod process;
+mod python;
 mod replay;
 mod server;
 mod structured;
