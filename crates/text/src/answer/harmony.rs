@@ -79,7 +79,9 @@ impl Harmony {
         let prompt = prompt_end.rsplit_once(START).map_or("", |(_, header)| header);
         harmony.state = match prompt.split_once(MESSAGE) {
             Some((header, _)) => harmony.text_of(header),
-            None => State::Header(Header { text: prompt.to_owned(), of_prompt: Some(prompt.len()) }),
+            None => {
+                State::Header(Header { text: prompt.to_owned(), of_prompt: Some(prompt.len()) })
+            }
         };
         harmony
     }
