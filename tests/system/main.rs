@@ -4,6 +4,7 @@
 mod banner;
 mod batching;
 mod cuda;
+mod embeddings;
 #[cfg(feature = "cuda")]
 mod fake_gpu;
 mod families;
