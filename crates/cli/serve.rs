@@ -11,8 +11,9 @@ use std::{
 use anyhow::Context as _;
 use futures::{Stream, StreamExt as _, stream};
 use sconce::{
-    AllowedOrigins, ConnectionConfig, EngineHandle, Options, Quantization, ReasoningFormat,
-    SchedulerConfig, Sconce, ServerConfig, Summary, TenantDirectory, ToolFormat, tenants::ApiKeys,
+    AllowedOrigins, ConnectionConfig, EmbeddingInfo, EngineHandle, Options, Quantization,
+    ReasoningFormat, SchedulerConfig, Sconce, ServerConfig, Summary, TenantDirectory, ToolFormat,
+    tenants::ApiKeys,
 };
 
 use crate::{
@@ -167,6 +168,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             } else {
                 args.served_model_name.clone()
             },
+            embedding: sconce.summary().embedding.clone(),
             api_keys,
             host: host.to_owned(),
             allowed_origins,
@@ -243,9 +245,29 @@ fn banner(sconce: &Sconce, about: &About) -> String {
     let mib = summary.weight_bytes as f64 / f64::from(1 << 20);
     let gib = summary.kv_cache_bytes as f64 / f64::from(1 << 30);
     let Summary { model_name, architecture, device, kv_cache_tokens, .. } = summary;
-    let body = example_body(model_name);
     let SchedulerConfig { num_blocks, max_model_len, max_num_seqs, max_queued, .. } =
         limits.scheduler;
+    let (makes, context, options, path, body) = match &summary.embedding {
+        None => (
+            format!(
+                "KV cache  {cache}, {kv_cache_tokens} tokens in {num_blocks} blocks, {gib:.2} GiB"
+            ),
+            format!("{max_model_len} tokens of context"),
+            "-N ",
+            "chat/completions",
+            example_body(model_name),
+        ),
+        Some(EmbeddingInfo { dimensions, is_normalized, max_tokens, .. }) => {
+            let length = if *is_normalized { " of length 1" } else { "" };
+            (
+                format!("makes     embeddings of {dimensions} numbers{length}"),
+                format!("{max_tokens} tokens of a text"),
+                "",
+                "embeddings",
+                example_input(model_name),
+            )
+        }
+    };
     format!(
         r#"sconce {version}
   model     {model_name} ({architecture})
@@ -253,15 +275,15 @@ fn banner(sconce: &Sconce, about: &About) -> String {
   device    {device}
   weights   {weights}, {mib:.0} MiB
   loaded    in {total:.2} s: device {device_time:.2}, weights {weights_time:.2}, KV cache {cache_time:.2}
-  KV cache  {cache}, {kv_cache_tokens} tokens in {num_blocks} blocks, {gib:.2} GiB
-  limits    {max_model_len} tokens of context, {max_num_seqs} sequences at once, {max_queued} more waiting
+  {makes}
+  limits    {context}, {max_num_seqs} sequences at once, {max_queued} more waiting
   energy    {energy}
   tenants   {tenants}
   ledger    {ledger}
   serving   http://{address}/v1
 
 Try:
-  curl -N http://{address}/v1/chat/completions -H 'Content-Type: application/json'{key} \
+  curl {options}http://{address}/v1/{path} -H 'Content-Type: application/json'{key} \
     -d {body}
 "#,
         version = env!("CARGO_PKG_VERSION"),
@@ -280,7 +302,18 @@ fn example_body(model_name: &str) -> String {
     let body = format!(
         r#"{{"model": {model}, "stream": true, "temperature": 0, "messages": [{{"role": "user", "content": "What is the capital of France?"}}]}}"#
     );
-    format!("'{}'", body.replace('\'', r"'\''"))
+    quoted(&body)
+}
+
+/// The same for a model that makes embeddings.
+fn example_input(model_name: &str) -> String {
+    let model = serde_json::Value::from(model_name);
+    quoted(&format!(r#"{{"model": {model}, "input": "What is the capital of France?"}}"#))
+}
+
+/// In single quotes, as shells take them.
+fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
 }
 
 /// The tenants' file: the one given, else the default one if it exists. A default file that

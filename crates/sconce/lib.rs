@@ -51,5 +51,7 @@ pub use sconce_server::{
 pub use sconce_simulator as simulator;
 pub use sconce_tenants as tenants;
 pub use sconce_text::{ReasoningFormat, TextConfig, TextError, TextModel, ToolFormat};
-pub use sconce_types::{Metering, SamplingParams, Tenant, TenantId, TokenId, TokenLogprobs};
+pub use sconce_types::{
+    EmbeddingInfo, Metering, SamplingParams, Tenant, TenantId, TokenId, TokenLogprobs,
+};
 pub use start::{Error, Options, Progress, Sconce, Summary};

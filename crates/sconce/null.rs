@@ -96,6 +96,7 @@ pub(crate) fn build(
         kv_cache_bytes: 0,
         load_times: LoadTimes::default(),
         energy: "not measured: no device".to_owned(),
+        embedding: None,
     };
     let executor = NullExecutor { result: StepResult::default(), step_time };
     Built { executor, energy: None, config, vocab_size: VOCAB_SIZE, info }

@@ -16,7 +16,7 @@ use sconce_runner::{
     Quantization,
 };
 use sconce_text::{TextConfig, TextError, TextModel};
-use sconce_types::{Executor, MeterSink, SamplingParams, Tenant};
+use sconce_types::{EmbeddingInfo, Executor, MeterSink, SamplingParams, Tenant};
 
 use crate::{
     Builder, Completion, RecordingError, RecordingHead,
@@ -149,6 +149,9 @@ pub enum Error {
     /// A request ended without finishing.
     #[error(transparent)]
     Request(#[from] RequestError),
+    /// The model makes embeddings of texts.
+    #[error("{0} makes embeddings and generates no text")]
+    GeneratesNothing(String),
 }
 
 /// What was started, for people to read.
@@ -180,6 +183,8 @@ pub struct Summary {
     pub load_times: LoadTimes,
     /// What measures the device's energy, or why nothing does.
     pub energy: String,
+    /// What it makes of texts, if it makes embeddings and generates nothing.
+    pub embedding: Option<EmbeddingInfo>,
 }
 
 impl Summary {
@@ -217,6 +222,7 @@ pub(crate) struct Loaded {
     pub(crate) kv_cache_bytes: usize,
     pub(crate) load_times: LoadTimes,
     pub(crate) energy: String,
+    pub(crate) embedding: Option<EmbeddingInfo>,
 }
 
 impl From<ModelInfo> for Loaded {
@@ -226,11 +232,12 @@ impl From<ModelInfo> for Loaded {
             device: info.device,
             dtype: Some(info.dtype),
             quantization: info.quantization,
-            kv_cache_dtype: Some(info.kv_cache_dtype),
+            kv_cache_dtype: info.embedding.is_none().then_some(info.kv_cache_dtype),
             weight_bytes: info.weight_bytes,
             kv_cache_bytes: info.kv_cache_bytes,
             load_times: info.load_times,
             energy: info.energy,
+            embedding: info.embedding,
         }
     }
 }
@@ -305,7 +312,8 @@ impl Sconce {
                 groups,
                 depth: loaded.runner.depth(),
                 max_queued,
-                prefix_cache,
+                // An encoder keeps nothing of a text that another could begin with.
+                prefix_cache: prefix_cache.filter(|_| loaded.info.embedding.is_none()),
                 policy,
             };
             let vocab_size = loaded.info.vocab_size;
@@ -351,6 +359,7 @@ impl Sconce {
             kv_cache_bytes: loaded.kv_cache_bytes,
             load_times: loaded.load_times,
             energy: loaded.energy,
+            embedding: loaded.embedding,
         };
         if let Some(recording) = recording {
             // A thread that could not write has said so.
@@ -407,6 +416,9 @@ impl Sconce {
     }
 
     fn submit(&self, prompt: Vec<u32>, mut params: SamplingParams) -> Result<Completion, Error> {
+        if self.summary.embedding.is_some() {
+            return Err(Error::GeneratesNothing(self.summary.model_name.clone()));
+        }
         if params.eos_token_ids.is_empty() {
             params.eos_token_ids = self.text.eos_token_ids();
         }

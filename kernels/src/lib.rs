@@ -26,7 +26,10 @@ pub use device::Device;
 pub use dtype::{CacheDtype, Dtype, WeightDtype};
 pub use error::KernelError;
 pub use kv_layout::{BLOCK_SIZE, KvLayer, KvLayout};
-pub use ops::{Activation, Ops, Routing};
+pub use ops::{
+    Activation, Ops, Routing,
+    encoder::{EncoderBackend, EncoderOps, TableRow},
+};
 pub use plan::{StepLimits, StepPlan, TableEdit};
 pub use sampler::Sampler;
 

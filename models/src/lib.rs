@@ -7,6 +7,7 @@
 
 mod checkpoint;
 mod config;
+mod encoder;
 mod error;
 mod families;
 pub mod gguf;
@@ -16,6 +17,7 @@ mod pass;
 mod read_ahead;
 mod registry;
 mod rope;
+mod sentence;
 mod shards;
 mod source;
 mod spec;
@@ -23,11 +25,13 @@ mod workspace;
 
 pub use checkpoint::{Checkpoint, Loaded};
 pub use config::{Decoder, Mixture};
+pub use encoder::{Encoder, EncoderBackend, EncoderCheckpoint, LoadedEncoder};
 pub use error::ModelError;
-pub use families::{gemma3, llama, qwen2, qwen3, qwen3_moe};
+pub use families::{bert, gemma3, llama, qwen2, qwen3, qwen3_moe};
 pub use pass::{Model, Pass};
 pub use registry::{FamilyInfo, families};
 pub use rope::{RopeParams, RopeScaling};
 pub use sconce_kernels::mapped::{LFS_POINTER, lfs_advice};
+pub use sentence::{Pooling, SentenceConfig};
 pub use spec::ModelSpec;
 pub use workspace::{Buf, Workspace};

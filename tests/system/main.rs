@@ -5,6 +5,7 @@ mod banner;
 mod batching;
 mod clients;
 mod cuda;
+mod embeddings;
 mod examples;
 #[cfg(feature = "cuda")]
 mod fake_gpu;

@@ -124,9 +124,12 @@ impl<E: Executor> EngineLoop<E> {
                 });
             }
             if let Some(token) = output.token {
+                let of_request = self.result.embeddings.iter().position(|e| e.0 == output.request);
+                let embedding = of_request.map(|at| self.result.embeddings.swap_remove(at).1);
                 let event = TokenEvent {
                     token,
                     logprobs: output.logprobs,
+                    embedding,
                     usage: *live.usage(),
                     price_nano: live.price_nano(),
                     finish: output.finish,

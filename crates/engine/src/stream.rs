@@ -3,7 +3,7 @@
 use std::{
     fmt,
     pin::Pin,
-    sync::mpsc::SyncSender,
+    sync::{Arc, mpsc::SyncSender},
     task::{Context, Poll},
     time::Duration,
 };
@@ -37,6 +37,8 @@ pub struct TokenEvent {
     pub token: TokenId,
     /// Its log-probabilities, where asked for.
     pub logprobs: Option<TokenLogprobs>,
+    /// The prompt's embedding, from a model that makes them; then the token means nothing.
+    pub embedding: Option<Arc<[f32]>>,
     /// What the request has used, this token and its step included.
     pub usage: Metering,
     /// The price of that, in billionths of the currency; `None` without prices.

@@ -4,6 +4,7 @@
 //! from its logits, and keeps what a running sequence's sampling needs in its
 //! slot. It knows neither scheduling nor HTTP. The engine's thread owns it.
 
+mod encoder;
 mod energy;
 mod forward;
 mod kv_plan;
@@ -14,6 +15,7 @@ mod options;
 mod out_of_memory;
 mod slot;
 
+pub use encoder::EncoderRunner;
 pub use load::{LoadTimes, LoadedModel, ModelInfo, load, load_on, load_on_cpu};
 pub use model_runner::ModelRunner;
 pub use options::{DeviceChoice, LoadError, LoadOptions, Quantization};

@@ -6,11 +6,11 @@ use sconce_kernels::{
     BLOCK_SIZE, Backend, CacheDtype, Dtype, StepLimits, WeightDtype,
     cpu::{Cpu, CpuConfig, Isa},
 };
-use sconce_models::{Checkpoint, Loaded, ModelSpec};
-use sconce_types::{CacheGroups, EnergyMeter, Executor};
+use sconce_models::{Checkpoint, EncoderCheckpoint, Loaded, ModelSpec};
+use sconce_types::{CacheGroups, EmbeddingInfo, EnergyMeter, Executor};
 
 use crate::{
-    DeviceChoice, LoadError, LoadOptions, ModelRunner, Quantization,
+    DeviceChoice, LoadError, LoadOptions, ModelRunner, Quantization, encoder,
     energy::Energy,
     forward::Forward,
     kv_plan::KvPlan,
@@ -62,6 +62,9 @@ pub struct ModelInfo {
     pub load_times: LoadTimes,
     /// What measures the device's energy, or why nothing does, in words.
     pub energy: String,
+    /// What it makes of texts, if it makes embeddings and generates nothing; it has no KV
+    /// cache then.
+    pub embedding: Option<EmbeddingInfo>,
 }
 
 /// Where the time of loading went.
@@ -83,7 +86,7 @@ impl LoadTimes {
     }
 }
 
-impl<B: Backend + 'static> LoadedModel<ModelRunner<B>> {
+impl<E: Executor + 'static> LoadedModel<E> {
     fn measured_by(self, energy: Energy) -> LoadedModel {
         LoadedModel {
             runner: Box::new(self.runner),
@@ -93,8 +96,8 @@ impl<B: Backend + 'static> LoadedModel<ModelRunner<B>> {
     }
 }
 
-/// Loads a model onto the device that the options choose and allocates all it will
-/// ever need.
+/// Loads a model onto the device that the options choose, an encoder onto the CPU, and
+/// allocates all it will ever need.
 ///
 /// `progress` is told the tensors loaded and their number.
 ///
@@ -104,6 +107,10 @@ pub fn load(
     options: &LoadOptions,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<LoadedModel, LoadError> {
+    if let Some(checkpoint) = EncoderCheckpoint::open(&options.dir)? {
+        let loaded = encoder::load(options, &checkpoint, progress)?;
+        return Ok(loaded.measured_by(Energy::of_cpu()));
+    }
     match options.device {
         DeviceChoice::Cpu => on_cpu(options, progress),
         DeviceChoice::Cuda => cuda::load(options, progress),
@@ -269,6 +276,7 @@ pub fn load_on<B: Backend + 'static>(
             kv_cache_bytes: kv.layout.num_blocks * kv.layout.block_bytes(),
             load_times: times,
             energy: "not measured".to_owned(),
+            embedding: None,
         },
     })
 }

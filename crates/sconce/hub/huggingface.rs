@@ -30,7 +30,7 @@ const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
 /// Files beside the weights that a model may have and that are wanted.
-const WANTED: [&str; 7] = [
+const WANTED: [&str; 10] = [
     "config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -38,6 +38,10 @@ const WANTED: [&str; 7] = [
     "generation_config.json",
     "chat_template.jinja",
     "chat_template.json",
+    // What becomes of an encoder's hidden states.
+    "modules.json",
+    "sentence_bert_config.json",
+    "1_Pooling/config.json",
 ];
 
 /// Fetches a model into the hub's own cache, which other programs share, and

@@ -22,7 +22,7 @@ use crate::{
     capacity,
     error::ApiError,
     live, middleware,
-    openai::{chat, completions, models, responses},
+    openai::{chat, completions, embeddings, models, responses},
     page,
     state::AppState,
     tokenize,
@@ -31,12 +31,16 @@ use crate::{
 /// All routes over one engine.
 pub fn router(engine: EngineHandle, text: Arc<TextModel>, config: ServerConfig) -> Router {
     let state = AppState::new(engine, text, config);
+    let embeds = state.config.embedding.is_some();
+    // One place that refuses them, before their bodies are read.
+    let generating = |methods| if embeds { post(embeddings::generates_nothing) } else { methods };
     let keyed = routes([
-        ("/v1/chat/completions", post(chat::create)),
-        ("/v1/completions", post(completions::create)),
-        ("/v1/responses", post(responses::create)),
-        ("/v1/messages", post(messages::create)),
+        ("/v1/chat/completions", generating(post(chat::create))),
+        ("/v1/completions", generating(post(completions::create))),
+        ("/v1/responses", generating(post(responses::create))),
+        ("/v1/messages", generating(post(messages::create))),
         ("/v1/messages/count_tokens", post(messages::count_tokens)),
+        ("/v1/embeddings", post(embeddings::create)),
         ("/v1/models", get(models::list)),
         ("/tokenize", post(tokenize::tokenize)),
         ("/detokenize", post(tokenize::detokenize)),
@@ -83,8 +87,15 @@ pub fn router(engine: EngineHandle, text: Arc<TextModel>, config: ServerConfig) 
 }
 
 /// What stands below `/v1`, for those who leave that out or say it twice.
-const VERSIONED: [&str; 6] =
-    ["/chat/completions", "/completions", "/messages", "/models", "/responses", "/capacity"];
+const VERSIONED: [&str; 7] = [
+    "/chat/completions",
+    "/completions",
+    "/embeddings",
+    "/messages",
+    "/models",
+    "/responses",
+    "/capacity",
+];
 
 /// Where a path should have led.
 fn meant(path: &str) -> Option<String> {

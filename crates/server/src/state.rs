@@ -17,6 +17,7 @@ use sconce_engine::EngineHandle;
 use sconce_grammar::{GrammarConfig, Grammars};
 use sconce_tenants::ApiKeys;
 use sconce_text::{ReasoningFormat, TextModel, ToolFormat};
+use sconce_types::EmbeddingInfo;
 
 use crate::{
     AllowedOrigins, TenantDirectory,
@@ -32,6 +33,8 @@ use crate::{
 pub struct ServerConfig {
     /// The names that requests may use for the model; the first is its own.
     pub served_model_names: Vec<String>,
+    /// What the model makes of texts, if it makes embeddings and generates nothing.
+    pub embedding: Option<EmbeddingInfo>,
     /// Keys of which a request needs one; none needed if empty. Only for a server of one
     /// tenant: where there are more, their own keys are asked for.
     pub api_keys: ApiKeys,
@@ -67,6 +70,7 @@ impl Default for ServerConfig {
     fn default() -> Self {
         Self {
             served_model_names: Vec::new(),
+            embedding: None,
             api_keys: ApiKeys::default(),
             tenants: Arc::new(TenantDirectory::sole()),
             max_body_bytes: 4 << 20,
@@ -137,6 +141,13 @@ impl AppState {
     /// The model's own name.
     pub(crate) fn model_name(&self) -> &str {
         self.config.served_model_names.first().map_or("", String::as_str)
+    }
+
+    /// Tokens of context: of a model that makes embeddings, of a text.
+    pub(crate) fn max_model_len(&self) -> usize {
+        let embedding = self.config.embedding.as_ref();
+        let of_engine = self.engine.limits().scheduler.max_model_len;
+        embedding.map_or(of_engine, |embedding| embedding.max_tokens)
     }
 
     /// The name that an answer says it is of: the one that the request used.

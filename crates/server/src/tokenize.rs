@@ -74,7 +74,7 @@ pub(crate) async fn tokenize(
 ) -> Result<Json<Tokenized>, ApiError> {
     body.work(&state, |state, caller, body: TokenizeBody| {
         crate::openai::check_model(state, &caller, body.model.as_deref())?;
-        let max_model_len = state.engine.limits().scheduler.max_model_len;
+        let max_model_len = state.max_model_len();
         let most = max_model_len.saturating_mul(MAX_CONTEXTS);
         let text = &state.text;
         let tokens = match (body.prompt, body.messages) {
@@ -111,8 +111,8 @@ pub(crate) async fn detokenize(
 ) -> Result<Json<Detokenized>, ApiError> {
     body.work(&state, |state, caller, body: DetokenizeBody| {
         crate::openai::check_model(state, &caller, body.model.as_deref())?;
-        let EngineLimits { vocab_size, scheduler } = *state.engine.limits();
-        let max_model_len = scheduler.max_model_len;
+        let EngineLimits { vocab_size, .. } = *state.engine.limits();
+        let max_model_len = state.max_model_len();
         let (count, most) = (body.tokens.len(), max_model_len.saturating_mul(MAX_CONTEXTS));
         if count > most {
             let what = format!("but tokens has {count} entries; at most {most} are taken");

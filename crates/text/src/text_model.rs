@@ -20,6 +20,10 @@ use crate::{
 /// Bytes of a chat template's file; the longest known ones have some twenty thousand.
 const MAX_TEMPLATE_BYTES: u64 = 1 << 20;
 
+/// Bytes that a token stands for in most texts; where they are more, a longer piece of a text
+/// is looked at.
+const TRUNCATED_TOKEN_BYTES: usize = 8;
+
 /// What an operator sets instead of the model's own.
 #[derive(Clone, Debug, Default)]
 pub struct TextConfig {
@@ -127,6 +131,48 @@ impl TextModel {
         max_tokens: usize,
     ) -> Result<Vec<TokenId>, TextError> {
         self.encoder.encode(&self.pieces.tokenizer, text, add_special_tokens, max_tokens)
+    }
+
+    /// The first tokens of a text, so many at most, with what the model puts around texts
+    /// among them: what stands at the end is kept. A long text is tokenized no further than
+    /// needed, up to a space, so the tokenizer must split texts into words there.
+    ///
+    /// # Errors
+    /// The tokenizer refused.
+    pub fn encode_truncated(
+        &self,
+        text: &str,
+        add_special_tokens: bool,
+        max_tokens: usize,
+    ) -> Result<Vec<TokenId>, TextError> {
+        let mut bytes = max_tokens.saturating_mul(TRUNCATED_TOKEN_BYTES);
+        loop {
+            let piece = match text.get(text.ceil_char_boundary(bytes)..) {
+                Some(rest) => {
+                    let end = rest.find(char::is_whitespace).unwrap_or(rest.len());
+                    &text[..text.len() - rest.len() + end]
+                }
+                None => text,
+            };
+            let tokens = self.encode(piece, false)?;
+            if tokens.len() < max_tokens && piece.len() < text.len() {
+                bytes = bytes.saturating_mul(4);
+                continue;
+            }
+            if !add_special_tokens {
+                return Ok(tokens.into_iter().take(max_tokens).collect());
+            }
+            // What stands around a text is the same around any.
+            let (around, word) = (self.encode("a", true)?, self.encode("a", false)?);
+            let at = around.windows(word.len().max(1)).position(|ids| ids == word);
+            let (before, after) = around.split_at(at.unwrap_or(around.len()));
+            let after = after.get(word.len()..).unwrap_or_default();
+            let room = max_tokens.saturating_sub(before.len() + after.len());
+            let tokens = &tokens[..tokens.len().min(room)];
+            let mut ids = [before, tokens, after].concat();
+            ids.truncate(max_tokens);
+            return Ok(ids);
+        }
     }
 
     /// Bytes that so many tokens can stand for at most.

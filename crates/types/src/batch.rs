@@ -242,6 +242,9 @@ pub struct StepResult {
     pub tokens: Vec<TokenId>,
     /// Log-probabilities of all rows: of prompt tokens, and of sampled ones.
     pub logprobs: Vec<TokenLogprobs>,
+    /// Embeddings of the prompts that end in this step, in the order of rows, from a model
+    /// that makes them; each comes with a sampled token that means nothing.
+    pub embeddings: Vec<(RequestId, Arc<[f32]>)>,
 }
 
 impl StepResult {
@@ -252,6 +255,7 @@ impl StepResult {
         self.rows.clear();
         self.tokens.clear();
         self.logprobs.clear();
+        self.embeddings.clear();
     }
 
     /// Appends a row that sampled nothing, and without log-probabilities.

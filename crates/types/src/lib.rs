@@ -6,6 +6,7 @@
 
 mod batch;
 mod cache_groups;
+mod embedding;
 mod end;
 mod executor;
 mod ids;
@@ -19,6 +20,7 @@ pub use batch::{
     StepResult, TableEdit, TokenLogprobs, TokenMask, TokenMasks,
 };
 pub use cache_groups::{CacheGroups, MAX_CACHE_GROUPS, Span};
+pub use embedding::EmbeddingInfo;
 pub use end::End;
 pub use executor::{Executor, ExecutorError};
 pub use ids::{BLOCK_SIZE, BlockId, RequestId, Slot, TenantId, TokenId};

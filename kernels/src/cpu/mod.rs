@@ -5,6 +5,7 @@
 //! sets are chosen when the program runs.
 
 mod aligned;
+mod encoder;
 mod int8;
 mod isa;
 mod kv_cache;
@@ -23,6 +24,7 @@ use std::{
 
 use aligned::AlignedVec;
 use candle_core::Tensor;
+pub(crate) use encoder::{Head, gelu, layer_norm};
 pub(crate) use int8::{dequantize, quantize_row, rotate};
 pub use isa::Isa;
 pub use kv_cache::CpuKvCache;
@@ -82,6 +84,8 @@ pub(crate) struct Scratch {
     pub(crate) rotated: Vec<f32>,
     /// Of experts, for one row.
     pub(crate) probabilities: Vec<f32>,
+    /// A head's keys and values, or a row of a table.
+    pub(crate) encoder: Vec<f32>,
 }
 
 /// Activations `[capacity, cols]` in f32.

@@ -11,7 +11,7 @@
 use super::Isa;
 
 /// Chains of a sum.
-const WIDTH: usize = 16;
+pub(super) const WIDTH: usize = 16;
 
 /// Defines a function that runs `$body` compiled for the given instruction set.
 macro_rules! multiversion {
@@ -54,14 +54,14 @@ pub(super) use multiversion;
 /// `a * b + c`, fused where the instruction set has it. The portable form must
 /// not call the C library's slow `fma`.
 #[inline(always)]
-fn madd<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
+pub(super) fn madd<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
 /// `exp(x)` to about 1e-7, branch-free. Below -87 it is 0; from 88.5 on it stays
 /// what it is there, just below the largest f32.
 #[inline(always)]
-fn exp<const FMA: bool>(x: f32) -> f32 {
+pub(super) fn exp<const FMA: bool>(x: f32) -> f32 {
     const LOG2_E: f32 = std::f32::consts::LOG2_E;
     // ln 2 in two parts, so that x - n ln 2 keeps its low bits.
     const LN2_HIGH: f32 = 0.693_359_4;
@@ -107,7 +107,7 @@ fn tanh<const FMA: bool>(x: f32) -> f32 {
 }
 
 #[inline(always)]
-fn reduce(chains: [f32; WIDTH], combine: impl Fn(f32, f32) -> f32) -> f32 {
+pub(super) fn reduce(chains: [f32; WIDTH], combine: impl Fn(f32, f32) -> f32) -> f32 {
     let mut chains = chains;
     let mut width = WIDTH / 2;
     while width > 0 {

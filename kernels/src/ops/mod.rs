@@ -14,6 +14,7 @@
 //! of what lies between, not to the bit: which is used is chosen when a model is loaded.
 
 pub(crate) mod embedding;
+pub mod encoder;
 pub(crate) mod experts;
 pub(crate) mod gated;
 pub(crate) mod linear;

@@ -20,6 +20,48 @@ pub fn rms_norm(x: &[f64], weight: &[f64], eps: f64) -> Vec<f64> {
     x.iter().zip(weight).map(|(x, weight)| x / norm * weight).collect()
 }
 
+/// `out = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias`.
+#[must_use]
+pub fn layer_norm(x: &[f64], weight: &[f64], bias: &[f64], eps: f64) -> Vec<f64> {
+    let mean = x.iter().sum::<f64>() / x.len() as f64;
+    let variance = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / x.len() as f64;
+    let norm = (variance + eps).sqrt();
+    let affine = |((x, weight), bias): ((&f64, &f64), &f64)| (x - mean) / norm * weight + bias;
+    x.iter().zip(weight).zip(bias).map(affine).collect()
+}
+
+/// `x / 2 * (1 + erf(x / sqrt(2)))`, with erf as its power series (Abramowitz and Stegun,
+/// 7.1.5), or 1 where that has long been reached.
+#[must_use]
+pub fn gelu(x: f64) -> f64 {
+    let z = x.abs() / std::f64::consts::SQRT_2;
+    let (mut term, mut series) = (z, z);
+    for n in 1..200 {
+        let n = f64::from(n);
+        term *= -z * z / n;
+        series += term / (2.0 * n + 1.0);
+    }
+    let erf = if z > 4.0 { 1.0 } else { series * 2.0 / std::f64::consts::PI.sqrt() };
+    x / 2.0 * (1.0 + erf.copysign(x))
+}
+
+/// Attention of one head in both directions: `q`, `k`, `v [len, head_dim]` in rows.
+#[must_use]
+pub fn full_attention(q: &[f64], k: &[f64], v: &[f64], head_dim: usize) -> Vec<f64> {
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    let of_query = |q: &[f64]| {
+        let scores = k.chunks_exact(head_dim).map(|k| dot(q, k) / (head_dim as f64).sqrt());
+        let weights: Vec<f64> = scores.map(f64::exp).collect();
+        let total: f64 = weights.iter().sum();
+        let sum = |d: usize| {
+            let values = v.chunks_exact(head_dim).zip(&weights);
+            values.map(|(v, weight)| v[d] * weight).sum::<f64>() / total
+        };
+        (0..head_dim).map(sum).collect::<Vec<_>>()
+    };
+    q.chunks_exact(head_dim).flat_map(of_query).collect()
+}
+
 /// `out[i] = cap * tanh(x[i] / cap)`.
 #[must_use]
 pub fn soft_cap(x: &[f64], cap: f64) -> Vec<f64> {

@@ -5,6 +5,7 @@ mod attention;
 mod case;
 mod cuda_bounds;
 mod elementwise;
+mod encoder;
 mod experts;
 mod gated;
 mod int8;

@@ -18,6 +18,6 @@ pub(crate) use windows::{alternating_windows, optional_window, windows};
 pub(crate) const MAX_SIZE: usize = 1 << 24;
 /// The table of rotary embeddings grows with the context, and no tensor of the
 /// checkpoint tells whether the figure is true.
-const MAX_POSITIONS: usize = 1 << 22;
+pub(crate) const MAX_POSITIONS: usize = 1 << 22;
 /// Every layer's names are written down before the checkpoint is looked at.
-const MAX_LAYERS: usize = 1 << 10;
+pub(crate) const MAX_LAYERS: usize = 1 << 10;

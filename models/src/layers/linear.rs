@@ -36,10 +36,16 @@ impl<W: Weights> Linear<W> {
 impl<B: Backend> Linear<B> {
     /// `[rows, k]` to `[rows, n]`.
     pub(crate) fn forward(&self, p: &mut Pass<'_, B>, x: Buf) -> Result<Buf, KernelError> {
-        let mut out = p.take(self.n)?;
-        let (from, to) = p.ws.pair(&x, &mut out);
-        p.ops.linear(p.rows, from, &self.weight, self.bias.as_ref(), to)?;
+        let out = self.of(p, &x)?;
         p.ws.free(x);
+        Ok(out)
+    }
+
+    /// The same of what is read again.
+    pub(crate) fn of(&self, p: &mut Pass<'_, B>, x: &Buf) -> Result<Buf, KernelError> {
+        let mut out = p.take(self.n)?;
+        let (from, to) = p.ws.pair(x, &mut out);
+        p.ops.linear(p.rows, from, &self.weight, self.bias.as_ref(), to)?;
         Ok(out)
     }
 

@@ -7,6 +7,7 @@
 
 mod attention;
 mod embedding;
+mod encoder;
 mod experts;
 mod gather;
 mod linear;
@@ -16,6 +17,7 @@ mod norm;
 
 pub(crate) use attention::{Attention, AttentionConfig};
 pub(crate) use embedding::Embedding;
+pub(crate) use encoder::{AddedTable, FullAttention, GeluMlp, LayerNorm};
 pub(crate) use experts::{Experts, ExpertsConfig};
 pub(crate) use linear::Linear;
 pub(crate) use lm_head::LmHead;

@@ -146,6 +146,10 @@ impl Source for Checker<'_> {
         Ok(())
     }
 
+    fn leave(&mut self, name: &str) {
+        self.know(name);
+    }
+
     fn has(&self, name: &str) -> bool {
         self.files.describe(name).is_some()
     }

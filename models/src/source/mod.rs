@@ -51,6 +51,9 @@ pub(crate) trait Source {
         shape: (usize, usize, usize),
     ) -> Result<Matrix<Self>, ModelError>;
 
+    /// A tensor that the checkpoint may have, and that is not used.
+    fn leave(&mut self, name: &str);
+
     /// Whether the checkpoint has a tensor of that name.
     fn has(&self, name: &str) -> bool;
 

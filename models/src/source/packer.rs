@@ -108,6 +108,8 @@ impl<B: Backend> Source for Packer<'_, B> {
         self.packed(&[part], self.dtype)
     }
 
+    fn leave(&mut self, _: &str) {}
+
     fn has(&self, name: &str) -> bool {
         self.weights.contains_tensor(name)
     }

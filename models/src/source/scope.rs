@@ -64,6 +64,14 @@ impl<'a, S: Source> Scope<'a, S> {
         self.source.stack(&name, shape)
     }
 
+    /// Tensors that the checkpoint may have, and that are not used.
+    pub(crate) fn leave(&mut self, names: &[&str]) {
+        for name in names {
+            let name = self.name(name);
+            self.source.leave(&name);
+        }
+    }
+
     /// Whether the checkpoint has a tensor `{name}`.
     pub(crate) fn has(&self, name: &str) -> bool {
         self.source.has(&self.name(name))

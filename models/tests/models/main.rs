@@ -3,6 +3,7 @@
 
 mod checkpoint;
 mod config;
+mod encoder;
 mod forward;
 mod gemma;
 mod gguf;

@@ -4,6 +4,7 @@ pub(crate) mod chat;
 mod chat_answer;
 pub(crate) mod completions;
 mod echo;
+pub(crate) mod embeddings;
 mod legacy_logprobs;
 pub(crate) mod messages;
 pub(crate) mod models;

@@ -33,6 +33,6 @@ fn describe(state: &AppState, name: &str) -> Value {
         "owned_by": "sconce",
         "root": state.model_name(),
         "parent": null,
-        "max_model_len": state.engine.limits().scheduler.max_model_len,
+        "max_model_len": state.max_model_len(),
     })
 }

@@ -5,6 +5,7 @@ mod api;
 mod app;
 mod bills;
 mod clients;
+mod embeddings;
 mod faults;
 mod fields;
 mod http2;

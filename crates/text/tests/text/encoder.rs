@@ -275,3 +275,49 @@ fn what_cannot_fit_is_refused_by_its_length() {
         assert!(matches!(long, Err(TextError::TooManyTokens { most: 100 })), "{name}");
     }
 }
+
+/// BERT's kind: words in pieces, `[CLS]` before a text and `[SEP]` after it.
+fn word_pieces() -> Value {
+    let vocab = ["[UNK]", "[CLS]", "[SEP]", "a", "b", "##b", "the"];
+    let vocab: serde_json::Map<_, _> =
+        vocab.iter().enumerate().map(|(id, token)| ((*token).to_owned(), json!(id))).collect();
+    let part = |token: &str| json!({ "SpecialToken": { "id": token, "type_id": 0 } });
+    let special = |token: &str, id: u32| json!({ "id": token, "ids": [id], "tokens": [token] });
+    json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+        "normalizer": {
+            "type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true,
+            "strip_accents": null, "lowercase": true,
+        },
+        "pre_tokenizer": { "type": "BertPreTokenizer" },
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [part("[CLS]"), { "Sequence": { "id": "A", "type_id": 0 } }, part("[SEP]")],
+            "pair": [{ "Sequence": { "id": "A", "type_id": 0 } }, { "Sequence": { "id": "B", "type_id": 1 } }],
+            "special_tokens": { "[CLS]": special("[CLS]", 1), "[SEP]": special("[SEP]", 2) },
+        },
+        "decoder": { "type": "WordPiece", "prefix": "##", "cleanup": true },
+        "model": {
+            "type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 100, "vocab": vocab,
+        },
+    })
+}
+
+#[test]
+fn a_cut_text_has_its_first_tokens_and_what_stands_around_texts() {
+    let model = model(&word_pieces());
+    // A word that has no token is one token, however long.
+    let long_words = format!("{} the", "é".repeat(150)).repeat(60);
+    for text in ["", "a", "The abb, a!", &"a bb the\n".repeat(90), &long_words, &"é".repeat(999)] {
+        let whole = model.encode(text, false).expect("it is tokenized");
+        for most in [1, 2, 3, 7, 40, 4000] {
+            let cut = |special| model.encode_truncated(text, special, most).expect("tokenized");
+            assert_eq!(cut(false), whole[..whole.len().min(most)], "{most}: {text}");
+            let inner = &whole[..whole.len().min(most.saturating_sub(2))];
+            let mut around = [&[1], inner, &[2]].concat();
+            around.truncate(most);
+            assert_eq!(cut(true), around, "{most}: {text}");
+        }
+    }
+}
