@@ -1,6 +1,8 @@
 //! Completes many prompts at once, in their order and as they finish:
 //! `cargo run --release --example many [MODEL]`
 
+#![expect(clippy::print_stdout, reason = "what it prints is what it shows")]
+
 use futures::StreamExt as _;
 use sconce::{SamplingParams, Sconce};
 

@@ -1,6 +1,8 @@
 //! The HTTP API within a server of one's own, below `/llm`, beside other routes:
 //! `cargo run --release --example nested [MODEL]`
 
+#![expect(clippy::print_stdout, reason = "what it prints is what it shows")]
+
 use axum::{Router, routing::get};
 use sconce::{Sconce, ServerConfig};
 

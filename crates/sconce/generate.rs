@@ -98,7 +98,7 @@ impl<I: Iterator<Item: AsRef<str>>> Iterator for Generate<'_, I> {
 impl Completion {
     async fn whole(mut self, index: usize) -> Result<Generated, RequestError> {
         let mut text = String::new();
-        while let Some(piece) = Completion::next(&mut self).await {
+        while let Some(piece) = Self::next(&mut self).await {
             text += &piece?;
         }
         Ok(self.generated(index, text))

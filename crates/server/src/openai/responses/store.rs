@@ -92,9 +92,8 @@ impl Keeper {
     pub(crate) fn keep(self, id: &str, response: Value, added: Vec<Message>) {
         let Self { store, tenant, most_bytes, mut history } = self;
         history.extend(added);
-        let bytes = BYTES_A_RESPONSE
-            + size(&response)
-            + history.iter().map(|message| size_of_message(message)).sum::<usize>();
+        let bytes =
+            BYTES_A_RESPONSE + size(&response) + history.iter().map(size_of_message).sum::<usize>();
         if bytes > most_bytes {
             return;
         }
