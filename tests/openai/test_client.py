@@ -198,8 +198,7 @@ class Errors(unittest.TestCase):
         self.assertEqual(error.code, "context_length_exceeded")
 
     def test_unsupported_fields(self):
-        tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
-        self.assertEqual(self.refused(tools=[tool]).param, "tools")
+        self.assertEqual(self.refused(functions=[{"name": "f"}]).param, "functions")
         schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {}}}}
         param = self.refused(response_format=schema).param
         self.assertEqual(param, "response_format.json_schema.schema")

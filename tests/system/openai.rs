@@ -2,16 +2,23 @@
 
 use std::{path::Path, process::Command};
 
-use crate::{process::Server, python};
+use crate::{embeddings, process::Server, python};
 
+/// Each script in turn: they share the environment.
 #[test]
 fn the_openai_client_works() {
-    let server = Server::start(&["--served-model-name", "smollm2", "--api-key", "secret"]);
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/openai/test_client.py");
+    let args = ["--served-model-name", "served", "--api-key", "secret"];
+    drive("test_embeddings.py", &embeddings::serve(&args));
+    drive("test_client.py", &Server::start(&args));
+}
+
+/// Runs a script of unittest against a server.
+fn drive(script: &str, server: &Server) {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/openai").join(script);
     let output = Command::new(python::with("openai/requirements.txt"))
         .arg(script)
         .env("SCONCE_BASE_URL", format!("http://{}", server.address))
-        .env("SCONCE_MODEL", "smollm2")
+        .env("SCONCE_MODEL", "served")
         .env("SCONCE_API_KEY", "secret")
         .output()
         .expect("Python runs");

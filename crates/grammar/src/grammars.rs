@@ -302,6 +302,9 @@ impl Drop for Running {
     }
 }
 
+/// What an entry counts beside its source, where tenants' parts are compared.
+const ENTRY_BYTES: usize = 1024;
+
 impl Cache {
     /// The cell of a source; a new one takes the room of those that were not used for longest.
     fn cell(&mut self, key: &Key, config: &GrammarConfig) -> Cell {
@@ -316,7 +319,15 @@ impl Cache {
         self.entries.insert(key.clone(), entry);
         while self.entries.len() > config.max_cached.max(1) || self.bytes > config.max_cached_bytes
         {
-            let oldest = self.entries.iter().min_by_key(|(_, entry)| entry.used);
+            // A tenant makes room for its own sources before another does.
+            let mut held: HashMap<TenantId, usize> = HashMap::new();
+            for (tenant, source) in self.entries.keys() {
+                *held.entry(*tenant).or_default() += ENTRY_BYTES + source.len();
+            }
+            let most = held.into_iter().max_by_key(|&(tenant, bytes)| (bytes, tenant));
+            let of_most = |(tenant, _): &Key| most.is_some_and(|(other, _)| *tenant == other);
+            let theirs = self.entries.iter().filter(|(key, _)| of_most(key));
+            let oldest = theirs.min_by_key(|(_, entry)| entry.used);
             let Some((oldest, _)) = oldest else { break };
             let oldest = oldest.clone();
             self.forget(&oldest);

@@ -47,6 +47,14 @@ pub(crate) fn check(text: &str) -> Result<(), GrammarError> {
         return Err(GrammarError::at("", what));
     }
     check_depth(text)?;
+    check_schemas(text)
+}
+
+/// Checks the schemas in a grammar.
+///
+/// # Errors
+/// One that is not enforced.
+pub(crate) fn check_schemas(text: &str) -> Result<(), GrammarError> {
     for (at, name) in text.match_indices("%json") {
         let rest = text[at + name.len()..].trim_start();
         // In a string or a comment it is followed by anything.

@@ -21,6 +21,8 @@ pub enum Source {
     Choice(Vec<String>),
     /// A text of a context-free grammar, in Lark's syntax.
     Lark(String),
+    /// The same of this program's making: only the schemas in it are checked.
+    Own(String),
     /// Text with parts of a given form, as vLLM's `structural_tag` describes it.
     StructuralTag(Value),
 }
@@ -34,6 +36,7 @@ impl Source {
             Self::Regex(regex) => format!("regex {regex}"),
             Self::Choice(choices) => format!("choice {}", json!(choices)),
             Self::Lark(text) => format!("lark {text}"),
+            Self::Own(text) => format!("own {text}"),
             Self::StructuralTag(tag) => format!("tag {tag}"),
         }
     }
@@ -52,6 +55,10 @@ impl Source {
             Self::Choice(choices) => GrammarWithLexer::from_lark(of_choices(choices)?),
             Self::Lark(text) => {
                 lark::check(text)?;
+                GrammarWithLexer::from_lark(text.clone())
+            }
+            Self::Own(text) => {
+                lark::check_schemas(text)?;
                 GrammarWithLexer::from_lark(text.clone())
             }
             Self::StructuralTag(tag) => GrammarWithLexer::from_lark(structural_tag::to_lark(tag)?),

@@ -6,7 +6,7 @@ use super::error;
 use crate::{
     error::ApiError,
     generation::{
-        answers::{Block, Part, blocks},
+        answers::{Block, Call, Part, blocks},
         choice::{Delta, Finish, StopReason, TOOL_CALLS, ended},
         stream::{Chunks, Events},
         usage::{Counts, Tokens},
@@ -24,9 +24,11 @@ pub(super) struct Shape {
 impl Shape {
     /// The whole response.
     pub(super) fn respond(&self, tokens: Tokens, choice: Delta) -> Value {
-        let content: Vec<Value> = blocks(choice.parts).into_iter().map(block).collect();
+        let content: Vec<Value> = blocks(choice.parts).into_iter().filter_map(block).collect();
+        let has_calls = content.iter().any(|block| block["type"] == "tool_use");
         let mut message = self.message(tokens, content);
         let Ended { reason, stop_sequence } = self.ended(ended(choice.finish));
+        let reason = if reason == TOOL_USE && !has_calls { END_TURN } else { reason };
         message["stop_reason"] = reason.into();
         message["stop_sequence"] = stop_sequence.into();
         message
@@ -54,8 +56,8 @@ impl Shape {
             _ if stop_sequence.is_some() => "stop_sequence",
             "length" if self.is_clamped => "model_context_window_exceeded",
             "length" => "max_tokens",
-            TOOL_CALLS => "tool_use",
-            _ => "end_turn",
+            TOOL_CALLS => TOOL_USE,
+            _ => END_TURN,
         };
         Ended { reason, stop_sequence }
     }
@@ -77,19 +79,23 @@ fn usage(tokens: Tokens) -> Value {
     })
 }
 
-fn block(block: Block) -> Value {
+const END_TURN: &str = "end_turn";
+const TOOL_USE: &str = "tool_use";
+
+fn block(block: Block) -> Option<Value> {
+    let text = |text: String| (!text.is_empty()).then(|| json!({ "type": "text", "text": text }));
     match block {
-        Block::Text(text) => json!({ "type": "text", "text": text }),
+        Block::Text(said) => text(said),
         Block::Reasoning(text) => {
-            json!({ "type": "thinking", "thinking": text, "signature": "" })
+            Some(json!({ "type": "thinking", "thinking": text, "signature": "" }))
         }
-        Block::Call(call) => {
+        Block::Call(Call { id, name, arguments }) => {
             // Arguments that were cut are no JSON: what there is of them is said as text.
-            match serde_json::from_str::<Map<String, Value>>(&call.arguments) {
+            match serde_json::from_str::<Map<String, Value>>(&arguments) {
                 Ok(input) => {
-                    json!({ "type": "tool_use", "id": call.id, "name": call.name, "input": input })
+                    Some(json!({ "type": "tool_use", "id": id, "name": name, "input": input }))
                 }
-                Err(_) => json!({ "type": "text", "text": call.arguments }),
+                Err(_) => text(arguments),
             }
         }
     }

@@ -81,9 +81,8 @@ struct Thinking {
     #[serde(rename = "type")]
     kind: ThinkingKind,
     budget_tokens: Option<u32>,
-    /// Thoughts are shown in any case.
     #[serde(rename = "display")]
-    _display: Option<String>,
+    _display: Option<Display>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -92,6 +91,13 @@ enum ThinkingKind {
     Enabled,
     Disabled,
     Adaptive,
+}
+
+/// Thoughts are shown whole.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Display {
+    Summarized,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -243,6 +249,7 @@ fn prepare(state: &AppState, caller: TenantAuth, body: MessagesBody) -> Result<P
     if let Some(thinking) = &asked.thinking {
         thinking.check(body.max_tokens)?;
     }
+    let budget = asked.thinking.as_ref().and_then(|thinking| thinking.budget_tokens);
     let model = asked.model.clone();
     let (prompt, tools) = asked.encode(state, &caller)?;
     let fields = GenerationFields {
@@ -257,10 +264,14 @@ fn prepare(state: &AppState, caller: TenantAuth, body: MessagesBody) -> Result<P
     let mut settings =
         fields.settings(state, caller).map_err(|error| error.renamed("stop", "stop_sequences"))?;
     bound_calls::bound(state, &mut settings, &tools)?;
+    if let Some(tokens) = budget {
+        let field = "thinking.budget_tokens";
+        settings.thought_budget = state.answers.thought_budget(tokens, field)?;
+    }
     let limits = state.engine.limits();
     // Clients ask for as many tokens as a model can write, whatever the context.
-    let room = settings.max_tokens(limits, &[prompt.tokens.len()], None, Some(body.max_tokens))?[0];
-    let max_tokens = room.min(body.max_tokens);
+    let max_tokens =
+        settings.max_tokens(limits, &[prompt.tokens.len()], None, Some(body.max_tokens))?[0];
     let start = Start::of_answer(state, &settings, &tools, prompt, max_tokens)?;
     Ok(Prepared { settings, start, model, is_clamped: max_tokens < body.max_tokens })
 }

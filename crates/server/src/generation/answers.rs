@@ -5,7 +5,7 @@ use std::sync::Arc;
 use sconce_text::{AnswerEvent, AnswerParser, AnswerTool, ReasoningFormat, TextModel, ToolFormat};
 use sconce_types::TokenId;
 
-use super::tools::Tools;
+use super::{thought_budget::ThoughtBudget, tools::Tools};
 use crate::{error::ApiError, state::IdSource};
 
 /// The formats of the served model.
@@ -13,6 +13,8 @@ use crate::{error::ApiError, state::IdSource};
 pub(crate) struct AnswerFormats {
     tools: Option<ToolFormat>,
     reasoning: Option<ReasoningFormat>,
+    /// What ends a thought, where one thing does.
+    closing: Option<Arc<[TokenId]>>,
     /// Special tokens that mark thoughts, and those with the ones that mark calls.
     thought_markers: Arc<[TokenId]>,
     all_markers: Arc<[TokenId]>,
@@ -34,7 +36,29 @@ impl AnswerFormats {
             let parser = AnswerParser::new(tools, reasoning, Arc::default(), "");
             text.special_tokens(|token| parser.wants(token)).into()
         };
-        Self { tools, reasoning, thought_markers: markers(None), all_markers: markers(tools) }
+        // A tokenizer that refuses a few characters has no such token.
+        let closing = reasoning.and_then(ReasoningFormat::closing);
+        let closing = closing.and_then(|closing| text.encode(closing, false).ok()).map(Into::into);
+        Self { tools, reasoning, closing, thought_markers: markers(None), all_markers: markers(tools) }
+    }
+
+    /// Holds thoughts to so many tokens; `None` for a model that marks none.
+    ///
+    /// # Errors
+    /// The model's thoughts have no one end that could be written for it.
+    pub(crate) fn thought_budget(
+        &self,
+        tokens: u32,
+        field: &str,
+    ) -> Result<Option<ThoughtBudget>, ApiError> {
+        match (&self.reasoning, &self.closing) {
+            (None, _) => Ok(None),
+            (Some(_), Some(closing)) => Ok(Some(ThoughtBudget::new(tokens, Arc::clone(closing)))),
+            (Some(_), None) => {
+                let message = format!("{field}: this model's thoughts cannot be held to a budget");
+                Err(ApiError::invalid(Some(field), message))
+            }
+        }
     }
 
     /// A grammar of these tools' calls; `None` where there can be none.
@@ -89,6 +113,13 @@ pub(crate) struct AnswerReading {
     pub(crate) markers: Arc<[TokenId]>,
     is_parallel: bool,
     ids: Arc<IdSource>,
+}
+
+impl AnswerReading {
+    /// Whether an answer is over with its first call.
+    pub(crate) fn ends_with_a_call(&self) -> bool {
+        self.tools.is_some() && !self.is_parallel
+    }
 }
 
 /// A piece of an answer.

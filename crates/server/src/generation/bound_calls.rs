@@ -2,6 +2,7 @@
 
 use sconce_grammar::{Source, check_schema};
 use sconce_text::AnswerTool;
+use serde_json::{Map, Value, json};
 
 use super::{
     settings::Settings,
@@ -39,27 +40,53 @@ pub(crate) fn bound(
     if !must_call && !tools.list.iter().any(|tool| tool.strict) {
         return Ok(());
     }
-    let tools = tools.callable().map(answer_tool).collect::<Result<Vec<_>, _>>()?;
-    let grammar = state.answers.grammar(&state.text, &tools, must_call, is_parallel);
+    let grammar = |held: bool| {
+        let tools = tools.callable().map(|tool| answer_tool(tool, held));
+        let tools = tools.collect::<Result<Vec<_>, _>>()?;
+        Ok::<_, ApiError>(state.answers.grammar(&state.text, &tools, must_call, is_parallel))
+    };
+    let grammar = match grammar(true)? {
+        None => grammar(false)?,
+        some => some,
+    };
     let grammar = grammar.ok_or_else(|| {
         let message = "calls in the form that this model writes cannot be bounded by a grammar: \
                        give tool_choice auto, and no strict tools";
         ApiError::invalid(Some("tool_choice"), message)
     })?;
-    settings.set_structure(state, Structure::new(Source::Lark(grammar), "tools"))
+    settings.set_structure(state, Structure::new(Source::Own(grammar), "tools"))
 }
 
 /// A tool with the schema that its arguments are held to: its own, or where that cannot be
-/// enforced and need not be, any object.
-fn answer_tool(tool: &Tool) -> Result<AnswerTool, ApiError> {
+/// enforced (or is not to be: `held`) and need not be, an object of its properties.
+fn answer_tool(tool: &Tool, held: bool) -> Result<AnswerTool, ApiError> {
     let name = tool.name.clone();
     let checked = tool.parameters.as_ref().map(check_schema).transpose();
     match checked {
-        Ok(_) => Ok(AnswerTool { name, parameters: tool.parameters.clone() }),
-        Err(_) if !tool.strict => Ok(AnswerTool { name, parameters: None }),
+        Ok(_) if held || tool.strict => {
+            Ok(AnswerTool { name, parameters: tool.parameters.clone() })
+        }
+        _ if !tool.strict => Ok(AnswerTool { name, parameters: Some(loosened(tool)) }),
+        Ok(_) => unreachable!("a strict tool is held to its schema"),
         Err(error) => {
             let message = format!("the schema of the strict tool {name}: {error}");
             Err(ApiError::invalid(Some("tools"), message))
         }
     }
+}
+
+/// A schema of the same properties, with any values.
+fn loosened(tool: &Tool) -> Value {
+    let field = |name: &str| tool.parameters.as_ref().and_then(|schema| schema.get(name));
+    let properties: Map<String, Value> = field("properties")
+        .and_then(Value::as_object)
+        .map(|properties| properties.keys().map(|key| (key.clone(), json!({}))).collect())
+        .unwrap_or_default();
+    let required = field("required").and_then(Value::as_array).into_iter().flatten();
+    let is_known = |name: &&Value| name.as_str().is_some_and(|name| properties.contains_key(name));
+    let required: Vec<Value> = required.filter(is_known).cloned().collect();
+    if properties.is_empty() {
+        return json!({ "type": "object" });
+    }
+    json!({ "type": "object", "properties": properties, "required": required })
 }

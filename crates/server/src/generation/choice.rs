@@ -13,6 +13,7 @@ use super::{
     decoder::{Decoder, StopFinder},
     settings::Settings,
     structure::{PATIENCE, Waiting},
+    thought_budget::BoundedThoughts,
     tools::Tools,
 };
 use crate::{access_log::RequestStats, error::ApiError, state::AppState};
@@ -127,9 +128,11 @@ impl Choice {
         request.scores_prompt = hide_output;
         let min_tokens = settings.params.min_tokens as usize;
         let decoder = || Decoder::new(detokenizer.clone(), settings.stops.clone(), min_tokens);
-        let finds_stops = settings.has_stops && !hide_output;
+        let single = reading.as_ref().filter(|reading| reading.ends_with_a_call());
+        let finds_stops = (settings.has_stops || single.is_some()) && !hide_output;
         let finder = || -> Box<dyn StopCheck> {
-            Box::new(StopFinder { decoder: decoder(), text: String::new() })
+            let reader = single.map(AnswerReader::new);
+            Box::new(StopFinder { decoder: decoder(), text: String::new(), reader })
         };
         let stop = finds_stops.then(finder);
         // Without an answer there is nothing to give a form.
@@ -138,6 +141,9 @@ impl Choice {
             let taken = state.engine.submit_not_ready(request, stop, reason, PATIENCE);
             let (stream, signal) = taken?;
             (stream, Some(Waiting::new(signal, start, settings)))
+        } else if let (Some(budget), Some(reading)) = (&settings.thought_budget, reading) {
+            let thoughts = BoundedThoughts::new(budget.clone(), reading, detokenizer);
+            (state.engine.submit_constrained(request, stop, Box::new(thoughts))?, None)
         } else {
             (state.engine.submit_until(request, stop)?, None)
         };

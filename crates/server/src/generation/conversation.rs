@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use sconce_text::{ChatTemplateOptions, TextModel};
+use sconce_text::{ChatTemplateOptions, TextError, TextModel};
 use sconce_types::TokenId;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -40,6 +40,16 @@ pub(crate) struct Message {
 }
 
 impl Message {
+    /// Bytes of what it says, thinks and calls.
+    fn bytes(&self) -> usize {
+        let call = |call: &ToolCall| {
+            let argument = |(key, value): (&String, &Value)| key.len() + text_bytes(value);
+            call.name.len() + call.arguments.iter().map(argument).sum::<usize>()
+        };
+        let reasoning = self.reasoning.as_ref().map_or(0, String::len);
+        self.text.len() + reasoning + self.calls.iter().map(call).sum::<usize>()
+    }
+
     pub(crate) fn new(role: Role, text: impl Into<String>) -> Self {
         let text = text.into();
         Self { role, text, name: None, reasoning: None, calls: Vec::new(), call_id: None }
@@ -85,7 +95,7 @@ impl Conversation<'_> {
     fn render(self, text: &TextModel, max_tokens: usize) -> Result<String, ApiError> {
         let Self { mut messages, tools, field, continues, .. } = self;
         check(&messages, field, max_tokens)?;
-        let bytes: usize = messages.iter().map(|message| message.text.len()).sum();
+        let bytes: usize = messages.iter().map(Message::bytes).sum();
         let most = text.max_bytes(max_tokens);
         if bytes > most {
             let what = format!("but {field} has {bytes} bytes of text, and at most {most} can fit");
@@ -93,13 +103,16 @@ impl Conversation<'_> {
         }
         name_results(&mut messages);
         let mut kwargs = self.template_kwargs;
+        let has_kwargs = !kwargs.is_empty();
         let has_calls = |message: &Message| message.role == Role::Tool || !message.calls.is_empty();
         if !text.takes_tools() && (tools.are_offered() || messages.iter().any(has_calls)) {
             messages = without_template(messages, tools);
         } else if tools.are_offered() {
             kwargs.entry("tools").or_insert_with(|| tools.to_json());
         }
-        let last = messages.last().map(|message| message.text.clone()).unwrap_or_default();
+        if continues && let Some(last) = messages.last_mut() {
+            last.text += CONTINUES;
+        }
         let messages: Vec<Value> = messages.into_iter().map(Message::into_json).collect();
         let add_generation_prompt = self.add_generation_prompt.unwrap_or(!continues);
         if continues && add_generation_prompt {
@@ -107,8 +120,16 @@ impl Conversation<'_> {
             return Err(ApiError::invalid(Some("continue_final_message"), message));
         }
         let options = ChatTemplateOptions { add_generation_prompt, kwargs };
-        let prompt = text.apply_chat_template(&messages, &options)?;
-        if continues { cut_after(prompt, &last, field) } else { Ok(prompt) }
+        let prompt = text.apply_chat_template(&messages, &options).map_err(|error| match error {
+            // What is not the client's own variable is one of ours.
+            TextError::InvalidTemplateArguments(reason) if !has_kwargs => {
+                let field = if tools.are_offered() { "tools" } else { field };
+                let message = format!("the chat template fails with these {field}: {reason}");
+                ApiError::invalid(Some(field), message)
+            }
+            error => error.into(),
+        })?;
+        if continues { cut(prompt, field) } else { Ok(prompt) }
     }
 }
 
@@ -124,22 +145,34 @@ fn check(messages: &[Message], field: &str, max_tokens: usize) -> Result<(), Api
     Ok(())
 }
 
-/// The prompt up to the end of its last message's text, where the answer goes on.
-fn cut_after(mut prompt: String, last: &str, field: &str) -> Result<String, ApiError> {
-    // Templates trim what they are given.
-    let last = last.trim_end();
-    match prompt.rfind(last) {
-        Some(at) if !last.is_empty() => {
-            prompt.truncate(at + last.len());
+/// Marks the end of a last message that goes on; no model's text has it.
+const CONTINUES: &str = "\u{e000}\u{f8ff}sconce\u{f8ff}\u{e000}";
+
+/// The prompt up to where its last message goes on.
+fn cut(mut prompt: String, field: &str) -> Result<String, ApiError> {
+    match prompt.rfind(CONTINUES) {
+        Some(at) => {
+            prompt.truncate(at);
             Ok(prompt)
         }
-        _ => {
+        None => {
             let message = format!(
-                "continue_final_message needs a last entry of {field} with text that the chat \
-                 template shows"
+                "the chat template does not show the last entry of {field}, which the answer is to \
+                 go on from"
             );
-            Err(ApiError::invalid(Some("continue_final_message"), message))
+            Err(ApiError::invalid(Some(field), message))
         }
+    }
+}
+
+fn text_bytes(value: &Value) -> usize {
+    match value {
+        Value::String(text) => text.len(),
+        Value::Array(items) => items.iter().map(text_bytes).sum(),
+        Value::Object(fields) => {
+            fields.iter().map(|(key, value)| key.len() + text_bytes(value)).sum()
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => 4,
     }
 }
 

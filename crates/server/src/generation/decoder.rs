@@ -4,6 +4,8 @@ use sconce_engine::{End, StopCheck};
 use sconce_text::{Detokenizer, StopStrings};
 use sconce_types::TokenId;
 
+use super::answers::AnswerReader;
+
 /// Turns a choice's tokens into text and finds its stop strings there. The engine has one
 /// of its own, which ends the request in the step that completes a stop string; both see
 /// the same tokens and find the same.
@@ -69,11 +71,16 @@ impl Decoder {
 pub(crate) struct StopFinder {
     pub(crate) decoder: Decoder,
     pub(crate) text: String,
+    /// Where an answer ends with its first call.
+    pub(crate) reader: Option<AnswerReader>,
 }
 
 impl StopCheck for StopFinder {
     fn ends_with(&mut self, token: TokenId) -> bool {
         self.text.clear();
-        self.decoder.push(token, None, &mut self.text).is_some()
+        let is_found = self.decoder.push(token, None, &mut self.text).is_some();
+        let Some(reader) = &mut self.reader else { return is_found };
+        reader.push(&self.text, false, &mut Vec::new());
+        is_found || reader.is_over
     }
 }

@@ -11,5 +11,6 @@ pub(crate) mod settings;
 pub(crate) mod stream;
 pub(crate) mod structure;
 pub(crate) mod structure_fields;
+mod thought_budget;
 pub(crate) mod tools;
 pub(crate) mod usage;

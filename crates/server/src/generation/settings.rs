@@ -8,7 +8,7 @@ use sconce_types::{BLOCK_SIZE, SamplingParams, TokenId};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::{structure::Structure, structure_fields};
+use super::{structure::Structure, structure_fields, thought_budget::ThoughtBudget};
 use crate::{access_log::RequestStats, caller::TenantAuth, error::ApiError, state::AppState};
 
 /// Fields that neither endpoint supports, with a value that asks for nothing.
@@ -115,6 +115,8 @@ pub(crate) struct Settings {
     pub(crate) include_metering: bool,
     /// The form of answers.
     pub(crate) structure: Option<Structure>,
+    /// How long thoughts may be.
+    pub(crate) thought_budget: Option<ThoughtBudget>,
     has_seed: bool,
     pub(crate) caller: TenantAuth,
     priority: i32,
@@ -201,6 +203,7 @@ impl GenerationFields {
             stream: stream.then(|| self.stream_options.unwrap_or_default()),
             include_metering,
             structure,
+            thought_budget: None,
             has_seed: self.seed.is_some(),
             priority: priority(self.priority, &caller, state.engine.limits().scheduler.policy)?,
             timeout: timeout(self.timeout)?,

@@ -11,6 +11,7 @@ use super::{
     answers::{AnswerReader, AnswerReading},
     choice::{Choice, Start},
     settings::Settings,
+    thought_budget::{ThoughtBudget, allow_only},
 };
 use crate::{error::ApiError, intake::Turn, state::AppState};
 
@@ -110,7 +111,9 @@ impl Waiting {
     pub(crate) fn new(signal: ReadySignal, start: &Start, settings: &Settings) -> Self {
         let reading = start.reading.as_ref();
         let thought = reading.and_then(|reading| {
-            Thought::opened(reading, &start.detokenizer, &settings.params.eos_token_ids)
+            let budget = settings.thought_budget.clone();
+            let ends = &settings.params.eos_token_ids;
+            Thought::opened(reading, &start.detokenizer, ends, budget)
         });
         Self { signal, thought }
     }
@@ -135,6 +138,7 @@ struct Thought {
     text: String,
     /// Not before the answer.
     end_tokens: Arc<[TokenId]>,
+    budget: Option<ThoughtBudget>,
 }
 
 impl Thought {
@@ -143,6 +147,7 @@ impl Thought {
         reading: &AnswerReading,
         detokenizer: &Detokenizer,
         end_tokens: &Arc<[TokenId]>,
+        budget: Option<ThoughtBudget>,
     ) -> Option<Self> {
         let reader = AnswerReader::new(reading);
         reader.is_reasoning().then(|| Self {
@@ -150,11 +155,15 @@ impl Thought {
             detokenizer: detokenizer.clone(),
             text: String::new(),
             end_tokens: Arc::clone(end_tokens),
+            budget,
         })
     }
 
     /// Takes a token; says whether it ends the thought.
     fn ends_with(&mut self, token: TokenId) -> bool {
+        if let Some(budget) = &mut self.budget {
+            budget.note();
+        }
         self.text.clear();
         self.detokenizer.push(token, &mut self.text);
         self.reader.push(&self.text, false, &mut Vec::new());
@@ -165,6 +174,10 @@ impl Thought {
 impl TokenConstraint for Constrained {
     fn fill_mask(&mut self, words: &mut [u32]) -> bool {
         let Some(thought) = &self.thought else { return self.constraint.fill_mask(words) };
+        if let Some(token) = thought.budget.as_ref().and_then(ThoughtBudget::forced) {
+            allow_only(token, words);
+            return true;
+        }
         words.fill(u32::MAX);
         for &token in thought.end_tokens.iter() {
             if let Some(word) = words.get_mut(token as usize / 32) {

@@ -47,6 +47,7 @@ pub(crate) struct ChatBody {
     parallel_tool_calls: Option<bool>,
     reasoning_effort: Option<ReasoningEffort>,
     include_reasoning: Option<bool>,
+    thinking_token_budget: Option<u32>,
     /// What both endpoints have; unknown fields are found there.
     #[serde(flatten)]
     shared: Map<String, Value>,
@@ -68,6 +69,7 @@ const OWN_FIELDS: &[&str] = &[
     "parallel_tool_calls",
     "reasoning_effort",
     "include_reasoning",
+    "thinking_token_budget",
 ];
 
 /// How much a model is to think, which its chat template is told.
@@ -117,6 +119,10 @@ fn prepare(state: &AppState, caller: TenantAuth, body: ChatBody) -> Result<Prepa
     let limits = state.engine.limits();
     let tools = tools::read(body.tools, body.tool_choice, body.parallel_tool_calls)?;
     bound_calls::bound(state, &mut settings, &tools)?;
+    if let Some(tokens) = body.thinking_token_budget {
+        let field = "thinking_token_budget";
+        settings.thought_budget = state.answers.thought_budget(tokens, field)?;
+    }
     let mut template_kwargs = body.chat_template_kwargs.unwrap_or_default();
     if let Some(effort) = body.reasoning_effort {
         effort.tell(&mut template_kwargs);

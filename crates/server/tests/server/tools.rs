@@ -228,3 +228,35 @@ fn ask_with_schema(parameters: Value) -> Value {
     } }]);
     body
 }
+
+#[test]
+fn a_thought_is_closed_when_it_has_had_its_tokens() {
+    let server = Writing::new("<think>on and on and on and on, and so on, and at last</think>Yes.");
+    let thought = |answer: &Value| {
+        let message = &answer["choices"][0]["message"];
+        let text = |field: &str| message[field].as_str().unwrap_or_default().to_owned();
+        (text("reasoning"), text("content"))
+    };
+    let user = json!([{ "role": "user", "content": "hi" }]);
+    let ask = |more: Value| {
+        let mut body = json!({ "messages": user, "max_tokens": 100 });
+        body.as_object_mut().expect("fields").extend(more.as_object().expect("fields").clone());
+        let (status, answer) = server.post(CHAT, &body);
+        assert_eq!(status, 200, "{answer}");
+        answer
+    };
+    let free = thought(&ask(json!({})));
+    assert_eq!(free.1, "Yes.");
+    let held = ask(json!({ "thinking_token_budget": 9 }));
+    // What comes after the closing marker is what the model would have written there.
+    assert_eq!(thought(&held).0, "on and on");
+    assert!(thought(&held).1.ends_with("Yes."), "{held}");
+    let enough = ask(json!({ "thinking_token_budget": 60 }));
+    assert_eq!(thought(&enough), free);
+    let body = json!({
+        "model": "writer", "max_tokens": 100, "messages": user,
+        "thinking": { "type": "enabled", "budget_tokens": 9 },
+    });
+    let (_, answer) = server.post("/v1/messages", &body);
+    assert_eq!(answer["content"][0]["thinking"], "on and on", "{answer}");
+}

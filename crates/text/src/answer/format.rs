@@ -258,6 +258,12 @@ impl ReasoningFormat {
         })
     }
 
+    /// The marker that ends reasoning, where the format has one.
+    #[must_use]
+    pub fn closing(self) -> Option<&'static str> {
+        Some(self.tags()?.1)
+    }
+
     /// The opening and the closing marker. Harmony has none of its own.
     pub(super) fn tags(self) -> Option<(&'static str, &'static str)> {
         match self {

@@ -18,6 +18,8 @@ const ARRAY: u8 = 64;
 
 /// How far references and alternatives are followed.
 const MAX_DEPTH: usize = 8;
+/// Schemas that are looked at for one value.
+const MAX_SCHEMAS: usize = 256;
 
 impl Kinds {
     /// What a tool's schema says of a parameter.
@@ -26,7 +28,7 @@ impl Kinds {
         let schema = schema.and_then(|tool| tool.parameters.as_ref());
         let property = schema.and_then(|schema| schema.get("properties")?.get(parameter));
         match (schema, property) {
-            (Some(root), Some(property)) => Self(kinds(root, property, MAX_DEPTH)),
+            (Some(root), Some(property)) => Self(kinds(root, property)),
             _ => Self::default(),
         }
     }
@@ -64,7 +66,7 @@ impl Kinds {
 
 /// Whether a schema may allow a string.
 pub(super) fn allows_string(root: &Value, schema: &Value) -> bool {
-    let kinds = kinds(root, schema, MAX_DEPTH);
+    let kinds = kinds(root, schema);
     kinds == 0 || kinds & STRING != 0
 }
 
@@ -81,13 +83,21 @@ fn kind(json: &str) -> u8 {
     }
 }
 
-fn kinds(root: &Value, schema: &Value, depth: usize) -> u8 {
-    if depth == 0 {
+/// The kinds of values that a schema allows, as far as it says so within a few steps.
+fn kinds(root: &Value, schema: &Value) -> u8 {
+    kinds_within(root, schema, MAX_DEPTH, &mut { MAX_SCHEMAS })
+}
+
+/// References may lead back, and many of them at once: so the schemas that are looked at are
+/// counted.
+fn kinds_within(root: &Value, schema: &Value, depth: usize, left: &mut usize) -> u8 {
+    if depth == 0 || *left == 0 {
         return 0;
     }
+    *left -= 1;
     if let Some(reference) = schema.get("$ref").and_then(Value::as_str) {
         let target = reference.strip_prefix('#').and_then(|path| root.pointer(path));
-        return target.map_or(0, |target| kinds(root, target, depth - 1));
+        return target.map_or(0, |target| kinds_within(root, target, depth - 1, left));
     }
     match schema.get("type") {
         Some(Value::String(name)) => return named(name),
@@ -104,10 +114,17 @@ fn kinds(root: &Value, schema: &Value, depth: usize) -> u8 {
     }
     for key in ["anyOf", "oneOf", "allOf"] {
         if let Some(Value::Array(schemas)) = schema.get(key) {
-            let each = schemas.iter().map(|schema| kinds(root, schema, depth - 1));
-            // One that allows everything: nothing is said.
-            let any = key != "allOf" && each.clone().any(|kinds| kinds == 0);
-            return if any { 0 } else { each.fold(0, |a, b| a | b) };
+            let each = schemas.iter().map(|schema| kinds_within(root, schema, depth - 1, left));
+            let each: Vec<u8> = each.collect();
+            // One of which nothing is said allows everything.
+            return if key == "allOf" {
+                let said = each.into_iter().filter(|&kinds| kinds != 0);
+                said.reduce(|a, b| a & b).unwrap_or(0)
+            } else if each.contains(&0) {
+                0
+            } else {
+                each.into_iter().fold(0, |a, b| a | b)
+            };
         }
     }
     0

@@ -37,13 +37,15 @@ pub(crate) async fn create(
         .map_err(|error| error.renamed("max_tokens", "max_output_tokens").within("input"))?;
     structure::make_ready(&state, &settings, std::slice::from_mut(&mut choice)).await?;
     let counts = Counts::new(start.prompt.len(), 1, 1, false);
-    let keep = shape.is_stored.then(|| {
-        let tenants = settings.caller.num_tenants();
+    let tenants = settings.caller.num_tenants();
+    let keep = if shape.is_stored {
         state.responses.keeper(settings.caller.id, tenants, history)
-    });
+    } else {
+        None
+    };
     let answer = Answer::new(&state, shape, counts, unix_seconds(), keep);
     if settings.stream.is_none() {
-        return Ok(Json(answer.of(choice.collect().await?)).into_response());
+        return Ok(Json(answer.of(choice).await?).into_response());
     }
     stream::respond(vec![choice], ResponseChunks::new(answer)).await
 }

@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 use super::{
     items::{self, Input},
     response::Shape,
+    store::History,
 };
 use crate::{
     caller::TenantAuth,
@@ -20,7 +21,7 @@ use crate::{
         tools::{Tool, ToolChoice, Tools},
     },
     json::{self, Body},
-    openai::{chat::ReasoningEffort, check_model},
+    openai::{chat::ReasoningEffort, check_model, shortest},
     state::AppState,
 };
 
@@ -143,8 +144,10 @@ enum Truncation {
 
 impl Body for ResponsesBody {
     const UNSUPPORTED: &'static [(&'static str, Option<&'static str>)] = &[
+        ("add_special_tokens", None),
         ("background", None),
         ("conversation", None),
+        ("include_metering", None),
         ("max_tool_calls", None),
         ("n", Some("1")),
         ("prompt", None),
@@ -152,6 +155,8 @@ impl Body for ResponsesBody {
         ("response_format", None),
     ];
     const SHARED: &'static [(&'static str, Option<&'static str>)] = UNSUPPORTED;
+    /// However short, it may go on from a long conversation.
+    const INLINE_BYTES: usize = 0;
 }
 
 /// A request that is ready for the engine.
@@ -160,7 +165,7 @@ pub(super) struct Prepared {
     pub(super) start: Start,
     pub(super) shape: Shape,
     /// The conversation, for requests that go on from the response.
-    pub(super) history: Vec<Message>,
+    pub(super) history: History,
 }
 
 pub(super) fn prepare(
@@ -176,15 +181,15 @@ pub(super) fn prepare(
     let (format, structure) = text_format(body.text)?;
     let num_logprobs = num_logprobs(body.include.as_deref(), body.top_logprobs)?;
     let tools = read_tools(body.tools, body.tool_choice, body.parallel_tool_calls)?;
-    let mut messages = Vec::new();
+    let mut history = History::default();
     if let Some(id) = &body.previous_response_id {
         let before = state.responses.messages(caller.id, id);
         let before =
             before.ok_or_else(|| ApiError::response_not_found("previous_response_id", id))?;
-        messages.extend(before.iter().cloned());
+        history.before = Some(before);
     }
-    items::read(body.input, &mut messages)?;
-    let history = messages.clone();
+    items::read(body.input, &mut history.added)?;
+    let mut messages = history.messages();
     if let Some(instructions) = &body.instructions {
         // They are this request's, and no part of the conversation.
         messages.insert(0, Message::new(Role::System, instructions.clone()));
@@ -194,6 +199,11 @@ pub(super) fn prepare(
     let mut settings = shared.settings(state, caller)?;
     settings.params.logprobs = num_logprobs;
     if let Some(structure) = structure {
+        if settings.structure.is_some() {
+            let message = "text.format and structured_outputs both ask for a form of the answer; \
+                           give one of them";
+            return Err(ApiError::invalid(Some("structured_outputs"), message));
+        }
         settings.set_structure(state, structure)?;
     }
     bound_calls::bound(state, &mut settings, &tools)?;
@@ -225,12 +235,12 @@ pub(super) fn prepare(
         "previous_response_id": body.previous_response_id,
         "reasoning": body.reasoning.map_or(Value::Null, |reasoning| json!(reasoning)),
         "store": is_stored,
-        "temperature": settings.params.temperature,
+        "temperature": shortest(settings.params.temperature),
         "text": { "format": format },
         "tool_choice": choice_json(&tools.choice),
         "tools": tools.list.iter().map(tool_json).collect::<Vec<_>>(),
         "top_logprobs": num_logprobs.unwrap_or(0),
-        "top_p": settings.params.top_p,
+        "top_p": shortest(settings.params.top_p),
         "truncation": "disabled",
     });
     if let Some(user) = user {

@@ -1,5 +1,6 @@
 //! `/v1/responses`: the response, of which a stream's events tell.
 
+use sconce_engine::RequestError;
 use serde_json::{Value, json};
 
 use super::store::Keeper;
@@ -7,7 +8,7 @@ use crate::{
     error::ApiError,
     generation::{
         answers::Part,
-        choice::{Delta, Finish, ended},
+        choice::{Choice, Delta, Finish, ended},
         conversation::{Message, Role},
         stream::Events,
         tools::{ToolCall, parse_arguments},
@@ -39,6 +40,8 @@ pub(super) struct Answer {
     open: Option<Open>,
     /// What the answer adds to the conversation.
     said: Message,
+    /// Log-probabilities of tokens whose text is not told yet.
+    logprobs: Vec<Value>,
     /// Counts events.
     sequence_number: u64,
 }
@@ -133,14 +136,19 @@ impl Answer {
             output: Vec::new(),
             open: None,
             said: Message::new(Role::Assistant, ""),
+            logprobs: Vec::new(),
             sequence_number: 0,
         }
     }
 
-    /// The whole response of a whole choice.
-    pub(super) fn of(mut self, choice: Delta) -> Value {
-        let mut unsent = Events::default();
-        self.take(choice, &mut unsent).expect("a whole choice ends a response")
+    /// The whole response, of the same deltas as a stream.
+    pub(super) async fn of(mut self, mut choice: Choice) -> Result<Value, RequestError> {
+        while let Some(delta) = choice.next().await {
+            if let Some(response) = self.take(delta?, &mut Events::default()) {
+                return Ok(response);
+            }
+        }
+        Err(RequestError::EngineLost)
     }
 
     /// Sends that the response has begun.
@@ -154,15 +162,24 @@ impl Answer {
     /// Takes a delta; gives back the response if that was its last.
     pub(super) fn take(&mut self, delta: Delta, out: &mut Events) -> Option<Value> {
         self.counts.note(0, &delta);
-        let mut logprobs = if self.shape.wants_logprobs {
-            token_logprobs(&self.state.text, &delta.logprobs)
-        } else {
-            Vec::new()
-        };
+        // Those of tokens whose text is held back yet come with it.
+        let mut logprobs = std::mem::take(&mut self.logprobs);
+        if self.shape.wants_logprobs {
+            logprobs.extend(token_logprobs(&self.state.text, &delta.logprobs));
+        }
+        if !delta.parts.is_empty() && !delta.parts.iter().any(|p| matches!(p, Part::Text(_))) {
+            // Thoughts and calls have none.
+            logprobs.clear();
+        }
         for part in delta.parts {
             self.part(part, &mut logprobs, out);
         }
+        self.logprobs = logprobs;
         let Finish { reason, .. } = ended(Some(delta.finish?));
+        if let Some(open) = self.open.as_mut().filter(|open| open.kind == Kind::Text) {
+            // The end token's.
+            open.logprobs.append(&mut self.logprobs);
+        }
         let status = if reason == "length" { "incomplete" } else { "completed" };
         self.end_item(status, out);
         let details = match status {
@@ -302,16 +319,16 @@ impl Answer {
         let event = json!({ "output_index": index, "item": item });
         self.send("response.output_item.done", event, out);
         self.output.push(item);
-        self.note(open);
+        self.note(open, status);
     }
 
     /// Adds an item to what the conversation will have of it.
-    fn note(&mut self, open: Open) {
+    fn note(&mut self, open: Open, status: &str) {
         match (open.kind, open.call) {
             (Kind::Reasoning, _) => {
                 self.said.reasoning.get_or_insert_default().push_str(&open.text);
             }
-            (Kind::Call, Some((id, name))) => match parse_arguments(&open.text, "arguments") {
+            (Kind::Call, Some((id, name))) if status == "completed" => match parse_arguments(&open.text, "arguments") {
                 Ok(arguments) => self.said.calls.push(ToolCall { id, name, arguments }),
                 // They were cut.
                 Err(_) => self.said.text += &open.text,

@@ -37,12 +37,31 @@ struct Entry {
     bytes: usize,
 }
 
+/// A conversation up to a response: what was stored, and what the request adds.
+#[derive(Default)]
+pub(crate) struct History {
+    pub(crate) before: Option<Arc<[Message]>>,
+    pub(crate) added: Vec<Message>,
+}
+
+impl History {
+    /// All of it.
+    pub(crate) fn messages(&self) -> Vec<Message> {
+        self.before.iter().flat_map(|before| before.iter()).chain(&self.added).cloned().collect()
+    }
+
+    fn bytes(&self) -> usize {
+        let before = self.before.iter().flat_map(|before| before.iter());
+        before.chain(&self.added).map(size_of_message).sum()
+    }
+}
+
 /// Keeps one response once it is there.
 pub(crate) struct Keeper {
     store: Arc<ResponseStore>,
     tenant: TenantId,
     most_bytes: usize,
-    history: Vec<Message>,
+    history: History,
 }
 
 impl ResponseStore {
@@ -50,15 +69,17 @@ impl ResponseStore {
         Self { most_bytes, tenants: Mutex::default() }
     }
 
-    /// For a response to this conversation, of one of so many tenants.
+    /// For a response to this conversation, of one of so many tenants; `None` where it is
+    /// larger than all the room, so that nothing is held until then.
     pub(crate) fn keeper(
         self: &Arc<Self>,
         tenant: TenantId,
         num_tenants: usize,
-        history: Vec<Message>,
-    ) -> Keeper {
+        history: History,
+    ) -> Option<Keeper> {
         let most_bytes = self.most_bytes / num_tenants.max(1);
-        Keeper { store: Arc::clone(self), tenant, most_bytes, history }
+        let fits = history.bytes() + BYTES_A_RESPONSE <= most_bytes;
+        fits.then(|| Keeper { store: Arc::clone(self), tenant, most_bytes, history })
     }
 
     /// The conversation up to a response and with it.
@@ -91,9 +112,8 @@ impl Keeper {
     /// larger than all the room is not kept.
     pub(crate) fn keep(self, id: &str, response: Value, added: Vec<Message>) {
         let Self { store, tenant, most_bytes, mut history } = self;
-        history.extend(added);
-        let bytes =
-            BYTES_A_RESPONSE + size(&response) + history.iter().map(size_of_message).sum::<usize>();
+        history.added.extend(added);
+        let bytes = BYTES_A_RESPONSE + size(&response) + history.bytes();
         if bytes > most_bytes {
             return;
         }
@@ -107,7 +127,7 @@ impl Keeper {
         let id: Arc<str> = id.into();
         kept.bytes += bytes;
         kept.order.push_back(Arc::clone(&id));
-        kept.by_id.insert(id, Entry { messages: history.into(), response, bytes });
+        kept.by_id.insert(id, Entry { messages: history.messages().into(), response, bytes });
     }
 }
 
@@ -144,7 +164,8 @@ mod tests {
 
     fn keep(store: &Arc<ResponseStore>, tenant: u32, id: &str, text: &str) {
         let said = Message::new(Role::User, text);
-        let keeper = store.keeper(TenantId(tenant), 2, vec![said]);
+        let history = History { before: None, added: vec![said] };
+        let Some(keeper) = store.keeper(TenantId(tenant), 2, history) else { return };
         keeper.keep(id, json!({ "id": id }), vec![Message::new(Role::Assistant, "yes")]);
     }
 
