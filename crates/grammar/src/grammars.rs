@@ -324,9 +324,9 @@ impl Cache {
             for (tenant, source) in self.entries.keys() {
                 *held.entry(*tenant).or_default() += ENTRY_BYTES + source.len();
             }
-            let most = held.into_iter().max_by_key(|&(tenant, bytes)| (bytes, tenant));
-            let of_most = |(tenant, _): &Key| most.is_some_and(|(other, _)| *tenant == other);
-            let theirs = self.entries.iter().filter(|(key, _)| of_most(key));
+            let most = held.values().copied().max();
+            let theirs =
+                self.entries.iter().filter(|((tenant, _), _)| held.get(tenant).copied() == most);
             let oldest = theirs.min_by_key(|(_, entry)| entry.used);
             let Some((oldest, _)) = oldest else { break };
             let oldest = oldest.clone();

@@ -67,8 +67,7 @@ fn tensors(prefix: &str) -> Tensors {
     add("pooler.dense.bias", &[HIDDEN]);
     let mut random = Random(17);
     let mut tensor = |(name, shape): (String, Vec<usize>)| {
-        let numbers: Vec<f32> =
-            (0..shape.iter().product()).map(|_| random.next() * 0.4).collect();
+        let numbers: Vec<f32> = (0..shape.iter().product()).map(|_| random.next() * 0.4).collect();
         (name, Tensor::from_vec(numbers, shape, &CandleDevice::Cpu).unwrap())
     };
     shapes.into_iter().map(&mut tensor).collect()

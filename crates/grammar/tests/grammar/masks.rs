@@ -118,10 +118,12 @@ fn grammars_are_kept_by_tenant_within_bounds() {
     assert!(!compile(1, "a").is_same(&first), "another tenant's is another");
     assert!(compile(0, "a").is_same(&first), "two are kept");
     compile(0, "b");
-    assert!(compile(0, "a").is_same(&first), "what was used last is kept");
-    compile(0, "b");
-    compile(0, "c");
-    assert!(!compile(0, "a").is_same(&first), "a third takes the oldest's room");
+    assert!(kept(1, "a").is_ok_and(|kept| kept.is_some()), "a tenant makes room for its own");
+    let again = compile(0, "a");
+    assert!(!again.is_same(&first), "a third takes the room of its tenant's oldest");
+    compile(2, "a");
+    assert!(kept(1, "a").is_ok_and(|kept| kept.is_none()), "of equals the oldest goes");
+    assert!(compile(0, "a").is_same(&again));
     assert!(grammars.compile(TenantId(0), &source("(")).is_err());
     assert!(kept(0, "(").is_err(), "what is wrong is known to be");
     let long = grammars.compile(TenantId(0), &source(&"x".repeat(200)));

@@ -39,7 +39,13 @@ impl AnswerFormats {
         // A tokenizer that refuses a few characters has no such token.
         let closing = reasoning.and_then(ReasoningFormat::closing);
         let closing = closing.and_then(|closing| text.encode(closing, false).ok()).map(Into::into);
-        Self { tools, reasoning, closing, thought_markers: markers(None), all_markers: markers(tools) }
+        Self {
+            tools,
+            reasoning,
+            closing,
+            thought_markers: markers(None),
+            all_markers: markers(tools),
+        }
     }
 
     /// Holds thoughts to so many tokens; `None` for a model that marks none.
@@ -142,6 +148,16 @@ pub(crate) enum Part {
     },
 }
 
+/// What a token's text became.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Told {
+    /// It is held back: it may be a part of a marker.
+    Nothing,
+    Text,
+    /// A thought, or a call.
+    Other,
+}
+
 /// Reads one choice.
 pub(crate) struct AnswerReader {
     parser: AnswerParser,
@@ -171,18 +187,24 @@ impl AnswerReader {
         }
     }
 
-    /// Takes the text that a token completed.
-    pub(crate) fn push(&mut self, text: &str, is_last: bool, out: &mut Vec<Part>) {
+    /// Takes the text that a token completed, and says what became of it.
+    pub(crate) fn push(&mut self, text: &str, is_last: bool, out: &mut Vec<Part>) -> Told {
         self.reasoning_tokens += u32::from(self.parser.is_reasoning());
         self.parser.push(text, &mut self.events);
         if is_last {
             self.parser.finish(&mut self.events);
         }
+        let mut told = Told::Nothing;
         for event in std::mem::take(&mut self.events) {
             if self.is_over {
                 break;
             }
             let part = self.part(event);
+            told = match part {
+                Part::Text(_) => Told::Text,
+                _ if told == Told::Text => told,
+                _ => Told::Other,
+            };
             match (out.last_mut(), part) {
                 (Some(Part::Text(before)), Part::Text(text))
                 | (Some(Part::Reasoning(before)), Part::Reasoning(text)) => *before += &text,
@@ -193,6 +215,7 @@ impl AnswerReader {
                 (_, part) => out.push(part),
             }
         }
+        told
     }
 
     /// Whether what comes next is a thought.

@@ -8,7 +8,7 @@ use sconce_types::{Metering, NotReady, TokenId, TokenLogprobs};
 use serde::Serialize;
 
 use super::{
-    answers::{AnswerReader, AnswerReading, Part},
+    answers::{AnswerReader, AnswerReading, Part, Told},
     conversation::Prompt,
     decoder::{Decoder, StopFinder},
     settings::Settings,
@@ -27,6 +27,8 @@ pub(crate) struct Choice {
     decoder: Decoder,
     /// Where the text is an answer's, which may hold thoughts and calls.
     reader: Option<AnswerReader>,
+    /// Log-probabilities of tokens whose text is held back.
+    held_logprobs: Vec<TokenLogprobs>,
     /// Characters of text so far, where log-probabilities are wanted.
     num_chars: usize,
     used: Used,
@@ -46,6 +48,8 @@ pub(crate) struct Delta {
     /// Of one that is.
     pub(crate) parts: Vec<Part>,
     pub(crate) logprobs: Vec<TokenLogprobs>,
+    /// Of an answer's tokens those that say its text, thoughts and calls left out.
+    pub(crate) text_logprobs: Vec<TokenLogprobs>,
     /// For each of `logprobs`, the characters of the choice's text before its token.
     pub(crate) offsets: Vec<usize>,
     pub(crate) prompt_logprobs: Vec<TokenLogprobs>,
@@ -160,6 +164,7 @@ impl Choice {
             stats,
             decoder: decoder(),
             reader: reading.as_ref().map(AnswerReader::new),
+            held_logprobs: Vec::new(),
             num_chars: 0,
             used: Used::default(),
             hide_output,
@@ -223,6 +228,7 @@ impl Choice {
         if wants_logprobs {
             delta.offsets.push(self.num_chars);
         }
+        let logprobs_before = delta.logprobs.len();
         delta.logprobs.extend(event.logprobs);
         let before = delta.text.len();
         let found = self.decoder.push(event.token, event.finish, &mut delta.text);
@@ -242,7 +248,25 @@ impl Choice {
             (None, None) => None,
         };
         if let Some(reader) = &mut self.reader {
-            reader.push(&delta.text[before..], finish.is_some(), &mut delta.parts);
+            let was_thinking = reader.is_reasoning();
+            let told = reader.push(&delta.text[before..], finish.is_some(), &mut delta.parts);
+            if was_thinking && !reader.is_reasoning() {
+                // What was held back was the thought's end.
+                self.held_logprobs.clear();
+            }
+            let fresh = delta.logprobs.get(logprobs_before..).unwrap_or_default();
+            if told != Told::Nothing || !was_thinking {
+                self.held_logprobs.extend_from_slice(fresh);
+            }
+            match told {
+                Told::Text => delta.text_logprobs.append(&mut self.held_logprobs),
+                Told::Other => self.held_logprobs.clear(),
+                // An end token's are those of the text that it ends.
+                Told::Nothing if finish.is_some() && !reader.has_calls() => {
+                    delta.text_logprobs.append(&mut self.held_logprobs);
+                }
+                Told::Nothing => {}
+            }
             delta.text.truncate(before);
             self.used.reasoning_tokens = reader.reasoning_tokens;
             if reader.is_over && finish.is_none() {
@@ -266,6 +290,7 @@ impl Choice {
             whole.text.push_str(&delta.text);
             whole.parts.extend(delta.parts);
             whole.logprobs.extend(delta.logprobs);
+            whole.text_logprobs.extend(delta.text_logprobs);
             whole.offsets.extend(delta.offsets);
             whole.prompt_logprobs.extend(delta.prompt_logprobs);
             whole.used = delta.used;

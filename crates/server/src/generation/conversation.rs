@@ -120,15 +120,16 @@ impl Conversation<'_> {
             return Err(ApiError::invalid(Some("continue_final_message"), message));
         }
         let options = ChatTemplateOptions { add_generation_prompt, kwargs };
-        let prompt = text.apply_chat_template(&messages, &options).map_err(|error| match error {
-            // What is not the client's own variable is one of ours.
-            TextError::InvalidTemplateArguments(reason) if !has_kwargs => {
-                let field = if tools.are_offered() { "tools" } else { field };
-                let message = format!("the chat template fails with these {field}: {reason}");
-                ApiError::invalid(Some(field), message)
-            }
-            error => error.into(),
-        })?;
+        let prompt =
+            text.apply_chat_template(&messages, &options).map_err(|error| match error {
+                // What is not the client's own variable is one of ours.
+                TextError::InvalidTemplateArguments(reason) if !has_kwargs => {
+                    let field = if tools.are_offered() { "tools" } else { field };
+                    let message = format!("the chat template fails with these {field}: {reason}");
+                    ApiError::invalid(Some(field), message)
+                }
+                error => error.into(),
+            })?;
         if continues { cut(prompt, field) } else { Ok(prompt) }
     }
 }

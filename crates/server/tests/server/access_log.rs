@@ -72,9 +72,24 @@ fn every_request_has_a_line_with_what_it_used() {
     let subscriber = tracing_subscriber::fmt().json().with_writer(lines.clone()).finish();
     let _guard = tracing::subscriber::set_default(subscriber);
     for (path, body, prompt, generated) in [
-        (COMPLETIONS, json!({ "prompt": "abcd", "max_tokens": 3, "n": 2 }), 4, 6),
-        (COMPLETIONS, json!({ "prompt": ["ab", "c"], "max_tokens": 3, "stream": true }), 3, 6),
-        (CHAT, json!({ "messages": [{ "role": "user", "content": "hi" }], "max_tokens": 5 }), 0, 5),
+        (
+            COMPLETIONS,
+            json!({ "prompt": "abcd", "max_tokens": 3, "n": 2, "ignore_eos": true }),
+            4,
+            6,
+        ),
+        (
+            COMPLETIONS,
+            json!({ "prompt": ["ab", "c"], "max_tokens": 3, "stream": true, "ignore_eos": true }),
+            3,
+            6,
+        ),
+        (
+            CHAT,
+            json!({ "messages": [{ "role": "user", "content": "hi" }], "max_tokens": 5, "ignore_eos": true }),
+            0,
+            5,
+        ),
     ] {
         let request = Request::post(path).header("x-request-id", "mine-1");
         let mut request = request.body(Body::from(body.to_string())).expect("a request");

@@ -146,6 +146,10 @@ fn a_history_of_calls_and_results_is_told_to_the_model() {
     let begun =
         json!([{ "role": "user", "content": "x" }, { "role": "assistant", "content": "Sure" }]);
     assert_eq!(count(&begun, json!([])), "user: x\nassistant: Sure".len() as u64);
+    // What it begins with may stand in the template as well.
+    let begun =
+        json!([{ "role": "user", "content": "x" }, { "role": "assistant", "content": ": " }]);
+    assert_eq!(count(&begun, json!([])), "user: x\nassistant: : ".len() as u64);
 }
 
 #[test]
@@ -200,4 +204,17 @@ fn what_is_wrong_is_said_in_the_apis_shape() {
     assert_eq!(server.send(request).0, 405);
     let (_, answer) = server.post("/v1/completions", &json!({}));
     assert_eq!(answer["error"]["param"], "prompt", "other APIs keep their shape: {answer}");
+}
+
+#[test]
+fn a_call_that_was_cut_is_text_and_no_reason_to_stop() {
+    let server = Writing::new(CALL);
+    let body = ask(json!({ "tools": weather(), "max_tokens": 60 }));
+    let (_, answer) = server.post(MESSAGES, &body);
+    assert_eq!(answer["stop_reason"], "max_tokens", "{answer}");
+    assert_eq!(
+        answer["content"],
+        json!([{ "type": "text", "text": "{\"city\": \"Bern\"" }]),
+        "{answer}"
+    );
 }

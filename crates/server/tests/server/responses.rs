@@ -192,3 +192,44 @@ fn what_is_wrong_is_named() {
         assert!(message.contains(words), "{body}: {message:?} lacks {words:?}");
     }
 }
+
+#[test]
+fn log_probabilities_are_those_of_the_text_whole_and_streamed() {
+    let server = Writing::new("<think>hm, é</think>Aé!");
+    let include = json!(["message.output_text.logprobs"]);
+    let body = json!({ "input": "x", "include": include, "temperature": 0.7, "top_p": 0.9 });
+    let whole = create(&server, body.clone());
+    assert_eq!((&whole["temperature"], &whole["top_p"]), (&json!(0.7), &json!(0.9)));
+    let of = |item: &Value| item["content"][0]["logprobs"].clone();
+    let bytes: Vec<_> = of(&whole["output"][1])
+        .as_array()
+        .expect("a list")
+        .iter()
+        .flat_map(|at| at["bytes"].as_array().expect("bytes").clone())
+        .collect();
+    let text: Vec<_> = "Aé!".bytes().map(|byte| json!(byte)).collect();
+    // The end token's come last.
+    assert!(bytes.starts_with(&text), "{bytes:?}");
+    let events = server.events(RESPONSES, &body);
+    let last = &events.last().expect("events").1["response"];
+    assert_eq!(of(&last["output"][1]), of(&whole["output"][1]));
+}
+
+#[test]
+fn one_form_is_asked_for_and_no_field_is_ignored() {
+    let server = Writing::new("ok");
+    for (more, param) in [
+        (
+            json!({ "text": { "format": { "type": "json_object" } },
+                 "structured_outputs": { "regex": "a+" } }),
+            "structured_outputs",
+        ),
+        (json!({ "include_metering": true }), "include_metering"),
+        (json!({ "add_special_tokens": true }), "add_special_tokens"),
+    ] {
+        let mut body = json!({ "input": "x" });
+        body.as_object_mut().expect("fields").extend(more.as_object().expect("fields").clone());
+        let (status, answer) = server.post(RESPONSES, &body);
+        assert_eq!((status, &answer["error"]["param"]), (400, &json!(param)), "{answer}");
+    }
+}

@@ -1,5 +1,6 @@
 //! Tool calls of chat completions.
 
+use axum::{body::Body, http::Request};
 use serde_json::{Value, json};
 
 use crate::{app::CHAT, writer::Writing};
@@ -259,4 +260,43 @@ fn a_thought_is_closed_when_it_has_had_its_tokens() {
     });
     let (_, answer) = server.post("/v1/messages", &body);
     assert_eq!(answer["content"][0]["thinking"], "on and on", "{answer}");
+}
+
+#[test]
+fn a_schema_that_cannot_be_enforced_leaves_a_forced_call_its_arguments() {
+    let call =
+        "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"tags\": [\"a\", \"a\"]}}\n</tool_call>";
+    let server = Writing::new(call);
+    let mut body = ask_with_schema(json!({
+        "type": "object", "required": ["tags"],
+        "properties": { "tags": { "type": "array", "items": {}, "uniqueItems": true } },
+    }));
+    body["max_tokens"] = 200.into();
+    body["tool_choice"] = "required".into();
+    assert_eq!(server.post(CHAT, &body).0, 400, "it is strict");
+    body["tools"][0]["function"]["strict"] = false.into();
+    let (status, answer) = server.post(CHAT, &body);
+    assert_eq!(status, 200, "{answer}");
+    assert_eq!(calls_of(&answer)[0].1, json!({ "tags": ["a", "a"] }));
+    // What stands in a description is no syntax of ours.
+    body["tools"][0]["function"]["parameters"] =
+        json!({ "type": "object", "description": "a ::= b, ((((", "properties": { "tags": {} } });
+    assert_eq!(server.post(CHAT, &body).0, 200);
+}
+
+#[test]
+fn an_answer_that_ends_with_its_first_call_was_not_aborted() {
+    let server = Writing::new(&format!("{CALL} and much more that nobody wants to read"));
+    let (status, answer) = server.post(CHAT, &ask(json!({ "parallel_tool_calls": false })));
+    assert_eq!(status, 200, "{answer}");
+    assert_eq!(answer["choices"][0]["finish_reason"], "tool_calls");
+    let request = Request::get("/metrics").body(Body::empty()).expect("a request");
+    let metrics = server.send(request).1;
+    let count = |name: &str| {
+        let line = metrics.lines().find(|line| line.starts_with(name));
+        line.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+    };
+    let generated = answer["usage"]["completion_tokens"].as_f64();
+    assert_eq!(count("vllm:generation_tokens_total"), generated, "nothing beyond what is told");
+    assert!(!metrics.contains("finished_reason=\"abort\""), "{metrics}");
 }

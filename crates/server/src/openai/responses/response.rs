@@ -40,8 +40,6 @@ pub(super) struct Answer {
     open: Option<Open>,
     /// What the answer adds to the conversation.
     said: Message,
-    /// Log-probabilities of tokens whose text is not told yet.
-    logprobs: Vec<Value>,
     /// Counts events.
     sequence_number: u64,
 }
@@ -136,7 +134,6 @@ impl Answer {
             output: Vec::new(),
             open: None,
             said: Message::new(Role::Assistant, ""),
-            logprobs: Vec::new(),
             sequence_number: 0,
         }
     }
@@ -162,23 +159,18 @@ impl Answer {
     /// Takes a delta; gives back the response if that was its last.
     pub(super) fn take(&mut self, delta: Delta, out: &mut Events) -> Option<Value> {
         self.counts.note(0, &delta);
-        // Those of tokens whose text is held back yet come with it.
-        let mut logprobs = std::mem::take(&mut self.logprobs);
-        if self.shape.wants_logprobs {
-            logprobs.extend(token_logprobs(&self.state.text, &delta.logprobs));
-        }
-        if !delta.parts.is_empty() && !delta.parts.iter().any(|p| matches!(p, Part::Text(_))) {
-            // Thoughts and calls have none.
-            logprobs.clear();
-        }
+        let mut logprobs = if self.shape.wants_logprobs {
+            token_logprobs(&self.state.text, &delta.text_logprobs)
+        } else {
+            Vec::new()
+        };
         for part in delta.parts {
             self.part(part, &mut logprobs, out);
         }
-        self.logprobs = logprobs;
         let Finish { reason, .. } = ended(Some(delta.finish?));
         if let Some(open) = self.open.as_mut().filter(|open| open.kind == Kind::Text) {
             // The end token's.
-            open.logprobs.append(&mut self.logprobs);
+            open.logprobs.append(&mut logprobs);
         }
         let status = if reason == "length" { "incomplete" } else { "completed" };
         self.end_item(status, out);
@@ -328,11 +320,13 @@ impl Answer {
             (Kind::Reasoning, _) => {
                 self.said.reasoning.get_or_insert_default().push_str(&open.text);
             }
-            (Kind::Call, Some((id, name))) if status == "completed" => match parse_arguments(&open.text, "arguments") {
-                Ok(arguments) => self.said.calls.push(ToolCall { id, name, arguments }),
-                // They were cut.
-                Err(_) => self.said.text += &open.text,
-            },
+            (Kind::Call, Some((id, name))) if status == "completed" => {
+                match parse_arguments(&open.text, "arguments") {
+                    Ok(arguments) => self.said.calls.push(ToolCall { id, name, arguments }),
+                    // They were cut.
+                    Err(_) => self.said.text += &open.text,
+                }
+            }
             _ => self.said.text += &open.text,
         }
     }

@@ -165,3 +165,20 @@ fn what_no_grammar_says_has_none() {
         assert!(grammar.contains("parameter_1: \"<parameter=a>\\n\" until_0"), "{grammar}");
     }
 }
+
+/// Each reference leads back to as many: looked at one by one there is no end of them, and
+/// none of this test.
+#[test]
+fn a_schema_of_references_to_itself_is_read_within_bounds() {
+    let back = vec![json!({ "$ref": "#/$defs/d" }); 1000];
+    for key in ["allOf", "anyOf", "oneOf"] {
+        let schema = json!({
+            "type": "object", "properties": { "x": { "$ref": "#/$defs/d" } },
+            "$defs": { "d": { key: back } },
+        });
+        for format in [ToolFormat::Qwen3Xml, ToolFormat::Glm45] {
+            let grammar = plain(format, &[tool("f", Some(schema.clone()))]);
+            assert_eq!(grammar, None, "{key}: what it asks of a string is not known");
+        }
+    }
+}

@@ -188,7 +188,9 @@ proptest! {
         let is_call = |part: &Part| matches!(part, Part::Call { .. });
         let may_lose = whole.iter().any(is_call) || format == ToolFormat::OpenAi;
         let given = content(&whole);
-        for c in ['🦖', 'é', '0', ';'] {
+        // Python's `1.` and `.5` have a zero more in JSON.
+        let is_python = matches!(format, ToolFormat::Pythonic | ToolFormat::Gemma3);
+        for c in ['🦖', 'é', '0', ';'].into_iter().filter(|&c| c != '0' || !is_python) {
             let (given, written) = (given.matches(c).count(), answer.matches(c).count());
             prop_assert!(given == written || may_lose && given < written, "{} of {}", given, c);
         }
