@@ -75,7 +75,7 @@ impl Completion {
         event: Option<RequestEvent>,
     ) -> Option<Option<Result<String, RequestError>>> {
         match event? {
-            RequestEvent::PromptLogprobs { .. } => Some(None),
+            RequestEvent::Embedding(_) | RequestEvent::PromptLogprobs { .. } => Some(None),
             RequestEvent::Failed(error) => Some(Some(Err(error))),
             RequestEvent::Token(event) => {
                 self.num_tokens += 1;

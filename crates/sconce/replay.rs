@@ -96,7 +96,7 @@ async fn run(engine: EngineHandle, request: Recorded) -> Result<Option<Differenc
     while let Some(event) = stream.next().await {
         match event {
             RequestEvent::Token(event) => replayed.push(event.token),
-            RequestEvent::PromptLogprobs { .. } => {}
+            RequestEvent::Embedding(_) | RequestEvent::PromptLogprobs { .. } => {}
             RequestEvent::Failed(source) => return Err(ReplayError::Failed { request_id, source }),
         }
     }

@@ -109,6 +109,7 @@ pub(crate) fn run(engine: &EngineHandle, prompt: &[TokenId], params: &SamplingPa
                 answer.tokens.push(token.token);
                 answer.logprobs.extend(token.logprobs);
             }
+            RequestEvent::Embedding(_) => {}
             RequestEvent::PromptLogprobs { logprobs, .. } => answer.logprobs.extend(logprobs),
             RequestEvent::Failed(error) => panic!("the request failed: {error}"),
         }

@@ -125,11 +125,13 @@ impl<E: Executor> EngineLoop<E> {
             }
             if let Some(token) = output.token {
                 let of_request = self.result.embeddings.iter().position(|e| e.0 == output.request);
-                let embedding = of_request.map(|at| self.result.embeddings.swap_remove(at).1);
+                if let Some(at) = of_request {
+                    let (_, embedding) = self.result.embeddings.swap_remove(at);
+                    let _ = live.events.try_send(RequestEvent::Embedding(embedding));
+                }
                 let event = TokenEvent {
                     token,
                     logprobs: output.logprobs,
-                    embedding,
                     usage: *live.usage(),
                     price_nano: live.price_nano(),
                     finish: output.finish,

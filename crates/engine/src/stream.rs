@@ -16,6 +16,8 @@ use crate::shared::Message;
 /// What happens to a request, in order.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RequestEvent {
+    /// The prompt's embedding, from a model that makes them; the token after it means nothing.
+    Embedding(Arc<[f32]>),
     /// Log-probabilities of prompt tokens, where asked for; all of them come
     /// before the first token.
     PromptLogprobs {
@@ -37,8 +39,6 @@ pub struct TokenEvent {
     pub token: TokenId,
     /// Its log-probabilities, where asked for.
     pub logprobs: Option<TokenLogprobs>,
-    /// The prompt's embedding, from a model that makes them; then the token means nothing.
-    pub embedding: Option<Arc<[f32]>>,
     /// What the request has used, this token and its step included.
     pub usage: Metering,
     /// The price of that, in billionths of the currency; `None` without prices.
@@ -268,7 +268,7 @@ fn ends(event: &RequestEvent) -> bool {
     match event {
         RequestEvent::Token(token) => token.finish.is_some(),
         RequestEvent::Failed(_) => true,
-        RequestEvent::PromptLogprobs { .. } => false,
+        RequestEvent::Embedding(_) | RequestEvent::PromptLogprobs { .. } => false,
     }
 }
 

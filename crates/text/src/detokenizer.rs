@@ -143,8 +143,9 @@ impl Detokenizer {
         self.shown = tokens;
     }
 
+    #[inline]
     fn skips(&self, token: TokenId) -> bool {
-        self.skip_special_tokens && !self.shown.contains(&token)
+        self.skip_special_tokens && (self.shown.is_empty() || !self.shown.contains(&token))
     }
 
     /// The text of a special token that [`Detokenizer::push`] skips.

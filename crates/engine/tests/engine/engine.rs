@@ -66,7 +66,7 @@ fn read(mut stream: RequestStream) -> (Vec<TokenId>, Result<End, RequestError>) 
                 end = token.finish.map(Ok);
             }
             RequestEvent::Failed(error) => end = Some(Err(error)),
-            RequestEvent::PromptLogprobs { .. } => {}
+            RequestEvent::Embedding(_) | RequestEvent::PromptLogprobs { .. } => {}
         }
     }
     (tokens, end.expect("a stream ends with a reason"))

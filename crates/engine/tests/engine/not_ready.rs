@@ -44,7 +44,7 @@ fn tokens(mut stream: RequestStream) -> Result<Vec<TokenId>, RequestError> {
         match event {
             RequestEvent::Token(token) => tokens.push(token.token),
             RequestEvent::Failed(error) => return Err(error),
-            RequestEvent::PromptLogprobs { .. } => {}
+            RequestEvent::Embedding(_) | RequestEvent::PromptLogprobs { .. } => {}
         }
     }
     Ok(tokens)

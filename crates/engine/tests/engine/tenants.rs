@@ -117,7 +117,7 @@ fn last(mut stream: RequestStream) -> Result<TokenEvent, RequestError> {
         match event {
             RequestEvent::Token(token) => last = Some(token),
             RequestEvent::Failed(error) => return Err(error),
-            RequestEvent::PromptLogprobs { .. } => {}
+            RequestEvent::Embedding(_) | RequestEvent::PromptLogprobs { .. } => {}
         }
     }
     Ok(last.expect("a request that did not fail has a token"))

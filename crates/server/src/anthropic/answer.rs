@@ -23,8 +23,9 @@ pub(super) struct Shape {
 
 impl Shape {
     /// The whole response.
-    pub(super) fn respond(&self, tokens: Tokens, choice: Delta) -> Value {
-        let content: Vec<Value> = blocks(choice.parts).into_iter().filter_map(block).collect();
+    pub(super) fn respond(&self, tokens: Tokens, mut choice: Delta) -> Value {
+        let content: Vec<Value> =
+            blocks(choice.take_parts()).into_iter().filter_map(block).collect();
         let has_calls = content.iter().any(|block| block["type"] == "tool_use");
         let mut message = self.message(tokens, content);
         let Ended { reason, stop_sequence } = self.ended(ended(choice.finish));
@@ -181,14 +182,14 @@ impl Chunks for MessageChunks {
     /// The message's beginning waits for the first delta, which knows what the cache had.
     fn open(&mut self, _: &mut Events) {}
 
-    fn delta(&mut self, index: usize, delta: Delta, out: &mut Events) {
+    fn delta(&mut self, index: usize, mut delta: Delta, out: &mut Events) {
         self.counts.note(index, &delta);
         if !std::mem::replace(&mut self.is_begun, true) {
             let tokens = Tokens { output: 0, ..self.counts.tokens() };
             let message = self.shape.message(tokens, Vec::new());
             Self::send(out, "message_start", json!({ "message": message }));
         }
-        for part in delta.parts {
+        for part in delta.take_parts() {
             self.part(part, out);
         }
         if let Some(finish) = delta.finish {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use sconce_text::{AnswerEvent, AnswerParser, AnswerTool, ReasoningFormat, TextModel, ToolFormat};
-use sconce_types::TokenId;
+use sconce_types::{TokenId, TokenLogprobs};
 
 use super::{thought_budget::ThoughtBudget, tools::Tools};
 use crate::{error::ApiError, state::IdSource};
@@ -122,6 +122,11 @@ pub(crate) struct AnswerReading {
 }
 
 impl AnswerReading {
+    /// Whether all of an answer is its text.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.tools.is_none() && self.reasoning.is_none()
+    }
+
     /// Whether an answer is over with its first call.
     pub(crate) fn ends_with_a_call(&self) -> bool {
         self.tools.is_some() && !self.is_parallel
@@ -170,6 +175,8 @@ pub(crate) struct AnswerReader {
     pub(crate) is_over: bool,
     /// Tokens of thoughts.
     pub(crate) reasoning_tokens: u32,
+    /// Log-probabilities of tokens whose text is held back.
+    pub(crate) held_logprobs: Vec<TokenLogprobs>,
 }
 
 impl AnswerReader {
@@ -184,6 +191,7 @@ impl AnswerReader {
             has_calls: false,
             is_over: false,
             reasoning_tokens: 0,
+            held_logprobs: Vec::new(),
         }
     }
 
@@ -195,7 +203,8 @@ impl AnswerReader {
             self.parser.finish(&mut self.events);
         }
         let mut told = Told::Nothing;
-        for event in std::mem::take(&mut self.events) {
+        let mut events = std::mem::take(&mut self.events);
+        for event in events.drain(..) {
             if self.is_over {
                 break;
             }
@@ -215,6 +224,7 @@ impl AnswerReader {
                 (_, part) => out.push(part),
             }
         }
+        self.events = events;
         told
     }
 

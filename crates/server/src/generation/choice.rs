@@ -23,12 +23,10 @@ pub(crate) struct Choice {
     /// `None` once the choice has ended: a stop string cancels its request.
     stream: Option<RequestStream>,
     /// What makes its request ready, where it waits for that.
-    pub(crate) waiting: Option<Waiting>,
+    pub(crate) waiting: Option<Box<Waiting>>,
     decoder: Decoder,
     /// Where the text is an answer's, which may hold thoughts and calls.
-    reader: Option<AnswerReader>,
-    /// Log-probabilities of tokens whose text is held back.
-    held_logprobs: Vec<TokenLogprobs>,
+    reader: Option<Box<AnswerReader>>,
     /// Characters of text so far, where log-probabilities are wanted.
     num_chars: usize,
     used: Used,
@@ -43,19 +41,36 @@ pub(crate) struct Choice {
 /// What a choice got since the last one.
 #[derive(Debug, Default)]
 pub(crate) struct Delta {
-    /// Of a choice that is not read as an answer.
+    /// All of the choice is text.
+    pub(crate) is_plain: bool,
+    /// Of such a choice.
     pub(crate) text: String,
-    /// Of one that is.
+    /// Of another.
     pub(crate) parts: Vec<Part>,
     pub(crate) logprobs: Vec<TokenLogprobs>,
     /// Of an answer's tokens those that say its text, thoughts and calls left out.
-    pub(crate) text_logprobs: Vec<TokenLogprobs>,
+    text_logprobs: Vec<TokenLogprobs>,
     /// For each of `logprobs`, the characters of the choice's text before its token.
     pub(crate) offsets: Vec<usize>,
     pub(crate) prompt_logprobs: Vec<TokenLogprobs>,
     /// What the choice has used so far, in all.
     pub(crate) used: Used,
     pub(crate) finish: Option<Finish>,
+}
+
+impl Delta {
+    /// What it brings of an answer.
+    pub(crate) fn take_parts(&mut self) -> Vec<Part> {
+        if self.is_plain && !self.text.is_empty() {
+            return vec![Part::Text(mem::take(&mut self.text))];
+        }
+        mem::take(&mut self.parts)
+    }
+
+    /// The log-probabilities of tokens that are no thoughts and no calls.
+    pub(crate) fn text_logprobs(&self) -> &[TokenLogprobs] {
+        if self.is_plain { &self.logprobs } else { &self.text_logprobs }
+    }
 }
 
 /// What a choice has used, and the price of that in billionths of the currency.
@@ -98,7 +113,7 @@ pub(crate) struct Start {
     pub(crate) max_tokens: u32,
     /// Has seen the prompt.
     pub(crate) detokenizer: Detokenizer,
-    /// Where choices are answers.
+    /// Where choices are answers that may hold more than text.
     pub(crate) reading: Option<AnswerReading>,
 }
 
@@ -115,7 +130,8 @@ impl Start {
         let reading = state.answers.reading(tools, end, &state.ids)?;
         let mut detokenizer = state.text.detokenizer(&tokens, settings.skip_special_tokens);
         detokenizer.show(Arc::clone(&reading.markers));
-        Ok(Self { prompt: tokens, max_tokens, detokenizer, reading: Some(reading) })
+        let reading = (!reading.is_plain()).then_some(reading);
+        Ok(Self { prompt: tokens, max_tokens, detokenizer, reading })
     }
 }
 
@@ -144,7 +160,7 @@ impl Choice {
             let reason = NotReady::Grammar;
             let taken = state.engine.submit_not_ready(request, stop, reason, PATIENCE);
             let (stream, signal) = taken?;
-            (stream, Some(Waiting::new(signal, start, settings)))
+            (stream, Some(Box::new(Waiting::new(signal, start, settings))))
         } else if let (Some(budget), Some(reading)) = (&settings.thought_budget, reading) {
             let thoughts = BoundedThoughts::new(budget.clone(), reading, detokenizer);
             (state.engine.submit_constrained(request, stop, Box::new(thoughts))?, None)
@@ -163,8 +179,7 @@ impl Choice {
             waiting,
             stats,
             decoder: decoder(),
-            reader: reading.as_ref().map(AnswerReader::new),
-            held_logprobs: Vec::new(),
+            reader: reading.as_ref().map(AnswerReader::new).map(Box::new),
             num_chars: 0,
             used: Used::default(),
             hide_output,
@@ -206,12 +221,14 @@ impl Choice {
             stats.note_generated((generated_tokens - before) as usize, queue_ns);
         }
         delta.used = self.used;
+        delta.is_plain = self.reader.is_none();
         Some(Ok(delta))
     }
 
     fn take(&mut self, event: RequestEvent, delta: &mut Delta) -> Result<(), RequestError> {
         let event = match event {
             RequestEvent::Failed(error) => return Err(error),
+            RequestEvent::Embedding(_) => return Ok(()),
             RequestEvent::PromptLogprobs { logprobs, .. } => {
                 delta.prompt_logprobs.extend(logprobs);
                 return Ok(());
@@ -235,6 +252,10 @@ impl Choice {
         if wants_logprobs {
             self.num_chars += self.decoder.piece().chars().count();
         }
+        if self.reader.is_none() && found.is_none() && event.finish.is_none() {
+            // Most tokens.
+            return Ok(());
+        }
         let mut finish = match (found, event.finish) {
             (Some(index), _) => {
                 let stop = StopReason::Text(self.decoder.stop(index).to_owned());
@@ -252,18 +273,18 @@ impl Choice {
             let told = reader.push(&delta.text[before..], finish.is_some(), &mut delta.parts);
             if was_thinking && !reader.is_reasoning() {
                 // What was held back was the thought's end.
-                self.held_logprobs.clear();
+                reader.held_logprobs.clear();
             }
             let fresh = delta.logprobs.get(logprobs_before..).unwrap_or_default();
             if told != Told::Nothing || !was_thinking {
-                self.held_logprobs.extend_from_slice(fresh);
+                reader.held_logprobs.extend_from_slice(fresh);
             }
             match told {
-                Told::Text => delta.text_logprobs.append(&mut self.held_logprobs),
-                Told::Other => self.held_logprobs.clear(),
+                Told::Text => delta.text_logprobs.append(&mut reader.held_logprobs),
+                Told::Other => reader.held_logprobs.clear(),
                 // An end token's are those of the text that it ends.
                 Told::Nothing if finish.is_some() && !reader.has_calls() => {
-                    delta.text_logprobs.append(&mut self.held_logprobs);
+                    delta.text_logprobs.append(&mut reader.held_logprobs);
                 }
                 Told::Nothing => {}
             }
@@ -287,6 +308,7 @@ impl Choice {
         let mut whole = Delta::default();
         while let Some(delta) = self.next().await {
             let delta = delta?;
+            whole.is_plain = delta.is_plain;
             whole.text.push_str(&delta.text);
             whole.parts.extend(delta.parts);
             whole.logprobs.extend(delta.logprobs);

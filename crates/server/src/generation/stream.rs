@@ -1,6 +1,13 @@
 //! Server-sent events.
 
-use std::{convert::Infallible, io::Write as _, time::Duration};
+use std::{
+    convert::Infallible,
+    future::{Future as _, poll_fn},
+    io::Write as _,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
 use axum::{
     body::{Body, Bytes},
@@ -10,13 +17,13 @@ use axum::{
 use futures::{Stream, StreamExt as _, stream};
 use sconce_engine::RequestError;
 use serde::Serialize;
-use tokio::time::timeout;
+use tokio::time::{Instant, Sleep, sleep};
 
 use super::choice::{Choice, Delta};
 use crate::error::ApiError;
 
-/// After so long without a word something is sent, lest proxies and clients take the
-/// connection for dead.
+/// After so long without a word, or at most twice that, something is sent, lest proxies and
+/// clients take the connection for dead.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// Turns deltas into an endpoint's events.
@@ -79,14 +86,16 @@ pub(crate) async fn respond(
     choices: Vec<Choice>,
     chunks: impl Chunks,
 ) -> Result<Response, ApiError> {
-    let mut deltas = merge(choices).ready_chunks(MERGED).boxed();
-    let first = next(&mut deltas).await;
+    let mut deltas = Deltas::new(choices);
+    let first = deltas.next().await;
     if let Turn::Deltas(first) = &first
         && let Some(error) = first.iter().find_map(|(_, delta)| delta.as_ref().err())
     {
         return Err(error.clone().into());
     }
-    let streamed = Streamed { deltas, chunks, next: Some(first), is_open: false, is_over: false };
+    // In a box: it goes from turn to turn.
+    let streamed =
+        Box::new(Streamed { deltas, chunks, next: Some(first), is_open: false, is_over: false });
     let body = stream::unfold(streamed, |mut streamed| async move {
         let bytes = streamed.next().await?;
         Some((Ok::<_, Infallible>(bytes), streamed))
@@ -105,13 +114,37 @@ enum Turn {
     End,
 }
 
-type Deltas = stream::BoxStream<'static, Vec<Indexed>>;
+/// The choices' deltas, and silences.
+struct Deltas {
+    stream: stream::BoxStream<'static, Vec<Indexed>>,
+    /// One timer for the whole response, which is looked at only when there is no delta.
+    silence: Pin<Box<Sleep>>,
+    /// Whether there was a delta since it was set.
+    has_spoken: bool,
+}
 
-async fn next(deltas: &mut Deltas) -> Turn {
-    match timeout(KEEP_ALIVE, deltas.next()).await {
-        Ok(Some(deltas)) => Turn::Deltas(deltas),
-        Ok(None) => Turn::End,
-        Err(_) => Turn::Silence,
+impl Deltas {
+    fn new(choices: Vec<Choice>) -> Self {
+        let stream = merge(choices).ready_chunks(MERGED).boxed();
+        Self { stream, silence: Box::pin(sleep(KEEP_ALIVE)), has_spoken: false }
+    }
+
+    async fn next(&mut self) -> Turn {
+        poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Turn> {
+        if let Poll::Ready(deltas) = self.stream.poll_next_unpin(cx) {
+            self.has_spoken = true;
+            return Poll::Ready(deltas.map_or(Turn::End, Turn::Deltas));
+        }
+        loop {
+            ready!(self.silence.as_mut().poll(cx));
+            self.silence.as_mut().reset(Instant::now() + KEEP_ALIVE);
+            if !std::mem::take(&mut self.has_spoken) {
+                return Poll::Ready(Turn::Silence);
+            }
+        }
     }
 }
 
@@ -132,7 +165,7 @@ impl<C: Chunks> Streamed<C> {
         while out.0.is_empty() && !self.is_over {
             let turn = match self.next.take() {
                 Some(turn) => turn,
-                None => next(&mut self.deltas).await,
+                None => self.deltas.next().await,
             };
             if !self.is_open && !matches!(turn, Turn::Silence) {
                 self.is_open = true;

@@ -31,11 +31,12 @@ pub(super) struct Shape {
 impl Shape {
     /// The whole response.
     pub(super) fn respond(&self, usage: Usage, choices: Vec<Delta>) -> Value {
-        let choice = |(index, choice): (usize, Delta)| {
+        let choice = |(index, mut choice): (usize, Delta)| {
+            let parts = choice.take_parts();
             let Finish { reason, stop_reason } = ended(choice.finish);
             json!({
                 "index": index,
-                "message": self.message(choice.parts),
+                "message": self.message(parts),
                 "logprobs": logprobs(&self.text, &choice.logprobs),
                 "finish_reason": reason,
                 "stop_reason": stop_reason,
@@ -94,32 +95,38 @@ pub(super) struct ChatChunks {
 }
 
 #[derive(Serialize)]
-struct Chunk<'a> {
+struct Chunk<'a, D> {
     id: &'a str,
     object: &'static str,
     created: u64,
     model: &'a str,
-    system_fingerprint: &'static str,
-    choices: &'a [ChunkChoice<'a>],
+    choices: &'a [ChunkChoice<D>],
     /// Absent unless usage was asked for; then null but in the last chunk.
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<Option<Usage>>,
 }
 
 #[derive(Serialize)]
-struct ChunkChoice<'a> {
+struct ChunkChoice<D> {
     index: usize,
-    delta: ChunkDelta<'a>,
+    delta: D,
     logprobs: Option<Value>,
     finish_reason: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     stop_reason: Option<StopReason>,
 }
 
-#[derive(Default, Serialize)]
-struct ChunkDelta<'a> {
+/// What most deltas are.
+#[derive(Serialize)]
+struct TextDelta<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     role: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content: Option<&'a str>,
+}
+
+#[derive(Default, Serialize)]
+struct ChunkDelta<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     content: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -149,11 +156,15 @@ impl<'a> ChunkDelta<'a> {
 }
 
 impl ChatChunks {
-    fn push(&self, choices: &[ChunkChoice<'_>], usage: Option<Option<Usage>>, out: &mut Events) {
+    fn push<D: Serialize>(
+        &self,
+        choices: &[ChunkChoice<D>],
+        usage: Option<Option<Usage>>,
+        out: &mut Events,
+    ) {
         let Shape { id, created, model, .. } = &self.shape;
         let object = "chat.completion.chunk";
-        let (created, system_fingerprint) = (*created, FINGERPRINT);
-        out.push(&Chunk { id, object, created, model, system_fingerprint, choices, usage });
+        out.push(&Chunk { id, object, created: *created, model, choices, usage });
     }
 
     fn running_usage(&self) -> Option<Option<Usage>> {
@@ -164,8 +175,7 @@ impl ChatChunks {
 impl Chunks for ChatChunks {
     fn open(&mut self, out: &mut Events) {
         for index in 0..self.counts.num_choices() {
-            let delta =
-                ChunkDelta { role: Some("assistant"), content: Some(""), ..Default::default() };
+            let delta = TextDelta { role: Some("assistant"), content: Some("") };
             let choice = ChunkChoice {
                 index,
                 delta,
@@ -181,6 +191,19 @@ impl Chunks for ChatChunks {
         self.counts.note(index, &delta);
         let Shape { text, wants_logprobs, wants_reasoning, .. } = &self.shape;
         let mut logprobs = if *wants_logprobs { logprobs(text, &delta.logprobs) } else { None };
+        if delta.is_plain {
+            if delta.text.is_empty() && logprobs.is_none() && delta.finish.is_none() {
+                return;
+            }
+            let content =
+                (!delta.text.is_empty() || delta.finish.is_none()).then_some(&*delta.text);
+            let (finish_reason, stop_reason) = delta
+                .finish
+                .map_or((None, None), |finish| (Some(finish.reason), finish.stop_reason));
+            let delta = TextDelta { role: None, content };
+            let choice = ChunkChoice { index, delta, logprobs, finish_reason, stop_reason };
+            return self.push(&[choice], self.running_usage(), out);
+        }
         let mut deltas: Vec<_> =
             delta.parts.iter().filter_map(|part| ChunkDelta::of(part, *wants_reasoning)).collect();
         if deltas.is_empty() {
@@ -204,7 +227,7 @@ impl Chunks for ChatChunks {
 
     fn close(&mut self, out: &mut Events) {
         if self.include_usage {
-            self.push(&[], Some(Some(self.counts.usage())), out);
+            self.push::<()>(&[], Some(Some(self.counts.usage())), out);
         }
         out.done();
     }

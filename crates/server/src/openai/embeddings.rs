@@ -320,12 +320,15 @@ async fn next_embedding(
     running: &mut VecDeque<RequestStream>,
 ) -> Result<Option<Arc<[f32]>>, ApiError> {
     let Some(mut stream) = running.pop_front() else { return Ok(None) };
+    let mut embedding = None;
     loop {
         match stream.next().await {
-            Some(RequestEvent::Token(token)) => match token.embedding {
-                Some(embedding) => return Ok(Some(embedding)),
-                None => return Err(ApiError::internal("the model made no embedding")),
-            },
+            Some(RequestEvent::Embedding(made)) => embedding = Some(made),
+            // Its end: read, lest the request count as cancelled.
+            Some(RequestEvent::Token(_)) => {
+                let missing = || ApiError::internal("the model made no embedding");
+                return embedding.map(Some).ok_or_else(missing);
+            }
             Some(RequestEvent::Failed(error)) => return Err(error.into()),
             Some(RequestEvent::PromptLogprobs { .. }) => {}
             None => return Err(ApiError::bug()),

@@ -157,14 +157,14 @@ impl Answer {
     }
 
     /// Takes a delta; gives back the response if that was its last.
-    pub(super) fn take(&mut self, delta: Delta, out: &mut Events) -> Option<Value> {
+    pub(super) fn take(&mut self, mut delta: Delta, out: &mut Events) -> Option<Value> {
         self.counts.note(0, &delta);
         let mut logprobs = if self.shape.wants_logprobs {
-            token_logprobs(&self.state.text, &delta.text_logprobs)
+            token_logprobs(&self.state.text, delta.text_logprobs())
         } else {
             Vec::new()
         };
-        for part in delta.parts {
+        for part in delta.take_parts() {
             self.part(part, &mut logprobs, out);
         }
         let Finish { reason, .. } = ended(Some(delta.finish?));
