@@ -97,6 +97,7 @@ def main():
     results = {
         "machine": machine(masked),
         "bf16_masked": masked,
+        "model": args.model,
         "date": time.strftime("%Y-%m-%d"),
         "rounds": args.rounds,
         "engines": {e.key: {"title": e.title, "label": e.label, "exact": e.exact} for e in chosen},

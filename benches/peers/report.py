@@ -7,8 +7,10 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-# SmolLM2-135M in bf16: what a decode step must read.
-WEIGHT_BYTES = 269_060_352
+import install
+
+# What a decode step must read of each model in bf16.
+WEIGHT_BYTES = {install.SMOLLM2: 269_060_352, install.GEMMA: 536_196_352}
 
 FIGURES = {
     "streams-1": ("decode, tok/s", lambda r: 1e3 / r["tpot_ms"]["p50"]),
@@ -41,6 +43,13 @@ TARGETS = [
     ("mixed-32", "sconce", "vllm", "<", 0.7),
     ("mixed-32", "sconce", "llama.cpp-long", "<", 0.7),
     *OPENVINO_TARGETS,
+]
+
+# The same for Gemma 3.
+GEMMA_TARGETS = [
+    (cell, ours, theirs, ">", wanted)
+    for ours, theirs in [("sconce", "llama.cpp"), ("sconce-int8", "llama.cpp-q8")]
+    for cell, wanted in [("streams-1", 1.1), ("streams-8", 2.0), ("streams-32", 2.0)]
 ]
 
 # The same without bf16 instructions.
@@ -97,6 +106,8 @@ def table(results, cells):
     titles = {key: engine["title"] for key, engine in results["engines"].items()}
     cell_titles = {cell.key: cell.title for cell in cells}
     targets = NO_BF16_TARGETS if results.get("bf16_masked") else TARGETS
+    if results.get("model") == install.GEMMA:
+        targets = GEMMA_TARGETS
     for cell, ours, theirs, sign, wanted in targets:
         if cell not in cell_titles or ours not in titles or theirs not in titles:
             continue
@@ -135,8 +146,9 @@ def ceilings(results):
     if not found:
         return lines
     read = median(ceiling["reading memory"] for ceiling in found)
+    weight_bytes = WEIGHT_BYTES[results.get("model", install.SMOLLM2)]
     lines.append(f"Reading memory in the same run: {read / 1e9:.1f} GB/s, which bounds one bf16 "
-                 f"stream at {read / WEIGHT_BYTES:.0f} tok/s.")
+                 f"stream at {read / weight_bytes:.0f} tok/s.")
     # Without bf16 instructions, f32's arithmetic is what bounds bf16's.
     arithmetic = ("f32 FMA, 512 bit", "f32") if results.get("bf16_masked") else ("vdpbf16ps", "bf16")
     instruction, name = arithmetic
@@ -146,7 +158,7 @@ def ceilings(results):
     ours = figures(results, "streams-1", "sconce")
     if ours:
         share = median(
-            rate * WEIGHT_BYTES / found[number]["reading memory"] for number, rate in ours.items()
+            rate * weight_bytes / found[number]["reading memory"] for number, rate in ours.items()
         )
         lines.append(f"Sconce bf16 decodes one stream at {share:.0%} of that bound.")
     return lines
