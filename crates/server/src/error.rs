@@ -56,6 +56,12 @@ impl ApiError {
         Self { param: param.map(|param| shortened(param.to_owned())), ..error }
     }
 
+    /// A field within `place` that must be there.
+    pub(crate) fn missing(place: &str, name: &str) -> Self {
+        let field = format!("{place}.{name}");
+        Self::invalid(Some(&field), format!("{field} is missing"))
+    }
+
     /// A field of the API that this server does not have.
     pub(crate) fn unsupported(param: &str) -> Self {
         let error = Self::invalid(Some(param), format!("{param} is not supported by this server"));

@@ -7,11 +7,29 @@ use serde::{
     de::{SeqAccess, Visitor},
 };
 
+use crate::error::ApiError;
+
 /// A string, or a list. Deserialized by hand, so that an error names the entry that it is in.
 #[derive(Clone, Debug)]
 pub(crate) enum TextOrList<T> {
     Text(String),
     List(Vec<T>),
+}
+
+impl<T> TextOrList<T> {
+    /// The text, or those of the entries, a line each; `text_of` is told an entry's place.
+    pub(crate) fn text(
+        self,
+        field: &str,
+        text_of: impl Fn(T, &str) -> Result<String, ApiError>,
+    ) -> Result<String, ApiError> {
+        let entries = match self {
+            Self::Text(text) => return Ok(text),
+            Self::List(entries) => entries.into_iter().enumerate(),
+        };
+        let texts = entries.map(|(index, entry)| text_of(entry, &format!("{field}[{index}]")));
+        Ok(texts.collect::<Result<Vec<_>, _>>()?.join("\n"))
+    }
 }
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for TextOrList<T> {

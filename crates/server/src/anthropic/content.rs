@@ -98,16 +98,10 @@ pub(super) fn read(
 
 /// What is text alone.
 fn text(content: Content, field: &str) -> Result<String, ApiError> {
-    let blocks = match content {
-        Content::Text(text) => return Ok(text),
-        Content::List(blocks) => blocks.into_iter().enumerate(),
-    };
-    let texts = blocks.map(|(index, block)| {
-        let field = format!("{field}[{index}]");
-        block.expect_kind(&["text"], &field)?;
-        block.require(block.text.clone(), "text", &field)
-    });
-    Ok(texts.collect::<Result<Vec<_>, _>>()?.join("\n"))
+    content.text(field, |block, field| {
+        block.expect_kind(&["text"], field)?;
+        block.require(block.text.clone(), "text", field)
+    })
 }
 
 impl MessageBody {
@@ -202,10 +196,7 @@ impl BlockBody {
     }
 
     fn require<T>(&self, value: Option<T>, name: &str, field: &str) -> Result<T, ApiError> {
-        value.ok_or_else(|| {
-            let name = format!("{field}.{name}");
-            ApiError::invalid(Some(&name), format!("{name} is missing"))
-        })
+        value.ok_or_else(|| ApiError::missing(field, name))
     }
 
     fn result(self, field: &str) -> Result<Message, ApiError> {

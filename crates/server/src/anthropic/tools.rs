@@ -68,8 +68,7 @@ impl ToolBody {
             return Err(ApiError::invalid(Some(&name), message));
         }
         if self.input_schema.is_none() {
-            let name = format!("{field}.input_schema");
-            return Err(ApiError::invalid(Some(&name), format!("{name} is missing")));
+            return Err(ApiError::missing(field, "input_schema"));
         }
         let (name, description, parameters) = (self.name, self.description, self.input_schema);
         Ok(Tool { name, description, parameters, strict: self.strict.unwrap_or(false) })

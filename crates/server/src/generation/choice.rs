@@ -312,7 +312,6 @@ impl Choice {
             whole.text.push_str(&delta.text);
             whole.parts.extend(delta.parts);
             whole.logprobs.extend(delta.logprobs);
-            whole.text_logprobs.extend(delta.text_logprobs);
             whole.offsets.extend(delta.offsets);
             whole.prompt_logprobs.extend(delta.prompt_logprobs);
             whole.used = delta.used;

@@ -9,13 +9,13 @@ use axum::{
 };
 use futures::future::try_join_all;
 use sconce_text::TextModel;
-use sconce_types::TokenId;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::{
     FINGERPRINT,
     echo::{Echo, Prompt},
+    inputs::Inputs,
     legacy_logprobs::LegacyLogprobs,
 };
 use crate::{
@@ -39,7 +39,7 @@ const DEFAULT_MAX_TOKENS: u32 = 16;
 #[derive(Deserialize)]
 pub(crate) struct CompletionBody {
     model: Option<String>,
-    prompt: Prompts,
+    prompt: Inputs,
     max_tokens: Option<u32>,
     logprobs: Option<u32>,
     echo: Option<bool>,
@@ -52,26 +52,13 @@ pub(crate) struct CompletionBody {
 /// The fields above, for those who misspell them.
 const OWN_FIELDS: &[&str] = &["model", "prompt", "max_tokens", "logprobs", "echo", "best_of"];
 
-/// One prompt or several, as text or as token ids.
-#[derive(Deserialize)]
-#[serde(
-    untagged,
-    expecting = "a string, a list of strings, a list of token ids, or a list of such lists"
-)]
-enum Prompts {
-    Text(String),
-    Tokens(Vec<TokenId>),
-    Texts(Vec<String>),
-    TokenLists(Vec<Vec<TokenId>>),
-}
-
 impl Body for CompletionBody {
     const UNSUPPORTED: &'static [(&'static str, Option<&'static str>)] =
         &[("prompt_embeds", None), ("store", None), ("suffix", Some("\"\""))];
     const SHARED: &'static [(&'static str, Option<&'static str>)] = UNSUPPORTED;
 }
 
-impl Prompts {
+impl Inputs {
     /// Their tokens, those of text within the context.
     fn encode(self, state: &AppState, special: bool) -> Result<Vec<Prompt>, ApiError> {
         let of_tokens = |tokens| Prompt { tokens, text: None };
@@ -88,14 +75,6 @@ impl Prompts {
             Ok(Prompt { tokens, text: Some(text) })
         };
         texts.into_iter().map(encode).collect()
-    }
-
-    fn len(&self) -> usize {
-        match self {
-            Self::Text(_) | Self::Tokens(_) => 1,
-            Self::Texts(texts) => texts.len(),
-            Self::TokenLists(lists) => lists.len(),
-        }
     }
 }
 

@@ -13,6 +13,7 @@ use sconce_text::TextModel;
 use sconce_types::{EmbeddingInfo, SamplingParams, TokenId};
 use serde::{Deserialize, Serialize};
 
+use super::inputs::Inputs;
 use crate::{
     caller::TenantAuth,
     error::ApiError,
@@ -52,19 +53,6 @@ impl Body for EmbeddingBody {
     ];
 }
 
-/// One text or several, as text or as token ids.
-#[derive(Deserialize)]
-#[serde(
-    untagged,
-    expecting = "a string, a list of strings, a list of token ids, or a list of such lists"
-)]
-enum Inputs {
-    Text(String),
-    Tokens(Vec<TokenId>),
-    Texts(Vec<String>),
-    TokenLists(Vec<Vec<TokenId>>),
-}
-
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum EncodingFormat {
@@ -84,7 +72,7 @@ struct Cut {
 }
 
 impl Inputs {
-    fn encode(self, text: &TextModel, cut: Cut) -> Result<Vec<Vec<TokenId>>, ApiError> {
+    fn encode_cut(self, text: &TextModel, cut: Cut) -> Result<Vec<Vec<TokenId>>, ApiError> {
         let of_text = |input: &String| {
             let Cut { most, truncates, special } = cut;
             let tokens = if truncates {
@@ -112,13 +100,11 @@ impl Inputs {
         }
     }
 
-    fn len(&self) -> usize {
+    /// Whether there is nothing: no token is no text.
+    fn is_empty(&self) -> bool {
         match self {
-            Self::Text(_) => 1,
-            // No token is no text.
-            Self::Tokens(tokens) => tokens.len().min(1),
-            Self::Texts(texts) => texts.len(),
-            Self::TokenLists(lists) => lists.len(),
+            Self::Tokens(tokens) => tokens.is_empty(),
+            others => others.len() == 0,
         }
     }
 }
@@ -151,11 +137,11 @@ fn prepare(
         tracing::debug!(user, "request");
     }
     match body.input.len() {
-        0 => {
+        _ if body.input.is_empty() => {
             let message = "input is an empty list, but must have at least one text or token";
             return Err(ApiError::invalid(Some("input"), message));
         }
-        1..=MAX_INPUTS => {}
+        0..=MAX_INPUTS => {}
         count => {
             let message = format!("input has {count} entries, but at most {MAX_INPUTS} are taken");
             return Err(ApiError::invalid(Some("input"), message));
@@ -178,7 +164,7 @@ fn prepare(
         }
     };
     let special = body.add_special_tokens.unwrap_or(true);
-    let inputs = body.input.encode(&state.text, Cut { most, truncates, special })?;
+    let inputs = body.input.encode_cut(&state.text, Cut { most, truncates, special })?;
     for tokens in &inputs {
         // Before any of them is computed.
         let checked = state.engine.limits().check(tokens, 1);

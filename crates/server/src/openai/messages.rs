@@ -91,14 +91,16 @@ impl MessageBody {
         only_for("refusal", Role::Assistant, self.refusal.is_some())?;
         only_for("tool_call_id", Role::Tool, self.tool_call_id.is_some())?;
         if role == Role::Tool && self.tool_call_id.is_none() {
-            let name = format!("{field}.tool_call_id");
-            return Err(ApiError::invalid(Some(&name), format!("{name} is missing")));
+            return Err(ApiError::missing(field, "tool_call_id"));
         }
         if self.content.is_none() && role != Role::Assistant {
-            let name = format!("{field}.content");
-            return Err(ApiError::invalid(Some(&name), format!("{name} is missing")));
+            return Err(ApiError::missing(field, "content"));
         }
-        let mut message = Message::new(role, text(self.content, &format!("{field}.content"))?);
+        let text = match self.content {
+            Some(content) => content.text(&format!("{field}.content"), PartBody::into_text)?,
+            None => String::new(),
+        };
+        let mut message = Message::new(role, text);
         if message.text.is_empty() {
             message.text = self.refusal.unwrap_or_default();
         }
@@ -114,18 +116,6 @@ impl MessageBody {
     }
 }
 
-fn text(content: Option<TextOrList<PartBody>>, field: &str) -> Result<String, ApiError> {
-    match content {
-        None => Ok(String::new()),
-        Some(TextOrList::Text(text)) => Ok(text),
-        Some(TextOrList::List(parts)) => {
-            let texts = parts.into_iter().enumerate();
-            let texts = texts.map(|(index, part)| part.into_text(&format!("{field}[{index}]")));
-            Ok(texts.collect::<Result<Vec<_>, _>>()?.join("\n"))
-        }
-    }
-}
-
 impl PartBody {
     fn into_text(self, field: &str) -> Result<String, ApiError> {
         let (name, text) = match &*self.kind {
@@ -138,9 +128,6 @@ impl PartBody {
                 return Err(ApiError::invalid(Some(&name), message));
             }
         };
-        text.ok_or_else(|| {
-            let name = format!("{field}.{name}");
-            ApiError::invalid(Some(&name), format!("{name} is missing"))
-        })
+        text.ok_or_else(|| ApiError::missing(field, name))
     }
 }

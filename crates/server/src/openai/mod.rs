@@ -5,6 +5,7 @@ mod chat_answer;
 pub(crate) mod completions;
 mod echo;
 pub(crate) mod embeddings;
+mod inputs;
 mod legacy_logprobs;
 pub(crate) mod messages;
 pub(crate) mod models;

@@ -119,15 +119,12 @@ impl ItemBody {
             }
         };
         self.check(&kind, known, field)?;
-        let missing = |name: &str| {
-            let name = format!("{field}.{name}");
-            ApiError::invalid(Some(&name), format!("{name} is missing"))
-        };
+        let missing = |name: &str| ApiError::missing(field, name);
         match &*kind {
             "message" => {
                 let role = role(self.role.ok_or_else(|| missing("role"))?, field)?;
                 let content = self.content.ok_or_else(|| missing("content"))?;
-                let text = text(content, &format!("{field}.content"))?;
+                let text = content.text(&format!("{field}.content"), TextBody::text)?;
                 Ok(Item::Message(Message::new(role, text)))
             }
             "function_call" => {
@@ -140,7 +137,7 @@ impl ItemBody {
             }
             "function_call_output" => {
                 let output = self.output.ok_or_else(|| missing("output"))?;
-                let text = text(output, &format!("{field}.output"))?;
+                let text = output.text(&format!("{field}.output"), TextBody::text)?;
                 let id = self.call_id.ok_or_else(|| missing("call_id"))?;
                 Ok(Item::Message(Message { call_id: Some(id), ..Message::new(Role::Tool, text) }))
             }
@@ -148,7 +145,7 @@ impl ItemBody {
                 // Content is the thought itself, the summary what is told of it.
                 let content = self.content.or_else(|| self.summary.map(TextOrList::List));
                 let content = content.unwrap_or(TextOrList::List(Vec::new()));
-                Ok(Item::Reasoning(text(content, &format!("{field}.content"))?))
+                Ok(Item::Reasoning(content.text(&format!("{field}.content"), TextBody::text)?))
             }
         }
     }
@@ -192,15 +189,6 @@ fn role(role: String, field: &str) -> Result<Role, ApiError> {
     }
 }
 
-fn text(texts: TextOrList<TextBody>, field: &str) -> Result<String, ApiError> {
-    let parts = match texts {
-        TextOrList::Text(text) => return Ok(text),
-        TextOrList::List(parts) => parts.into_iter().enumerate(),
-    };
-    let texts = parts.map(|(index, part)| part.text(&format!("{field}[{index}]")));
-    Ok(texts.collect::<Result<Vec<_>, _>>()?.join("\n"))
-}
-
 impl TextBody {
     fn text(self, field: &str) -> Result<String, ApiError> {
         let (name, text) = match &*self.kind {
@@ -217,9 +205,6 @@ impl TextBody {
                 return Err(ApiError::invalid(Some(&name), message));
             }
         };
-        text.ok_or_else(|| {
-            let name = format!("{field}.{name}");
-            ApiError::invalid(Some(&name), format!("{name} is missing"))
-        })
+        text.ok_or_else(|| ApiError::missing(field, name))
     }
 }

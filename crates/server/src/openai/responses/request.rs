@@ -317,10 +317,7 @@ fn read_tools(
             );
             return Err(ApiError::invalid(Some(&name), message));
         }
-        let name = tool.name.ok_or_else(|| {
-            let name = format!("{field}.name");
-            ApiError::invalid(Some(&name), format!("{name} is missing"))
-        })?;
+        let name = tool.name.ok_or_else(|| ApiError::missing(&field, "name"))?;
         let (description, parameters) = (tool.description, tool.parameters);
         let strict = tool.strict.unwrap_or(false);
         Ok(Tool { name, description, parameters, strict })

@@ -1,0 +1,28 @@
+//! What completions and embeddings are made of.
+
+use sconce_types::TokenId;
+use serde::Deserialize;
+
+/// One text or several, as text or as token ids.
+#[derive(Deserialize)]
+#[serde(
+    untagged,
+    expecting = "a string, a list of strings, a list of token ids, or a list of such lists"
+)]
+pub(super) enum Inputs {
+    Text(String),
+    Tokens(Vec<TokenId>),
+    Texts(Vec<String>),
+    TokenLists(Vec<Vec<TokenId>>),
+}
+
+impl Inputs {
+    /// Texts or lists of tokens.
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Self::Text(_) | Self::Tokens(_) => 1,
+            Self::Texts(texts) => texts.len(),
+            Self::TokenLists(lists) => lists.len(),
+        }
+    }
+}
