@@ -44,8 +44,10 @@ pub use sconce_ledger as ledger;
 pub use sconce_runner::{
     CacheDtype, DeviceChoice, Dtype, Isa, LoadError, LoadTimes, Quantization, gguf,
 };
+#[cfg(unix)]
+pub use sconce_server::listen_on_path;
 pub use sconce_server::{
-    AllowedOrigins, BodyConfig, ConnectionConfig, InvalidOrigin, ReloadError, ServeError,
+    AllowedOrigins, BodyConfig, ConnectionConfig, InvalidOrigin, Listener, ReloadError, ServeError,
     ServerConfig, TenantDirectory, listen, router, serve,
 };
 pub use sconce_simulator as simulator;

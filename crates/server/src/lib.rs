@@ -16,6 +16,7 @@ mod error;
 mod generation;
 mod intake;
 mod json;
+mod listener;
 mod live;
 mod middleware;
 mod openai;
@@ -29,6 +30,9 @@ mod tokenize;
 pub use connection::{ConnectionConfig, ServeError, serve};
 pub use directory::{ReloadError, TenantDirectory};
 pub use intake::BodyConfig;
+#[cfg(unix)]
+pub use listener::listen_on_path;
+pub use listener::{Listener, listen};
 pub use origins::{AllowedOrigins, InvalidOrigin};
-pub use serve::{listen, router};
+pub use serve::router;
 pub use state::ServerConfig;

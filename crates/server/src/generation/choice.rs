@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, mem, sync::Arc};
 
-use sconce_engine::{End, RequestError, RequestEvent, RequestStream, StopCheck};
+use sconce_engine::{End, RequestError, RequestEvent, RequestStream, StopCheck, TokenConstraint};
 use sconce_text::Detokenizer;
 use sconce_types::{Metering, NotReady, TokenId, TokenLogprobs};
 use serde::Serialize;
@@ -31,6 +31,8 @@ pub(crate) struct Choice {
     num_chars: usize,
     used: Used,
     stats: Option<Arc<RequestStats>>,
+    /// Whether deltas tell the tokens' ids.
+    returns_token_ids: bool,
     /// Generated tokens are not shown, only the prompt's log-probabilities are.
     hide_output: bool,
     ready: VecDeque<RequestEvent>,
@@ -48,6 +50,8 @@ pub(crate) struct Delta {
     /// Of another.
     pub(crate) parts: Vec<Part>,
     pub(crate) logprobs: Vec<TokenLogprobs>,
+    /// Where they were asked for.
+    pub(crate) token_ids: Vec<TokenId>,
     /// Of an answer's tokens those that say its text, thoughts and calls left out.
     text_logprobs: Vec<TokenLogprobs>,
     /// For each of `logprobs`, the characters of the choice's text before its token.
@@ -161,11 +165,13 @@ impl Choice {
             let taken = state.engine.submit_not_ready(request, stop, reason, PATIENCE);
             let (stream, signal) = taken?;
             (stream, Some(Box::new(Waiting::new(signal, start, settings))))
-        } else if let (Some(budget), Some(reading)) = (&settings.thought_budget, reading) {
-            let thoughts = BoundedThoughts::new(budget.clone(), reading, detokenizer);
-            (state.engine.submit_constrained(request, stop, Box::new(thoughts))?, None)
         } else {
-            (state.engine.submit_until(request, stop)?, None)
+            let constraint = constraint(settings, start).filter(|_| !hide_output);
+            let stream = match constraint {
+                Some(constraint) => state.engine.submit_constrained(request, stop, constraint)?,
+                None => state.engine.submit_until(request, stop)?,
+            };
+            (stream, None)
         };
         let stats = settings.stats().cloned();
         if index.is_multiple_of(settings.n) {
@@ -182,6 +188,7 @@ impl Choice {
             reader: reading.as_ref().map(AnswerReader::new).map(Box::new),
             num_chars: 0,
             used: Used::default(),
+            returns_token_ids: settings.returns_token_ids,
             hide_output,
             ready: VecDeque::new(),
             failure: None,
@@ -240,6 +247,9 @@ impl Choice {
         if self.hide_output {
             delta.finish = event.finish.map(|_| Finish { reason: "length", stop_reason: None });
             return Ok(());
+        }
+        if self.returns_token_ids {
+            delta.token_ids.push(event.token);
         }
         let wants_logprobs = event.logprobs.is_some();
         if wants_logprobs {
@@ -312,12 +322,26 @@ impl Choice {
             whole.text.push_str(&delta.text);
             whole.parts.extend(delta.parts);
             whole.logprobs.extend(delta.logprobs);
+            whole.token_ids.extend(delta.token_ids);
             whole.offsets.extend(delta.offsets);
             whole.prompt_logprobs.extend(delta.prompt_logprobs);
             whole.used = delta.used;
             whole.finish = delta.finish.or(whole.finish);
         }
         Ok(whole)
+    }
+}
+
+/// What bounds a choice's tokens where no grammar does.
+fn constraint(settings: &Settings, start: &Start) -> Option<Box<dyn TokenConstraint>> {
+    let thoughts = settings.thought_budget.as_ref().zip(start.reading.as_ref()).map(
+        |(budget, reading)| -> Box<dyn TokenConstraint> {
+            Box::new(BoundedThoughts::new(budget.clone(), reading, &start.detokenizer))
+        },
+    );
+    match &settings.token_limits {
+        Some(limits) => Some(limits.around(thoughts)),
+        None => thoughts,
     }
 }
 

@@ -8,13 +8,14 @@ use sconce_types::{BLOCK_SIZE, SamplingParams, TokenId};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::{structure::Structure, structure_fields, thought_budget::ThoughtBudget};
+use super::{
+    structure::Structure, structure_fields, thought_budget::ThoughtBudget,
+    token_limits::TokenLimits,
+};
 use crate::{access_log::RequestStats, caller::TenantAuth, error::ApiError, state::AppState};
 
 /// Fields that neither endpoint supports, with a value that asks for nothing.
 pub(crate) const UNSUPPORTED: &[(&str, Option<&str>)] = &[
-    ("allowed_token_ids", None),
-    ("bad_words", None),
     ("cache_salt", None),
     ("guided_choice", None),
     ("guided_grammar", None),
@@ -24,11 +25,8 @@ pub(crate) const UNSUPPORTED: &[(&str, Option<&str>)] = &[
     ("length_penalty", Some("1.0")),
     ("mm_processor_kwargs", None),
     ("prompt_logprobs", None),
-    ("return_token_ids", None),
-    ("return_tokens_as_token_ids", None),
     ("service_tier", Some("\"auto\"")),
     ("spaces_between_special_tokens", Some("true")),
-    ("truncate_prompt_tokens", None),
     ("use_beam_search", None),
     ("vllm_xargs", None),
 ];
@@ -39,7 +37,7 @@ pub(crate) const MAX_CHOICES: usize = 128;
 /// A day.
 const MAX_TIMEOUT_SECONDS: f64 = 86_400.0;
 
-/// GenerationFields fields. `user`, `safety_identifier` and `metadata` are the client's
+/// The fields, as they are sent. `user`, `safety_identifier` and `metadata` are the client's
 /// own notes, and `prompt_cache_key` is a hint for fleets of servers that one
 /// server's prefix cache does without: they go into the log and nowhere else.
 #[derive(Debug, Default, Deserialize)]
@@ -74,6 +72,14 @@ pub(crate) struct GenerationFields {
     pub(crate) prompt_cache_key: Option<String>,
     pub(crate) response_format: Option<Value>,
     pub(crate) structured_outputs: Option<Value>,
+    pub(crate) allowed_token_ids: Option<Vec<TokenId>>,
+    pub(crate) bad_words: Option<Vec<String>>,
+    /// Give the ids of the prompt's tokens and of those generated.
+    pub(crate) return_token_ids: Option<bool>,
+    /// Name tokens in log-probabilities `token_id:N`.
+    pub(crate) return_tokens_as_token_ids: Option<bool>,
+    /// Keep only so many of the prompt's last tokens; -1: as many as the context has room for.
+    pub(crate) truncate_prompt_tokens: Option<i64>,
 }
 
 /// A number, lower being sooner, or a name that the tenant's file has for one.
@@ -117,11 +123,25 @@ pub(crate) struct Settings {
     pub(crate) structure: Option<Structure>,
     /// How long thoughts may be.
     pub(crate) thought_budget: Option<ThoughtBudget>,
+    pub(crate) token_limits: Option<TokenLimits>,
+    pub(crate) returns_token_ids: bool,
+    pub(crate) names_tokens_by_id: bool,
+    truncation: Option<Truncation>,
     has_seed: bool,
     pub(crate) caller: TenantAuth,
     priority: i32,
     timeout: Option<Duration>,
 }
+
+/// How many of a prompt's last tokens are kept.
+#[derive(Clone, Copy, Debug)]
+enum Truncation {
+    Fit,
+    Last(usize),
+}
+
+/// Contexts that a prompt may have which is cut to fit one: it is tokenized whole.
+const TRUNCATED_CONTEXTS: usize = 4;
 
 impl GenerationFields {
     /// Everything but `max_tokens` and log-probabilities, which the endpoints
@@ -176,6 +196,14 @@ impl GenerationFields {
         if let Some(structure) = &mut structure {
             structure.check(state, caller.id, ignore_eos, self.min_tokens.unwrap_or(0))?;
         }
+        let limits = state.engine.limits();
+        let truncation = truncation(self.truncate_prompt_tokens, limits.scheduler.max_model_len)?;
+        let token_limits = TokenLimits::new(
+            &state.text,
+            limits.vocab_size,
+            self.allowed_token_ids,
+            self.bad_words,
+        )?;
         let params = SamplingParams {
             temperature: self.temperature.or(model.temperature).unwrap_or(defaults.temperature),
             top_p: self.top_p.or(model.top_p).unwrap_or(defaults.top_p),
@@ -204,8 +232,12 @@ impl GenerationFields {
             include_metering,
             structure,
             thought_budget: None,
+            token_limits,
+            returns_token_ids: self.return_token_ids.unwrap_or(false),
+            names_tokens_by_id: self.return_tokens_as_token_ids.unwrap_or(false),
+            truncation,
             has_seed: self.seed.is_some(),
-            priority: priority(self.priority, &caller, state.engine.limits().scheduler.policy)?,
+            priority: priority(self.priority, &caller, limits.scheduler.policy)?,
             timeout: timeout(self.timeout)?,
             caller,
         })
@@ -223,6 +255,32 @@ impl Settings {
         structure.check(state, self.caller.id, ignores_ends, self.params.min_tokens)?;
         self.structure = Some(structure);
         Ok(())
+    }
+
+    /// Tokens that a prompt may have before it is cut, if it is to be.
+    pub(crate) fn longest_prompt(&self, limits: &EngineLimits) -> usize {
+        let contexts = if self.truncation.is_some() { TRUNCATED_CONTEXTS } else { 1 };
+        limits.scheduler.max_model_len.saturating_mul(contexts)
+    }
+
+    /// Keeps a prompt's last tokens, if that was asked for; says whether it was longer.
+    pub(crate) fn cut(
+        &self,
+        prompt: &mut Vec<TokenId>,
+        limits: &EngineLimits,
+        max_tokens: Option<u32>,
+    ) -> bool {
+        let kept = match self.truncation {
+            None => return false,
+            Some(Truncation::Last(tokens)) => tokens,
+            Some(Truncation::Fit) => {
+                let answer = max_tokens.map_or(1, |tokens| tokens as usize);
+                limits.scheduler.max_model_len.saturating_sub(answer).max(1)
+            }
+        };
+        let cut = prompt.len().saturating_sub(kept);
+        prompt.drain(..cut);
+        cut > 0
     }
 
     /// What the request's line in the log will say.
@@ -368,6 +426,24 @@ fn priority(
         let message = format!("priority is {given}, but must be {accepted}");
         ApiError::invalid(Some("priority"), message)
     })
+}
+
+fn truncation(asked: Option<i64>, max_model_len: usize) -> Result<Option<Truncation>, ApiError> {
+    match asked {
+        None => Ok(None),
+        Some(-1) => Ok(Some(Truncation::Fit)),
+        Some(asked) => {
+            let tokens = usize::try_from(asked).ok().filter(|n| (1..=max_model_len).contains(n));
+            let tokens = tokens.ok_or_else(|| {
+                let message = format!(
+                    "truncate_prompt_tokens is {asked}, but must be from 1 to {max_model_len}, or \
+                     -1 for as many tokens as the context has room for"
+                );
+                ApiError::invalid(Some("truncate_prompt_tokens"), message)
+            })?;
+            Ok(Some(Truncation::Last(tokens)))
+        }
+    }
 }
 
 fn timeout(seconds: Option<f64>) -> Result<Option<Duration>, ApiError> {

@@ -136,7 +136,9 @@ fn prepare(state: &AppState, caller: TenantAuth, body: ChatBody) -> Result<Prepa
         template_kwargs,
     };
     let text = &state.text;
-    let prompt = conversation.encode(text, add_special_tokens, limits.scheduler.max_model_len)?;
+    let longest = settings.longest_prompt(limits);
+    let mut prompt = conversation.encode(text, add_special_tokens, longest)?;
+    settings.cut(&mut prompt.tokens, limits, max_tokens);
     let max_tokens = settings
         .max_tokens(limits, &[prompt.tokens.len()], max_tokens, None)
         .map_err(|error| error.renamed("max_tokens", max_tokens_name).within("messages"))?[0];
@@ -166,6 +168,8 @@ pub(crate) async fn create(
         text: state.text.clone(),
         wants_logprobs: prepared.wants_logprobs,
         wants_reasoning: prepared.wants_reasoning,
+        names_tokens_by_id: settings.names_tokens_by_id,
+        prompt_token_ids: settings.returns_token_ids.then(|| start.prompt.clone()),
     };
     let prompt_tokens = start.prompt.len();
     let counts = Counts::new(prompt_tokens, settings.n, choices.len(), settings.include_metering);

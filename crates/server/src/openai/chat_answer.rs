@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use sconce_text::TextModel;
-use sconce_types::TokenLogprobs;
+use sconce_types::{TokenId, TokenLogprobs};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -26,6 +26,9 @@ pub(super) struct Shape {
     pub(super) text: Arc<TextModel>,
     pub(super) wants_logprobs: bool,
     pub(super) wants_reasoning: bool,
+    pub(super) names_tokens_by_id: bool,
+    /// The prompt's tokens, where ids are asked for.
+    pub(super) prompt_token_ids: Option<Vec<TokenId>>,
 }
 
 impl Shape {
@@ -34,16 +37,20 @@ impl Shape {
         let choice = |(index, mut choice): (usize, Delta)| {
             let parts = choice.take_parts();
             let Finish { reason, stop_reason } = ended(choice.finish);
-            json!({
+            let mut answer = json!({
                 "index": index,
                 "message": self.message(parts),
-                "logprobs": logprobs(&self.text, &choice.logprobs),
+                "logprobs": self.logprobs(&choice.logprobs),
                 "finish_reason": reason,
                 "stop_reason": stop_reason,
-            })
+            });
+            if self.prompt_token_ids.is_some() {
+                answer["token_ids"] = choice.token_ids.into();
+            }
+            answer
         };
         let choices: Vec<Value> = choices.into_iter().enumerate().map(choice).collect();
-        json!({
+        let mut response = json!({
             "id": self.id,
             "object": "chat.completion",
             "created": self.created,
@@ -51,7 +58,17 @@ impl Shape {
             "system_fingerprint": FINGERPRINT,
             "choices": choices,
             "usage": usage,
-        })
+        });
+        if let Some(tokens) = &self.prompt_token_ids {
+            response["prompt_token_ids"] = json!(tokens);
+        }
+        response
+    }
+
+    /// OpenAI's `logprobs` of chat choices; null where none were asked for.
+    fn logprobs(&self, logprobs: &[TokenLogprobs]) -> Option<Value> {
+        let content = token_logprobs(&self.text, logprobs, self.names_tokens_by_id);
+        (!content.is_empty()).then(|| json!({ "content": content, "refusal": null }))
     }
 
     fn message(&self, parts: Vec<Part>) -> Value {
@@ -80,12 +97,6 @@ impl Shape {
     }
 }
 
-/// OpenAI's `logprobs` of chat choices; null where none were asked for.
-fn logprobs(text: &TextModel, logprobs: &[TokenLogprobs]) -> Option<Value> {
-    let content = token_logprobs(text, logprobs);
-    (!content.is_empty()).then(|| json!({ "content": content, "refusal": null }))
-}
-
 /// The chunks of a streamed response.
 pub(super) struct ChatChunks {
     pub(super) shape: Shape,
@@ -101,6 +112,9 @@ struct Chunk<'a, D> {
     created: u64,
     model: &'a str,
     choices: &'a [ChunkChoice<D>],
+    /// In the first chunk of a choice, where ids are asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_token_ids: Option<&'a [TokenId]>,
     /// Absent unless usage was asked for; then null but in the last chunk.
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<Option<Usage>>,
@@ -114,6 +128,17 @@ struct ChunkChoice<D> {
     finish_reason: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     stop_reason: Option<StopReason>,
+    /// Where ids are asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_ids: Option<Vec<TokenId>>,
+}
+
+impl<D> ChunkChoice<D> {
+    fn new(index: usize, delta: D, finish: Option<Finish>) -> Self {
+        let (finish_reason, stop_reason) =
+            finish.map_or((None, None), |finish| (Some(finish.reason), finish.stop_reason));
+        Self { index, delta, logprobs: None, finish_reason, stop_reason, token_ids: None }
+    }
 }
 
 /// What most deltas are.
@@ -162,9 +187,19 @@ impl ChatChunks {
         usage: Option<Option<Usage>>,
         out: &mut Events,
     ) {
+        self.push_first(choices, None, usage, out);
+    }
+
+    fn push_first<D: Serialize>(
+        &self,
+        choices: &[ChunkChoice<D>],
+        prompt_token_ids: Option<&[TokenId]>,
+        usage: Option<Option<Usage>>,
+        out: &mut Events,
+    ) {
         let Shape { id, created, model, .. } = &self.shape;
-        let object = "chat.completion.chunk";
-        out.push(&Chunk { id, object, created: *created, model, choices, usage });
+        let (object, created) = ("chat.completion.chunk", *created);
+        out.push(&Chunk { id, object, created, model, choices, prompt_token_ids, usage });
     }
 
     fn running_usage(&self) -> Option<Option<Usage>> {
@@ -176,38 +211,34 @@ impl Chunks for ChatChunks {
     fn open(&mut self, out: &mut Events) {
         for index in 0..self.counts.num_choices() {
             let delta = TextDelta { role: Some("assistant"), content: Some("") };
-            let choice = ChunkChoice {
-                index,
-                delta,
-                logprobs: None,
-                finish_reason: None,
-                stop_reason: None,
-            };
-            self.push(&[choice], self.running_usage(), out);
+            let choice = ChunkChoice::new(index, delta, None);
+            let prompt_token_ids = self.shape.prompt_token_ids.as_deref();
+            self.push_first(&[choice], prompt_token_ids, self.running_usage(), out);
         }
     }
 
-    fn delta(&mut self, index: usize, delta: Delta, out: &mut Events) {
+    fn delta(&mut self, index: usize, mut delta: Delta, out: &mut Events) {
         self.counts.note(index, &delta);
-        let Shape { text, wants_logprobs, wants_reasoning, .. } = &self.shape;
-        let mut logprobs = if *wants_logprobs { logprobs(text, &delta.logprobs) } else { None };
+        let Shape { wants_logprobs, wants_reasoning, prompt_token_ids, .. } = &self.shape;
+        let mut logprobs = wants_logprobs.then(|| self.shape.logprobs(&delta.logprobs)).flatten();
+        let mut token_ids = prompt_token_ids.as_ref().map(|_| std::mem::take(&mut delta.token_ids));
+        let has_ids = token_ids.as_ref().is_some_and(|tokens| !tokens.is_empty());
+        let is_silent = logprobs.is_none() && delta.finish.is_none() && !has_ids;
         if delta.is_plain {
-            if delta.text.is_empty() && logprobs.is_none() && delta.finish.is_none() {
+            if delta.text.is_empty() && is_silent {
                 return;
             }
             let content =
                 (!delta.text.is_empty() || delta.finish.is_none()).then_some(&*delta.text);
-            let (finish_reason, stop_reason) = delta
-                .finish
-                .map_or((None, None), |finish| (Some(finish.reason), finish.stop_reason));
-            let delta = TextDelta { role: None, content };
-            let choice = ChunkChoice { index, delta, logprobs, finish_reason, stop_reason };
+            let text = TextDelta { role: None, content };
+            let choice = ChunkChoice::new(index, text, delta.finish);
+            let choice = ChunkChoice { logprobs, token_ids, ..choice };
             return self.push(&[choice], self.running_usage(), out);
         }
         let mut deltas: Vec<_> =
             delta.parts.iter().filter_map(|part| ChunkDelta::of(part, *wants_reasoning)).collect();
         if deltas.is_empty() {
-            if logprobs.is_none() && delta.finish.is_none() {
+            if is_silent {
                 return;
             }
             let content = delta.finish.is_none().then_some("");
@@ -217,10 +248,9 @@ impl Chunks for ChatChunks {
         let mut finish = delta.finish;
         for (at, delta) in deltas.into_iter().enumerate() {
             let finish = if at == last { finish.take() } else { None };
-            let (finish_reason, stop_reason) =
-                finish.map_or((None, None), |finish| (Some(finish.reason), finish.stop_reason));
-            let logprobs = logprobs.take();
-            let choice = ChunkChoice { index, delta, logprobs, finish_reason, stop_reason };
+            let (logprobs, token_ids) = (logprobs.take(), token_ids.take());
+            let choice = ChunkChoice::new(index, delta, finish);
+            let choice = ChunkChoice { logprobs, token_ids, ..choice };
             self.push(&[choice], self.running_usage(), out);
         }
     }

@@ -1,6 +1,6 @@
 //! `/v1/completions`.
 
-use std::sync::Arc;
+use std::{iter::repeat_n, sync::Arc};
 
 use axum::{
     Json,
@@ -9,6 +9,7 @@ use axum::{
 };
 use futures::future::try_join_all;
 use sconce_text::TextModel;
+use sconce_types::TokenId;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -59,8 +60,8 @@ impl Body for CompletionBody {
 }
 
 impl Inputs {
-    /// Their tokens, those of text within the context.
-    fn encode(self, state: &AppState, special: bool) -> Result<Vec<Prompt>, ApiError> {
+    /// Their tokens, at most so many of each text.
+    fn encode(self, state: &AppState, special: bool, most: usize) -> Result<Vec<Prompt>, ApiError> {
         let of_tokens = |tokens| Prompt { tokens, text: None };
         let texts = match self {
             Self::Tokens(tokens) => return Ok(vec![of_tokens(tokens)]),
@@ -68,7 +69,6 @@ impl Inputs {
             Self::Text(text) => vec![text],
             Self::Texts(texts) => texts,
         };
-        let most = state.engine.limits().scheduler.max_model_len;
         let encode = |text: String| {
             let tokens = state.text.encode_within(&text, special, most);
             let tokens = tokens.map_err(|error| ApiError::from(error).within("prompt"))?;
@@ -87,6 +87,8 @@ struct Prepared {
     wants_logprobs: bool,
     /// Only the prompts' log-probabilities are wanted.
     scores_only: bool,
+    /// Choices given of those that are generated for each prompt: the likeliest.
+    given: usize,
 }
 
 fn prepare(
@@ -98,17 +100,25 @@ fn prepare(
     let shared: GenerationFields = json::deserialize(body.shared, OWN_FIELDS)?;
     let special = shared.add_special_tokens.unwrap_or(true);
     let mut settings = shared.settings(state, caller)?;
-    check_choices(body.prompt.len(), settings.n, body.best_of)?;
+    let given = settings.n;
+    settings.n = num_generated(&settings, body.best_of)?;
+    check_choices(body.prompt.len(), settings.n)?;
     let echo = body.echo.unwrap_or(false);
     // A client that only scores its prompt asks for no token; the engine always
     // makes one, which is then not shown.
     let scores_only = echo && body.max_tokens == Some(0);
     let asked = if scores_only { Some(1) } else { body.max_tokens };
-    settings.params.logprobs = body.logprobs;
+    // The likeliest are found by them.
+    settings.params.logprobs = body.logprobs.or((given < settings.n).then_some(0));
     settings.params.prompt_logprobs = body.logprobs.filter(|_| echo);
-    let prompts = body.prompt.encode(state, special)?;
-    let lens: Vec<usize> = prompts.iter().map(|prompt| prompt.tokens.len()).collect();
     let limits = state.engine.limits();
+    let mut prompts = body.prompt.encode(state, special, settings.longest_prompt(limits))?;
+    for prompt in &mut prompts {
+        if settings.cut(&mut prompt.tokens, limits, asked) {
+            prompt.text = None;
+        }
+    }
+    let lens: Vec<usize> = prompts.iter().map(|prompt| prompt.tokens.len()).collect();
     let max_tokens = settings
         .max_tokens(limits, &lens, asked, Some(DEFAULT_MAX_TOKENS))
         .map_err(|error| error.within("prompt"))?;
@@ -130,7 +140,7 @@ fn prepare(
     };
     let starts = prompts.into_iter().zip(max_tokens).map(start);
     let starts = starts.collect::<Result<_, ApiError>>()?;
-    Ok(Prepared { settings, starts, model: body.model, wants_logprobs, scores_only })
+    Ok(Prepared { settings, starts, model: body.model, wants_logprobs, scores_only, given })
 }
 
 pub(crate) async fn create(
@@ -154,18 +164,26 @@ pub(crate) async fn create(
         model: state.answering_name(prepared.model),
         text: state.text.clone(),
         wants_logprobs,
+        names_tokens_by_id: settings.names_tokens_by_id,
+        returns_token_ids: settings.returns_token_ids,
     };
     let prompt_tokens = starts.iter().map(|(start, _)| start.prompt.len()).sum();
     let counts = Counts::new(prompt_tokens, settings.n, choices.len(), settings.include_metering);
     let Some(options) = settings.stream else {
         let whole = try_join_all(choices.into_iter().map(Choice::collect)).await?;
         let usage = counts.of_all(&whole).usage();
-        return Ok(Json(respond(&shape, echoes, usage, whole)).into_response());
+        let whole = whole.into_iter().zip(echoes).collect();
+        let whole = likeliest(whole, settings.n, prepared.given);
+        let prompts = starts.iter().flat_map(|(start, _)| repeat_n(&*start.prompt, prepared.given));
+        return Ok(Json(respond(&shape, usage, whole, prompts)).into_response());
     };
     let chunks = CompletionChunks {
         counts,
         given: vec![0; choices.len()],
+        begun: vec![false; choices.len()],
         echoes,
+        prompts: starts.into_iter().map(|(start, _)| start.prompt).collect(),
+        n: settings.n,
         shape,
         include_usage: options.include_usage.unwrap_or(false) || settings.include_metering,
         continuous: options.continuous_usage_stats.unwrap_or(false),
@@ -173,10 +191,46 @@ pub(crate) async fn create(
     stream::respond(choices, chunks).await
 }
 
-fn check_choices(prompts: usize, n: usize, best_of: Option<usize>) -> Result<(), ApiError> {
-    if best_of.is_some_and(|best_of| best_of != n) {
-        return Err(ApiError::unsupported("best_of"));
+/// Choices that are generated for each prompt.
+fn num_generated(settings: &Settings, best_of: Option<usize>) -> Result<usize, ApiError> {
+    let (n, best_of) = (settings.n, best_of.unwrap_or(settings.n));
+    let refuse = |message| Err(ApiError::invalid(Some("best_of"), message));
+    if best_of < n || best_of > MAX_CHOICES {
+        let accepted = format!("from n, which is {n}, to {MAX_CHOICES}");
+        return refuse(format!("best_of is {best_of}, but must be {accepted}"));
     }
+    if best_of > n && settings.stream.is_some() {
+        let reason = "the likeliest are known when all are whole";
+        return refuse(format!("best_of is {best_of}, but must be n with stream: true: {reason}"));
+    }
+    Ok(best_of)
+}
+
+/// Of each `generated` choices the `given` of the highest log-probability a token.
+fn likeliest(
+    mut choices: Vec<(Delta, Option<Echo>)>,
+    generated: usize,
+    given: usize,
+) -> Vec<(Delta, Option<Echo>)> {
+    if given == generated {
+        return choices;
+    }
+    let mean = |choice: &Delta| {
+        let sum: f32 = choice.logprobs.iter().map(|at| at.logprob).sum();
+        sum / choice.logprobs.len().max(1) as f32
+    };
+    let mut kept = Vec::with_capacity(choices.len() / generated * given);
+    while !choices.is_empty() {
+        let mut of_prompt: Vec<_> = choices.drain(..generated).collect();
+        // Stable: of equals the first.
+        of_prompt.sort_by(|(a, _), (b, _)| mean(b).total_cmp(&mean(a)));
+        of_prompt.truncate(given);
+        kept.append(&mut of_prompt);
+    }
+    kept
+}
+
+fn check_choices(prompts: usize, n: usize) -> Result<(), ApiError> {
     if prompts == 0 {
         let message = "prompt is an empty list, but must have at least one prompt";
         return Err(ApiError::invalid(Some("prompt"), message));
@@ -196,6 +250,8 @@ struct Shape {
     model: String,
     text: Arc<TextModel>,
     wants_logprobs: bool,
+    names_tokens_by_id: bool,
+    returns_token_ids: bool,
 }
 
 impl Shape {
@@ -216,33 +272,44 @@ impl Shape {
             let later = delta.prompt_logprobs.iter().map(|at| (at.token, Some(at)));
             let offsets = echo.offsets.get(*given..).unwrap_or_default();
             for ((token, at), &offset) in first.into_iter().chain(later).zip(offsets) {
-                out.push(&self.text, token, at, offset);
+                out.push(&self.text, token, at, offset, self.names_tokens_by_id);
                 *given += 1;
             }
         }
         let text_start = echo.map_or(0, |echo| echo.num_chars);
         for (at, offset) in delta.logprobs.iter().zip(&delta.offsets) {
-            out.push(&self.text, at.token, Some(at), text_start + offset);
+            let offset = text_start + offset;
+            out.push(&self.text, at.token, Some(at), offset, self.names_tokens_by_id);
         }
         Some(out)
     }
 }
 
-fn respond(shape: &Shape, echoes: Vec<Option<Echo>>, usage: Usage, choices: Vec<Delta>) -> Value {
+fn respond<'a>(
+    shape: &Shape,
+    usage: Usage,
+    choices: Vec<(Delta, Option<Echo>)>,
+    prompts: impl Iterator<Item = &'a [TokenId]>,
+) -> Value {
     let choices: Vec<Value> = choices
         .into_iter()
-        .zip(echoes)
+        .zip(prompts)
         .enumerate()
-        .map(|(index, (choice, echo))| {
+        .map(|(index, ((choice, echo), prompt))| {
             let logprobs = shape.logprobs(echo.as_ref(), &mut 0, &choice);
             let Finish { reason, stop_reason } = ended(choice.finish);
-            json!({
+            let mut answer = json!({
                 "index": index,
                 "text": echo.map_or_else(String::new, |echo| echo.text) + &choice.text,
                 "logprobs": logprobs,
                 "finish_reason": reason,
                 "stop_reason": stop_reason,
-            })
+            });
+            if shape.returns_token_ids {
+                answer["token_ids"] = choice.token_ids.into();
+                answer["prompt_token_ids"] = prompt.into();
+            }
+            answer
         })
         .collect();
     json!({
@@ -261,8 +328,14 @@ struct CompletionChunks {
     shape: Shape,
     /// By choice; their text is taken by its first chunk.
     echoes: Vec<Option<Echo>>,
+    /// Their tokens, by prompt.
+    prompts: Vec<Vec<TokenId>>,
+    /// Choices of each.
+    n: usize,
     /// By choice: how many of the prompt's tokens had their log-probabilities.
     given: Vec<usize>,
+    /// By choice: whether it had a chunk.
+    begun: Vec<bool>,
     counts: Counts,
     include_usage: bool,
     continuous: bool,
@@ -288,6 +361,11 @@ struct ChunkChoice {
     logprobs: Option<LegacyLogprobs>,
     finish_reason: Option<&'static str>,
     stop_reason: Option<StopReason>,
+    /// Where ids are asked for; the prompt's in a choice's first chunk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_ids: Option<Vec<TokenId>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_token_ids: Option<Vec<TokenId>>,
 }
 
 impl CompletionChunks {
@@ -309,12 +387,25 @@ impl Chunks for CompletionChunks {
         logprobs = logprobs.filter(|logprobs| !logprobs.tokens.is_empty());
         let echoed = echo.as_mut().map(|echo| std::mem::take(&mut echo.text));
         let text = echoed.unwrap_or_default() + &delta.text;
-        if text.is_empty() && logprobs.is_none() && delta.finish.is_none() {
+        let has_ids = !delta.token_ids.is_empty();
+        if text.is_empty() && logprobs.is_none() && delta.finish.is_none() && !has_ids {
             return;
         }
+        let returns_ids = self.shape.returns_token_ids;
+        let is_first = returns_ids && !std::mem::replace(&mut self.begun[index], true);
+        let prompt_token_ids = is_first.then(|| self.prompts[index / self.n].clone());
+        let token_ids = returns_ids.then_some(delta.token_ids);
         let (finish_reason, stop_reason) =
             delta.finish.map_or((None, None), |finish| (Some(finish.reason), finish.stop_reason));
-        let choice = ChunkChoice { index, text, logprobs, finish_reason, stop_reason };
+        let choice = ChunkChoice {
+            index,
+            text,
+            logprobs,
+            finish_reason,
+            stop_reason,
+            token_ids,
+            prompt_token_ids,
+        };
         let usage = self.include_usage.then(|| self.continuous.then(|| self.counts.usage()));
         self.push(&[choice], usage, out);
     }

@@ -5,11 +5,13 @@ mod chat_answer;
 pub(crate) mod completions;
 mod echo;
 pub(crate) mod embeddings;
+mod encoder;
 mod inputs;
 mod legacy_logprobs;
 pub(crate) mod messages;
 pub(crate) mod models;
 pub(crate) mod responses;
+pub(crate) mod scores;
 pub(crate) mod tools;
 
 use sconce_text::TextModel;
@@ -47,12 +49,16 @@ pub(crate) fn shortest(x: f32) -> f64 {
     x.to_string().parse().unwrap_or_else(|_| x.into())
 }
 
-/// OpenAI's log-probabilities of tokens.
-pub(crate) fn token_logprobs(text: &TextModel, logprobs: &[TokenLogprobs]) -> Vec<Value> {
-    let entry = |token: TokenId, logprob: f32| {
-        let token = text.token_text(token);
-        let logprob = shortest(logprob);
-        json!({ "token": token.text, "logprob": logprob, "bytes": token.bytes })
+/// OpenAI's log-probabilities of tokens, which are called `token_id:N` if `by_id`.
+pub(crate) fn token_logprobs(
+    text: &TextModel,
+    logprobs: &[TokenLogprobs],
+    by_id: bool,
+) -> Vec<Value> {
+    let entry = |id: TokenId, logprob: f32| {
+        let token = text.token_text(id);
+        let name = if by_id { format!("token_id:{id}") } else { token.text };
+        json!({ "token": name, "logprob": shortest(logprob), "bytes": token.bytes })
     };
     let whole = |at: &TokenLogprobs| {
         let mut sampled = entry(at.token, at.logprob);

@@ -153,6 +153,9 @@ impl Body for ResponsesBody {
         ("prompt", None),
         ("prompt_cache_retention", None),
         ("response_format", None),
+        ("return_token_ids", None),
+        ("return_tokens_as_token_ids", None),
+        ("truncate_prompt_tokens", None),
     ];
     const SHARED: &'static [(&'static str, Option<&'static str>)] = UNSUPPORTED;
     /// However short, it may go on from a long conversation.

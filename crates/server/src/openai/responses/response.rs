@@ -160,7 +160,7 @@ impl Answer {
     pub(super) fn take(&mut self, mut delta: Delta, out: &mut Events) -> Option<Value> {
         self.counts.note(0, &delta);
         let mut logprobs = if self.shape.wants_logprobs {
-            token_logprobs(&self.state.text, delta.text_logprobs())
+            token_logprobs(&self.state.text, delta.text_logprobs(), false)
         } else {
             Vec::new()
         };
