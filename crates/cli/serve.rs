@@ -11,9 +11,9 @@ use std::{
 use anyhow::Context as _;
 use futures::{Stream, StreamExt as _, stream};
 use sconce::{
-    AllowedOrigins, ConnectionConfig, EmbeddingInfo, EngineHandle, Listener, Options, Quantization,
-    ReasoningFormat, SchedulerConfig, Sconce, ServerConfig, Summary, TenantDirectory, ToolFormat,
-    tenants::ApiKeys,
+    AllowedOrigins, BatchLimits, Batches, ConnectionConfig, EmbeddingInfo, EngineHandle, Listener,
+    Options, Quantization, ReasoningFormat, SchedulerConfig, Sconce, ServerConfig, Summary,
+    TenantDirectory, ToolFormat, tenants::ApiKeys,
 };
 
 use crate::{
@@ -79,6 +79,9 @@ pub(crate) struct Args {
     /// Memory for the latest responses of /v1/responses, from which later requests go on
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes, default_value = "64M")]
     response_store_bytes: u64,
+    /// A folder for /v1/files and /v1/batches; batches that have not ended go on after a restart
+    #[arg(long, value_name = "DIR")]
+    batch_dir: Option<PathBuf>,
     /// Who the tenants are [default: sconce.toml, if it is there]
     #[arg(long, value_name = "FILE", env = "SCONCE_CONFIG")]
     config: Option<PathBuf>,
@@ -143,6 +146,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
                 address.url()
             );
         }
+        let batches = args.batch_dir.as_deref();
+        let batches = batches.map(|folder| Batches::open(folder, BatchLimits::default()));
+        let batches = batches.transpose().context("--batch-dir")?.map(Arc::new);
         let ledger = args.ledger.clone().or_else(|| tenants_file.as_deref().map(default_ledger));
         let options = Options {
             served_model_name: args.served_model_name.first().cloned(),
@@ -163,6 +169,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         let about = About { address, tenants: options_tenants, tenants_file, ledger };
         let _ = std::io::stdout().write_all(banner(&sconce, &about).as_bytes());
         let tenants = Arc::new(tenants);
+        let directory = Arc::clone(&tenants);
         tokio::spawn(signals.reload_on_hangup(Arc::clone(&tenants), sconce.engine().clone()));
         let config = ServerConfig {
             served_model_names: if args.served_model_name.is_empty() {
@@ -182,6 +189,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             tool_call_parser: args.tool_call_parser,
             reasoning_parser: args.reasoning_parser,
             response_store_bytes: usize::try_from(args.response_store_bytes)?,
+            batches: batches.clone(),
             seed: args.seed,
             ..ServerConfig::default()
         };
@@ -196,6 +204,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             ..ConnectionConfig::default()
         };
         let engine = sconce.engine().clone();
+        if let Some(batches) = batches {
+            let max_body_bytes = usize::try_from(args.max_body_bytes)?;
+            batches.start(router.clone(), engine.clone(), directory, max_body_bytes);
+        }
         let served = sconce::serve(listener, router, engine, stop_signals(), connections).await;
         // An engine that is lost, or hangs in a step, has nothing more to keep.
         let _ = tokio::time::timeout(SETTLE_TIMEOUT, sconce.engine().settle()).await;

@@ -35,6 +35,7 @@ pub use completion::Completion;
 pub use generate::{Generate, Generated};
 pub use recording::{Recorded, RecordingError, RecordingHead, read as read_recording};
 pub use replay::{Difference, Replay, ReplayError, replay};
+pub use sconce_batches::Limits as BatchLimits;
 pub use sconce_engine::{
     Capacity, End, EngineHandle, EngineLimits, EngineRequest, Health, Metrics, Overload,
     RequestError, RequestEvent, RequestStream, SchedulerConfig, SchedulingPolicy, SubmitError,
@@ -47,8 +48,8 @@ pub use sconce_runner::{
 #[cfg(unix)]
 pub use sconce_server::listen_on_path;
 pub use sconce_server::{
-    AllowedOrigins, BodyConfig, ConnectionConfig, InvalidOrigin, Listener, ReloadError, ServeError,
-    ServerConfig, TenantDirectory, listen, router, serve,
+    AllowedOrigins, Batches, BodyConfig, ConnectionConfig, InvalidOrigin, Listener, ReloadError,
+    ServeError, ServerConfig, TenantDirectory, listen, router, serve,
 };
 pub use sconce_simulator as simulator;
 pub use sconce_tenants as tenants;

@@ -10,6 +10,7 @@ use axum::{
     },
     response::{IntoResponse, Response},
 };
+use sconce_batches::StoreError;
 use sconce_engine::{Overload, RequestError, SubmitError, Unfit};
 use sconce_grammar::GrammarError;
 use sconce_text::{StopError, TextError};
@@ -83,6 +84,24 @@ impl ApiError {
         let message = format!("there is no response {id:?}: it was not stored, or is gone");
         let error = Self::new(StatusCode::NOT_FOUND, "invalid_request_error", message);
         Self { code: Some("response_not_found"), param: Some(param.to_owned()), ..error }
+    }
+
+    pub(crate) fn no_batches() -> Self {
+        let message = "this server keeps no files: --batch-dir gives it a folder for them";
+        Self::new(StatusCode::NOT_FOUND, "invalid_request_error", message)
+    }
+
+    pub(crate) fn conflict(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, "invalid_request_error", message)
+    }
+
+    pub(crate) fn file_too_large(most: u64) -> Self {
+        let message = format!(
+            "the file is too large: {most} bytes are accepted, less where a tenant's files leave \
+             less room"
+        );
+        let error = Self::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", message);
+        Self { param: Some("file".to_owned()), ..error }
     }
 
     pub(crate) fn not_found(path: &str, meant: Option<&str>) -> Self {
@@ -402,6 +421,27 @@ impl From<TextError> for ApiError {
             | TextError::Io { .. }
             | TextError::Invalid { .. }
             | TextError::VocabularyMismatch { .. } => Self::internal(message),
+        }
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        let message = error.to_string();
+        match error {
+            StoreError::NotFound { what, .. } => {
+                let error = Self::new(StatusCode::NOT_FOUND, "invalid_request_error", message);
+                Self { param: Some(format!("{what}_id")), ..error }
+            }
+            StoreError::InUse { .. } => Self::conflict(message),
+            StoreError::Full { .. } => {
+                Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message)
+            }
+            // Where the folder is, is nobody's business.
+            StoreError::Io { .. } | StoreError::Damaged { .. } => {
+                tracing::error!("files and batches: {message}");
+                Self::internal("the server's disk failed; its log says more")
+            }
         }
     }
 }

@@ -8,6 +8,7 @@
 mod access_log;
 mod admin;
 mod anthropic;
+mod batches;
 mod caller;
 mod capacity;
 mod connection;
@@ -27,6 +28,7 @@ mod state;
 mod text_or_list;
 mod tokenize;
 
+pub use batches::Batches;
 pub use connection::{ConnectionConfig, ServeError, serve};
 pub use directory::{ReloadError, TenantDirectory};
 pub use intake::BodyConfig;

@@ -4,7 +4,7 @@ use std::{any::Any, panic::AssertUnwindSafe, sync::Arc};
 
 use axum::{
     Router,
-    extract::Request,
+    extract::{DefaultBodyLimit, Request},
     http::{Method, StatusCode, Uri, uri::PathAndQuery},
     middleware::{Next, from_fn, from_fn_with_state},
     response::{IntoResponse as _, Response},
@@ -21,7 +21,7 @@ use crate::{
     capacity,
     error::ApiError,
     live, middleware,
-    openai::{chat, completions, embeddings, models, responses, scores},
+    openai::{batches, chat, completions, embeddings, files, models, responses, scores},
     page,
     state::AppState,
     tokenize,
@@ -33,6 +33,8 @@ pub fn router(engine: EngineHandle, text: Arc<TextModel>, config: ServerConfig) 
     let embeds = state.config.embedding.is_some();
     // One place that refuses them, before their bodies are read.
     let generating = |methods| if embeds { post(embeddings::generates_nothing) } else { methods };
+    // A file is written to the disk as it comes.
+    let upload = post(files::create).layer(DefaultBodyLimit::disable());
     let keyed = routes([
         ("/v1/chat/completions", generating(post(chat::create))),
         ("/v1/completions", generating(post(completions::create))),
@@ -46,6 +48,12 @@ pub fn router(engine: EngineHandle, text: Arc<TextModel>, config: ServerConfig) 
         ("/v2/rerank", post(scores::rerank)),
         ("/rerank", post(scores::rerank)),
         ("/v1/models", get(models::list)),
+        ("/v1/files", get(files::list).merge(upload)),
+        ("/v1/files/{id}", get(files::retrieve).delete(files::delete)),
+        ("/v1/files/{id}/content", get(files::content)),
+        ("/v1/batches", get(batches::list).post(batches::create)),
+        ("/v1/batches/{id}", get(batches::retrieve)),
+        ("/v1/batches/{id}/cancel", post(batches::cancel)),
         ("/tokenize", post(tokenize::tokenize)),
         ("/detokenize", post(tokenize::detokenize)),
         ("/v1/capacity", get(capacity::capacity)),
@@ -91,7 +99,7 @@ pub fn router(engine: EngineHandle, text: Arc<TextModel>, config: ServerConfig) 
 }
 
 /// What stands below `/v1`, for those who leave that out or say it twice.
-const VERSIONED: [&str; 7] = [
+const VERSIONED: [&str; 11] = [
     "/chat/completions",
     "/completions",
     "/embeddings",
@@ -99,6 +107,10 @@ const VERSIONED: [&str; 7] = [
     "/models",
     "/responses",
     "/capacity",
+    "/files",
+    "/batches",
+    "/score",
+    "/rerank",
 ];
 
 /// Where a path should have led.

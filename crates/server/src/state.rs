@@ -20,7 +20,7 @@ use sconce_text::{ReasoningFormat, TextModel, ToolFormat};
 use sconce_types::EmbeddingInfo;
 
 use crate::{
-    AllowedOrigins, TenantDirectory,
+    AllowedOrigins, Batches, TenantDirectory,
     generation::answers::AnswerFormats,
     intake::{BodyConfig, Intake},
     live::Live,
@@ -46,6 +46,8 @@ pub struct ServerConfig {
     pub bodies: BodyConfig,
     /// Bytes of the latest responses that are kept for `previous_response_id`, of all tenants.
     pub response_store_bytes: usize,
+    /// Files and batches; there are none if not given.
+    pub batches: Option<Arc<Batches>>,
     /// The form of the model's calls; found in its chat template if not given.
     pub tool_call_parser: Option<ToolFormat>,
     /// The form of its thoughts; found in its chat template if not given.
@@ -76,6 +78,7 @@ impl Default for ServerConfig {
             max_body_bytes: 4 << 20,
             bodies: BodyConfig::default(),
             response_store_bytes: 64 << 20,
+            batches: None,
             tool_call_parser: None,
             reasoning_parser: None,
             seed: None,

@@ -1,11 +1,13 @@
 //! OpenAI's endpoints.
 
+pub(crate) mod batches;
 pub(crate) mod chat;
 mod chat_answer;
 pub(crate) mod completions;
 mod echo;
 pub(crate) mod embeddings;
 mod encoder;
+pub(crate) mod files;
 mod inputs;
 mod legacy_logprobs;
 pub(crate) mod messages;
@@ -16,7 +18,7 @@ pub(crate) mod tools;
 
 use sconce_text::TextModel;
 use sconce_types::{TokenId, TokenLogprobs};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::{caller::TenantAuth, error::ApiError, state::AppState};
 
@@ -41,6 +43,28 @@ pub(crate) fn check_model(
         return Ok(());
     }
     Err(ApiError::model_not_found(model, &models_of(state, caller)))
+}
+
+/// Pairs of `metadata`, and characters of a key and of a value, as in OpenAI's API.
+const MAX_METADATA: (usize, usize, usize) = (16, 64, 512);
+
+/// OpenAI's limits of `metadata`.
+pub(crate) fn check_metadata(metadata: Option<&Map<String, Value>>) -> Result<(), ApiError> {
+    let Some(metadata) = metadata else { return Ok(()) };
+    let (most, key_chars, value_chars) = MAX_METADATA;
+    let is_fit = |(key, value): (&String, &Value)| {
+        let value = value.as_str();
+        key.chars().count() <= key_chars
+            && value.is_some_and(|value| value.chars().count() <= value_chars)
+    };
+    if metadata.len() <= most && metadata.iter().all(is_fit) {
+        return Ok(());
+    }
+    let message = format!(
+        "metadata must be at most {most} pairs of strings, keys of at most {key_chars} and values \
+         of at most {value_chars} characters"
+    );
+    Err(ApiError::invalid(Some("metadata"), message))
 }
 
 /// A number in as many digits as tell it from its neighbours, everywhere the same: not those

@@ -3,6 +3,7 @@
 mod access_log;
 mod api;
 mod app;
+mod batches;
 mod bills;
 mod clients;
 mod embeddings;

@@ -21,7 +21,7 @@ use crate::{
         tools::{Tool, ToolChoice, Tools},
     },
     json::{self, Body},
-    openai::{chat::ReasoningEffort, check_model, shortest},
+    openai::{chat::ReasoningEffort, check_metadata, check_model, shortest},
     state::AppState,
 };
 
@@ -79,9 +79,6 @@ const INCLUDES: &[&str] = &[
     "code_interpreter_call.outputs",
 ];
 const LOGPROBS: &str = "message.output_text.logprobs";
-
-/// Pairs of `metadata`, and characters of a key and of a value, as in OpenAI's API.
-const MAX_METADATA: (usize, usize, usize) = (16, 64, 512);
 
 /// An entry of `tools`.
 #[derive(Clone, Debug, Deserialize)]
@@ -253,24 +250,6 @@ pub(super) fn prepare(
     let model = state.answering_name(body.model);
     let shape = Shape { model, echo, is_stored, wants_logprobs };
     Ok(Prepared { settings, start, shape, history })
-}
-
-fn check_metadata(metadata: Option<&Map<String, Value>>) -> Result<(), ApiError> {
-    let Some(metadata) = metadata else { return Ok(()) };
-    let (most, key_chars, value_chars) = MAX_METADATA;
-    let is_fit = |(key, value): (&String, &Value)| {
-        let value = value.as_str();
-        key.chars().count() <= key_chars
-            && value.is_some_and(|value| value.chars().count() <= value_chars)
-    };
-    if metadata.len() <= most && metadata.iter().all(is_fit) {
-        return Ok(());
-    }
-    let message = format!(
-        "metadata must be at most {most} pairs of strings, keys of at most {key_chars} and values \
-         of at most {value_chars} characters"
-    );
-    Err(ApiError::invalid(Some("metadata"), message))
 }
 
 /// The form as the response shows it, and what it asks for.
