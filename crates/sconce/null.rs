@@ -95,6 +95,7 @@ pub(crate) fn build(
         weight_bytes: 0,
         kv_cache_bytes: 0,
         load_times: LoadTimes::default(),
+        num_graphs: 0,
         energy: "not measured: no device".to_owned(),
         embedding: None,
     };

@@ -14,7 +14,7 @@
 
 // What one block does, for each KV head.
 struct Work {
-    // The sequence's first row in the batch, and how many it has.
+    // The sequence's first row in the batch, and how many it has; none: there is no work.
     uint32_t first_query;
     uint32_t num_queries;
     uint32_t context_len;

@@ -28,6 +28,8 @@ pub trait Device: Send {
     type Step: Send;
     /// Which experts each row goes to, and the rows in the order of experts.
     type Routes: Send;
+    /// Work that was recorded, to be asked for in one call as often as it is wanted.
+    type Graph: Send;
 
     /// What a person should know of the device: its name, instruction set, threads.
     fn describe(&self) -> String;
@@ -112,6 +114,27 @@ pub trait Device: Send {
         step: &mut Self::Step,
         cache: &mut Self::KvCache,
     ) -> Result<(), KernelError>;
+
+    /// Whether steps of `step`'s kind may have a [`StepPlan::bucket`], and be recorded.
+    fn records(&self, step: &Self::Step) -> bool;
+
+    /// Records what `work` asks for, operations on the step that is staged, which has a
+    /// bucket; nothing of it is computed. `work` has been done once before without this, so
+    /// that all it needs is loaded and allocated. What comes of it lies where it would.
+    ///
+    /// # Errors
+    /// `work`'s, or the device refused something: nothing is recorded then.
+    fn capture<T>(
+        &mut self,
+        step: &Self::Step,
+        work: impl FnOnce(&mut Self) -> Result<T, KernelError>,
+    ) -> Result<(Self::Graph, T), KernelError>;
+
+    /// Computes what was recorded, of the step that is staged: another one of the same bucket.
+    ///
+    /// # Errors
+    /// The device failed, or what is staged does not lie where it was recorded.
+    fn replay(&mut self, graph: &Self::Graph, step: &Self::Step) -> Result<(), KernelError>;
 
     /// A buffer's first `rows` rows, for tests and for reading results:
     /// `[rows * cols]`.

@@ -7,6 +7,7 @@
 mod encoder;
 mod energy;
 mod forward;
+mod graphs;
 mod kv_plan;
 mod load;
 mod memory;
@@ -16,7 +17,7 @@ mod out_of_memory;
 mod slot;
 
 pub use encoder::EncoderRunner;
-pub use load::{LoadTimes, LoadedModel, ModelInfo, load, load_on, load_on_cpu};
+pub use load::{LoadPhase, LoadTimes, LoadedModel, ModelInfo, load, load_on, load_on_cpu};
 pub use model_runner::ModelRunner;
 pub use options::{DeviceChoice, LoadError, LoadOptions, Quantization};
 pub use sconce_kernels::{CacheDtype, Dtype, cpu::Isa};

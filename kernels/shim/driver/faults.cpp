@@ -43,6 +43,10 @@ std::string Faults::read(const std::string& path) {
             fault.kind = Kind::Hang;
             words >> n;
             value = "0";
+        } else if (kind == "stale") {
+            fault.kind = Kind::Stale;
+            words >> value >> fault.call;
+            n = "0";
         } else {
             fault.kind = kind == "sticky" ? Kind::Sticky : kind == "nan" ? Kind::Nan : Kind::Slow;
             good = kind == "sticky" || kind == "nan" || kind == "slow";
@@ -103,6 +107,15 @@ Faults::Launch Faults::of_launch(const std::string& name) {
         }
     }
     return launch;
+}
+
+uint64_t Faults::of_captured(const std::string& name) const {
+    for (const Fault& fault : faults) {
+        if (fault.kind == Kind::Stale && fault.call == name) {
+            return fault.value;
+        }
+    }
+    return 0;
 }
 
 uint64_t Faults::of_copy() {

@@ -13,8 +13,10 @@
 //                          to holds NaN in its first 64 bytes; with a name, after the N-th
 //                          of a kernel or product of that name
 //   slow N FACTOR          the N-th copy takes so many times its time
+//   stale K NAME           launches of that kernel are captured with a K-th pointer that is 256
+//                          bytes off, as if what it points to had been moved since
 // Launches (matrix products among them) and copies are counted as they are asked for,
-// from 1.
+// from 1; those of a graph each time that it is launched.
 #pragma once
 
 #include <cstdint>
@@ -46,11 +48,13 @@ public:
     };
     // What happens to the next launch, which is of this kernel or product.
     Launch of_launch(const std::string& name);
+    // Which pointer of a captured launch of this kernel is off, from 1; 0 is none.
+    uint64_t of_captured(const std::string& name) const;
     // What the next copy's time is multiplied with.
     uint64_t of_copy();
 
 private:
-    enum class Kind { Fail, Skip, Sticky, Hang, Nan, Slow };
+    enum class Kind { Fail, Skip, Sticky, Hang, Nan, Slow, Stale };
     struct Fault {
         Kind kind;
         std::string call;

@@ -36,13 +36,22 @@ uint64_t product_ns(const Profile& profile, uint64_t flops, uint64_t bytes) {
 }
 
 CUresult ask_launch(Stream& stream, Op op) {
-    Device& d = device();
     if (on_gone_memory(op)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
+    op.is_launch = true;
+    // What is captured is a launch each time that it is replayed.
+    if (stream.capture == nullptr) {
+        take_launch_faults(op);
+    }
+    enqueue(stream, std::move(op));
+    return device().lost;
+}
+
+void take_launch_faults(Op& op) {
     // The call's name ends with the kernel's.
     const std::string kernel = op.name.substr(op.name.rfind(' ') + 1);
-    const Faults::Launch fault = d.settings.faults.of_launch(kernel);
+    const Faults::Launch fault = device().settings.faults.of_launch(kernel);
     op.fails = fault.sticky;
     op.hangs = fault.hangs;
     op.launch = fault.number;
@@ -56,8 +65,6 @@ CUresult ask_launch(Stream& stream, Op op) {
             memset(reinterpret_cast<void*>(span.at), 0xff, std::min(left, size_t(64)));
         };
     }
-    enqueue(stream, std::move(op));
-    return d.lost;
 }
 
 }  // namespace fake

@@ -38,6 +38,15 @@ pub(super) struct Partials<M> {
     _memory: [M; 2],
 }
 
+/// Work that was recorded.
+pub struct CudaGraph<G> {
+    recorded: G,
+    /// Where it reads what varies from step to step.
+    places: Vec<u64>,
+    /// Attention's partial results and tickets.
+    partials: Option<[DevicePointer; 2]>,
+}
+
 impl<D: Driver> Cuda<D> {
     /// A backend that computes in `dtype`.
     ///
@@ -70,6 +79,10 @@ impl<D: Driver> Cuda<D> {
         &mut self.driver
     }
 
+    fn partial_places(&self) -> Option<[DevicePointer; 2]> {
+        self.partials.as_ref().map(|known| [known.partials, known.tickets])
+    }
+
     /// Makes room for the partial results of the largest step, if it is not too much.
     fn make_room(
         &mut self,
@@ -99,7 +112,7 @@ impl<D: Driver> Cuda<D> {
                 Some(Partials { bytes, num_tickets, partials, tickets, _memory: memory });
         }
         let multiprocessors = self.driver.multiprocessors();
-        Ok(AttentionRoom { max_partials: max, multiprocessors })
+        Ok(AttentionRoom { max_partials: max, multiprocessors, max_decodes: usize::MAX })
     }
 }
 
@@ -110,6 +123,7 @@ impl<D: Driver> Device for Cuda<D> {
     type KvCache = CudaKvCache<D::Memory>;
     type Step = CudaStep<D::Memory>;
     type Routes = CudaRoutes<D::Memory>;
+    type Graph = CudaGraph<D::Graph>;
 
     fn describe(&self) -> String {
         self.driver.describe()
@@ -197,6 +211,36 @@ impl<D: Driver> Device for Cuda<D> {
         cache: &mut Self::KvCache,
     ) -> Result<(), KernelError> {
         step.stage(&mut self.driver, plan, cache)
+    }
+
+    fn records(&self, step: &Self::Step) -> bool {
+        step.records()
+    }
+
+    fn capture<T>(
+        &mut self,
+        step: &Self::Step,
+        work: impl FnOnce(&mut Self) -> Result<T, KernelError>,
+    ) -> Result<(Self::Graph, T), KernelError> {
+        self.driver.begin_capture()?;
+        let done = work(self);
+        // Whatever came of the work, the device goes on to do what it is asked for.
+        let recorded = self.driver.end_capture();
+        let (done, recorded) = (done?, recorded?);
+        let (places, partials) = (step.places.clone(), self.partial_places());
+        Ok((CudaGraph { recorded, places, partials }, done))
+    }
+
+    fn replay(&mut self, graph: &Self::Graph, step: &Self::Step) -> Result<(), KernelError> {
+        if graph.places != step.places || graph.partials != self.partial_places() {
+            return Err(KernelError::Shape {
+                op: "replay",
+                what: "the staged step's lists",
+                got: format!("at {:x?}", step.places),
+                expected: format!("at {:x?}, as when it was recorded", graph.places),
+            });
+        }
+        self.driver.replay(&graph.recorded)
     }
 
     fn read(&mut self, buffer: &Self::Buffer, rows: usize) -> Result<Vec<f32>, KernelError> {

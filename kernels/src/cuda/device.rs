@@ -16,8 +16,8 @@ use candle_core::CudaDevice;
 use cudarc::{
     cublas::{self, CudaBlas, result::CublasError},
     driver::{
-        CudaEvent, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr as _, DriverError,
-        PinnedHostSlice, result as cuda, sys,
+        CudaEvent, CudaFunction, CudaGraph, CudaModule, CudaSlice, CudaStream, DevicePtr as _,
+        DriverError, PinnedHostSlice, result as cuda, sys,
     },
     nvrtc::Ptx,
 };
@@ -84,6 +84,13 @@ impl<T> Drop for Unpanicking<T> {
 
 /// Memory of a device.
 pub struct CudaMemory(CudaSlice<u8>);
+
+/// What was recorded of one stream.
+pub struct RecordedGraph(CudaGraph);
+
+// SAFETY: a graph may be used by any thread, by one at a time (CUDA Driver API, "Graph object
+// thread safety"), and all that is done with it takes the driver, which one thread owns.
+unsafe impl Send for RecordedGraph {}
 
 /// Host memory that the device reads by itself, in turns.
 struct Pinned {
@@ -217,6 +224,7 @@ impl CudaDriver {
 
 impl Driver for CudaDriver {
     type Memory = CudaMemory;
+    type Graph = RecordedGraph;
 
     fn describe(&self) -> String {
         self.description.clone()
@@ -369,6 +377,41 @@ impl Driver for CudaDriver {
             Err(lost @ KernelError::Device { sticky: true, .. }) => lost,
             _ => blas_error(OP, error),
         })
+    }
+
+    fn begin_capture(&mut self) -> Result<(), KernelError> {
+        // Other threads' calls are no concern of a stream that is this one's alone.
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        self.stream.begin_capture(mode).map_err(|error| match error.0 {
+            sys::CUresult::CUDA_ERROR_NOT_SUPPORTED => KernelError::Unsupported {
+                what: "a CUDA graph".to_owned(),
+                device: "this CUDA device",
+                accepted: "steps that are launched kernel by kernel are (--enforce-eager)",
+            },
+            _ => device_error("the beginning of a graph", error),
+        })
+    }
+
+    fn end_capture(&mut self) -> Result<RecordedGraph, KernelError> {
+        const OP: &str = "a graph";
+        let failed = |error| device_error(OP, error);
+        // What cudarc noted as it dropped something would keep it from ending the capture.
+        let noted = self.stream.context().check_err();
+        let graph = self.stream.end_capture(sys::CUgraphInstantiate_flags(0));
+        noted.map_err(failed)?;
+        let graph = graph.map_err(failed)?;
+        let graph = graph.ok_or_else(|| KernelError::Device {
+            op: OP.to_owned(),
+            reason: "nothing was recorded".to_owned(),
+            sticky: false,
+        })?;
+        // So that the first step that replays it does not wait for this.
+        graph.upload().map_err(failed)?;
+        Ok(RecordedGraph(graph))
+    }
+
+    fn replay(&mut self, graph: &RecordedGraph) -> Result<(), KernelError> {
+        graph.0.launch().map_err(|error| device_error("a graph's launch", error))
     }
 
     fn memory_info(&self) -> Result<(usize, usize), KernelError> {

@@ -14,6 +14,8 @@ use crate::{Dtype, KernelError};
 pub trait Driver: Send {
     /// Device memory; freed when dropped.
     type Memory: Send + Sync;
+    /// Launches and products that were recorded, with their parameters.
+    type Graph: Send;
 
     /// What a person should know of the device.
     fn describe(&self) -> String;
@@ -73,6 +75,26 @@ pub trait Driver: Send {
     /// # Errors
     /// The device refused it.
     fn matmul(&mut self, product: &Matmul) -> Result<(), KernelError>;
+
+    /// Records launches and products from here on, instead of doing them. Nothing is copied,
+    /// allocated or waited for until [`Self::end_capture`], and no kernel is launched for the
+    /// first time.
+    ///
+    /// # Errors
+    /// The device refused it: [`KernelError::Unsupported`] if it records nothing at all.
+    fn begin_capture(&mut self) -> Result<(), KernelError>;
+
+    /// Ends what [`Self::begin_capture`] began, whether or not all went well in between.
+    ///
+    /// # Errors
+    /// Something was asked for that cannot be recorded.
+    fn end_capture(&mut self) -> Result<Self::Graph, KernelError>;
+
+    /// Does what was recorded, in one call.
+    ///
+    /// # Errors
+    /// The device refused it.
+    fn replay(&mut self, graph: &Self::Graph) -> Result<(), KernelError>;
 
     /// Free and total bytes of the device's memory.
     ///

@@ -22,9 +22,9 @@ mod start;
 mod step;
 
 pub use attention_plan::{AttentionPlan, AttentionRoom, GroupTables, Work};
-pub use backend::Cuda;
+pub use backend::{Cuda, CudaGraph};
 #[cfg(feature = "cuda")]
-pub use device::{CudaDriver, CudaMemory};
+pub use device::{CudaDriver, CudaMemory, RecordedGraph};
 pub use driver::{Driver, Launch, Matmul};
 pub use memory::{CudaBuffer, CudaKvCache, CudaMatrix, CudaVector};
 pub use params::{

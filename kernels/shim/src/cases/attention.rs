@@ -39,13 +39,13 @@ pub type How = AttentionRoom;
 /// A sequence's decode to one block.
 #[must_use]
 pub const fn packed() -> How {
-    How { multiprocessors: 1, max_partials: 0 }
+    How { multiprocessors: 1, max_partials: 0, max_decodes: usize::MAX }
 }
 
 /// A block for each chunk.
 #[must_use]
 pub const fn spread() -> How {
-    How { multiprocessors: usize::MAX, max_partials: usize::MAX }
+    How { multiprocessors: usize::MAX, max_partials: usize::MAX, max_decodes: usize::MAX }
 }
 
 impl Case {

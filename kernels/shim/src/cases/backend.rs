@@ -34,7 +34,7 @@ const LIMITS: StepLimits =
     StepLimits { max_num_batched_tokens: 64, max_num_seqs: 4, max_model_len: 320 };
 
 /// A random weight that bf16 and f16 hold without loss.
-fn tensor(seed: u64, shape: &[usize]) -> Tensor {
+pub(super) fn tensor(seed: u64, shape: &[usize]) -> Tensor {
     let exact = |x: &f32| bf16::from_f32((x * 64.0).round() / 64.0).to_f32();
     let x: Vec<f32> = numbers(seed, shape.iter().product()).iter().map(exact).collect();
     Tensor::from_vec(x, shape, &candle_core::Device::Cpu).expect("the shape fits")

@@ -6,6 +6,7 @@ pub mod backend;
 pub mod element;
 mod elementwise;
 mod experts;
+pub mod graphs;
 mod sampling;
 pub mod sampling_masks;
 mod sampling_wide;

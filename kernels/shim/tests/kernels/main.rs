@@ -74,3 +74,13 @@ fn masks_of_any_length_reach_the_kernels() {
 fn what_does_not_fit_is_refused_by_name() {
     cases::backend::what_does_not_fit_is_refused_by_name(ShimDriver::default);
 }
+
+#[test]
+fn a_replayed_step_is_the_step_that_is_staged() {
+    cases::graphs::a_replayed_step_is_the_step_that_is_staged(ShimDriver::default);
+}
+
+#[test]
+fn what_cannot_be_recorded_is_refused() {
+    cases::graphs::what_cannot_be_recorded_is_refused(ShimDriver::default);
+}
