@@ -6,7 +6,7 @@ use candle_core::Tensor;
 
 use super::{
     AttentionPlan, AttentionRoom, CudaBuffer, CudaKvCache, CudaMatrix, CudaRoutes, CudaStep,
-    CudaVector, DevicePointer, Driver, memory::decode, names, sampler::SamplingBuffers,
+    CudaVector, DevicePointer, Driver, ProductForm, memory::decode, names, sampler::SamplingBuffers,
 };
 use crate::{
     AttentionKind, AttentionParams, Device, Dtype, KernelError, KvLayout, Routing, Sampler,
@@ -26,6 +26,8 @@ pub struct Cuda<D: Driver> {
     pub(super) dtype: Dtype,
     sampling: SamplingBuffers<D::Memory>,
     pub(super) partials: Option<Partials<D::Memory>>,
+    /// That of every product, unless each has its own.
+    pub(super) product_form: Option<ProductForm>,
 }
 
 /// Room for attention's partial results and the tickets of the blocks that merge them.
@@ -56,6 +58,7 @@ impl<D: Driver> Cuda<D> {
             driver,
             dtype,
             partials: None,
+            product_form: None,
         })
     }
 

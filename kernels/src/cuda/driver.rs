@@ -21,6 +21,12 @@ pub trait Driver: Send {
     /// Multiprocessors, which run blocks side by side.
     fn multiprocessors(&self) -> usize;
 
+    /// Bytes of shared memory that a block may have.
+    fn shared_bytes(&self) -> usize {
+        // What compute capability 8.6 has, the least of all that kernels are compiled for.
+        99 << 10
+    }
+
     /// Memory of `bytes`, zeroed, for `what`.
     ///
     /// # Errors
