@@ -18,6 +18,12 @@ pub trait Driver: Send {
     /// What a person should know of the device.
     fn describe(&self) -> String;
 
+    /// What times of kernels depend on: the kind of device, its driver, its libraries and the
+    /// build that the kernels are of.
+    fn setting(&self) -> String {
+        self.describe()
+    }
+
     /// Multiprocessors, which run blocks side by side.
     fn multiprocessors(&self) -> usize;
 

@@ -14,6 +14,7 @@ mod memory;
 mod names;
 mod ops;
 mod params;
+mod product_trials;
 mod products;
 mod routes;
 mod sampler;

@@ -1,5 +1,7 @@
 //! Products with weights, and which form computes each: cuBLAS, or the kernel for few rows.
 
+use std::fmt;
+
 use super::{
     AddBias, Cuda, CudaBuffer, CudaMatrix, CudaVector, DevicePointer, Driver, Gemv, GemvForm,
     Launch, Matmul, names, ops::pieces, word,
@@ -24,10 +26,19 @@ pub(super) enum Outcome {
 }
 
 impl ProductForm {
-    /// Weights from which on `gemv.cu` is used: of smaller ones the launch decides.
-    const LARGE: usize = 1 << 21;
+    /// Elements of a weight from which on its forms are tried and chosen from: with smaller
+    /// ones, whose time is a launch's, all is cuBLAS's.
+    pub(super) const LARGE: usize = 1 << 21;
 
-    /// The form that a product of these dimensions takes unless another was asked for.
+    /// Forms that there may be, in the order in which they are preferred.
+    pub(super) const ALL: [Self; 4] = [
+        Self::Library,
+        Self::FewRows(GemvForm::DEFAULT),
+        Self::FewRows(GemvForm { blocks: 2, ..GemvForm::DEFAULT }),
+        Self::FewRows(GemvForm { ahead: 8, ..GemvForm::DEFAULT }),
+    ];
+
+    /// The form that a product of these dimensions takes where nothing is known.
     fn of(rows: usize, n: usize, k: usize) -> Self {
         if rows <= Gemv::MAX_ROWS && n * k >= Self::LARGE {
             return Self::FewRows(GemvForm::DEFAULT);
@@ -36,16 +47,28 @@ impl ProductForm {
     }
 }
 
+impl fmt::Display for ProductForm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Library => f.write_str("cuBLAS"),
+            Self::FewRows(GemvForm { rows, ahead, threads, blocks }) => {
+                write!(f, "gemv, {rows} rows {ahead} ahead, {blocks} x {threads} threads")
+            }
+        }
+    }
+}
+
 /// Operands of a product, which have been checked.
-struct Operands {
-    x: DevicePointer,
-    w: DevicePointer,
-    bias: Option<DevicePointer>,
-    out: DevicePointer,
-    out_dtype: Dtype,
-    rows: usize,
-    n: usize,
-    k: usize,
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Operands {
+    pub(super) x: DevicePointer,
+    pub(super) w: DevicePointer,
+    pub(super) bias: Option<DevicePointer>,
+    pub(super) out: DevicePointer,
+    pub(super) out_dtype: Dtype,
+    pub(super) rows: usize,
+    pub(super) n: usize,
+    pub(super) k: usize,
 }
 
 impl<D: Driver> Cuda<D> {
@@ -74,15 +97,14 @@ impl<D: Driver> Cuda<D> {
             return Ok(());
         }
         let operands = Operands::of(rows, x, w, bias, out);
-        if self.few_rows(outcome, &operands)? {
+        let form = self.form_of(&operands);
+        if self.few_rows(form, outcome, &operands)? {
             return Ok(());
         }
-        let &Operands { x, w, out, out_dtype, n, k, .. } = &operands;
-        let (dtype, accumulate) = (self.dtype, outcome == Outcome::Add);
-        self.driver.matmul(&Matmul { x, w, out, rows, n, k, dtype, out_dtype, accumulate })?;
+        self.by_library(outcome == Outcome::Add, &operands)?;
         let Some(bias) = operands.bias else { return Ok(()) };
-        let pieces = pieces(op, n)?;
-        let params = AddBias { bias, x: out, pieces: word(pieces), rows: word(rows) };
+        let pieces = pieces(op, w.n)?;
+        let params = AddBias { bias, x: out.address, pieces: word(pieces), rows: word(rows) };
         let kernel = of_dtype!("add_bias", self.dtype);
         self.launch(&self.elementwise("add_bias", kernel, rows * pieces), &params)
     }
@@ -105,14 +127,35 @@ impl<D: Driver> Cuda<D> {
         if rows == 0 || !w.n.is_multiple_of(2) {
             return Ok(false);
         }
-        self.few_rows(Outcome::Gate(activation), &Operands::of(rows, x, w, bias, out))
+        let operands = Operands::of(rows, x, w, bias, out);
+        self.few_rows(self.form_of(&operands), Outcome::Gate(activation), &operands)
     }
 
-    /// Launches `gemv.cu` if that is the product's form and can compute it.
-    fn few_rows(&mut self, outcome: Outcome, operands: &Operands) -> Result<bool, KernelError> {
+    fn form_of(&self, &Operands { rows, n, k, .. }: &Operands) -> ProductForm {
+        let known = || self.product_forms.get(&(rows, n, k)).copied();
+        let form = self.product_form.or_else(known);
+        form.unwrap_or_else(|| ProductForm::of(rows, n, k))
+    }
+
+    /// Without a bias.
+    pub(super) fn by_library(
+        &mut self,
+        accumulate: bool,
+        operands: &Operands,
+    ) -> Result<(), KernelError> {
+        let &Operands { x, w, out, out_dtype, rows, n, k, .. } = operands;
+        let dtype = self.dtype;
+        self.driver.matmul(&Matmul { x, w, out, rows, n, k, dtype, out_dtype, accumulate })
+    }
+
+    /// Launches `gemv.cu` if that is the form and can compute it; else false.
+    pub(super) fn few_rows(
+        &mut self,
+        form: ProductForm,
+        outcome: Outcome,
+        operands: &Operands,
+    ) -> Result<bool, KernelError> {
         let &Operands { rows, n, k, out_dtype, .. } = operands;
-        let form = self.product_form.unwrap_or_else(|| ProductForm::of(rows, n, k));
-        let ProductForm::FewRows(form) = form else { return Ok(false) };
         let epilogue = match outcome {
             Outcome::Store if out_dtype == Dtype::F32 => Gemv::STORE_F32,
             Outcome::Store => Gemv::STORE,
@@ -122,20 +165,8 @@ impl<D: Driver> Cuda<D> {
             Outcome::Gate(Activation::GeluTanh) => Gemv::GELU,
         };
         let is_gated = matches!(outcome, Outcome::Gate(_));
-        let Some(kernel) = names::gemv(self.dtype, rows, form) else { return Ok(false) };
-        let shared_bytes = form.shared_bytes(rows, k);
-        let resident = self.driver.shared_bytes() / (shared_bytes + GemvForm::OTHER_SHARED_BYTES);
-        if resident == 0 || (is_gated && form.rows == 1) {
+        let Some(launch) = self.few_rows_launch(form, is_gated, (rows, n, k)) else {
             return Ok(false);
-        }
-        let blocks = self.driver.multiprocessors() * resident.min(form.blocks as usize);
-        let tasks = if is_gated { n / 2 } else { n }.div_ceil(form.outputs(is_gated));
-        let launch = Launch {
-            file: "gemv",
-            kernel,
-            grid: [word(blocks.min(tasks.div_ceil(form.threads as usize / 32))), 1],
-            threads: form.threads,
-            shared_bytes,
         };
         let params = Gemv {
             x: operands.x,
@@ -150,6 +181,28 @@ impl<D: Driver> Cuda<D> {
         };
         self.launch(&launch, &params)?;
         Ok(true)
+    }
+
+    /// How `gemv.cu` is launched, if the form is of it and the device can compute it so.
+    pub(super) fn few_rows_launch(
+        &self,
+        form: ProductForm,
+        is_gated: bool,
+        (rows, n, k): (usize, usize, usize),
+    ) -> Option<Launch<'static>> {
+        let ProductForm::FewRows(form) = form else { return None };
+        let kernel = names::gemv(self.dtype, rows, form)?;
+        let shared_bytes = form.shared_bytes(rows, k);
+        let resident = self.driver.shared_bytes() / (shared_bytes + GemvForm::OTHER_SHARED_BYTES);
+        // Of a gated unit a warp has both rows.
+        if resident == 0 || (is_gated && form.rows == 1) {
+            return None;
+        }
+        let blocks = self.driver.multiprocessors() * resident.min(form.blocks as usize);
+        let tasks = if is_gated { n / 2 } else { n }.div_ceil(form.outputs(is_gated));
+        let warps = form.threads as usize / 32;
+        let grid = [word(blocks.min(tasks.div_ceil(warps))), 1];
+        Some(Launch { file: "gemv", kernel, grid, threads: form.threads, shared_bytes })
     }
 }
 

@@ -1,5 +1,6 @@
 //! Every CUDA kernel, run by the shim, against the f64 references.
 
+mod forms;
 mod mutations;
 
 use sconce_cuda_shim::{Bench, ShimDriver, cases};
