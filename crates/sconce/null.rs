@@ -97,6 +97,7 @@ pub(crate) fn build(
         load_times: LoadTimes::default(),
         energy: "not measured: no device".to_owned(),
         embedding: None,
+        form_faults: Vec::new(),
     };
     let executor = NullExecutor { result: StepResult::default(), step_time };
     Built { executor, energy: None, config, vocab_size: VOCAB_SIZE, info }

@@ -55,6 +55,7 @@ pub struct CudaDriver {
     /// The first of these is of the step that has not been waited for.
     step_begun: bool,
     description: String,
+    setting: String,
     multiprocessors: usize,
     /// What a block may have.
     shared_bytes: usize,
@@ -135,6 +136,12 @@ impl CudaDriver {
         let gib = context.total_mem().map_err(failed)? as f64 / f64::from(1 << 30);
         let description = format!("{name}, sm_{major}{minor}, {gib:.0} GiB");
         let blas = Unpanicking::new(device.cublas_handle());
+        let setting = format!(
+            "{name}, sm_{major}{minor}, driver of CUDA {}, cuBLAS {}, kernels {:016x}",
+            start::driver_version()?,
+            blas_version(&blas)?,
+            fingerprint()
+        );
         let device = Unpanicking::new(device);
         let blas_workspace = stream.alloc_zeros::<u8>(BLAS_WORKSPACE_BYTES).map_err(failed)?;
         let address = blas_workspace.device_ptr(&stream).0;
@@ -172,6 +179,7 @@ impl CudaDriver {
             functions: HashMap::new(),
             pinned: Mutex::new(Pinned { buffers, next: 0 }),
             description,
+            setting,
             multiprocessors: usize::try_from(multiprocessors).unwrap_or(1),
             shared_bytes: usize::try_from(shared_bytes).unwrap_or(PLAIN_SHARED_BYTES),
             stream,
@@ -228,6 +236,10 @@ impl Driver for CudaDriver {
 
     fn describe(&self) -> String {
         self.description.clone()
+    }
+
+    fn setting(&self) -> String {
+        self.setting.clone()
     }
 
     fn multiprocessors(&self) -> usize {
@@ -422,6 +434,28 @@ impl cudarc::driver::HostSlice<u8> for Prefix<'_> {
     ) -> (&'a mut [u8], cudarc::driver::SyncOnDrop<'a>) {
         unreachable!("uploads only read")
     }
+}
+
+/// cuBLAS's version, as it counts them.
+fn blas_version(blas: &CudaBlas) -> Result<i32, KernelError> {
+    let mut version = 0;
+    // SAFETY: the handle lives, and the library writes one integer.
+    let asked = unsafe { cublas::sys::cublasGetVersion_v2(*blas.handle(), &raw mut version) };
+    asked.result().map_err(|error| blas_error("cuBLAS's version", error))?;
+    Ok(version)
+}
+
+/// What tells the kernels of this build from another's (FNV-1a, over words).
+fn fingerprint() -> u64 {
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    for (_, fatbin) in FATBINS {
+        for word in fatbin.chunks(8) {
+            let mut bytes = [0; 8];
+            bytes[..word.len()].copy_from_slice(word);
+            hash = (hash ^ u64::from_le_bytes(bytes)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+    hash
 }
 
 /// Memory that is freed stays with the process: the next allocation has it at once.

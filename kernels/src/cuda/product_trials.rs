@@ -32,11 +32,22 @@ struct Product {
     k: usize,
 }
 
+/// Weights of a Llama of 8 B, for a device of which nothing is known.
+const USUAL: [(usize, usize); 5] =
+    [(6144, 4096), (4096, 4096), (28_672, 4096), (4096, 14_336), (128_256, 4096)];
+
 impl Product {
     fn name(self, dtype: Dtype) -> String {
         let Self { rows, n, k } = self;
         format!("product of {rows} rows, {n} x {k}, {dtype:?}")
     }
+}
+
+/// The outputs and inputs that a product's name has.
+fn weight_of(operation: &str) -> Option<(usize, usize)> {
+    let mut parts = operation.strip_prefix("product of ")?.split(", ").skip(1);
+    let (n, k) = parts.next()?.split_once(" x ")?;
+    n.parse().ok().zip(k.parse().ok())
 }
 
 /// What trials compute with. A weight of any shape is a part of one memory.
@@ -50,6 +61,28 @@ struct Room<M> {
 }
 
 impl<D: Driver> Cuda<D> {
+    /// Tries again what `found` knows of products, or those of usual weights if it knows none.
+    ///
+    /// # Errors
+    /// As [`crate::Device::try_forms`].
+    pub fn try_again(
+        &mut self,
+        found: &mut Findings,
+        keep: &mut dyn FnMut(&Findings),
+    ) -> Result<(), KernelError> {
+        let known = found.trials().iter().filter_map(|trial| weight_of(&trial.operation));
+        let mut weights: Vec<_> = known.collect();
+        weights.sort_unstable();
+        weights.dedup();
+        if weights.is_empty() {
+            weights = USUAL.to_vec();
+        }
+        for &(n, k) in &weights {
+            ROWS.iter().for_each(|&rows| found.forget(&Product { rows, n, k }.name(self.dtype)));
+        }
+        self.try_products(&weights, found, keep)
+    }
+
     /// Tries what is not known of products with weights of these outputs and inputs, and has
     /// each take its best form from then on.
     pub(super) fn try_products(

@@ -73,7 +73,7 @@ impl Driver for Faulty {
         params: &P,
     ) -> Result<(), KernelError> {
         self.launches += 1;
-        self.took += Duration::from_micros(50);
+        self.took += Duration::from_micros(300);
         let sticky = self.fault == Fault::Sticky;
         match self.fault {
             Fault::Refused | Fault::Sticky if launch.file == "gemv" => Err(KernelError::Device {
@@ -88,7 +88,7 @@ impl Driver for Faulty {
 
     fn matmul(&mut self, product: &Matmul) -> Result<(), KernelError> {
         self.launches += 1;
-        self.took += Duration::from_micros(100);
+        self.took += Duration::from_micros(600);
         if self.fault == Fault::IdleLibrary { Ok(()) } else { self.shim.matmul(product) }
     }
 
