@@ -98,6 +98,7 @@ pub(crate) fn build(
         num_graphs: 0,
         energy: "not measured: no device".to_owned(),
         embedding: None,
+        form_faults: Vec::new(),
     };
     let executor = NullExecutor { result: StepResult::default(), step_time };
     Built { executor, energy: None, config, vocab_size: VOCAB_SIZE, info }

@@ -12,7 +12,8 @@ use sconce_engine::{
 };
 use sconce_ledger::{Ledger, LedgerError};
 use sconce_runner::{
-    CacheDtype, DeviceChoice, Dtype, Isa, LoadError, LoadOptions, LoadPhase, LoadTimes, ModelInfo,
+    CacheDtype, DeviceChoice, Dtype, FormFault, Isa, LoadError, LoadOptions, LoadPhase, LoadTimes,
+    ModelInfo,
     Quantization,
 };
 use sconce_text::{TextConfig, TextError, TextModel};
@@ -238,6 +239,7 @@ pub(crate) struct Loaded {
     pub(crate) num_graphs: usize,
     pub(crate) energy: String,
     pub(crate) embedding: Option<EmbeddingInfo>,
+    pub(crate) form_faults: Vec<FormFault>,
 }
 
 impl From<ModelInfo> for Loaded {
@@ -254,6 +256,7 @@ impl From<ModelInfo> for Loaded {
             num_graphs: info.num_graphs,
             energy: info.energy,
             embedding: info.embedding,
+            form_faults: info.form_faults,
         }
     }
 }
@@ -311,6 +314,7 @@ impl Sconce {
             cuda_graph_sizes: options.cuda_graph_sizes.clone(),
             threads: options.threads,
             cpu_isa: options.cpu_isa,
+            forms_dir: Some(options.hub.forms_dir()),
         };
         let (max_queued, policy) = (options.max_num_queued_reqs, options.scheduling_policy);
         let prefix_cache = options.enable_prefix_caching.then(|| PrefixKey(rand::random()));
@@ -363,6 +367,9 @@ impl Sconce {
             .sink(sink.transpose()?)
             .recorder(recorder.map(|recorder| Box::new(recorder) as Box<dyn RecordSink>));
         let (_, handle, loaded) = Engine::start(engine_options, build)?;
+        for FormFault { operation, form, .. } in &loaded.form_faults {
+            handle.metrics().unused_form(operation, form);
+        }
         let limits = *handle.limits();
         text.check_fits(limits.vocab_size)?;
         let summary = Summary {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use candle_core::Tensor;
 
 use crate::{
-    AttentionKind, KernelError, KvLayout, StepLimits, StepPlan, WeightDtype, ops::Routing,
+    AttentionKind, Findings, KernelError, KvLayout, StepLimits, StepPlan, WeightDtype, ops::Routing,
 };
 
 /// A device and what lies in its memory. One thread owns it.
@@ -33,6 +33,28 @@ pub trait Device: Send {
 
     /// What a person should know of the device: its name, instruction set, threads.
     fn describe(&self) -> String;
+
+    /// What the choice between several forms of an operation depends on: the kind of device,
+    /// its driver and libraries, and this build. `None` where there is one form of each.
+    fn setting(&self) -> Option<String> {
+        None
+    }
+
+    /// Tries the forms of operations on weights like those that were made, as far as `found`
+    /// does not know them, and uses the best of each from then on. `keep` is told what is
+    /// known whenever a form is about to be tried, which then counts as one that failed: it
+    /// may end the process.
+    ///
+    /// # Errors
+    /// The device failed, or no form of an operation gives what it should.
+    fn try_forms(
+        &mut self,
+        found: &mut Findings,
+        keep: &mut dyn FnMut(&Findings),
+    ) -> Result<(), KernelError> {
+        let _ = (found, keep);
+        Ok(())
+    }
 
     /// Free and total bytes of the device's memory; `None` where it is the machine's.
     ///

@@ -14,7 +14,7 @@ use sconce_kernels::{
 };
 use serde_json::json;
 
-use crate::{report, timing::seconds};
+use crate::{few_rows, report, timing::seconds};
 
 /// Inputs that take turns, so that none is found in a cache.
 const TURNS: usize = 6;
@@ -65,6 +65,7 @@ const DRY: Sizes = Sizes {
 pub(crate) enum Group {
     Elementwise,
     Products,
+    FewRows,
     Decode,
     Prefill,
     Sampling,
@@ -97,6 +98,10 @@ pub(crate) fn run<D: Driver>(driver: D, only: Option<Group>, dry_run: bool) -> R
         match group {
             Group::Elementwise => elementwise(&mut cuda, &sizes, dry_run)?,
             Group::Products => products(&mut cuda, &sizes, dry_run)?,
+            Group::FewRows => {
+                let Sizes { hidden, intermediate, vocab_size, .. } = sizes;
+                few_rows::run(&mut cuda, (hidden, intermediate, vocab_size), dry_run)?;
+            }
             Group::Decode => {
                 for group in [4, 8] {
                     for &context in sizes.decode_contexts {
@@ -118,7 +123,7 @@ pub(crate) fn run<D: Driver>(driver: D, only: Option<Group>, dry_run: bool) -> R
 }
 
 /// A result: the figure is bytes or operations a second, or only the time.
-fn result(kernel: &str, seconds: f64, bytes: usize, operations: f64) {
+pub(crate) fn result(kernel: &str, seconds: f64, bytes: usize, operations: f64) {
     let per_second = |n: f64| if n > 0.0 { Some(n / seconds) } else { None };
     report(&json!({
         "kernel": kernel,
@@ -129,7 +134,7 @@ fn result(kernel: &str, seconds: f64, bytes: usize, operations: f64) {
 }
 
 /// Random numbers in [-1, 1) of a repeating pattern, which no cache line repeats.
-fn random(seed: u64, rows: usize, cols: usize) -> Result<Tensor> {
+pub(crate) fn random(seed: u64, rows: usize, cols: usize) -> Result<Tensor> {
     const PERIOD: u32 = 65_521;
     let pattern: Vec<f32> = (0..PERIOD).map(|i| (uniform(seed, i) * 2.0 - 1.0) as f32).collect();
     let numbers: Vec<f32> = pattern.iter().copied().cycle().take(rows * cols).collect();
@@ -146,7 +151,7 @@ fn matrix<D: Driver>(
 }
 
 /// Activations of random numbers: rows of a random table.
-fn activations<D: Driver>(
+pub(crate) fn activations<D: Driver>(
     cuda: &mut Cuda<D>,
     seed: u64,
     rows: usize,

@@ -118,6 +118,7 @@ pub(crate) fn load(
             is_normalized: sentence.normalize,
             max_tokens,
         }),
+        form_faults: Vec::new(),
     };
     let mut runner = EncoderRunner {
         step: cpu.step(&limits, &[])?,

@@ -1,6 +1,9 @@
 //! From a model directory to a ready runner.
 
-use std::time::{Duration, Instant};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use sconce_kernels::{
     BLOCK_SIZE, Backend, CacheDtype, Dtype, KernelError, StepLimits, WeightDtype,
@@ -12,6 +15,7 @@ use sconce_types::{CacheGroups, EmbeddingInfo, EnergyMeter, Executor};
 use crate::{
     DeviceChoice, LoadError, LoadOptions, ModelRunner, Quantization, encoder,
     energy::Energy,
+    forms::{self, Examined, FormFault},
     forward::Forward,
     graphs,
     kv_plan::KvPlan,
@@ -68,6 +72,8 @@ pub struct ModelInfo {
     /// What it makes of texts, if it makes embeddings and generates nothing; it has no KV
     /// cache then.
     pub embedding: Option<EmbeddingInfo>,
+    /// Forms of operations that the device does not compute right.
+    pub form_faults: Vec<FormFault>,
 }
 
 /// Where the time of loading went.
@@ -184,16 +190,44 @@ fn weight_dtype(options: &LoadOptions, dtype: Dtype) -> WeightDtype {
     }
 }
 
+/// Tries the forms of a GPU's operations, those that its folder knows or usual ones, whether or
+/// not they were tried before, and keeps what came of it.
+///
+/// # Errors
+/// There is no GPU, or none that can be used.
+pub fn examine(folder: &Path) -> Result<Examined, LoadError> {
+    cuda::examine(folder)
+}
+
 #[cfg(feature = "cuda")]
 mod cuda {
+    use std::path::Path;
+
     use sconce_kernels::{
-        KernelError,
+        Dtype, KernelError, StepLimits,
         cuda::{Cuda, CudaDriver, Driver as _},
     };
 
     use super::{
-        Energy, LoadError, LoadOptions, LoadPhase, LoadedModel, Stage, load_on, out_of_memory,
+        Energy, Examined, LoadError, LoadOptions, LoadPhase, LoadedModel, Stage, forms, load_on,
+        out_of_memory,
     };
+
+    fn open() -> Result<CudaDriver, LoadError> {
+        CudaDriver::new(0).map_err(|error| match error {
+            KernelError::NoDevice { reason } => LoadError::NoDevice { reason },
+            error => LoadError::Device { error },
+        })
+    }
+
+    pub(super) fn examine(folder: &Path) -> Result<Examined, LoadError> {
+        let driver = open()?;
+        let device = driver.describe();
+        let limits = StepLimits { max_num_batched_tokens: 16, max_num_seqs: 16, max_model_len: 16 };
+        let mut cuda = Cuda::new(driver, Dtype::Bf16, limits)?;
+        let (before, found, error) = forms::try_again(&mut cuda, folder);
+        Ok(Examined { device, before, found, error })
+    }
 
     pub(super) fn load(
         options: &LoadOptions,
@@ -201,10 +235,7 @@ mod cuda {
     ) -> Result<LoadedModel, LoadError> {
         let mut uuid = None;
         let make = |dtype, limits| {
-            let driver = CudaDriver::new(0).map_err(|error| match error {
-                KernelError::NoDevice { reason } => LoadError::NoDevice { reason },
-                error => LoadError::Device { error },
-            })?;
+            let driver = open()?;
             uuid = driver.uuid();
             let memory = driver.memory_info().ok();
             Cuda::new(driver, dtype, limits)
@@ -217,14 +248,24 @@ mod cuda {
 
 #[cfg(not(feature = "cuda"))]
 mod cuda {
-    use super::{LoadError, LoadOptions, LoadPhase, LoadedModel};
+    use std::path::Path;
+
+    use super::{Examined, LoadError, LoadOptions, LoadPhase, LoadedModel};
+
+    fn missing() -> LoadError {
+        let reason = "this build has no CUDA in it (cargo build --features cuda)".to_owned();
+        LoadError::NoDevice { reason }
+    }
 
     pub(super) fn load(
         _: &LoadOptions,
         _: &mut dyn FnMut(LoadPhase, usize, usize),
     ) -> Result<LoadedModel, LoadError> {
-        let reason = "this build has no CUDA in it (cargo build --features cuda)".to_owned();
-        Err(LoadError::NoDevice { reason })
+        Err(missing())
+    }
+
+    pub(super) fn examine(_: &Path) -> Result<Examined, LoadError> {
+        Err(missing())
     }
 }
 
@@ -264,7 +305,7 @@ pub fn load_on<B: Backend + 'static>(
     let asked = Asked { options, checkpoint: &checkpoint, dtype, limits };
     let placed = place(backend, &asked, &mut at, progress, || end_phase(&mut times.weights))
         .map_err(|error| out_of_memory::explain(error, at.1, &at.0))?;
-    let Placed { mut forward, spec, weight_bytes, kv, mut cache } = placed;
+    let Placed { mut forward, spec, weight_bytes, kv, mut cache, form_faults } = placed;
     end_phase(&mut times.cache);
     let num_graphs = record(&mut forward, &mut cache, options, &limits, progress)?;
     end_phase(&mut times.graphs);
@@ -296,6 +337,7 @@ pub fn load_on<B: Backend + 'static>(
             num_graphs,
             energy: "not measured".to_owned(),
             embedding: None,
+            form_faults,
         },
     })
 }
@@ -341,13 +383,14 @@ struct Placed<B: Backend> {
     weight_bytes: usize,
     kv: KvPlan,
     cache: B::KvCache,
+    form_faults: Vec<FormFault>,
 }
 
 /// Places weights, what a step computes in, and the KV cache on a device; `at` says how far
 /// it came, with the free and total bytes when that began. `weights_are_loaded` is called in
 /// between.
 fn place<B: Backend + 'static>(
-    backend: B,
+    mut backend: B,
     asked: &Asked<'_, B>,
     at: &mut (Stage, Option<(usize, usize)>),
     progress: &mut dyn FnMut(LoadPhase, usize, usize),
@@ -363,6 +406,10 @@ fn place<B: Backend + 'static>(
     for warning in warnings {
         tracing::warn!("{}: {warning}", options.dir.display());
     }
+    let form_faults = match &options.forms_dir {
+        Some(folder) => forms::choose(&mut backend, folder)?,
+        None => Vec::new(),
+    };
     weights_are_loaded();
     let cache_dtype = options.kv_cache_dtype.unwrap_or(dtype.into());
     let mut kv = KvPlan::new(&spec, cache_dtype, &limits, ModelRunner::<B>::DEPTH)?;
@@ -389,5 +436,5 @@ fn place<B: Backend + 'static>(
         return Err(LoadError::NoRoom { tokens, max_model_len, needed_bytes });
     }
     let cache = forward.backend.kv_cache(&kv.layout, &limits)?;
-    Ok(Placed { forward, spec, weight_bytes, kv, cache })
+    Ok(Placed { forward, spec, weight_bytes, kv, cache, form_faults })
 }

@@ -58,6 +58,9 @@ pub struct LoadOptions {
     pub threads: Option<usize>,
     /// The highest level of a CPU's instructions to use; all that it has if not given.
     pub cpu_isa: Option<Isa>,
+    /// Where it is kept which forms of operations a GPU computes right, and fastest; without it
+    /// none are tried.
+    pub forms_dir: Option<PathBuf>,
 }
 
 impl LoadOptions {
@@ -79,6 +82,7 @@ impl LoadOptions {
             cuda_graph_sizes: None,
             threads: None,
             cpu_isa: None,
+            forms_dir: None,
         }
     }
 

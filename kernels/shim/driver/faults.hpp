@@ -11,7 +11,9 @@
 //   hang N                 the N-th launch never ends
 //   nan N K [NAME]         after the N-th launch the memory that its K-th pointer points
 //                          to holds NaN in its first 64 bytes; with a name, after the N-th
-//                          of a kernel or product of that name
+//                          of a kernel or product of that name; N is * for all
+//   wrong N K [NAME]       the same, but the memory's first 64 bytes hold other numbers than
+//                          the launch left there
 //   slow N FACTOR          the N-th copy takes so many times its time
 //   stale K NAME           launches of that kernel are captured with a K-th pointer that is 256
 //                          bytes off, as if what it points to had been moved since
@@ -43,6 +45,7 @@ public:
         bool hangs = false;
         // From 1; 0 is none.
         uint64_t nan_at_pointer = 0;
+        uint64_t wrong_at_pointer = 0;
         // Which it is, from 1.
         uint64_t number = 0;
     };
@@ -54,7 +57,7 @@ public:
     uint64_t of_copy();
 
 private:
-    enum class Kind { Fail, Skip, Sticky, Hang, Nan, Slow, Stale };
+    enum class Kind { Fail, Skip, Sticky, Hang, Nan, Wrong, Slow, Stale };
     struct Fault {
         Kind kind;
         std::string call;
@@ -64,6 +67,7 @@ private:
         bool is_after_failure;
         uint64_t value;
     };
+    static bool changes_results(const Fault& fault);
     std::vector<Fault> faults;
     std::map<std::string, uint64_t> calls, launches_of;
     uint64_t launches = 0, copies = 0;

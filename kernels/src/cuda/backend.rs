@@ -1,15 +1,19 @@
 //! The CUDA backend: memory, steps, sampling. Its operations are in `ops.rs`.
 
-use std::time::Duration;
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
 use candle_core::Tensor;
 
 use super::{
     AttentionPlan, AttentionRoom, CudaBuffer, CudaKvCache, CudaMatrix, CudaRoutes, CudaStep,
-    CudaVector, DevicePointer, Driver, memory::decode, names, sampler::SamplingBuffers,
+    CudaVector, DevicePointer, Driver, ProductForm, memory::decode, names, sampler::SamplingBuffers,
 };
 use crate::{
-    AttentionKind, AttentionParams, Device, Dtype, KernelError, KvLayout, Routing, Sampler,
+    AttentionKind, AttentionParams, Device, Dtype, Findings, KernelError, KvLayout, Routing, Sampler,
     StepLimits, StepPlan, WeightDtype,
     ops::sampling::{Logprobs, SampleRequest, Sampled},
     plan::below_in,
@@ -26,6 +30,12 @@ pub struct Cuda<D: Driver> {
     pub(super) dtype: Dtype,
     sampling: SamplingBuffers<D::Memory>,
     pub(super) partials: Option<Partials<D::Memory>>,
+    /// The form of every product, where one was asked for.
+    pub(super) product_form: Option<ProductForm>,
+    /// Those that were found best, by rows, outputs and inputs.
+    pub(super) product_forms: HashMap<(usize, usize, usize), ProductForm>,
+    /// Outputs and inputs of the weights that were made.
+    pub(super) weights: Mutex<BTreeSet<(usize, usize)>>,
 }
 
 /// Room for attention's partial results and the tickets of the blocks that merge them.
@@ -65,6 +75,9 @@ impl<D: Driver> Cuda<D> {
             driver,
             dtype,
             partials: None,
+            product_form: None,
+            product_forms: HashMap::new(),
+            weights: Mutex::default(),
         })
     }
 
@@ -129,6 +142,19 @@ impl<D: Driver> Device for Cuda<D> {
         self.driver.describe()
     }
 
+    fn setting(&self) -> Option<String> {
+        Some(self.driver.setting())
+    }
+
+    fn try_forms(
+        &mut self,
+        found: &mut Findings,
+        keep: &mut dyn FnMut(&Findings),
+    ) -> Result<(), KernelError> {
+        let weights = self.weights.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        self.try_products(&Vec::from_iter(weights), found, keep)
+    }
+
     fn memory_info(&self) -> Result<Option<(usize, usize)>, KernelError> {
         self.driver.memory_info().map(Some)
     }
@@ -157,7 +183,10 @@ impl<D: Driver> Device for Cuda<D> {
                 accepted: "weights of the dtype it computes in are",
             });
         }
-        CudaMatrix::new(&self.driver, parts, self.dtype)
+        let matrix = CudaMatrix::new(&self.driver, parts, self.dtype)?;
+        let mut weights = self.weights.lock().unwrap_or_else(PoisonError::into_inner);
+        weights.insert((matrix.n, matrix.k));
+        Ok(matrix)
     }
 
     fn matrix_bytes(&self, matrix: &Self::Matrix) -> usize {

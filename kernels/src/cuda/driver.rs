@@ -20,8 +20,20 @@ pub trait Driver: Send {
     /// What a person should know of the device.
     fn describe(&self) -> String;
 
+    /// What times of kernels depend on: the kind of device, its driver, its libraries and the
+    /// build that the kernels are of.
+    fn setting(&self) -> String {
+        self.describe()
+    }
+
     /// Multiprocessors, which run blocks side by side.
     fn multiprocessors(&self) -> usize;
+
+    /// Bytes of shared memory that a block may have.
+    fn shared_bytes(&self) -> usize {
+        // What compute capability 8.6 has, the least of all that kernels are compiled for.
+        99 << 10
+    }
 
     /// Memory of `bytes`, zeroed, for `what`.
     ///

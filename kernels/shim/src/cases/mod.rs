@@ -7,6 +7,7 @@ pub mod element;
 mod elementwise;
 mod experts;
 pub mod graphs;
+mod products;
 mod sampling;
 pub mod sampling_masks;
 mod sampling_wide;
@@ -37,6 +38,10 @@ pub fn all<D: Driver>() -> Vec<Case<D>> {
         elementwise::add_bias_adds_to_every_row,
         elementwise::copy_blocks_moves_whole_blocks_of_every_layer,
         elementwise::rope_rotates_queries_and_writes_keys_and_values_to_their_slots,
+        products::products_of_few_rows_match_the_reference,
+        products::gated_products_match_the_reference,
+        products::normed_products_match_the_reference,
+        products::a_products_bits_do_not_depend_on_its_rows,
         experts::rows_go_to_their_likeliest_experts,
         experts::experts_add_what_the_reference_says,
         experts::a_rows_bits_are_its_own_among_experts,

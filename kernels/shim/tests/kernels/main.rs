@@ -1,5 +1,6 @@
 //! Every CUDA kernel, run by the shim, against the f64 references.
 
+mod forms;
 mod mutations;
 
 use sconce_cuda_shim::{Bench, ShimDriver, cases};
@@ -36,6 +37,10 @@ tests! {
     add_bias_adds_to_every_row
     copy_blocks_moves_whole_blocks_of_every_layer
     rope_rotates_queries_and_writes_keys_and_values_to_their_slots
+    products_of_few_rows_match_the_reference
+    gated_products_match_the_reference
+    normed_products_match_the_reference
+    a_products_bits_do_not_depend_on_its_rows
     rows_go_to_their_likeliest_experts
     experts_add_what_the_reference_says
     a_rows_bits_are_its_own_among_experts

@@ -220,3 +220,41 @@ fn experts_that_overwrite_what_is_being_read_are_found() {
     let fault = ("load(stage ^ 1, from + PIECES)", "load(stage, from + PIECES)");
     expert_case_must_find("stages", fault, "experts_add_what_the_reference_says");
 }
+
+/// Plants a fault in the products of few rows.
+fn product_case_must_find(name: &str, fault: (&str, &str), case: &str) {
+    case_must_find_in(&["gemv.cu"], name, fault, case);
+}
+
+#[test]
+fn a_product_that_begins_before_its_rows_are_there_is_found() {
+    let fault = (
+        "        }\n    }\n    __syncthreads();\n}\n\ntemplate <typename T, int M, int R, int U>",
+        "        }\n    }\n    __syncwarp();\n}\n\ntemplate <typename T, int M, int R, int U>",
+    );
+    product_case_must_find("staged", fault, "products_of_few_rows_match_the_reference");
+}
+
+#[test]
+fn a_run_beyond_a_rows_end_is_found() {
+    let fault = ("u * WARP < left", "u * WARP < left + 1");
+    product_case_must_find("run", fault, "products_of_few_rows_match_the_reference");
+}
+
+#[test]
+fn rows_of_a_task_that_come_too_late_are_found() {
+    let fault = ("begin_task(task + stride)", "begin_task(task)");
+    product_case_must_find("task", fault, "products_of_few_rows_match_the_reference");
+}
+
+#[test]
+fn a_unit_gated_by_another_is_found() {
+    let fault = ("(lane + HALF * M) % WARP", "(lane + M) % WARP");
+    product_case_must_find("gate", fault, "gated_products_match_the_reference");
+}
+
+#[test]
+fn a_norm_of_another_row_is_found() {
+    let fault = ("sum += partial[warp * M + m];", "sum += partial[warp * M];");
+    product_case_must_find("norm", fault, "normed_products_match_the_reference");
+}
