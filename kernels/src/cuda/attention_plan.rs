@@ -73,7 +73,7 @@ pub struct AttentionRoom {
 /// Attention's work; reused from step to step.
 #[derive(Debug, Default)]
 pub struct AttentionPlan {
-    /// Of `paged_attention.cu`, the grid's second dimension: `[num_work]`.
+    /// Of `prefill_attention.cu`, the grid's second dimension: `[num_work]`.
     pub prompts: Vec<Work>,
     /// Of `decode_attention.cu`, likewise.
     pub decodes: Vec<Work>,
@@ -174,7 +174,7 @@ impl AttentionPlan {
         }
     }
 
-    /// Packed rows of a block of `paged_attention.cu`.
+    /// Packed rows of a block of `prefill_attention.cu`.
     const fn prompt_rows(head_dim: usize) -> usize {
         if head_dim > 128 { 64 } else { 128 }
     }
@@ -240,7 +240,7 @@ impl AttentionPlan {
         num * (head_dim + PARTIAL_HEAD) * size_of::<f32>()
     }
 
-    /// Dynamic shared memory of a block of `paged_attention.cu`, for activations of two
+    /// Dynamic shared memory of a block of `prefill_attention.cu`, for activations of two
     /// bytes and a cache of `cache_bytes` an element.
     #[must_use]
     pub const fn prompt_shared_bytes(head_dim: usize, cache_bytes: usize) -> usize {

@@ -210,7 +210,7 @@ impl<D: Driver> Device for Cuda<D> {
             });
         }
         for layer in &layout.layers {
-            if names::paged_attention((self.dtype, layout.dtype), layer.head_dim).is_none() {
+            if names::prefill_attention((self.dtype, layout.dtype), layer.head_dim).is_none() {
                 return Err(KernelError::Unsupported {
                     what: format!("head_dim {}", layer.head_dim),
                     device: "CUDA",

@@ -29,17 +29,17 @@ pub(super) fn rope_and_cache(dtypes: (Dtype, CacheDtype)) -> Option<&'static str
     of_cache!("rope_and_cache", "", dtypes)
 }
 
-/// `paged_attention.cu`'s for activations, a cache and a head_dim.
-pub(super) fn paged_attention(
+/// `prefill_attention.cu`'s for activations, a cache and a head_dim.
+pub(super) fn prefill_attention(
     dtypes: (Dtype, CacheDtype),
     head_dim: usize,
 ) -> Option<&'static str> {
     match head_dim {
-        64 => of_cache!("paged_attention", "_d64", dtypes),
-        80 => of_cache!("paged_attention", "_d80", dtypes),
-        96 => of_cache!("paged_attention", "_d96", dtypes),
-        128 => of_cache!("paged_attention", "_d128", dtypes),
-        256 => of_cache!("paged_attention", "_d256", dtypes),
+        64 => of_cache!("prefill_attention", "_d64", dtypes),
+        80 => of_cache!("prefill_attention", "_d80", dtypes),
+        96 => of_cache!("prefill_attention", "_d96", dtypes),
+        128 => of_cache!("prefill_attention", "_d128", dtypes),
+        256 => of_cache!("prefill_attention", "_d256", dtypes),
         _ => None,
     }
 }

@@ -368,8 +368,8 @@ impl<D: Driver> Ops for Cuda<D> {
         let dtype = cache.layout.dtype;
         let dtypes = (self.dtype, dtype);
         let prompts = Launch {
-            file: OP,
-            kernel: names::paged_attention(dtypes, head_dim).expect(CHECKED),
+            file: "prefill_attention",
+            kernel: names::prefill_attention(dtypes, head_dim).expect(CHECKED),
             grid: [word(num_kv_heads), word(work.prompts.1)],
             threads: 256,
             shared_bytes: AttentionPlan::prompt_shared_bytes(head_dim, dtype.size()),

@@ -154,7 +154,7 @@ params! {
 }
 
 params! {
-    /// `paged_attention.cu`, 256 threads, and `decode_attention.cu`, 128 threads; grid
+    /// `prefill_attention.cu`, 256 threads, and `decode_attention.cu`, 128 threads; grid
     /// `[KV heads, work]`, shared memory as [`super::AttentionPlan`] has it.
     PagedAttention {
         work, q, cache, out, block_tables, partials, tickets;

@@ -215,8 +215,8 @@ impl Case {
         let columns = AttentionPlan::decode_columns(group);
         let launches = [
             (
-                "paged_attention",
-                format!("paged_attention_{dtypes}_d{head_dim}"),
+                "prefill_attention",
+                format!("prefill_attention_{dtypes}_d{head_dim}"),
                 &plan.prompts,
                 (256, AttentionPlan::prompt_shared_bytes(head_dim, size)),
             ),
