@@ -158,10 +158,7 @@ template <typename T, typename C, int D> struct Sequence {
             const uint32_t row = work.first_row + r;
             Vector<T> x = {};
             if (row < num_rows && dim < D) {
-                const size_t token = work.first_query + row / p.group;
-                const size_t head = size_t(kv_head) * p.group + row % p.group;
-                x = *reinterpret_cast<const Vector<T>*>(static_cast<const T*>(p.q) +
-                                                        token * p.q_stride + head * D + dim);
+                x = *reinterpret_cast<const Vector<T>*>(query(row) + dim);
             }
             float factor = 1.0f;
             uint32_t words[LEN / 2];
@@ -212,6 +209,12 @@ template <typename T, typename C, int D> struct Sequence {
     // Factor on a row's output.
     __device__ __forceinline__ float normalizer(float sum) const {
         return p.v_scale * (sizeof(C) == 1 ? WIDENED_UNIT : 1.0f) / sum;
+    }
+
+    __device__ __forceinline__ const T* query(uint32_t row) const {
+        const size_t token = work.first_query + row / p.group;
+        const size_t head = size_t(kv_head) * p.group + row % p.group;
+        return static_cast<const T*>(p.q) + token * p.q_stride + head * D;
     }
 
     __device__ __forceinline__ T* out(uint32_t row) const {

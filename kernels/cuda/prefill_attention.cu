@@ -9,6 +9,7 @@
 // in the same loop, so that tensor cores and the rest both have work (FlashAttention-3:
 // Shah et al., 2024).
 #include "prefill_rows.cuh"
+#include "prefill_warpgroups.cuh"
 
 constexpr int PREFILL_THREADS = 256;
 constexpr int PREFILL_WARPS = PREFILL_THREADS / WARP;
@@ -118,7 +119,7 @@ __device__ __forceinline__ void weigh_tile(Scores& scores, const M* queries, con
     if constexpr (!LAST) {
         score_dimensions<M, C, D>(next, queries, keys, 0);
     }
-    const Exponents of = raise_maxima(scores, rows, soft_cap, chunk);
+    const Exponents of = raise_maxima(scores, rows, soft_cap, chunk.maximum);
 #pragma unroll
     for (int step = 1; step < STEPS; ++step) {
         if constexpr (!LAST) {
@@ -129,15 +130,7 @@ __device__ __forceinline__ void weigh_tile(Scores& scores, const M* queries, con
             weigh<M>(scores, of, n, weights);
         }
     }
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-        chunk.sum[r] *= of.correction[r];
-#pragma unroll
-        for (int n = 0; n < OUT / 8; ++n) {
-            chunk.out[n][2 * r] *= of.correction[r];
-            chunk.out[n][2 * r + 1] *= of.correction[r];
-        }
-    }
+    correct(chunk, of);
     scores = next;
 }
 
@@ -145,14 +138,9 @@ __device__ __forceinline__ void weigh_tile(Scores& scores, const M* queries, con
 template <typename M, typename C, int D, int OUT>
 __device__ __forceinline__ void accumulate_values(const uint32_t (&weights)[TILE / 16][4], const C* values,
                                                   int first_dim, Partial<OUT>& chunk) {
-    const uint32_t one = pack<M>(1.0f, 1.0f);
-    const uint32_t ones[2] = {one, one};
-    // All columns are the same.
-    float sum[4] = {chunk.sum[0], chunk.sum[0], chunk.sum[1], chunk.sum[1]};
+    add_weights<M>(chunk, weights);
 #pragma unroll
     for (int k = 0; k < TILE / 16; k += 2) {
-        mma<M>(sum, weights[k], ones);
-        mma<M>(sum, weights[k + 1], ones);
 #pragma unroll
         for (int n = 0; n < OUT / 16; ++n) {
             uint32_t b[2][2][2];
@@ -164,8 +152,6 @@ __device__ __forceinline__ void accumulate_values(const uint32_t (&weights)[TILE
             }
         }
     }
-    chunk.sum[0] = sum[0];
-    chunk.sum[1] = sum[2];
 }
 
 template <typename T, typename C, int D, int SLOTS>
@@ -183,7 +169,8 @@ __device__ __forceinline__ void prefill_attention(const PagedAttention& p) {
     auto tiles = sequence.template tiles<Padded<C, D>, PREFILL_WARPS, SLOTS>(reinterpret_cast<C*>(shared), first, end);
     tiles.start();
     sequence.stage_queries(all_queries, warp_id(), PREFILL_WARPS, Shared::ROWS);
-    const C* keys = tiles.take_first();
+    const C* keys = tiles.take();
+    tiles.refill_first();
 
     // The warp's first row of the block's.
     const int own = warp_id() / Shared::SHARING * ROWS_OF_WARP;
@@ -209,13 +196,15 @@ __device__ __forceinline__ void prefill_attention(const PagedAttention& p) {
     for (uint32_t token = first; token < end; token += TILE) {
         uint32_t weights[TILE / 16][4];
         cap_and_mask(scores, rows, sequence, work.first_row + own + lane_id() / 4, int(token), p.soft_cap);
-        keys = tiles.template take<KEYS>(token + TILE);
+        keys = tiles.take();
+        tiles.template refill<KEYS>(token + TILE);
         if (token + TILE < end) {
             weigh_tile<false, M, C, D>(scores, queries, keys, rows, p.soft_cap, chunk, weights);
         } else {
             weigh_tile<true, M, C, D>(scores, queries, keys, rows, p.soft_cap, chunk, weights);
         }
-        const C* values = tiles.template take<VALUES>(token);
+        const C* values = tiles.take();
+        tiles.template refill<VALUES>(token);
         accumulate_values<M, C, D>(weights, values, first_dim, chunk);
         if ((token + TILE) % CHUNK == 0 || token + TILE >= end) {
             merge_chunk(all, chunk);
@@ -228,10 +217,31 @@ __device__ __forceinline__ void prefill_attention(const PagedAttention& p) {
     store_prefill(sequence, all, reinterpret_cast<T*>(all_queries), own, first_dim, count, PREFILL_WARPS);
 }
 
-#define ATTENTION(name, T, C, D)                                                                   \
-    KERNEL(name##_d##D, PagedAttention, PREFILL_THREADS) {                                         \
-        prefill_attention<T, C, D, PrefillSlots<C, D>>(p);                                         \
+// By warps, or by groups of them where there are such products.
+template <typename T, typename C, int D> __device__ __forceinline__ void prefill(const PagedAttention& p) {
+#if WARPGROUP_PRODUCTS
+    if constexpr (sizeof(C) == 2 && D % SWIZZLED_COLUMNS == 0) {
+        prefill_by_groups<T, D>(p);
+        return;
     }
+#endif
+    prefill_attention<T, C, D, PrefillSlots<C, D>>(p);
+}
+
+#define ATTENTION(name, T, C, D)                                                                   \
+    KERNEL(name##_d##D, PagedAttention, PREFILL_THREADS) { prefill<T, C, D>(p); }
+
+// For the bench only.
+KERNEL(prefill_attention_warps_bf16_d128, PagedAttention, PREFILL_THREADS) {
+    prefill_attention<bf16, bf16, 128, 3>(p);
+}
+KERNEL(prefill_attention_four_bf16_d128, PagedAttention, PREFILL_THREADS) {
+#if WARPGROUP_PRODUCTS
+    prefill_by_groups<bf16, 128, 4>(p);
+#else
+    prefill_attention<bf16, bf16, 128, 3>(p);
+#endif
+}
 
 // Grid: [KV heads, work].
 ATTENTION_OF_HEAD_DIMS(prefill_attention_bf16, bf16, bf16)

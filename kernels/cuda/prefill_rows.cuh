@@ -79,10 +79,14 @@ struct Exponents {
     float correction[2];
 };
 
+// What exponents are relative to: rows that have seen nothing yet have weights of 0, not of NaN.
+__device__ __forceinline__ float base_of(float maximum) {
+    return maximum == NEGATIVE_INFINITY ? 0.0f : maximum;
+}
+
 // Adds the tile's scores to the chunk's maxima.
-template <int OUT>
 __device__ __forceinline__ Exponents raise_maxima(const Scores& scores, const Rows& rows, float soft_cap,
-                                                  Partial<OUT>& chunk) {
+                                                  float (&maxima)[2]) {
     Exponents of;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -94,10 +98,10 @@ __device__ __forceinline__ Exponents raise_maxima(const Scores& scores, const Ro
         }
         largest = fmaxf(largest, __shfl_xor_sync(ALL_LANES, largest, 1));
         largest = fmaxf(largest, __shfl_xor_sync(ALL_LANES, largest, 2));
-        const float maximum = fmaxf(chunk.maximum[r], largest * of.factor[r]);
-        of.base[r] = maximum == NEGATIVE_INFINITY ? 0.0f : maximum;
-        of.correction[r] = power_of_two(chunk.maximum[r] - of.base[r]);
-        chunk.maximum[r] = maximum;
+        const float maximum = fmaxf(maxima[r], largest * of.factor[r]);
+        of.base[r] = base_of(maximum);
+        of.correction[r] = power_of_two(maxima[r] - of.base[r]);
+        maxima[r] = maximum;
     }
     return of;
 }
@@ -112,6 +116,34 @@ __device__ __forceinline__ void weigh(const Scores& scores, const Exponents& of,
         const float high = power_of_two(fmaf(scores.x[n][2 * r + 1], of.factor[r], -of.base[r]));
         weights[n / 2][n % 2 * 2 + r] = pack<M>(low, high);
     }
+}
+
+// Brings the chunk's sums to its new maxima.
+template <int OUT> __device__ __forceinline__ void correct(Partial<OUT>& chunk, const Exponents& of) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+        chunk.sum[r] *= of.correction[r];
+#pragma unroll
+        for (int n = 0; n < OUT / 8; ++n) {
+            chunk.out[n][2 * r] *= of.correction[r];
+            chunk.out[n][2 * r + 1] *= of.correction[r];
+        }
+    }
+}
+
+// Adds a tile's weights to the chunk's sum of them.
+template <typename M, int OUT>
+__device__ __forceinline__ void add_weights(Partial<OUT>& chunk, const uint32_t (&weights)[TILE / 16][4]) {
+    const uint32_t one = pack<M>(1.0f, 1.0f);
+    const uint32_t ones[2] = {one, one};
+    // All columns are the same.
+    float sum[4] = {chunk.sum[0], chunk.sum[0], chunk.sum[1], chunk.sum[1]};
+#pragma unroll
+    for (int k = 0; k < TILE / 16; ++k) {
+        mma<M>(sum, weights[k], ones);
+    }
+    chunk.sum[0] = sum[0];
+    chunk.sum[1] = sum[2];
 }
 
 template <int OUT>

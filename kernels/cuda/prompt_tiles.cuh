@@ -58,9 +58,17 @@ template <typename Layout, int WARPS, int SLOTS> struct PromptTiles {
         }
     }
 
-    // K of the first tile.
-    __device__ __forceinline__ const C* take_first() {
-        const C* tile = wait();
+    // The next tile, ready to be read by all; what threads did before, the others see. All
+    // are done with the tile before, and `refill` must follow before the next one is taken.
+    __device__ __forceinline__ const C* take() {
+        copy_async_wait<SLOTS - 2>();
+        Layout::publish();
+        __syncthreads();
+        return slots + after(free);
+    }
+
+    // Asks for what comes next, when the first tile's K was taken.
+    __device__ __forceinline__ void refill_first() {
         if constexpr (SLOTS == 2) {
             ask<KEYS>(first + TILE);
         } else if constexpr (SLOTS == 3) {
@@ -68,13 +76,10 @@ template <typename Layout, int WARPS, int SLOTS> struct PromptTiles {
         } else {
             ask<KEYS>(first + 2 * TILE);
         }
-        return tile;
     }
 
-    // The next tile, K or V of the tokens from `token` on, which is not the first K, ready to be read by all until
-    // they take the next one.
-    template <KeyOrValue HALF> __device__ __forceinline__ const C* take(uint32_t token) {
-        const C* tile = wait();
+    // The same when the tile was another: K or V of the tokens from `token` on.
+    template <KeyOrValue HALF> __device__ __forceinline__ void refill(uint32_t token) {
         if constexpr (SLOTS == 3) {
             ask<HALF>(token + TILE);
         } else if constexpr (HALF == KEYS) {
@@ -82,21 +87,11 @@ template <typename Layout, int WARPS, int SLOTS> struct PromptTiles {
         } else {
             ask<KEYS>(token + (SLOTS == 2 ? 2 : 3) * TILE);
         }
-        return tile;
     }
 
 private:
     static __device__ __forceinline__ uint32_t after(uint32_t slot) {
         return slot == (SLOTS - 1) * Layout::LEN ? 0 : slot + Layout::LEN;
-    }
-
-    // The oldest tile, when it has come and all are done with the one before, whose slot
-    // is free then.
-    __device__ __forceinline__ const C* wait() {
-        copy_async_wait<SLOTS - 2>();
-        Layout::publish();
-        __syncthreads();
-        return slots + after(free);
     }
 
     template <KeyOrValue HALF> __device__ __forceinline__ void ask(uint32_t token) {

@@ -5,60 +5,36 @@
 
 #include "kv_tiles.cuh"
 
-#ifdef __CUDACC__
-#define WARPGROUP_PRODUCTS defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#ifndef WARPGROUP_PRODUCTS
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+#define WARPGROUP_PRODUCTS 1
 #else
 #define WARPGROUP_PRODUCTS 0
 #endif
+#endif
 
-// Rows of 64 elements of two bytes in shared memory, 128 bytes each and as many blocks of
-// them as a head has 64 dimensions: [D / 64][rows][64], pieces of 16 bytes XORed with the
-// row % 8 (the 128-byte swizzle, whose unit of eight rows is aligned to its size).
-constexpr int SWIZZLED_COLUMNS = 64;
-constexpr int SWIZZLED_ROW = 128;
-constexpr int SWIZZLED_UNIT = 8 * SWIZZLED_ROW;
+#if WARPGROUP_PRODUCTS && defined(__CUDACC__)
 
-// Where a piece of a row lies, in bytes from the start of `rows` rows.
-template <int ROWS> __device__ __forceinline__ int swizzled(int row, int piece) {
-    return piece / 8 * (ROWS * SWIZZLED_ROW) + row * SWIZZLED_ROW + (piece % 8 ^ row % 8) * 16;
+// An address as descriptors have it.
+__device__ __forceinline__ uint32_t shared_address(const void* at) {
+    return static_cast<uint32_t>(__cvta_generic_to_shared(at));
 }
 
-// A tile for products of warp groups.
-template <typename Element, int D> struct Swizzled {
-    using C = Element;
-    static constexpr uint32_t LEN = TILE * D;
-
-    // As in `Padded`.
-    template <int WARPS, bool WHOLE>
-    static __device__ __forceinline__ void copy(C* tile, int page, const C* from, int rows) {
-        constexpr int PIECES = D / 8;
-        constexpr int ROUND = WARPS / TILE_PAGES * WARP;
-        static_assert(ROUND % PIECES == 0 && BLOCK_TOKENS * PIECES % ROUND == 0, "whole rows a round");
-        const int piece = warp_id() / TILE_PAGES * WARP + lane_id();
-        const int first_row = piece / PIECES;
-        unsigned char* to = reinterpret_cast<unsigned char*>(tile);
-#pragma unroll
-        for (int row = 0; row < BLOCK_TOKENS; row += ROUND / PIECES) {
-            copy_async(to + swizzled<TILE>(page * BLOCK_TOKENS + first_row + row, piece % PIECES),
-                       from + row * D + piece * 8, WHOLE || first_row + row < rows);
-        }
-    }
-
-    // Tensor cores read it by another way than threads wrote it.
-    static __device__ __forceinline__ void publish();
-};
-
-#if WARPGROUP_PRODUCTS
-
+// Makes what this thread wrote to shared memory visible to such products.
 __device__ __forceinline__ void publish_shared() { asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory"); }
 
 // What tensor cores read: `between` are the bytes from one unit of eight rows to the next,
 // `blocks` those from one block of 64 columns to the next, where these are what is
 // summed over.
-__device__ __forceinline__ uint64_t matrix(const void* at, uint32_t between, uint32_t blocks) {
-    const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(at));
+using Matrix = uint64_t;
+
+__device__ __forceinline__ Matrix matrix(const void* at, uint32_t between, uint32_t blocks) {
+    const uint32_t address = shared_address(at);
     return uint64_t(address >> 4) | uint64_t(blocks >> 4) << 16 | uint64_t(between >> 4) << 32 | uint64_t(1) << 62;
 }
+
+// The same, so many bytes further on.
+__device__ __forceinline__ Matrix moved(Matrix matrix, uint32_t bytes) { return matrix + (bytes >> 4); }
 
 // Before the first product after registers were written, or shared memory.
 __device__ __forceinline__ void begin_products() { asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory"); }
@@ -81,19 +57,21 @@ template <int TILES> __device__ __forceinline__ void pin(float (&d)[TILES][4]) {
     }
 }
 
+__device__ __forceinline__ void pin(float (&x)[2]) { asm volatile("" : "+f"(x[0]), "+f"(x[1])::"memory"); }
+
 // D = A * B, and what D was where `adds`: 64 rows by 64 columns, a sum over 16; a row of A,
 // and a column of B, lie in one row of shared memory.
 template <typename M>
-__device__ __forceinline__ void multiply_shared(float (&d)[8][4], uint64_t a, uint64_t b, int adds);
+__device__ __forceinline__ void multiply_shared(float (&d)[8][4], Matrix a, Matrix b, int adds);
 
 // D += A * B: 64 rows by 8 * TILES columns, a sum over 16; A is in registers, and a row of B
 // lies in rows of shared memory, 64 columns each.
 template <typename M, int TILES>
-__device__ __forceinline__ void multiply_registers(float (&d)[TILES][4], const uint32_t (&a)[4], uint64_t b);
+__device__ __forceinline__ void multiply_registers(float (&d)[TILES][4], const uint32_t (&a)[4], Matrix b);
 
 #define PRODUCT_OF_SHARED(M, name)                                                                  \
     template <>                                                                                     \
-    __device__ __forceinline__ void multiply_shared<M>(float (&d)[8][4], uint64_t a, uint64_t b,    \
+    __device__ __forceinline__ void multiply_shared<M>(float (&d)[8][4], Matrix a, Matrix b,    \
                                                        int adds) {                                  \
         asm volatile("{\n"                                                                          \
                      ".reg .pred p;\n"                                                              \
@@ -117,7 +95,7 @@ __device__ __forceinline__ void multiply_registers(float (&d)[TILES][4], const u
 #define PRODUCT_OF_REGISTERS_8(M, name)                                                             \
     template <>                                                                                     \
     __device__ __forceinline__ void multiply_registers<M, 8>(                                       \
-        float (&d)[8][4], const uint32_t (&a)[4], uint64_t b) {                                     \
+        float (&d)[8][4], const uint32_t (&a)[4], Matrix b) {                                     \
         asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." name "." name " "                \
                      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "      \
                      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "\
@@ -136,7 +114,7 @@ __device__ __forceinline__ void multiply_registers(float (&d)[TILES][4], const u
 #define PRODUCT_OF_REGISTERS_16(M, name)                                                            \
     template <>                                                                                     \
     __device__ __forceinline__ void multiply_registers<M, 16>(                                      \
-        float (&d)[16][4], const uint32_t (&a)[4], uint64_t b) {                                    \
+        float (&d)[16][4], const uint32_t (&a)[4], Matrix b) {                                    \
         asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." name "." name " "               \
                      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "      \
                      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "\
@@ -168,5 +146,46 @@ PRODUCT_OF_REGISTERS_16(bf16, "bf16")
 PRODUCT_OF_SHARED(f16, "f16")
 PRODUCT_OF_REGISTERS_8(f16, "f16")
 PRODUCT_OF_REGISTERS_16(f16, "f16")
+
+#endif
+
+// Rows of 64 elements of two bytes in shared memory, 128 bytes each and as many blocks of
+// them as a head has 64 dimensions: [D / 64][rows][64], pieces of 16 bytes XORed with the
+// row % 8 (the 128-byte swizzle, whose unit of eight rows is aligned to its size).
+constexpr int SWIZZLED_COLUMNS = 64;
+constexpr int SWIZZLED_ROW = 128;
+constexpr int SWIZZLED_UNIT = 8 * SWIZZLED_ROW;
+
+// Where a piece of a row lies, in bytes from the start of `rows` rows.
+template <int ROWS> __device__ __forceinline__ int swizzled(int row, int piece) {
+    return piece / 8 * (ROWS * SWIZZLED_ROW) + row * SWIZZLED_ROW + (piece % 8 ^ row % 8) * 16;
+}
+
+#if WARPGROUP_PRODUCTS
+
+// A tile for products of warp groups.
+template <typename Element, int D> struct Swizzled {
+    using C = Element;
+    static constexpr uint32_t LEN = TILE * D;
+
+    // As in `Padded`.
+    template <int WARPS, bool WHOLE>
+    static __device__ __forceinline__ void copy(C* tile, int page, const C* from, int rows) {
+        constexpr int PIECES = D / 8;
+        constexpr int ROUND = WARPS / TILE_PAGES * WARP;
+        static_assert(ROUND % PIECES == 0 && BLOCK_TOKENS * PIECES % ROUND == 0, "whole rows a round");
+        const int piece = warp_id() / TILE_PAGES * WARP + lane_id();
+        const int first_row = piece / PIECES;
+        unsigned char* to = reinterpret_cast<unsigned char*>(tile);
+#pragma unroll
+        for (int row = 0; row < BLOCK_TOKENS; row += ROUND / PIECES) {
+            copy_async(to + swizzled<TILE>(page * BLOCK_TOKENS + first_row + row, piece % PIECES),
+                       from + row * D + piece * 8, WHOLE || first_row + row < rows);
+        }
+    }
+
+    // Tensor cores read it by another way than threads wrote it.
+    static __device__ __forceinline__ void publish() { publish_shared(); }
+};
 
 #endif

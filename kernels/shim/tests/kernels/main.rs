@@ -2,6 +2,7 @@
 
 mod forms;
 mod mutations;
+mod warpgroups;
 
 use sconce_cuda_shim::{Bench, ShimDriver, cases};
 
@@ -46,10 +47,12 @@ tests! {
     a_rows_bits_are_its_own_among_experts
     every_dtype_and_head_dim_matches_the_reference
     every_context_matches_the_reference
+    chunks_of_prompts_match_the_reference
     every_group_matches_the_reference
     masks_and_caps_match_the_reference
     queries_beyond_f16_match_the_reference
     a_rows_bits_depend_on_its_own_context_only
+    a_prompts_bits_do_not_depend_on_its_cuts
     the_drawn_token_is_the_references
     log_probabilities_are_of_the_raw_logits
     the_order_of_threads_and_the_neighbours_change_nothing
