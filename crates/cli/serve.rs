@@ -282,13 +282,19 @@ fn banner(sconce: &Sconce, about: &About) -> String {
             )
         }
     };
+    let graphs = match summary.num_graphs {
+        0 => String::new(),
+        num => {
+            format!(", {num} CUDA graphs {:.2}", summary.load_times.graphs.as_secs_f64())
+        }
+    };
     format!(
         r#"sconce {version}
   model     {model_name} ({architecture})
   from      {dir}
   device    {device}
   weights   {weights}, {mib:.0} MiB
-  loaded    in {total:.2} s: device {device_time:.2}, weights {weights_time:.2}, KV cache {cache_time:.2}
+  loaded    in {total:.2} s: device {device_time:.2}, weights {weights_time:.2}, KV cache {cache_time:.2}{graphs}
   {makes}
   limits    {context}, {max_num_seqs} sequences at once, {max_queued} more waiting
   energy    {energy}

@@ -43,7 +43,8 @@ pub use sconce_engine::{
 };
 pub use sconce_ledger as ledger;
 pub use sconce_runner::{
-    CacheDtype, DeviceChoice, Dtype, Isa, LoadError, LoadTimes, Quantization, gguf,
+    CacheDtype, DeviceChoice, Dtype, Examined, Findings, Isa, LoadError, LoadTimes, Quantization,
+    Trial, Verdict, examine, gguf,
 };
 #[cfg(unix)]
 pub use sconce_server::listen_on_path;

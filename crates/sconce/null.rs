@@ -95,8 +95,10 @@ pub(crate) fn build(
         weight_bytes: 0,
         kv_cache_bytes: 0,
         load_times: LoadTimes::default(),
+        num_graphs: 0,
         energy: "not measured: no device".to_owned(),
         embedding: None,
+        form_faults: Vec::new(),
     };
     let executor = NullExecutor { result: StepResult::default(), step_time };
     Built { executor, energy: None, config, vocab_size: VOCAB_SIZE, info }

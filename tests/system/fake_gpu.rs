@@ -2,6 +2,7 @@
 
 mod device_time;
 mod faults;
+mod graphs;
 mod models;
 mod planted;
 mod serving;
@@ -22,6 +23,9 @@ use crate::process::Server;
 
 /// Of a step, in tokens: prompts of many chunks need no more than a few hundred tokens.
 const CHUNK: usize = 32;
+
+/// For tests whose scripts count calls: of what is replayed there are none.
+const EAGER: &str = "--enforce-eager";
 
 /// A server on a fake GPU, and the folder with its log, its faults and its trace.
 struct Gpu {

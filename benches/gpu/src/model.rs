@@ -21,5 +21,5 @@ pub(crate) fn load<D: Driver + 'static>(
         ..LoadOptions::new(dir)
     };
     let make = |dtype, limits| Ok(Cuda::new(driver, dtype, limits)?);
-    Ok(sconce_runner::load_on(&options, max_num_batched_tokens, make, &mut |_, _| {})?)
+    Ok(sconce_runner::load_on(&options, max_num_batched_tokens, make, &mut |_, _, _| {})?)
 }
