@@ -203,7 +203,8 @@ template <typename T, typename C, int D> struct Sequence {
     // What the scores of a row that was staged at `query` are multiplied with to be powers
     // of two, or with a cap, to be the tangent's argument.
     __device__ __forceinline__ float scale(const M* query) const {
-        return p.scale * *reinterpret_cast<const float*>(query + D) * (sizeof(C) == 1 ? WIDENED_UNIT : 1.0f);
+        const float factor = std::is_same_v<T, M> ? 1.0f : *reinterpret_cast<const float*>(query + D);
+        return p.scale * factor * (sizeof(C) == 1 ? WIDENED_UNIT : 1.0f);
     }
 
     // Factor on a row's output.

@@ -177,10 +177,6 @@ __device__ __forceinline__ void prefill_attention(const PagedAttention& p) {
     const M* queries = all_queries + own * sequence.Q_STRIDE;
     const int first_dim = warp_id() % Shared::SHARING * OUT;
     Rows rows;
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-        rows.scale[r] = sequence.scale(queries + (lane_id() / 4 + 8 * r) * sequence.Q_STRIDE);
-    }
     rows.plain_first = sequence.first_seen(work.first_row + own + ROWS_OF_WARP - 1);
     rows.plain_end = sequence.last_seen(work.first_row + own) + 1;
 
@@ -195,6 +191,11 @@ __device__ __forceinline__ void prefill_attention(const PagedAttention& p) {
     }
     for (uint32_t token = first; token < end; token += TILE) {
         uint32_t weights[TILE / 16][4];
+        // Read again for each tile where they are rows' own: registers are few.
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            rows.scale[r] = sequence.scale(queries + (lane_id() / 4 + 8 * r) * sequence.Q_STRIDE);
+        }
         cap_and_mask(scores, rows, sequence, work.first_row + own + lane_id() / 4, int(token), p.soft_cap);
         keys = tiles.take();
         tiles.template refill<KEYS>(token + TILE);

@@ -75,7 +75,7 @@ pub(crate) fn with_changed(
 }
 
 /// Without the kernels that no case here runs, so that a fault is soon compiled.
-fn only_heads_of_64(text: &str) -> String {
+pub(crate) fn only_heads_of_64(text: &str) -> String {
     let instance = "ATTENTION(name, T, C, ";
     let stays =
         |line: &&str| !line.contains(instance) || line.contains("C, 64)") || line.contains("C, D)");

@@ -3,9 +3,16 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use sconce_cuda_shim::{Bench, ShimDriver, cases};
+use sconce_cuda_shim::{
+    Bench, ShimDriver,
+    cases::{
+        self,
+        attention::{Case, packed},
+        element::Element,
+    },
+};
 
-use super::mutations::with_changed;
+use super::mutations::{only_heads_of_64, with_changed};
 
 const KERNELS: [&str; 2] = ["decode_attention.cu", "prefill_attention.cu"];
 /// Compiles these products, emulated, in place of `mma` where they are used.
@@ -36,4 +43,24 @@ fn warp_groups_attend_as_warps_do() {
         },
     );
     outcome.expect("the cases pass");
+}
+
+#[test]
+fn faults_of_warp_groups_are_found() {
+    let faults = [
+        // Values of other tokens.
+        ("moved(from, k * 2 * SWIZZLED_UNIT)", "moved(from, k * SWIZZLED_UNIT)"),
+        // Pieces where they would lie without the swizzle.
+        ("(piece % 8 ^ row % 8) * 16", "piece % 8 * 16"),
+        // Scores that are read while they are under way.
+        ("await_products<0>();\n        pin(next.x);", "pin(next.x);"),
+    ];
+    for (index, fault) in faults.into_iter().enumerate() {
+        let name = format!("warpgroup{index}");
+        let edit = |text: String| only_heads_of_64(&text);
+        let outcome = with_changed(&KERNELS, &name, &[EMULATED, fault], edit, |bench| {
+            Case::new(Element::F16, (1, 4, 64), &[(601, 20), (75, 70)]).check(bench, packed())
+        });
+        outcome.expect_err("the fault must be found");
+    }
 }
