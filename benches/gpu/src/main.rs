@@ -10,6 +10,7 @@ use clap::{Parser, Subcommand};
 mod check;
 mod kernels;
 mod model;
+mod sampling;
 mod steps;
 mod timing;
 mod tokens;
