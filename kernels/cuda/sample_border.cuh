@@ -2,12 +2,10 @@
 // for the token at which amounts, added up in order of ids, pass a number.
 #pragma once
 
-#include "sample_row.cuh"
+#include "sample_request.cuh"
 
 // Bins of a histogram: two words of 32 bits each fill the block's room.
 constexpr uint32_t BINS = ROOM;
-// The first look has bins of so many to a unit of logits below the largest.
-constexpr float BINS_OF_UNIT = 64.0f;
 constexpr int DIGIT_BITS = 11;
 
 // 64-bit sums in two words: shared memory adds 32 bits at a time.
@@ -83,14 +81,13 @@ template <typename Of> __device__ __forceinline__ Reached reach(const Histogram&
     return result;
 }
 
-// Calls visit(logit, token) for all of a row, many threads at once.
-template <typename Visit> __device__ __forceinline__ void for_row(const Row& row, Visit visit) {
-    for (uint32_t first = 0; first < row.vocab_size; first += SLICE) {
-        const Logits own = load_slice(row, first);
-#pragma unroll
-        for (int i = 0; i < PIECES * 4; ++i) {
-            visit(own.x[i], token_at(first, i));
-        }
+// Calls visit(logit, token) for the tokens of a row from `first` to `end`, many threads at once.
+template <typename Visit>
+__device__ __forceinline__ void for_tokens(const Row& row, uint32_t first, uint32_t end, Visit visit) {
+#pragma unroll 4
+    for (uint32_t token = first + threadIdx.x; token < min(end, row.vocab_size); token += SAMPLE_THREADS) {
+        const bool is_allowed = row.allowed == nullptr || (row.allowed[token / 32] >> token % 32 & 1) != 0;
+        visit(is_allowed ? row.logits[token] : MINUS_INFINITY, token);
     }
 }
 
@@ -126,13 +123,14 @@ __device__ __forceinline__ Part part_at(const uint64_t* sums, uint32_t num_parts
 }
 
 // The token of a slice at which amounts, added up in order of ids, pass a number below
-// their total.
-template <typename Amounts>
-__device__ __forceinline__ uint32_t token_in_slice(const Row& row, const Part& part, const Amounts& amount) {
-    static_assert(PIECES * SAMPLE_WARPS <= 2 * WARP, "a lane has two warps' pieces");
+// their total, from which `number_of` makes it.
+template <typename Amounts, typename NumberOf>
+__device__ __forceinline__ uint32_t token_in_slice(const Row& row, uint32_t slice, const Amounts& amount,
+                                                   NumberOf number_of) {
+    static_assert(PIECES * SAMPLE_WARPS == 2 * WARP, "a lane has two warps' pieces");
     SHARED(uint64_t, sums, PIECES * SAMPLE_WARPS);
     SHARED(uint32_t, found, 1);
-    const uint32_t first = part.index * SLICE;
+    const uint32_t first = slice * SLICE;
     const Logits logits = load_slice(row, first);
     uint64_t of_piece[PIECES];
 #pragma unroll
@@ -148,7 +146,8 @@ __device__ __forceinline__ uint32_t token_in_slice(const Row& row, const Part& p
         }
     }
     __syncthreads();
-    const Part piece_of_warp = part_at(sums, PIECES * SAMPLE_WARPS, part.left);
+    const uint64_t total = warp_total(sums[lane_id()] + sums[lane_id() + WARP]);
+    const Part piece_of_warp = part_at(sums, PIECES * SAMPLE_WARPS, number_of(total));
     if (warp_id() == int(piece_of_warp.index) % SAMPLE_WARPS) {
         const int its = int(piece_of_warp.index) / SAMPLE_WARPS;
         uint64_t sum = of_piece[0];
@@ -185,12 +184,9 @@ __device__ __forceinline__ uint64_t sum_slices(const Row& row, const Amounts& am
     static_assert(MAX_SLICES * SAMPLE_WARPS <= ROOM, "each warp's sum of each slice has a place");
     const uint32_t num = num_slices(row.vocab_size);
     for (uint32_t slice = 0; slice < num; ++slice) {
-        const Logits own = load_slice(row, slice * SLICE);
         uint64_t sum = 0;
-#pragma unroll
-        for (int i = 0; i < PIECES * 4; ++i) {
-            sum += amount.of(own.x[i], token_at(slice * SLICE, i));
-        }
+        for_tokens(row, slice * SLICE, (slice + 1) * SLICE,
+                   [&](float logit, uint32_t token) { sum += amount.of(logit, token); });
         sum = warp_total(sum);
         if (lane_id() == 0) {
             room[slice * SAMPLE_WARPS + warp_id()] = sum;
@@ -213,81 +209,25 @@ __device__ __forceinline__ uint64_t sum_slices(const Row& row, const Amounts& am
 // for each slice's.
 __device__ __forceinline__ Border find_border(const Row& row, const Target& target, const Amount& amount,
                                               uint64_t* room, uint64_t* sums) {
-    SHARED(uint32_t, count, 1);
-    SHARED(Border, found, 1);
     const Histogram histogram(room);
-    const float largest = amount.weights.largest;
-    const auto bin_of = [&](float logit) {
-        return uint32_t(fminf((largest - logit) * BINS_OF_UNIT, float(BINS - 1)));
-    };
-    histogram.clear();
-    for_row(row, [&](float logit, uint32_t token) {
-        const uint64_t own = amount.of(logit, token);
-        if (own > 0) {
-            histogram.add(bin_of(logit), own);
-        }
-    });
-    uint64_t wanted = 0;
-    const Reached reached = reach(histogram, [&](uint64_t total) { return wanted = target.of(total); });
-    if (threadIdx.x == 0) {
-        count[0] = 0;
-    }
-    __syncthreads();
-    // The candidates of that bin, if they have room, in order.
-    for_row(row, [&](float logit, uint32_t token) {
-        if (bin_of(logit) == reached.bin && amount.of(logit, token) > 0) {
-            const uint32_t place = atomicAdd(count, 1u);
-            if (place < ROOM) {
-                room[place] = uint64_t(~key_of(logit)) << 32 | token;
-            }
-        }
-    });
-    __syncthreads();
-    const uint32_t len = count[0];
-    if (len <= ROOM) {
-        block_sort(room, len);
-        constexpr uint32_t OWN = ROOM / SAMPLE_THREADS;
-        uint64_t own[OWN];
-        uint64_t sum = 0;
-#pragma unroll
-        for (uint32_t i = 0; i < OWN; ++i) {
-            const uint32_t place = threadIdx.x * OWN + i;
-            const uint64_t word = room[place];
-            own[i] = place < len ? amount.of(logit_of(~uint32_t(word >> 32)), uint32_t(word)) : 0;
-            sum += own[i];
-        }
-        const auto before = block_sums(sum).before;
-        if (before < reached.left && reached.left <= before + sum) {
-            uint64_t left = reached.left - before;
-            uint32_t place = threadIdx.x * OWN;
-#pragma unroll
-            for (uint32_t i = 0; i < OWN - 1; ++i) {
-                if (place == threadIdx.x * OWN + i && left > own[i]) {
-                    left -= own[i];
-                    ++place;
-                }
-            }
-            found[0] = {~uint32_t(room[place] >> 32), uint32_t(room[place])};
-        }
-        __syncthreads();
-        const Border border = found[0];
-        __syncthreads();
-        return border;
-    }
-    // Too many for that: through the bits of the key, largest first.
+    // Through the bits of the key, largest first.
     uint32_t prefix = 0;
+    uint64_t wanted = 0;
+#pragma unroll 1
     for (int bits = 32; bits > 0; bits -= DIGIT_BITS) {
         const int shift = max(bits - DIGIT_BITS, 0);
+        const uint32_t digits = (1u << (bits - shift)) - 1;
         histogram.clear();
-        for_row(row, [&](float logit, uint32_t token) {
+        for_tokens(row, 0, row.vocab_size, [&](float logit, uint32_t token) {
             const uint32_t key = key_of(logit);
             const uint64_t own = amount.of(logit, token);
             if (own > 0 && uint64_t(key) >> bits == uint64_t(prefix) >> bits) {
-                histogram.add(~(key >> shift) & ((1u << (bits - shift)) - 1), own);
+                histogram.add(~(key >> shift) & digits, own);
             }
         });
-        const Reached digit = reach(histogram, [&](uint64_t) { return wanted; });
-        prefix |= (~digit.bin & ((1u << (bits - shift)) - 1)) << shift;
+        const Reached digit = reach(
+            histogram, [&](uint64_t total) { return bits == 32 ? target.of(total) : wanted; });
+        prefix |= (~digit.bin & digits) << shift;
         wanted = digit.left;
     }
     // Of equals the lowest ids stay: all have the same amount.
@@ -295,5 +235,5 @@ __device__ __forceinline__ Border find_border(const Row& row, const Target& targ
     const Equals equals{amount, prefix};
     sum_slices(row, equals, room, sums);
     const Part part = part_at(sums, num_slices(row.vocab_size), (wanted + each - 1) / each - 1);
-    return {prefix, token_in_slice(row, part, equals)};
+    return {prefix, token_in_slice(row, part.index, equals, [&](uint64_t) { return part.left; })};
 }

@@ -1,4 +1,4 @@
-// How a row's last block finishes it with what its slices told of.
+// How a row's last block finishes it with what its runs told of.
 #pragma once
 
 #include "sample_border.cuh"
@@ -14,30 +14,77 @@ __device__ __forceinline__ uint64_t in_order(float logit, uint32_t token) {
 __device__ __forceinline__ float logit_in_order(uint64_t word) { return logit_of(~uint32_t(word >> 32)); }
 
 // ln of the sum of exp(raw logit), in an order of its own.
-__device__ __forceinline__ float log_sum_exp(const Slices& slices, float largest) {
+__device__ __forceinline__ float log_sum_exp(const RowWork& work, float largest) {
     float sum = 0.0f;
-    if (threadIdx.x < slices.num) {
-        const SliceResult& slice = slices.results[threadIdx.x];
+    if (threadIdx.x < work.num_slices) {
+        const SliceResult& slice = work.slices[threadIdx.x];
         sum = slice.sum > 0.0f ? slice.sum * expf(slice.raw.largest() - largest) : 0.0f;
     }
     return largest + logf(block_total(sum));
 }
 
-// The bin above which all slices told of all they have.
-__device__ __forceinline__ int32_t highest_threshold(const Slices& slices, Listed SliceResult::* list) {
-    return block_largest(threadIdx.x < slices.num ? (slices.results[threadIdx.x].*list).lowest : LOWEST_BIN);
-}
-
-// Calls visit(slice, place) for all that slices told of in a list; then the block meets.
+// Calls visit(logit, token) for all that runs told of in a list and that has `from` at least;
+// then the block meets. Warps share the runs.
 template <typename Visit>
-__device__ __forceinline__ void for_listed(const Slices& slices, Listed SliceResult::* list, Visit visit) {
-    for (uint32_t slice = warp_id(); slice < slices.num; slice += SAMPLE_WARPS) {
-        const uint32_t count = (slices.results[slice].*list).count;
-        for (uint32_t place = lane_id(); place < count; place += WARP) {
-            visit(slice, place);
+__device__ __forceinline__ void for_listed(const RowWork& work, Listed RunResult::* list, const TopToken* entries,
+                                           uint32_t room, float from, Visit visit) {
+    const uint32_t parts = max(uint32_t(SAMPLE_WARPS) / work.num_runs, 1u);
+    const uint32_t part = uint32_t(warp_id()) % parts;
+    for (uint32_t run = uint32_t(warp_id()) / parts; run < work.num_runs; run += uint32_t(SAMPLE_WARPS) / parts) {
+        const uint32_t len = (work.runs[run].*list).len;
+        for (uint32_t place = part * WARP + lane_id(); place < len; place += parts * WARP) {
+            const TopToken own = entries[run * room + place];
+            if (own.logprob >= from) {
+                visit(own.logprob, own.token);
+            }
         }
     }
     __syncthreads();
+}
+
+// A row's first tokens, in order, in the block's room.
+struct Firsts {
+    uint32_t len;
+    // Whether there are no others.
+    bool is_all;
+};
+
+// At most `most` of a row's first tokens, by whole bins, of what its runs told of.
+__device__ __forceinline__ Firsts first_tokens(const RowWork& work, Listed RunResult::* list,
+                                               const TopToken* entries, uint32_t entries_room, float largest,
+                                               uint32_t most, uint64_t* room) {
+    static_assert(LIST_BINS == 2 * SAMPLE_THREADS, "a thread has two bins");
+    SHARED(uint32_t, cell, 2);
+    const float from =
+        block_largest(threadIdx.x < work.num_runs ? (work.runs[threadIdx.x].*list).from : LOWEST_LOGIT);
+    const int32_t top = bin_of(largest);
+    // The last bin has all that is further down.
+    const auto bin = [&](float logit) { return min(uint32_t(top - bin_of(logit)), LIST_BINS - 1); };
+    uint32_t* counts = reinterpret_cast<uint32_t*>(room);
+    counts[threadIdx.x] = counts[threadIdx.x + SAMPLE_THREADS] = 0;
+    if (threadIdx.x == 0) {
+        cell[0] = LIST_BINS;
+        cell[1] = 0;
+    }
+    __syncthreads();
+    for_listed(work, list, entries, entries_room, from,
+               [&](float logit, uint32_t) { atomicAdd(&counts[bin(logit)], 1u); });
+    const uint32_t of_high = counts[2 * threadIdx.x];
+    const uint32_t own = of_high + counts[2 * threadIdx.x + 1];
+    const uint32_t before = block_sums(own).before;
+    if (before <= most && most < before + own) {
+        cell[0] = 2 * threadIdx.x + (before + of_high <= most);
+    }
+    __syncthreads();
+    const uint32_t end = cell[0];
+    for_listed(work, list, entries, entries_room, from, [&](float logit, uint32_t token) {
+        if (bin(logit) < end) {
+            room[atomicAdd(&cell[1], 1u)] = in_order(logit, token);
+        }
+    });
+    const Firsts firsts{cell[1], end == LIST_BINS && from == LOWEST_LOGIT};
+    block_sort(room, firsts.len);
+    return firsts;
 }
 
 // Writes the first of the words in order as likeliest tokens; how many there are.
@@ -52,30 +99,18 @@ __device__ __forceinline__ uint32_t write_top(const uint64_t* words, uint32_t le
     return reported;
 }
 
-// The likeliest tokens, at most `num`, of those that slices told of.
-__device__ __forceinline__ uint32_t report_listed(const Slices& slices, uint32_t num, float log_sum,
+// The likeliest tokens, at most `num`, of those that runs told of.
+__device__ __forceinline__ uint32_t report_listed(const RowWork& work, float largest, uint32_t num, float log_sum,
                                                   uint64_t* room, TopToken* top) {
-    SHARED(uint32_t, count, 1);
-    static_assert(MAX_SLICES * TOP_ROOM <= ROOM, "all have room");
     if (num == 0) {
         return 0;
     }
-    if (threadIdx.x == 0) {
-        count[0] = 0;
-    }
-    const int32_t lowest = highest_threshold(slices, &SliceResult::likeliest);
-    for_listed(slices, &SliceResult::likeliest, [&](uint32_t slice, uint32_t place) {
-        const TopToken own = slices.likeliest[slice * TOP_ROOM + place];
-        if (bin_of(own.logprob) >= lowest) {
-            room[atomicAdd(count, 1u)] = in_order(own.logprob, own.token);
-        }
-    });
-    const uint32_t len = count[0];
-    if (len < num && lowest > LOWEST_BIN) {
+    const Firsts firsts =
+        first_tokens(work, &RunResult::likeliest, work.likeliest, LIKELIEST_ROOM, largest, LIKELIEST, room);
+    if (firsts.len < num && !firsts.is_all) {
         return NOT_ENOUGH;
     }
-    block_sort(room, len);
-    return write_top(room, len, num, log_sum, top);
+    return write_top(room, firsts.len, num, log_sum, top);
 }
 
 // A token's logit before it was adjusted.
@@ -93,128 +128,72 @@ __device__ __forceinline__ float raw_logit(const Sampling& p, const SampleRow& r
 }
 
 // Each slice's weight beside the row's largest, and their sum.
-__device__ __forceinline__ uint64_t scale_slices(const Slices& slices, const Weights& weights, uint64_t* sums) {
+__device__ __forceinline__ uint64_t scale_slices(const RowWork& work, const Weights& weights, uint64_t* sums) {
     uint64_t own = 0;
-    if (threadIdx.x < slices.num) {
-        const SliceResult& slice = slices.results[threadIdx.x];
-        if (slice.weight > 0) {
+    if (threadIdx.x < work.num_slices) {
+        const SliceResult& slice = work.slices[threadIdx.x];
+        if (slice.weight > 0.0f) {
             const float factor = expf((slice.adjusted.largest() - weights.largest) * weights.scale);
-            own = uint64_t(double(slice.weight) * double(factor));
+            own = uint64_t(double(slice.weight) * double(factor) * double(ONE));
         }
         sums[threadIdx.x] = own;
     }
     return block_total(own);
 }
 
-// Draws from all of a row by its slices' weights.
-__device__ __forceinline__ uint32_t draw_unfiltered(const SampleRow& request, const Row& row, const Slices& slices,
-                                                    const Weights& weights, uint64_t* sums) {
-    const uint64_t total = scale_slices(slices, weights, sums);
-    const uint64_t number = part_of(total, uniform_bits(request.seed, request.index));
-    Part part = part_at(sums, slices.num, number);
-    // In the slice weights are beside its own largest.
-    const SliceResult& slice = slices.results[part.index];
+// The token of a row at which amounts pass a number below the sum of its slices' sums. What is
+// left of the number for its slice is a share of it: there weights are beside its own largest.
+__device__ __forceinline__ uint32_t token_of_row(const Row& row, const RowWork& work, const uint64_t* sums,
+                                                 uint64_t number, const Border& border, float scale) {
+    const Part part = part_at(sums, work.num_slices, number);
     const double share = double(part.left) / double(sums[part.index]);
-    part.left = min(uint64_t(share * double(slice.weight)), slice.weight - 1);
-    return token_in_slice(row, part,
-                          Amount{{0, NON_FINITE}, false, {slice.adjusted.largest(), weights.scale}});
+    const Amount amount{border, false, {work.slices[part.index].adjusted.largest(), scale}};
+    return token_in_slice(row, part.index, amount,
+                          [&](uint64_t total) { return min(uint64_t(share * double(total)), total - 1); });
 }
 
-// The smallest key that min-p keeps.
-__device__ __forceinline__ uint32_t least_key(const SampleRow& request, const Weights& weights) {
-    if (!(request.min_p > 0.0f)) {
-        return 0;
-    }
-    const float bound = weights.largest + logf(fminf(request.min_p, 1.0f)) / weights.scale;
-    return key_of(fminf(bound, weights.largest));
+// The least logit that min-p keeps, and that has a weight at all.
+__device__ __forceinline__ float least_logit(const SampleRow& request, const Weights& weights) {
+    const float depth = request.min_p > 0.0f ? fminf(-logf(fminf(request.min_p, 1.0f)), NO_WEIGHT) : NO_WEIGHT;
+    return fminf(weights.largest - depth / weights.scale, weights.largest);
 }
 
-// Draws with filters from what slices told of; NOT_ENOUGH if that does not settle it.
-__device__ __forceinline__ uint32_t draw_listed(const SampleRow& request, const Row& row, const Slices& slices,
+// Draws with filters from what runs told of; NOT_ENOUGH if that does not settle it.
+__device__ __forceinline__ uint32_t draw_listed(const SampleRow& request, const Row& row, const RowWork& work,
                                                 const Weights& weights, uint64_t* room, uint64_t* sums) {
-    constexpr uint32_t OWN = ROOM / SAMPLE_THREADS;
     SHARED(uint32_t, cell, 1);
+    static_assert(CANDIDATES <= SAMPLE_THREADS, "a thread has one");
     const bool has_top_k = request.has_top_k(row.vocab_size);
-    const int32_t top_bin = bin_of(weights.largest);
-    const auto token_of = [&](uint32_t slice, uint32_t place) {
-        return slice * SLICE + slices.candidates[slice * CANDIDATE_ROOM + place];
-    };
-    // What all have told of; of it as much as is wanted and has room.
-    Listed listed{highest_threshold(slices, &SliceResult::candidates), 0};
-    uint32_t* bins = reinterpret_cast<uint32_t*>(room);
-    clear_bins(bins);
-    for_listed(slices, &SliceResult::candidates, [&](uint32_t slice, uint32_t place) {
-        const float logit = row.logits[token_of(slice, place)];
-        if (bin_of(logit) >= listed.lowest) {
-            atomicAdd(&bins[near_bin(logit, top_bin)], 1u);
-        }
-    });
-    const Listed chosen = choose_bins(bins, top_bin, has_top_k ? min(request.top_k, ROOM / 2) : ROOM / 2, ROOM);
-    listed = {max(listed.lowest, chosen.lowest), chosen.count};
-    if (listed.count == 0) {
-        return NOT_ENOUGH;
-    }
-    if (threadIdx.x == 0) {
-        cell[0] = 0;
-    }
-    __syncthreads();
-    for_listed(slices, &SliceResult::candidates, [&](uint32_t slice, uint32_t place) {
-        const uint32_t token = token_of(slice, place);
-        const float logit = row.logits[token];
-        if (bin_of(logit) >= listed.lowest) {
-            room[atomicAdd(cell, 1u)] = in_order(logit, token);
-        }
-    });
-    block_sort(room, listed.count);
-
-    // Whether what is left out cannot be drawn: there is nothing, or it has no weight.
-    const float beyond = float(listed.lowest) * (1.0f / 16.0f);
-    bool is_all = listed.lowest == LOWEST_BIN || (weights.largest - beyond) * weights.scale > 29.0f;
+    const Firsts firsts = first_tokens(work, &RunResult::candidates, work.candidates, CANDIDATE_ROOM,
+                                       weights.largest, CANDIDATES, room);
     // min-p leaves the first so many, for they are in order.
-    const uint32_t least = least_key(request, weights);
-    uint32_t own_count = 0;
-    for (uint32_t place = threadIdx.x; place < listed.count; place += SAMPLE_THREADS) {
-        own_count += ~uint32_t(room[place] >> 32) >= least;
-    }
-    uint32_t len = block_total(own_count);
-    is_all = is_all || len < listed.count;
+    const uint32_t least = key_of(least_logit(request, weights));
+    const uint32_t word_key = threadIdx.x < firsts.len ? ~uint32_t(room[threadIdx.x] >> 32) : 0;
+    uint32_t len = __syncthreads_count(threadIdx.x < firsts.len && word_key >= least);
+    bool is_all = firsts.is_all || len < firsts.len;
     if (has_top_k && request.top_k <= len) {
         len = request.top_k;
         is_all = true;
     }
-    if (!is_all && (has_top_k || request.min_p > 0.0f)) {
+    if (!is_all && (has_top_k || request.min_p > 0.0f || !(request.top_p < 1.0f))) {
         return NOT_ENOUGH;
     }
-    const auto own_weights = [&](uint64_t (&own)[OWN], auto logit_of_word) {
-        uint64_t sum = 0;
-#pragma unroll
-        for (uint32_t i = 0; i < OWN; ++i) {
-            const uint32_t place = threadIdx.x * OWN + i;
-            own[i] = place < len ? weights.of(logit_of_word(room[place])) : 0;
-            sum += own[i];
-        }
-        return sum;
-    };
     // The place with which sums pass a number, or `len`.
-    const auto place_passing = [&](const uint64_t (&own)[OWN], uint64_t before, uint64_t number) {
+    const auto place_passing = [&](uint64_t own, uint64_t before, uint64_t number) {
         if (threadIdx.x == 0) {
             cell[0] = len;
         }
         __syncthreads();
-#pragma unroll
-        for (uint32_t i = 0; i < OWN; ++i) {
-            if (before <= number && number < before + own[i]) {
-                cell[0] = threadIdx.x * OWN + i;
-            }
-            before += own[i];
+        if (before <= number && number < before + own) {
+            cell[0] = threadIdx.x;
         }
         __syncthreads();
         return cell[0];
     };
-    uint64_t own[OWN];
-    auto before = block_sums(own_weights(own, logit_in_order));
     if (request.top_p < 1.0f) {
-        const uint64_t total = is_all ? before.total : scale_slices(slices, weights, sums);
+        const uint64_t own = threadIdx.x < len ? weights.of(logit_of(word_key)) : 0;
+        const auto before = block_sums(own);
+        const uint64_t total = is_all ? before.total : scale_slices(work, weights, sums);
         const uint64_t target = Target{true, request.top_p, 0}.of(total);
         const uint32_t last = place_passing(own, before.before, target - 1);
         if (last == len && !is_all) {
@@ -222,56 +201,94 @@ __device__ __forceinline__ uint32_t draw_listed(const SampleRow& request, const 
         }
         len = min(last + 1, len);
         __syncthreads();
-    } else if (!is_all) {
-        return NOT_ENOUGH;
     }
     // In order of ids.
-    for (uint32_t place = threadIdx.x; place < len; place += SAMPLE_THREADS) {
-        room[place] = room[place] << 32 | ~uint32_t(room[place] >> 32);
+    const uint64_t word = threadIdx.x < len ? room[threadIdx.x] : 0;
+    if (threadIdx.x < len) {
+        room[threadIdx.x] = word << 32 | ~uint32_t(word >> 32);
     }
     block_sort(room, len);
-    before = block_sums(own_weights(own, [](uint64_t word) { return logit_of(uint32_t(word)); }));
+    const uint64_t own = threadIdx.x < len ? weights.of(logit_of(uint32_t(room[threadIdx.x]))) : 0;
+    const auto before = block_sums(own);
     const uint64_t number = part_of(before.total, uniform_bits(request.seed, request.index));
     return uint32_t(room[place_passing(own, before.before, number)] >> 32);
 }
 
-// NOT_ENOUGH if what slices told of does not settle it.
-__device__ __forceinline__ uint32_t choose(const SampleRow& request, const Row& row, const Slices& slices,
-                                           const Best& best, uint64_t* room) {
-    SHARED(uint64_t, sums, MAX_SLICES);
-    if (request.is_greedy()) {
-        return best.token();
+// What a second look at the slices needs to settle a draw; what is open of it.
+__device__ __forceinline__ uint32_t open_draw(const SampleRow& request, const Row& row, const RowWork& work,
+                                              const Weights& weights, uint64_t* sums, Range& range) {
+    const bool has_top_k = request.has_top_k(row.vocab_size);
+    const float least = least_logit(request, weights);
+    if (!request.needs_bins(row.vocab_size)) {
+        // min-p alone is a border that is known.
+        range = {least, least};
+        return has_top_k || request.top_p < 1.0f ? DRAW_OPEN | SEARCH_OPEN : DRAW_OPEN;
     }
-    const Weights weights{best.largest(), request.scale()};
-    if (!request.is_filtered(row.vocab_size)) {
-        return draw_unfiltered(request, row, slices, weights, sums);
+    const uint64_t target = has_top_k ? request.top_k
+                                      : Target{true, request.top_p, 0}.of(scale_slices(work, weights, sums));
+    const Counted row_counted = counted(request, row.vocab_size);
+    WeightBins bins{nullptr, &row_counted};
+    bins.largest = weights.largest;
+    if (!bins.is_usable()) {
+        return DRAW_OPEN | SEARCH_OPEN;
     }
-    return draw_listed(request, row, slices, weights, room, sums);
+    if (find_range(work, bins, weights, target, range)) {
+        return DRAW_OPEN;
+    }
+    // Fewer tokens than top-k keeps have a weight.
+    range = {least, least};
+    return has_top_k ? DRAW_OPEN : DRAW_OPEN | SEARCH_OPEN;
 }
 
 // Finishes a row, but for what is left open.
 __device__ __forceinline__ void finish_row(const Sampling& p, const SampleRow& request, const Row& row,
-                                           const Slices& slices, uint64_t* room, TopToken* top,
-                                           SampledRow& result, uint32_t& open) {
-    const Best raw = slices.best(true);
-    if (!raw.drawable()) {
-        return;
-    }
-    float log_sum = 0.0f;
-    if (request.num_logprobs >= 0) {
-        log_sum = log_sum_exp(slices, raw.largest());
-        result.num_top = report_listed(slices, uint32_t(request.num_logprobs), log_sum, room, top);
-        open |= result.num_top == NOT_ENOUGH ? LIKELIEST_OPEN : 0;
-    }
-    const Best best = request.is_adjusted() ? slices.best(false) : raw;
-    if (best.drawable()) {
-        result.token = choose(request, row, slices, best, room);
-        if (result.token == NOT_ENOUGH) {
-            open |= DRAW_OPEN;
-        } else if (request.num_logprobs >= 0) {
-            result.logprob = raw_logit(p, request, row, result.token) - log_sum;
+                                           const RowWork& work, uint64_t* room, TopToken* top, SampledRow& out,
+                                           RowState& state) {
+    SHARED(uint64_t, sums, MAX_SLICES);
+    const Best raw = work.best(true);
+    const bool has_logprobs = request.num_logprobs >= 0 && raw.drawable();
+    uint32_t open = 0;
+    if (has_logprobs) {
+        const float log_sum = log_sum_exp(work, raw.largest());
+        const uint32_t num_top =
+            report_listed(work, raw.largest(), uint32_t(request.num_logprobs), log_sum, room, top);
+        open = num_top == NOT_ENOUGH ? LIKELIEST_OPEN : 0;
+        if (threadIdx.x == 0) {
+            out.num_top = num_top;
         }
-    } else if (best.word != Best::BAD) {
-        result.token = NOTHING_ALLOWED;
+    }
+    const Best best = request.is_adjusted() ? work.best(false) : raw;
+    uint32_t token = NON_FINITE;
+    if (raw.drawable() && !best.drawable()) {
+        token = best.word == Best::BAD ? NON_FINITE : NOTHING_ALLOWED;
+    } else if (raw.drawable()) {
+        const Weights weights{best.largest(), request.scale()};
+        if (request.is_greedy()) {
+            token = best.token();
+        } else if (request.is_filtered(row.vocab_size)) {
+            token = draw_listed(request, row, work, weights, room, sums);
+            if (token == NOT_ENOUGH) {
+                Range range{0.0f, 0.0f};
+                open |= open_draw(request, row, work, weights, sums, range);
+                if (threadIdx.x == 0) {
+                    state.range = range;
+                }
+            }
+        } else {
+            const uint64_t total = scale_slices(work, weights, sums);
+            const uint64_t number = part_of(total, uniform_bits(request.seed, request.index));
+            token = token_of_row(row, work, sums, number, Border{0, NON_FINITE}, weights.scale);
+        }
+    }
+    if (threadIdx.x == 0) {
+        out.token = token;
+        out.num_top = has_logprobs ? out.num_top : 0;
+        state.open = open;
+    }
+    if (has_logprobs && token < NOTHING_ALLOWED) {
+        const float logprob = raw_logit(p, request, row, token) - log_sum_exp(work, raw.largest());
+        if (threadIdx.x == 0) {
+            out.logprob = logprob;
+        }
     }
 }

@@ -1,21 +1,18 @@
-// How a row is finished by searching it whole, where its slices do not settle it: wide
-// nuclei, many equals.
+// How a row is finished that its runs do not settle: wide nuclei by a second look at its
+// slices, many equals by a search of the whole of it.
 #pragma once
 
-#include "sample_finish.cuh"
+#include "sample_second.cuh"
 
-// The likeliest tokens, at most `num`, of raw logits.
-__device__ __forceinline__ uint32_t report_of_row(const Row& row, float largest, uint32_t num, float log_sum,
-                                                  uint64_t* room, TopToken* top) {
+// The likeliest tokens, at most `num`, of raw logits: those as far as a border.
+__device__ __forceinline__ uint32_t report_above(const Row& row, const Amount& kept, uint32_t num, float log_sum,
+                                                 uint64_t* room, TopToken* top) {
     SHARED(uint32_t, count, 1);
-    SHARED(uint64_t, sums, MAX_SLICES);
-    const Amount counted{{0, NON_FINITE}, true, {largest, 1.0f}};
-    const Amount kept{find_border(row, {false, 0.0f, num}, counted, room, sums), true, {largest, 1.0f}};
     if (threadIdx.x == 0) {
         count[0] = 0;
     }
     __syncthreads();
-    for_row(row, [&](float logit, uint32_t token) {
+    for_tokens(row, 0, row.vocab_size, [&](float logit, uint32_t token) {
         if (kept.of(logit, token) > 0) {
             room[atomicAdd(count, 1u)] = in_order(logit, token);
         }
@@ -26,46 +23,78 @@ __device__ __forceinline__ uint32_t report_of_row(const Row& row, float largest,
     return write_top(room, len, num, log_sum, top);
 }
 
-// Draws with filters by searching the whole row.
-__device__ __forceinline__ uint32_t draw_of_row(const SampleRow& request, const Row& row, const Weights& weights,
-                                                uint64_t* room) {
-    SHARED(uint64_t, sums, MAX_SLICES);
-    Amount amount{{least_key(request, weights), NON_FINITE}, true, weights};
-    // Top-k by counts, then top-p by weights.
-    for (int filter = 0; filter < 2; ++filter) {
-        const bool is_top_p = filter == 1;
-        if (is_top_p ? request.top_p < 1.0f : request.has_top_k(row.vocab_size)) {
-            amount.counts = !is_top_p;
-            amount.border = find_border(row, {is_top_p, request.top_p, request.top_k}, amount, room, sums);
-        }
-    }
-    amount.counts = false;
-    const uint64_t total = sum_slices(row, amount, room, sums);
-    const uint64_t number = part_of(total, uniform_bits(request.seed, request.index));
-    return token_in_slice(row, part_at(sums, (row.vocab_size + SLICE - 1) / SLICE, number), amount);
-}
+// Of raw logits all tokens count alike.
+__device__ __forceinline__ Amount raw_amount(float largest) { return {{0, NON_FINITE}, true, {largest, 1.0f}}; }
+
+// Borders of a row, each by a search of the whole of it.
+enum class Searched { LIKELIEST, TOP_K, TOP_P, DONE };
 
 // Finishes what is left open of a row.
 __device__ __forceinline__ void finish_rest(const Sampling& p, const SampleRow& request, const Row& row,
-                                            const Slices& slices, uint32_t open, uint64_t* room, TopToken* top,
-                                            SampledRow& result) {
-    float log_sum = 0.0f;
-    if (request.num_logprobs >= 0) {
-        const float largest = slices.best(true).largest();
-        log_sum = log_sum_exp(slices, largest);
-        if (open & LIKELIEST_OPEN) {
+                                            const RowWork& work, uint32_t open, const Range& range,
+                                            uint64_t* room, TopToken* top, SampledRow& out, RowState& state) {
+    SHARED(uint64_t, sums, MAX_SLICES);
+    SHARED(uint64_t, searched_sums, MAX_SLICES);
+    Amount drawn{{0, NON_FINITE}, false, {work.best(false).largest(), request.scale()}};
+    if ((open & (DRAW_OPEN | SEARCH_OPEN)) == DRAW_OPEN) {
+        open |= settle(request, row, work, drawn.weights, range, room, sums, drawn.border) ? 0 : SEARCH_OPEN;
+    }
+    if (open & SEARCH_OPEN) {
+        drawn.border = {key_of(least_logit(request, drawn.weights)), NON_FINITE};
+    }
+#pragma unroll 1
+    for (int step = 0; step < int(Searched::DONE); ++step) {
+        const Searched border = Searched(step);
+        const bool is_wanted = border == Searched::LIKELIEST ? (open & LIKELIEST_OPEN) != 0
+                               : (open & SEARCH_OPEN) == 0   ? false
+                               : border == Searched::TOP_K   ? request.has_top_k(row.vocab_size)
+                                                             : request.top_p < 1.0f;
+        if (!is_wanted) {
+            continue;
+        }
+        Row searched = row;
+        Amount amount = drawn;
+        amount.counts = border == Searched::TOP_K;
+        Target target{border == Searched::TOP_P, request.top_p, request.top_k};
+        const Adjustment adjustment{p, request, row, 0, row.vocab_size};
+        if (border == Searched::LIKELIEST) {
             // Raw logits are searched, so they are put back for that.
-            const Adjustment adjustment{p, request, row, 0, row.vocab_size};
             adjustment.undo();
-            result.num_top = report_of_row(with_all(row), largest, uint32_t(request.num_logprobs), log_sum, room, top);
+            searched = with_all(row);
+            amount = raw_amount(work.best(true).largest());
+            target.number = uint32_t(request.num_logprobs);
+        }
+        amount.border = find_border(searched, target, amount, room, searched_sums);
+        if (border == Searched::LIKELIEST) {
+            const uint32_t num_top = report_above(searched, amount, uint32_t(request.num_logprobs),
+                                                  log_sum_exp(work, amount.weights.largest), room, top);
+            if (threadIdx.x == 0) {
+                out.num_top = num_top;
+            }
             adjustment.apply();
+        } else {
+            drawn.border = amount.border;
         }
     }
+    uint32_t token = out.token;
     if (open & DRAW_OPEN) {
-        const Weights weights{slices.best(false).largest(), request.scale()};
-        result.token = draw_of_row(request, row, weights, room);
+        if (open & SEARCH_OPEN) {
+            sum_slices(row, drawn, room, sums);
+        }
+        const uint64_t total = block_total(threadIdx.x < work.num_slices ? sums[threadIdx.x] : 0);
+        const uint64_t number = part_of(total, uniform_bits(request.seed, request.index));
+        token = token_of_row(row, work, sums, number, drawn.border, drawn.weights.scale);
     }
-    if (request.num_logprobs >= 0 && result.token < NOTHING_ALLOWED) {
-        result.logprob = raw_logit(p, request, row, result.token) - log_sum;
+    // All have read what was there.
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        out.token = token;
+        state.open = open;
+    }
+    if (request.num_logprobs >= 0 && token < NOTHING_ALLOWED) {
+        const float logprob = raw_logit(p, request, row, token) - log_sum_exp(work, work.best(true).largest());
+        if (threadIdx.x == 0) {
+            out.logprob = logprob;
+        }
     }
 }

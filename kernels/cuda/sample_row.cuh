@@ -1,5 +1,5 @@
-// A row of logits as sampling's blocks see it: slices of 8,192 logits, the order of
-// candidates, weights, and sums and orders over a block.
+// A row of logits as sampling's blocks see it: slices of 8,192 logits and how they come,
+// the order of candidates, weights, and sums and orders over a block.
 #pragma once
 
 #include "sconce.cuh"
@@ -64,10 +64,14 @@ __device__ __forceinline__ void leave_out(const Row& row, uint32_t first, Logits
     }
 }
 
-// Who has which logit is the same for rows that do not start at 16 bytes.
+// Whether a row's pieces start at 16 bytes. Who has which logit does not depend on it.
+__device__ __forceinline__ bool is_aligned(const Row& row) {
+    return row.vocab_size % 4 == 0 && reinterpret_cast<uintptr_t>(row.logits) % 16 == 0;
+}
+
 __device__ __forceinline__ Logits load_slice(const Row& row, uint32_t first) {
     Logits own;
-    if (row.vocab_size % 4 == 0 && reinterpret_cast<uintptr_t>(row.logits) % 16 == 0) {
+    if (is_aligned(row)) {
 #pragma unroll
         for (int piece = 0; piece < PIECES; ++piece) {
             const uint32_t token = token_at(first, piece * 4);
@@ -92,6 +96,69 @@ __device__ __forceinline__ Logits load_slice(const Row& row, uint32_t first) {
     }
     return own;
 }
+
+// Slices that a block takes in turn. Each thread asks for its pieces of the next AHEAD
+// slices before it needs them, so that memory is busy while a slice is looked at; no other
+// thread touches them, so that no barrier is needed.
+struct Stream {
+    static constexpr uint32_t AHEAD = 2;
+
+    // Without its mask.
+    Row row;
+    // Shared, [AHEAD, PIECES, SAMPLE_THREADS]
+    Vector<float>* slots;
+    // Slices of the run.
+    uint32_t first;
+    uint32_t end;
+    bool asks;
+
+    __device__ __forceinline__ Stream(const Row& row, void* slots, uint32_t first, uint32_t end)
+        : row(row), slots(static_cast<Vector<float>*>(slots)), first(first), end(end), asks(is_aligned(row)) {
+        for (uint32_t i = 0; i < AHEAD; ++i) {
+            ask(first + i);
+        }
+    }
+
+    __device__ __forceinline__ Vector<float>* slot(uint32_t slice, int piece) const {
+        return slots + ((slice - first) % AHEAD * PIECES + piece) * SAMPLE_THREADS + threadIdx.x;
+    }
+
+    __device__ __forceinline__ void ask(uint32_t slice) const {
+        if (!asks) {
+            return;
+        }
+        if (slice < end) {
+#pragma unroll
+            for (int piece = 0; piece < PIECES; ++piece) {
+                const uint32_t token = token_at(slice * SLICE, piece * 4);
+                const bool is_inside = token < row.vocab_size;
+                copy_async(slot(slice, piece), row.logits + (is_inside ? token : 0), is_inside);
+            }
+        }
+        copy_async_commit();
+    }
+
+    __device__ __forceinline__ Logits take(uint32_t slice) const {
+        if (!asks) {
+            return load_slice(row, slice * SLICE);
+        }
+        Logits own;
+        copy_async_wait<AHEAD - 1>();
+#pragma unroll
+        for (int piece = 0; piece < PIECES; ++piece) {
+            const Vector<float> four = *slot(slice, piece);
+            const bool is_inside = token_at(slice * SLICE, piece * 4) < row.vocab_size;
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+                own.x[piece * 4 + e] = is_inside ? four.x[e] : MINUS_INFINITY;
+            }
+        }
+        ask(slice + AHEAD);
+        return own;
+    }
+};
+
+constexpr uint32_t STREAM_BYTES = Stream::AHEAD * SLICE * 4;
 
 // Likelihoods in fixed point, whose sums are the same in any order.
 struct Weights {
@@ -205,11 +272,12 @@ template <typename T> __device__ __forceinline__ Sums<T> block_sums(T x) {
 // beyond them up to a power of two may be overwritten.
 __device__ __forceinline__ void block_sort(uint64_t* words, uint32_t len) {
     __syncthreads();
-    if (len <= SAMPLE_THREADS / 2) {
+    if (len <= SAMPLE_THREADS) {
         // Few: each finds its own place, without a barrier for each step.
         const uint64_t own = threadIdx.x < len ? words[threadIdx.x] : 0;
         uint32_t place = 0;
         if (threadIdx.x < len) {
+#pragma unroll 8
             for (uint32_t i = 0; i < len; ++i) {
                 place += words[i] < own;
             }

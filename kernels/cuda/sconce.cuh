@@ -54,6 +54,13 @@ __device__ __forceinline__ float power_of_two(float x) {
     return y;
 }
 
+// The larger one, or NaN if one is.
+__device__ __forceinline__ float max_or_nan(float a, float b) {
+    float larger;
+    asm("max.NaN.f32 %0, %1, %2;\n" : "=f"(larger) : "f"(a), "f"(b));
+    return larger;
+}
+
 // What f16s that `widen` gives are to be multiplied with. Compute capability 8.0 has no
 // conversion, but e4m3's bits moved by one are an f16 2^8 times smaller (which of NaN
 // makes 480).

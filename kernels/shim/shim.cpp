@@ -222,6 +222,18 @@ void sync_block() {
     to_scheduler(false);
 }
 
+int sync_and_count(bool vote) {
+    static int votes = 0;
+    // The count before is read by all, and put back.
+    sync_block();
+    votes += vote;
+    sync_block();
+    const int count = votes;
+    sync_block();
+    votes = 0;
+    return count;
+}
+
 void sync_warp(uint32_t mask) {
     Fiber& own = *current;
     own.state = State::AtWarp;

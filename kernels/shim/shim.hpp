@@ -49,6 +49,8 @@ void* shared_at(const void* place, size_t bytes);
 [[noreturn]] void fail(const std::string& message);
 
 void sync_block();
+// The same, telling every thread how many voted for it.
+int sync_and_count(bool vote);
 // Waits for the warp's lanes of `mask`.
 void sync_warp(uint32_t mask);
 // This lane's 64 bytes that other lanes may read between two warp barriers.
@@ -131,6 +133,7 @@ template <typename T, typename See> auto together(const T& value, See see) {
 #define DYNAMIC_SHARED(name) unsigned char* name = shim::dynamic_shared
 
 inline void __syncthreads() { shim::sync_block(); }
+inline int __syncthreads_count(int vote) { return shim::sync_and_count(vote != 0); }
 inline void __syncwarp(uint32_t mask = 0xffffffffu) { shim::sync_warp(mask); }
 inline void __threadfence() {}
 
@@ -167,6 +170,11 @@ template <typename T> T atomicAdd(T* at, T value) {
 template <typename T> T atomicMax(T* at, T value) {
     const T old = *at;
     *at = max(old, value);
+    return old;
+}
+template <typename T> T atomicMin(T* at, T value) {
+    const T old = *at;
+    *at = min(old, value);
     return old;
 }
 
@@ -252,6 +260,9 @@ inline float power_of_two(float x) {
     const float y = std::exp2(x);
     return y < 0x1p-126f ? 0.0f : y;
 }
+
+// The larger one, or NaN if one is.
+inline float max_or_nan(float a, float b) { return std::isnan(a) || std::isnan(b) ? NAN : max(a, b); }
 
 // What f16s that `widen` gives are to be multiplied with.
 constexpr float WIDENED_UNIT = 1.0f;

@@ -3,18 +3,20 @@
 //! Bytes and operations are the fewest that the task takes: each input read once, each
 //! output written once.
 
+use std::cmp::Ordering;
+
 use anyhow::Result;
 use candle_core::Tensor;
 use clap::ValueEnum as _;
 use sconce_kernels::{
     Activation, AttentionKind, AttentionParams, BLOCK_SIZE, CacheDtype, Device as _, Dtype,
-    KvLayout, Mask, Ops as _, Sampler as _, StepLimits, StepPlan,
+    KvLayout, Mask, Ops as _, StepLimits, StepPlan,
     cuda::{Cuda, CudaBuffer, CudaKvCache, CudaMatrix, CudaStep, Driver},
-    ops::sampling::{SampleRequest, uniform},
+    ops::sampling::uniform,
 };
 use serde_json::json;
 
-use crate::{few_rows, report, timing::seconds};
+use crate::{few_rows, report, sampling, timing::seconds};
 
 /// Inputs that take turns, so that none is found in a cache.
 const TURNS: usize = 6;
@@ -22,6 +24,8 @@ const TURNS: usize = 6;
 struct Sizes {
     /// Rows of the elementwise operations.
     tokens: usize,
+    /// And of norms.
+    norm_rows: &'static [usize],
     hidden: usize,
     intermediate: usize,
     decode_batches: &'static [usize],
@@ -37,6 +41,7 @@ struct Sizes {
 
 const FULL: Sizes = Sizes {
     tokens: 4096,
+    norm_rows: &[1, 128, 4096, 8192],
     hidden: 4096,
     intermediate: 14_336,
     decode_batches: &[1, 8, 32, 128],
@@ -50,6 +55,7 @@ const FULL: Sizes = Sizes {
 
 const DRY: Sizes = Sizes {
     tokens: 4,
+    norm_rows: &[1, 4],
     hidden: 256,
     intermediate: 64,
     decode_batches: &[2],
@@ -122,7 +128,12 @@ pub(crate) fn run<D: Driver>(driver: D, only: Option<Group>, dry_run: bool) -> R
                     prefill(&mut cuda, group, (new, cached), dry_run)?;
                 }
             }
-            Group::Sampling => sampling(&mut cuda, &sizes, dry_run)?,
+            Group::Sampling => {
+                for &rows in sizes.sample_rows {
+                    sampling::whole(&mut cuda, rows, sizes.vocab_size, dry_run)?;
+                    sampling::kernels(&mut cuda, rows, sizes.vocab_size, dry_run)?;
+                }
+            }
         }
     }
     Ok(())
@@ -147,7 +158,7 @@ pub(crate) fn random(seed: u64, rows: usize, cols: usize) -> Result<Tensor> {
     Ok(Tensor::from_vec(numbers, (rows, cols), &candle_core::Device::Cpu)?)
 }
 
-fn matrix<D: Driver>(
+pub(crate) fn matrix<D: Driver>(
     cuda: &Cuda<D>,
     seed: u64,
     n: usize,
@@ -203,18 +214,24 @@ fn staged<D: Driver>(
 fn elementwise<D: Driver>(cuda: &mut Cuda<D>, sizes: &Sizes, dry_run: bool) -> Result<()> {
     let &Sizes { tokens, hidden, intermediate, .. } = sizes;
     let turns = if dry_run { 1 } else { TURNS };
-    let inputs = (0..turns)
-        .map(|turn| activations(cuda, turn as u64, tokens, hidden))
-        .collect::<Result<Vec<_>>>()?;
-    let mut outputs =
-        (0..turns).map(|_| cuda.buffer(tokens, hidden)).collect::<Result<Vec<_>, _>>()?;
-    let norm = cuda.vector(&[random(9, 1, hidden)?.flatten_all()?])?;
-    let time = seconds(cuda, dry_run, |cuda, call| {
-        let turn = call % turns;
-        cuda.rms_norm(tokens, &inputs[turn], &norm, 1e-5, &mut outputs[turn])
-    })?;
-    result("rms_norm", time, 2 * tokens * hidden * 2, 0.0);
-    drop(outputs);
+    for &rows in sizes.norm_rows {
+        let inputs = (0..turns)
+            .map(|turn| activations(cuda, turn as u64, rows, hidden))
+            .collect::<Result<Vec<_>>>()?;
+        let mut outputs =
+            (0..turns).map(|_| cuda.buffer(rows, hidden)).collect::<Result<Vec<_>, _>>()?;
+        let norm = cuda.vector(&[random(9, 1, hidden)?.flatten_all()?])?;
+        let time = seconds(cuda, dry_run, |cuda, call| {
+            let turn = call % turns;
+            cuda.rms_norm(rows, &inputs[turn], &norm, 1e-5, &mut outputs[turn])
+        })?;
+        let name = match rows.cmp(&tokens) {
+            Ordering::Less => format!("few rows' rms_norm, {rows}"),
+            Ordering::Equal => "rms_norm".to_owned(),
+            Ordering::Greater => format!("rms_norm {rows}"),
+        };
+        result(&name, time, 2 * rows * hidden * 2, 0.0);
+    }
 
     // The gates are measured with a product of k = 8 before them, whose time is taken away.
     let narrow = 8;
@@ -386,38 +403,5 @@ fn prefill<D: Driver>(
     let operations = 4.0 * seen * (params.num_heads * params.head_dim) as f64;
     let after = if cached > 0 { format!(" after {cached}") } else { String::new() };
     result(&format!("prefill attention, {new}{after}, GQA {group}"), time, 0, operations);
-    Ok(())
-}
-
-/// The same logits at every call: no request changes them. They are about normal, which
-/// makes the nucleus of top-p wide: a sixth of the vocabulary.
-fn sampling<D: Driver>(cuda: &mut Cuda<D>, sizes: &Sizes, dry_run: bool) -> Result<()> {
-    let &Sizes { sample_rows, vocab_size, .. } = sizes;
-    let k = 64;
-    let head = matrix(cuda, 91, vocab_size, k)?;
-    let base = SampleRequest { temperature: 0.8, seed: 7, ..SampleRequest::default() };
-    for &rows in sample_rows {
-        let x = activations(cuda, 90, rows, k)?;
-        let mut logits = cuda.logits_buffer(rows, vocab_size)?;
-        cuda.linear(rows, &x, &head, None, &mut logits)?;
-        for (name, request) in [
-            ("greedy", SampleRequest::default()),
-            ("temperature", base),
-            ("top-k, top-p", SampleRequest { top_k: 50, top_p: 0.9, ..base }),
-            ("wide top-p", SampleRequest { temperature: 1.0, top_p: 0.95, ..base }),
-            (
-                "greedy, 20 logprobs",
-                SampleRequest { num_logprobs: Some(20), ..SampleRequest::default() },
-            ),
-        ] {
-            let requests = vec![request; rows];
-            let mut sampled = Vec::with_capacity(rows);
-            let time = seconds(cuda, dry_run, |cuda, _| {
-                sampled.clear();
-                cuda.sample(&mut logits, &requests, &mut sampled)
-            })?;
-            result(&format!("sampling {rows} rows, {name}"), time, rows * vocab_size * 4, 0.0);
-        }
-    }
     Ok(())
 }

@@ -11,6 +11,7 @@ mod check;
 mod few_rows;
 mod kernels;
 mod model;
+mod sampling;
 mod steps;
 mod timing;
 mod tokens;

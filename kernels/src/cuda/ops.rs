@@ -75,9 +75,12 @@ impl<D: Driver> Cuda<D> {
             out: out.address,
             hidden: word(hidden),
             eps,
+            rows: word(rows),
+            padding: 0,
         };
         let kernel = if hidden <= RmsNorm::NARROW { narrow } else { wide };
-        self.launch(&row_launch(OP, kernel, rows), &params)
+        let blocks = RmsNorm::grid(rows, hidden, self.driver.multiprocessors());
+        self.launch(&row_launch(OP, kernel, blocks), &params)
     }
 }
 

@@ -59,8 +59,8 @@ pub struct EntryEdit {
 }
 
 params! {
-    /// `rms_norm.cu`; grid `[rows]`, 256 threads.
-    RmsNorm { x, weight, out; hidden: u32, eps: f32 }
+    /// `rms_norm.cu`; grid [`RmsNorm::grid`], 256 threads.
+    RmsNorm { x, weight, out; hidden: u32, eps: f32, rows: u32, padding: u32 }
 }
 
 params! {
@@ -170,38 +170,44 @@ params! {
 }
 
 params! {
-    /// `sampling.cu`, 512 threads: `sampling` of grid `[slices, rows]`, then
-    /// `sampling_rest` of grid `[rows]` where a request has filters or reports tokens.
+    /// `sampling.cu`, 512 threads, [`SAMPLE_SHARED_BYTES`]: `sampling` of grid `[runs, rows]`,
+    /// then `sampling_rest` of the same where a request has filters or reports tokens.
     Sampling {
         logits, requests, biases, banned, seen, masks, bias_raw, banned_raw, seen_raw, out, top,
-        slices, candidates, likeliest, states;
+        slices, runs, candidates, likeliest, bins, states;
         vocab_size: u32,
         padding: u32,
     }
 }
 
 params! {
-    /// `sampling.cu`, 512 threads: `token_logprobs` of grid `[slices, rows]`, then
-    /// `token_logprobs_rest` of grid `[rows]` where tokens are reported.
+    /// `sampling.cu`, 512 threads, [`SAMPLE_SHARED_BYTES`]: `token_logprobs` of grid
+    /// `[runs, rows]`, then `token_logprobs_rest` of grid `[1, rows]` where tokens are reported.
     TokenLogprobs {
-        logits, tokens, num_top, out, top, slices, candidates, likeliest, states;
+        logits, tokens, num_top, out, top, slices, runs, candidates, likeliest, bins, states;
         vocab_size: u32,
         padding: u32,
     }
 }
 
-/// Logits of a slice, which a block of [`Sampling`] reads.
+/// Logits of a slice, which a block of [`Sampling`] looks at together.
 pub const SAMPLE_SLICE: usize = 8192;
 
 /// Slices that a row has at most.
 pub const MAX_SAMPLE_SLICES: usize = 40;
 
-/// Bytes that [`Sampling`] needs in its workspace for each slice of each row, in
-/// `slices`, `candidates` and `likeliest`.
-pub const SAMPLE_SLICE_BYTES: [usize; 3] = [48, 256 * 2, 48 * 8];
+/// Bytes of a block's dynamic shared memory.
+pub const SAMPLE_SHARED_BYTES: usize = 2 * SAMPLE_SLICE * 4 + (2 * 1024 + 2048) * 4;
+
+/// Bytes that [`Sampling`] needs in its workspace for each slice of each row, in `slices`.
+pub const SAMPLE_SLICE_BYTES: usize = 32;
+
+/// Bytes that it needs for each run of each row, in `runs`, `candidates`, `likeliest` and
+/// `bins`.
+pub const SAMPLE_RUN_BYTES: [usize; 4] = [24, 2048 * 8, 512 * 8, 2048 * 4];
 
 /// Bytes that each row needs in `states`, zero before the first launch.
-pub const SAMPLE_STATE_BYTES: usize = 8;
+pub const SAMPLE_STATE_BYTES: usize = 16;
 
 /// Likeliest tokens that a row of [`Sampling`] reports at most.
 pub const MAX_TOP: usize = 32;
@@ -235,6 +241,25 @@ pub struct SampledRow {
     pub token: u32,
     pub logprob: f32,
     pub num_top: u32,
+}
+
+impl Sampling {
+    /// Blocks that share a row's slices: enough for all multiprocessors to have two, which is
+    /// as many as they hold, and each of equally many slices but for the last.
+    #[must_use]
+    pub const fn runs(vocab_size: usize, rows: usize, multiprocessors: usize) -> usize {
+        let slices = vocab_size.div_ceil(SAMPLE_SLICE);
+        let most = multiprocessors.saturating_mul(2) / if rows > 0 { rows } else { 1 };
+        let most = if most > 1 { most } else { 1 };
+        slices.div_ceil(slices.div_ceil(most))
+    }
+
+    /// The most runs that a launch of so many rows at most has, in all of its rows.
+    #[must_use]
+    pub const fn most_runs(max_rows: usize, multiprocessors: usize) -> usize {
+        let most = multiprocessors.saturating_mul(2);
+        if most > max_rows { most } else { max_rows }
+    }
 }
 
 impl SampledRow {
@@ -282,6 +307,13 @@ impl ExpertProduct {
 impl RmsNorm {
     /// The longest row that the kernel without `_wide` in its name takes.
     pub const NARROW: usize = 4096;
+
+    /// Blocks for so many rows: narrow ones are taken in turn by as many as there is room for.
+    #[must_use]
+    pub fn grid(rows: usize, hidden: usize, multiprocessors: usize) -> usize {
+        let most = if hidden <= Self::NARROW { multiprocessors.saturating_mul(4) } else { rows };
+        rows.min(most)
+    }
 }
 
 impl Gemv {

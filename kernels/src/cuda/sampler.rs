@@ -3,8 +3,9 @@
 use bytemuck::{NoUninit, Pod, Zeroable};
 
 use super::{
-    DevicePointer, Driver, Launch, MAX_SAMPLE_SLICES, MAX_TOP, SAMPLE_SLICE, SAMPLE_SLICE_BYTES,
-    SAMPLE_STATE_BYTES, SampleRow, SampledRow, Sampling, TokenLogprobs,
+    DevicePointer, Driver, Launch, MAX_SAMPLE_SLICES, MAX_TOP, SAMPLE_RUN_BYTES,
+    SAMPLE_SHARED_BYTES, SAMPLE_SLICE, SAMPLE_SLICE_BYTES, SAMPLE_STATE_BYTES, SampleRow,
+    SampledRow, Sampling, TokenLogprobs,
     staging::{Staging, room},
     word,
 };
@@ -13,7 +14,7 @@ use crate::{
     ops::sampling::{Logprobs, SampleRequest, Sampled},
 };
 
-/// Threads of a slice's block; `sampling.cu` has the same number.
+/// Threads of a block; `sampling.cu` has the same number.
 const THREADS: u32 = 512;
 /// Tokens that the lists of one launch have at least room for, beside what one row
 /// may bring.
@@ -40,28 +41,34 @@ struct TopToken {
     logprob: f32,
 }
 
-/// What slices leave for the last block of their row.
+/// What blocks leave for the last block of their row.
 struct Workspace<M> {
     slices: DevicePointer,
-    candidates: DevicePointer,
-    likeliest: DevicePointer,
+    /// `runs`, `candidates`, `likeliest` and `bins`.
+    of_runs: [DevicePointer; 4],
     states: DevicePointer,
     _memory: M,
 }
 
 impl<M> Workspace<M> {
     fn new<D: Driver<Memory = M>>(driver: &D, max_rows: usize) -> Result<Self, KernelError> {
-        let slices = max_rows * MAX_SAMPLE_SLICES;
-        let sizes = SAMPLE_SLICE_BYTES.map(|bytes| (slices * bytes) as u64);
-        let bytes = sizes.iter().sum::<u64>() as usize + max_rows * SAMPLE_STATE_BYTES;
+        let slices = max_rows * MAX_SAMPLE_SLICES * SAMPLE_SLICE_BYTES;
+        // A row has no more runs than slices.
+        let runs = Sampling::most_runs(max_rows, driver.multiprocessors());
+        let runs = runs.min(max_rows * MAX_SAMPLE_SLICES);
+        let sizes = SAMPLE_RUN_BYTES.map(|bytes| (runs * bytes).next_multiple_of(16));
+        let bytes = slices + sizes.iter().sum::<usize>() + max_rows * SAMPLE_STATE_BYTES;
         let memory = driver.allocate(bytes, "sampling's workspace")?;
-        let start = driver.address(&memory).0;
-        let [slices, candidates, likeliest] = sizes;
+        let mut next = driver.address(&memory).0;
+        let mut part = |bytes: usize| {
+            let start = DevicePointer(next);
+            next += bytes as u64;
+            start
+        };
         Ok(Self {
-            slices: DevicePointer(start),
-            candidates: DevicePointer(start + slices),
-            likeliest: DevicePointer(start + slices + candidates),
-            states: DevicePointer(start + slices + candidates + likeliest),
+            slices: part(slices),
+            of_runs: sizes.map(&mut part),
+            states: part(0),
             _memory: memory,
         })
     }
@@ -245,6 +252,7 @@ impl<M> SamplingBuffers<M> {
         let raw = |list: usize| {
             DevicePointer(self.raw_address.0 + (list * self.max_listed * size_of::<f32>()) as u64)
         };
+        let [runs, candidates, likeliest, bins] = workspace.of_runs;
         let params = Sampling {
             logits,
             requests: staging.push(rows)?,
@@ -258,16 +266,19 @@ impl<M> SamplingBuffers<M> {
             out: self.out_address,
             top: top_address(self.out_address, rows.len()),
             slices: workspace.slices,
-            candidates: workspace.candidates,
-            likeliest: workspace.likeliest,
+            runs,
+            candidates,
+            likeliest,
+            bins,
             states: workspace.states,
             vocab_size: word(vocab_size),
             padding: 0,
         };
         staging.send(driver)?;
-        driver.launch(&launch("sampling", rows.len(), vocab_size), &params)?;
+        let runs = Sampling::runs(vocab_size, rows.len(), driver.multiprocessors());
+        driver.launch(&launch("sampling", runs, rows.len()), &params)?;
         if rows.iter().any(may_be_left_open) {
-            driver.launch(&launch_rest("sampling_rest", rows.len()), &params)?;
+            driver.launch(&launch("sampling_rest", runs, rows.len()), &params)?;
         }
         Ok(())
     }
@@ -288,6 +299,7 @@ impl<M> SamplingBuffers<M> {
             let at = first * vocab_size * size_of::<f32>();
             first += tokens.len();
             self.staging.clear();
+            let [runs, candidates, likeliest, bins] = self.workspace.of_runs;
             let params = TokenLogprobs {
                 logits: DevicePointer(logits.0 + at as u64),
                 tokens: self.staging.push(tokens)?,
@@ -295,16 +307,19 @@ impl<M> SamplingBuffers<M> {
                 out: self.out_address,
                 top: top_address(self.out_address, tokens.len()),
                 slices: self.workspace.slices,
-                candidates: self.workspace.candidates,
-                likeliest: self.workspace.likeliest,
+                runs,
+                candidates,
+                likeliest,
+                bins,
                 states: self.workspace.states,
                 vocab_size: word(vocab_size),
                 padding: 0,
             };
             self.staging.send(driver)?;
-            driver.launch(&launch("token_logprobs", tokens.len(), vocab_size), &params)?;
+            let runs = Sampling::runs(vocab_size, tokens.len(), driver.multiprocessors());
+            driver.launch(&launch("token_logprobs", runs, tokens.len()), &params)?;
             if num_top.iter().any(|&num| num > 0) {
-                driver.launch(&launch_rest("token_logprobs_rest", tokens.len()), &params)?;
+                driver.launch(&launch("token_logprobs_rest", 1, tokens.len()), &params)?;
             }
             let (rows, tops) = self.results(driver, tokens.len(), true)?;
             out.extend(rows.iter().enumerate().map(|(i, row)| Logprobs {
@@ -333,14 +348,9 @@ impl<M> SamplingBuffers<M> {
     }
 }
 
-fn launch(kernel: &'static str, rows: usize, vocab_size: usize) -> Launch<'static> {
-    let grid = [word(vocab_size.div_ceil(SAMPLE_SLICE)), word(rows)];
-    Launch { file: "sampling", kernel, grid, threads: THREADS, shared_bytes: 0 }
-}
-
-/// A launch that finishes what another left open.
-fn launch_rest(kernel: &'static str, rows: usize) -> Launch<'static> {
-    Launch { file: "sampling", kernel, grid: [word(rows), 1], threads: THREADS, shared_bytes: 0 }
+fn launch(kernel: &'static str, runs: usize, rows: usize) -> Launch<'static> {
+    let grid = [word(runs), word(rows)];
+    Launch { file: "sampling", kernel, grid, threads: THREADS, shared_bytes: SAMPLE_SHARED_BYTES }
 }
 
 /// Whether a row may need a search of the whole of it.

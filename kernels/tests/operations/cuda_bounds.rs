@@ -1,6 +1,6 @@
 //! The table that the CUDA kernels' machine code is held against says what launches ask for.
 
-use sconce_kernels::cuda::AttentionPlan;
+use sconce_kernels::cuda::{AttentionPlan, SAMPLE_SHARED_BYTES};
 
 const BOUNDS: &str = include_str!("../../cuda/bounds");
 
@@ -41,4 +41,11 @@ fn the_shared_memory_of_attention_is_what_its_plan_asks_for() {
         }
     }
     assert_eq!(dynamic_shared("rms_norm_bf16"), None);
+}
+
+#[test]
+fn the_shared_memory_of_sampling_is_what_its_launches_ask_for() {
+    for kernel in ["sampling", "sampling_rest", "token_logprobs", "token_logprobs_rest"] {
+        assert_eq!(dynamic_shared(kernel), Some(SAMPLE_SHARED_BYTES), "{kernel}");
+    }
 }

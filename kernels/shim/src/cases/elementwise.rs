@@ -69,7 +69,7 @@ pub(super) fn embedding_scaled_multiplies_the_tokens_rows<D: Driver>(bench: &mut
 
 pub(super) fn rms_norm_norms_each_row<D: Driver>(bench: &mut Bench<D>) {
     for element in Element::ACTIVATIONS {
-        for (rows, hidden) in [(1, 8), (3, 576), (2, 4096), (1, 8192), (1, 16384)] {
+        for (rows, hidden) in [(1, 8), (5, 576), (3, 4096), (3, 8192), (1, 16384)] {
             rms_norm_case(bench, element, (rows, hidden), None);
         }
     }
@@ -77,7 +77,7 @@ pub(super) fn rms_norm_norms_each_row<D: Driver>(bench: &mut Bench<D>) {
 
 pub(super) fn rms_norm_add_adds_each_normed_row<D: Driver>(bench: &mut Bench<D>) {
     for element in Element::ACTIVATIONS {
-        for (rows, hidden) in [(3, 640), (1, 4096), (2, 5376), (1, 16384)] {
+        for (rows, hidden) in [(5, 640), (3, 4096), (3, 5376), (1, 16384)] {
             let residual = numbers(7, rows * hidden);
             rms_norm_case(bench, element, (rows, hidden), Some(&residual));
         }
@@ -101,11 +101,14 @@ fn rms_norm_case<D: Driver>(
         out: bench.buffer(&out),
         hidden: hidden as u32,
         eps: 1e-5,
+        rows: rows as u32,
+        padding: 0,
     };
     let add = if residual.is_some() { "_add" } else { "" };
     let wide = if hidden > RmsNorm::NARROW { "_wide" } else { "" };
     let kernel = format!("rms_norm{add}{wide}_{}", element.name());
-    let grid = [rows as u32, 1];
+    // Some blocks have more rows than others.
+    let grid = [rows.div_ceil(2) as u32, 1];
     bench.launch(&launch("rms_norm", &kernel, grid, 256), &params).expect("the kernel runs");
     let weight: Vec<f64> = weight.into_iter().map(f64::from).collect();
     let mut want: Vec<f64> = element

@@ -10,6 +10,7 @@ pub mod graphs;
 mod products;
 mod sampling;
 pub mod sampling_masks;
+mod sampling_runs;
 mod sampling_wide;
 
 use sconce_kernels::cuda::Driver;
@@ -63,6 +64,8 @@ pub fn all<D: Driver>() -> Vec<Case<D>> {
         sampling_wide::a_row_with_penalties_is_searched_raw_and_drawn_from_changed,
         sampling_wide::a_rows_bits_are_its_own_over_several_slices,
         sampling_wide::a_slice_that_cannot_be_drawn_from_ends_its_row,
+        sampling_runs::a_row_is_the_same_however_its_slices_are_shared_out,
+        sampling_runs::wide_nuclei_are_settled_by_a_second_look,
         sampling_masks::only_what_a_mask_allows_is_drawn,
         sampling_masks::a_mask_of_all_changes_no_bits_nor_do_neighbours_masks,
         sampling_masks::a_row_with_nothing_left_says_so,

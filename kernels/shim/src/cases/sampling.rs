@@ -2,8 +2,8 @@
 
 use sconce_kernels::{
     cuda::{
-        Driver, Launch, MAX_TOP, SAMPLE_SLICE, SAMPLE_SLICE_BYTES, SAMPLE_STATE_BYTES, SampleRow,
-        SampledRow, Sampling,
+        Driver, Launch, MAX_TOP, SAMPLE_RUN_BYTES, SAMPLE_SHARED_BYTES, SAMPLE_SLICE,
+        SAMPLE_SLICE_BYTES, SAMPLE_STATE_BYTES, SampleRow, SampledRow, Sampling,
     },
     ops::sampling::{SampleRequest, SeenToken, uniform},
     reference,
@@ -20,13 +20,25 @@ pub(super) struct Row {
     pub(super) top: Vec<(u32, f32)>,
     /// Whether the second launch had something to do.
     pub(super) was_open: bool,
+    /// Whether it searched the whole row.
+    pub(super) was_searched: bool,
 }
 
-/// Samples rows of equal length.
+/// Samples rows of equal length, each shared out among as many blocks as it has slices.
 pub(super) fn sample<D: Driver>(
     bench: &mut Bench<D>,
     logits: &[f32],
     requests: &[SampleRequest<'_>],
+) -> Vec<Row> {
+    sample_in_runs(bench, logits, requests, usize::MAX)
+}
+
+/// The same, with so many blocks a row at most.
+pub(super) fn sample_in_runs<D: Driver>(
+    bench: &mut Bench<D>,
+    logits: &[f32],
+    requests: &[SampleRequest<'_>],
+    most_runs: usize,
 ) -> Vec<Row> {
     let (mut biases, mut banned, mut seen) = (Vec::new(), Vec::new(), Vec::new());
     let (mut rows, mut masks) = (Vec::new(), Vec::new());
@@ -62,8 +74,10 @@ pub(super) fn sample<D: Driver>(
     let mut room = |list: &[u32], words: usize| bench.buffer(&vec![0.0_f32; list.len() / words]);
     let raw = [room(&biases, 2), room(&banned, 1), room(&seen, 2)];
     let slices = vocab_size.div_ceil(SAMPLE_SLICE);
-    let work =
-        SAMPLE_SLICE_BYTES.map(|bytes| bench.buffer(&vec![0xff_u8; rows.len() * slices * bytes]));
+    let runs = slices.div_ceil(slices.div_ceil(most_runs));
+    let of_slices = bench.buffer(&vec![0xff_u8; rows.len() * slices * SAMPLE_SLICE_BYTES]);
+    let of_runs =
+        SAMPLE_RUN_BYTES.map(|bytes| bench.buffer(&vec![0xff_u8; rows.len() * runs * bytes]));
     let params = Sampling {
         logits: bench.buffer(logits),
         requests: bench.buffer(&rows),
@@ -76,9 +90,11 @@ pub(super) fn sample<D: Driver>(
         seen_raw: raw[2],
         out: bench.buffer(&vec![0_u32; rows.len() * 3]),
         top: bench.buffer(&vec![0_u32; rows.len() * MAX_TOP * 2]),
-        slices: work[0],
-        candidates: work[1],
-        likeliest: work[2],
+        slices: of_slices,
+        runs: of_runs[0],
+        candidates: of_runs[1],
+        likeliest: of_runs[2],
+        bins: of_runs[3],
         states: bench.buffer(&vec![0_u8; rows.len() * SAMPLE_STATE_BYTES]),
         vocab_size: vocab_size as u32,
         padding: 0,
@@ -86,22 +102,23 @@ pub(super) fn sample<D: Driver>(
     let launch = Launch {
         file: "sampling",
         kernel: "sampling",
-        grid: [slices as u32, rows.len() as u32],
+        grid: [runs as u32, rows.len() as u32],
         threads: 512,
-        shared_bytes: 0,
+        shared_bytes: SAMPLE_SHARED_BYTES,
     };
     bench.launch(&launch, &params).expect("the kernel runs");
-    let rest = Launch { kernel: "sampling_rest", grid: [rows.len() as u32, 1], ..launch };
+    let rest = Launch { kernel: "sampling_rest", ..launch };
     bench.launch(&rest, &params).expect("the kernel runs");
     let top = bench.read::<u32>(params.top);
     let out = bench.read::<SampledRow>(params.out);
-    let states = bench.read::<[u32; 2]>(params.states);
-    assert!(states.iter().all(|&[ticket, _]| ticket == 0), "tickets are left for the next launch");
+    let states = bench.read::<[u32; 4]>(params.states);
+    assert!(states.iter().all(|&[ticket, ..]| ticket == 0), "tickets are left for the next launch");
     out.iter()
         .zip(top.chunks_exact(MAX_TOP * 2))
         .zip(&states)
-        .map(|((row, top), &[_, open])| Row {
+        .map(|((row, top), &[_, open, ..])| Row {
             was_open: open != 0,
+            was_searched: open & 5 != 0,
             token: row.token,
             logprob: row.logprob,
             top: top

@@ -63,6 +63,8 @@ tests! {
     a_row_with_penalties_is_searched_raw_and_drawn_from_changed
     a_rows_bits_are_its_own_over_several_slices
     a_slice_that_cannot_be_drawn_from_ends_its_row
+    a_row_is_the_same_however_its_slices_are_shared_out
+    wide_nuclei_are_settled_by_a_second_look
     only_what_a_mask_allows_is_drawn
     a_mask_of_all_changes_no_bits_nor_do_neighbours_masks
     a_row_with_nothing_left_says_so

@@ -202,11 +202,32 @@ fn case_must_find_in(kernels: &[&str], name: &str, fault: (&str, &str), case: &s
     });
 }
 
-/// Another slice may have told of less.
+/// Another run may have told of less.
 #[test]
-fn a_threshold_of_one_slice_only_is_found() {
-    let fault = ("block_largest(threadIdx.x < slices.num ?", "block_largest(threadIdx.x < 1 ?");
-    case_must_find("threshold", fault, "most_rows_are_settled_by_their_slices");
+fn a_bound_of_one_run_only_is_found() {
+    let fault = ("block_largest(threadIdx.x < work.num_runs ?", "block_largest(threadIdx.x < 1 ?");
+    case_must_find("threshold", fault, "a_row_is_the_same_however_its_slices_are_shared_out");
+}
+
+#[test]
+fn a_ring_that_keeps_what_it_has_passed_is_found() {
+    let fault = (
+        "if (bin > top) {\n            ring[place] = 0;",
+        "if (bin > top + 64) {\n            ring[place] = 0;",
+    );
+    case_must_find("ring", fault, "a_row_is_the_same_however_its_slices_are_shared_out");
+}
+
+#[test]
+fn a_list_that_overflows_unnoticed_is_found() {
+    let fault = ("entries[atomicAdd(taken, 1u)] = own[i];", "atomicAdd(taken, 1u);");
+    case_must_find("thin", fault, "a_row_is_the_same_however_its_slices_are_shared_out");
+}
+
+#[test]
+fn a_border_that_is_one_bin_off_is_found() {
+    let fault = ("edge(found[0] + 1), edge(found[1])", "edge(found[0]), edge(found[1])");
+    case_must_find("border", fault, "wide_nuclei_are_settled_by_a_second_look");
 }
 
 #[test]
@@ -235,7 +256,7 @@ fn a_mask_that_the_second_slice_reads_from_its_start_is_found() {
 
 #[test]
 fn likeliest_tokens_under_a_mask_are_found() {
-    let fault = ("report_of_row(with_all(row), largest", "report_of_row(row, largest");
+    let fault = ("searched = with_all(row);", "searched = row;");
     case_must_find("mask-likeliest", fault, "only_what_a_mask_allows_is_drawn");
 }
 
