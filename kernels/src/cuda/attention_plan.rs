@@ -477,7 +477,7 @@ mod tests {
         let mut plan = AttentionPlan::default();
         plan.plan(
             &decodes(&[131_072]),
-            &params,
+            &own,
             TABLES,
             AttentionRoom { max_decodes: most, ..H200 },
         );
