@@ -2,6 +2,7 @@
 
 mod device_time;
 mod faults;
+mod forms;
 mod models;
 mod planted;
 mod serving;
@@ -110,6 +111,10 @@ fn command(folder: &TempDir, model: &Path, fake_gpu: &[&str], args: &[&str]) -> 
         if !args.contains(&flag) {
             command.args([flag, value]);
         }
+    }
+    // Of the larger model they would take long.
+    if !args.contains(&"--cache-dir") {
+        command.arg("--no-kernel-trials");
     }
     // An option of `serve` and its value, or a flag.
     let is_left_out =

@@ -31,9 +31,9 @@ pub use driver::{Driver, Launch, Matmul};
 pub use memory::{CudaBuffer, CudaKvCache, CudaMatrix, CudaVector};
 pub use params::{
     AddBias, AddExperts, CopyBlocks, DevicePointer, EmbeddingGather, EntryEdit, ExpertProduct,
-    Gated, Gemv, GemvForm, KernelParams, MAX_SAMPLE_SLICES, MAX_TOP, PagedAttention, RmsNorm, RopeAndCache, Route,
-    SAMPLE_SLICE, SAMPLE_SLICE_BYTES, SAMPLE_STATE_BYTES, SampleRow, SampledRow, Sampling, SoftCap,
-    SortByExpert, TableEdits, TokenLogprobs,
+    Gated, Gemv, GemvForm, KernelParams, MAX_SAMPLE_SLICES, MAX_TOP, PagedAttention, RmsNorm,
+    RopeAndCache, Route, SAMPLE_SLICE, SAMPLE_SLICE_BYTES, SAMPLE_STATE_BYTES, SampleRow,
+    SampledRow, Sampling, SoftCap, SortByExpert, TableEdits, TokenLogprobs,
 };
 pub use products::ProductForm;
 pub use routes::CudaRoutes;
