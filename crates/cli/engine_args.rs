@@ -57,6 +57,15 @@ pub(crate) struct EngineArgs {
     /// Seconds that a request may wait for its prefill, else it is refused; inf for no limit
     #[arg(long, value_name = "SECONDS", value_parser = parse_limit, default_value = "30")]
     max_queue_wait: f64,
+    /// On a GPU compute products in tiles of 128 rows, so that no answer depends on what is
+    /// computed beside it: prompts take about 1.6 times as long, decodes 1.1 times. On a CPU no
+    /// answer ever does
+    #[arg(long)]
+    deterministic: bool,
+    /// On a GPU compute every product by cuBLAS, without trying at the first start which forms
+    /// are right and fastest
+    #[arg(long)]
+    no_kernel_trials: bool,
     /// Whose request is admitted next
     #[arg(long, value_enum, default_value_t = PolicyFlag::Fair)]
     scheduling_policy: PolicyFlag,
@@ -110,6 +119,8 @@ impl EngineArgs {
             cuda_graph_sizes: self.cuda_graph_sizes.clone(),
             threads: self.threads,
             cpu_isa: self.cpu_isa,
+            deterministic: self.deterministic,
+            kernel_trials: !self.no_kernel_trials,
             scheduling_policy: self.scheduling_policy.policy(),
             ..Options::new(model.clone())
         }

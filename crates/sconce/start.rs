@@ -78,6 +78,12 @@ pub struct Options {
     pub threads: Option<usize>,
     /// The highest level of a CPU's instructions to use; all that it has if not given.
     pub cpu_isa: Option<Isa>,
+    /// Whether no token's numbers may depend on what is computed beside it, on a GPU at the
+    /// cost of speed; on a CPU they never do.
+    pub deterministic: bool,
+    /// Whether a GPU's operations are tried by all their forms, when a model is first loaded on
+    /// one of its kind, so that the fastest of those that are right are used.
+    pub kernel_trials: bool,
     /// Whose request is admitted next.
     pub scheduling_policy: SchedulingPolicy,
     /// Who shares the engine.
@@ -115,6 +121,8 @@ impl Options {
             cuda_graph_sizes: None,
             threads: None,
             cpu_isa: None,
+            deterministic: false,
+            kernel_trials: true,
             scheduling_policy: SchedulingPolicy::Fair,
             tenants: vec![Tenant::sole()],
             ledger: None,
@@ -314,7 +322,8 @@ impl Sconce {
             cuda_graph_sizes: options.cuda_graph_sizes.clone(),
             threads: options.threads,
             cpu_isa: options.cpu_isa,
-            forms_dir: Some(options.hub.forms_dir()),
+            deterministic: options.deterministic,
+            forms_dir: options.kernel_trials.then(|| options.hub.forms_dir()),
         };
         let (max_queued, policy) = (options.max_num_queued_reqs, options.scheduling_policy);
         let prefix_cache = options.enable_prefix_caching.then(|| PrefixKey(rand::random()));

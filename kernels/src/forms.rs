@@ -116,9 +116,8 @@ impl Findings {
                 Verdict::Failed(why) => Verdict::Failed(one_line(&why)),
             },
         };
-        let same = |known: &&mut Trial| {
-            known.operation == trial.operation && known.form == trial.form
-        };
+        let same =
+            |known: &&mut Trial| known.operation == trial.operation && known.form == trial.form;
         match self.trials.iter_mut().find(same) {
             Some(known) => *known = trial,
             None => self.trials.push(trial),

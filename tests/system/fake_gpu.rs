@@ -2,6 +2,7 @@
 
 mod device_time;
 mod faults;
+mod forms;
 mod graphs;
 mod models;
 mod planted;
@@ -114,6 +115,10 @@ fn command(folder: &TempDir, model: &Path, fake_gpu: &[&str], args: &[&str]) -> 
         if !args.contains(&flag) {
             command.args([flag, value]);
         }
+    }
+    // Of the larger model they would take long.
+    if !args.contains(&"--cache-dir") {
+        command.arg("--no-kernel-trials");
     }
     // An option of `serve` and its value, or a flag.
     let is_left_out =

@@ -21,7 +21,7 @@ enum Operation {
 }
 
 /// Weights that take turns are so many bytes at least: no cache holds them.
-const BEYOND_CACHES: usize = 200 << 20;
+const BEYOND_CACHES: usize = 400 << 20;
 const REPETITIONS: Repetitions = Repetitions { seconds: 0.004, number: 5 };
 
 const FORMS: [GemvForm; 7] = [
@@ -93,7 +93,8 @@ pub(crate) fn run<D: Driver>(
                         format!("{rows} rows, {ahead} ahead, {blocks} x {threads} threads")
                     }
                 };
-                let moved = bytes + rows * (k * 2 + outputs * if operation == Operation::Logits { 4 } else { 2 });
+                let moved = bytes
+                    + rows * (k * 2 + outputs * if operation == Operation::Logits { 4 } else { 2 });
                 result(&format!("{name} {n}x{k} of {rows} rows: {by}"), time, moved, 0.0);
             }
         }

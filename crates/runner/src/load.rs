@@ -239,6 +239,7 @@ mod cuda {
             uuid = driver.uuid();
             let memory = driver.memory_info().ok();
             Cuda::new(driver, dtype, limits)
+                .map(|cuda| cuda.deterministic(options.deterministic))
                 .map_err(|error| out_of_memory::explain(error.into(), memory, &Stage::Device))
         };
         let loaded = load_on(options, 2048, make, progress)?;

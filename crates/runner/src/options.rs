@@ -58,6 +58,9 @@ pub struct LoadOptions {
     pub threads: Option<usize>,
     /// The highest level of a CPU's instructions to use; all that it has if not given.
     pub cpu_isa: Option<Isa>,
+    /// Whether no token's numbers may depend on what is computed beside it, on a GPU at the
+    /// cost of speed; on a CPU they never do.
+    pub deterministic: bool,
     /// Where it is kept which forms of operations a GPU computes right, and fastest; without it
     /// none are tried.
     pub forms_dir: Option<PathBuf>,
@@ -82,6 +85,7 @@ impl LoadOptions {
             cuda_graph_sizes: None,
             threads: None,
             cpu_isa: None,
+            deterministic: false,
             forms_dir: None,
         }
     }

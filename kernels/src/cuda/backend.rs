@@ -10,11 +10,12 @@ use candle_core::Tensor;
 
 use super::{
     AttentionPlan, AttentionRoom, CudaBuffer, CudaKvCache, CudaMatrix, CudaRoutes, CudaStep,
-    CudaVector, DevicePointer, Driver, ProductForm, memory::decode, names, sampler::SamplingBuffers,
+    CudaVector, DevicePointer, Driver, ProductForm, memory::decode, names,
+    sampler::SamplingBuffers,
 };
 use crate::{
-    AttentionKind, AttentionParams, Device, Dtype, Findings, KernelError, KvLayout, Routing, Sampler,
-    StepLimits, StepPlan, WeightDtype,
+    AttentionKind, AttentionParams, Device, Dtype, Findings, KernelError, KvLayout, Routing,
+    Sampler, StepLimits, StepPlan, WeightDtype,
     ops::sampling::{Logprobs, SampleRequest, Sampled},
     plan::below_in,
 };
@@ -30,6 +31,7 @@ pub struct Cuda<D: Driver> {
     pub(super) dtype: Dtype,
     sampling: SamplingBuffers<D::Memory>,
     pub(super) partials: Option<Partials<D::Memory>>,
+    pub(super) is_deterministic: bool,
     /// The form of every product, where one was asked for.
     pub(super) product_form: Option<ProductForm>,
     /// Those that were found best, by rows, outputs and inputs.
@@ -75,6 +77,7 @@ impl<D: Driver> Cuda<D> {
             driver,
             dtype,
             partials: None,
+            is_deterministic: false,
             product_form: None,
             product_forms: HashMap::new(),
             weights: Mutex::default(),
@@ -151,6 +154,10 @@ impl<D: Driver> Device for Cuda<D> {
         found: &mut Findings,
         keep: &mut dyn FnMut(&Findings),
     ) -> Result<(), KernelError> {
+        // There is one form of products then.
+        if self.is_deterministic {
+            return Ok(());
+        }
         let weights = self.weights.lock().unwrap_or_else(PoisonError::into_inner).clone();
         self.try_products(&Vec::from_iter(weights), found, keep)
     }
@@ -160,7 +167,7 @@ impl<D: Driver> Device for Cuda<D> {
     }
 
     fn buffer(&self, capacity: usize, cols: usize) -> Result<Self::Buffer, KernelError> {
-        CudaBuffer::new(&self.driver, capacity, cols, self.dtype)
+        CudaBuffer::new(&self.driver, self.padded_rows(capacity), cols, self.dtype)
     }
 
     fn logits_buffer(
@@ -168,7 +175,7 @@ impl<D: Driver> Device for Cuda<D> {
         capacity: usize,
         vocab_size: usize,
     ) -> Result<Self::Buffer, KernelError> {
-        CudaBuffer::new(&self.driver, capacity, vocab_size, Dtype::F32)
+        CudaBuffer::new(&self.driver, self.padded_rows(capacity), vocab_size, Dtype::F32)
     }
 
     fn routes(&self, capacity: usize, routing: Routing) -> Result<Self::Routes, KernelError> {

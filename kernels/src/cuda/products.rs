@@ -26,8 +26,8 @@ pub(super) enum Outcome {
 }
 
 impl ProductForm {
-    /// Elements of a weight from which on its forms are tried and chosen from: with smaller
-    /// ones, whose time is a launch's, all is cuBLAS's.
+    /// Elements of a weight from which on its forms are tried: with smaller ones, whose time is
+    /// a launch's, all is cuBLAS's.
     pub(super) const LARGE: usize = 1 << 21;
 
     /// Forms that there may be, in the order in which they are preferred.
@@ -37,14 +37,6 @@ impl ProductForm {
         Self::FewRows(GemvForm { blocks: 2, ..GemvForm::DEFAULT }),
         Self::FewRows(GemvForm { ahead: 8, ..GemvForm::DEFAULT }),
     ];
-
-    /// The form that a product of these dimensions takes where nothing is known.
-    fn of(rows: usize, n: usize, k: usize) -> Self {
-        if rows <= Gemv::MAX_ROWS && n * k >= Self::LARGE {
-            return Self::FewRows(GemvForm::DEFAULT);
-        }
-        Self::Library
-    }
 }
 
 impl fmt::Display for ProductForm {
@@ -72,6 +64,24 @@ pub(super) struct Operands {
 }
 
 impl<D: Driver> Cuda<D> {
+    /// Rows of every product where a row's bits may not depend on their number: cuBLAS chooses
+    /// its algorithm, and with it the order of its sums, by the number that it is given. Fewer
+    /// would make prompts slow, more would make decodes slow.
+    pub const TILE_ROWS: usize = 128;
+
+    /// Computes products in tiles of [`Self::TILE_ROWS`] rows, so that no row's bits depend on
+    /// how many others there are. For a backend that has allocated nothing yet.
+    #[must_use]
+    pub fn deterministic(mut self, is_deterministic: bool) -> Self {
+        self.is_deterministic = is_deterministic;
+        self
+    }
+
+    /// Rows that a buffer of `capacity` must have.
+    pub(super) fn padded_rows(&self, capacity: usize) -> usize {
+        if self.is_deterministic { capacity.next_multiple_of(Self::TILE_ROWS) } else { capacity }
+    }
+
     /// Has every product take this form where it can; `None`: the one that fits it.
     pub fn use_product_form(&mut self, form: Option<ProductForm>) {
         self.product_form = form;
@@ -131,10 +141,10 @@ impl<D: Driver> Cuda<D> {
         self.few_rows(self.form_of(&operands), Outcome::Gate(activation), &operands)
     }
 
+    /// What was not tried is cuBLAS's.
     fn form_of(&self, &Operands { rows, n, k, .. }: &Operands) -> ProductForm {
         let known = || self.product_forms.get(&(rows, n, k)).copied();
-        let form = self.product_form.or_else(known);
-        form.unwrap_or_else(|| ProductForm::of(rows, n, k))
+        self.product_form.or_else(known).unwrap_or(ProductForm::Library)
     }
 
     /// Without a bias.
@@ -145,7 +155,20 @@ impl<D: Driver> Cuda<D> {
     ) -> Result<(), KernelError> {
         let &Operands { x, w, out, out_dtype, rows, n, k, .. } = operands;
         let dtype = self.dtype;
-        self.driver.matmul(&Matmul { x, w, out, rows, n, k, dtype, out_dtype, accumulate })
+        let whole = Matmul { x, w, out, rows, n, k, dtype, out_dtype, accumulate };
+        if !self.is_deterministic {
+            return self.driver.matmul(&whole);
+        }
+        // What lies behind the last row is computed too, and read by nobody: buffers are of
+        // whole tiles.
+        for first in (0..rows).step_by(Self::TILE_ROWS) {
+            let moved = |at: DevicePointer, cols: usize, dtype: Dtype| {
+                DevicePointer(at.0 + (first * cols * dtype.size()) as u64)
+            };
+            let (x, out) = (moved(x, k, dtype), moved(out, n, out_dtype));
+            self.driver.matmul(&Matmul { x, out, rows: Self::TILE_ROWS, ..whole })?;
+        }
+        Ok(())
     }
 
     /// Launches `gemv.cu` if that is the form and can compute it; else false.
@@ -191,6 +214,9 @@ impl<D: Driver> Cuda<D> {
         (rows, n, k): (usize, usize, usize),
     ) -> Option<Launch<'static>> {
         let ProductForm::FewRows(form) = form else { return None };
+        if self.is_deterministic {
+            return None;
+        }
         let kernel = names::gemv(self.dtype, rows, form)?;
         let shared_bytes = form.shared_bytes(rows, k);
         let resident = self.driver.shared_bytes() / (shared_bytes + GemvForm::OTHER_SHARED_BYTES);

@@ -199,9 +199,7 @@ pub(super) fn normed_products_match_the_reference<D: Driver>(bench: &mut Bench<D
 pub(super) fn a_products_bits_do_not_depend_on_its_rows<D: Driver>(bench: &mut Bench<D>) {
     let element = Element::Bf16;
     let (epilogue, has_bias, has_norm) = (Gemv::STORE_F32, true, true);
-    let case = |grid| {
-        Case { element, rows: 4, n: 10, k: 1032, epilogue, has_bias, has_norm, grid }
-    };
+    let case = |grid| Case { element, rows: 4, n: 10, k: 1032, epilogue, has_bias, has_norm, grid };
     let want = case(1).run(bench, forms(element, 4)[0], 0);
     for first in 0..4 {
         for form in forms(element, 4 - first) {

@@ -21,6 +21,8 @@ enum Fault {
     IdleLibrary,
     /// The kernel takes the context with it.
     Sticky,
+    /// cuBLAS's results depend on the number of rows that it is given.
+    ByRows,
 }
 
 /// The shim with a fault, on which a product of the library takes twice as long as another.
@@ -89,7 +91,14 @@ impl Driver for Faulty {
     fn matmul(&mut self, product: &Matmul) -> Result<(), KernelError> {
         self.launches += 1;
         self.took += Duration::from_micros(600);
-        if self.fault == Fault::IdleLibrary { Ok(()) } else { self.shim.matmul(product) }
+        match self.fault {
+            Fault::IdleLibrary => Ok(()),
+            // As if a part of the sums were lost.
+            Fault::ByRows => {
+                self.shim.matmul(&Matmul { k: product.k - product.rows % 64, ..*product })
+            }
+            _ => self.shim.matmul(product),
+        }
     }
 
     fn memory_info(&self) -> Result<(usize, usize), KernelError> {
@@ -204,4 +213,43 @@ fn a_form_that_ends_the_process_is_not_tried_again() {
     try_on(&mut device(Fault::None), &mut kept);
     let known = kept.trials().iter().find(|t| (t.operation.clone(), t.form.clone()) == failed);
     assert!(known.expect("it is known").fault().is_some());
+}
+
+/// The first row of products of 1, 3 and 130 equal rows, with and without a residual, on a
+/// device whose library gives other results for another number of rows.
+fn first_rows(is_deterministic: bool) -> [Vec<f32>; 3] {
+    const COLS: usize = 64;
+    const OUTPUTS: usize = 16;
+    [1, 3, 130].map(|rows| {
+        let mut cuda = device(Fault::ByRows).deterministic(is_deterministic);
+        let square =
+            cuda.matrix(&[tensor(numbers(COLS * COLS, 3), &[COLS; 2])], Dtype::Bf16.into());
+        let w = cuda
+            .matrix(&[tensor(numbers(OUTPUTS * COLS, 7), &[OUTPUTS, COLS])], Dtype::Bf16.into());
+        let (square, w) = (square.expect("room"), w.expect("room"));
+        let bias = cuda.vector(&[tensor(numbers(COLS, 5), &[COLS])]).expect("room");
+        let mut x = cuda.buffer(rows, COLS).expect("room");
+        let mut out = cuda.buffer(rows, OUTPUTS).expect("room");
+        let mut logits = cuda.logits_buffer(rows, OUTPUTS).expect("room");
+        let nothing = cuda.buffer(rows, COLS).expect("room");
+        cuda.linear(rows, &nothing, &square, Some(&bias), &mut x).expect("a product");
+        cuda.linear(rows, &x, &w, None, &mut out).expect("a product");
+        cuda.linear_add(rows, &x, &w, None, &mut out).expect("a product");
+        cuda.linear(rows, &x, &w, None, &mut logits).expect("a product");
+        let of_rows = [cuda.read(&out, rows), cuda.read(&logits, rows)];
+        let of_rows = of_rows.map(|read| read.expect("it can be read"));
+        for read in of_rows.iter().filter(|_| is_deterministic) {
+            // Rows are equal, so their results are.
+            assert!(read.chunks(OUTPUTS).all(|row| row == &read[..OUTPUTS]), "{read:?}");
+        }
+        of_rows.map(|read| read[..OUTPUTS].to_vec()).concat()
+    })
+}
+
+#[test]
+fn no_product_depends_on_the_number_of_rows_where_none_may() {
+    let [one, three, many] = first_rows(true);
+    assert!(one == three && one == many, "{one:?}, {three:?}, {many:?}");
+    let [one, three, many] = first_rows(false);
+    assert!(one != three && one != many && three != many, "the device is no test");
 }
