@@ -19,12 +19,14 @@ mod json;
 mod live;
 mod middleware;
 mod openai;
+mod openapi;
 mod origins;
 mod page;
 mod serve;
 mod state;
 mod text_or_list;
 mod tokenize;
+mod word;
 
 pub use connection::{ConnectionConfig, ServeError, serve};
 pub use directory::{ReloadError, TenantDirectory};

@@ -12,14 +12,19 @@ use sconce_engine::{EngineRequest, Overload, RequestEvent, RequestStream, Submit
 use sconce_text::TextModel;
 use sconce_types::{EmbeddingInfo, SamplingParams, TokenId};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::inputs::Inputs;
 use crate::{
     caller::TenantAuth,
     error::ApiError,
     json::{Body, JsonBody},
+    openai::models::List,
     state::AppState,
+    word::word,
 };
+
+word!(EmbeddingObject = "embedding");
 
 /// OpenAI's limit.
 const MAX_INPUTS: usize = 2048;
@@ -29,16 +34,28 @@ const WINDOW: usize = 128;
 /// Numbers of an answer that are written on the threads that serve connections.
 const FEW_NUMBERS: usize = 1 << 14;
 
-/// A request's body. `user` is the client's own note.
-#[derive(Deserialize)]
+/// Texts that the model is to make embeddings of.
+#[derive(Deserialize, ToSchema)]
+#[schema(as = EmbeddingRequest, examples(json!({ "input": ["Paris is in France.", "Bern is in Switzerland."] })))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct EmbeddingBody {
+    /// A served name; the server's own model if not given.
     model: Option<String>,
+    /// One text or at most 2,048, as text or as token ids.
     input: Inputs,
+    /// `float` if not given.
     encoding_format: Option<EncodingFormat>,
+    /// Numbers of an embedding, fewer only where the model's embeddings can be cut.
+    #[schema(minimum = 1)]
     dimensions: Option<usize>,
+    /// Texts are cut to so many tokens; -1 is the model's most. Longer ones are refused if not
+    /// given.
+    #[schema(minimum = -1)]
     truncate_prompt_tokens: Option<i64>,
+    /// Whether the tokenizer's special tokens are put around each text.
+    #[schema(default = true)]
     add_special_tokens: Option<bool>,
+    /// The client's own note of who asks; only logged.
     user: Option<String>,
 }
 
@@ -53,7 +70,8 @@ impl Body for EmbeddingBody {
     ];
 }
 
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
+/// Numbers, or the base64 of 32-bit floats, little-endian.
+#[derive(Clone, Copy, Debug, Default, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 enum EncodingFormat {
     #[default]
@@ -224,6 +242,14 @@ pub(crate) async fn generates_nothing(State(state): State<AppState>) -> ApiError
     ApiError::invalid(Some("model"), message)
 }
 
+/// Make embeddings of texts
+///
+/// Of a model that makes embeddings; one that generates text refuses it.
+#[utoipa::path(
+    post, path = "/v1/embeddings", tag = "OpenAI", operation_id = "createEmbedding",
+    request_body = EmbeddingBody,
+    responses((status = 200, description = "The embeddings, in the texts' order", body = Answer)),
+)]
 pub(crate) async fn create(
     State(state): State<AppState>,
     body: JsonBody,
@@ -233,7 +259,7 @@ pub(crate) async fn create(
     let prompt_tokens = inputs.iter().map(Vec::len).sum();
     let embeddings = embed(&state, &caller, inputs).await?;
     let answer = Answer {
-        object: "list",
+        object: List::Word,
         model: state.answering_name(model),
         usage: Usage { prompt_tokens, total_tokens: prompt_tokens },
         data: Vec::new(),
@@ -322,29 +348,38 @@ async fn next_embedding(
     }
 }
 
-#[derive(Serialize)]
-struct Answer {
-    object: &'static str,
+/// Embeddings of texts.
+#[derive(Serialize, ToSchema)]
+#[schema(as = EmbeddingList)]
+pub(crate) struct Answer {
+    #[schema(inline)]
+    object: List,
     data: Vec<Item>,
     model: String,
     usage: Usage,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Embedding)]
 struct Item {
-    object: &'static str,
+    #[schema(inline)]
+    object: EmbeddingObject,
+    /// The text's place in the request.
     index: usize,
     embedding: Numbers,
 }
 
-#[derive(Serialize)]
+/// As `encoding_format` asks.
+#[derive(Serialize, ToSchema)]
+#[schema(as = EmbeddingNumbers)]
 #[serde(untagged)]
 enum Numbers {
     Floats(Vec<f32>),
     Base64(String),
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = EmbeddingUsage)]
 struct Usage {
     prompt_tokens: usize,
     total_tokens: usize,
@@ -370,7 +405,7 @@ impl Answer {
                     Numbers::Base64(STANDARD.encode(&bytes))
                 }
             };
-            Item { object: "embedding", index, embedding }
+            Item { object: EmbeddingObject::Word, index, embedding }
         };
         self.data = embeddings.iter().enumerate().map(item).collect();
         serde_json::to_vec(&self).map_err(|_| ApiError::bug())

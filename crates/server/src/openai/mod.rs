@@ -1,7 +1,7 @@
 //! OpenAI's endpoints.
 
 pub(crate) mod chat;
-mod chat_answer;
+pub(crate) mod chat_answer;
 pub(crate) mod completions;
 mod echo;
 pub(crate) mod embeddings;
@@ -14,7 +14,8 @@ pub(crate) mod tools;
 
 use sconce_text::TextModel;
 use sconce_types::{TokenId, TokenLogprobs};
-use serde_json::{Value, json};
+use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::{caller::TenantAuth, error::ApiError, state::AppState};
 
@@ -47,18 +48,34 @@ pub(crate) fn shortest(x: f32) -> f64 {
     x.to_string().parse().unwrap_or_else(|_| x.into())
 }
 
+/// The log-probability of a token of an answer.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub(crate) struct TokenLogprob {
+    /// Its text, with U+FFFD for what is a part of a character.
+    token: String,
+    logprob: f64,
+    bytes: Vec<u8>,
+    /// As many of the likeliest tokens in its place as were asked for.
+    top_logprobs: Vec<TopLogprob>,
+}
+
+/// One of the likeliest tokens.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub(crate) struct TopLogprob {
+    token: String,
+    logprob: f64,
+    bytes: Vec<u8>,
+}
+
 /// OpenAI's log-probabilities of tokens.
-pub(crate) fn token_logprobs(text: &TextModel, logprobs: &[TokenLogprobs]) -> Vec<Value> {
-    let entry = |token: TokenId, logprob: f32| {
+pub(crate) fn token_logprobs(text: &TextModel, logprobs: &[TokenLogprobs]) -> Vec<TokenLogprob> {
+    let entry = |&(token, logprob): &(TokenId, f32)| {
         let token = text.token_text(token);
-        let logprob = shortest(logprob);
-        json!({ "token": token.text, "logprob": logprob, "bytes": token.bytes })
+        TopLogprob { token: token.text, logprob: shortest(logprob), bytes: token.bytes }
     };
     let whole = |at: &TokenLogprobs| {
-        let mut sampled = entry(at.token, at.logprob);
-        sampled["top_logprobs"] =
-            at.top.iter().map(|&(token, logprob)| entry(token, logprob)).collect();
-        sampled
+        let TopLogprob { token, logprob, bytes } = entry(&(at.token, at.logprob));
+        TokenLogprob { token, logprob, bytes, top_logprobs: at.top.iter().map(entry).collect() }
     };
     logprobs.iter().map(whole).collect()
 }

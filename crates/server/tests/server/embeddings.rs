@@ -56,7 +56,7 @@ impl Executor for Telling {
 }
 
 /// A server of few places: of four texts that run and two that wait.
-fn app(matryoshka: Option<Vec<usize>>) -> App {
+pub(crate) fn app(matryoshka: Option<Vec<usize>>) -> App {
     let limits = SchedulerConfig {
         max_num_seqs: 4,
         max_num_batched_tokens: 16,
