@@ -35,6 +35,19 @@ struct Faulty {
 
 impl Driver for Faulty {
     type Memory = <ShimDriver as Driver>::Memory;
+    type Graph = <ShimDriver as Driver>::Graph;
+
+    fn begin_capture(&mut self) -> Result<(), KernelError> {
+        self.shim.begin_capture()
+    }
+
+    fn end_capture(&mut self) -> Result<Self::Graph, KernelError> {
+        self.shim.end_capture()
+    }
+
+    fn replay(&mut self, graph: &Self::Graph) -> Result<(), KernelError> {
+        self.shim.replay(graph)
+    }
 
     fn describe(&self) -> String {
         self.shim.describe()
