@@ -2,9 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
 /// How far a batch is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
     /// Its input is to be checked.
@@ -49,7 +50,7 @@ impl Status {
 }
 
 /// Requests by what became of them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Counts {
     /// Of the input.
     pub total: usize,
@@ -60,7 +61,7 @@ pub struct Counts {
 }
 
 /// What is wrong with a line of the input.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error, ToSchema)]
 #[error("line {}: {message}", line.unwrap_or(0))]
 pub struct LineError {
     /// A name for the kind.
@@ -68,13 +69,15 @@ pub struct LineError {
     /// What a person is told.
     pub message: String,
     /// The field at fault.
+    #[schema(required)]
     pub param: Option<String>,
     /// Counted from 1.
+    #[schema(required)]
     pub line: Option<usize>,
 }
 
 /// OpenAI's list of them.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LineErrors {
     object: String,
     /// The first ones.
@@ -90,7 +93,7 @@ impl LineErrors {
 }
 
 /// A batch as OpenAI's API shows it. Times are Unix seconds.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Batch {
     /// `batch_…`
     pub id: String,
@@ -98,6 +101,7 @@ pub struct Batch {
     /// The path that all requests go to.
     pub endpoint: String,
     /// What is wrong with the input.
+    #[schema(required)]
     pub errors: Option<LineErrors>,
     /// The requests.
     pub input_file_id: String,
@@ -106,30 +110,40 @@ pub struct Batch {
     /// How far it is.
     pub status: Status,
     /// The answers of status 200.
+    #[schema(required)]
     pub output_file_id: Option<String>,
     /// The others.
+    #[schema(required)]
     pub error_file_id: Option<String>,
     /// When it was made.
     pub created_at: u64,
     /// When its input was found right.
+    #[schema(required)]
     pub in_progress_at: Option<u64>,
     /// When its time is over.
     pub expires_at: u64,
     /// When the last request had its answer.
+    #[schema(required)]
     pub finalizing_at: Option<u64>,
     /// When its answers were files.
+    #[schema(required)]
     pub completed_at: Option<u64>,
     /// When its input was found wrong.
+    #[schema(required)]
     pub failed_at: Option<u64>,
     /// When its time was over.
+    #[schema(required)]
     pub expired_at: Option<u64>,
     /// When it was given up.
+    #[schema(required)]
     pub cancelling_at: Option<u64>,
     /// When the requests that ran then had ended.
+    #[schema(required)]
     pub cancelled_at: Option<u64>,
     /// Requests by what became of them.
     pub request_counts: Counts,
     /// The client's own notes.
+    #[schema(required)]
     pub metadata: Option<Map<String, Value>>,
 }
 

@@ -7,9 +7,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use tempfile::NamedTempFile;
+use utoipa::ToSchema;
 
 /// What is known of a file, as OpenAI's API shows it. Times are Unix seconds.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct StoredFile {
     /// `file-…`
     pub id: String,
@@ -19,6 +20,7 @@ pub struct StoredFile {
     /// When it came.
     pub created_at: u64,
     /// When it may go; never by itself here.
+    #[schema(required)]
     expires_at: Option<u64>,
     /// What its client calls it.
     pub filename: String,

@@ -21,12 +21,14 @@ mod listener;
 mod live;
 mod middleware;
 mod openai;
+mod openapi;
 mod origins;
 mod page;
 mod serve;
 mod state;
 mod text_or_list;
 mod tokenize;
+mod word;
 
 pub use batches::Batches;
 pub use connection::{ConnectionConfig, ServeError, serve};

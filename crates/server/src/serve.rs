@@ -22,7 +22,7 @@ use crate::{
     error::ApiError,
     live, middleware,
     openai::{batches, chat, completions, embeddings, files, models, responses, scores},
-    page,
+    openapi, page,
     state::AppState,
     tokenize,
 };
@@ -67,11 +67,12 @@ pub fn router(engine: EngineHandle, text: Arc<TextModel>, config: ServerConfig) 
     .route_layer(from_fn_with_state(state.clone(), middleware::authorize));
     let open = routes([
         ("/health", get(admin::health)),
-        ("/ping", get(admin::health)),
+        ("/ping", get(admin::ping)),
         ("/ready", get(admin::ready)),
         ("/version", get(admin::version)),
         ("/metrics", get(admin::metrics)),
         ("/load", get(admin::load)),
+        ("/openapi.json", get(openapi::openapi)),
     ]);
     let mut router = open
         .merge(keyed)

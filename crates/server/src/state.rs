@@ -25,6 +25,7 @@ use crate::{
     intake::{BodyConfig, Intake},
     live::Live,
     openai::responses::ResponseStore,
+    openapi,
     origins::Origins,
 };
 
@@ -104,6 +105,7 @@ pub(crate) struct AppState {
     pub(crate) answers: Arc<AnswerFormats>,
     pub(crate) responses: Arc<ResponseStore>,
     pub(crate) grammars: Arc<Grammars>,
+    pub(crate) document: Arc<openapi::Text>,
     pub(crate) started: u64,
     /// Counts what was drawn for requests without a seed; ids are drawn apart,
     /// so that polling `/health` changes no request's tokens.
@@ -130,6 +132,7 @@ impl AppState {
             )),
             responses: Arc::new(ResponseStore::new(config.response_store_bytes)),
             grammars: Arc::new(grammars),
+            document: Arc::default(),
             text,
             origins: Arc::new(Origins::new(&config.host, &config.allowed_origins)),
             config: Arc::new(config),

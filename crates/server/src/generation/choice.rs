@@ -6,6 +6,7 @@ use sconce_engine::{End, RequestError, RequestEvent, RequestStream, StopCheck, T
 use sconce_text::Detokenizer;
 use sconce_types::{Metering, NotReady, TokenId, TokenLogprobs};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::{
     answers::{AnswerReader, AnswerReading, Part, Told},
@@ -88,26 +89,39 @@ pub(crate) struct Used {
 /// How a choice ended.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Finish {
-    pub(crate) reason: &'static str,
+    pub(crate) reason: FinishReason,
     pub(crate) stop_reason: Option<StopReason>,
 }
 
 impl Finish {
     /// Whether the model itself ended, or was at its end.
     fn is_natural(&self) -> bool {
-        self.reason == "stop" && !matches!(self.stop_reason, Some(StopReason::Text(_)))
+        self.reason == FinishReason::Stop && !matches!(self.stop_reason, Some(StopReason::Text(_)))
     }
 }
 
-/// How a choice ends that calls tools.
-pub(crate) const TOOL_CALLS: &str = "tool_calls";
+/// Why a choice ended: the model's own end, a stop text or a stop token; its most tokens; or
+/// calls of tools.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum FinishReason {
+    Stop,
+    Length,
+    ToolCalls,
+}
+
+impl FinishReason {
+    fn of(end: End) -> Self {
+        if end == End::Length { Self::Length } else { Self::Stop }
+    }
+}
 
 /// vLLM's `stop_reason`: the stop string, or the stop token.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 #[serde(untagged)]
 pub(crate) enum StopReason {
     Text(String),
-    Token(TokenId),
+    Token(#[schema(inline)] TokenId),
 }
 
 /// What the choices of a prompt start from.
@@ -245,7 +259,8 @@ impl Choice {
         self.used.metering = event.usage;
         self.used.price_nano = event.price_nano;
         if self.hide_output {
-            delta.finish = event.finish.map(|_| Finish { reason: "length", stop_reason: None });
+            delta.finish =
+                event.finish.map(|_| Finish { reason: FinishReason::Length, stop_reason: None });
             return Ok(());
         }
         if self.returns_token_ids {
@@ -269,12 +284,12 @@ impl Choice {
         let mut finish = match (found, event.finish) {
             (Some(index), _) => {
                 let stop = StopReason::Text(self.decoder.stop(index).to_owned());
-                Some(Finish { reason: "stop", stop_reason: Some(stop) })
+                Some(Finish { reason: FinishReason::Stop, stop_reason: Some(stop) })
             }
             (None, Some(end)) => {
                 let token = if let End::Stop { token } = end { token } else { None };
                 let stop_reason = token.map(StopReason::Token);
-                Some(Finish { reason: end.name(), stop_reason })
+                Some(Finish { reason: FinishReason::of(end), stop_reason })
             }
             (None, None) => None,
         };
@@ -301,12 +316,12 @@ impl Choice {
             delta.text.truncate(before);
             self.used.reasoning_tokens = reader.reasoning_tokens;
             if reader.is_over && finish.is_none() {
-                finish = Some(Finish { reason: "stop", stop_reason: None });
+                finish = Some(Finish { reason: FinishReason::Stop, stop_reason: None });
             }
             if let Some(finish) = finish.as_mut().filter(|finish| finish.is_natural())
                 && reader.has_calls()
             {
-                finish.reason = TOOL_CALLS;
+                finish.reason = FinishReason::ToolCalls;
             }
         }
         delta.finish = finish;

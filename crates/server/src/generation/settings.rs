@@ -7,6 +7,7 @@ use sconce_text::StopStrings;
 use sconce_types::{BLOCK_SIZE, SamplingParams, TokenId};
 use serde::Deserialize;
 use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
 use super::{
     structure::Structure, structure_fields, thought_budget::ThoughtBudget,
@@ -37,40 +38,90 @@ pub(crate) const MAX_CHOICES: usize = 128;
 /// A day.
 const MAX_TIMEOUT_SECONDS: f64 = 86_400.0;
 
-/// The fields, as they are sent. `user`, `safety_identifier` and `metadata` are the client's
-/// own notes, and `prompt_cache_key` is a hint for fleets of servers that one
+/// Fields that generating endpoints share. `user`, `safety_identifier` and `metadata` are the
+/// client's own notes, and `prompt_cache_key` is a hint for fleets of servers that one
 /// server's prefix cache does without: they go into the log and nowhere else.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct GenerationFields {
+    /// Sampling temperature; 0 is greedy. Default: the model's own, else 1.
+    #[schema(minimum = 0, maximum = 100)]
     pub(crate) temperature: Option<f32>,
+    /// Nucleus sampling: keep the likeliest tokens whose probabilities sum to this. Default: the
+    /// model's own, else 1, which keeps all.
+    #[schema(exclusive_minimum = 0, maximum = 1)]
     pub(crate) top_p: Option<f32>,
+    /// Keep this many likeliest tokens; 0 or -1 keeps all. Default: the model's own, else 0.
+    #[schema(minimum = -1)]
     pub(crate) top_k: Option<i64>,
+    /// Keep tokens at least this many times as likely as the likeliest. Default: the model's
+    /// own, else 0, which keeps all.
+    #[schema(minimum = 0, maximum = 1)]
     pub(crate) min_p: Option<f32>,
+    /// Divides the positive and multiplies the negative logits of tokens that the prompt or the
+    /// answer has. Default: the model's own, else 1, which changes nothing.
+    #[schema(exclusive_minimum = 0, maximum = 100)]
     pub(crate) repetition_penalty: Option<f32>,
+    /// Subtracted from the logits of tokens that the answer has.
+    #[schema(minimum = -2, maximum = 2, default = 0)]
     pub(crate) presence_penalty: Option<f32>,
+    /// Subtracted from a token's logit for each time that the answer has it.
+    #[schema(minimum = -2, maximum = 2, default = 0)]
     pub(crate) frequency_penalty: Option<f32>,
+    /// The same request with the same seed gives the same answer; random if not given. Choice
+    /// `i` is sampled with the seed plus `i`.
     pub(crate) seed: Option<i64>,
+    /// Choices for each prompt.
+    #[schema(minimum = 1, maximum = 128, default = 1)]
     pub(crate) n: Option<usize>,
+    /// Texts that end the answer, and are left out of it: at most 16, of 1 to 1,024 bytes each.
     pub(crate) stop: Option<OneOrMany>,
+    /// Tokens that end the answer, beside the model's own.
+    #[schema(value_type = Option<Vec<u32>>, max_items = 128)]
     pub(crate) stop_token_ids: Option<Vec<TokenId>>,
+    /// Whether the text that ended the answer is part of it.
+    #[schema(default = false)]
     pub(crate) include_stop_str_in_output: Option<bool>,
+    /// Whether the answer goes on after the model's own end tokens.
+    #[schema(default = false)]
     pub(crate) ignore_eos: Option<bool>,
+    /// Until there are this many tokens, no token or text ends the answer.
+    #[schema(default = 0)]
     pub(crate) min_tokens: Option<u32>,
+    /// By token id, what is added to its logit: at most 1,024 tokens, from -100 to 100.
     pub(crate) logit_bias: Option<BTreeMap<String, f32>>,
+    /// Whether special tokens are left out of the answer's text.
+    #[schema(default = true)]
     pub(crate) skip_special_tokens: Option<bool>,
+    /// Whether the tokenizer's special tokens, such as the one that begins a text, are put
+    /// around the prompt. True for completions and false for chats, whose template has them.
     pub(crate) add_special_tokens: Option<bool>,
+    /// Whether the answer comes as server-sent events, as it is generated.
+    #[schema(default = false)]
     pub(crate) stream: Option<bool>,
+    /// Only with `stream`.
     pub(crate) stream_options: Option<StreamOptions>,
+    /// Its place among waiting requests.
     pub(crate) priority: Option<Priority>,
-    /// Seconds that the request may take in all.
+    /// Seconds that the request may take in all, after which it ends with a 504.
+    #[schema(exclusive_minimum = 0, maximum = 86400)]
     pub(crate) timeout: Option<f64>,
+    /// Whether `usage` says what the request used beside tokens.
+    #[schema(default = false)]
     pub(crate) include_metering: Option<bool>,
+    /// The client's own note of who asks; only logged.
     pub(crate) user: Option<String>,
+    /// The newer name of `user`.
     pub(crate) safety_identifier: Option<String>,
+    /// The client's own notes; only logged.
     pub(crate) metadata: Option<Map<String, Value>>,
+    /// Taken and not needed: prefixes are found in the cache without it.
     pub(crate) prompt_cache_key: Option<String>,
+    /// The form that the answer must have.
+    #[schema(value_type = Option<structure_fields::ResponseFormat>)]
     pub(crate) response_format: Option<Value>,
+    /// The same as vLLM has it.
+    #[schema(value_type = Option<structure_fields::StructuredOutputs>)]
     pub(crate) structured_outputs: Option<Value>,
     pub(crate) allowed_token_ids: Option<Vec<TokenId>>,
     pub(crate) bad_words: Option<Vec<String>>,
@@ -83,7 +134,7 @@ pub(crate) struct GenerationFields {
 }
 
 /// A number, lower being sooner, or a name that the tenant's file has for one.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(untagged, expecting = "a whole number or the name of a priority")]
 pub(crate) enum Priority {
     Number(i32),
@@ -91,22 +142,29 @@ pub(crate) enum Priority {
 }
 
 /// A string, or a list of them.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(untagged, expecting = "a string or a list of strings")]
 pub(crate) enum OneOrMany {
     One(String),
     Many(Vec<String>),
 }
 
-/// OpenAI's `stream_options`.
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
+/// What a stream says beside its deltas.
+#[derive(Clone, Copy, Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct StreamOptions {
+    /// Whether a last chunk without choices has `usage`.
+    #[schema(default = false)]
     pub(crate) include_usage: Option<bool>,
+    /// With `include_usage`: whether every chunk has the usage so far.
+    #[schema(default = false)]
     pub(crate) continuous_usage_stats: Option<bool>,
     /// What the request used beside tokens, in `usage`.
+    #[schema(default = false)]
     pub(crate) include_metering: Option<bool>,
-    /// OpenAI pads events with random text, lest their lengths tell what they say.
+    /// OpenAI pads events with random text, lest their lengths tell what they say; `true` is
+    /// refused here.
+    #[schema(default = false)]
     include_obfuscation: Option<bool>,
 }
 

@@ -7,8 +7,9 @@ use axum::{
 use sconce_batches::Batch;
 use serde::Deserialize;
 use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
-use super::files::{ListQuery, batches, list_json, on_disk, owner};
+use super::files::{ListQuery, Listed, batches, on_disk, owner};
 use crate::{
     Batches,
     caller::TenantAuth,
@@ -25,13 +26,18 @@ const WINDOW: (&str, u64) = ("24h", 24);
 /// Entries of a list if nothing is said.
 const LIMIT: usize = 20;
 
-/// A request's body.
-#[derive(Deserialize)]
+/// A request to run the requests of a file.
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct BatchBody {
+    /// An uploaded file: a line for each request, `{"custom_id", "method": "POST", "url", "body"}`.
     input_file_id: String,
+    /// Where all its requests go: `/v1/chat/completions`, `/v1/completions`, `/v1/embeddings` or
+    /// `/v1/responses`.
     endpoint: String,
+    /// `24h`.
     completion_window: String,
+    /// The client's own notes: at most 16 pairs of strings.
     metadata: Option<Map<String, Value>>,
 }
 
@@ -61,7 +67,13 @@ impl BatchBody {
     }
 }
 
-/// `POST /v1/batches`.
+/// Run a batch
+#[utoipa::path(
+    post, path = "/v1/batches", tag = "OpenAI", operation_id = "createBatch",
+    request_body = BatchBody,
+    responses((status = 200, description = "The batch, which is run with what other requests \
+        leave idle", body = Batch)),
+)]
 pub(crate) async fn create(
     State(state): State<AppState>,
     body: JsonBody,
@@ -87,19 +99,32 @@ pub(crate) async fn create(
     added.map(Json).map_err(|error| error.renamed("file_id", "input_file_id"))
 }
 
-/// `GET /v1/batches`.
+/// List batches
+#[utoipa::path(
+    get, path = "/v1/batches", tag = "OpenAI", operation_id = "listBatches",
+    params(
+        ("after" = Option<String>, Query, description = "Those made before this one"),
+        ("limit" = Option<usize>, Query, description = "So many at most; 20 if not given"),
+    ),
+    responses((status = 200, description = "The caller's batches, the newest first", body = Listed<Batch>)),
+)]
 pub(crate) async fn list(
     State(state): State<AppState>,
     caller: TenantAuth,
     query: ListQuery,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<Listed<Batch>>, ApiError> {
     query.check_order()?;
     let limit = query.limit(LIMIT)?;
     let page = batches(&state)?.store.batches(&owner(&caller), (query.after.as_deref(), limit));
-    Ok(Json(list_json(&page, |batch| &batch.id)))
+    Ok(Json(Listed::new(page, |batch| &batch.id)))
 }
 
-/// `GET /v1/batches/{id}`.
+/// Show a batch
+#[utoipa::path(
+    get, path = "/v1/batches/{id}", tag = "OpenAI", operation_id = "retrieveBatch",
+    params(("id" = String, Path, description = "The batch's id")),
+    responses((status = 200, description = "The batch as it is now", body = Batch)),
+)]
 pub(crate) async fn retrieve(
     State(state): State<AppState>,
     caller: TenantAuth,
@@ -108,7 +133,12 @@ pub(crate) async fn retrieve(
     Ok(Json(batches(&state)?.store.batch(&owner(&caller), &id)?))
 }
 
-/// `POST /v1/batches/{id}/cancel`.
+/// Give a batch up
+#[utoipa::path(
+    post, path = "/v1/batches/{id}/cancel", tag = "OpenAI", operation_id = "cancelBatch",
+    params(("id" = String, Path, description = "The batch's id")),
+    responses((status = 200, description = "The batch; what runs is finished", body = Batch)),
+)]
 pub(crate) async fn cancel(
     State(state): State<AppState>,
     caller: TenantAuth,

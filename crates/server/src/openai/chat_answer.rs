@@ -5,18 +5,92 @@ use std::sync::Arc;
 use sconce_text::TextModel;
 use sconce_types::{TokenId, TokenLogprobs};
 use serde::Serialize;
-use serde_json::{Value, json};
+use utoipa::ToSchema;
 
 use super::{
-    FINGERPRINT, token_logprobs,
+    FINGERPRINT, TokenLogprob, token_logprobs,
     tools::{CallAnswer, CallDelta},
 };
-use crate::generation::{
-    answers::{Block, Part, blocks},
-    choice::{Delta, Finish, StopReason, ended},
-    stream::{Chunks, Events},
-    usage::{Counts, Usage},
+use crate::{
+    generation::{
+        answers::{Block, Call, Part, blocks},
+        choice::{Delta, Finish, FinishReason, StopReason, ended},
+        stream::{Chunks, Events},
+        usage::{Counts, Usage},
+    },
+    word::word,
 };
+
+word!(ChatObject = "chat.completion");
+word!(ChunkObject = "chat.completion.chunk");
+word!(Assistant = "assistant");
+
+/// An answer to a conversation.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct ChatCompletion {
+    id: String,
+    #[schema(inline)]
+    object: ChatObject,
+    /// In seconds since 1970.
+    created: u64,
+    /// As the request called it.
+    model: String,
+    /// The same settings and seed give the same answer under it.
+    system_fingerprint: &'static str,
+    choices: Vec<ChatChoice>,
+    usage: Usage,
+    /// Where ids are asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<u32>>)]
+    prompt_token_ids: Option<Vec<TokenId>>,
+}
+
+#[derive(Serialize, ToSchema)]
+struct ChatChoice {
+    index: usize,
+    message: AnswerMessage,
+    /// Null unless asked for.
+    #[schema(required)]
+    logprobs: Option<ChatLogprobs>,
+    finish_reason: FinishReason,
+    /// The text or the token that ended it, if one did.
+    #[schema(required)]
+    stop_reason: Option<StopReason>,
+    /// Where ids are asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<u32>>)]
+    token_ids: Option<Vec<TokenId>>,
+}
+
+/// What the model said.
+#[derive(Serialize, ToSchema)]
+struct AnswerMessage {
+    #[schema(inline)]
+    role: Assistant,
+    /// Null where all of the answer is calls.
+    #[schema(required)]
+    content: Option<String>,
+    /// Always null.
+    #[schema(required)]
+    refusal: Option<String>,
+    /// What it thought, where it did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning: Option<String>,
+    /// The same by its older name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning_content: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<CallAnswer>,
+}
+
+/// The log-probabilities of a choice's tokens.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct ChatLogprobs {
+    content: Vec<TokenLogprob>,
+    /// Always null.
+    #[schema(required)]
+    refusal: Option<Vec<TokenLogprob>>,
+}
 
 /// What every response and chunk of a request says, and how.
 pub(super) struct Shape {
@@ -33,67 +107,59 @@ pub(super) struct Shape {
 
 impl Shape {
     /// The whole response.
-    pub(super) fn respond(&self, usage: Usage, choices: Vec<Delta>) -> Value {
+    pub(super) fn respond(self, usage: Usage, choices: Vec<Delta>) -> ChatCompletion {
         let choice = |(index, mut choice): (usize, Delta)| {
             let parts = choice.take_parts();
             let Finish { reason, stop_reason } = ended(choice.finish);
-            let mut answer = json!({
-                "index": index,
-                "message": self.message(parts),
-                "logprobs": self.logprobs(&choice.logprobs),
-                "finish_reason": reason,
-                "stop_reason": stop_reason,
-            });
-            if self.prompt_token_ids.is_some() {
-                answer["token_ids"] = choice.token_ids.into();
+            ChatChoice {
+                index,
+                message: self.message(parts),
+                logprobs: self.logprobs(&choice.logprobs),
+                finish_reason: reason,
+                stop_reason,
+                token_ids: self.prompt_token_ids.as_ref().map(|_| choice.token_ids),
             }
-            answer
         };
-        let choices: Vec<Value> = choices.into_iter().enumerate().map(choice).collect();
-        let mut response = json!({
-            "id": self.id,
-            "object": "chat.completion",
-            "created": self.created,
-            "model": self.model,
-            "system_fingerprint": FINGERPRINT,
-            "choices": choices,
-            "usage": usage,
-        });
-        if let Some(tokens) = &self.prompt_token_ids {
-            response["prompt_token_ids"] = json!(tokens);
+        let choices = choices.into_iter().enumerate().map(choice).collect();
+        ChatCompletion {
+            id: self.id.clone(),
+            object: ChatObject::Word,
+            created: self.created,
+            model: self.model.clone(),
+            system_fingerprint: FINGERPRINT,
+            choices,
+            usage,
+            prompt_token_ids: self.prompt_token_ids.clone(),
         }
-        response
     }
 
     /// OpenAI's `logprobs` of chat choices; null where none were asked for.
-    fn logprobs(&self, logprobs: &[TokenLogprobs]) -> Option<Value> {
+    fn logprobs(&self, logprobs: &[TokenLogprobs]) -> Option<ChatLogprobs> {
         let content = token_logprobs(&self.text, logprobs, self.names_tokens_by_id);
-        (!content.is_empty()).then(|| json!({ "content": content, "refusal": null }))
+        (!content.is_empty()).then_some(ChatLogprobs { content, refusal: None })
     }
 
-    fn message(&self, parts: Vec<Part>) -> Value {
+    fn message(&self, parts: Vec<Part>) -> AnswerMessage {
         let (mut text, mut reasoning, mut calls) = (String::new(), String::new(), Vec::new());
         for block in blocks(parts) {
             match block {
                 Block::Text(more) => text += &more,
                 Block::Reasoning(more) => reasoning += &more,
-                Block::Call(call) => calls.push(call),
+                Block::Call(Call { id, name, arguments }) => {
+                    calls.push(CallAnswer::new(id, name, arguments));
+                }
             }
         }
         let content = (!text.is_empty() || calls.is_empty()).then_some(text);
-        let mut message = json!({ "role": "assistant", "content": content, "refusal": null });
-        if !reasoning.is_empty() && self.wants_reasoning {
-            message["reasoning"] = reasoning.clone().into();
-            message["reasoning_content"] = reasoning.into();
+        let reasoning = (!reasoning.is_empty() && self.wants_reasoning).then_some(reasoning);
+        AnswerMessage {
+            role: Assistant::Word,
+            content,
+            refusal: None,
+            reasoning: reasoning.clone(),
+            reasoning_content: reasoning,
+            tool_calls: calls,
         }
-        if !calls.is_empty() {
-            let calls: Vec<_> = calls
-                .iter()
-                .map(|call| CallAnswer::new(&call.id, &call.name, &call.arguments))
-                .collect();
-            message["tool_calls"] = json!(calls);
-        }
-        message
     }
 }
 
@@ -105,31 +171,51 @@ pub(super) struct ChatChunks {
     pub(super) continuous: bool,
 }
 
-#[derive(Serialize)]
-struct Chunk<'a, D> {
+pub(crate) type ChatCompletionChunk = Chunk<'static, ChunkDelta<'static>>;
+
+/// A part of a streamed answer.
+#[derive(Serialize, ToSchema)]
+#[schema(as = ChatCompletionChunk)]
+pub(crate) struct Chunk<'a, D> {
     id: &'a str,
-    object: &'static str,
+    #[schema(inline)]
+    object: ChunkObject,
+    /// In seconds since 1970.
     created: u64,
     model: &'a str,
+    /// One, or none in a last chunk that has `usage`.
+    #[schema(value_type = Vec<ChoiceOfAnyDelta>)]
     choices: &'a [ChunkChoice<D>],
     /// In the first chunk of a choice, where ids are asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<u32>>)]
     prompt_token_ids: Option<&'a [TokenId]>,
     /// Absent unless usage was asked for; then null but in the last chunk.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Usage>)]
     usage: Option<Option<Usage>>,
 }
 
-#[derive(Serialize)]
-struct ChunkChoice<D> {
+type ChoiceOfAnyDelta = ChunkChoice<ChunkDelta<'static>>;
+
+#[derive(Serialize, ToSchema)]
+#[schema(as = ChatChunkChoice)]
+pub(crate) struct ChunkChoice<D> {
     index: usize,
+    #[schema(value_type = ChunkDelta<'static>)]
     delta: D,
-    logprobs: Option<Value>,
-    finish_reason: Option<&'static str>,
+    /// Of the delta's tokens; null unless asked for.
+    #[schema(required)]
+    logprobs: Option<ChatLogprobs>,
+    /// Null but in the choice's last chunk.
+    #[schema(required)]
+    finish_reason: Option<FinishReason>,
+    /// The text or the token that ended it, if one did.
     #[serde(skip_serializing_if = "Option::is_none")]
     stop_reason: Option<StopReason>,
     /// Where ids are asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<u32>>)]
     token_ids: Option<Vec<TokenId>>,
 }
 
@@ -145,13 +231,19 @@ impl<D> ChunkChoice<D> {
 #[derive(Serialize)]
 struct TextDelta<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
-    role: Option<&'static str>,
+    role: Option<Assistant>,
     #[serde(skip_serializing_if = "Option::is_none")]
     content: Option<&'a str>,
 }
 
-#[derive(Default, Serialize)]
-struct ChunkDelta<'a> {
+/// What a choice got since its last chunk.
+#[derive(Default, Serialize, ToSchema)]
+#[schema(as = ChatDelta)]
+pub(crate) struct ChunkDelta<'a> {
+    /// In the choice's first chunk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(inline)]
+    role: Option<Assistant>,
     #[serde(skip_serializing_if = "Option::is_none")]
     content: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -159,6 +251,7 @@ struct ChunkDelta<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     reasoning_content: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<CallDelta<'a>>>)]
     tool_calls: Option<[CallDelta<'a>; 1]>,
 }
 
@@ -198,7 +291,7 @@ impl ChatChunks {
         out: &mut Events,
     ) {
         let Shape { id, created, model, .. } = &self.shape;
-        let (object, created) = ("chat.completion.chunk", *created);
+        let (object, created) = (ChunkObject::Word, *created);
         out.push(&Chunk { id, object, created, model, choices, prompt_token_ids, usage });
     }
 
@@ -210,7 +303,7 @@ impl ChatChunks {
 impl Chunks for ChatChunks {
     fn open(&mut self, out: &mut Events) {
         for index in 0..self.counts.num_choices() {
-            let delta = TextDelta { role: Some("assistant"), content: Some("") };
+            let delta = TextDelta { role: Some(Assistant::Word), content: Some("") };
             let choice = ChunkChoice::new(index, delta, None);
             let prompt_token_ids = self.shape.prompt_token_ids.as_deref();
             self.push_first(&[choice], prompt_token_ids, self.running_usage(), out);

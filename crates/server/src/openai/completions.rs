@@ -11,7 +11,8 @@ use futures::future::try_join_all;
 use sconce_text::TextModel;
 use sconce_types::TokenId;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
 use super::{
     FINGERPRINT,
@@ -23,7 +24,7 @@ use crate::{
     caller::TenantAuth,
     error::ApiError,
     generation::{
-        choice::{Choice, Delta, Finish, Start, StopReason, ended},
+        choice::{Choice, Delta, Finish, FinishReason, Start, StopReason, ended},
         settings::{GenerationFields, MAX_CHOICES, Settings, UNSUPPORTED},
         stream::{self, Chunks, Events},
         structure,
@@ -31,27 +32,43 @@ use crate::{
     },
     json::{self, Body, JsonBody},
     state::{AppState, unix_seconds},
+    word::word,
 };
+
+word!(CompletionObject = "text_completion");
 
 /// OpenAI's default for this endpoint.
 const DEFAULT_MAX_TOKENS: u32 = 16;
 
-/// A request's body.
-#[derive(Deserialize)]
+/// Texts that the model is to go on from.
+#[derive(Deserialize, ToSchema)]
+#[schema(as = CompletionRequest, examples(json!({ "prompt": "The capital of France is", "max_tokens": 16 })))]
 pub(crate) struct CompletionBody {
+    /// A served name; the server's own model if not given.
     model: Option<String>,
+    /// One prompt or several, as text or as token ids; with `n`, at most 128 choices in all.
     prompt: Inputs,
+    /// Tokens of each choice at most; 0 only with `echo`.
+    #[schema(default = 16)]
     max_tokens: Option<u32>,
+    /// Log-probabilities of the tokens, and of so many likeliest ones in their places.
+    #[schema(maximum = 20)]
     logprobs: Option<u32>,
+    /// Whether a choice begins with its prompt.
+    #[schema(default = false)]
     echo: Option<bool>,
+    /// Must be `n`, if it is given.
+    #[schema(minimum = 1)]
     best_of: Option<usize>,
     /// What both endpoints have; unknown fields are found there.
     #[serde(flatten)]
+    #[schema(value_type = GenerationFields)]
     shared: Map<String, Value>,
 }
 
 /// The fields above, for those who misspell them.
-const OWN_FIELDS: &[&str] = &["model", "prompt", "max_tokens", "logprobs", "echo", "best_of"];
+pub(crate) const OWN_FIELDS: &[&str] =
+    &["model", "prompt", "max_tokens", "logprobs", "echo", "best_of"];
 
 impl Body for CompletionBody {
     const UNSUPPORTED: &'static [(&'static str, Option<&'static str>)] =
@@ -143,6 +160,17 @@ fn prepare(
     Ok(Prepared { settings, starts, model: body.model, wants_logprobs, scores_only, given })
 }
 
+/// Go on from texts
+///
+/// Whole, or as server-sent events with `stream: true`, which end with `data: [DONE]`.
+#[utoipa::path(
+    post, path = "/v1/completions", tag = "OpenAI", operation_id = "createCompletion",
+    request_body = CompletionBody,
+    responses((status = 200, description = "The choices", content(
+        (Completion = "application/json"),
+        (String = "text/event-stream", item_schema = CompletionChunk),
+    ))),
+)]
 pub(crate) async fn create(
     State(state): State<AppState>,
     body: JsonBody,
@@ -285,42 +313,77 @@ impl Shape {
     }
 }
 
+/// Texts that go on from the prompts.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Completion {
+    id: String,
+    #[schema(inline)]
+    object: CompletionObject,
+    /// In seconds since 1970.
+    created: u64,
+    /// As the request called it.
+    model: String,
+    /// The same settings and seed give the same answer under it.
+    system_fingerprint: &'static str,
+    /// Those of the first prompt, then those of the next.
+    choices: Vec<CompletionChoice>,
+    usage: Usage,
+}
+
+#[derive(Serialize, ToSchema)]
+struct CompletionChoice {
+    index: usize,
+    text: String,
+    /// Null unless asked for.
+    #[schema(required)]
+    logprobs: Option<LegacyLogprobs>,
+    finish_reason: FinishReason,
+    /// The text or the token that ended it, if one did.
+    #[schema(required)]
+    stop_reason: Option<StopReason>,
+    /// Where ids are asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<u32>>)]
+    token_ids: Option<Vec<TokenId>>,
+    /// Where ids are asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<u32>>)]
+    prompt_token_ids: Option<Vec<TokenId>>,
+}
+
 fn respond<'a>(
     shape: &Shape,
     usage: Usage,
     choices: Vec<(Delta, Option<Echo>)>,
     prompts: impl Iterator<Item = &'a [TokenId]>,
-) -> Value {
-    let choices: Vec<Value> = choices
+) -> Completion {
+    let choices = choices
         .into_iter()
         .zip(prompts)
         .enumerate()
         .map(|(index, ((choice, echo), prompt))| {
             let logprobs = shape.logprobs(echo.as_ref(), &mut 0, &choice);
             let Finish { reason, stop_reason } = ended(choice.finish);
-            let mut answer = json!({
-                "index": index,
-                "text": echo.map_or_else(String::new, |echo| echo.text) + &choice.text,
-                "logprobs": logprobs,
-                "finish_reason": reason,
-                "stop_reason": stop_reason,
-            });
-            if shape.returns_token_ids {
-                answer["token_ids"] = choice.token_ids.into();
-                answer["prompt_token_ids"] = prompt.into();
+            CompletionChoice {
+                index,
+                text: echo.map_or_else(String::new, |echo| echo.text) + &choice.text,
+                logprobs,
+                finish_reason: reason,
+                stop_reason,
+                token_ids: shape.returns_token_ids.then_some(choice.token_ids),
+                prompt_token_ids: shape.returns_token_ids.then(|| prompt.to_vec()),
             }
-            answer
         })
         .collect();
-    json!({
-        "id": shape.id,
-        "object": "text_completion",
-        "created": shape.created,
-        "model": shape.model,
-        "system_fingerprint": FINGERPRINT,
-        "choices": choices,
-        "usage": usage,
-    })
+    Completion {
+        id: shape.id,
+        object: CompletionObject::Word,
+        created: shape.created,
+        model: shape.model,
+        system_fingerprint: FINGERPRINT,
+        choices,
+        usage,
+    }
 }
 
 /// The chunks of a streamed response.
@@ -341,25 +404,41 @@ struct CompletionChunks {
     continuous: bool,
 }
 
-#[derive(Serialize)]
-struct Chunk<'a> {
+pub(crate) type CompletionChunk = Chunk<'static>;
+
+/// A part of streamed choices.
+#[derive(Serialize, ToSchema)]
+#[schema(as = CompletionChunk)]
+pub(crate) struct Chunk<'a> {
     id: &'a str,
-    object: &'static str,
+    #[schema(inline)]
+    object: CompletionObject,
+    /// In seconds since 1970.
     created: u64,
     model: &'a str,
     system_fingerprint: &'static str,
+    /// One, or none in a last chunk that has `usage`.
+    #[schema(value_type = Vec<ChunkChoice>)]
     choices: &'a [ChunkChoice],
     /// Absent unless usage was asked for; then null but in the last chunk.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Usage>)]
     usage: Option<Option<Usage>>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = CompletionChunkChoice)]
 struct ChunkChoice {
     index: usize,
+    /// What the choice got since its last chunk.
     text: String,
+    /// Of the text's tokens; null unless asked for.
+    #[schema(required)]
     logprobs: Option<LegacyLogprobs>,
-    finish_reason: Option<&'static str>,
+    /// Null but in the choice's last chunk.
+    #[schema(required)]
+    finish_reason: Option<FinishReason>,
+    #[schema(required)]
     stop_reason: Option<StopReason>,
     /// Where ids are asked for; the prompt's in a choice's first chunk.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -371,7 +450,7 @@ struct ChunkChoice {
 impl CompletionChunks {
     fn push(&self, choices: &[ChunkChoice], usage: Option<Option<Usage>>, out: &mut Events) {
         let Shape { id, created, model, .. } = &self.shape;
-        let object = "text_completion";
+        let object = CompletionObject::Word;
         let (created, system_fingerprint) = (*created, FINGERPRINT);
         out.push(&Chunk { id, object, created, model, system_fingerprint, choices, usage });
     }

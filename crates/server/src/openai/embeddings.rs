@@ -10,6 +10,7 @@ use axum::{
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use sconce_types::{EmbeddingInfo, TokenId};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{
     encoder::{self, Cut, Usage},
@@ -19,22 +20,38 @@ use crate::{
     caller::TenantAuth,
     error::ApiError,
     json::{Body, JsonBody},
+    openai::models::List,
     state::AppState,
+    word::word,
 };
+
+word!(EmbeddingObject = "embedding");
 
 /// Numbers of an answer that are written on the threads that serve connections.
 const FEW_NUMBERS: usize = 1 << 14;
 
-/// A request's body. `user` is the client's own note.
-#[derive(Deserialize)]
+/// Texts that the model is to make embeddings of.
+#[derive(Deserialize, ToSchema)]
+#[schema(as = EmbeddingRequest, examples(json!({ "input": ["Paris is in France.", "Bern is in Switzerland."] })))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct EmbeddingBody {
+    /// A served name; the server's own model if not given.
     model: Option<String>,
+    /// One text or at most 2,048, as text or as token ids.
     input: Inputs,
+    /// `float` if not given.
     encoding_format: Option<EncodingFormat>,
+    /// Numbers of an embedding, fewer only where the model's embeddings can be cut.
+    #[schema(minimum = 1)]
     dimensions: Option<usize>,
+    /// Texts are cut to so many tokens; -1 is the model's most. Longer ones are refused if not
+    /// given.
+    #[schema(minimum = -1)]
     truncate_prompt_tokens: Option<i64>,
+    /// Whether the tokenizer's special tokens are put around each text.
+    #[schema(default = true)]
     add_special_tokens: Option<bool>,
+    /// The client's own note of who asks; only logged.
     user: Option<String>,
 }
 
@@ -49,7 +66,8 @@ impl Body for EmbeddingBody {
     ];
 }
 
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
+/// Numbers, or the base64 of 32-bit floats, little-endian.
+#[derive(Clone, Copy, Debug, Default, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 enum EncodingFormat {
     #[default]
@@ -117,6 +135,14 @@ pub(crate) async fn generates_nothing(State(state): State<AppState>) -> ApiError
     ApiError::invalid(Some("model"), message)
 }
 
+/// Make embeddings of texts
+///
+/// Of a model that makes embeddings; one that generates text refuses it.
+#[utoipa::path(
+    post, path = "/v1/embeddings", tag = "OpenAI", operation_id = "createEmbedding",
+    request_body = EmbeddingBody,
+    responses((status = 200, description = "The embeddings, in the texts' order", body = Answer)),
+)]
 pub(crate) async fn create(
     State(state): State<AppState>,
     body: JsonBody,
@@ -126,7 +152,7 @@ pub(crate) async fn create(
     let prompt_tokens = inputs.iter().map(Vec::len).sum();
     let embeddings = encoder::embed(&state, &caller, inputs, "input").await?;
     let answer = Answer {
-        object: "list",
+        object: List::Word,
         model: state.answering_name(model),
         usage: Usage::new(prompt_tokens),
         data: Vec::new(),
@@ -141,22 +167,30 @@ pub(crate) async fn create(
     Ok(([(CONTENT_TYPE, "application/json")], body?).into_response())
 }
 
-#[derive(Serialize)]
-struct Answer {
-    object: &'static str,
+/// Embeddings of texts.
+#[derive(Serialize, ToSchema)]
+#[schema(as = EmbeddingList)]
+pub(crate) struct Answer {
+    #[schema(inline)]
+    object: List,
     data: Vec<Item>,
     model: String,
     usage: Usage,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Embedding)]
 struct Item {
-    object: &'static str,
+    #[schema(inline)]
+    object: EmbeddingObject,
+    /// The text's place in the request.
     index: usize,
     embedding: Numbers,
 }
 
-#[derive(Serialize)]
+/// As `encoding_format` asks.
+#[derive(Serialize, ToSchema)]
+#[schema(as = EmbeddingNumbers)]
 #[serde(untagged)]
 enum Numbers {
     Floats(Vec<f32>),
@@ -183,7 +217,7 @@ impl Answer {
                     Numbers::Base64(STANDARD.encode(&bytes))
                 }
             };
-            Item { object: "embedding", index, embedding }
+            Item { object: EmbeddingObject::Word, index, embedding }
         };
         self.data = embeddings.iter().enumerate().map(item).collect();
         serde_json::to_vec(&self).map_err(|_| ApiError::bug())

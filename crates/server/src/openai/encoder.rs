@@ -5,6 +5,7 @@ use std::{collections::VecDeque, sync::Arc};
 use sconce_engine::{EngineRequest, Overload, RequestEvent, RequestStream, SubmitError};
 use sconce_types::{EmbeddingInfo, SamplingParams, TokenId};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::inputs::Inputs;
 use crate::{caller::TenantAuth, error::ApiError, state::AppState};
@@ -138,7 +139,8 @@ fn is_empty(inputs: &Inputs) -> bool {
 }
 
 /// What an answer says of its tokens.
-#[derive(Clone, Copy, Serialize)]
+#[derive(Clone, Copy, Serialize, ToSchema)]
+#[schema(as = EmbeddingUsage)]
 pub(super) struct Usage {
     prompt_tokens: usize,
     total_tokens: usize,

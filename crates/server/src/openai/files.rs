@@ -19,15 +19,19 @@ use axum::{
 use futures::stream;
 use sconce_batches::{Page, StoreError, StoredFile, Upload};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 use tokio::time::timeout;
+use utoipa::ToSchema;
 
+use super::models::List;
 use crate::{
     Batches,
     caller::{OfOwnSite, TenantAuth},
     error::ApiError,
     state::{AppState, unix_seconds},
+    word::word,
 };
+
+word!(FileObject = "file");
 
 /// Bytes of a file that are written or read at a time.
 const PIECE: usize = 256 << 10;
@@ -100,32 +104,78 @@ impl ListQuery {
     }
 }
 
-/// OpenAI's form of a list.
-pub(super) fn list_json<T: Serialize>(page: &Page<T>, id: impl Fn(&T) -> &str) -> Value {
-    json!({
-        "object": "list",
-        "data": page.data,
-        "first_id": page.data.first().map(&id),
-        "last_id": page.data.last().map(&id),
-        "has_more": page.has_more,
-    })
+/// A part of a list.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Listed<T> {
+    #[schema(inline)]
+    object: List,
+    data: Vec<T>,
+    #[schema(required)]
+    first_id: Option<String>,
+    #[schema(required)]
+    last_id: Option<String>,
+    /// Whether older ones follow.
+    has_more: bool,
 }
 
-/// `GET /v1/files`.
+impl<T> Listed<T> {
+    pub(super) fn new(page: Page<T>, id: impl Fn(&T) -> &str) -> Self {
+        let Page { data, has_more } = page;
+        let [first_id, last_id] =
+            [data.first(), data.last()].map(|entry| entry.map(|entry| id(entry).to_owned()));
+        Self { object: List::Word, data, first_id, last_id, has_more }
+    }
+}
+
+/// What is said of a file that was removed.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct DeletedFile {
+    id: String,
+    #[schema(inline)]
+    object: FileObject,
+    deleted: bool,
+}
+
+/// The form that a file comes in.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "a form is read by hand")]
+pub(crate) struct FileForm {
+    /// `batch`.
+    purpose: String,
+    /// Lines of JSON.
+    #[schema(format = Binary)]
+    file: String,
+}
+
+/// List files
+#[utoipa::path(
+    get, path = "/v1/files", tag = "OpenAI", operation_id = "listFiles",
+    params(
+        ("purpose" = Option<String>, Query, description = "Only those for this: `batch` or `batch_output`"),
+        ("after" = Option<String>, Query, description = "Those made before this one"),
+        ("limit" = Option<usize>, Query, description = "So many at most; 10,000 if not given"),
+    ),
+    responses((status = 200, description = "The caller's files, the newest first", body = Listed<StoredFile>)),
+)]
 pub(crate) async fn list(
     State(state): State<AppState>,
     caller: TenantAuth,
     query: ListQuery,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<Listed<StoredFile>>, ApiError> {
     query.check_order()?;
     let limit = query.limit(MAX_LIMIT)?;
     let batches = batches(&state)?;
     let purpose = query.purpose.as_deref();
     let page = batches.store.files(&owner(&caller), purpose, (query.after.as_deref(), limit));
-    Ok(Json(list_json(&page, |file| &file.id)))
+    Ok(Json(Listed::new(page, |file| &file.id)))
 }
 
-/// `GET /v1/files/{id}`.
+/// Describe a file
+#[utoipa::path(
+    get, path = "/v1/files/{id}", tag = "OpenAI", operation_id = "retrieveFile",
+    params(("id" = String, Path, description = "The file's id")),
+    responses((status = 200, description = "The file", body = StoredFile)),
+)]
 pub(crate) async fn retrieve(
     State(state): State<AppState>,
     caller: TenantAuth,
@@ -134,18 +184,28 @@ pub(crate) async fn retrieve(
     Ok(Json(batches(&state)?.store.file(&owner(&caller), &id)?))
 }
 
-/// `DELETE /v1/files/{id}`.
+/// Remove a file
+#[utoipa::path(
+    delete, path = "/v1/files/{id}", tag = "OpenAI", operation_id = "deleteFile",
+    params(("id" = String, Path, description = "The file's id")),
+    responses((status = 200, description = "It is gone", body = DeletedFile)),
+)]
 pub(crate) async fn delete(
     State(state): State<AppState>,
     caller: TenantAuth,
     Path(id): Path<String>,
-) -> Result<Json<Value>, ApiError> {
-    let deleted = json!({ "id": id, "object": "file", "deleted": true });
+) -> Result<Json<DeletedFile>, ApiError> {
+    let deleted = DeletedFile { id: id.clone(), object: FileObject::Word, deleted: true };
     on_disk(&state, &caller, move |batches, owner| batches.store.delete(owner, &id)).await?;
     Ok(Json(deleted))
 }
 
-/// `GET /v1/files/{id}/content`.
+/// Read a file
+#[utoipa::path(
+    get, path = "/v1/files/{id}/content", tag = "OpenAI", operation_id = "downloadFile",
+    params(("id" = String, Path, description = "The file's id")),
+    responses((status = 200, description = "What is in it", body = String, content_type = "application/jsonl")),
+)]
 pub(crate) async fn content(
     State(state): State<AppState>,
     caller: TenantAuth,
@@ -170,7 +230,12 @@ pub(crate) async fn content(
     Ok((headers, Body::from_stream(pieces)).into_response())
 }
 
-/// `POST /v1/files`: a form with `purpose` and `file`.
+/// Upload a file
+#[utoipa::path(
+    post, path = "/v1/files", tag = "OpenAI", operation_id = "createFile",
+    request_body(content = FileForm, content_type = "multipart/form-data"),
+    responses((status = 200, description = "The file, which is kept until it is removed", body = StoredFile)),
+)]
 pub(crate) async fn create(
     State(state): State<AppState>,
     OfOwnSite(caller): OfOwnSite,

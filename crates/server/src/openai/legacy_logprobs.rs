@@ -4,15 +4,20 @@ use sconce_text::TextModel;
 use sconce_types::{TokenId, TokenLogprobs};
 use serde::Serialize;
 use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
 use super::shortest;
 
-/// One entry a token in each list.
-#[derive(Default, Serialize)]
-pub(super) struct LegacyLogprobs {
+/// One entry a token in each list; null for a first token of the prompt, which nothing predicts.
+#[derive(Default, Serialize, ToSchema)]
+#[schema(as = CompletionLogprobs)]
+pub(crate) struct LegacyLogprobs {
     pub(super) tokens: Vec<String>,
     token_logprobs: Vec<Option<f64>>,
+    /// The likeliest tokens and the sampled one, by their texts.
+    #[schema(value_type = Vec<Option<Map<String, f64>>>)]
     top_logprobs: Vec<Option<Map<String, Value>>>,
+    /// Where the token begins, in characters of the choice's text.
     text_offset: Vec<usize>,
 }
 

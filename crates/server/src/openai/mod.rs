@@ -2,7 +2,7 @@
 
 pub(crate) mod batches;
 pub(crate) mod chat;
-mod chat_answer;
+pub(crate) mod chat_answer;
 pub(crate) mod completions;
 mod echo;
 pub(crate) mod embeddings;
@@ -18,7 +18,9 @@ pub(crate) mod tools;
 
 use sconce_text::TextModel;
 use sconce_types::{TokenId, TokenLogprobs};
-use serde_json::{Map, Value, json};
+use serde::Serialize;
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
 use crate::{caller::TenantAuth, error::ApiError, state::AppState};
 
@@ -73,22 +75,39 @@ pub(crate) fn shortest(x: f32) -> f64 {
     x.to_string().parse().unwrap_or_else(|_| x.into())
 }
 
+/// The log-probability of a token of an answer.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub(crate) struct TokenLogprob {
+    /// Its text, with U+FFFD for what is a part of a character.
+    token: String,
+    logprob: f64,
+    bytes: Vec<u8>,
+    /// As many of the likeliest tokens in its place as were asked for.
+    top_logprobs: Vec<TopLogprob>,
+}
+
+/// One of the likeliest tokens.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub(crate) struct TopLogprob {
+    token: String,
+    logprob: f64,
+    bytes: Vec<u8>,
+}
+
 /// OpenAI's log-probabilities of tokens, which are called `token_id:N` if `by_id`.
 pub(crate) fn token_logprobs(
     text: &TextModel,
     logprobs: &[TokenLogprobs],
     by_id: bool,
-) -> Vec<Value> {
-    let entry = |id: TokenId, logprob: f32| {
+) -> Vec<TokenLogprob> {
+    let entry = |&(id, logprob): &(TokenId, f32)| {
         let token = text.token_text(id);
         let name = if by_id { format!("token_id:{id}") } else { token.text };
-        json!({ "token": name, "logprob": shortest(logprob), "bytes": token.bytes })
+        TopLogprob { token: name, logprob: shortest(logprob), bytes: token.bytes }
     };
     let whole = |at: &TokenLogprobs| {
-        let mut sampled = entry(at.token, at.logprob);
-        sampled["top_logprobs"] =
-            at.top.iter().map(|&(token, logprob)| entry(token, logprob)).collect();
-        sampled
+        let TopLogprob { token, logprob, bytes } = entry(&(at.token, at.logprob));
+        TokenLogprob { token, logprob, bytes, top_logprobs: at.top.iter().map(entry).collect() }
     };
     logprobs.iter().map(whole).collect()
 }

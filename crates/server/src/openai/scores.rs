@@ -5,10 +5,12 @@ use std::sync::Arc;
 use axum::{Json, extract::State};
 use sconce_types::TokenId;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{
     encoder::{self, Cut, Usage},
     inputs::Inputs,
+    models::List,
 };
 use crate::{
     caller::TenantAuth,
@@ -16,7 +18,10 @@ use crate::{
     generation::settings::OneOrMany,
     json::{Body, JsonBody},
     state::{AppState, unix_seconds},
+    word::word,
 };
+
+word!(ScoreObject = "score");
 
 const UNSUPPORTED: &[(&str, Option<&str>)] = &[
     ("activation", None),
@@ -27,13 +32,18 @@ const UNSUPPORTED: &[(&str, Option<&str>)] = &[
 ];
 
 /// A request for scores: of one text with each of several, or of pairs.
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ScoreBody {
     model: Option<String>,
+    /// One text, or as many as `text_2` has.
     text_1: OneOrMany,
+    /// What it is compared with.
     text_2: OneOrMany,
+    /// Cut texts after so many tokens; -1: after as many as the model takes.
+    #[schema(minimum = -1)]
     truncate_prompt_tokens: Option<i64>,
+    /// The client's own note of who asks; only logged.
     user: Option<String>,
 }
 
@@ -43,7 +53,7 @@ impl Body for ScoreBody {
 
 /// A request to put documents in the order of their likeness to a query, as Cohere's and
 /// Jina's.
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RerankBody {
     model: Option<String>,
@@ -53,7 +63,10 @@ pub(crate) struct RerankBody {
     top_n: Option<usize>,
     /// Whether with their texts; so it is if nothing is said.
     return_documents: Option<bool>,
+    /// Cut texts after so many tokens; -1: after as many as the model takes.
+    #[schema(minimum = -1)]
     truncate_prompt_tokens: Option<i64>,
+    /// The client's own note of who asks; only logged.
     user: Option<String>,
 }
 
@@ -126,24 +139,33 @@ fn note_user(user: Option<&String>) {
     }
 }
 
-#[derive(Serialize)]
+/// How alike texts are.
+#[derive(Serialize, ToSchema)]
 pub(crate) struct ScoreAnswer {
     id: String,
-    object: &'static str,
+    #[schema(inline)]
+    object: List,
     created: u64,
     model: String,
     data: Vec<ScoreItem>,
     usage: Usage,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct ScoreItem {
     index: usize,
-    object: &'static str,
+    #[schema(inline)]
+    object: ScoreObject,
+    /// The cosine of the texts' embeddings, from -1 to 1.
     score: f64,
 }
 
-/// `POST /v1/score`.
+/// Score pairs of texts
+#[utoipa::path(
+    post, path = "/v1/score", tag = "OpenAI", operation_id = "createScore",
+    request_body = ScoreBody,
+    responses((status = 200, description = "A score for each pair", body = ScoreAnswer)),
+)]
 pub(crate) async fn score(
     State(state): State<AppState>,
     body: JsonBody,
@@ -166,10 +188,10 @@ pub(crate) async fn score(
         .await?;
     let model = state.answering_name(compared.model.clone());
     let (scores, tokens) = compared.scores(&state, "text_2").await?;
-    let item = |(index, score)| ScoreItem { index, object: "score", score };
+    let item = |(index, score)| ScoreItem { index, object: ScoreObject::Word, score };
     Ok(Json(ScoreAnswer {
         id: state.next_id("score-"),
-        object: "list",
+        object: List::Word,
         created: unix_seconds(),
         model,
         data: scores.into_iter().enumerate().map(item).collect(),
@@ -177,7 +199,8 @@ pub(crate) async fn score(
     }))
 }
 
-#[derive(Serialize)]
+/// Documents in the order of their likeness to a query.
+#[derive(Serialize, ToSchema)]
 pub(crate) struct RerankAnswer {
     id: String,
     model: String,
@@ -185,20 +208,27 @@ pub(crate) struct RerankAnswer {
     usage: Usage,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct RerankItem {
+    /// The document's place in the request.
     index: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     document: Option<Document>,
+    /// The cosine of its embedding and the query's, from -1 to 1.
     relevance_score: f64,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Document {
     text: String,
 }
 
-/// `POST /v1/rerank`.
+/// Order documents by a query
+#[utoipa::path(
+    post, path = "/v1/rerank", tag = "OpenAI", operation_id = "createRerank",
+    request_body = RerankBody,
+    responses((status = 200, description = "The documents, the likest first", body = RerankAnswer)),
+)]
 pub(crate) async fn rerank(
     State(state): State<AppState>,
     body: JsonBody,
