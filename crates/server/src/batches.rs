@@ -28,7 +28,7 @@ use rand::RngExt as _;
 use sconce_batches::{Answer, Batch, Limits, Line, Run, Status, Store, StoreError};
 use sconce_engine::EngineHandle;
 use sconce_types::TenantId;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::{runtime::Handle, time::sleep};
 use tower::ServiceExt as _;
 
@@ -345,7 +345,7 @@ impl Ask {
     async fn ask(&self, body: String) -> (StatusCode, String, Value, u64) {
         let Some(tenant) = self.tenant else {
             let error = ApiError::unauthorized();
-            return (error.status(), String::new(), error.json(), 0);
+            return (error.status(), String::new(), json!(error.json()), 0);
         };
         let request = Request::post(&self.endpoint)
             .header(CONTENT_TYPE, "application/json")
@@ -367,7 +367,7 @@ impl Ask {
         let Some(body) = body else {
             // Its request failed after its head was out.
             let error = ApiError::bug();
-            return (error.status(), request_id, error.json(), 0);
+            return (error.status(), request_id, json!(error.json()), 0);
         };
         (head.status, request_id, body, retry_after.unwrap_or(0))
     }

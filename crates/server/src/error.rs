@@ -120,11 +120,11 @@ impl ApiError {
 
     pub(crate) fn no_batches() -> Self {
         let message = "this server keeps no files: --batch-dir gives it a folder for them";
-        Self::new(StatusCode::NOT_FOUND, "invalid_request_error", message)
+        Self::new(StatusCode::NOT_FOUND, ErrorKind::InvalidRequestError, message)
     }
 
     pub(crate) fn conflict(message: impl Into<String>) -> Self {
-        Self::new(StatusCode::CONFLICT, "invalid_request_error", message)
+        Self::new(StatusCode::CONFLICT, ErrorKind::InvalidRequestError, message)
     }
 
     pub(crate) fn file_too_large(most: u64) -> Self {
@@ -132,7 +132,7 @@ impl ApiError {
             "the file is too large: {most} bytes are accepted, less where a tenant's files leave \
              less room"
         );
-        let error = Self::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", message);
+        let error = Self::new(StatusCode::PAYLOAD_TOO_LARGE, ErrorKind::InvalidRequestError, message);
         Self { param: Some("file".to_owned()), ..error }
     }
 
@@ -468,12 +468,12 @@ impl From<StoreError> for ApiError {
         let message = error.to_string();
         match error {
             StoreError::NotFound { what, .. } => {
-                let error = Self::new(StatusCode::NOT_FOUND, "invalid_request_error", message);
+                let error = Self::new(StatusCode::NOT_FOUND, ErrorKind::InvalidRequestError, message);
                 Self { param: Some(format!("{what}_id")), ..error }
             }
             StoreError::InUse { .. } => Self::conflict(message),
             StoreError::Full { .. } => {
-                Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message)
+                Self::new(StatusCode::TOO_MANY_REQUESTS, ErrorKind::RateLimitError, message)
             }
             // Where the folder is, is nobody's business.
             StoreError::Io { .. } | StoreError::Damaged { .. } => {

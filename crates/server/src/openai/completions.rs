@@ -376,10 +376,10 @@ fn respond<'a>(
         })
         .collect();
     Completion {
-        id: shape.id,
+        id: shape.id.clone(),
         object: CompletionObject::Word,
         created: shape.created,
-        model: shape.model,
+        model: shape.model.clone(),
         system_fingerprint: FINGERPRINT,
         choices,
         usage,
