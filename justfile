@@ -58,6 +58,10 @@ aarch64:
 gpu-pack:
     benches/gpu/pack
 
+# The copies of /openapi.json in docs/, written anew.
+openapi:
+    SCONCE_WRITE_OPENAPI=1 cargo test -p sconce-server --test server --locked -- openapi::the_documents_in_the_repository
+
 # Licences, sources and advisories of dependencies.
 deny:
     cargo deny check

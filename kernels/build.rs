@@ -37,6 +37,7 @@ fn main() -> Result<()> {
     if env::var_os("CARGO_FEATURE_CUDA").is_none() {
         return Ok(());
     }
+    println!("cargo::rerun-if-env-changed=SCONCE_CUDA_ARCHS");
     for input in ["cuda", "stubs"] {
         println!("cargo::rerun-if-changed={input}");
     }

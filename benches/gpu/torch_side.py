@@ -99,11 +99,15 @@ def attention():
         return
     on_gpu = device() == "cuda"
     attend = torch.nn.functional.scaled_dot_product_attention
-    length = 8192 if on_gpu else 32
-    q, k, v = normal(1, 32, length, 128), normal(1, 8, length, 128), normal(1, 8, length, 128)
-    time = seconds(lambda: attend(q, k, v, is_causal=True, enable_gqa=True), [()])
-    operations = 4 * 32 * 128 * length * (length + 1) / 2
-    report(sdpa=f"prefill attention, {length}", seconds=time, operations_per_second=operations / time)
+    for length, group in [(1024, 4), (8192, 4), (8192, 8)] if on_gpu else [(24, 4)]:
+        heads = 32 // group
+        q = normal(1, 32, length, 128)
+        k, v = normal(1, heads, length, 128), normal(1, heads, length, 128)
+        time = seconds(lambda: attend(q, k, v, is_causal=True, enable_gqa=True), [()])
+        operations = 4 * 32 * 128 * length * (length + 1) / 2
+        name = f"prefill attention, {length}, GQA {group}"
+        report(sdpa=name, seconds=time, operations_per_second=operations / time)
+        del q, k, v
     contexts, batches = ([1024, 4096], [1, 8, 32, 128]) if on_gpu else ([40], [2])
     for group, context, batch in itertools.product([4, 8], contexts, batches):
         heads = 32 // group

@@ -13,6 +13,9 @@ pub(crate) struct Args {
     /// Write the result here, as JSON
     #[arg(long)]
     save_result: Option<PathBuf>,
+    /// Draw the times here, as SVG
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
     /// Print the prompts as JSON and ask no server
     #[arg(long)]
     list_prompts: bool,
@@ -32,6 +35,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(path) = &args.save_result {
         let text = serde_json::to_string_pretty(&report)?;
         std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    if let Some(path) = &args.plot {
+        sconce_bench::plot(&report, path)?;
     }
     Ok(())
 }

@@ -1,9 +1,17 @@
 //! `sconce chat`: a conversation in the terminal.
 
-use std::io::{BufRead as _, IsTerminal as _, Read as _, Write as _};
+mod conversation;
 
+use std::{
+    io::{IsTerminal as _, Read as _, Write as _},
+    path::{Path, PathBuf},
+};
+
+use rustyline::{DefaultEditor, error::ReadlineError};
 use sconce_bench::{Server, ServerArgs};
 use serde_json::{Value, json};
+
+use self::conversation::{Conversation, HELP, Line};
 
 /// Flags of `sconce chat`.
 #[derive(Debug, clap::Args)]
@@ -21,6 +29,9 @@ pub(crate) struct Args {
     /// 0 is greedy
     #[arg(long)]
     temperature: Option<f32>,
+    /// A file that keeps the lines of earlier conversations, for the arrow keys
+    #[arg(long, value_name = "FILE", env = "SCONCE_CHAT_HISTORY")]
+    history: Option<PathBuf>,
 }
 
 /// Asks and shows answers as they come, until the input ends.
@@ -29,46 +40,88 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     runtime.block_on(converse(args))
 }
 
-#[expect(clippy::print_stdout, clippy::print_stderr, reason = "what the command is for")]
 async fn converse(args: &Args) -> anyhow::Result<()> {
     let (server, model) = args.server.connect().await?;
-    let mut messages = Vec::new();
-    if let Some(system) = &args.system {
-        messages.push(json!({ "role": "system", "content": system }));
+    let mut conversation = Conversation::new(args.system.clone());
+    if args.prompt.is_empty() && std::io::stdin().is_terminal() {
+        return interact(args, &server, &model, conversation).await;
     }
-    let interactive = args.prompt.is_empty() && std::io::stdin().is_terminal();
-    if !interactive {
-        let mut prompt = args.prompt.join(" ");
-        if args.prompt.is_empty() {
-            std::io::stdin().read_to_string(&mut prompt)?;
-        }
-        messages.push(json!({ "role": "user", "content": prompt.trim_end() }));
-        answer(args, &server, &model, &messages).await?;
-        return Ok(());
+    let mut prompt = args.prompt.join(" ");
+    if args.prompt.is_empty() {
+        std::io::stdin().read_to_string(&mut prompt)?;
+    }
+    conversation.say(prompt.trim_end());
+    answer(args, &server, &model, &conversation.messages()).await?;
+    Ok(())
+}
+
+/// Reads lines, with editing and a history, until the input ends.
+#[expect(clippy::print_stdout, clippy::print_stderr, reason = "what the command is for")]
+async fn interact(
+    args: &Args,
+    server: &Server,
+    model: &str,
+    mut conversation: Conversation,
+) -> anyhow::Result<()> {
+    println!("{model}; /help lists commands");
+    let mut editor = DefaultEditor::new()?;
+    if let Some(file) = &args.history {
+        // There is none before the first conversation.
+        let _ = editor.load_history(file);
     }
     loop {
-        print!("> ");
-        std::io::stdout().flush()?;
-        let mut line = String::new();
-        if std::io::stdin().lock().read_line(&mut line)? == 0 {
-            return Ok(());
+        let line = match editor.readline("> ") {
+            Ok(line) => line,
+            Err(ReadlineError::Interrupted) => {
+                println!("Ctrl-D or /exit ends the conversation");
+                continue;
+            }
+            Err(ReadlineError::Eof) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        let read = Line::read(&line);
+        if read != Line::Nothing {
+            editor.add_history_entry(line.as_str())?;
+            if let Some(file) = &args.history {
+                editor.save_history(file)?;
+            }
         }
-        if line.trim().is_empty() {
-            continue;
-        }
-        messages.push(json!({ "role": "user", "content": line.trim_end() }));
-        match answer(args, &server, &model, &messages).await {
-            Ok(text) => messages.push(json!({ "role": "assistant", "content": text })),
-            // The conversation may go on: with a shorter line, or once the server is back.
-            Err(error) => {
-                messages.pop();
-                eprintln!("error: {}", crate::describe(&error));
+        match read {
+            Line::Nothing => {}
+            Line::Exit => return Ok(()),
+            Line::Help => println!("{HELP}"),
+            Line::Unknown(line) => eprintln!("{line:?} is no command; /help lists them"),
+            Line::Clear => conversation.clear(),
+            Line::System("") => {
+                println!("{}", conversation.system.as_deref().unwrap_or("there is none"));
+            }
+            Line::System(text) => conversation.system = Some(text.to_owned()),
+            Line::Save("") => eprintln!("/save needs a file"),
+            Line::Save(file) => match conversation.save(Path::new(file)) {
+                Ok(()) => println!("saved to {file}"),
+                Err(error) => eprintln!("error: {}", crate::describe(&error)),
+            },
+            Line::Say(text) => {
+                conversation.say(text);
+                match answer(args, server, model, &conversation.messages()).await {
+                    Ok(text) => conversation.answered(&text),
+                    // It may go on: with a shorter line, or once the server is back.
+                    Err(error) => {
+                        conversation.take_back();
+                        eprintln!("error: {}", crate::describe(&error));
+                    }
+                }
             }
         }
     }
 }
 
-/// Shows one answer; Ctrl-C ends it and keeps what has come.
+/// A terminal's dim letters, and back.
+const DIM: &str = "\x1b[2m";
+const PLAIN: &str = "\x1b[0m";
+
+/// Shows one answer, on a terminal with the model's thoughts, which are dimmed and no part of
+/// it; Ctrl-C ends it and keeps what has come.
 #[expect(clippy::print_stdout, reason = "what the command is for")]
 async fn answer(
     args: &Args,
@@ -85,6 +138,8 @@ async fn answer(
     let interrupted = tokio::signal::ctrl_c();
     tokio::pin!(interrupted);
     let mut text = String::new();
+    let shows_thoughts = std::io::stdout().is_terminal();
+    let mut is_thinking = false;
     let mut events = tokio::select! {
         events = server.stream("/v1/chat/completions", body.to_string()) => events?,
         _ = &mut interrupted => return Ok(text),
@@ -95,7 +150,17 @@ async fn answer(
             _ = &mut interrupted => None,
         };
         let Some(event) = event else { break };
-        let piece = event["choices"][0]["delta"]["content"].as_str().unwrap_or_default();
+        let delta = &event["choices"][0]["delta"];
+        let thought = delta["reasoning"].as_str().filter(|_| shows_thoughts).unwrap_or_default();
+        if !thought.is_empty() {
+            print!("{DIM}{thought}{PLAIN}");
+            is_thinking = true;
+        }
+        let piece = delta["content"].as_str().unwrap_or_default();
+        if is_thinking && !piece.is_empty() {
+            is_thinking = false;
+            println!();
+        }
         print!("{piece}");
         std::io::stdout().flush()?;
         text.push_str(piece);

@@ -11,6 +11,7 @@ use sconce::ServeError;
 
 mod bench;
 mod chat;
+mod doctor;
 mod engine_args;
 mod flags;
 mod logging;
@@ -49,6 +50,8 @@ enum Command {
     Tenant(tenant::Args),
     /// Report what the tenants of a server used
     Usage(usage::Args),
+    /// Say what GPU there is, and try the forms of its operations: which are right, and how fast
+    Doctor(doctor::Args),
     /// Run recorded requests again and compare their tokens
     Replay(Box<replay::Args>),
     /// Play a trace of requests on simulated engines and compare policies
@@ -95,6 +98,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Bench(args) => bench::run(&args),
         Command::Tenant(args) => tenant::run(&args),
         Command::Usage(args) => usage::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Simulate(args) => simulate::run(&args),
     }

@@ -66,4 +66,8 @@ impl sconce::Progress for Bars {
     fn tensors(&self, loaded: usize, total: usize) {
         self.show("loading", loaded as u64, total as u64, false);
     }
+
+    fn graphs(&self, recorded: usize, total: usize) {
+        self.show("recording CUDA graphs", recorded as u64, total as u64, false);
+    }
 }

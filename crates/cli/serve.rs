@@ -11,9 +11,9 @@ use std::{
 use anyhow::Context as _;
 use futures::{Stream, StreamExt as _, stream};
 use sconce::{
-    AllowedOrigins, ConnectionConfig, EmbeddingInfo, EngineHandle, Options, Quantization,
-    ReasoningFormat, SchedulerConfig, Sconce, ServerConfig, Summary, TenantDirectory, ToolFormat,
-    tenants::ApiKeys,
+    AllowedOrigins, BatchLimits, Batches, ConnectionConfig, EmbeddingInfo, EngineHandle, Listener,
+    Options, Quantization, ReasoningFormat, SchedulerConfig, Sconce, ServerConfig, Summary,
+    TenantDirectory, ToolFormat, tenants::ApiKeys,
 };
 
 use crate::{
@@ -53,6 +53,10 @@ pub(crate) struct Args {
     /// The port to listen on; 0 picks a free one
     #[arg(long, default_value_t = 8000)]
     port: u16,
+    /// A Unix socket to listen on instead
+    #[cfg(unix)]
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["host", "port"])]
+    uds: Option<PathBuf>,
     /// Requests need this key, or another that is given so; for one tenant only
     #[arg(long, env = "SCONCE_API_KEY", hide_env_values = true)]
     api_key: Vec<String>,
@@ -75,6 +79,9 @@ pub(crate) struct Args {
     /// Memory for the latest responses of /v1/responses, from which later requests go on
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes, default_value = "64M")]
     response_store_bytes: u64,
+    /// A folder for /v1/files and /v1/batches; batches that have not ended go on after a restart
+    #[arg(long, value_name = "DIR")]
+    batch_dir: Option<PathBuf>,
     /// Who the tenants are [default: sconce.toml, if it is there]
     #[arg(long, value_name = "FILE", env = "SCONCE_CONFIG")]
     config: Option<PathBuf>,
@@ -121,10 +128,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         let allowed_origins = allowed_origins(&args.allowed_origins)?;
         // A taken port is told before a model is loaded.
         let host = unbracketed(&args.host);
-        let listener = sconce::listen(host, args.port)
-            .await
-            .map_err(|error| cannot_listen(host, args.port, error))?;
-        let address = listener.local_addr()?;
+        let (listener, address) = listen(args).await?;
         let tenants_file = tenants_file(args.config.as_deref());
         let tenants = match &tenants_file {
             Some(path) => TenantDirectory::open(path)?,
@@ -135,12 +139,16 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             "--api-key is for a server of one tenant, but {} names tenants with their own keys",
             tenants_file.as_deref().unwrap_or(Path::new("")).display()
         );
-        if tenants_file.is_none() && api_keys.is_empty() && !is_loopback(address) {
+        if tenants_file.is_none() && api_keys.is_empty() && address.is_public() {
             tracing::warn!(
-                "listening on {address} without API keys: whoever reaches it may use and \
-                 administrate it; set --api-key, or name tenants (sconce tenant add)"
+                "listening on {} without API keys: whoever reaches it may use and \
+                 administrate it; set --api-key, or name tenants (sconce tenant add)",
+                address.url()
             );
         }
+        let batches = args.batch_dir.as_deref();
+        let batches = batches.map(|folder| Batches::open(folder, BatchLimits::default()));
+        let batches = batches.transpose().context("--batch-dir")?.map(Arc::new);
         let ledger = args.ledger.clone().or_else(|| tenants_file.as_deref().map(default_ledger));
         let options = Options {
             served_model_name: args.served_model_name.first().cloned(),
@@ -161,6 +169,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         let about = About { address, tenants: options_tenants, tenants_file, ledger };
         let _ = std::io::stdout().write_all(banner(&sconce, &about).as_bytes());
         let tenants = Arc::new(tenants);
+        let directory = Arc::clone(&tenants);
         tokio::spawn(signals.reload_on_hangup(Arc::clone(&tenants), sconce.engine().clone()));
         let config = ServerConfig {
             served_model_names: if args.served_model_name.is_empty() {
@@ -180,6 +189,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             tool_call_parser: args.tool_call_parser,
             reasoning_parser: args.reasoning_parser,
             response_store_bytes: usize::try_from(args.response_store_bytes)?,
+            batches: batches.clone(),
             seed: args.seed,
             ..ServerConfig::default()
         };
@@ -194,6 +204,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             ..ConnectionConfig::default()
         };
         let engine = sconce.engine().clone();
+        if let Some(batches) = batches {
+            let max_body_bytes = usize::try_from(args.max_body_bytes)?;
+            batches.start(router.clone(), engine.clone(), directory, max_body_bytes);
+        }
         let served = sconce::serve(listener, router, engine, stop_signals(), connections).await;
         // An engine that is lost, or hangs in a step, has nothing more to keep.
         let _ = tokio::time::timeout(SETTLE_TIMEOUT, sconce.engine().settle()).await;
@@ -215,7 +229,7 @@ fn one_of(names: impl Iterator<Item = &'static str>) -> String {
 
 /// What the banner says beside the engine.
 struct About {
-    address: SocketAddr,
+    address: Address,
     tenants: usize,
     tenants_file: Option<PathBuf>,
     ledger: Option<PathBuf>,
@@ -224,7 +238,7 @@ struct About {
 /// The lines that say what was loaded, where, and what to try.
 fn banner(sconce: &Sconce, about: &About) -> String {
     let summary = sconce.summary();
-    let address = about.address;
+    let (url, curl) = (about.address.url(), about.address.curl_options());
     let (key, tenants) = match &about.tenants_file {
         Some(path) => (
             " -H \"Authorization: Bearer $KEY\"",
@@ -268,26 +282,33 @@ fn banner(sconce: &Sconce, about: &About) -> String {
             )
         }
     };
+    let graphs = match summary.num_graphs {
+        0 => String::new(),
+        num => {
+            format!(", {num} CUDA graphs {:.2}", summary.load_times.graphs.as_secs_f64())
+        }
+    };
     format!(
         r#"sconce {version}
   model     {model_name} ({architecture})
   from      {dir}
   device    {device}
   weights   {weights}, {mib:.0} MiB
-  loaded    in {total:.2} s: device {device_time:.2}, weights {weights_time:.2}, KV cache {cache_time:.2}
+  loaded    in {total:.2} s: device {device_time:.2}, weights {weights_time:.2}, KV cache {cache_time:.2}{graphs}
   {makes}
   limits    {context}, {max_num_seqs} sequences at once, {max_queued} more waiting
   energy    {energy}
   tenants   {tenants}
   ledger    {ledger}
-  serving   http://{address}/v1
+  serving   {url}/v1{socket}
 
 Try:
-  curl {options}http://{address}/v1/{path} -H 'Content-Type: application/json'{key} \
+  curl {options}{curl}{url}/v1/{path} -H 'Content-Type: application/json'{key} \
     -d {body}
 "#,
         version = env!("CARGO_PKG_VERSION"),
         energy = summary.energy,
+        socket = about.address.socket(),
         dir = summary.model_dir.display(),
         total = summary.load_times.total().as_secs_f64(),
         device_time = summary.load_times.device.as_secs_f64(),
@@ -363,9 +384,61 @@ fn unbracketed(host: &str) -> &str {
     host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
 }
 
-/// Whether only this machine reaches an address.
-fn is_loopback(address: SocketAddr) -> bool {
-    address.ip().to_canonical().is_loopback()
+/// What the server listens on.
+enum Address {
+    Tcp(SocketAddr),
+    #[cfg(unix)]
+    Unix(PathBuf),
+}
+
+impl Address {
+    fn url(&self) -> String {
+        match self {
+            Self::Tcp(address) => format!("http://{address}"),
+            #[cfg(unix)]
+            Self::Unix(_) => "http://localhost".to_owned(),
+        }
+    }
+
+    /// What the banner says beside the URL.
+    fn socket(&self) -> String {
+        match self {
+            Self::Tcp(_) => String::new(),
+            #[cfg(unix)]
+            Self::Unix(path) => format!(" on the socket {}", path.display()),
+        }
+    }
+
+    fn curl_options(&self) -> String {
+        match self {
+            Self::Tcp(_) => String::new(),
+            #[cfg(unix)]
+            Self::Unix(path) => format!("--unix-socket {} ", quoted(&path.display().to_string())),
+        }
+    }
+
+    /// Whether other machines reach it.
+    fn is_public(&self) -> bool {
+        match self {
+            Self::Tcp(address) => !address.ip().to_canonical().is_loopback(),
+            #[cfg(unix)]
+            Self::Unix(_) => false,
+        }
+    }
+}
+
+async fn listen(args: &Args) -> anyhow::Result<(Listener, Address)> {
+    #[cfg(unix)]
+    if let Some(path) = &args.uds {
+        let listener = sconce::listen_on_path(path);
+        let listener = listener.with_context(|| format!("cannot listen on {}", path.display()))?;
+        return Ok((listener, Address::Unix(path.clone())));
+    }
+    let host = unbracketed(&args.host);
+    let listener = sconce::listen(host, args.port).await;
+    let listener = listener.map_err(|error| cannot_listen(host, args.port, error))?;
+    let address = listener.local_addr()?;
+    Ok((listener, Address::Tcp(address)))
 }
 
 fn cannot_listen(host: &str, port: u16, error: std::io::Error) -> anyhow::Error {
@@ -447,7 +520,7 @@ fn stop_signals() -> impl Stream<Item = ()> + Send {
 
 #[cfg(test)]
 mod tests {
-    use super::{allowed_origins, is_loopback, unbracketed};
+    use super::{Address, allowed_origins, unbracketed};
 
     #[test]
     fn hosts_may_have_brackets() {
@@ -460,11 +533,13 @@ mod tests {
 
     #[test]
     fn loopback_addresses_are_told_from_others() {
+        let is_public =
+            |address: &str| Address::Tcp(address.parse().expect("an address")).is_public();
         for own in ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "[::ffff:127.0.0.1]:1"] {
-            assert!(is_loopback(own.parse().expect("an address")), "{own}");
+            assert!(!is_public(own), "{own}");
         }
         for open in ["0.0.0.0:1", "[::]:1", "192.168.0.1:1", "[::ffff:10.0.0.1]:1"] {
-            assert!(!is_loopback(open.parse().expect("an address")), "{open}");
+            assert!(is_public(open), "{open}");
         }
     }
 

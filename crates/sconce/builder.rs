@@ -53,6 +53,12 @@ impl Builder {
         max_num_queued_reqs: usize => std::convert::identity,
         /// The share of a GPU's memory that everything together may take.
         gpu_memory_utilization: f64 => std::convert::identity,
+        /// Whether no decode steps are recorded as CUDA graphs on a GPU.
+        enforce_eager: bool => std::convert::identity,
+        /// Whether no token's numbers may depend on what is computed beside it on a GPU.
+        deterministic: bool => std::convert::identity,
+        /// Whether a GPU's operations are tried by all their forms.
+        kernel_trials: bool => std::convert::identity,
         /// Whose request is admitted next.
         scheduling_policy: SchedulingPolicy => std::convert::identity,
         /// Who shares the engine.
@@ -75,6 +81,8 @@ impl Builder {
         target_itl: Duration => Some,
         /// The longest that a request may wait for its prefill.
         max_queue_wait: Duration => Some,
+        /// The sequences of the decode steps that are recorded as CUDA graphs on a GPU.
+        cuda_graph_sizes: Vec<usize> => Some,
         /// KV-cache memory in bytes.
         kv_cache_memory_bytes: u64 => Some,
         /// Threads that compute.

@@ -35,6 +35,7 @@ pub use completion::Completion;
 pub use generate::{Generate, Generated};
 pub use recording::{Recorded, RecordingError, RecordingHead, read as read_recording};
 pub use replay::{Difference, Replay, ReplayError, replay};
+pub use sconce_batches::Limits as BatchLimits;
 pub use sconce_engine::{
     Capacity, End, EngineHandle, EngineLimits, EngineRequest, Health, Metrics, Overload,
     RequestError, RequestEvent, RequestStream, SchedulerConfig, SchedulingPolicy, SubmitError,
@@ -42,11 +43,14 @@ pub use sconce_engine::{
 };
 pub use sconce_ledger as ledger;
 pub use sconce_runner::{
-    CacheDtype, DeviceChoice, Dtype, Isa, LoadError, LoadTimes, Quantization, gguf,
+    CacheDtype, DeviceChoice, Dtype, Examined, Findings, Isa, LoadError, LoadTimes, Quantization,
+    Trial, Verdict, examine, gguf,
 };
+#[cfg(unix)]
+pub use sconce_server::listen_on_path;
 pub use sconce_server::{
-    AllowedOrigins, BodyConfig, ConnectionConfig, InvalidOrigin, ReloadError, ServeError,
-    ServerConfig, TenantDirectory, listen, router, serve,
+    AllowedOrigins, Batches, BodyConfig, ConnectionConfig, InvalidOrigin, Listener, ReloadError,
+    ServeError, ServerConfig, TenantDirectory, listen, router, serve,
 };
 pub use sconce_simulator as simulator;
 pub use sconce_tenants as tenants;

@@ -10,7 +10,7 @@ use sconce_engine::{Built, CacheGroups, SchedulerConfig};
 use sconce_runner::LoadTimes;
 use sconce_types::{
     BLOCK_SIZE, Executor, ExecutorError, Sample, SampleOutcome, ScheduledBatch, StepResult,
-    TokenId, TokenMasks,
+    TokenId, TokenMask, TokenMasks,
 };
 
 use crate::{Options, start::Loaded};
@@ -34,8 +34,11 @@ pub(crate) fn step_time(model: &str) -> Option<Duration> {
     Duration::try_from_secs_f64(ms / 1e3).ok()
 }
 
-/// Says the alphabet, over and over; blocks and contexts are never looked at.
+/// Says the alphabet, over and over, and what a mask allows instead; blocks and contexts are
+/// never looked at.
 struct NullExecutor {
+    /// The letters of the step's rows, those that sample.
+    rows: Vec<Option<TokenId>>,
     result: StepResult,
     step_time: Duration,
 }
@@ -43,16 +46,29 @@ struct NullExecutor {
 impl Executor for NullExecutor {
     fn launch(&mut self, batch: &ScheduledBatch) -> Result<(), ExecutorError> {
         self.result.clear(batch.step);
-        for sequence in &batch.sequences {
-            match sequence.sample {
-                Sample::Nothing => self.result.push(SampleOutcome::Nothing),
-                Sample::Token { output_index, .. } => self.result.push_token(letter(output_index)),
-            }
-        }
+        let letters = batch.sequences.iter().map(|sequence| match sequence.sample {
+            Sample::Nothing => None,
+            Sample::Token { output_index, .. } => Some(letter(output_index)),
+        });
+        self.rows.extend(letters);
         Ok(())
     }
 
-    fn sample(&mut self, _: &TokenMasks) -> Result<(), ExecutorError> {
+    fn sample(&mut self, masks: &TokenMasks) -> Result<(), ExecutorError> {
+        for (row, letter) in self.rows.drain(..).enumerate() {
+            let Some(letter) = letter else {
+                self.result.push(SampleOutcome::Nothing);
+                continue;
+            };
+            match masks.get(row) {
+                TokenMask::Skip => self.result.push(SampleOutcome::Skipped),
+                mask if mask.allows(letter) => self.result.push_token(letter),
+                mask => match (0..VOCAB_SIZE as TokenId).find(|&token| mask.allows(token)) {
+                    Some(token) => self.result.push_token(token),
+                    None => self.result.push(SampleOutcome::NothingAllowed),
+                },
+            }
+        }
         Ok(())
     }
 
@@ -95,10 +111,12 @@ pub(crate) fn build(
         weight_bytes: 0,
         kv_cache_bytes: 0,
         load_times: LoadTimes::default(),
+        num_graphs: 0,
         energy: "not measured: no device".to_owned(),
         embedding: None,
+        form_faults: Vec::new(),
     };
-    let executor = NullExecutor { result: StepResult::default(), step_time };
+    let executor = NullExecutor { rows: Vec::new(), result: StepResult::default(), step_time };
     Built { executor, energy: None, config, vocab_size: VOCAB_SIZE, info }
 }
 

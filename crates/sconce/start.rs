@@ -12,7 +12,8 @@ use sconce_engine::{
 };
 use sconce_ledger::{Ledger, LedgerError};
 use sconce_runner::{
-    CacheDtype, DeviceChoice, Dtype, Isa, LoadError, LoadOptions, LoadTimes, ModelInfo,
+    CacheDtype, DeviceChoice, Dtype, FormFault, Isa, LoadError, LoadOptions, LoadPhase, LoadTimes,
+    ModelInfo,
     Quantization,
 };
 use sconce_text::{TextConfig, TextError, TextModel};
@@ -68,10 +69,21 @@ pub struct Options {
     pub kv_cache_memory_bytes: Option<u64>,
     /// The share of a GPU's memory that everything together may take.
     pub gpu_memory_utilization: f64,
+    /// Whether no decode steps are recorded as CUDA graphs on a GPU.
+    pub enforce_eager: bool,
+    /// The sequences of the decode steps that are recorded; if not given 1, 2, 4, 8 and every
+    /// eighth up to `max_num_seqs`, at most 256.
+    pub cuda_graph_sizes: Option<Vec<usize>>,
     /// Threads that compute; one a core if not given.
     pub threads: Option<usize>,
     /// The highest level of a CPU's instructions to use; all that it has if not given.
     pub cpu_isa: Option<Isa>,
+    /// Whether no token's numbers may depend on what is computed beside it, on a GPU at the
+    /// cost of speed; on a CPU they never do.
+    pub deterministic: bool,
+    /// Whether a GPU's operations are tried by all their forms, when a model is first loaded on
+    /// one of its kind, so that the fastest of those that are right are used.
+    pub kernel_trials: bool,
     /// Whose request is admitted next.
     pub scheduling_policy: SchedulingPolicy,
     /// Who shares the engine.
@@ -105,8 +117,12 @@ impl Options {
             warm_up: false,
             kv_cache_memory_bytes: None,
             gpu_memory_utilization: 0.9,
+            enforce_eager: false,
+            cuda_graph_sizes: None,
             threads: None,
             cpu_isa: None,
+            deterministic: false,
+            kernel_trials: true,
             scheduling_policy: SchedulingPolicy::Fair,
             tenants: vec![Tenant::sole()],
             ledger: None,
@@ -120,6 +136,11 @@ pub trait Progress: hub::Progress {
     /// So many of so many tensors are loaded.
     fn tensors(&self, loaded: usize, total: usize) {
         let _ = (loaded, total);
+    }
+
+    /// So many of so many decode steps are recorded as CUDA graphs.
+    fn graphs(&self, recorded: usize, total: usize) {
+        let _ = (recorded, total);
     }
 }
 
@@ -181,6 +202,8 @@ pub struct Summary {
     pub kv_cache_bytes: usize,
     /// How long each phase of loading took.
     pub load_times: LoadTimes,
+    /// Decode steps that were recorded as CUDA graphs.
+    pub num_graphs: usize,
     /// What measures the device's energy, or why nothing does.
     pub energy: String,
     /// What it makes of texts, if it makes embeddings and generates nothing.
@@ -221,8 +244,10 @@ pub(crate) struct Loaded {
     pub(crate) weight_bytes: usize,
     pub(crate) kv_cache_bytes: usize,
     pub(crate) load_times: LoadTimes,
+    pub(crate) num_graphs: usize,
     pub(crate) energy: String,
     pub(crate) embedding: Option<EmbeddingInfo>,
+    pub(crate) form_faults: Vec<FormFault>,
 }
 
 impl From<ModelInfo> for Loaded {
@@ -236,8 +261,10 @@ impl From<ModelInfo> for Loaded {
             weight_bytes: info.weight_bytes,
             kv_cache_bytes: info.kv_cache_bytes,
             load_times: info.load_times,
+            num_graphs: info.num_graphs,
             energy: info.energy,
             embedding: info.embedding,
+            form_faults: info.form_faults,
         }
     }
 }
@@ -291,15 +318,21 @@ impl Sconce {
             max_num_batched_tokens: options.max_num_batched_tokens,
             kv_cache_memory_bytes: options.kv_cache_memory_bytes,
             gpu_memory_utilization: options.gpu_memory_utilization,
+            enforce_eager: options.enforce_eager,
+            cuda_graph_sizes: options.cuda_graph_sizes.clone(),
             threads: options.threads,
             cpu_isa: options.cpu_isa,
+            deterministic: options.deterministic,
+            forms_dir: options.kernel_trials.then(|| options.hub.forms_dir()),
         };
         let (max_queued, policy) = (options.max_num_queued_reqs, options.scheduling_policy);
         let prefix_cache = options.enable_prefix_caching.then(|| PrefixKey(rand::random()));
         let progress = progress.clone();
         Self::start_engine(options, model_name, found.path, text, move || {
-            let loaded =
-                sconce_runner::load(&load_options, &mut |done, all| progress.tensors(done, all))?;
+            let loaded = sconce_runner::load(&load_options, &mut |phase, done, all| match phase {
+                LoadPhase::Tensors => progress.tensors(done, all),
+                LoadPhase::Graphs => progress.graphs(done, all),
+            })?;
             let ModelInfo { max_num_batched_tokens, max_model_len, num_blocks, groups, .. } =
                 loaded.info;
             // If it has to be loaded again, then with a cache of the same size.
@@ -343,6 +376,9 @@ impl Sconce {
             .sink(sink.transpose()?)
             .recorder(recorder.map(|recorder| Box::new(recorder) as Box<dyn RecordSink>));
         let (_, handle, loaded) = Engine::start(engine_options, build)?;
+        for FormFault { operation, form, .. } in &loaded.form_faults {
+            handle.metrics().unused_form(operation, form);
+        }
         let limits = *handle.limits();
         text.check_fits(limits.vocab_size)?;
         let summary = Summary {
@@ -358,6 +394,7 @@ impl Sconce {
             kv_cache_tokens: limits.scheduler.kv_cache_tokens(),
             kv_cache_bytes: loaded.kv_cache_bytes,
             load_times: loaded.load_times,
+            num_graphs: loaded.num_graphs,
             energy: loaded.energy,
             embedding: loaded.embedding,
         };

@@ -11,10 +11,11 @@
 #pragma once
 
 #include "kv_tiles.cuh"
+#include "prompt_tiles.cuh"
 
 // What one block does, for each KV head.
 struct Work {
-    // The sequence's first row in the batch, and how many it has.
+    // The sequence's first row in the batch, and how many it has; none: there is no work.
     uint32_t first_query;
     uint32_t num_queries;
     uint32_t context_len;
@@ -139,6 +140,14 @@ template <typename T, typename C, int D> struct Sequence {
                 p.block_tables + work.blocks, first, seen, end};
     }
 
+    template <typename Layout, int WARPS, int SLOTS>
+    __device__ __forceinline__ PromptTiles<Layout, WARPS, SLOTS> tiles(C* slots, uint32_t first, uint32_t end) const {
+        const size_t page = size_t(BLOCK_TOKENS) * D;
+        const uint32_t seen = uint32_t(first_seen(work.first_row)) / BLOCK_TOKENS * BLOCK_TOKENS;
+        return {slots, static_cast<const C*>(p.cache) + kv_head * page, p.num_kv_heads * page,
+                p.block_tables + work.blocks, first, seen, end};
+    }
+
     // Brings rows [first_row, first_row + count) into shared memory, as tensor cores are
     // to have them, those that do not exist as zeros; and what scores of each are
     // multiplied with for that. A warp takes rows `first`, `first + step` and so on.
@@ -149,10 +158,7 @@ template <typename T, typename C, int D> struct Sequence {
             const uint32_t row = work.first_row + r;
             Vector<T> x = {};
             if (row < num_rows && dim < D) {
-                const size_t token = work.first_query + row / p.group;
-                const size_t head = size_t(kv_head) * p.group + row % p.group;
-                x = *reinterpret_cast<const Vector<T>*>(static_cast<const T*>(p.q) +
-                                                        token * p.q_stride + head * D + dim);
+                x = *reinterpret_cast<const Vector<T>*>(query(row) + dim);
             }
             float factor = 1.0f;
             uint32_t words[LEN / 2];
@@ -197,12 +203,19 @@ template <typename T, typename C, int D> struct Sequence {
     // What the scores of a row that was staged at `query` are multiplied with to be powers
     // of two, or with a cap, to be the tangent's argument.
     __device__ __forceinline__ float scale(const M* query) const {
-        return p.scale * *reinterpret_cast<const float*>(query + D) * (sizeof(C) == 1 ? WIDENED_UNIT : 1.0f);
+        const float factor = std::is_same_v<T, M> ? 1.0f : *reinterpret_cast<const float*>(query + D);
+        return p.scale * factor * (sizeof(C) == 1 ? WIDENED_UNIT : 1.0f);
     }
 
     // Factor on a row's output.
     __device__ __forceinline__ float normalizer(float sum) const {
         return p.v_scale * (sizeof(C) == 1 ? WIDENED_UNIT : 1.0f) / sum;
+    }
+
+    __device__ __forceinline__ const T* query(uint32_t row) const {
+        const size_t token = work.first_query + row / p.group;
+        const size_t head = size_t(kv_head) * p.group + row % p.group;
+        return static_cast<const T*>(p.q) + token * p.q_stride + head * D;
     }
 
     __device__ __forceinline__ T* out(uint32_t row) const {

@@ -556,6 +556,10 @@ template <typename T, typename C, int D, int N>
 __device__ __forceinline__ void decode_attention(const PagedAttention& p) {
     DYNAMIC_SHARED(shared);
     const Work& work = p.work[blockIdx.y];
+    // A recorded launch has a block for the most work that there can be.
+    if (work.num_queries == 0) {
+        return;
+    }
     Decode<T, C, D, N>(p, work, shared).run();
 }
 

@@ -20,6 +20,37 @@ template <typename C, int D> struct Tile {
     static constexpr int LEN = TILE * STRIDE;
 };
 
+// Asks for a warp's share of a page, whose `rows` first tokens exist: 16 bytes a lane in
+// turn, into a tile that WARPS warps fill.
+template <typename C, int D, int WARPS, bool WHOLE>
+__device__ __forceinline__ void copy_page(C* to, const C* from, int rows) {
+    constexpr int STRIDE = Tile<C, D>::STRIDE;
+    constexpr int LEN = 16 / int(sizeof(C));
+    constexpr int PIECES = D / LEN;
+    constexpr int ROUND = WARPS / TILE_PAGES * WARP;
+    const int first_piece = warp_id() / TILE_PAGES * WARP + lane_id();
+    if constexpr (ROUND % PIECES == 0) {
+        // A lane's pieces lie in one column: constants apart.
+        const int first_row = first_piece / PIECES;
+        to += first_row * STRIDE + first_piece % PIECES * LEN;
+        from += first_piece * LEN;
+#pragma unroll
+        for (int row = 0; row < BLOCK_TOKENS; row += ROUND / PIECES) {
+            copy_async(to + row * STRIDE, from + row * D, WHOLE || first_row + row < rows);
+        }
+    } else {
+#pragma unroll
+        for (int i = 0; i < BLOCK_TOKENS * PIECES; i += ROUND) {
+            const int piece = first_piece + i;
+            const int row = piece / PIECES;
+            if (row < BLOCK_TOKENS) {
+                copy_async(to + row * STRIDE + piece % PIECES * LEN, from + piece * LEN,
+                           WHOLE || row < rows);
+            }
+        }
+    }
+}
+
 // A ring of SLOTS tiles in shared memory: K of the first tile, V of it, K of the next
 // and so on, of the tokens [first, end) of one sequence. Pages before that of the token
 // `seen` are zeros, and so are tokens that do not exist. The block's WARPS warps fill and
@@ -65,7 +96,6 @@ private:
         const uint32_t tile = asked / 2;
         const uint32_t token = first + tile * TILE;
         if (token < end) {
-            constexpr int SHARES = WARPS / TILE_PAGES;
             const int page = warp_id() % TILE_PAGES;
             const uint32_t page_token = token + page * BLOCK_TOKENS;
             if (asked % 2 == 0 && tile % WARP == 0) {
@@ -78,43 +108,13 @@ private:
             const bool exists = page_token >= seen && page_token < end;
             const int rows = exists ? int(min(end - page_token, uint32_t(BLOCK_TOKENS))) : 0;
             if (rows == BLOCK_TOKENS) {
-                copy_page<SHARES, true>(to, from, rows);
+                copy_page<C, D, WARPS, true>(to, from, rows);
             } else {
-                copy_page<SHARES, false>(to, from, rows);
+                copy_page<C, D, WARPS, false>(to, from, rows);
             }
         }
         // An empty group keeps the count of groups in step.
         copy_async_commit();
         ++asked;
-    }
-
-    // Asks for the warp's share of a page: 16 bytes a lane in turn.
-    template <int SHARES, bool WHOLE>
-    __device__ __forceinline__ void copy_page(C* to, const C* from, int rows) const {
-        constexpr int STRIDE = Tile<C, D>::STRIDE;
-        constexpr int LEN = 16 / int(sizeof(C));
-        constexpr int PIECES = D / LEN;
-        constexpr int ROUND = SHARES * WARP;
-        const int first_piece = warp_id() / TILE_PAGES * WARP + lane_id();
-        if constexpr (ROUND % PIECES == 0) {
-            // A lane's pieces lie in one column: constants apart.
-            const int first_row = first_piece / PIECES;
-            to += first_row * STRIDE + first_piece % PIECES * LEN;
-            from += first_piece * LEN;
-#pragma unroll
-            for (int row = 0; row < BLOCK_TOKENS; row += ROUND / PIECES) {
-                copy_async(to + row * STRIDE, from + row * D, WHOLE || first_row + row < rows);
-            }
-        } else {
-#pragma unroll
-            for (int i = 0; i < BLOCK_TOKENS * PIECES; i += ROUND) {
-                const int piece = first_piece + i;
-                const int row = piece / PIECES;
-                if (row < BLOCK_TOKENS) {
-                    copy_async(to + row * STRIDE + piece % PIECES * LEN, from + piece * LEN,
-                               WHOLE || row < rows);
-                }
-            }
-        }
     }
 };

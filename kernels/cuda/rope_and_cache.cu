@@ -11,7 +11,7 @@ struct RopeAndCache {
     const float* rope;
     // [tokens]
     const uint32_t* positions;
-    // [tokens]: block * 16 + offset
+    // [tokens]: block * 16 + offset, or NOWHERE
     const uint32_t* slot_mapping;
     // [head_dim], f32, or null
     const float* q_norm;
@@ -29,6 +29,8 @@ struct RopeAndCache {
 };
 
 constexpr int ROPE_THREADS = 128;
+// Of a padded row, whose key and value are not written.
+constexpr uint32_t NOWHERE = 0xffffffffu;
 // Dimensions of a lane in each half of a head.
 constexpr uint32_t ROPE_DIMS = 8;
 
@@ -125,6 +127,9 @@ template <typename T, typename C> __device__ __forceinline__ void rope_and_cache
         return;
     }
     const uint32_t slot = p.slot_mapping[token];
+    if (slot == NOWHERE) {
+        return;
+    }
     const uint32_t kv_head = (head - p.num_heads) % p.num_kv_heads;
     C* cached = static_cast<C*>(p.cache) + cache_row(slot / BLOCK_TOKENS, is_value ? VALUES : KEYS,
                                                      kv_head, p.num_kv_heads, slot % BLOCK_TOKENS,

@@ -212,3 +212,31 @@ template <typename T> struct alignas(16) Vector {
     static constexpr int LEN = 16 / sizeof(T);
     T x[LEN];
 };
+
+// 16 bytes of what is read once, past L1; zeros, and nothing is read, where `valid` is false.
+__device__ __forceinline__ Vector<uint32_t> load_stream(const Vector<uint32_t>* from, bool valid) {
+    Vector<uint32_t> words = {};
+    if (valid) {
+#ifdef __CUDACC__
+        asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];\n"
+                     : "=r"(words.x[0]), "=r"(words.x[1]), "=r"(words.x[2]), "=r"(words.x[3])
+                     : "l"(from));
+#else
+        words = *from;
+#endif
+    }
+    return words;
+}
+
+// Two elements of one word, the low one first.
+template <typename T> __device__ __forceinline__ void unpack(uint32_t word, float& low, float& high);
+template <> __device__ __forceinline__ void unpack<bf16>(uint32_t word, float& low, float& high) {
+    low = __uint_as_float(word << 16);
+    high = __uint_as_float(word & 0xffff0000u);
+}
+template <> __device__ __forceinline__ void unpack<f16>(uint32_t word, float& low, float& high) {
+    f16 pair[2];
+    memcpy(pair, &word, sizeof(pair));
+    low = to_float(pair[0]);
+    high = to_float(pair[1]);
+}

@@ -29,6 +29,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         "src/compile.rs",
         "shim.cpp",
         "shim.hpp",
+        "products.hpp",
         "fiber.hpp",
         "main.cpp",
         "launch.hpp",

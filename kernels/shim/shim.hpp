@@ -367,3 +367,5 @@ inline void copy_async(void* shared, const void* global, bool valid) {
 }
 inline void copy_async_commit() { shim::copy_async_commit(); }
 template <int N> void copy_async_wait() { shim::copy_async_wait(N); }
+
+#include "products.hpp"

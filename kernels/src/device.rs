@@ -5,7 +5,7 @@ use std::time::Duration;
 use candle_core::Tensor;
 
 use crate::{
-    AttentionKind, KernelError, KvLayout, StepLimits, StepPlan, WeightDtype, ops::Routing,
+    AttentionKind, Findings, KernelError, KvLayout, StepLimits, StepPlan, WeightDtype, ops::Routing,
 };
 
 /// A device and what lies in its memory. One thread owns it.
@@ -28,9 +28,33 @@ pub trait Device: Send {
     type Step: Send;
     /// Which experts each row goes to, and the rows in the order of experts.
     type Routes: Send;
+    /// Work that was recorded, to be asked for in one call as often as it is wanted.
+    type Graph: Send;
 
     /// What a person should know of the device: its name, instruction set, threads.
     fn describe(&self) -> String;
+
+    /// What the choice between several forms of an operation depends on: the kind of device,
+    /// its driver and libraries, and this build. `None` where there is one form of each.
+    fn setting(&self) -> Option<String> {
+        None
+    }
+
+    /// Tries the forms of operations on weights like those that were made, as far as `found`
+    /// does not know them, and uses the best of each from then on. `keep` is told what is
+    /// known whenever a form is about to be tried, which then counts as one that failed: it
+    /// may end the process.
+    ///
+    /// # Errors
+    /// The device failed, or no form of an operation gives what it should.
+    fn try_forms(
+        &mut self,
+        found: &mut Findings,
+        keep: &mut dyn FnMut(&Findings),
+    ) -> Result<(), KernelError> {
+        let _ = (found, keep);
+        Ok(())
+    }
 
     /// Free and total bytes of the device's memory; `None` where it is the machine's.
     ///
@@ -112,6 +136,27 @@ pub trait Device: Send {
         step: &mut Self::Step,
         cache: &mut Self::KvCache,
     ) -> Result<(), KernelError>;
+
+    /// Whether steps of `step`'s kind may have a [`StepPlan::bucket`], and be recorded.
+    fn records(&self, step: &Self::Step) -> bool;
+
+    /// Records what `work` asks for, operations on the step that is staged, which has a
+    /// bucket; nothing of it is computed. `work` has been done once before without this, so
+    /// that all it needs is loaded and allocated. What comes of it lies where it would.
+    ///
+    /// # Errors
+    /// `work`'s, or the device refused something: nothing is recorded then.
+    fn capture<T>(
+        &mut self,
+        step: &Self::Step,
+        work: impl FnOnce(&mut Self) -> Result<T, KernelError>,
+    ) -> Result<(Self::Graph, T), KernelError>;
+
+    /// Computes what was recorded, of the step that is staged: another one of the same bucket.
+    ///
+    /// # Errors
+    /// The device failed, or what is staged does not lie where it was recorded.
+    fn replay(&mut self, graph: &Self::Graph, step: &Self::Step) -> Result<(), KernelError>;
 
     /// A buffer's first `rows` rows, for tests and for reading results:
     /// `[rows * cols]`.

@@ -14,6 +14,7 @@ pub mod cuda;
 mod device;
 mod dtype;
 pub mod error;
+mod forms;
 mod kv_layout;
 pub mod mapped;
 pub mod ops;
@@ -25,6 +26,7 @@ pub use attention::{AttentionKind, AttentionParams, Mask};
 pub use device::Device;
 pub use dtype::{CacheDtype, Dtype, WeightDtype};
 pub use error::KernelError;
+pub use forms::{Findings, Trial, Verdict};
 pub use kv_layout::{BLOCK_SIZE, KvLayer, KvLayout};
 pub use ops::{
     Activation, Ops, Routing,

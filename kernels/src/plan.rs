@@ -64,6 +64,10 @@ pub struct StepPlan {
     /// The rows that get logits, in any order, a row more than once if need be; at most as
     /// many as the limits' rows and sequences together.
     pub logit_rows: Vec<u32>,
+    /// Of a step that is recorded or replayed ([`crate::Device::capture`]): the rows that are
+    /// computed, at least as many as there are. What is beyond them is padding: token 0 at
+    /// position 0, which is written nowhere, and sees nothing.
+    pub bucket: Option<usize>,
 }
 
 impl StepPlan {
@@ -79,6 +83,7 @@ impl StepPlan {
             slots: Vec::new(),
             table_edits: Vec::new(),
             logit_rows: Vec::new(),
+            bucket: None,
         }
     }
 
@@ -93,7 +98,9 @@ impl StepPlan {
             slots,
             table_edits,
             logit_rows,
+            bucket,
         } = self;
+        *bucket = None;
         for list in [token_ids, positions, context_lens, slots, logit_rows] {
             list.clear();
         }
@@ -113,6 +120,17 @@ impl StepPlan {
     #[must_use]
     pub fn num_seqs(&self) -> usize {
         self.context_lens.len()
+    }
+
+    /// Whether each sequence has one row, and each row gets logits, in order: the steps that
+    /// may have a [`Self::bucket`].
+    #[must_use]
+    pub fn is_decode(&self) -> bool {
+        self.num_tokens() > 0
+            && self.num_tokens() == self.num_seqs()
+            && self.logit_rows.len() == self.num_seqs()
+            && (0..).zip(&self.logit_rows).all(|(row, &of)| row == of)
+            && (0..).zip(&self.cu_seqlens_q).all(|(row, &border)| row == border)
     }
 
     /// The rows of sequence `s`.
@@ -174,7 +192,9 @@ impl StepPlan {
             slots,
             table_edits,
             logit_rows,
+            bucket,
         } = self;
+        *bucket = other.bucket;
         token_ids.clone_from(&other.token_ids);
         positions.clone_from(&other.positions);
         kv_slots.clone_from(&other.kv_slots);
@@ -205,7 +225,20 @@ impl StepPlan {
         }
         let (rows, seqs) = (self.num_tokens(), self.num_seqs());
         let max_rows = limits.max_num_batched_tokens;
-        at_most("rows", rows, max_rows)?;
+        let computed = self.bucket.unwrap_or(rows);
+        at_most("rows", computed.max(rows), max_rows)?;
+        if let Some(bucket) = self.bucket {
+            at_most("rows that get logits", bucket, limits.max_num_seqs)?;
+            at_most("rows of a bucket", rows, bucket)?;
+            if !self.is_decode() {
+                return Err(KernelError::Shape {
+                    op: "stage",
+                    what: "a step with a bucket",
+                    got: "other rows".to_owned(),
+                    expected: "a row of each sequence, that gets logits".to_owned(),
+                });
+            }
+        }
         at_most("sequences", seqs, limits.max_num_seqs)?;
         at_most("rows that get logits", self.logit_rows.len(), max_rows + limits.max_num_seqs)?;
         let fits = self.positions.len() == rows
@@ -260,7 +293,7 @@ impl StepPlan {
         below("an edit's entry", largest_of(|edit| edit.index), limits.blocks_per_seq())?;
         below("an edit's block", largest_of(|edit| edit.block), layout.num_blocks)?;
         Ok(StepSizes {
-            num_tokens: rows,
+            num_tokens: computed,
             largest_token: largest(&self.token_ids),
             largest_position: largest(&self.positions),
         })

@@ -34,4 +34,4 @@ pub use rope::{RopeParams, RopeScaling};
 pub use sconce_kernels::mapped::{LFS_POINTER, lfs_advice};
 pub use sentence::{Pooling, SentenceConfig};
 pub use spec::ModelSpec;
-pub use workspace::{Buf, Workspace};
+pub use workspace::{Buf, BufPlace, Workspace};

@@ -12,6 +12,10 @@ pub struct Buf {
     pass: u64,
 }
 
+/// Which buffer was lent: what is recorded once is found there again.
+#[derive(Clone, Copy, Debug)]
+pub struct BufPlace(usize);
+
 /// Activations and logits of a step.
 ///
 /// A pass takes buffers by their columns, the lowest free one first, so each pass of a
@@ -132,8 +136,30 @@ impl<B: Backend> Workspace<B> {
         self.release(buf.index);
     }
 
+    /// Which buffer this is.
+    ///
+    /// # Panics
+    /// If it was lent in an earlier pass.
+    #[must_use]
+    pub fn place(&self, buf: &Buf) -> BufPlace {
+        self.check(buf);
+        BufPlace(buf.index)
+    }
+
+    /// Lends the buffer of an earlier pass, as that pass has left it where it was computed
+    /// again.
+    ///
+    /// # Panics
+    /// If it is lent.
+    pub fn take_at(&mut self, place: BufPlace) -> Buf {
+        let entry = &mut self.buffers[place.0];
+        assert!(entry.is_free, "a buffer is lent to one at a time");
+        entry.is_free = false;
+        Buf { index: place.0, pass: self.pass }
+    }
+
     /// Starts a pass: every buffer is free.
-    pub(crate) fn begin(&mut self) {
+    pub fn begin(&mut self) {
         self.pass += 1;
         for index in 0..self.buffers.len() {
             if !self.buffers[index].is_free {
@@ -258,6 +284,33 @@ mod tests {
         workspace.freeze();
         let again = [16, 32, 16, 32].map(|cols| take(&mut workspace, cols).index);
         assert_eq!(again, [0, 1, 2, 4]);
+    }
+
+    #[test]
+    fn a_buffer_of_an_earlier_pass_is_lent_again_once() {
+        let cpu = cpu();
+        let mut workspace = Workspace::new(3, 2);
+        workspace.begin();
+        let [first, mut second] = [(); 2].map(|()| workspace.take(&cpu, 16).expect("room"));
+        write(&mut workspace, &mut second, 7.0);
+        let place = workspace.place(&second);
+        drop(first);
+        workspace.begin();
+        let again = workspace.take_at(place);
+        assert_eq!((again.index, workspace.get(&again).rows(1)[0]), (1, 7.0));
+        assert_eq!(workspace.take(&cpu, 16).expect("room").index, 0);
+        assert_eq!(workspace.take(&cpu, 16).expect("room").index, 2, "it is lent");
+    }
+
+    #[test]
+    #[should_panic(expected = "lent to one at a time")]
+    fn a_buffer_is_not_lent_again_while_it_is() {
+        let cpu = cpu();
+        let mut workspace = Workspace::new(3, 2);
+        workspace.begin();
+        let buf = workspace.take(&cpu, 16).expect("room");
+        let place = workspace.place(&buf);
+        let _other = workspace.take_at(place);
     }
 
     #[test]

@@ -159,6 +159,32 @@ describe("a server of one tenant, without keys", () => {
     assert.deepEqual(wrong, []);
   });
 
+  test("the reference shows every operation and is searched by the keyboard alone", async () => {
+    const { page, wrong } = await open(browser, `${server.url}/docs`);
+    const spec = await (await fetch(`${server.url}/openapi.json`)).json();
+    const links = page.locator("#list a");
+    await links.first().waitFor();
+    const ids = Object.values(spec.paths).flatMap(Object.values).map((one) => `#op-${one.operationId}`);
+    const names = Object.keys(spec.components.schemas).map((name) => `#schema-${name}`);
+    const hrefs = await links.evaluateAll((all) => all.map((link) => link.getAttribute("href")));
+    assert.deepEqual(hrefs.toSorted(), [...ids, ...names].toSorted());
+    await page.keyboard.press("/");
+    await page.keyboard.type("thinking_token_budget");
+    assert.equal(await page.locator("#found").textContent(), "2 found");
+    await page.keyboard.press("Enter");
+    await page.locator("#detail h2", { hasText: "/v1/chat/completions" }).waitFor();
+    const fields = page.locator("#detail th", { hasText: "thinking_token_budget" });
+    await fields.first().waitFor();
+    assert.match(await page.locator("#detail pre").textContent(), /^curl http.*-d '\{/s);
+    // Each entry can be shown.
+    for (const href of hrefs) {
+      await page.goto(`${server.url}/docs${href}`);
+      await page.locator("#list a[aria-current]").waitFor();
+      assert.ok((await page.locator("#detail").textContent()).length > 20, href);
+    }
+    assert.deepEqual(wrong, []);
+  });
+
   test("every control has a name, and the keyboard reaches what the mouse does", async () => {
     const { page } = await open(browser, server.url);
     const nameless = await page.evaluate(() => {

@@ -21,6 +21,7 @@ fn load<D: Driver + 'static>(
     driver: D,
     max_num_seqs: usize,
     max_num_batched_tokens: usize,
+    cuda_graph_sizes: &[usize],
 ) -> LoadedModel<ModelRunner<Cuda<D>>> {
     const BLOCK_BYTES: u64 = 30 * 2 * 3 * 16 * 64 * 2;
     let options = LoadOptions {
@@ -28,10 +29,11 @@ fn load<D: Driver + 'static>(
         max_num_seqs,
         max_num_batched_tokens: Some(max_num_batched_tokens),
         kv_cache_memory_bytes: Some(8 * BLOCK_BYTES),
+        cuda_graph_sizes: Some(cuda_graph_sizes.to_vec()),
         ..model::options(Dtype::Bf16)
     };
     let make = |dtype, limits| Ok::<_, LoadError>(Cuda::new(driver, dtype, limits)?);
-    sconce_runner::load_on(&options, max_num_batched_tokens, make, &mut |_, _| {})
+    sconce_runner::load_on(&options, max_num_batched_tokens, make, &mut |_, _, _| {})
         .expect("the model loads")
 }
 
@@ -39,9 +41,10 @@ fn load<D: Driver + 'static>(
 fn built<D: Driver + 'static>(
     driver: D,
     max_num_batched_tokens: usize,
+    cuda_graph_sizes: &[usize],
 ) -> Result<Built<ModelRunner<Cuda<D>>, ()>, std::convert::Infallible> {
     const MAX_NUM_SEQS: usize = 2;
-    let loaded = load(driver, MAX_NUM_SEQS, max_num_batched_tokens);
+    let loaded = load(driver, MAX_NUM_SEQS, max_num_batched_tokens, cuda_graph_sizes);
     let config = SchedulerConfig {
         max_num_seqs: MAX_NUM_SEQS,
         max_num_batched_tokens: loaded.info.max_num_batched_tokens,
@@ -65,7 +68,7 @@ fn built<D: Driver + 'static>(
 /// Logits are as near to f32 as those of transformers in bf16.
 #[test]
 fn logits_of_the_cuda_kernels_are_as_near_to_f32_as_those_of_transformers() {
-    let mut runner = load(ShimDriver::default(), 32, 32).runner;
+    let mut runner = load(ShimDriver::default(), 32, 32, &[]).runner;
     let score = |tokens: &[u32]| runner.score(tokens).expect("the model computes");
     let error = golden::relative_error(&["story"], 64, score);
     let theirs = &model::reference_json("quality.json")["bf16_logits_relative_error"]["story"];
@@ -74,13 +77,13 @@ fn logits_of_the_cuda_kernels_are_as_near_to_f32_as_those_of_transformers() {
 }
 
 /// Requests of an engine, batched with each other, get transformers' greedy tokens, but
-/// where the two best are too close to call in bf16.
+/// where the two best are too close to call in bf16; one alone is padded to a step of two.
 #[test]
 fn greedy_tokens_of_the_cuda_kernels_are_those_of_transformers() {
     const MARGIN: f64 = 0.3;
     const NUM_TOKENS: u32 = 4;
-    let (_, engine, ()) =
-        Engine::start("cuda", || built(ShimDriver::default(), 32)).expect("the engine starts");
+    let (_, engine, ()) = Engine::start("cuda", || built(ShimDriver::default(), 32, &[2]))
+        .expect("the engine starts");
     let golden = model::reference_json("golden.json");
     let cases = golden.as_array().expect("a list of cases");
     let chosen = ["capital", "story-17"];
@@ -128,6 +131,7 @@ struct Failing {
 
 impl Driver for Failing {
     type Memory = <ShimDriver as Driver>::Memory;
+    type Graph = <ShimDriver as Driver>::Graph;
 
     fn describe(&self) -> String {
         self.shim.describe()
@@ -174,6 +178,18 @@ impl Driver for Failing {
         self.shim.matmul(product)
     }
 
+    fn begin_capture(&mut self) -> Result<(), KernelError> {
+        self.shim.begin_capture()
+    }
+
+    fn end_capture(&mut self) -> Result<Self::Graph, KernelError> {
+        self.shim.end_capture()
+    }
+
+    fn replay(&mut self, graph: &Self::Graph) -> Result<(), KernelError> {
+        self.shim.replay(graph)
+    }
+
     fn memory_info(&self) -> Result<(usize, usize), KernelError> {
         self.shim.memory_info()
     }
@@ -191,7 +207,7 @@ fn a_device_that_fails_is_started_again_unless_it_is_lost() {
             times += 1;
             let launches_left =
                 if times == 1 { LAUNCHES_OF_A_STEP + LAUNCHES_OF_A_STEP / 2 } else { usize::MAX };
-            built(Failing { shim: ShimDriver::default(), launches_left, sticky }, 4)
+            built(Failing { shim: ShimDriver::default(), launches_left, sticky }, 4, &[])
         };
         let (thread, engine, ()) = Engine::start("cuda", build).expect("the engine starts");
         let ask = || {

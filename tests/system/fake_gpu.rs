@@ -2,6 +2,8 @@
 
 mod device_time;
 mod faults;
+mod forms;
+mod graphs;
 mod models;
 mod planted;
 mod serving;
@@ -22,6 +24,9 @@ use crate::process::Server;
 
 /// Of a step, in tokens: prompts of many chunks need no more than a few hundred tokens.
 const CHUNK: usize = 32;
+
+/// For tests whose scripts count calls: of what is replayed there are none.
+const EAGER: &str = "--enforce-eager";
 
 /// A server on a fake GPU, and the folder with its log, its faults and its trace.
 struct Gpu {
@@ -110,6 +115,10 @@ fn command(folder: &TempDir, model: &Path, fake_gpu: &[&str], args: &[&str]) -> 
         if !args.contains(&flag) {
             command.args([flag, value]);
         }
+    }
+    // Of the larger model they would take long.
+    if !args.contains(&"--cache-dir") {
+        command.arg("--no-kernel-trials");
     }
     // An option of `serve` and its value, or a flag.
     let is_left_out =

@@ -211,7 +211,7 @@ fn options(golden: &Golden, dtype: Dtype, kv_cache_memory_bytes: u64) -> LoadOpt
 fn logits_and_greedy_tokens_of_every_family_are_those_of_transformers() {
     for golden in families() {
         let options = options(&golden, Dtype::F32, 16 << 20);
-        let loaded = sconce_runner::load_on_cpu(&options, &mut |_, _| {});
+        let loaded = sconce_runner::load_on_cpu(&options, &mut |_, _, _| {});
         let mut served = Served::new(&golden, loaded.expect("the model loads"));
         let (name, error) = (&golden.name, served.error_of_logits());
         // Sums in another order; 1e-6 was measured.
@@ -234,8 +234,11 @@ fn the_cuda_kernels_give_the_greedy_tokens_of_transformers_for_every_family() {
         let make = |dtype, limits: StepLimits| {
             Ok::<_, LoadError>(Cuda::new(ShimDriver::default(), dtype, limits)?)
         };
-        let options = options(golden, Dtype::F16, 640 << 10);
-        let loaded = sconce_runner::load_on(&options, 0, make, &mut |_, _| {});
+        let options = LoadOptions {
+            cuda_graph_sizes: Some(vec![2, 8]),
+            ..options(golden, Dtype::F16, 640 << 10)
+        };
+        let loaded = sconce_runner::load_on(&options, 0, make, &mut |_, _, _| {});
         let mut served = Served::new(golden, loaded.expect("the model loads"));
         let (name, error) = (&golden.name, served.error_of_logits());
         // f16 rounds to 5e-4, in every layer; 2e-3 was measured.

@@ -85,7 +85,7 @@ fn a_long_sequence_holds_what_its_layers_windows_need() {
         threads: Some(2),
         ..LoadOptions::new(cached_as_270m())
     };
-    let loaded = sconce_runner::load_on_cpu(&options, &mut |_, _| {}).expect("it loads");
+    let loaded = sconce_runner::load_on_cpu(&options, &mut |_, _, _| {}).expect("it loads");
     let (mut runner, info) = (loaded.runner, loaded.info);
     let block_bytes = info.kv_cache_bytes / info.num_blocks;
     let config = SchedulerConfig {

@@ -275,7 +275,7 @@ fn a_cpu_answers_the_same_bits_as_ever() {
             ("int8", Dtype::Bf16, Some(Quantization::Int8)),
         ] {
             let options = LoadOptions { cpu_isa: Some(isa), quantization, ..options(dtype, &LONG) };
-            let loaded = sconce_runner::load_on_cpu(&options, &mut |_, _| {});
+            let loaded = sconce_runner::load_on_cpu(&options, &mut |_, _, _| {});
             let kept = answer(loaded.expect("the model loads").runner, &LONG);
             compare(&format!("{}/{name}", isa.flag()), &kept, &mut differing);
         }
@@ -289,7 +289,7 @@ fn the_cuda_kernels_answer_the_same_bits_as_ever() {
         Ok::<_, LoadError>(Cuda::new(ShimDriver::default(), dtype, limits)?)
     };
     let options = options(Dtype::Bf16, &SHORT);
-    let loaded = sconce_runner::load_on(&options, 0, make, &mut |_, _| {});
+    let loaded = sconce_runner::load_on(&options, 0, make, &mut |_, _, _| {});
     let mut differing = Vec::new();
     compare("cuda/bf16", &answer(loaded.expect("the model loads").runner, &SHORT), &mut differing);
     assert!(differing.is_empty(), "{}", differing.join("\n"));

@@ -18,6 +18,7 @@ mod ledger;
 mod masks;
 mod model;
 mod openai;
+mod openapi;
 mod operating;
 mod overload;
 mod process;

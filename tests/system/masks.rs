@@ -185,7 +185,7 @@ fn options(dtype: Dtype) -> LoadOptions {
 #[test]
 fn masks_bound_what_a_cpu_generates() {
     check(|| {
-        let loaded = sconce_runner::load_on_cpu(&options(Dtype::F32), &mut |_, _| {});
+        let loaded = sconce_runner::load_on_cpu(&options(Dtype::F32), &mut |_, _, _| {});
         loaded.expect("the model loads").runner
     });
 }
@@ -196,7 +196,7 @@ fn masks_bound_what_the_cuda_kernels_generate() {
         let make = |dtype, limits: StepLimits| {
             Ok::<_, LoadError>(Cuda::new(ShimDriver::default(), dtype, limits)?)
         };
-        let loaded = sconce_runner::load_on(&options(Dtype::Bf16), 0, make, &mut |_, _| {});
+        let loaded = sconce_runner::load_on(&options(Dtype::Bf16), 0, make, &mut |_, _, _| {});
         loaded.expect("the model loads").runner
     });
 }

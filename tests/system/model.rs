@@ -54,7 +54,7 @@ pub(crate) fn options(dtype: Dtype) -> LoadOptions {
 }
 
 pub(crate) fn load(options: &LoadOptions) -> LoadedModel<ModelRunner<Cpu>> {
-    sconce_runner::load_on_cpu(options, &mut |_, _| {}).expect("the test model loads")
+    sconce_runner::load_on_cpu(options, &mut |_, _, _| {}).expect("the test model loads")
 }
 
 /// An engine on the model. `num_blocks` takes some of the cache away again, to

@@ -5,6 +5,7 @@ use std::{
     fs,
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::TcpListener,
+    os::unix::net::{UnixListener, UnixStream},
     path::Path,
     process::{Command, Output, Stdio},
 };
@@ -245,4 +246,40 @@ fn a_ledger_that_is_deleted_under_a_server_is_told_and_whole_again() {
     let usage = sconce().args(["usage", "--format", "json", "--ledger", path(&ledger)]).output();
     let usage: Value = serde_json::from_slice(&usage.expect("it runs").stdout).expect("JSON");
     assert_eq!((&usage[0]["requests"], &usage[0]["generated_tokens"]), (&json!(2), &json!(14)));
+}
+
+#[test]
+fn a_unix_socket_is_listened_on_and_its_file_goes_with_the_server() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let socket = folder.path().join("sconce.sock");
+    // As an ended server leaves it.
+    drop(UnixListener::bind(&socket).expect("a socket"));
+    let start = |at: &Path| {
+        let mut command = sconce();
+        command.args(["serve", "null", "--uds", path(at)]);
+        command
+    };
+    let mut server = Server::spawn(start(&socket));
+    let curl = format!("curl -N --unix-socket '{}' http://localhost/v1/chat", socket.display());
+    assert!(server.banner.contains(&curl), "{}", server.banner);
+    assert!(refusal(&mut start(&socket)).contains("cannot listen on"), "another server has it");
+    let mut stream = UnixStream::connect(&socket).expect("it listens");
+    let body = json!({ "prompt": "x", "max_tokens": 3, "ignore_eos": true }).to_string();
+    write!(
+        stream,
+        "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
+         Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .expect("it is sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("UTF-8");
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("\"completion_tokens\":3"));
+    assert!(server.terminate().success());
+    assert!(!socket.exists(), "its file goes with the server");
+    let file = folder.path().join("notes.txt");
+    fs::write(&file, "mine").expect("it can be written");
+    let said = refusal(&mut start(&file));
+    assert!(said.contains("not a socket"), "{said}");
+    assert_eq!(fs::read_to_string(&file).expect("it is there"), "mine");
 }

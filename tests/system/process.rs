@@ -70,7 +70,7 @@ impl Server {
         while !banner.contains("capital of France") {
             let line = lines.next().expect("the banner ends with a command").expect("UTF-8");
             if let Some((_, rest)) = line.split_once("http://").filter(|_| address.is_none()) {
-                address = rest.strip_suffix("/v1").map(ToOwned::to_owned);
+                address = rest.split_once("/v1").map(|(address, _)| address.to_owned());
             }
             banner.push_str(&line);
             banner.push('\n');

@@ -10,8 +10,14 @@ use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use safetensors::{Dtype, tensor::TensorView};
 use serde_json::{Value, json};
 
-const HIDDEN: usize = 128;
-const INTERMEDIATE: usize = 256;
+/// Its dimensions.
+#[derive(Clone, Copy)]
+pub(crate) struct Shape {
+    pub(crate) hidden: usize,
+    pub(crate) intermediate: usize,
+    pub(crate) head_dim: usize,
+}
+
 /// The bytes.
 pub(crate) const VOCAB: usize = 256;
 
@@ -38,10 +44,15 @@ pub(crate) fn tiny() -> PathBuf {
 
 /// The same with heads of another size.
 pub(crate) fn tiny_with(head_dim: usize) -> PathBuf {
-    folder(&format!("tiny-{head_dim}-1"), |to| {
+    made(Shape { hidden: 128, intermediate: 256, head_dim })
+}
+
+/// The same with other dimensions.
+pub(crate) fn made(Shape { hidden, intermediate, head_dim }: Shape) -> PathBuf {
+    folder(&format!("tiny-{hidden}-{intermediate}-{head_dim}-1"), |to| {
         let config = json!({
             "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": VOCAB,
-            "hidden_size": HIDDEN, "intermediate_size": INTERMEDIATE, "num_hidden_layers": 2,
+            "hidden_size": hidden, "intermediate_size": intermediate, "num_hidden_layers": 2,
             "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": head_dim,
             "hidden_act": "silu", "max_position_embeddings": 1024, "rms_norm_eps": 1e-5,
             "rope_theta": 10000.0, "tie_word_embeddings": false, "attention_bias": false,
@@ -62,25 +73,26 @@ pub(crate) fn tiny_with(head_dim: usize) -> PathBuf {
             });
             tensors.push((name, vec![rows, cols], bytes.collect()));
         };
-        matrix("model.embed_tokens.weight".to_owned(), VOCAB, HIDDEN, 1.0);
+        matrix("model.embed_tokens.weight".to_owned(), VOCAB, hidden, 1.0);
         // Logits far enough apart that rounding seldom decides.
-        matrix("lm_head.weight".to_owned(), VOCAB, HIDDEN, 0.5);
+        let scale = 0.5 * (128.0 / hidden as f32).sqrt();
+        matrix("lm_head.weight".to_owned(), VOCAB, hidden, scale);
         for layer in 0..2 {
-            let scale = (3.0 / HIDDEN as f32).sqrt();
+            let scale = (3.0 / hidden as f32).sqrt();
             for (name, rows, cols) in [
-                ("self_attn.q_proj", 2 * head_dim, HIDDEN),
-                ("self_attn.k_proj", head_dim, HIDDEN),
-                ("self_attn.v_proj", head_dim, HIDDEN),
-                ("self_attn.o_proj", HIDDEN, 2 * head_dim),
-                ("mlp.gate_proj", INTERMEDIATE, HIDDEN),
-                ("mlp.up_proj", INTERMEDIATE, HIDDEN),
-                ("mlp.down_proj", HIDDEN, INTERMEDIATE),
+                ("self_attn.q_proj", 2 * head_dim, hidden),
+                ("self_attn.k_proj", head_dim, hidden),
+                ("self_attn.v_proj", head_dim, hidden),
+                ("self_attn.o_proj", hidden, 2 * head_dim),
+                ("mlp.gate_proj", intermediate, hidden),
+                ("mlp.up_proj", intermediate, hidden),
+                ("mlp.down_proj", hidden, intermediate),
             ] {
                 matrix(format!("model.layers.{layer}.{name}.weight"), rows, cols, scale);
             }
         }
         const ONE: [u8; 2] = 0x3f80_u16.to_le_bytes();
-        let mut norm = |name: String| tensors.push((name, vec![HIDDEN], ONE.repeat(HIDDEN)));
+        let mut norm = |name: String| tensors.push((name, vec![hidden], ONE.repeat(hidden)));
         norm("model.norm.weight".to_owned());
         for layer in 0..2 {
             for name in ["input_layernorm", "post_attention_layernorm"] {

@@ -10,10 +10,12 @@ use serde_json::json;
 use crate::report;
 
 /// Names of the backend's cases, which make devices of their own.
-const BACKEND: [&str; 3] = [
+const BACKEND: [&str; 5] = [
     "a_layer_over_ragged_batches_is_the_cpus",
     "masks_of_any_length_reach_the_kernels",
     "what_does_not_fit_is_refused_by_name",
+    "a_replayed_step_is_the_step_that_is_staged",
+    "what_cannot_be_recorded_is_refused",
 ];
 
 /// Prints the cases' names.
@@ -39,7 +41,7 @@ pub(crate) fn run<D: Driver>(
         check(name, &mut || run(&mut bench));
     }
     let device = || device().expect("it was there a moment ago");
-    let [layer, masks, refusals] = BACKEND;
+    let [layer, masks, refusals, replayed, unrecorded] = BACKEND;
     if layer.contains(only) {
         check(layer, &mut || cases::backend::a_layer_over_ragged_batches_is_the_cpus(device));
     }
@@ -48,6 +50,12 @@ pub(crate) fn run<D: Driver>(
     }
     if refusals.contains(only) {
         check(refusals, &mut || cases::backend::what_does_not_fit_is_refused_by_name(device));
+    }
+    if replayed.contains(only) {
+        check(replayed, &mut || cases::graphs::a_replayed_step_is_the_step_that_is_staged(device));
+    }
+    if unrecorded.contains(only) {
+        check(unrecorded, &mut || cases::graphs::what_cannot_be_recorded_is_refused(device));
     }
     ensure!(ran > 0, "no case's name contains {only}");
     ensure!(failed == 0, "{failed} of {ran} checks failed");

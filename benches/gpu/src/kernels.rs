@@ -16,7 +16,7 @@ use sconce_kernels::{
 };
 use serde_json::json;
 
-use crate::{report, sampling, timing::seconds};
+use crate::{few_rows, report, sampling, timing::seconds};
 
 /// Inputs that take turns, so that none is found in a cache.
 const TURNS: usize = 6;
@@ -32,7 +32,8 @@ struct Sizes {
     decode_contexts: &'static [usize],
     /// Batch and context with an e4m3 cache.
     decode_fp8: &'static [(usize, usize)],
-    prefill: usize,
+    /// Tokens that are computed, those before them in the cache, and the group.
+    prefills: &'static [(usize, usize, usize)],
     sample_rows: &'static [usize],
     vocab_size: usize,
     gemm_rows: &'static [usize],
@@ -46,7 +47,7 @@ const FULL: Sizes = Sizes {
     decode_batches: &[1, 8, 32, 128],
     decode_contexts: &[1024, 4096],
     decode_fp8: &[(32, 4096), (128, 1024)],
-    prefill: 8192,
+    prefills: &[(1024, 0, 4), (8192, 0, 4), (8192, 0, 8), (512, 7680, 4), (64, 32_704, 4)],
     sample_rows: &[1, 32, 256],
     vocab_size: 128_256,
     gemm_rows: &[1, 8, 32, 128, 256, 2048, 8192],
@@ -60,7 +61,7 @@ const DRY: Sizes = Sizes {
     decode_batches: &[2],
     decode_contexts: &[40],
     decode_fp8: &[(2, 40)],
-    prefill: 24,
+    prefills: &[(24, 0, 4), (5, 19, 8)],
     sample_rows: &[1, 2],
     vocab_size: 512,
     gemm_rows: &[2],
@@ -71,6 +72,7 @@ const DRY: Sizes = Sizes {
 pub(crate) enum Group {
     Elementwise,
     Products,
+    FewRows,
     Decode,
     Prefill,
     Sampling,
@@ -88,7 +90,8 @@ pub(crate) fn run<D: Driver>(driver: D, only: Option<Group>, dry_run: bool) -> R
     let batches = sizes.decode_batches.iter().chain(sizes.gemm_rows).chain(sizes.sample_rows);
     let most = batches.copied().max().unwrap_or(1);
     let context = sizes.decode_contexts.iter().copied().max().unwrap_or(1);
-    let longest = context.max(sizes.prefill).next_multiple_of(16);
+    let prefills = sizes.prefills.iter().map(|(new, cached, _)| new + cached);
+    let longest = prefills.fold(context, usize::max).next_multiple_of(16);
     let limits = StepLimits {
         max_num_batched_tokens: sizes.tokens.max(longest).max(most),
         max_num_seqs: most,
@@ -103,6 +106,10 @@ pub(crate) fn run<D: Driver>(driver: D, only: Option<Group>, dry_run: bool) -> R
         match group {
             Group::Elementwise => elementwise(&mut cuda, &sizes, dry_run)?,
             Group::Products => products(&mut cuda, &sizes, dry_run)?,
+            Group::FewRows => {
+                let Sizes { hidden, intermediate, vocab_size, .. } = sizes;
+                few_rows::run(&mut cuda, (hidden, intermediate, vocab_size), dry_run)?;
+            }
             Group::Decode => {
                 for group in [4, 8] {
                     for &context in sizes.decode_contexts {
@@ -116,7 +123,11 @@ pub(crate) fn run<D: Driver>(driver: D, only: Option<Group>, dry_run: bool) -> R
                     }
                 }
             }
-            Group::Prefill => prefill(&mut cuda, sizes.prefill, dry_run)?,
+            Group::Prefill => {
+                for &(new, cached, group) in sizes.prefills {
+                    prefill(&mut cuda, group, (new, cached), dry_run)?;
+                }
+            }
             Group::Sampling => {
                 for &rows in sizes.sample_rows {
                     sampling::whole(&mut cuda, rows, sizes.vocab_size, dry_run)?;
@@ -140,7 +151,7 @@ pub(crate) fn result(kernel: &str, seconds: f64, bytes: usize, operations: f64) 
 }
 
 /// Random numbers in [-1, 1) of a repeating pattern, which no cache line repeats.
-fn random(seed: u64, rows: usize, cols: usize) -> Result<Tensor> {
+pub(crate) fn random(seed: u64, rows: usize, cols: usize) -> Result<Tensor> {
     const PERIOD: u32 = 65_521;
     let pattern: Vec<f32> = (0..PERIOD).map(|i| (uniform(seed, i) * 2.0 - 1.0) as f32).collect();
     let numbers: Vec<f32> = pattern.iter().copied().cycle().take(rows * cols).collect();
@@ -365,25 +376,32 @@ fn decode<D: Driver>(
     Ok(())
 }
 
-fn prefill<D: Driver>(cuda: &mut Cuda<D>, len: usize, dry_run: bool) -> Result<()> {
-    let params = attention_params(4);
-    let limits = limits_of(1, len.next_multiple_of(BLOCK_SIZE));
+/// A prompt's last `new` tokens, after `cached` ones.
+fn prefill<D: Driver>(
+    cuda: &mut Cuda<D>,
+    group: usize,
+    (new, cached): (usize, usize),
+    dry_run: bool,
+) -> Result<()> {
+    let params = attention_params(group);
+    let limits = limits_of(1, (new + cached).next_multiple_of(BLOCK_SIZE));
     let layout = layout(&params, 1, limits.blocks_per_seq());
     let mut cache = filled_cache(cuda, &params, &layout, &limits)?;
     let cols = (params.num_heads + 2 * params.num_kv_heads) * params.head_dim;
-    let qkv = activations(cuda, 80, len, cols)?;
-    let mut out = cuda.buffer(len, params.num_heads * params.head_dim)?;
+    let qkv = activations(cuda, 80, new, cols)?;
+    let mut out = cuda.buffer(new, params.num_heads * params.head_dim)?;
     let blocks: Vec<u32> = (0..).take(limits.blocks_per_seq()).collect();
     let mut plan = StepPlan::new(1);
     plan.edit_table(0, 0, 0, &blocks);
-    plan.push(0, &vec![0; len], 0, &[&blocks]);
+    plan.push(0, &vec![0; new], cached, &[&blocks]);
     let step = staged(cuda, &params, &limits, &plan, &mut cache)?;
     let time = seconds(cuda, dry_run, |cuda, _| {
         cuda.paged_attention(&step, &params, 0, &qkv, &cache, &mut out)
     })?;
-    // Two products over the half of the square that is seen.
-    let seen = len as f64 * (len as f64 + 1.0) / 2.0;
+    // Two products over what is cached, and over half of a square.
+    let seen = new as f64 * (cached as f64 + (new as f64 + 1.0) / 2.0);
     let operations = 4.0 * seen * (params.num_heads * params.head_dim) as f64;
-    result(&format!("prefill attention, {len}"), time, 0, operations);
+    let after = if cached > 0 { format!(" after {cached}") } else { String::new() };
+    result(&format!("prefill attention, {new}{after}, GQA {group}"), time, 0, operations);
     Ok(())
 }

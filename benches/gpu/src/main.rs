@@ -8,6 +8,7 @@
 use clap::{Parser, Subcommand};
 
 mod check;
+mod few_rows;
 mod kernels;
 mod model;
 mod sampling;

@@ -15,11 +15,12 @@ pub(crate) fn load<D: Driver + 'static>(
     max_num_batched_tokens: usize,
 ) -> Result<LoadedModel<ModelRunner<Cuda<D>>>> {
     let options = LoadOptions {
+        forms_dir: Some(std::env::temp_dir().join("sconce-gpu-forms")),
         max_model_len: Some(max_model_len),
         max_num_seqs,
         max_num_batched_tokens: Some(max_num_batched_tokens),
         ..LoadOptions::new(dir)
     };
     let make = |dtype, limits| Ok(Cuda::new(driver, dtype, limits)?);
-    Ok(sconce_runner::load_on(&options, max_num_batched_tokens, make, &mut |_, _| {})?)
+    Ok(sconce_runner::load_on(&options, max_num_batched_tokens, make, &mut |_, _, _| {})?)
 }

@@ -5,13 +5,29 @@ use sconce_kernels::{
     cuda::{Cuda, Driver},
 };
 
-/// A repetition lasts so many seconds, so that starting and waiting are little of it.
-const REPETITION: f64 = 0.02;
-const REPETITIONS: usize = 7;
+/// How often a time is taken.
+#[derive(Clone, Copy)]
+pub(crate) struct Repetitions {
+    /// A repetition lasts so many, so that starting and waiting are little of it.
+    pub(crate) seconds: f64,
+    pub(crate) number: usize,
+}
+
+const THOROUGH: Repetitions = Repetitions { seconds: 0.02, number: 7 };
 
 /// The median of the seconds that one call takes, of many one after another. A call is
 /// told its number, so that it can take its inputs in turns. A dry run has one call.
 pub(crate) fn seconds<D: Driver>(
+    cuda: &mut Cuda<D>,
+    dry_run: bool,
+    call: impl FnMut(&mut Cuda<D>, usize) -> Result<(), KernelError>,
+) -> Result<f64, KernelError> {
+    seconds_in(THOROUGH, cuda, dry_run, call)
+}
+
+/// The same of fewer or shorter repetitions.
+pub(crate) fn seconds_in<D: Driver>(
+    repetitions: Repetitions,
     cuda: &mut Cuda<D>,
     dry_run: bool,
     mut call: impl FnMut(&mut Cuda<D>, usize) -> Result<(), KernelError>,
@@ -33,8 +49,9 @@ pub(crate) fn seconds<D: Driver>(
     // The first has loaded what there was to load; these tell how many calls fill a
     // repetition.
     let about = repeat(cuda, 10)?;
-    let calls = (REPETITION / about).ceil().clamp(3.0, 20_000.0) as usize;
-    let mut times = (0..REPETITIONS).map(|_| repeat(cuda, calls)).collect::<Result<Vec<_>, _>>()?;
+    let calls = (repetitions.seconds / about).ceil().clamp(3.0, 20_000.0) as usize;
+    let mut times =
+        (0..repetitions.number).map(|_| repeat(cuda, calls)).collect::<Result<Vec<_>, _>>()?;
     times.sort_by(f64::total_cmp);
-    Ok(times[REPETITIONS / 2])
+    Ok(times[repetitions.number / 2])
 }

@@ -14,10 +14,12 @@
 mod arrivals;
 mod client;
 mod load;
+mod plot;
 mod report;
 mod sse;
 mod workload;
 
 pub use client::{ClientError, EventStream, Server, ServerArgs};
 pub use load::{BenchArgs, BenchError, bench, prompts};
+pub use plot::{PlotError, plot};
 pub use report::{Report, Summary, percentile};

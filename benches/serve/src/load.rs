@@ -15,7 +15,7 @@ use tokio::{sync::Semaphore, task::JoinSet};
 use crate::{
     ClientError, Report, Server, ServerArgs,
     arrivals::arrivals,
-    report::{Objectives, Sample},
+    report::{Objectives, Sample, Samples},
     workload::{Ask, WorkloadArgs},
 };
 
@@ -258,9 +258,7 @@ pub async fn bench(args: &BenchArgs) -> Result<Report, BenchError> {
     report.max_concurrency = args.max_concurrency;
     // JSON has no infinity.
     report.request_rate = args.request_rate.is_finite().then_some(args.request_rate);
-    if args.save_detailed {
-        report.samples = Some(samples);
-    }
+    report.samples = Samples { of_requests: samples, are_saved: args.save_detailed };
     Ok(report)
 }
 

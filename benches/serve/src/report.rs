@@ -142,9 +142,25 @@ pub struct Report {
     pub itl_ms: Option<Summary>,
     /// Time to the last chunk with content.
     pub e2el_ms: Option<Summary>,
-    /// Each request's own figures, where asked for.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) samples: Option<Vec<Sample>>,
+    /// Each request's own figures.
+    #[serde(skip_serializing_if = "Samples::are_left_out")]
+    pub(crate) samples: Samples,
+}
+
+/// What each request gave.
+#[derive(Clone, Debug, Default, Serialize)]
+#[serde(transparent)]
+pub(crate) struct Samples {
+    pub(crate) of_requests: Vec<Sample>,
+    /// Whether the report's JSON has them.
+    #[serde(skip)]
+    pub(crate) are_saved: bool,
+}
+
+impl Samples {
+    fn are_left_out(&self) -> bool {
+        !self.are_saved
+    }
 }
 
 impl Report {
@@ -177,7 +193,7 @@ impl Report {
             tpot_ms: Summary::of(samples.iter().filter_map(Sample::tpot)),
             itl_ms: Summary::of(samples.iter().flat_map(|sample| sample.itl.iter().copied())),
             e2el_ms: Summary::of(samples.iter().map(|sample| sample.e2el)),
-            samples: None,
+            samples: Samples::default(),
         }
     }
 }
@@ -275,5 +291,26 @@ mod tests {
         assert_eq!(report.e2el_ms.map(|s| s.mean), Some(270.0));
         let shown = report.to_string();
         assert!(shown.contains("2 failed: 500") && shown.contains("1 of 2 answers"), "{shown}");
+    }
+
+    #[test]
+    fn a_report_is_drawn_with_its_medians() {
+        let of_requests = vec![sample(100, 20, 4), sample(300, 40, 3), sample(200, 20, 1)];
+        let objectives = Objectives::default();
+        let elapsed = Duration::from_secs(2);
+        let mut report = Report::new("<m&m>", &of_requests, BTreeMap::new(), elapsed, &objectives);
+        report.samples.of_requests = of_requests;
+        let json = serde_json::to_value(&report).expect("JSON");
+        assert!(json.get("samples").is_none(), "they are saved where that is asked for");
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("bench.svg");
+        crate::plot(&report, &path).expect("it can be drawn");
+        let svg = std::fs::read_to_string(&path).expect("it is there");
+        for words in ["p50 200.0 ms", "p50 20.0 ms", "p99 376.4 ms", "&lt;m&amp;m&gt;: 3 requests"]
+        {
+            assert!(svg.contains(words), "{words}: {svg}");
+        }
+        let error = crate::plot(&report, folder.path()).expect_err("it is a folder");
+        assert!(error.to_string().contains(&folder.path().display().to_string()), "{error}");
     }
 }

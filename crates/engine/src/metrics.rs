@@ -87,6 +87,8 @@ pub struct Metrics {
     pub ledger_lost: IntGauge,
     /// How often the ledger was deleted, replaced or damaged under the server.
     pub ledger_replaced: IntGauge,
+    /// Forms of operations that the device does not compute right, and so does not use.
+    unused_forms: IntGaugeVec,
     /// Tokens computed in a step.
     pub iteration_tokens: Histogram,
     /// Seconds from submission to the first token.
@@ -218,6 +220,13 @@ impl Metrics {
                 "sconce:ledger_replaced",
                 "Times that the ledger was found deleted, replaced or damaged.",
             ),
+            unused_forms: r.register(IntGaugeVec::new(
+                r.opts(
+                    "sconce:unused_kernel_forms",
+                    "Forms of operations that gave wrong results or failed on this device: 1 each.",
+                ),
+                &["operation", "form"],
+            )),
             iteration_tokens: r.histogram(
                 "vllm:iteration_tokens_total",
                 "Prompt tokens computed and tokens generated in an engine step.",
@@ -336,6 +345,11 @@ impl Metrics {
         self.ledger_failing.set(i64::from(state.failing));
         self.ledger_lost.set(count(state.lost));
         self.ledger_replaced.set(count(state.replaced));
+    }
+
+    /// Tells of a form of an operation that is not used.
+    pub fn unused_form(&self, operation: &str, form: &str) {
+        self.unused_forms.with_label_values(&[operation, form]).set(1);
     }
 
     /// All metrics in Prometheus' text format, those of single tenants only if

@@ -23,7 +23,8 @@ use sconce_types::{
 };
 
 use crate::{
-    DeviceChoice, LoadError, LoadOptions, LoadTimes, LoadedModel, ModelInfo, Quantization,
+    DeviceChoice, LoadError, LoadOptions, LoadPhase, LoadTimes, LoadedModel, ModelInfo,
+    Quantization,
 };
 
 /// The token that is said to be sampled after each text.
@@ -55,7 +56,7 @@ pub struct EncoderRunner {
 pub(crate) fn load(
     options: &LoadOptions,
     checkpoint: &EncoderCheckpoint,
-    progress: &mut dyn FnMut(usize, usize),
+    progress: &mut dyn FnMut(LoadPhase, usize, usize),
 ) -> Result<LoadedModel<EncoderRunner>, LoadError> {
     options.check()?;
     if options.device == DeviceChoice::Cuda {
@@ -81,7 +82,7 @@ pub(crate) fn load(
     };
     let started = Instant::now();
     let LoadedEncoder { model, weight_bytes, warnings } =
-        checkpoint.load(&cpu, weights, progress)?;
+        checkpoint.load(&cpu, weights, &mut |done, all| progress(LoadPhase::Tensors, done, all))?;
     for warning in warnings {
         tracing::warn!("{}: {warning}", options.dir.display());
     }
@@ -109,6 +110,7 @@ pub(crate) fn load(
         groups: CacheGroups::ONE,
         kv_cache_bytes: 0,
         load_times: times,
+        num_graphs: 0,
         energy: "not measured".to_owned(),
         embedding: Some(EmbeddingInfo {
             dimensions: config.hidden_size,
@@ -116,6 +118,7 @@ pub(crate) fn load(
             is_normalized: sentence.normalize,
             max_tokens,
         }),
+        form_faults: Vec::new(),
     };
     let mut runner = EncoderRunner {
         step: cpu.step(&limits, &[])?,

@@ -6,16 +6,23 @@ use sconce_kernels::{
     AttentionKind, Backend, KernelError, StepLimits, StepPlan,
     ops::sampling::{Logprobs, SampleRequest, Sampled},
 };
-use sconce_models::{Buf, Model, Pass, Workspace};
+use sconce_models::{Buf, BufPlace, Model, Pass, Workspace};
+
+use crate::graphs::{self, Graphs};
 
 /// A model on its backend, with a step and its buffers.
 pub(crate) struct Forward<B: Backend> {
+    /// Decode steps that are recorded; before what they were recorded on.
+    graphs: Graphs<B>,
+    num_groups: usize,
     pub(crate) backend: B,
     model: Box<dyn Model<B>>,
     step: B::Step,
     workspace: Workspace<B>,
     /// Rows of the step that is staged.
     rows: usize,
+    /// Logits of the step's rows, where it was replayed: they are computed with it.
+    replayed: Option<BufPlace>,
 }
 
 impl<B: Backend> Forward<B> {
@@ -32,7 +39,9 @@ impl<B: Backend> Forward<B> {
     ) -> Result<Self, KernelError> {
         let step = backend.step(limits, attention)?;
         let workspace = Workspace::new(limits.max_num_batched_tokens, limits.max_num_seqs);
-        Ok(Self { backend, model, step, workspace, rows: 0 })
+        let graphs = Graphs::new();
+        let num_groups = attention.iter().map(|kind| kind.group + 1).max().unwrap_or(1);
+        Ok(Self { graphs, num_groups, backend, model, step, workspace, rows: 0, replayed: None })
     }
 
     /// Ends the allocation of buffers: later steps use those of the steps so far.
@@ -40,20 +49,70 @@ impl<B: Backend> Forward<B> {
         self.workspace.freeze();
     }
 
+    /// Records decode steps of these rows, the largest first, if the device records steps at
+    /// all; `progress` is told how many of how many. The cache holds nothing yet: its first
+    /// block is written to. Gives the number of recorded steps.
+    ///
+    /// # Errors
+    /// The device failed, or refused something that it should have recorded.
+    pub(crate) fn record(
+        &mut self,
+        buckets: &[usize],
+        cache: &mut B::KvCache,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<usize, KernelError> {
+        let Self { graphs, backend, model, step, workspace, .. } = self;
+        let num_groups = self.num_groups;
+        if !backend.records(step) {
+            return Ok(0);
+        }
+        for &rows in buckets.iter().rev() {
+            progress(graphs.len(), buckets.len());
+            let mut plan = StepPlan::new(num_groups);
+            for (row, slot) in (0..).zip(0..).take(rows) {
+                plan.push(slot, &[0], 0, &vec![[0]; num_groups]);
+                plan.logit_rows.push(row);
+            }
+            plan.bucket = Some(rows);
+            backend.stage(&plan, step, cache)?;
+            let recorded = graphs::record(backend, step, workspace, rows, |backend, workspace| {
+                let mut pass = Pass::begin(backend, step, rows, cache, workspace);
+                let hidden = model.forward(&mut pass)?;
+                let chosen = pass.gather(0..rows, &hidden)?;
+                let logits = model.head(&mut pass, chosen)?;
+                Ok((hidden, logits))
+            });
+            graphs.push_smaller(recorded?);
+        }
+        progress(graphs.len(), buckets.len());
+        Ok(graphs.len())
+    }
+
     /// Stages a step, computes it and writes its keys and values into the cache; the hidden
-    /// states of its rows, good until the next step.
+    /// states of its rows, good until the next step. A decode step is replayed if one of its
+    /// bucket was recorded.
     ///
     /// # Errors
     /// The backend failed, or the plan does not fit the limits or the cache.
     pub(crate) fn hidden(
         &mut self,
-        plan: &StepPlan,
+        plan: &mut StepPlan,
         cache: &mut B::KvCache,
     ) -> Result<Buf, KernelError> {
-        let Self { backend, model, step, workspace, rows } = self;
+        let Self { graphs, backend, model, step, workspace, rows, replayed, .. } = self;
+        let recorded = graphs.of(plan);
+        plan.bucket = recorded.map(|recorded| recorded.rows);
         *rows = plan.num_tokens();
+        *replayed = recorded.map(|recorded| recorded.logits);
         backend.stage(plan, step, cache)?;
-        model.forward(&mut Pass::begin(backend, step, *rows, cache, workspace))
+        match recorded {
+            Some(recorded) => {
+                backend.replay(&recorded.graph, step)?;
+                workspace.begin();
+                Ok(workspace.take_at(recorded.hidden))
+            }
+            None => model.forward(&mut Pass::begin(backend, step, *rows, cache, workspace)),
+        }
     }
 
     /// Logits `[range.len(), vocab_size]` of a range of the step's rows that get logits.
@@ -66,7 +125,12 @@ impl<B: Backend> Forward<B> {
         hidden: &Buf,
         range: Range<usize>,
     ) -> Result<Buf, KernelError> {
-        let Self { backend, model, step, workspace, rows } = self;
+        let Self { backend, model, step, workspace, rows, replayed, .. } = self;
+        if let Some(logits) = replayed.take() {
+            // Each row of a decode step gets logits, once.
+            debug_assert_eq!(range, 0..*rows);
+            return Ok(workspace.take_at(logits));
+        }
         let mut pass = Pass { ops: backend, step, cache, ws: workspace, rows: *rows };
         let chosen = pass.gather(range, hidden)?;
         model.head(&mut pass, chosen)

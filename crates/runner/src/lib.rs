@@ -6,7 +6,9 @@
 
 mod encoder;
 mod energy;
+mod forms;
 mod forward;
+mod graphs;
 mod kv_plan;
 mod load;
 mod memory;
@@ -16,8 +18,11 @@ mod out_of_memory;
 mod slot;
 
 pub use encoder::EncoderRunner;
-pub use load::{LoadTimes, LoadedModel, ModelInfo, load, load_on, load_on_cpu};
+pub use forms::{Examined, FormFault};
+pub use load::{
+    LoadPhase, LoadTimes, LoadedModel, ModelInfo, examine, load, load_on, load_on_cpu,
+};
 pub use model_runner::ModelRunner;
 pub use options::{DeviceChoice, LoadError, LoadOptions, Quantization};
-pub use sconce_kernels::{CacheDtype, Dtype, cpu::Isa};
+pub use sconce_kernels::{CacheDtype, Dtype, Findings, Trial, Verdict, cpu::Isa};
 pub use sconce_models::{LFS_POINTER, gguf, lfs_advice};

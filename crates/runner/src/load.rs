@@ -1,9 +1,12 @@
 //! From a model directory to a ready runner.
 
-use std::time::{Duration, Instant};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use sconce_kernels::{
-    BLOCK_SIZE, Backend, CacheDtype, Dtype, StepLimits, WeightDtype,
+    BLOCK_SIZE, Backend, CacheDtype, Dtype, KernelError, StepLimits, WeightDtype,
     cpu::{Cpu, CpuConfig, Isa},
 };
 use sconce_models::{Checkpoint, EncoderCheckpoint, Loaded, ModelSpec};
@@ -12,7 +15,9 @@ use sconce_types::{CacheGroups, EmbeddingInfo, EnergyMeter, Executor};
 use crate::{
     DeviceChoice, LoadError, LoadOptions, ModelRunner, Quantization, encoder,
     energy::Energy,
+    forms::{self, Examined, FormFault},
     forward::Forward,
+    graphs,
     kv_plan::KvPlan,
     memory,
     out_of_memory::{self, Stage},
@@ -60,11 +65,15 @@ pub struct ModelInfo {
     pub kv_cache_bytes: usize,
     /// How long each phase of loading took.
     pub load_times: LoadTimes,
+    /// Decode steps that were recorded as CUDA graphs.
+    pub num_graphs: usize,
     /// What measures the device's energy, or why nothing does, in words.
     pub energy: String,
     /// What it makes of texts, if it makes embeddings and generates nothing; it has no KV
     /// cache then.
     pub embedding: Option<EmbeddingInfo>,
+    /// Forms of operations that the device does not compute right.
+    pub form_faults: Vec<FormFault>,
 }
 
 /// Where the time of loading went.
@@ -76,13 +85,24 @@ pub struct LoadTimes {
     pub weights: Duration,
     /// Finding out what a step takes, and allocating the KV cache.
     pub cache: Duration,
+    /// Recording decode steps as CUDA graphs.
+    pub graphs: Duration,
+}
+
+/// What loading is at, with how many of how many are done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LoadPhase {
+    /// Reading the weights' tensors.
+    Tensors,
+    /// Recording decode steps as CUDA graphs.
+    Graphs,
 }
 
 impl LoadTimes {
     /// All of it.
     #[must_use]
     pub fn total(&self) -> Duration {
-        self.device + self.weights + self.cache
+        self.device + self.weights + self.cache + self.graphs
     }
 }
 
@@ -99,13 +119,13 @@ impl<E: Executor + 'static> LoadedModel<E> {
 /// Loads a model onto the device that the options choose, an encoder onto the CPU, and
 /// allocates all it will ever need.
 ///
-/// `progress` is told the tensors loaded and their number.
+/// `progress` is told what loading is at, and how many of how many are done.
 ///
 /// # Errors
 /// A checkpoint that cannot be used, limits that do not fit it, no device, no memory.
 pub fn load(
     options: &LoadOptions,
-    progress: &mut dyn FnMut(usize, usize),
+    progress: &mut dyn FnMut(LoadPhase, usize, usize),
 ) -> Result<LoadedModel, LoadError> {
     if let Some(checkpoint) = EncoderCheckpoint::open(&options.dir)? {
         let loaded = encoder::load(options, &checkpoint, progress)?;
@@ -126,7 +146,7 @@ pub fn load(
 
 fn on_cpu(
     options: &LoadOptions,
-    progress: &mut dyn FnMut(usize, usize),
+    progress: &mut dyn FnMut(LoadPhase, usize, usize),
 ) -> Result<LoadedModel, LoadError> {
     let loaded = load_on_cpu(options, progress)?;
     Ok(loaded.measured_by(Energy::of_cpu()))
@@ -138,7 +158,7 @@ fn on_cpu(
 /// As [`load`].
 pub fn load_on_cpu(
     options: &LoadOptions,
-    progress: &mut dyn FnMut(usize, usize),
+    progress: &mut dyn FnMut(LoadPhase, usize, usize),
 ) -> Result<LoadedModel<ModelRunner<Cpu>>, LoadError> {
     let config = CpuConfig { threads: options.threads, isa: options.cpu_isa.map(Isa::or_lower) };
     let mut device = String::new();
@@ -170,28 +190,56 @@ fn weight_dtype(options: &LoadOptions, dtype: Dtype) -> WeightDtype {
     }
 }
 
+/// Tries the forms of a GPU's operations, those that its folder knows or usual ones, whether or
+/// not they were tried before, and keeps what came of it.
+///
+/// # Errors
+/// There is no GPU, or none that can be used.
+pub fn examine(folder: &Path) -> Result<Examined, LoadError> {
+    cuda::examine(folder)
+}
+
 #[cfg(feature = "cuda")]
 mod cuda {
+    use std::path::Path;
+
     use sconce_kernels::{
-        KernelError,
+        Dtype, KernelError, StepLimits,
         cuda::{Cuda, CudaDriver, Driver as _},
     };
 
-    use super::{Energy, LoadError, LoadOptions, LoadedModel, Stage, load_on, out_of_memory};
+    use super::{
+        Energy, Examined, LoadError, LoadOptions, LoadPhase, LoadedModel, Stage, forms, load_on,
+        out_of_memory,
+    };
+
+    fn open() -> Result<CudaDriver, LoadError> {
+        CudaDriver::new(0).map_err(|error| match error {
+            KernelError::NoDevice { reason } => LoadError::NoDevice { reason },
+            error => LoadError::Device { error },
+        })
+    }
+
+    pub(super) fn examine(folder: &Path) -> Result<Examined, LoadError> {
+        let driver = open()?;
+        let device = driver.describe();
+        let limits = StepLimits { max_num_batched_tokens: 16, max_num_seqs: 16, max_model_len: 16 };
+        let mut cuda = Cuda::new(driver, Dtype::Bf16, limits)?;
+        let (before, found, error) = forms::try_again(&mut cuda, folder);
+        Ok(Examined { device, before, found, error })
+    }
 
     pub(super) fn load(
         options: &LoadOptions,
-        progress: &mut dyn FnMut(usize, usize),
+        progress: &mut dyn FnMut(LoadPhase, usize, usize),
     ) -> Result<LoadedModel, LoadError> {
         let mut uuid = None;
         let make = |dtype, limits| {
-            let driver = CudaDriver::new(0).map_err(|error| match error {
-                KernelError::NoDevice { reason } => LoadError::NoDevice { reason },
-                error => LoadError::Device { error },
-            })?;
+            let driver = open()?;
             uuid = driver.uuid();
             let memory = driver.memory_info().ok();
             Cuda::new(driver, dtype, limits)
+                .map(|cuda| cuda.deterministic(options.deterministic))
                 .map_err(|error| out_of_memory::explain(error.into(), memory, &Stage::Device))
         };
         let loaded = load_on(options, 2048, make, progress)?;
@@ -201,14 +249,24 @@ mod cuda {
 
 #[cfg(not(feature = "cuda"))]
 mod cuda {
-    use super::{LoadError, LoadOptions, LoadedModel};
+    use std::path::Path;
+
+    use super::{Examined, LoadError, LoadOptions, LoadPhase, LoadedModel};
+
+    fn missing() -> LoadError {
+        let reason = "this build has no CUDA in it (cargo build --features cuda)".to_owned();
+        LoadError::NoDevice { reason }
+    }
 
     pub(super) fn load(
         _: &LoadOptions,
-        _: &mut dyn FnMut(usize, usize),
+        _: &mut dyn FnMut(LoadPhase, usize, usize),
     ) -> Result<LoadedModel, LoadError> {
-        let reason = "this build has no CUDA in it (cargo build --features cuda)".to_owned();
-        Err(LoadError::NoDevice { reason })
+        Err(missing())
+    }
+
+    pub(super) fn examine(_: &Path) -> Result<Examined, LoadError> {
+        Err(missing())
     }
 }
 
@@ -221,7 +279,7 @@ pub fn load_on<B: Backend + 'static>(
     options: &LoadOptions,
     max_num_batched_tokens: usize,
     make: impl FnOnce(Dtype, StepLimits) -> Result<B, LoadError>,
-    progress: &mut dyn FnMut(usize, usize),
+    progress: &mut dyn FnMut(LoadPhase, usize, usize),
 ) -> Result<LoadedModel<ModelRunner<B>>, LoadError> {
     options.check()?;
     let max_num_batched_tokens = options.max_num_batched_tokens.unwrap_or(max_num_batched_tokens);
@@ -248,8 +306,10 @@ pub fn load_on<B: Backend + 'static>(
     let asked = Asked { options, checkpoint: &checkpoint, dtype, limits };
     let placed = place(backend, &asked, &mut at, progress, || end_phase(&mut times.weights))
         .map_err(|error| out_of_memory::explain(error, at.1, &at.0))?;
-    let Placed { forward, spec, weight_bytes, kv, cache } = placed;
+    let Placed { mut forward, spec, weight_bytes, kv, mut cache, form_faults } = placed;
     end_phase(&mut times.cache);
+    let num_graphs = record(&mut forward, &mut cache, options, &limits, progress)?;
+    end_phase(&mut times.graphs);
     if kv.num_padded > 0 {
         tracing::info!(
             "the KV cache's {} groups of layers leave {} of {} pages empty",
@@ -275,10 +335,38 @@ pub fn load_on<B: Backend + 'static>(
             groups: kv.groups,
             kv_cache_bytes: kv.layout.num_blocks * kv.layout.block_bytes(),
             load_times: times,
+            num_graphs,
             energy: "not measured".to_owned(),
             embedding: None,
+            form_faults,
         },
     })
+}
+
+/// Records decode steps, unless that is not wanted, or the device records nothing; tells how
+/// many.
+fn record<B: Backend>(
+    forward: &mut Forward<B>,
+    cache: &mut B::KvCache,
+    options: &LoadOptions,
+    limits: &StepLimits,
+    progress: &mut dyn FnMut(LoadPhase, usize, usize),
+) -> Result<usize, LoadError> {
+    let StepLimits { max_num_batched_tokens, max_num_seqs, .. } = *limits;
+    let asked = options.cuda_graph_sizes.as_deref();
+    let buckets = graphs::buckets(asked, max_num_seqs, max_num_batched_tokens)?;
+    if options.enforce_eager {
+        return Ok(0);
+    }
+    let mut progress = |done, all| progress(LoadPhase::Graphs, done, all);
+    match forward.record(&buckets, cache, &mut progress) {
+        Ok(num) => Ok(num),
+        Err(KernelError::Unsupported { what, device, .. }) => {
+            tracing::warn!("decode steps are launched kernel by kernel: {device} has not {what}");
+            Ok(0)
+        }
+        Err(error) => Err(LoadError::Graphs { error }),
+    }
 }
 
 /// What is placed on a device.
@@ -296,26 +384,33 @@ struct Placed<B: Backend> {
     weight_bytes: usize,
     kv: KvPlan,
     cache: B::KvCache,
+    form_faults: Vec<FormFault>,
 }
 
 /// Places weights, what a step computes in, and the KV cache on a device; `at` says how far
 /// it came, with the free and total bytes when that began. `weights_are_loaded` is called in
 /// between.
 fn place<B: Backend + 'static>(
-    backend: B,
+    mut backend: B,
     asked: &Asked<'_, B>,
     at: &mut (Stage, Option<(usize, usize)>),
-    progress: &mut dyn FnMut(usize, usize),
+    progress: &mut dyn FnMut(LoadPhase, usize, usize),
     weights_are_loaded: impl FnOnce(),
 ) -> Result<Placed<B>, LoadError> {
     let &Asked { options, checkpoint, dtype, limits } = asked;
     let StepLimits { max_num_batched_tokens, max_num_seqs, max_model_len } = limits;
     let weight_dtype = weight_dtype(options, dtype);
     let Loaded { model, spec, weight_bytes, warnings } =
-        checkpoint.load(&backend, weight_dtype, max_model_len, progress)?;
+        checkpoint.load(&backend, weight_dtype, max_model_len, &mut |done, all| {
+            progress(LoadPhase::Tensors, done, all);
+        })?;
     for warning in warnings {
         tracing::warn!("{}: {warning}", options.dir.display());
     }
+    let form_faults = match &options.forms_dir {
+        Some(folder) => forms::choose(&mut backend, folder)?,
+        None => Vec::new(),
+    };
     weights_are_loaded();
     let cache_dtype = options.kv_cache_dtype.unwrap_or(dtype.into());
     let mut kv = KvPlan::new(&spec, cache_dtype, &limits, ModelRunner::<B>::DEPTH)?;
@@ -342,5 +437,5 @@ fn place<B: Backend + 'static>(
         return Err(LoadError::NoRoom { tokens, max_model_len, needed_bytes });
     }
     let cache = forward.backend.kv_cache(&kv.layout, &limits)?;
-    Ok(Placed { forward, spec, weight_bytes, kv, cache })
+    Ok(Placed { forward, spec, weight_bytes, kv, cache, form_faults })
 }

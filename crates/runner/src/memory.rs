@@ -53,7 +53,7 @@ pub(crate) fn profile_kv_memory<B: Backend>(
     let table_bytes = layout.table_bytes(limits) as u64;
     let layout = KvLayout { num_blocks: blocks.len(), ..layout.clone() };
     let mut cache = forward.backend.kv_cache(&layout, limits)?;
-    let hidden = forward.hidden(&plan, &mut cache)?;
+    let hidden = forward.hidden(&mut plan, &mut cache)?;
     let logits = forward.logits(&mut cache, &hidden, 0..num_rows)?;
     let requests = vec![SampleRequest::default(); num_rows];
     forward.sample(logits, &requests, &mut Vec::new())?;

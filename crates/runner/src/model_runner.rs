@@ -104,7 +104,7 @@ impl<B: Backend> ModelRunner<B> {
             .extend(batch.sequences.iter().map(|sequence| (sequence.slot, sequence.sample)));
         self.result.clear(batch.step);
         batch.sequences.iter().for_each(|_| self.result.push(SampleOutcome::Nothing));
-        let hidden = self.forward.hidden(&self.plan, &mut self.cache)?;
+        let hidden = self.forward.hidden(&mut self.plan, &mut self.cache)?;
         self.score_prompts(&hidden)?;
         self.hidden = Some(hidden);
         Ok(())

@@ -49,10 +49,21 @@ pub struct LoadOptions {
     pub kv_cache_memory_bytes: Option<u64>,
     /// The share of a GPU's memory that everything together may take.
     pub gpu_memory_utilization: f64,
+    /// Whether no steps are recorded as CUDA graphs on a GPU.
+    pub enforce_eager: bool,
+    /// The sequences of the decode steps that are recorded; if not given 1, 2, 4, 8 and every
+    /// eighth up to `max_num_seqs`, at most 256. A step of fewer is padded to the next.
+    pub cuda_graph_sizes: Option<Vec<usize>>,
     /// Threads that compute on a CPU; one a core if not given.
     pub threads: Option<usize>,
     /// The highest level of a CPU's instructions to use; all that it has if not given.
     pub cpu_isa: Option<Isa>,
+    /// Whether no token's numbers may depend on what is computed beside it, on a GPU at the
+    /// cost of speed; on a CPU they never do.
+    pub deterministic: bool,
+    /// Where it is kept which forms of operations a GPU computes right, and fastest; without it
+    /// none are tried.
+    pub forms_dir: Option<PathBuf>,
 }
 
 impl LoadOptions {
@@ -70,8 +81,12 @@ impl LoadOptions {
             max_num_batched_tokens: None,
             kv_cache_memory_bytes: None,
             gpu_memory_utilization: 0.9,
+            enforce_eager: false,
+            cuda_graph_sizes: None,
             threads: None,
             cpu_isa: None,
+            deterministic: false,
+            forms_dir: None,
         }
     }
 
@@ -174,6 +189,23 @@ pub enum LoadError {
     ZeroLimit {
         /// The limit.
         name: &'static str,
+    },
+    /// A recorded step that no step could be.
+    #[error(
+        "cuda_graph_sizes has {size}, but a step has 1 to {most} sequences (max_num_seqs and \
+         max_num_batched_tokens)"
+    )]
+    GraphSize {
+        /// What was asked for.
+        size: usize,
+        /// Sequences of the largest step.
+        most: usize,
+    },
+    /// A device that records steps did not record one.
+    #[error("the decode steps were not recorded: {error}; --enforce-eager runs without that")]
+    Graphs {
+        /// Why.
+        error: KernelError,
     },
     /// No share of memory.
     #[error("gpu_memory_utilization is {asked}, but must be above 0 and at most 1")]

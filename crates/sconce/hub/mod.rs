@@ -58,6 +58,14 @@ pub struct HubOptions {
     pub known_models: &'static [KnownModel],
 }
 
+impl HubOptions {
+    /// Where it is kept which forms of operations GPUs compute right, and fastest.
+    #[must_use]
+    pub fn forms_dir(&self) -> PathBuf {
+        self.cache_dir.join("forms")
+    }
+}
+
 impl Default for HubOptions {
     /// Everything allowed; the cache lies in the user's home directory, or in
     /// the temporary one where there is none.

@@ -1,6 +1,6 @@
 //! Endpoints for those who run the server.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use axum::{
     Json,
@@ -10,14 +10,104 @@ use axum::{
 };
 use sconce_engine::Health;
 use sconce_tenants::{Principal, TenantEntry};
-use serde_json::json;
+use serde::Serialize;
+use utoipa::ToSchema;
 
-use crate::{caller::AsAdmin, error::ApiError, middleware, state::AppState};
+use crate::{
+    caller::AsAdmin, error::ApiError, middleware, openai::models::List, state::AppState, word::word,
+};
 
-/// Whether the engine's loop turns: a heartbeat of it, not of the HTTP server.
-pub(crate) async fn health(State(state): State<AppState>) -> Result<Response, ApiError> {
+word!(Okay = "ok");
+
+/// It is well, or done.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Status {
+    #[schema(inline)]
+    status: Okay,
+}
+
+const OK: Json<Status> = Json(Status { status: Okay::Word });
+
+/// The tenants' file was read.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Reloaded {
+    #[schema(inline)]
+    status: Okay,
+    /// How many there are now.
+    tenants: usize,
+}
+
+/// The tenants, without their keys.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct TenantList {
+    #[schema(inline)]
+    object: List,
+    data: Vec<TenantDescription>,
+}
+
+/// A tenant; null is no limit.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Tenant)]
+struct TenantDescription {
+    name: String,
+    weight: u32,
+    /// The part of the engine's time that it can count on.
+    min_share: f64,
+    /// The names that it may use; null for all.
+    #[schema(required)]
+    models: Option<Vec<String>>,
+    /// Numbers of its priorities, by their names.
+    priorities: BTreeMap<String, i32>,
+    limits: TenantLimits,
+    slo: TenantTargets,
+}
+
+#[derive(Serialize, ToSchema)]
+struct TenantLimits {
+    #[schema(required)]
+    max_running: Option<usize>,
+    #[schema(required)]
+    max_queued: Option<usize>,
+    /// Blocks of the KV cache.
+    #[schema(required)]
+    max_kv_blocks: Option<usize>,
+    #[schema(required)]
+    tokens_per_minute: Option<u64>,
+}
+
+#[derive(Serialize, ToSchema)]
+struct TenantTargets {
+    /// Until the first token.
+    #[schema(required)]
+    ttft_seconds: Option<f64>,
+    /// For each token after it.
+    #[schema(required)]
+    tpot_seconds: Option<f64>,
+}
+
+/// How much there is to do.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Load {
+    /// Requests that are not answered yet.
+    server_load: usize,
+}
+
+/// The server's version.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Version {
+    version: &'static str,
+}
+
+/// Whether the engine works
+///
+/// A heartbeat of the engine's loop, not of the HTTP server.
+#[utoipa::path(
+    get, path = "/health", tag = "Operation", operation_id = "health", security(()),
+    responses((status = 200, description = "It works", body = Status)),
+)]
+pub(crate) async fn health(State(state): State<AppState>) -> Result<Json<Status>, ApiError> {
     match state.engine.health(state.config.step_patience) {
-        Health::Alive => Ok(Json(json!({ "status": "ok" })).into_response()),
+        Health::Alive => Ok(OK),
         Health::Stalled(since) => Err(ApiError::unavailable(format!(
             "a step has been running for {:.0} s",
             since.as_secs_f64()
@@ -28,68 +118,115 @@ pub(crate) async fn health(State(state): State<AppState>) -> Result<Response, Ap
     }
 }
 
-/// Whether new requests are taken.
-pub(crate) async fn ready(state: State<AppState>) -> Result<Response, ApiError> {
+/// The same as `/health`
+#[utoipa::path(
+    get, path = "/ping", tag = "Operation", operation_id = "ping", security(()),
+    responses((status = 200, description = "It works", body = Status)),
+)]
+pub(crate) async fn ping(state: State<AppState>) -> Result<Json<Status>, ApiError> {
+    health(state).await
+}
+
+/// Whether new requests are taken
+#[utoipa::path(
+    get, path = "/ready", tag = "Operation", operation_id = "ready", security(()),
+    responses((status = 200, description = "They are", body = Status)),
+)]
+pub(crate) async fn ready(state: State<AppState>) -> Result<Json<Status>, ApiError> {
     if state.engine.is_draining() {
         return Err(ApiError::unavailable("the server is shutting down"));
     }
     health(state).await
 }
 
-/// Reads the tenants' file again.
+/// Read the tenants' file again
+///
+/// Requests that run are not touched. If anything is wrong, everything stays as it was.
+#[utoipa::path(
+    post, path = "/admin/reload", tag = "Administration", operation_id = "reload",
+    responses((status = 200, description = "It was read", body = Reloaded)),
+)]
 pub(crate) async fn reload(
     State(state): State<AppState>,
     _: AsAdmin,
-) -> Result<Response, ApiError> {
+) -> Result<Json<Reloaded>, ApiError> {
     let count = state.config.tenants.reload(&state.engine).await;
     let count = count.map_err(ApiError::unchanged)?;
-    Ok(Json(json!({ "status": "ok", "tenants": count })).into_response())
+    Ok(Json(Reloaded { status: Okay::Word, tenants: count }))
 }
 
-/// The tenants as they are, without their keys.
-pub(crate) async fn tenants(caller: AsAdmin) -> Response {
-    let describe = |entry: &TenantEntry| {
+/// List the tenants
+#[utoipa::path(
+    get, path = "/admin/tenants", tag = "Administration", operation_id = "listTenants",
+    responses((status = 200, description = "The tenants, without their keys", body = TenantList)),
+)]
+pub(crate) async fn tenants(caller: AsAdmin) -> Json<TenantList> {
+    let data = caller.tenants.iter().map(TenantDescription::new).collect();
+    Json(TenantList { object: List::Word, data })
+}
+
+impl TenantDescription {
+    fn new(entry: &TenantEntry) -> Self {
         let TenantEntry { tenant, models, priorities } = entry;
         let seconds = |time: Option<Duration>| time.map(|time| time.as_secs_f64());
-        json!({
-            "name": tenant.name,
-            "weight": tenant.weight,
-            "min_share": tenant.min_share,
-            "models": models,
-            "priorities": priorities,
-            "limits": {
-                "max_running": tenant.max_running,
-                "max_queued": tenant.max_queued,
-                "max_kv_blocks": tenant.max_kv_blocks,
-                "tokens_per_minute": tenant.tokens_per_minute,
+        Self {
+            name: tenant.name.to_string(),
+            weight: tenant.weight,
+            min_share: tenant.min_share,
+            models: models.clone(),
+            priorities: priorities.clone(),
+            limits: TenantLimits {
+                max_running: tenant.max_running,
+                max_queued: tenant.max_queued,
+                max_kv_blocks: tenant.max_kv_blocks,
+                tokens_per_minute: tenant.tokens_per_minute,
             },
-            "slo": {
-                "ttft_seconds": seconds(tenant.ttft_target),
-                "tpot_seconds": seconds(tenant.tpot_target),
+            slo: TenantTargets {
+                ttft_seconds: seconds(tenant.ttft_target),
+                tpot_seconds: seconds(tenant.tpot_target),
             },
-        })
-    };
-    let tenants: Vec<_> = caller.tenants.iter().map(describe).collect();
-    Json(json!({ "object": "list", "data": tenants })).into_response()
+        }
+    }
 }
 
-/// Empties the prefix cache.
-pub(crate) async fn reset_prefix_cache(State(state): State<AppState>, _: AsAdmin) -> Response {
+/// Empty the prefix cache
+#[utoipa::path(
+    post, path = "/reset_prefix_cache", tag = "Administration", operation_id = "resetPrefixCache",
+    responses((status = 200, description = "It is emptied", body = Status)),
+)]
+pub(crate) async fn reset_prefix_cache(State(state): State<AppState>, _: AsAdmin) -> Json<Status> {
     state.engine.reset_prefix_cache();
-    Json(json!({ "status": "ok" })).into_response()
+    OK
 }
 
-/// Requests that are not answered yet, as vLLM counts them.
-pub(crate) async fn load(State(state): State<AppState>) -> Response {
-    Json(json!({ "server_load": state.engine.unfinished() })).into_response()
+/// How much there is to do
+#[utoipa::path(
+    get, path = "/load", tag = "Operation", operation_id = "load", security(()),
+    responses((status = 200, description = "As vLLM counts it", body = Load)),
+)]
+pub(crate) async fn load(State(state): State<AppState>) -> Json<Load> {
+    Json(Load { server_load: state.engine.unfinished() })
 }
 
-pub(crate) async fn version() -> Response {
-    Json(json!({ "version": env!("CARGO_PKG_VERSION") })).into_response()
+/// The server's version
+#[utoipa::path(
+    get, path = "/version", tag = "Operation", operation_id = "version", security(()),
+    responses((status = 200, description = "The version", body = Version)),
+)]
+pub(crate) async fn version() -> Json<Version> {
+    Json(Version { version: env!("CARGO_PKG_VERSION") })
 }
 
+/// Counters, gauges and histograms, for Prometheus
+///
 /// Open to all where no tenants are configured; otherwise an administrator gets everything
 /// and a tenant its own series, since whole-engine counts are made of others' requests.
+#[utoipa::path(
+    get, path = "/metrics", tag = "Operation", operation_id = "metrics",
+    security((), ("bearer" = []), ("x-api-key" = [])),
+    responses((status = 200, description = "In Prometheus' text format", body = String,
+        content_type = "text/plain")),
+)]
 pub(crate) async fn metrics(
     State(state): State<AppState>,
     headers: HeaderMap,

@@ -23,6 +23,10 @@ pub(crate) struct Identity {
 #[derive(Clone)]
 pub(crate) struct ClientRequestId(pub(crate) Arc<str>);
 
+/// A request that the server itself makes for a tenant. No client can set it.
+#[derive(Clone, Copy)]
+pub(crate) struct OnBehalf(pub(crate) TenantId);
+
 /// A caller who speaks for a tenant.
 pub(crate) struct TenantAuth {
     pub(crate) id: TenantId,
@@ -69,6 +73,21 @@ impl<S: Send + Sync> FromRequestParts<S> for TenantAuth {
         let request_id = request_id.map_or_else(|| Arc::from(""), |id| Arc::clone(&id.0));
         let stats = parts.extensions.get::<Arc<RequestStats>>().cloned();
         Ok(Self { id, request_id, stats, tenants })
+    }
+}
+
+/// The same, where a form is taken, which a browser sends to another site without asking it.
+pub(crate) struct OfOwnSite(pub(crate) TenantAuth);
+
+impl<S: Send + Sync> FromRequestParts<S> for OfOwnSite {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let Identity { origins, .. } = identity(parts)?;
+        if origins.is_some_and(|origins| origins.is_cross_site(parts)) {
+            return Err(ApiError::cross_site());
+        }
+        TenantAuth::from_request_parts(parts, state).await.map(Self)
     }
 }
 

@@ -10,10 +10,12 @@ use axum::{
     },
     response::{IntoResponse, Response},
 };
+use sconce_batches::StoreError;
 use sconce_engine::{Overload, RequestError, SubmitError, Unfit};
 use sconce_grammar::GrammarError;
 use sconce_text::{StopError, TextError};
-use serde_json::{Value, json};
+use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::ReloadError;
 
@@ -26,11 +28,42 @@ const CONTEXT_LENGTH: &str = "context_length_exceeded";
 /// Characters of a message at most: it may quote what the client sent.
 const MAX_MESSAGE_CHARS: usize = 1000;
 
+/// An error in OpenAI's shape, as it is sent.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Error)]
+pub(crate) struct ErrorBody<'a> {
+    error: ErrorDetail<'a>,
+}
+
+#[derive(Serialize, ToSchema)]
+#[schema(as = ErrorDetail)]
+struct ErrorDetail<'a> {
+    message: &'a str,
+    #[serde(rename = "type")]
+    #[schema(inline)]
+    kind: ErrorKind,
+    /// The field at fault, with its place: `messages[0].content[1].type`.
+    #[schema(required)]
+    param: Option<&'a str>,
+    /// For programs, where there are several reasons for one status.
+    #[schema(required)]
+    code: Option<&'static str>,
+}
+
+/// Whose fault an error is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+enum ErrorKind {
+    InvalidRequestError,
+    RateLimitError,
+    ServerError,
+}
+
 /// An error in OpenAI's shape.
 #[derive(Clone, Debug)]
 pub(crate) struct ApiError {
     status: StatusCode,
-    kind: &'static str,
+    kind: ErrorKind,
     code: Option<&'static str>,
     param: Option<String>,
     message: String,
@@ -39,7 +72,7 @@ pub(crate) struct ApiError {
 }
 
 impl ApiError {
-    fn new(status: StatusCode, kind: &'static str, message: impl Into<String>) -> Self {
+    fn new(status: StatusCode, kind: ErrorKind, message: impl Into<String>) -> Self {
         Self {
             status,
             kind,
@@ -52,7 +85,7 @@ impl ApiError {
 
     /// The request is wrong; `param` is the field at fault.
     pub(crate) fn invalid(param: Option<&str>, message: impl Into<String>) -> Self {
-        let error = Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", message);
+        let error = Self::new(StatusCode::BAD_REQUEST, ErrorKind::InvalidRequestError, message);
         Self { param: param.map(|param| shortened(param.to_owned())), ..error }
     }
 
@@ -75,30 +108,48 @@ impl ApiError {
 
     pub(crate) fn model_not_found(model: &str, served: &[String]) -> Self {
         let message = format!("the model {model:?} is not served here; {}", served.join(", "));
-        let error = Self::new(StatusCode::NOT_FOUND, "invalid_request_error", message);
+        let error = Self::new(StatusCode::NOT_FOUND, ErrorKind::InvalidRequestError, message);
         Self { code: Some("model_not_found"), param: Some("model".to_owned()), ..error }
     }
 
     pub(crate) fn response_not_found(param: &str, id: &str) -> Self {
         let message = format!("there is no response {id:?}: it was not stored, or is gone");
-        let error = Self::new(StatusCode::NOT_FOUND, "invalid_request_error", message);
+        let error = Self::new(StatusCode::NOT_FOUND, ErrorKind::InvalidRequestError, message);
         Self { code: Some("response_not_found"), param: Some(param.to_owned()), ..error }
+    }
+
+    pub(crate) fn no_batches() -> Self {
+        let message = "this server keeps no files: --batch-dir gives it a folder for them";
+        Self::new(StatusCode::NOT_FOUND, "invalid_request_error", message)
+    }
+
+    pub(crate) fn conflict(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, "invalid_request_error", message)
+    }
+
+    pub(crate) fn file_too_large(most: u64) -> Self {
+        let message = format!(
+            "the file is too large: {most} bytes are accepted, less where a tenant's files leave \
+             less room"
+        );
+        let error = Self::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", message);
+        Self { param: Some("file".to_owned()), ..error }
     }
 
     pub(crate) fn not_found(path: &str, meant: Option<&str>) -> Self {
         let hint = meant.map(|meant| format!("; did you mean {meant}?")).unwrap_or_default();
         let message = format!("there is nothing at {path}{hint}");
-        Self::new(StatusCode::NOT_FOUND, "invalid_request_error", message)
+        Self::new(StatusCode::NOT_FOUND, ErrorKind::InvalidRequestError, message)
     }
 
     pub(crate) fn wrong_method(method: &str, path: &str) -> Self {
         let message = format!("{path} does not take {method}");
-        Self::new(StatusCode::METHOD_NOT_ALLOWED, "invalid_request_error", message)
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, ErrorKind::InvalidRequestError, message)
     }
 
     pub(crate) fn unauthorized() -> Self {
         let message = "this server needs an API key: Authorization: Bearer KEY";
-        let error = Self::new(StatusCode::UNAUTHORIZED, "invalid_request_error", message);
+        let error = Self::new(StatusCode::UNAUTHORIZED, ErrorKind::InvalidRequestError, message);
         Self { code: Some("invalid_api_key"), ..error }
     }
 
@@ -110,12 +161,12 @@ impl ApiError {
 
     pub(crate) fn not_a_tenant() -> Self {
         let message = "an administrator's key speaks for no tenant; use a tenant's key here";
-        Self::new(StatusCode::FORBIDDEN, "invalid_request_error", message)
+        Self::new(StatusCode::FORBIDDEN, ErrorKind::InvalidRequestError, message)
     }
 
     pub(crate) fn not_an_admin() -> Self {
         let message = "only an administrator's key may do this";
-        Self::new(StatusCode::FORBIDDEN, "invalid_request_error", message)
+        Self::new(StatusCode::FORBIDDEN, ErrorKind::InvalidRequestError, message)
     }
 
     /// There is no room for a single token after a prompt.
@@ -133,7 +184,7 @@ impl ApiError {
         let message = "a web page of another site may not do this: without API keys, requests \
                        must come from no page, or from one of --allowed-origins, and be sent to \
                        an address, to localhost or to the server's --host";
-        let error = Self::new(StatusCode::FORBIDDEN, "invalid_request_error", message);
+        let error = Self::new(StatusCode::FORBIDDEN, ErrorKind::InvalidRequestError, message);
         Self { code: Some("cross_site"), ..error }
     }
 
@@ -151,26 +202,26 @@ impl ApiError {
 
     pub(crate) fn body_too_large(limit: usize) -> Self {
         let message = format!("the request's body is larger than {limit} bytes, the limit here");
-        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", message)
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, ErrorKind::InvalidRequestError, message)
     }
 
     /// The body has an encoding that is not undone here.
     pub(crate) fn encoded_body(encoding: &str) -> Self {
         let message =
             format!("Content-Encoding: {encoding} is not supported; send the body as it is");
-        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "invalid_request_error", message)
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, ErrorKind::InvalidRequestError, message)
     }
 
     /// The body does not say that it is JSON.
     pub(crate) fn content_type(given: &str) -> Self {
         let message = format!("Content-Type is {given}, but must be application/json");
-        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "invalid_request_error", message)
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, ErrorKind::InvalidRequestError, message)
     }
 
     /// A part of the request did not come in time.
     pub(crate) fn slow(part: &str) -> Self {
         let message = format!("{part} did not come in time");
-        let error = Self::new(StatusCode::REQUEST_TIMEOUT, "invalid_request_error", message);
+        let error = Self::new(StatusCode::REQUEST_TIMEOUT, ErrorKind::InvalidRequestError, message);
         Self { code: Some("request_timeout"), ..error }
     }
 
@@ -194,7 +245,7 @@ impl ApiError {
     /// The tenant has so many requests before its own that are not tokenized yet.
     pub(crate) fn too_much_work(waiting: usize) -> Self {
         let message = format!("{waiting} requests wait to be parsed or tokenized; try again");
-        let error = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message);
+        let error = Self::new(StatusCode::TOO_MANY_REQUESTS, ErrorKind::RateLimitError, message);
         Self { code: Some("rate_limit_exceeded"), ..error }
     }
 
@@ -235,7 +286,7 @@ impl ApiError {
 
     /// The whole response in HTTP/1.1, for a client that hyper does not serve.
     pub(crate) fn on_the_wire(&self) -> Vec<u8> {
-        let body = self.json().to_string();
+        let body = serde_json::to_string(&self.json()).expect("its keys are strings");
         let reason = self.status.canonical_reason().unwrap_or_default();
         let retry = if is_busy(self.status) {
             format!("retry-after: {}\r\n", self.retry_after)
@@ -252,11 +303,11 @@ impl ApiError {
     }
 
     pub(crate) fn unavailable(message: impl Into<String>) -> Self {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", message)
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, ErrorKind::ServerError, message)
     }
 
     pub(crate) fn internal(message: impl Into<String>) -> Self {
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message)
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, ErrorKind::ServerError, message)
     }
 
     pub(crate) fn status(&self) -> StatusCode {
@@ -268,10 +319,11 @@ impl ApiError {
     }
 
     /// The body.
-    pub(crate) fn json(&self) -> Value {
-        json!({ "error": {
-            "message": self.message, "type": self.kind, "param": self.param, "code": self.code,
-        }})
+    pub(crate) fn json(&self) -> ErrorBody<'_> {
+        let Self { kind, code, param, message, .. } = self;
+        ErrorBody {
+            error: ErrorDetail { message, kind: *kind, param: param.as_deref(), code: *code },
+        }
     }
 }
 
@@ -322,7 +374,8 @@ impl From<SubmitError> for ApiError {
                 Self::invalid(Some("max_tokens"), message)
             }
             SubmitError::QueueFull { retry_after, .. } => {
-                let error = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message);
+                let error =
+                    Self::new(StatusCode::TOO_MANY_REQUESTS, ErrorKind::RateLimitError, message);
                 let retry_after = retry_after.as_secs();
                 Self { code: Some("rate_limit_exceeded"), retry_after, ..error }
             }
@@ -355,7 +408,7 @@ impl From<RequestError> for ApiError {
             }
             RequestError::CannotRun { .. } => Self::invalid(None, message),
             RequestError::TimedOut { .. } => {
-                let error = Self::new(StatusCode::GATEWAY_TIMEOUT, "server_error", message);
+                let error = Self::new(StatusCode::GATEWAY_TIMEOUT, ErrorKind::ServerError, message);
                 Self { code: Some("timeout"), ..error }
             }
             RequestError::Overloaded { reason, retry_after } => {
@@ -364,7 +417,11 @@ impl From<RequestError> for ApiError {
                     | Overload::EngineQueueFull
                     | Overload::TokensPerMinute { .. } => Self {
                         code: Some("rate_limit_exceeded"),
-                        ..Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message)
+                        ..Self::new(
+                            StatusCode::TOO_MANY_REQUESTS,
+                            ErrorKind::RateLimitError,
+                            message,
+                        )
                     },
                     Overload::QueueTooLong { .. }
                     | Overload::TooLate { .. }
@@ -402,6 +459,27 @@ impl From<TextError> for ApiError {
             | TextError::Io { .. }
             | TextError::Invalid { .. }
             | TextError::VocabularyMismatch { .. } => Self::internal(message),
+        }
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        let message = error.to_string();
+        match error {
+            StoreError::NotFound { what, .. } => {
+                let error = Self::new(StatusCode::NOT_FOUND, "invalid_request_error", message);
+                Self { param: Some(format!("{what}_id")), ..error }
+            }
+            StoreError::InUse { .. } => Self::conflict(message),
+            StoreError::Full { .. } => {
+                Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message)
+            }
+            // Where the folder is, is nobody's business.
+            StoreError::Io { .. } | StoreError::Damaged { .. } => {
+                tracing::error!("files and batches: {message}");
+                Self::internal("the server's disk failed; its log says more")
+            }
         }
     }
 }

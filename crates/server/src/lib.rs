@@ -8,6 +8,7 @@
 mod access_log;
 mod admin;
 mod anthropic;
+mod batches;
 mod caller;
 mod capacity;
 mod connection;
@@ -16,19 +17,26 @@ mod error;
 mod generation;
 mod intake;
 mod json;
+mod listener;
 mod live;
 mod middleware;
 mod openai;
+mod openapi;
 mod origins;
 mod page;
 mod serve;
 mod state;
 mod text_or_list;
 mod tokenize;
+mod word;
 
+pub use batches::Batches;
 pub use connection::{ConnectionConfig, ServeError, serve};
 pub use directory::{ReloadError, TenantDirectory};
 pub use intake::BodyConfig;
+#[cfg(unix)]
+pub use listener::listen_on_path;
+pub use listener::{Listener, listen};
 pub use origins::{AllowedOrigins, InvalidOrigin};
-pub use serve::{listen, router};
+pub use serve::router;
 pub use state::ServerConfig;

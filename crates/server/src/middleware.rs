@@ -14,7 +14,7 @@ use sconce_types::TenantId;
 
 use crate::{
     access_log::RequestStats,
-    caller::{ClientRequestId, Identity},
+    caller::{ClientRequestId, Identity, OnBehalf},
     error::ApiError,
     state::AppState,
 };
@@ -32,8 +32,9 @@ pub(crate) async fn authorize(
     let tenants = state.config.tenants.current();
     let keys = &state.config.api_keys;
     let given = key_of(request.headers());
-    let speaker = tenants.by_key(&given);
-    let is_known = if tenants.needs_key() {
+    let own = request.extensions().get::<OnBehalf>().map(|&OnBehalf(id)| Principal::Tenant(id));
+    let speaker = own.or_else(|| tenants.by_key(&given));
+    let is_known = if tenants.needs_key() || own.is_some() {
         speaker.is_some()
     } else {
         keys.is_empty() || keys.contains(&given)

@@ -1,5 +1,5 @@
-//! The page at `/`: a chat and the live engine. Its files are part of the binary, and nothing
-//! of it is fetched from anywhere else.
+//! The page at `/`, a chat and the live engine, and the reference at `/docs`. Their files are
+//! part of the binary, and nothing of them is fetched from anywhere else.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
@@ -40,6 +40,9 @@ const FILES: &[(&str, &str, &[u8])] = &[
     ("/page/markdown.js", SCRIPT, include_bytes!("../page/markdown.js")),
     ("/page/engine.js", SCRIPT, include_bytes!("../page/engine.js")),
     ("/page/kv_map.js", SCRIPT, include_bytes!("../page/kv_map.js")),
+    ("/docs", HTML, include_bytes!("../page/docs.html")),
+    ("/page/docs.css", CSS, include_bytes!("../page/docs.css")),
+    ("/page/docs.js", SCRIPT, include_bytes!("../page/docs.js")),
 ];
 
 /// A route for each file; none needs a key, as they hold nothing that depends on one.

@@ -1,10 +1,10 @@
-//! Routes, and the socket that they are served on.
+//! Routes.
 
-use std::{any::Any, io, panic::AssertUnwindSafe, sync::Arc};
+use std::{any::Any, panic::AssertUnwindSafe, sync::Arc};
 
 use axum::{
     Router,
-    extract::Request,
+    extract::{DefaultBodyLimit, Request},
     http::{Method, StatusCode, Uri, uri::PathAndQuery},
     middleware::{Next, from_fn, from_fn_with_state},
     response::{IntoResponse as _, Response},
@@ -13,7 +13,6 @@ use axum::{
 use futures::FutureExt as _;
 use sconce_engine::EngineHandle;
 use sconce_text::TextModel;
-use tokio::net::{TcpListener, TcpSocket, lookup_host};
 use tower::{Layer as _, util::MapRequestLayer};
 
 use crate::{
@@ -22,8 +21,8 @@ use crate::{
     capacity,
     error::ApiError,
     live, middleware,
-    openai::{chat, completions, embeddings, models, responses},
-    page,
+    openai::{batches, chat, completions, embeddings, files, models, responses, scores},
+    openapi, page,
     state::AppState,
     tokenize,
 };
@@ -34,6 +33,8 @@ pub fn router(engine: EngineHandle, text: Arc<TextModel>, config: ServerConfig) 
     let embeds = state.config.embedding.is_some();
     // One place that refuses them, before their bodies are read.
     let generating = |methods| if embeds { post(embeddings::generates_nothing) } else { methods };
+    // A file is written to the disk as it comes.
+    let upload = post(files::create).layer(DefaultBodyLimit::disable());
     let keyed = routes([
         ("/v1/chat/completions", generating(post(chat::create))),
         ("/v1/completions", generating(post(completions::create))),
@@ -41,7 +42,18 @@ pub fn router(engine: EngineHandle, text: Arc<TextModel>, config: ServerConfig) 
         ("/v1/messages", generating(post(messages::create))),
         ("/v1/messages/count_tokens", post(messages::count_tokens)),
         ("/v1/embeddings", post(embeddings::create)),
+        ("/v1/score", post(scores::score)),
+        ("/score", post(scores::score)),
+        ("/v1/rerank", post(scores::rerank)),
+        ("/v2/rerank", post(scores::rerank)),
+        ("/rerank", post(scores::rerank)),
         ("/v1/models", get(models::list)),
+        ("/v1/files", get(files::list).merge(upload)),
+        ("/v1/files/{id}", get(files::retrieve).delete(files::delete)),
+        ("/v1/files/{id}/content", get(files::content)),
+        ("/v1/batches", get(batches::list).post(batches::create)),
+        ("/v1/batches/{id}", get(batches::retrieve)),
+        ("/v1/batches/{id}/cancel", post(batches::cancel)),
         ("/tokenize", post(tokenize::tokenize)),
         ("/detokenize", post(tokenize::detokenize)),
         ("/v1/capacity", get(capacity::capacity)),
@@ -55,11 +67,12 @@ pub fn router(engine: EngineHandle, text: Arc<TextModel>, config: ServerConfig) 
     .route_layer(from_fn_with_state(state.clone(), middleware::authorize));
     let open = routes([
         ("/health", get(admin::health)),
-        ("/ping", get(admin::health)),
+        ("/ping", get(admin::ping)),
         ("/ready", get(admin::ready)),
         ("/version", get(admin::version)),
         ("/metrics", get(admin::metrics)),
         ("/load", get(admin::load)),
+        ("/openapi.json", get(openapi::openapi)),
     ]);
     let mut router = open
         .merge(keyed)
@@ -87,7 +100,7 @@ pub fn router(engine: EngineHandle, text: Arc<TextModel>, config: ServerConfig) 
 }
 
 /// What stands below `/v1`, for those who leave that out or say it twice.
-const VERSIONED: [&str; 7] = [
+const VERSIONED: [&str; 11] = [
     "/chat/completions",
     "/completions",
     "/embeddings",
@@ -95,6 +108,10 @@ const VERSIONED: [&str; 7] = [
     "/models",
     "/responses",
     "/capacity",
+    "/files",
+    "/batches",
+    "/score",
+    "/rerank",
 ];
 
 /// Where a path should have led.
@@ -167,46 +184,4 @@ fn panic_message(cause: &(dyn Any + Send)) -> &str {
         .copied()
         .or_else(|| cause.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("a panic without a message")
-}
-
-/// The listener's backlog: the kernel drops connections beyond it, and each of their clients
-/// retries only after a second.
-const BACKLOG: u32 = 4096;
-
-/// Listens on the first of a host's addresses that can be bound; port 0 picks a free one.
-///
-/// # Errors
-/// The host has no address, or none that can be bound.
-pub async fn listen(host: &str, port: u16) -> io::Result<TcpListener> {
-    let mut refused = None;
-    for address in lookup_host((host, port)).await? {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        #[cfg(not(windows))]
-        socket.set_reuseaddr(true)?;
-        match socket.bind(address).and_then(|()| socket.listen(BACKLOG)) {
-            Ok(listener) => return Ok(listener),
-            Err(error) => refused = Some(error),
-        }
-    }
-    Err(refused.unwrap_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no such host")))
-}
-
-#[cfg(test)]
-mod tests {
-    use std::{net::TcpStream, time::Duration};
-
-    use super::listen;
-
-    #[test]
-    fn a_burst_of_connections_waits_to_be_taken_up() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.expect("a runtime");
-        let listener = runtime.block_on(listen("localhost", 0)).expect("a free port");
-        let address = listener.local_addr().expect("it listens");
-        // Nobody takes them up. More than 128, which is what listeners have by default.
-        let connections: Vec<_> = (0..300)
-            .map(|_| TcpStream::connect_timeout(&address, Duration::from_millis(900)))
-            .collect();
-        assert!(connections.iter().all(Result::is_ok), "{:?}", connections.last());
-    }
 }

@@ -20,11 +20,12 @@ use sconce_text::{ReasoningFormat, TextModel, ToolFormat};
 use sconce_types::EmbeddingInfo;
 
 use crate::{
-    AllowedOrigins, TenantDirectory,
+    AllowedOrigins, Batches, TenantDirectory,
     generation::answers::AnswerFormats,
     intake::{BodyConfig, Intake},
     live::Live,
     openai::responses::ResponseStore,
+    openapi,
     origins::Origins,
 };
 
@@ -46,6 +47,8 @@ pub struct ServerConfig {
     pub bodies: BodyConfig,
     /// Bytes of the latest responses that are kept for `previous_response_id`, of all tenants.
     pub response_store_bytes: usize,
+    /// Files and batches; there are none if not given.
+    pub batches: Option<Arc<Batches>>,
     /// The form of the model's calls; found in its chat template if not given.
     pub tool_call_parser: Option<ToolFormat>,
     /// The form of its thoughts; found in its chat template if not given.
@@ -76,6 +79,7 @@ impl Default for ServerConfig {
             max_body_bytes: 4 << 20,
             bodies: BodyConfig::default(),
             response_store_bytes: 64 << 20,
+            batches: None,
             tool_call_parser: None,
             reasoning_parser: None,
             seed: None,
@@ -101,6 +105,7 @@ pub(crate) struct AppState {
     pub(crate) answers: Arc<AnswerFormats>,
     pub(crate) responses: Arc<ResponseStore>,
     pub(crate) grammars: Arc<Grammars>,
+    pub(crate) document: Arc<openapi::Text>,
     pub(crate) started: u64,
     /// Counts what was drawn for requests without a seed; ids are drawn apart,
     /// so that polling `/health` changes no request's tokens.
@@ -127,6 +132,7 @@ impl AppState {
             )),
             responses: Arc::new(ResponseStore::new(config.response_store_bytes)),
             grammars: Arc::new(grammars),
+            document: Arc::default(),
             text,
             origins: Arc::new(Origins::new(&config.host, &config.allowed_origins)),
             config: Arc::new(config),

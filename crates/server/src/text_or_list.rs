@@ -1,10 +1,16 @@
 //! Fields that are a string or a list.
 
-use std::{fmt, marker::PhantomData};
+use std::{borrow::Cow, fmt, marker::PhantomData};
 
 use serde::{
     Deserialize, Deserializer,
     de::{SeqAccess, Visitor},
+};
+use utoipa::{
+    PartialSchema, ToSchema,
+    openapi::{
+        ArrayBuilder, ObjectBuilder, OneOfBuilder, Ref, RefOr, Schema, schema::Type as SchemaType,
+    },
 };
 
 use crate::error::ApiError;
@@ -35,6 +41,25 @@ impl<T> TextOrList<T> {
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for TextOrList<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(OfEither(PhantomData))
+    }
+}
+
+impl<T: ToSchema> PartialSchema for TextOrList<T> {
+    fn schema() -> RefOr<Schema> {
+        let text = ObjectBuilder::new().schema_type(SchemaType::String);
+        let list = ArrayBuilder::new().items(Ref::from_schema_name(T::name()));
+        OneOfBuilder::new().item(text).item(list).into()
+    }
+}
+
+impl<T: ToSchema> ToSchema for TextOrList<T> {
+    fn name() -> Cow<'static, str> {
+        format!("TextOr{}s", T::name()).into()
+    }
+
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        schemas.push((T::name().into(), T::schema()));
+        T::schemas(schemas);
     }
 }
 

@@ -6,6 +6,7 @@ use sconce_engine::EngineLimits;
 use sconce_types::TokenId;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
 use crate::{
     error::ApiError,
@@ -22,17 +23,32 @@ use crate::{
 /// much a text is too long, and no way to have a processor for oneself.
 const MAX_CONTEXTS: usize = 4;
 
-#[derive(Deserialize)]
+/// A text or a conversation whose tokens are wanted: either `prompt` or `messages`.
+#[derive(Deserialize, ToSchema)]
+#[schema(as = TokenizeRequest, examples(json!({ "prompt": "Hello" })))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct TokenizeBody {
+    /// A served name; the server's own model if not given.
     model: Option<String>,
+    /// At most what four contexts hold.
     prompt: Option<String>,
     messages: Option<Vec<MessageBody>>,
+    /// Of a conversation.
+    #[schema(max_items = 128)]
     tools: Option<Vec<ToolBody>>,
+    /// Whether an answer would go on from the last message, an assistant's.
+    #[schema(default = false)]
     continue_final_message: Option<bool>,
+    /// Whether the tokenizer's special tokens are put around the text. True for a prompt and
+    /// false for a conversation, whose template has them.
     add_special_tokens: Option<bool>,
+    /// Whether the text ends with the opening of an answer. True unless the last message
+    /// continues.
     add_generation_prompt: Option<bool>,
+    /// Whether the answer has each token as it is in the vocabulary.
+    #[schema(default = false)]
     return_token_strs: Option<bool>,
+    /// Variables of the chat template.
     chat_template_kwargs: Option<Map<String, Value>>,
 }
 
@@ -42,10 +58,15 @@ impl Body for TokenizeBody {
     const INLINE_BYTES: usize = 0;
 }
 
-#[derive(Deserialize)]
+/// Tokens whose text is wanted.
+#[derive(Deserialize, ToSchema)]
+#[schema(as = DetokenizeRequest, examples(json!({ "tokens": [1, 2, 3] })))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct DetokenizeBody {
+    /// A served name; the server's own model if not given.
     model: Option<String>,
+    /// At most what four contexts hold.
+    #[schema(value_type = Vec<u32>)]
     tokens: Vec<TokenId>,
 }
 
@@ -54,20 +75,30 @@ impl Body for DetokenizeBody {
     const INLINE_BYTES: usize = 0;
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(crate) struct Tokenized {
     count: usize,
+    /// Tokens of context.
     max_model_len: usize,
+    #[schema(value_type = Vec<u32>)]
     tokens: Vec<TokenId>,
-    /// As in the vocabulary; null for an id that is none of its.
+    /// As in the vocabulary; null for an id that is none of its, and where they were not asked
+    /// for.
+    #[schema(required)]
     token_strs: Option<Vec<Option<String>>>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(crate) struct Detokenized {
     prompt: String,
 }
 
+/// Tokens of a text or a conversation
+#[utoipa::path(
+    post, path = "/tokenize", tag = "Tokens", operation_id = "tokenize",
+    request_body = TokenizeBody,
+    responses((status = 200, description = "The tokens", body = Tokenized)),
+)]
 pub(crate) async fn tokenize(
     State(state): State<AppState>,
     body: JsonBody,
@@ -105,6 +136,12 @@ pub(crate) async fn tokenize(
     .await
 }
 
+/// The text of tokens
+#[utoipa::path(
+    post, path = "/detokenize", tag = "Tokens", operation_id = "detokenize",
+    request_body = DetokenizeBody,
+    responses((status = 200, description = "The text", body = Detokenized)),
+)]
 pub(crate) async fn detokenize(
     State(state): State<AppState>,
     body: JsonBody,

@@ -42,7 +42,7 @@ const SIZE: (u32, u32) = (1500, 480);
 /// Points of a line over tenants: more are not seen.
 const TENANT_POINTS: usize = 400;
 
-/// IdSource reports beside each other, as SVG: the part of all requests that had their first
+/// Draws reports beside each other, as SVG: the part of all requests that had their first
 /// token within a time, what part of all service each tenant got, and the goodput.
 ///
 /// # Errors

@@ -1,5 +1,6 @@
 // Capture and replay.
 #include "streams.hpp"
+#include "times.hpp"
 
 using namespace fake;
 
@@ -127,8 +128,12 @@ CUresult cuGraphLaunch(CUgraphExec handle, CUstream stream_handle) {
             }
         }
     }
-    for (const Op& op : graph->ops) {
-        enqueue(*stream, op);
+    for (Op op : graph->ops) {
+        if (op.is_launch) {
+            op.name = "cuGraphLaunch of " + op.name.substr(op.name.rfind(' ') + 1);
+            take_launch_faults(op);
+        }
+        enqueue(*stream, std::move(op));
     }
     return d.lost;
 }

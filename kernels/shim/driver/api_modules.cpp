@@ -118,6 +118,10 @@ extern "C" {
 CUresult cuModuleLoadData(CUmodule* result, const void* data) {
     CALL(Context);
     Device& d = device();
+    const CUresult forbidden = forbidden_in_capture(nullptr, "the loading of a module");
+    if (forbidden != CUDA_SUCCESS) {
+        return forbidden;
+    }
     auto module = std::make_unique<Module>();
     const auto* bytes = static_cast<const unsigned char*>(data);
     const char* text = static_cast<const char*>(data);
@@ -248,7 +252,17 @@ CUresult cuLaunchKernel(CUfunction handle, unsigned grid_x, unsigned grid_y, uns
         return wrong(*function, "its parameter is not given, or given by `extra`");
     }
     const auto* begin = static_cast<const unsigned char*>(params[0]);
-    const std::vector<unsigned char> frozen(begin, begin + bytes);
+    std::vector<unsigned char> frozen(begin, begin + bytes);
+    if (stream->capture != nullptr) {
+        if (const uint64_t pointer = d.settings.faults.of_captured(function->name)) {
+            constexpr uint64_t OFF = 256;
+            uint64_t word;
+            unsigned char* const at = frozen.data() + (pointer - 1) * sizeof(word);
+            memcpy(&word, at, sizeof(word));
+            word += OFF;
+            memcpy(at, &word, sizeof(word));
+        }
+    }
     shim::Launch launch{function->name, d.random(), {grid_x, grid_y, grid_z}, block_x, shared};
     Op op;
     op.name = "cuLaunchKernel of " + function->name;

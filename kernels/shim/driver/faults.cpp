@@ -18,6 +18,10 @@ bool parse(const std::string& word, uint64_t& number) {
 
 }  // namespace
 
+bool Faults::changes_results(const Fault& fault) {
+    return fault.kind == Kind::Nan || fault.kind == Kind::Wrong;
+}
+
 std::string Faults::read(const std::string& path) {
     std::ifstream file(path);
     if (!file) {
@@ -43,17 +47,25 @@ std::string Faults::read(const std::string& path) {
             fault.kind = Kind::Hang;
             words >> n;
             value = "0";
+        } else if (kind == "stale") {
+            fault.kind = Kind::Stale;
+            words >> value >> fault.call;
+            n = "0";
         } else {
-            fault.kind = kind == "sticky" ? Kind::Sticky : kind == "nan" ? Kind::Nan : Kind::Slow;
-            good = kind == "sticky" || kind == "nan" || kind == "slow";
+            fault.kind = kind == "sticky"  ? Kind::Sticky
+                         : kind == "nan"   ? Kind::Nan
+                         : kind == "wrong" ? Kind::Wrong
+                                           : Kind::Slow;
+            good = fault.kind != Kind::Slow || kind == "slow";
             words >> n >> value;
-            if (fault.kind == Kind::Nan) {
+            if (changes_results(fault)) {
                 words >> fault.call;
             }
         }
         const bool is_of_calls = fault.kind == Kind::Fail || fault.kind == Kind::Skip;
         fault.is_after_failure = fault.kind == Kind::Skip && n == "after";
-        good = good && (parse(n, fault.n) || (n == "*" && is_of_calls) || fault.is_after_failure);
+        const bool may_be_all = is_of_calls || (changes_results(fault) && !fault.call.empty());
+        good = good && (parse(n, fault.n) || (n == "*" && may_be_all) || fault.is_after_failure);
         if (fault.kind == Kind::Fail || fault.kind == Kind::Sticky) {
             const int error = error_of_name(value);
             if (error > 0) {
@@ -90,8 +102,9 @@ Faults::Launch Faults::of_launch(const std::string& name) {
     launch.number = ++launches;
     const uint64_t of_name = ++launches_of[name];
     for (const Fault& fault : faults) {
-        const bool is_of_name = fault.kind == Kind::Nan && !fault.call.empty();
-        if (is_of_name ? fault.call != name || fault.n != of_name : fault.n != launches) {
+        const bool is_of_name = changes_results(fault) && !fault.call.empty();
+        const bool is_other = fault.n != 0 && fault.n != of_name;
+        if (is_of_name ? fault.call != name || is_other : fault.n != launches) {
             continue;
         }
         if (fault.kind == Kind::Sticky) {
@@ -100,9 +113,20 @@ Faults::Launch Faults::of_launch(const std::string& name) {
             launch.hangs = true;
         } else if (fault.kind == Kind::Nan) {
             launch.nan_at_pointer = fault.value;
+        } else if (fault.kind == Kind::Wrong) {
+            launch.wrong_at_pointer = fault.value;
         }
     }
     return launch;
+}
+
+uint64_t Faults::of_captured(const std::string& name) const {
+    for (const Fault& fault : faults) {
+        if (fault.kind == Kind::Stale && fault.call == name) {
+            return fault.value;
+        }
+    }
+    return 0;
 }
 
 uint64_t Faults::of_copy() {

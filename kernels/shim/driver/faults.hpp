@@ -11,10 +11,14 @@
 //   hang N                 the N-th launch never ends
 //   nan N K [NAME]         after the N-th launch the memory that its K-th pointer points
 //                          to holds NaN in its first 64 bytes; with a name, after the N-th
-//                          of a kernel or product of that name
+//                          of a kernel or product of that name; N is * for all
+//   wrong N K [NAME]       the same, but the memory's first 64 bytes hold other numbers than
+//                          the launch left there
 //   slow N FACTOR          the N-th copy takes so many times its time
+//   stale K NAME           launches of that kernel are captured with a K-th pointer that is 256
+//                          bytes off, as if what it points to had been moved since
 // Launches (matrix products among them) and copies are counted as they are asked for,
-// from 1.
+// from 1; those of a graph each time that it is launched.
 #pragma once
 
 #include <cstdint>
@@ -41,16 +45,19 @@ public:
         bool hangs = false;
         // From 1; 0 is none.
         uint64_t nan_at_pointer = 0;
+        uint64_t wrong_at_pointer = 0;
         // Which it is, from 1.
         uint64_t number = 0;
     };
     // What happens to the next launch, which is of this kernel or product.
     Launch of_launch(const std::string& name);
+    // Which pointer of a captured launch of this kernel is off, from 1; 0 is none.
+    uint64_t of_captured(const std::string& name) const;
     // What the next copy's time is multiplied with.
     uint64_t of_copy();
 
 private:
-    enum class Kind { Fail, Skip, Sticky, Hang, Nan, Slow };
+    enum class Kind { Fail, Skip, Sticky, Hang, Nan, Wrong, Slow, Stale };
     struct Fault {
         Kind kind;
         std::string call;
@@ -60,6 +67,7 @@ private:
         bool is_after_failure;
         uint64_t value;
     };
+    static bool changes_results(const Fault& fault);
     std::vector<Fault> faults;
     std::map<std::string, uint64_t> calls, launches_of;
     uint64_t launches = 0, copies = 0;

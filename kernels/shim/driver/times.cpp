@@ -1,5 +1,6 @@
 #include "times.hpp"
 
+#include <algorithm>
 #include <cstring>
 
 #include "streams.hpp"
@@ -13,8 +14,8 @@ struct Row {
     uint64_t block_ns;
 };
 constexpr Row TABLE[] = {
-    {"paged_attention", 4000}, {"decode_attention", 4000}, {"sample", 20'000},
-    {"token_logprobs", 20'000}, {"rms_norm", 500}, {"rope", 300}, {"embedding", 300},
+    {"prefill_attention", 4000}, {"decode_attention", 4000}, {"sample", 20'000},
+    {"token_logprobs", 20'000}, {"rms_norm", 500}, {"gemv", 500}, {"rope", 300}, {"embedding", 300},
     {"", 1000},
 };
 
@@ -36,28 +37,41 @@ uint64_t product_ns(const Profile& profile, uint64_t flops, uint64_t bytes) {
 }
 
 CUresult ask_launch(Stream& stream, Op op) {
-    Device& d = device();
     if (on_gone_memory(op)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
+    op.is_launch = true;
+    // What is captured is a launch each time that it is replayed.
+    if (stream.capture == nullptr) {
+        take_launch_faults(op);
+    }
+    enqueue(stream, std::move(op));
+    return device().lost;
+}
+
+void take_launch_faults(Op& op) {
     // The call's name ends with the kernel's.
     const std::string kernel = op.name.substr(op.name.rfind(' ') + 1);
-    const Faults::Launch fault = d.settings.faults.of_launch(kernel);
+    const Faults::Launch fault = device().settings.faults.of_launch(kernel);
     op.fails = fault.sticky;
     op.hangs = fault.hangs;
     op.launch = fault.number;
-    if (fault.nan_at_pointer > 0 && fault.nan_at_pointer <= op.spans.size()) {
-        const Span span = op.spans[fault.nan_at_pointer - 1];
+    const uint64_t changed = std::max(fault.nan_at_pointer, fault.wrong_at_pointer);
+    if (changed > 0 && changed <= op.spans.size()) {
+        const Span span = op.spans[changed - 1];
         const auto run = op.run;
-        op.run = [run, span] {
+        const bool is_nan = fault.nan_at_pointer > 0;
+        op.run = [run, span, is_nan] {
             run();
             const Allocation* allocation = device().memory.before(span.at);
             const size_t left = allocation->begin + allocation->bytes - span.at;
-            memset(reinterpret_cast<void*>(span.at), 0xff, std::min(left, size_t(64)));
+            auto* words = reinterpret_cast<uint16_t*>(span.at);
+            for (size_t i = 0; i < std::min(left, size_t(64)) / 2; ++i) {
+                // Of a number in two bytes, or the upper half of an f32: an exponent's bit.
+                words[i] = is_nan ? 0xffff : words[i] ^ 0x0400;
+            }
         };
     }
-    enqueue(stream, std::move(op));
-    return d.lost;
 }
 
 }  // namespace fake

@@ -54,7 +54,8 @@ struct Op {
     // What it takes, and when it was asked for, in virtual nanoseconds.
     uint64_t ns = 0;
     uint64_t issued = 0;
-    // Which launch it is, from 1; 0 where it is none.
+    // A kernel's or a product's, and which it is of those that ran, from 1; 0 where it is none.
+    bool is_launch = false;
     uint64_t launch = 0;
     // Never ends.
     bool hangs = false;

@@ -21,6 +21,29 @@ pub struct ShimDriver {
     shim: Shim,
     /// Launches so far: each is shuffled by another seed.
     launches: u64,
+    /// What is being recorded.
+    recording: Option<Vec<Recorded>>,
+}
+
+/// What was recorded, to be done again with the same parameters.
+pub struct ShimGraph(Vec<Recorded>);
+
+#[derive(Clone)]
+enum Recorded {
+    Launch(RecordedLaunch),
+    Product(Matmul),
+}
+
+/// A launch and its parameter, as they were when it was asked for.
+#[derive(Clone)]
+struct RecordedLaunch {
+    file: String,
+    kernel: String,
+    grid: [u32; 2],
+    threads: u32,
+    shared_bytes: usize,
+    params: Vec<u8>,
+    pointers: &'static [usize],
 }
 
 /// A piece of the shim's memory.
@@ -47,56 +70,10 @@ impl ShimDriver {
     /// If it cannot be started.
     #[must_use]
     pub fn of(program: &Path) -> Self {
-        Self { memory: Arc::default(), shim: Shim::of(program), launches: 0 }
-    }
-}
-
-impl Default for ShimDriver {
-    fn default() -> Self {
-        Self::of(Path::new(env!("SCONCE_SHIM")))
-    }
-}
-
-impl Driver for ShimDriver {
-    type Memory = ShimMemory;
-
-    fn describe(&self) -> String {
-        "the CUDA kernels on a CPU".to_owned()
+        Self { memory: Arc::default(), shim: Shim::of(program), launches: 0, recording: None }
     }
 
-    fn multiprocessors(&self) -> usize {
-        2
-    }
-
-    fn allocate(&self, bytes: usize, _what: &str) -> Result<ShimMemory, KernelError> {
-        let address = lock(&self.memory).allocate(bytes);
-        Ok(ShimMemory { all: Arc::clone(&self.memory), address, bytes })
-    }
-
-    fn address(&self, memory: &ShimMemory) -> DevicePointer {
-        memory.address
-    }
-
-    fn upload(&self, to: &mut ShimMemory, at: usize, bytes: &[u8]) -> Result<(), KernelError> {
-        lock(&self.memory).bytes_mut(to.address)[at..at + bytes.len()].copy_from_slice(bytes);
-        Ok(())
-    }
-
-    fn download(&self, from: &ShimMemory, bytes: &mut [u8]) -> Result<(), KernelError> {
-        assert!(bytes.len() <= from.bytes, "more is read than there is");
-        bytes.copy_from_slice(&lock(&self.memory).bytes_mut(from.address)[..bytes.len()]);
-        Ok(())
-    }
-
-    fn finish(&mut self) -> Result<Option<Duration>, KernelError> {
-        Ok(None)
-    }
-
-    fn launch<P: KernelParams>(
-        &mut self,
-        launch: &Launch<'_>,
-        params: &P,
-    ) -> Result<(), KernelError> {
+    fn run(&mut self, launch: &Launch<'_>, params: (&[u8], &[usize])) -> Result<(), KernelError> {
         self.launches += 1;
         let mut memory = lock(&self.memory);
         let launched = self.shim.launch(launch, self.launches, params, &mut memory);
@@ -107,7 +84,19 @@ impl Driver for ShimDriver {
         })
     }
 
-    fn matmul(&mut self, product: &Matmul) -> Result<(), KernelError> {
+    /// As the driver refuses it while something is recorded.
+    fn not_in_capture(&self, what: &str) -> Result<(), KernelError> {
+        if self.recording.is_none() {
+            return Ok(());
+        }
+        Err(KernelError::Device {
+            op: what.to_owned(),
+            reason: "it was asked for while a graph was recorded".to_owned(),
+            sticky: false,
+        })
+    }
+
+    fn multiply(&self, product: &Matmul) {
         let Matmul { rows, n, k, dtype, out_dtype, accumulate, .. } = *product;
         let mut memory = lock(&self.memory);
         let mut floats = |at: DevicePointer, len: usize, dtype: Dtype| {
@@ -134,6 +123,116 @@ impl Driver for ShimDriver {
             }
         }
         memory.bytes_mut(product.out)[..out.len()].copy_from_slice(&out);
+    }
+}
+
+impl Default for ShimDriver {
+    fn default() -> Self {
+        Self::of(Path::new(env!("SCONCE_SHIM")))
+    }
+}
+
+impl Driver for ShimDriver {
+    type Memory = ShimMemory;
+    type Graph = ShimGraph;
+
+    fn describe(&self) -> String {
+        "the CUDA kernels on a CPU".to_owned()
+    }
+
+    fn multiprocessors(&self) -> usize {
+        2
+    }
+
+    fn allocate(&self, bytes: usize, what: &str) -> Result<ShimMemory, KernelError> {
+        self.not_in_capture(what)?;
+        let address = lock(&self.memory).allocate(bytes);
+        Ok(ShimMemory { all: Arc::clone(&self.memory), address, bytes })
+    }
+
+    fn address(&self, memory: &ShimMemory) -> DevicePointer {
+        memory.address
+    }
+
+    fn upload(&self, to: &mut ShimMemory, at: usize, bytes: &[u8]) -> Result<(), KernelError> {
+        self.not_in_capture("an upload")?;
+        lock(&self.memory).bytes_mut(to.address)[at..at + bytes.len()].copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn download(&self, from: &ShimMemory, bytes: &mut [u8]) -> Result<(), KernelError> {
+        assert!(bytes.len() <= from.bytes, "more is read than there is");
+        self.not_in_capture("a download")?;
+        bytes.copy_from_slice(&lock(&self.memory).bytes_mut(from.address)[..bytes.len()]);
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<Option<Duration>, KernelError> {
+        self.not_in_capture("a wait")?;
+        Ok(None)
+    }
+
+    fn launch<P: KernelParams>(
+        &mut self,
+        launch: &Launch<'_>,
+        params: &P,
+    ) -> Result<(), KernelError> {
+        let bytes = bytemuck::bytes_of(params);
+        let Some(recording) = &mut self.recording else {
+            return self.run(launch, (bytes, P::POINTERS));
+        };
+        recording.push(Recorded::Launch(RecordedLaunch {
+            file: launch.file.to_owned(),
+            kernel: launch.kernel.to_owned(),
+            grid: launch.grid,
+            threads: launch.threads,
+            shared_bytes: launch.shared_bytes,
+            params: bytes.to_vec(),
+            pointers: P::POINTERS,
+        }));
+        Ok(())
+    }
+
+    fn matmul(&mut self, product: &Matmul) -> Result<(), KernelError> {
+        match &mut self.recording {
+            Some(recording) => recording.push(Recorded::Product(*product)),
+            None => self.multiply(product),
+        }
+        Ok(())
+    }
+
+    fn begin_capture(&mut self) -> Result<(), KernelError> {
+        self.not_in_capture("a capture")?;
+        self.recording = Some(Vec::new());
+        Ok(())
+    }
+
+    fn end_capture(&mut self) -> Result<ShimGraph, KernelError> {
+        self.recording.take().map(ShimGraph).ok_or_else(|| KernelError::Device {
+            op: "a graph".to_owned(),
+            reason: "nothing was recorded".to_owned(),
+            sticky: false,
+        })
+    }
+
+    fn replay(&mut self, graph: &ShimGraph) -> Result<(), KernelError> {
+        self.not_in_capture("a replay")?;
+        for recorded in &graph.0 {
+            match recorded {
+                Recorded::Launch(recorded) => {
+                    let RecordedLaunch { file, kernel, grid, threads, shared_bytes, .. } = recorded;
+                    let launch = Launch {
+                        file,
+                        kernel,
+                        grid: *grid,
+                        threads: *threads,
+                        shared_bytes: *shared_bytes,
+                    };
+                    self.run(&launch, (&recorded.params, recorded.pointers))?;
+                }
+                Recorded::Product(product) => self.multiply(product),
+            }
+        }
         Ok(())
     }
 

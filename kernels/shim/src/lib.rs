@@ -14,7 +14,7 @@ use std::{
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
 };
 
-use sconce_kernels::cuda::{DevicePointer, KernelParams, Launch};
+use sconce_kernels::cuda::{DevicePointer, Launch};
 
 mod bench;
 pub mod cases;
@@ -23,7 +23,7 @@ mod driver;
 
 pub use bench::Bench;
 pub use compile::compile;
-pub use driver::ShimDriver;
+pub use driver::{ShimDriver, ShimGraph};
 
 /// The compiler that built the shim.
 #[must_use]
@@ -88,18 +88,17 @@ impl Shim {
         Self { program, input, output }
     }
 
-    /// Runs a kernel, with threads in the order of a seed; the memory holds what it left
-    /// there. What the shim or a sanitizer finds is on standard error; the error says
+    /// Runs a kernel on a parameter of these bytes, of which those from each of `pointers` on are
+    /// an address, with threads in the order of a seed; the memory holds what it left there. What the shim or a sanitizer finds is on standard error; the error says
     /// how the program ended. It cannot be used any more then.
-    fn launch<P: KernelParams>(
+    fn launch(
         &mut self,
         launch: &Launch<'_>,
         seed: u64,
-        params: &P,
+        (bytes, pointers): (&[u8], &[usize]),
         memory: &mut Memory,
     ) -> Result<(), String> {
-        let bytes = bytemuck::bytes_of(params);
-        let pointers: Vec<(usize, DevicePointer)> = P::POINTERS
+        let pointers: Vec<(usize, DevicePointer)> = pointers
             .iter()
             .map(|&at| (at, bytemuck::pod_read_unaligned(&bytes[at..at + 8])))
             .filter(|&(_, pointer)| pointer != DevicePointer::NULL)

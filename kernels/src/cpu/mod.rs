@@ -18,6 +18,7 @@ mod tile;
 mod vector;
 
 use std::{
+    convert::Infallible,
     ops::Range,
     sync::{Mutex, MutexGuard, PoisonError},
 };
@@ -190,6 +191,8 @@ impl Device for Cpu {
     type KvCache = CpuKvCache;
     type Step = CpuStep;
     type Routes = CpuRoutes;
+    /// Nothing is recorded.
+    type Graph = Infallible;
 
     fn describe(&self) -> String {
         format!("CPU, {} threads, {}", self.pool.num_threads(), self.isa.name())
@@ -246,6 +249,22 @@ impl Device for Cpu {
         cache: &mut CpuKvCache,
     ) -> Result<(), KernelError> {
         step.stage(plan, cache)
+    }
+
+    fn records(&self, _: &CpuStep) -> bool {
+        false
+    }
+
+    fn capture<T>(
+        &mut self,
+        _: &CpuStep,
+        _: impl FnOnce(&mut Self) -> Result<T, KernelError>,
+    ) -> Result<(Infallible, T), KernelError> {
+        Err(step::records_nothing())
+    }
+
+    fn replay(&mut self, graph: &Infallible, _: &CpuStep) -> Result<(), KernelError> {
+        match *graph {}
     }
 
     fn read(&mut self, buffer: &CpuBuffer, rows: usize) -> Result<Vec<f32>, KernelError> {

@@ -35,6 +35,9 @@ impl CpuStep {
     ) -> Result<(), KernelError> {
         self.sizes = StepSizes::default();
         let sizes = plan.check(&self.limits, (cache.layout(), cache.limits()))?;
+        if plan.bucket.is_some() {
+            return Err(records_nothing());
+        }
         cache.edit_tables(&plan.table_edits);
         self.plan.copy_from(plan);
         for (kind, tasks) in &mut self.attention {
@@ -55,5 +58,13 @@ impl CpuStep {
             |(kind, _): &&(AttentionKind, Vec<_>)| kind.params == *params && kind.group == group;
         let own = self.attention.iter().find(is_own);
         own.map(|(_, tasks)| &tasks[..]).ok_or_else(|| unknown_kind(op, params, group))
+    }
+}
+
+pub(super) fn records_nothing() -> KernelError {
+    KernelError::Unsupported {
+        what: "a step that is recorded".to_owned(),
+        device: "the CPU",
+        accepted: "steps without a bucket are",
     }
 }

@@ -9,7 +9,7 @@ use std::cmp::Reverse;
 use bytemuck::NoUninit;
 
 use super::word;
-use crate::{AttentionParams, StepPlan};
+use crate::{AttentionParams, Mask, StepPlan};
 
 /// Context tokens of a chunk.
 const CHUNK: usize = 256;
@@ -33,6 +33,9 @@ const MERGE_COST: f64 = 1.4;
 /// two that are left over when others have gone, which also start late.
 const ALONE_COST: f64 = 1.2;
 const LEFT_OVER_COST: [f64; 3] = [0.0, 1.7, 2.1];
+/// Blocks for each multiprocessor that a recorded step may have beside one for each row and
+/// KV head.
+const SPARE_BLOCKS: usize = 4;
 
 /// What one block does, for each KV head; `attention.cuh` says what the fields are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, NoUninit)]
@@ -70,12 +73,14 @@ pub struct AttentionRoom {
     /// Rows of partial results, `[head_dim + 4]` f32 each, that the workspace holds. A
     /// sequence whose rows do not fit is not shared out.
     pub max_partials: usize,
+    /// Decodes may have so many pieces of work, or one a block of rows if that is more.
+    pub max_decodes: usize,
 }
 
 /// Attention's work; reused from step to step.
 #[derive(Debug, Default)]
 pub struct AttentionPlan {
-    /// Of `paged_attention.cu`, the grid's second dimension: `[num_work]`.
+    /// Of `prefill_attention.cu`, the grid's second dimension: `[num_work]`.
     pub prompts: Vec<Work>,
     /// Of `decode_attention.cu`, likewise.
     pub decodes: Vec<Work>,
@@ -147,7 +152,7 @@ impl AttentionPlan {
     fn share_out(&mut self, group: usize, num_kv_heads: usize, room: AttentionRoom) {
         (self.num_partials, self.num_tickets) = (0, 0);
         self.whole.sort_by_key(|work| Reverse(work.num_seen));
-        let most = chunks_of_block(&self.whole, num_kv_heads, room.multiprocessors);
+        let most = chunks_of_block(&self.whole, num_kv_heads, room);
         for work in &self.whole {
             let num_seen = work.num_seen as usize;
             let mut num_blocks = num_seen.div_ceil(most);
@@ -176,7 +181,7 @@ impl AttentionPlan {
         }
     }
 
-    /// Packed rows of a block of `paged_attention.cu`.
+    /// Packed rows of a block of `prefill_attention.cu`.
     const fn prompt_rows(head_dim: usize) -> usize {
         if head_dim > 128 { 64 } else { 128 }
     }
@@ -201,6 +206,29 @@ impl AttentionPlan {
         (prompts, TICKETS_OF_SEQUENCE * num_seqs + max_partials / params.num_kv_heads)
     }
 
+    /// The most work of `rows` decodes of up to `max_model_len` tokens in a recorded step: what
+    /// its grid has. None where so many heads share one of K and V that decodes are computed as
+    /// prompts are.
+    #[must_use]
+    pub fn recorded_decodes(
+        params: &AttentionParams,
+        rows: usize,
+        max_model_len: usize,
+        multiprocessors: usize,
+    ) -> Option<usize> {
+        if params.num_heads / params.num_kv_heads > DECODE_ROWS {
+            return None;
+        }
+        let all = max_model_len.div_ceil(CHUNK).max(1);
+        let chunks = match params.mask {
+            // The window's first chunk and its last may be seen in part.
+            Mask::Sliding(window) => all.min((window + CHUNK - 2) / CHUNK + 1),
+            Mask::None | Mask::Causal => all,
+        };
+        let spare = (SPARE_BLOCKS * multiprocessors).div_ceil(params.num_kv_heads);
+        Some((rows * chunks).min(rows + spare))
+    }
+
     /// Tickets of so many sequences, at most.
     #[must_use]
     pub const fn most_tickets(params: &AttentionParams, num_seqs: usize) -> usize {
@@ -219,7 +247,7 @@ impl AttentionPlan {
         num * (head_dim + PARTIAL_HEAD) * size_of::<f32>()
     }
 
-    /// Dynamic shared memory of a block of `paged_attention.cu`, for activations of two
+    /// Dynamic shared memory of a block of `prefill_attention.cu`, for activations of two
     /// bytes and a cache of `cache_bytes` an element.
     #[must_use]
     pub const fn prompt_shared_bytes(head_dim: usize, cache_bytes: usize) -> usize {
@@ -253,12 +281,16 @@ const fn tile_bytes(head_dim: usize, cache_bytes: usize) -> usize {
 
 /// Chunks that a block is given at most, so that no multiprocessor has much more to do than
 /// another: more of them leave some idle at the end, fewer cost a start each. `whole` is
-/// sorted, the longest first.
-fn chunks_of_block(whole: &[Work], num_kv_heads: usize, multiprocessors: usize) -> usize {
+/// sorted, the longest first. There are no more pieces than there is room for: with all of
+/// the longest's chunks in one block, there are as few as can be.
+fn chunks_of_block(whole: &[Work], num_kv_heads: usize, room: AttentionRoom) -> usize {
     let longest = whole.first().map_or(1, |work| work.num_seen as usize).max(1);
     let cost = |size: usize| {
         let pieces: usize = whole.iter().map(|work| (work.num_seen as usize).div_ceil(size)).sum();
-        let blocks = (pieces * num_kv_heads).div_ceil(multiprocessors.max(1));
+        if pieces > room.max_decodes && size < longest {
+            return f64::INFINITY;
+        }
+        let blocks = (pieces * num_kv_heads).div_ceil(room.multiprocessors.max(1));
         // Pieces are as even as they can be.
         let chunks = longest.div_ceil(longest.div_ceil(size)) as f64;
         let merge = if size < longest { MERGE_COST } else { 0.0 };
@@ -277,8 +309,12 @@ fn chunks_of_block(whole: &[Work], num_kv_heads: usize, multiprocessors: usize) 
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
     use super::*;
-    use crate::{BLOCK_SIZE, Mask};
+    use crate::BLOCK_SIZE;
 
     /// A multiprocessor's shared memory, and what one block may ask of it, in KiB (CUDA C++
     /// Programming Guide, "Technical Specifications per Compute Capability").
@@ -335,7 +371,8 @@ mod tests {
 
     const TABLES: GroupTables = GroupTables { first: 1000, blocks_per_seq: 5000 };
 
-    const H200: AttentionRoom = AttentionRoom { multiprocessors: 132, max_partials: usize::MAX };
+    const H200: AttentionRoom =
+        AttentionRoom { multiprocessors: 132, max_partials: usize::MAX, max_decodes: usize::MAX };
 
     #[test]
     fn every_chunk_is_computed_once_and_every_partial_has_its_place() {
@@ -421,5 +458,58 @@ mod tests {
         plan.plan(&batch, &windowed, TABLES, whole);
         let seen: Vec<_> = plan.decodes.iter().map(|work| work.first_seen).collect();
         assert_eq!(seen, [0, 1]);
+    }
+    proptest! {
+        /// What a recorded step's grid has is enough for every step of its bucket: rows up to
+        /// it, contexts up to the longest.
+        #[test]
+        fn a_recorded_grid_holds_every_decode_step_of_its_bucket(
+            bucket in 1_usize..=64,
+            shares in prop::collection::vec(0.0_f64..=1.0, 1..=64),
+            longest in 1_usize..200_000,
+            (num_kv_heads, group) in (1_usize..=8, 1_usize..=16),
+            window in prop::option::of(1_usize..5000),
+            multiprocessors in 1_usize..=132,
+            has_room in any::<bool>(),
+        ) {
+            let mask = window.map_or(Mask::Causal, Mask::Sliding);
+            let params = AttentionParams { mask, ..params(num_kv_heads, group) };
+            let most = AttentionPlan::recorded_decodes(&params, bucket, longest, multiprocessors)
+                .expect("so few heads share one");
+            let contexts: Vec<usize> = shares
+                .iter()
+                .take(bucket)
+                .map(|share| ((longest as f64 * share) as usize).clamp(1, longest))
+                .collect();
+            let max_partials = if has_room { usize::MAX } else { 1000 };
+            let room = AttentionRoom { multiprocessors, max_partials, max_decodes: most };
+            let mut plan = AttentionPlan::default();
+            plan.plan(&decodes(&contexts), &params, TABLES, room);
+            prop_assert!(plan.prompts.is_empty());
+            prop_assert!(plan.decodes.len() <= most, "{} of {most}", plan.decodes.len());
+            // Each row is somebody's work, and the longest are shared out where that pays.
+            let rows: BTreeSet<u32> = plan.decodes.iter().map(|work| work.first_query).collect();
+            prop_assert_eq!(rows.len(), contexts.len());
+            // Little more than there may be work: a block for each row, and for each
+            // multiprocessor a few.
+            prop_assert!(most <= bucket + 4 * multiprocessors + 1);
+        }
+    }
+
+    /// A long sequence alone has blocks on every multiprocessor in a recorded step too.
+    #[test]
+    fn a_recorded_step_is_shared_out() {
+        let own = params(8, 4);
+        let most = AttentionPlan::recorded_decodes(&own, 1, 131_072, 132).expect("recorded");
+        let mut plan = AttentionPlan::default();
+        plan.plan(
+            &decodes(&[131_072]),
+            &own,
+            TABLES,
+            AttentionRoom { max_decodes: most, ..H200 },
+        );
+        assert!(plan.decodes.len() * 8 >= 132, "{}", plan.decodes.len());
+        // More than 16 heads to one are computed as prompts are.
+        assert_eq!(AttentionPlan::recorded_decodes(&params(1, 17), 1, 10, 132), None);
     }
 }

@@ -1,16 +1,21 @@
 //! The CUDA backend: memory, steps, sampling. Its operations are in `ops.rs`.
 
-use std::time::Duration;
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
 use candle_core::Tensor;
 
 use super::{
     AttentionPlan, AttentionRoom, CudaBuffer, CudaKvCache, CudaMatrix, CudaRoutes, CudaStep,
-    CudaVector, DevicePointer, Driver, memory::decode, names, sampler::SamplingBuffers,
+    CudaVector, DevicePointer, Driver, ProductForm, memory::decode, names,
+    sampler::SamplingBuffers,
 };
 use crate::{
-    AttentionKind, AttentionParams, Device, Dtype, KernelError, KvLayout, Routing, Sampler,
-    StepLimits, StepPlan, WeightDtype,
+    AttentionKind, AttentionParams, Device, Dtype, Findings, KernelError, KvLayout, Routing,
+    Sampler, StepLimits, StepPlan, WeightDtype,
     ops::sampling::{Logprobs, SampleRequest, Sampled},
     plan::below_in,
 };
@@ -26,6 +31,13 @@ pub struct Cuda<D: Driver> {
     pub(super) dtype: Dtype,
     sampling: SamplingBuffers<D::Memory>,
     pub(super) partials: Option<Partials<D::Memory>>,
+    pub(super) is_deterministic: bool,
+    /// The form of every product, where one was asked for.
+    pub(super) product_form: Option<ProductForm>,
+    /// Those that were found best, by rows, outputs and inputs.
+    pub(super) product_forms: HashMap<(usize, usize, usize), ProductForm>,
+    /// Outputs and inputs of the weights that were made.
+    pub(super) weights: Mutex<BTreeSet<(usize, usize)>>,
 }
 
 /// Room for attention's partial results and the tickets of the blocks that merge them.
@@ -36,6 +48,15 @@ pub(super) struct Partials<M> {
     pub(super) partials: DevicePointer,
     pub(super) tickets: DevicePointer,
     _memory: [M; 2],
+}
+
+/// Work that was recorded.
+pub struct CudaGraph<G> {
+    recorded: G,
+    /// Where it reads what varies from step to step.
+    places: Vec<u64>,
+    /// Attention's partial results and tickets.
+    partials: Option<[DevicePointer; 2]>,
 }
 
 impl<D: Driver> Cuda<D> {
@@ -56,6 +77,10 @@ impl<D: Driver> Cuda<D> {
             driver,
             dtype,
             partials: None,
+            is_deterministic: false,
+            product_form: None,
+            product_forms: HashMap::new(),
+            weights: Mutex::default(),
         })
     }
 
@@ -68,6 +93,10 @@ impl<D: Driver> Cuda<D> {
     /// The device, to time what it does.
     pub fn driver_mut(&mut self) -> &mut D {
         &mut self.driver
+    }
+
+    fn partial_places(&self) -> Option<[DevicePointer; 2]> {
+        self.partials.as_ref().map(|known| [known.partials, known.tickets])
     }
 
     /// Makes room for the partial results of the largest step, if it is not too much.
@@ -99,7 +128,7 @@ impl<D: Driver> Cuda<D> {
                 Some(Partials { bytes, num_tickets, partials, tickets, _memory: memory });
         }
         let multiprocessors = self.driver.multiprocessors();
-        Ok(AttentionRoom { max_partials: max, multiprocessors })
+        Ok(AttentionRoom { max_partials: max, multiprocessors, max_decodes: usize::MAX })
     }
 }
 
@@ -110,9 +139,27 @@ impl<D: Driver> Device for Cuda<D> {
     type KvCache = CudaKvCache<D::Memory>;
     type Step = CudaStep<D::Memory>;
     type Routes = CudaRoutes<D::Memory>;
+    type Graph = CudaGraph<D::Graph>;
 
     fn describe(&self) -> String {
         self.driver.describe()
+    }
+
+    fn setting(&self) -> Option<String> {
+        Some(self.driver.setting())
+    }
+
+    fn try_forms(
+        &mut self,
+        found: &mut Findings,
+        keep: &mut dyn FnMut(&Findings),
+    ) -> Result<(), KernelError> {
+        // There is one form of products then.
+        if self.is_deterministic {
+            return Ok(());
+        }
+        let weights = self.weights.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        self.try_products(&Vec::from_iter(weights), found, keep)
     }
 
     fn memory_info(&self) -> Result<Option<(usize, usize)>, KernelError> {
@@ -120,7 +167,7 @@ impl<D: Driver> Device for Cuda<D> {
     }
 
     fn buffer(&self, capacity: usize, cols: usize) -> Result<Self::Buffer, KernelError> {
-        CudaBuffer::new(&self.driver, capacity, cols, self.dtype)
+        CudaBuffer::new(&self.driver, self.padded_rows(capacity), cols, self.dtype)
     }
 
     fn logits_buffer(
@@ -128,7 +175,7 @@ impl<D: Driver> Device for Cuda<D> {
         capacity: usize,
         vocab_size: usize,
     ) -> Result<Self::Buffer, KernelError> {
-        CudaBuffer::new(&self.driver, capacity, vocab_size, Dtype::F32)
+        CudaBuffer::new(&self.driver, self.padded_rows(capacity), vocab_size, Dtype::F32)
     }
 
     fn routes(&self, capacity: usize, routing: Routing) -> Result<Self::Routes, KernelError> {
@@ -143,7 +190,10 @@ impl<D: Driver> Device for Cuda<D> {
                 accepted: "weights of the dtype it computes in are",
             });
         }
-        CudaMatrix::new(&self.driver, parts, self.dtype)
+        let matrix = CudaMatrix::new(&self.driver, parts, self.dtype)?;
+        let mut weights = self.weights.lock().unwrap_or_else(PoisonError::into_inner);
+        weights.insert((matrix.n, matrix.k));
+        Ok(matrix)
     }
 
     fn matrix_bytes(&self, matrix: &Self::Matrix) -> usize {
@@ -167,7 +217,7 @@ impl<D: Driver> Device for Cuda<D> {
             });
         }
         for layer in &layout.layers {
-            if names::paged_attention((self.dtype, layout.dtype), layer.head_dim).is_none() {
+            if names::prefill_attention((self.dtype, layout.dtype), layer.head_dim).is_none() {
                 return Err(KernelError::Unsupported {
                     what: format!("head_dim {}", layer.head_dim),
                     device: "CUDA",
@@ -197,6 +247,36 @@ impl<D: Driver> Device for Cuda<D> {
         cache: &mut Self::KvCache,
     ) -> Result<(), KernelError> {
         step.stage(&mut self.driver, plan, cache)
+    }
+
+    fn records(&self, step: &Self::Step) -> bool {
+        step.records()
+    }
+
+    fn capture<T>(
+        &mut self,
+        step: &Self::Step,
+        work: impl FnOnce(&mut Self) -> Result<T, KernelError>,
+    ) -> Result<(Self::Graph, T), KernelError> {
+        self.driver.begin_capture()?;
+        let done = work(self);
+        // Whatever came of the work, the device goes on to do what it is asked for.
+        let recorded = self.driver.end_capture();
+        let (done, recorded) = (done?, recorded?);
+        let (places, partials) = (step.places.clone(), self.partial_places());
+        Ok((CudaGraph { recorded, places, partials }, done))
+    }
+
+    fn replay(&mut self, graph: &Self::Graph, step: &Self::Step) -> Result<(), KernelError> {
+        if graph.places != step.places || graph.partials != self.partial_places() {
+            return Err(KernelError::Shape {
+                op: "replay",
+                what: "the staged step's lists",
+                got: format!("at {:x?}", step.places),
+                expected: format!("at {:x?}, as when it was recorded", graph.places),
+            });
+        }
+        self.driver.replay(&graph.recorded)
     }
 
     fn read(&mut self, buffer: &Self::Buffer, rows: usize) -> Result<Vec<f32>, KernelError> {

@@ -16,8 +16,8 @@ use candle_core::CudaDevice;
 use cudarc::{
     cublas::{self, CudaBlas, result::CublasError},
     driver::{
-        CudaEvent, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr as _, DriverError,
-        PinnedHostSlice, result as cuda, sys,
+        CudaEvent, CudaFunction, CudaGraph, CudaModule, CudaSlice, CudaStream, DevicePtr as _,
+        DriverError, PinnedHostSlice, result as cuda, sys,
     },
     nvrtc::Ptx,
 };
@@ -34,8 +34,9 @@ const PINNED_BYTES: usize = 8 << 20;
 const NUM_PINNED: usize = 4;
 /// What cuBLAS gets to work in, as NVIDIA advises for Hopper.
 const BLAS_WORKSPACE_BYTES: usize = 32 << 20;
-/// Shared memory that a launch may have without asking.
-const PLAIN_SHARED_BYTES: usize = 48 << 10;
+/// Dynamic shared memory that a launch may have without asking: 48 KiB, of which there may be
+/// static memory too.
+const PLAIN_SHARED_BYTES: usize = 40 << 10;
 
 /// A CUDA device.
 pub struct CudaDriver {
@@ -46,14 +47,18 @@ pub struct CudaDriver {
     blas: Unpanicking<Arc<CudaBlas>>,
     _blas_workspace: CudaSlice<u8>,
     modules: HashMap<&'static str, Arc<CudaModule>>,
-    functions: HashMap<String, CudaFunction>,
+    /// With the dynamic shared memory that each may have.
+    functions: HashMap<String, (CudaFunction, usize)>,
     pinned: Mutex<Pinned>,
     /// Recorded where a step begins and where it is waited for.
     step: [CudaEvent; 2],
     /// The first of these is of the step that has not been waited for.
     step_begun: bool,
     description: String,
+    setting: String,
     multiprocessors: usize,
+    /// What a block may have.
+    shared_bytes: usize,
 }
 
 /// What is dropped without a panic: cudarc unwraps what destroying a handle of cuBLAS or
@@ -84,6 +89,13 @@ impl<T> Drop for Unpanicking<T> {
 
 /// Memory of a device.
 pub struct CudaMemory(CudaSlice<u8>);
+
+/// What was recorded of one stream.
+pub struct RecordedGraph(CudaGraph);
+
+// SAFETY: a graph may be used by any thread, by one at a time (CUDA Driver API, "Graph object
+// thread safety"), and all that is done with it takes the driver, which one thread owns.
+unsafe impl Send for RecordedGraph {}
 
 /// Host memory that the device reads by itself, in turns.
 struct Pinned {
@@ -123,11 +135,20 @@ impl CudaDriver {
         let attribute = |attribute| context.attribute(attribute).map_err(failed);
         let multiprocessors =
             attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+        let shared_bytes = attribute(
+            sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
+        )?;
         let (major, minor) = context.compute_capability().map_err(failed)?;
         let name = context.name().map_err(failed)?;
         let gib = context.total_mem().map_err(failed)? as f64 / f64::from(1 << 30);
         let description = format!("{name}, sm_{major}{minor}, {gib:.0} GiB");
         let blas = Unpanicking::new(device.cublas_handle());
+        let setting = format!(
+            "{name}, sm_{major}{minor}, driver of CUDA {}, cuBLAS {}, kernels {:016x}",
+            start::driver_version()?,
+            blas_version(&blas)?,
+            fingerprint()
+        );
         let device = Unpanicking::new(device);
         let blas_workspace = stream.alloc_zeros::<u8>(BLAS_WORKSPACE_BYTES).map_err(failed)?;
         let address = blas_workspace.device_ptr(&stream).0;
@@ -165,36 +186,38 @@ impl CudaDriver {
             functions: HashMap::new(),
             pinned: Mutex::new(Pinned { buffers, next: 0 }),
             description,
+            setting,
             multiprocessors: usize::try_from(multiprocessors).unwrap_or(1),
+            shared_bytes: usize::try_from(shared_bytes).unwrap_or(PLAIN_SHARED_BYTES),
             stream,
         })
     }
 
     /// A kernel, ready for launches of so much shared memory.
     fn function(&mut self, launch: &Launch<'_>) -> Result<sys::CUfunction, KernelError> {
-        if let Some(function) = self.functions.get(launch.kernel) {
-            return Ok(function.cu_function());
-        }
         let failed = |error| device_error(launch.kernel, error);
-        let module = self.modules.get(launch.file).ok_or_else(|| KernelError::Device {
-            op: launch.kernel.to_owned(),
-            reason: format!("{}.cu is not part of this build", launch.file),
-            sticky: false,
-        })?;
-        let function = module.load_function(launch.kernel).map_err(failed)?;
-        if launch.shared_bytes > PLAIN_SHARED_BYTES {
+        if !self.functions.contains_key(launch.kernel) {
+            let module = self.modules.get(launch.file).ok_or_else(|| KernelError::Device {
+                op: launch.kernel.to_owned(),
+                reason: format!("{}.cu is not part of this build", launch.file),
+                sticky: false,
+            })?;
+            let function = module.load_function(launch.kernel).map_err(failed)?;
+            if launch.shared_bytes > 0 {
+                use sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT as SHARE;
+                // In percent: as many blocks at a time as the multiprocessor's memory holds.
+                function.set_attribute(SHARE, 100).map_err(failed)?;
+            }
+            self.functions.insert(launch.kernel.to_owned(), (function, PLAIN_SHARED_BYTES));
+        }
+        let (function, most) = self.functions.get_mut(launch.kernel).expect("it was put there");
+        if launch.shared_bytes > *most {
             use sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as MAX;
             let bytes = i32::try_from(launch.shared_bytes).unwrap_or(i32::MAX);
             function.set_attribute(MAX, bytes).map_err(failed)?;
+            *most = launch.shared_bytes;
         }
-        if launch.shared_bytes > 0 {
-            use sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT as SHARE;
-            // In percent: as many blocks at a time as the multiprocessor's memory holds.
-            function.set_attribute(SHARE, 100).map_err(failed)?;
-        }
-        let raw = function.cu_function();
-        self.functions.insert(launch.kernel.to_owned(), function);
-        Ok(raw)
+        Ok(function.cu_function())
     }
 
     /// The device's UUID as NVIDIA's tools write it: `GPU-` and five groups of hex digits.
@@ -217,13 +240,22 @@ impl CudaDriver {
 
 impl Driver for CudaDriver {
     type Memory = CudaMemory;
+    type Graph = RecordedGraph;
 
     fn describe(&self) -> String {
         self.description.clone()
     }
 
+    fn setting(&self) -> String {
+        self.setting.clone()
+    }
+
     fn multiprocessors(&self) -> usize {
         self.multiprocessors
+    }
+
+    fn shared_bytes(&self) -> usize {
+        self.shared_bytes
     }
 
     fn allocate(&self, bytes: usize, what: &str) -> Result<CudaMemory, KernelError> {
@@ -371,6 +403,41 @@ impl Driver for CudaDriver {
         })
     }
 
+    fn begin_capture(&mut self) -> Result<(), KernelError> {
+        // Other threads' calls are no concern of a stream that is this one's alone.
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        self.stream.begin_capture(mode).map_err(|error| match error.0 {
+            sys::CUresult::CUDA_ERROR_NOT_SUPPORTED => KernelError::Unsupported {
+                what: "a CUDA graph".to_owned(),
+                device: "this CUDA device",
+                accepted: "steps that are launched kernel by kernel are (--enforce-eager)",
+            },
+            _ => device_error("the beginning of a graph", error),
+        })
+    }
+
+    fn end_capture(&mut self) -> Result<RecordedGraph, KernelError> {
+        const OP: &str = "a graph";
+        let failed = |error| device_error(OP, error);
+        // What cudarc noted as it dropped something would keep it from ending the capture.
+        let noted = self.stream.context().check_err();
+        let graph = self.stream.end_capture(sys::CUgraphInstantiate_flags(0));
+        noted.map_err(failed)?;
+        let graph = graph.map_err(failed)?;
+        let graph = graph.ok_or_else(|| KernelError::Device {
+            op: OP.to_owned(),
+            reason: "nothing was recorded".to_owned(),
+            sticky: false,
+        })?;
+        // So that the first step that replays it does not wait for this.
+        graph.upload().map_err(failed)?;
+        Ok(RecordedGraph(graph))
+    }
+
+    fn replay(&mut self, graph: &RecordedGraph) -> Result<(), KernelError> {
+        graph.0.launch().map_err(|error| device_error("a graph's launch", error))
+    }
+
     fn memory_info(&self) -> Result<(usize, usize), KernelError> {
         let failed = |error| device_error("the device's memory", error);
         self.synchronize()?;
@@ -410,6 +477,28 @@ impl cudarc::driver::HostSlice<u8> for Prefix<'_> {
     ) -> (&'a mut [u8], cudarc::driver::SyncOnDrop<'a>) {
         unreachable!("uploads only read")
     }
+}
+
+/// cuBLAS's version, as it counts them.
+fn blas_version(blas: &CudaBlas) -> Result<i32, KernelError> {
+    let mut version = 0;
+    // SAFETY: the handle lives, and the library writes one integer.
+    let asked = unsafe { cublas::sys::cublasGetVersion_v2(*blas.handle(), &raw mut version) };
+    asked.result().map_err(|error| blas_error("cuBLAS's version", error))?;
+    Ok(version)
+}
+
+/// What tells the kernels of this build from another's (FNV-1a, over words).
+fn fingerprint() -> u64 {
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    for (_, fatbin) in FATBINS {
+        for word in fatbin.chunks(8) {
+            let mut bytes = [0; 8];
+            bytes[..word.len()].copy_from_slice(word);
+            hash = (hash ^ u64::from_le_bytes(bytes)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+    hash
 }
 
 /// Memory that is freed stays with the process: the next allocation has it at once.

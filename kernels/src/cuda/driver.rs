@@ -14,12 +14,26 @@ use crate::{Dtype, KernelError};
 pub trait Driver: Send {
     /// Device memory; freed when dropped.
     type Memory: Send + Sync;
+    /// Launches and products that were recorded, with their parameters.
+    type Graph: Send;
 
     /// What a person should know of the device.
     fn describe(&self) -> String;
 
+    /// What times of kernels depend on: the kind of device, its driver, its libraries and the
+    /// build that the kernels are of.
+    fn setting(&self) -> String {
+        self.describe()
+    }
+
     /// Multiprocessors, which run blocks side by side.
     fn multiprocessors(&self) -> usize;
+
+    /// Bytes of shared memory that a block may have.
+    fn shared_bytes(&self) -> usize {
+        // What compute capability 8.6 has, the least of all that kernels are compiled for.
+        99 << 10
+    }
 
     /// Memory of `bytes`, zeroed, for `what`.
     ///
@@ -73,6 +87,26 @@ pub trait Driver: Send {
     /// # Errors
     /// The device refused it.
     fn matmul(&mut self, product: &Matmul) -> Result<(), KernelError>;
+
+    /// Records launches and products from here on, instead of doing them. Nothing is copied,
+    /// allocated or waited for until [`Self::end_capture`], and no kernel is launched for the
+    /// first time.
+    ///
+    /// # Errors
+    /// The device refused it: [`KernelError::Unsupported`] if it records nothing at all.
+    fn begin_capture(&mut self) -> Result<(), KernelError>;
+
+    /// Ends what [`Self::begin_capture`] began, whether or not all went well in between.
+    ///
+    /// # Errors
+    /// Something was asked for that cannot be recorded.
+    fn end_capture(&mut self) -> Result<Self::Graph, KernelError>;
+
+    /// Does what was recorded, in one call.
+    ///
+    /// # Errors
+    /// The device refused it.
+    fn replay(&mut self, graph: &Self::Graph) -> Result<(), KernelError>;
 
     /// Free and total bytes of the device's memory.
     ///

@@ -223,11 +223,16 @@ fn encoded(
     match (storage, dtype) {
         (CpuStorage::BF16(x), Dtype::Bf16) => take(bytemuck::cast_slice(&x[range])),
         (CpuStorage::F16(x), Dtype::F16) => take(bytemuck::cast_slice(&x[range])),
-        (CpuStorage::F32(x), _) => take(&convert(&x[range], dtype, |x| x)),
+        (CpuStorage::F32(x), _) => take(&encode(&x[range], dtype)),
         (CpuStorage::BF16(x), _) => take(&convert(&x[range], dtype, bf16::to_f32)),
         (CpuStorage::F16(x), _) => take(&convert(&x[range], dtype, f16::to_f32)),
         _ => Err(KernelError::Dtype { op: "weights", got: tensor.dtype() }),
     }
+}
+
+/// Numbers as they are stored in a dtype.
+pub(super) fn encode(x: &[f32], dtype: Dtype) -> Vec<u8> {
+    convert(x, dtype, |x| x)
 }
 
 fn convert<T: Copy>(x: &[T], dtype: Dtype, to_f32: impl Fn(T) -> f32) -> Vec<u8> {

@@ -14,6 +14,8 @@ mod memory;
 mod names;
 mod ops;
 mod params;
+mod product_trials;
+mod products;
 mod routes;
 mod sampler;
 mod staging;
@@ -22,17 +24,19 @@ mod start;
 mod step;
 
 pub use attention_plan::{AttentionPlan, AttentionRoom, GroupTables, Work};
-pub use backend::Cuda;
+pub use backend::{Cuda, CudaGraph};
 #[cfg(feature = "cuda")]
-pub use device::{CudaDriver, CudaMemory};
+pub use device::{CudaDriver, CudaMemory, RecordedGraph};
 pub use driver::{Driver, Launch, Matmul};
 pub use memory::{CudaBuffer, CudaKvCache, CudaMatrix, CudaVector};
 pub use params::{
     AddBias, AddExperts, CopyBlocks, DevicePointer, EmbeddingGather, EntryEdit, ExpertProduct,
-    Gated, KernelParams, MAX_SAMPLE_SLICES, MAX_TOP, PagedAttention, RmsNorm, RopeAndCache, Route,
-    SAMPLE_RUN_BYTES, SAMPLE_SHARED_BYTES, SAMPLE_SLICE, SAMPLE_SLICE_BYTES, SAMPLE_STATE_BYTES,
-    SampleRow, SampledRow, Sampling, SoftCap, SortByExpert, TableEdits, TokenLogprobs,
+    Gated, Gemv, GemvForm, KernelParams, MAX_SAMPLE_SLICES, MAX_TOP, PagedAttention, RmsNorm,
+    RopeAndCache, Route, SAMPLE_RUN_BYTES, SAMPLE_SHARED_BYTES, SAMPLE_SLICE, SAMPLE_SLICE_BYTES,
+    SAMPLE_STATE_BYTES, SampleRow, SampledRow, Sampling, SoftCap, SortByExpert, TableEdits,
+    TokenLogprobs,
 };
+pub use products::ProductForm;
 pub use routes::CudaRoutes;
 pub use step::CudaStep;
 

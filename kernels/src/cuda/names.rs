@@ -1,5 +1,6 @@
 //! The kernels' names, put together when this is compiled.
 
+use super::GemvForm;
 use crate::{CacheDtype, Dtype};
 
 /// A kernel of activations in a dtype.
@@ -28,17 +29,17 @@ pub(super) fn rope_and_cache(dtypes: (Dtype, CacheDtype)) -> Option<&'static str
     of_cache!("rope_and_cache", "", dtypes)
 }
 
-/// `paged_attention.cu`'s for activations, a cache and a head_dim.
-pub(super) fn paged_attention(
+/// `prefill_attention.cu`'s for activations, a cache and a head_dim.
+pub(super) fn prefill_attention(
     dtypes: (Dtype, CacheDtype),
     head_dim: usize,
 ) -> Option<&'static str> {
     match head_dim {
-        64 => of_cache!("paged_attention", "_d64", dtypes),
-        80 => of_cache!("paged_attention", "_d80", dtypes),
-        96 => of_cache!("paged_attention", "_d96", dtypes),
-        128 => of_cache!("paged_attention", "_d128", dtypes),
-        256 => of_cache!("paged_attention", "_d256", dtypes),
+        64 => of_cache!("prefill_attention", "_d64", dtypes),
+        80 => of_cache!("prefill_attention", "_d80", dtypes),
+        96 => of_cache!("prefill_attention", "_d96", dtypes),
+        128 => of_cache!("prefill_attention", "_d128", dtypes),
+        256 => of_cache!("prefill_attention", "_d256", dtypes),
         _ => None,
     }
 }
@@ -64,6 +65,35 @@ pub(super) fn decode_attention(
         96 => of_columns!(96),
         128 => of_columns!(128),
         256 => of_columns!(256),
+        _ => None,
+    }
+}
+
+/// `gemv.cu`'s for activations, so many rows of them and a form, if there is one.
+pub(super) fn gemv(dtype: Dtype, rows: usize, form: GemvForm) -> Option<&'static str> {
+    if form.threads * form.blocks > 512 {
+        return match (dtype, rows, form.rows, form.ahead) {
+            (Dtype::Bf16, 1, 2, 4) => Some("gemv_bf16_m1_r2_u4_b2"),
+            (Dtype::Bf16, 1, 1, 8) => Some("gemv_bf16_m1_r1_u8_b2"),
+            _ => None,
+        };
+    }
+    match (dtype, rows, form.rows, form.ahead) {
+        (Dtype::Bf16, 1, 2, 4) => Some("gemv_bf16_m1_r2_u4"),
+        (Dtype::Bf16, 2, 2, 4) => Some("gemv_bf16_m2_r2_u4"),
+        (Dtype::Bf16, 3, 2, 4) => Some("gemv_bf16_m3_r2_u4"),
+        (Dtype::Bf16, 4, 2, 4) => Some("gemv_bf16_m4_r2_u4"),
+        (Dtype::F16, 1, 2, 4) => Some("gemv_f16_m1_r2_u4"),
+        (Dtype::F16, 2, 2, 4) => Some("gemv_f16_m2_r2_u4"),
+        (Dtype::F16, 3, 2, 4) => Some("gemv_f16_m3_r2_u4"),
+        (Dtype::F16, 4, 2, 4) => Some("gemv_f16_m4_r2_u4"),
+        (Dtype::Bf16, 1, 1, 8) => Some("gemv_bf16_m1_r1_u8"),
+        (Dtype::Bf16, 2, 1, 8) => Some("gemv_bf16_m2_r1_u8"),
+        (Dtype::Bf16, 4, 1, 8) => Some("gemv_bf16_m4_r1_u8"),
+        (Dtype::Bf16, 1, 2, 8) => Some("gemv_bf16_m1_r2_u8"),
+        (Dtype::Bf16, 2, 2, 8) => Some("gemv_bf16_m2_r2_u8"),
+        (Dtype::Bf16, 4, 2, 8) => Some("gemv_bf16_m4_r2_u8"),
+        (Dtype::Bf16, 1, 4, 2) => Some("gemv_bf16_m1_r4_u2"),
         _ => None,
     }
 }

@@ -3,16 +3,16 @@
 use std::ops::Range;
 
 use super::{
-    AddBias, AttentionPlan, Cuda, CudaBuffer, CudaMatrix, CudaVector, DevicePointer, Driver,
-    EmbeddingGather, Gated, KernelParams, Launch, Matmul, PagedAttention, RmsNorm, RopeAndCache,
-    SoftCap,
+    AttentionPlan, Cuda, CudaBuffer, CudaVector, DevicePointer, Driver, EmbeddingGather, Gated,
+    KernelParams, Launch, PagedAttention, RmsNorm, RopeAndCache, SoftCap,
     backend::Partials,
     names::{self, of_dtype},
+    products::Outcome,
     word,
 };
 use crate::{
     Activation, AttentionParams, Dtype, KernelError, Mask, Ops,
-    ops::{embedding::check_logit_rows, unknown_kind},
+    ops::{embedding::check_logit_rows, gated::needed_scratch, unknown_kind},
 };
 
 /// A cache is refused when it is made if no kernel takes it.
@@ -82,47 +82,15 @@ impl<D: Driver> Cuda<D> {
         let blocks = RmsNorm::grid(rows, hidden, self.driver.multiprocessors());
         self.launch(&row_launch(OP, kernel, blocks), &params)
     }
-
-    fn product(
-        &mut self,
-        op: &'static str,
-        (rows, accumulate): (usize, bool),
-        x: &CudaBuffer<D::Memory>,
-        w: &CudaMatrix<D::Memory>,
-        bias: Option<&CudaVector<D::Memory>>,
-        out: &mut CudaBuffer<D::Memory>,
-    ) -> Result<(), KernelError> {
-        x.check(op, "x", (rows, w.k), self.dtype)?;
-        out.check(op, "out", (rows, w.n), out.dtype)?;
-        if let Some(bias) = bias {
-            bias.check(op, "bias", w.n)?;
-            out.check(op, "out with a bias", (rows, w.n), self.dtype)?;
-        }
-        if rows == 0 {
-            return Ok(());
-        }
-        self.driver.matmul(&Matmul {
-            x: x.address,
-            w: w.address,
-            out: out.address,
-            rows,
-            n: w.n,
-            k: w.k,
-            dtype: self.dtype,
-            out_dtype: out.dtype,
-            accumulate,
-        })?;
-        let Some(bias) = bias else { return Ok(()) };
-        let pieces = pieces(op, w.n)?;
-        let params =
-            AddBias { bias: bias.address, x: out.address, pieces: word(pieces), rows: word(rows) };
-        let kernel = of_dtype!("add_bias", self.dtype);
-        self.launch(&self.elementwise("add_bias", kernel, rows * pieces), &params)
-    }
 }
 
 impl<M> CudaVector<M> {
-    fn check(&self, op: &'static str, what: &'static str, len: usize) -> Result<(), KernelError> {
+    pub(super) fn check(
+        &self,
+        op: &'static str,
+        what: &'static str,
+        len: usize,
+    ) -> Result<(), KernelError> {
         if self.len == len {
             return Ok(());
         }
@@ -221,7 +189,7 @@ impl<D: Driver> Ops for Cuda<D> {
         bias: Option<&Self::Vector>,
         out: &mut Self::Buffer,
     ) -> Result<(), KernelError> {
-        self.product("linear", (rows, false), x, w, bias, out)
+        self.product("linear", (rows, Outcome::Store), x, w, bias, out)
     }
 
     fn linear_add(
@@ -232,7 +200,7 @@ impl<D: Driver> Ops for Cuda<D> {
         bias: Option<&Self::Vector>,
         out: &mut Self::Buffer,
     ) -> Result<(), KernelError> {
-        self.product("linear_add", (rows, true), x, w, bias, out)
+        self.product("linear_add", (rows, Outcome::Add), x, w, bias, out)
     }
 
     fn gated(
@@ -254,6 +222,24 @@ impl<D: Driver> Ops for Cuda<D> {
             Activation::GeluTanh => of_dtype!("gelu_mul", self.dtype),
         };
         self.launch(&self.elementwise(OP, kernel, rows * pieces), &params)
+    }
+
+    fn linear_gated(
+        &mut self,
+        rows: usize,
+        x: &Self::Buffer,
+        w: &Self::Matrix,
+        bias: Option<&Self::Vector>,
+        activation: Activation,
+        scratch: Option<&mut Self::Buffer>,
+        out: &mut Self::Buffer,
+    ) -> Result<(), KernelError> {
+        if self.gated_product((rows, activation), x, w, bias, out)? {
+            return Ok(());
+        }
+        let scratch = needed_scratch(scratch)?;
+        self.linear(rows, x, w, bias, scratch)?;
+        self.gated(rows, activation, scratch, out)
     }
 
     fn route(
@@ -384,13 +370,24 @@ impl<D: Driver> Ops for Cuda<D> {
         };
         let dtype = cache.layout.dtype;
         let dtypes = (self.dtype, dtype);
-        let prompts = Launch {
-            file: OP,
-            kernel: names::paged_attention(dtypes, head_dim).expect(CHECKED),
+        let mut prompts = Launch {
+            file: "prefill_attention",
+            kernel: names::prefill_attention(dtypes, head_dim).expect(CHECKED),
             grid: [word(num_kv_heads), word(work.prompts.1)],
             threads: 256,
             shared_bytes: AttentionPlan::prompt_shared_bytes(head_dim, dtype.size()),
         };
+        // For the bench only.
+        if prompts.kernel == "prefill_attention_bf16_d128" {
+            match std::env::var("SCONCE_PREFILL").as_deref() {
+                Ok("warps") => prompts.kernel = "prefill_attention_warps_bf16_d128",
+                Ok("four") => {
+                    prompts.kernel = "prefill_attention_four_bf16_d128";
+                    prompts.shared_bytes = 100_352;
+                }
+                _ => {}
+            }
+        }
         self.launch(&prompts, &launch_params)?;
         launch_params.work = work.decodes.0;
         let columns = AttentionPlan::decode_columns(group);

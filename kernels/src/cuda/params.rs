@@ -74,6 +74,13 @@ params! {
 }
 
 params! {
+    /// `gemv.cu`; grid and threads as [`GemvForm`] has it.
+    Gemv { x, w, bias, norm, out; n: u32, k: u32, epilogue: u32, eps: f32 }
+}
+
+const _: () = assert!(size_of::<Gemv>() == 56, "as gemv.cu has it");
+
+params! {
     /// `gated.cu`; any grid, 256 threads.
     Gated { x, out; pieces: u32, rows: u32 }
 }
@@ -147,7 +154,7 @@ params! {
 }
 
 params! {
-    /// `paged_attention.cu`, 256 threads, and `decode_attention.cu`, 128 threads; grid
+    /// `prefill_attention.cu`, 256 threads, and `decode_attention.cu`, 128 threads; grid
     /// `[KV heads, work]`, shared memory as [`super::AttentionPlan`] has it.
     PagedAttention {
         work, q, cache, out, block_tables, partials, tickets;
@@ -306,5 +313,54 @@ impl RmsNorm {
     pub fn grid(rows: usize, hidden: usize, multiprocessors: usize) -> usize {
         let most = if hidden <= Self::NARROW { multiprocessors.saturating_mul(4) } else { rows };
         rows.min(most)
+    }
+}
+
+impl Gemv {
+    /// Rows of `x` at most.
+    pub const MAX_ROWS: usize = 4;
+    /// `epilogue`: sums are stored.
+    pub const STORE: u32 = 0;
+    /// They are added to what `out` holds.
+    pub const ADD: u32 = 1;
+    /// They are stored in f32.
+    pub const STORE_F32: u32 = 2;
+    /// Those of the first half gate the others, by way of SiLU.
+    pub const SILU: u32 = 3;
+    /// By way of GELU.
+    pub const GELU: u32 = 4;
+}
+
+/// How `gemv.cu` is launched. No bit of a product depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GemvForm {
+    /// Rows of the weight that a warp reads side by side.
+    pub rows: u32,
+    /// Runs of 512 bytes that it asks for ahead, of each.
+    pub ahead: u32,
+    /// Threads of a block.
+    pub threads: u32,
+    /// Blocks of a multiprocessor.
+    pub blocks: u32,
+}
+
+impl GemvForm {
+    /// What is used unless a faster one was found.
+    pub const DEFAULT: Self = Self { rows: 2, ahead: 4, threads: 512, blocks: 1 };
+    /// Shared memory that a block has beside [`Self::shared_bytes`]: the system's, and what
+    /// `gemv.cu` sums norms in.
+    pub(super) const OTHER_SHARED_BYTES: usize = 2048;
+
+    /// Dynamic shared memory of a block: `rows` of `x`, each with zeros at its end so that it
+    /// is of whole batches of runs.
+    #[must_use]
+    pub const fn shared_bytes(self, rows: usize, k: usize) -> usize {
+        rows * (k * 2).next_multiple_of(self.ahead as usize * 512)
+    }
+
+    /// Outputs that a warp computes side by side.
+    #[must_use]
+    pub const fn outputs(self, is_gated: bool) -> usize {
+        if is_gated { self.rows as usize / 2 } else { self.rows as usize }
     }
 }

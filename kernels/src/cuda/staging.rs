@@ -52,16 +52,42 @@ impl<M> Staging<M> {
         let at = self.bytes.len().next_multiple_of(ALIGNMENT);
         let list: &[u8] = bytemuck::cast_slice(list);
         if at + list.len() > self.capacity {
-            return Err(KernelError::Shape {
-                op: "upload",
-                what: "a step's lists",
-                got: format!("{} bytes", at + list.len()),
-                expected: format!("at most the {} that the limits allow", self.capacity),
-            });
+            return Err(self.no_room(list.len()));
         }
         self.bytes.resize(at, 0);
         self.bytes.extend_from_slice(list);
         Ok(DevicePointer(self.address.0 + at as u64))
+    }
+
+    /// Adds a list and `filler` behind it, up to `len` elements in all: what follows then lies
+    /// at the same place whatever the list's own length.
+    ///
+    /// # Errors
+    /// There is no room left.
+    pub(super) fn push_padded<T: NoUninit>(
+        &mut self,
+        list: &[T],
+        len: usize,
+        filler: T,
+    ) -> Result<DevicePointer, KernelError> {
+        let address = self.push(list)?;
+        let missing = len.saturating_sub(list.len());
+        if self.bytes.len() + missing * size_of::<T>() > self.capacity {
+            return Err(self.no_room(missing * size_of::<T>()));
+        }
+        for _ in 0..missing {
+            self.bytes.extend_from_slice(bytemuck::bytes_of(&filler));
+        }
+        Ok(address)
+    }
+
+    fn no_room(&self, bytes: usize) -> KernelError {
+        KernelError::Shape {
+            op: "upload",
+            what: "a step's lists",
+            got: format!("{} bytes", self.bytes.len() + bytes),
+            expected: format!("at most the {} that the limits allow", self.capacity),
+        }
     }
 
     /// Copies what was added.

@@ -93,11 +93,17 @@ fn refused_file() -> Option<&'static str> {
     })
 }
 
-fn check_version() -> Result<(), KernelError> {
+/// The newest CUDA version that the driver knows, as it counts them.
+pub(super) fn driver_version() -> Result<i32, KernelError> {
     let mut version = 0;
     // SAFETY: the driver writes one integer.
     let asked = unsafe { sys::cuDriverGetVersion(&raw mut version) };
     asked.result().map_err(|error| device_error("the driver's version", error))?;
+    Ok(version)
+}
+
+fn check_version() -> Result<(), KernelError> {
+    let version = driver_version()?;
     if version >= CUDA_VERSION {
         return Ok(());
     }

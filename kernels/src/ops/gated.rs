@@ -7,6 +7,19 @@ use crate::{
     cpu::{self, Cpu, CpuBuffer, LANES, SharedMut},
 };
 
+/// The scratch of [`super::Ops::linear_gated`] where it is composed.
+///
+/// # Errors
+/// There is none.
+pub(crate) fn needed_scratch<B>(scratch: Option<&mut B>) -> Result<&mut B, KernelError> {
+    scratch.ok_or_else(|| KernelError::Shape {
+        op: "linear_gated",
+        what: "scratch",
+        got: "none".to_owned(),
+        expected: "of as many columns as the weight has rows".to_owned(),
+    })
+}
+
 pub(crate) fn gated(
     cpu: &Cpu,
     rows: usize,

@@ -189,12 +189,7 @@ pub trait Ops: Device {
         scratch: Option<&mut Self::Buffer>,
         out: &mut Self::Buffer,
     ) -> Result<(), KernelError> {
-        let scratch = scratch.ok_or_else(|| KernelError::Shape {
-            op: "linear_gated",
-            what: "scratch",
-            got: "none".to_owned(),
-            expected: "of as many columns as the weight has rows".to_owned(),
-        })?;
+        let scratch = gated::needed_scratch(scratch)?;
         self.linear(rows, x, w, bias, scratch)?;
         self.gated(rows, activation, scratch, out)
     }

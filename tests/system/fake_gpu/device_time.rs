@@ -5,7 +5,7 @@ use std::{collections::HashMap, path::Path, thread};
 use serde_json::Value;
 
 use super::{
-    Ask, Gpu, Work, models,
+    Ask, EAGER, Gpu, Work, models,
     serving::{FEW_BLOCKS, LEAVER, scenario},
 };
 use crate::process::sconce;
@@ -118,7 +118,7 @@ fn no_step_is_charged_to_another_request() {
 /// brings back what was sampled.
 #[test]
 fn a_failed_step_is_billed_what_the_device_did() {
-    let one_seat = ["--max-num-seqs", "1"];
+    let one_seat = ["--max-num-seqs", "1", EAGER];
     let ask = Ask::new(100, 8, 1);
     // Which calls are in the middle of the request.
     let gpu = Gpu::start(&models::tiny(), &[], &one_seat);

@@ -2,7 +2,7 @@
 
 use std::{io::Read as _, thread};
 
-use super::{Answer, Ask, Gpu, Work, models, refusal, serving::FEW_BLOCKS};
+use super::{Answer, Ask, EAGER, Gpu, Work, models, refusal, serving::FEW_BLOCKS};
 
 /// What these tests ask, its right answer, and what the device did for it.
 struct Right {
@@ -44,7 +44,7 @@ impl Right {
 /// be destroyed or freed. It is built once: then requests are refused, and nothing hangs.
 #[test]
 fn an_error_ends_what_ran_and_the_engine_is_built_anew_once() {
-    let one_seat = ["--max-num-seqs", "1"];
+    let one_seat = ["--max-num-seqs", "1", EAGER];
     let right = Right::new(&one_seat);
     // All memory of the first executor, and none of the second's.
     let count = |name: &str| right.loading.iter().filter(|work| work.name == name).count();
@@ -94,7 +94,7 @@ fn an_error_ends_what_ran_and_the_engine_is_built_anew_once() {
 fn a_lost_device_ends_the_process_with_3() {
     let right = Right::new(&[]);
     for mode in ["eager", "late", "random"] {
-        for name in ["cuLaunchKernel", "cublasGemmEx"] {
+        for name in ["cuLaunchKernel", "cublasGemmEx", "cuGraphLaunch"] {
             let script = format!("sticky {} CUDA_ERROR_ILLEGAL_ADDRESS", right.launch(name));
             let mut gpu = Gpu::with_faults(&script, &["--mode", mode], &[]);
             thread::scope(|scope| {
@@ -124,10 +124,10 @@ fn a_lost_device_ends_the_process_with_3() {
 /// needs no more memory.
 #[test]
 fn memory_runs_out_when_it_starts_or_never() {
-    let right = Right::new(&[]);
+    let right = Right::new(&[EAGER]);
     let is_allocation = |work: &&Work| work.name.starts_with("cuMemAlloc");
     assert_eq!(right.serving.iter().filter(is_allocation).count(), 0, "while it serves");
-    let gpu = Gpu::start(&models::tiny(), &[], &[]);
+    let gpu = Gpu::start(&models::tiny(), &[], &[EAGER]);
     let all = gpu.trace().iter().filter(is_allocation).count();
     drop(gpu);
     for nth in [1, 2, 3, all / 4, all / 2, all - 3, all - 1, all] {
@@ -148,7 +148,7 @@ fn memory_runs_out_when_it_starts_or_never() {
         right.midway("cuLaunchKernel"),
         all + all / 2,
     );
-    let mut gpu = Gpu::with_faults(&script, &[], &[]);
+    let mut gpu = Gpu::with_faults(&script, &[], &[EAGER]);
     assert_eq!(right.ask.send(&gpu.server).0, 500);
     assert_eq!(right.ask.send(&gpu.server).0, 503, "{}", gpu.log());
     assert_eq!(gpu.server.send("GET", "/health", "").0, 503);
@@ -182,7 +182,7 @@ fn a_device_that_hangs_does_not_keep_the_process() {
 /// the same batch, nor of who gets its blocks or asks the same again.
 #[test]
 fn not_a_number_costs_nobody_else_anything() {
-    let args = [&["--max-num-seqs", "1"], &FEW_BLOCKS[..]].concat();
+    let args = [&["--max-num-seqs", "1", EAGER], &FEW_BLOCKS[..]].concat();
     let right = Right::new(&args);
     // In each chunk eight products, and one more in each step that samples. The first of the
     // second chunk, and of the third step after the prompt: what comes of one row's queries is
@@ -206,12 +206,13 @@ fn not_a_number_costs_nobody_else_anything() {
         assert_eq!(gpu.server.metric("sconce:engine_restarts_total"), 0.0);
         assert_eq!(gpu.server.metric("vllm:corrupted_requests_total"), 1.0);
     }
-    let right = Right::new(&["--no-enable-prefix-caching"]);
+    let args = ["--no-enable-prefix-caching", EAGER];
+    let right = Right::new(&args);
     // Beside others: one of the batch is hit, the others have their bits.
     let count = |of: &[Work]| of.iter().filter(|work| work.name == "cublasGemmEx").count();
     let nth = count(&right.loading) + count(&right.serving);
     let script = format!("nan {nth} 3 cublasGemmEx");
-    let gpu = Gpu::with_faults(&script, &["--mode", "late"], &["--no-enable-prefix-caching"]);
+    let gpu = Gpu::with_faults(&script, &["--mode", "late"], &args);
     let answers = thread::scope(|scope| {
         let ask = || scope.spawn(|| right.ask.send(&gpu.server));
         [ask(), ask(), ask()].map(|client| client.join().expect("it is answered"))

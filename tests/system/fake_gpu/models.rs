@@ -7,10 +7,19 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 
 pub(super) use crate::tiny::{tiny, tiny_with};
-use crate::{model, tiny::folder};
+use crate::{
+    model,
+    tiny::{Shape, folder, made},
+};
 
 /// Layers of the default model that are kept.
 const NUM_LAYERS: usize = 2;
+
+/// The tiny model with two weights, Q, K and V's and the logits', that are large enough for their
+/// products' forms to be tried.
+pub(super) fn wide() -> PathBuf {
+    made(Shape { hidden: 8192, intermediate: 32, head_dim: 64 })
+}
 
 /// The default model without all but its first layers.
 pub(super) fn cut() -> PathBuf {

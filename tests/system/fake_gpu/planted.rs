@@ -4,7 +4,7 @@
 
 use std::io::Read as _;
 
-use super::{Answer, Ask, Gpu, Work, models, refusal};
+use super::{Answer, Ask, EAGER, Gpu, Work, models, refusal};
 
 /// A prompt of several chunks.
 fn ask() -> Ask {
@@ -13,7 +13,7 @@ fn ask() -> Ask {
 
 /// What a server answers, and its trace until it was ready and after.
 fn right() -> (Answer, Vec<Work>, Vec<Work>) {
-    let gpu = Gpu::start(&models::tiny(), &[], &[]);
+    let gpu = Gpu::start(&models::tiny(), &[], &[EAGER]);
     let ready = gpu.trace().len();
     let answer = ask().answer(&gpu.server);
     let mut trace = gpu.trace();
@@ -44,7 +44,7 @@ fn an_unset_shared_memory_attribute_is_found() {
     let (code, said) = refusal(&models::tiny_with(128), "skip cuFuncSetAttribute *", &[], &[]);
     assert_eq!(code, Some(1), "{said}");
     let message = "(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES)";
-    assert!(said.contains("paged_attention") && said.contains(message), "{said}");
+    assert!(said.contains("prefill_attention") && said.contains(message), "{said}");
 }
 
 /// Whichever of a step's uploads or launches is missing, the answer tells: memory that was
@@ -62,7 +62,7 @@ fn a_missing_upload_or_launch_changes_the_answer() {
         let before = count(&loading, call);
         for nth in of {
             let script = format!("skip {call} {}", before + nth);
-            let gpu = Gpu::with_faults(&script, &["--mode", "late"], &[]);
+            let gpu = Gpu::with_faults(&script, &["--mode", "late"], &[EAGER]);
             let (status, body) = ask().send(&gpu.server);
             if status == 200 {
                 assert_ne!(Answer::of_body(&body), right, "{script} changed nothing");
@@ -78,7 +78,7 @@ fn pinned_memory_that_is_freed_early_is_found() {
     let (_, loading, serving) = right();
     let launch = count(&loading, "cuLaunchKernel") + count(&serving, "cuLaunchKernel") / 2;
     let script = format!("fail cuLaunchKernel {launch} 701\nskip cuEventSynchronize after");
-    let mut gpu = Gpu::with_faults(&script, &["--mode", "late"], &[]);
+    let mut gpu = Gpu::with_faults(&script, &["--mode", "late"], &[EAGER]);
     // The request whose step fails, and one after: the process may end in the midst of either.
     let [_, second] = [(); 2].map(|()| {
         let mut text = String::new();

@@ -5,7 +5,7 @@ use std::{
     thread,
 };
 
-use super::{Answer, Ask, CHUNK, Gpu, models};
+use super::{Answer, Ask, CHUNK, EAGER, Gpu, Work, models};
 
 /// Beside the CPU in bf16, in natural logarithms: activations are rounded elsewhere.
 const BOUND: f32 = 0.1;
@@ -50,19 +50,22 @@ fn together(gpu: &Gpu) -> Vec<Answer> {
 }
 
 /// Of 50 random orders, in which streams, mixed batches, chunks, preemption and clients that
-/// leave meet: every answer has the bits that it has alone on a device that does its work at
-/// once, and the fake driver finds nothing wrong. With uploads through a ring of pinned buffers
+/// leave meet, and decode steps are replayed from graphs: every answer has the bits that it has
+/// alone and without graphs on a device that does its work at once, and the fake driver finds
+/// nothing wrong. With uploads through a ring of pinned buffers
 /// that nothing waited for, it said of the late mode "host memory was changed before an
 /// asynchronous copy had read it", and of which buffer.
 #[test]
 fn answers_are_the_same_bits_in_any_batch_whenever_the_device_runs() {
     let model = models::tiny();
     let alone = {
-        let gpu = Gpu::start(&model, &["--mode", "eager"], &FEW_BLOCKS);
+        let args = [&FEW_BLOCKS[..], &[EAGER]].concat();
+        let gpu = Gpu::start(&model, &["--mode", "eager"], &args);
         scenario().iter().map(|ask| ask.answer(&gpu.server)).collect::<Vec<_>>()
     };
     let (next, preempted, cancelled) =
         (AtomicU64::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
+    let replayed = AtomicUsize::new(0);
     let run = |fake_gpu: &[&str], label: &str| {
         let mut gpu = Gpu::start(&model, fake_gpu, &FEW_BLOCKS);
         for (index, (answer, alone)) in together(&gpu).iter().zip(&alone).enumerate() {
@@ -76,6 +79,8 @@ fn answers_are_the_same_bits_in_any_batch_whenever_the_device_runs() {
         cancelled.fetch_add(usize::from(given < asked), Ordering::Relaxed);
         assert!(gpu.server.terminate().success(), "{label}");
         gpu.assert_clean(label);
+        let is_replayed = |work: &&Work| work.name.starts_with("cuGraphLaunch of decode_attention");
+        replayed.fetch_add(gpu.trace().iter().filter(is_replayed).count(), Ordering::Relaxed);
     };
     run(&["--mode", "eager"], "eager");
     run(&["--mode", "late"], "late");
@@ -94,6 +99,8 @@ fn answers_are_the_same_bits_in_any_batch_whenever_the_device_runs() {
         }
     });
     let (preempted, cancelled) = (preempted.into_inner(), cancelled.into_inner());
+    let replayed = replayed.into_inner();
+    assert!(replayed >= 500, "{replayed} replays are few");
     assert!(preempted >= 10, "{preempted} preemptions are few");
     assert!(cancelled >= 10, "only {cancelled} clients left in time");
 }

@@ -1,17 +1,183 @@
 //! `/v1/messages`: the response, whole and as events.
 
-use serde_json::{Map, Value, json};
+use serde::Serialize;
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
-use super::error;
+use super::error::{self, ErrorDetail};
 use crate::{
     error::ApiError,
     generation::{
         answers::{Block, Call, Part, blocks},
-        choice::{Delta, Finish, StopReason, TOOL_CALLS, ended},
+        choice::{self, Delta, Finish, FinishReason, ended},
         stream::{Chunks, Events},
         usage::{Counts, Tokens},
     },
+    word::word,
 };
+
+word!(MessageType = "message");
+word!(Assistant = "assistant");
+
+/// An answer to a conversation.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Message)]
+pub(crate) struct MessageAnswer {
+    id: String,
+    #[serde(rename = "type")]
+    #[schema(inline)]
+    kind: MessageType,
+    #[schema(inline)]
+    role: Assistant,
+    /// As the request called it.
+    model: String,
+    /// Thoughts, texts and calls in the order in which the model wrote them.
+    content: Vec<ContentBlock>,
+    /// Null while the answer has not ended.
+    #[schema(required)]
+    stop_reason: Option<StopReason>,
+    /// The text that ended it, if one did.
+    #[schema(required)]
+    stop_sequence: Option<String>,
+    usage: MessageUsage,
+}
+
+/// A block of an answer.
+#[derive(Serialize, ToSchema)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub(crate) enum ContentBlock {
+    Text {
+        text: String,
+    },
+    Thinking {
+        thinking: String,
+        /// Always empty.
+        signature: &'static str,
+    },
+    /// A call of a tool.
+    ToolUse {
+        id: String,
+        name: String,
+        input: Map<String, Value>,
+    },
+}
+
+/// Why an answer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = MessageStopReason)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum StopReason {
+    EndTurn,
+    MaxTokens,
+    StopSequence,
+    ToolUse,
+    ModelContextWindowExceeded,
+}
+
+/// The tokens of an answer. Input is what was computed, beside what the cache had.
+#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
+pub(crate) struct MessageUsage {
+    input_tokens: usize,
+    /// Always 0: what is cached costs nothing more.
+    cache_creation_input_tokens: usize,
+    /// Found in the prefix cache.
+    cache_read_input_tokens: usize,
+    output_tokens: usize,
+}
+
+/// What a stream tells of an answer. Blocks are counted from 0.
+#[derive(Serialize, ToSchema)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub(crate) enum MessageEvent {
+    MessageStart {
+        message: MessageAnswer,
+    },
+    ContentBlockStart {
+        index: usize,
+        content_block: ContentBlock,
+    },
+    ContentBlockDelta {
+        index: usize,
+        delta: BlockDelta,
+    },
+    ContentBlockStop {
+        index: usize,
+    },
+    MessageDelta {
+        delta: Ended,
+        usage: MessageUsage,
+    },
+    MessageStop {},
+    /// Nothing was generated for 15 seconds.
+    Ping {},
+    /// The stream ends with it.
+    Error {
+        error: ErrorDetail,
+    },
+}
+
+/// What a block got.
+#[derive(Serialize, ToSchema)]
+#[schema(as = ContentBlockDelta)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub(crate) enum BlockDelta {
+    TextDelta {
+        text: String,
+    },
+    ThinkingDelta {
+        thinking: String,
+    },
+    SignatureDelta {
+        /// Always empty.
+        signature: &'static str,
+    },
+    /// A piece of a call's arguments.
+    InputJsonDelta {
+        partial_json: String,
+    },
+}
+
+/// How a message ended.
+#[derive(Serialize, ToSchema)]
+#[schema(as = MessageEnd)]
+pub(crate) struct Ended {
+    #[serde(rename = "stop_reason")]
+    reason: StopReason,
+    /// The text that ended it, if one did.
+    #[schema(required)]
+    stop_sequence: Option<String>,
+}
+
+impl MessageEvent {
+    /// The event's name, which its `type` repeats.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::MessageStart { .. } => "message_start",
+            Self::ContentBlockStart { .. } => "content_block_start",
+            Self::ContentBlockDelta { .. } => "content_block_delta",
+            Self::ContentBlockStop { .. } => "content_block_stop",
+            Self::MessageDelta { .. } => "message_delta",
+            Self::MessageStop {} => "message_stop",
+            Self::Ping {} => "ping",
+            Self::Error { .. } => "error",
+        }
+    }
+
+    fn send(&self, out: &mut Events) {
+        out.push_named(self.name(), self);
+    }
+}
+
+impl MessageUsage {
+    fn new(tokens: Tokens) -> Self {
+        Self {
+            input_tokens: tokens.input - tokens.cached,
+            cache_creation_input_tokens: 0,
+            cache_read_input_tokens: tokens.cached,
+            output_tokens: tokens.output,
+        }
+    }
+}
 
 /// What a response says, and how.
 pub(super) struct Shape {
@@ -23,79 +189,55 @@ pub(super) struct Shape {
 
 impl Shape {
     /// The whole response.
-    pub(super) fn respond(&self, tokens: Tokens, mut choice: Delta) -> Value {
-        let content: Vec<Value> =
+    pub(super) fn respond(&self, tokens: Tokens, mut choice: Delta) -> MessageAnswer {
+        let content: Vec<ContentBlock> =
             blocks(choice.take_parts()).into_iter().filter_map(block).collect();
-        let has_calls = content.iter().any(|block| block["type"] == "tool_use");
-        let mut message = self.message(tokens, content);
-        let Ended { reason, stop_sequence } = self.ended(ended(choice.finish));
-        let reason = if reason == TOOL_USE && !has_calls { END_TURN } else { reason };
-        message["stop_reason"] = reason.into();
-        message["stop_sequence"] = stop_sequence.into();
-        message
+        let has_calls = content.iter().any(|block| matches!(block, ContentBlock::ToolUse { .. }));
+        let Ended { mut reason, stop_sequence } = self.ended(ended(choice.finish));
+        if reason == StopReason::ToolUse && !has_calls {
+            reason = StopReason::EndTurn;
+        }
+        MessageAnswer { stop_reason: Some(reason), stop_sequence, ..self.message(tokens, content) }
     }
 
-    fn message(&self, tokens: Tokens, content: Vec<Value>) -> Value {
-        json!({
-            "id": self.id,
-            "type": "message",
-            "role": "assistant",
-            "model": self.model,
-            "content": content,
-            "stop_reason": null,
-            "stop_sequence": null,
-            "usage": usage(tokens),
-        })
+    fn message(&self, tokens: Tokens, content: Vec<ContentBlock>) -> MessageAnswer {
+        MessageAnswer {
+            id: self.id.clone(),
+            kind: MessageType::Word,
+            role: Assistant::Word,
+            model: self.model.clone(),
+            content,
+            stop_reason: None,
+            stop_sequence: None,
+            usage: MessageUsage::new(tokens),
+        }
     }
 
     fn ended(&self, finish: Finish) -> Ended {
         let stop_sequence = match finish.stop_reason {
-            Some(StopReason::Text(text)) => Some(text),
+            Some(choice::StopReason::Text(text)) => Some(text),
             _ => None,
         };
         let reason = match finish.reason {
-            _ if stop_sequence.is_some() => "stop_sequence",
-            "length" if self.is_clamped => "model_context_window_exceeded",
-            "length" => "max_tokens",
-            TOOL_CALLS => TOOL_USE,
-            _ => END_TURN,
+            _ if stop_sequence.is_some() => StopReason::StopSequence,
+            FinishReason::Length if self.is_clamped => StopReason::ModelContextWindowExceeded,
+            FinishReason::Length => StopReason::MaxTokens,
+            FinishReason::ToolCalls => StopReason::ToolUse,
+            FinishReason::Stop => StopReason::EndTurn,
         };
         Ended { reason, stop_sequence }
     }
 }
 
-/// How a message ended.
-struct Ended {
-    reason: &'static str,
-    stop_sequence: Option<String>,
-}
-
-/// Input is what was computed, beside what the cache had.
-fn usage(tokens: Tokens) -> Value {
-    json!({
-        "input_tokens": tokens.input - tokens.cached,
-        "cache_creation_input_tokens": 0,
-        "cache_read_input_tokens": tokens.cached,
-        "output_tokens": tokens.output,
-    })
-}
-
-const END_TURN: &str = "end_turn";
-const TOOL_USE: &str = "tool_use";
-
-fn block(block: Block) -> Option<Value> {
-    let text = |text: String| (!text.is_empty()).then(|| json!({ "type": "text", "text": text }));
+fn block(block: Block) -> Option<ContentBlock> {
+    let text = |text: String| (!text.is_empty()).then_some(ContentBlock::Text { text });
     match block {
         Block::Text(said) => text(said),
-        Block::Reasoning(text) => {
-            Some(json!({ "type": "thinking", "thinking": text, "signature": "" }))
-        }
+        Block::Reasoning(thinking) => Some(ContentBlock::Thinking { thinking, signature: "" }),
         Block::Call(Call { id, name, arguments }) => {
             // Arguments that were cut are no JSON: what there is of them is said as text.
             match serde_json::from_str::<Map<String, Value>>(&arguments) {
-                Ok(input) => {
-                    Some(json!({ "type": "tool_use", "id": id, "name": name, "input": input }))
-                }
+                Ok(input) => Some(ContentBlock::ToolUse { id, name, input }),
                 Err(_) => text(arguments),
             }
         }
@@ -124,30 +266,23 @@ impl MessageChunks {
         Self { shape, counts, is_begun: false, num_blocks: 0, open: None }
     }
 
-    fn send(out: &mut Events, kind: &'static str, mut event: Value) {
-        event["type"] = kind.into();
-        out.push_named(kind, &event);
-    }
-
-    fn begin(&mut self, kind: Kind, block: Value, out: &mut Events) {
+    fn begin(&mut self, kind: Kind, content_block: ContentBlock, out: &mut Events) {
         self.end(out);
         self.open = Some(kind);
-        let event = json!({ "index": self.num_blocks, "content_block": block });
+        MessageEvent::ContentBlockStart { index: self.num_blocks, content_block }.send(out);
         self.num_blocks += 1;
-        Self::send(out, "content_block_start", event);
     }
 
-    fn delta_of(&self, delta: Value, out: &mut Events) {
-        let event = json!({ "index": self.num_blocks - 1, "delta": delta });
-        Self::send(out, "content_block_delta", event);
+    fn delta_of(&self, delta: BlockDelta, out: &mut Events) {
+        MessageEvent::ContentBlockDelta { index: self.num_blocks - 1, delta }.send(out);
     }
 
     fn end(&mut self, out: &mut Events) {
         if let Some(kind) = self.open.take() {
             if kind == Kind::Thinking {
-                self.delta_of(json!({ "type": "signature_delta", "signature": "" }), out);
+                self.delta_of(BlockDelta::SignatureDelta { signature: "" }, out);
             }
-            Self::send(out, "content_block_stop", json!({ "index": self.num_blocks - 1 }));
+            MessageEvent::ContentBlockStop { index: self.num_blocks - 1 }.send(out);
         }
     }
 
@@ -155,23 +290,24 @@ impl MessageChunks {
         match part {
             Part::Text(text) => {
                 if self.open != Some(Kind::Text) {
-                    self.begin(Kind::Text, json!({ "type": "text", "text": "" }), out);
+                    self.begin(Kind::Text, ContentBlock::Text { text: String::new() }, out);
                 }
-                self.delta_of(json!({ "type": "text_delta", "text": text }), out);
+                self.delta_of(BlockDelta::TextDelta { text }, out);
             }
-            Part::Reasoning(text) => {
+            Part::Reasoning(thinking) => {
                 if self.open != Some(Kind::Thinking) {
-                    let block = json!({ "type": "thinking", "thinking": "", "signature": "" });
+                    let thinking = String::new();
+                    let block = ContentBlock::Thinking { thinking, signature: "" };
                     self.begin(Kind::Thinking, block, out);
                 }
-                self.delta_of(json!({ "type": "thinking_delta", "thinking": text }), out);
+                self.delta_of(BlockDelta::ThinkingDelta { thinking }, out);
             }
             Part::CallStart { id, name, .. } => {
-                let block = json!({ "type": "tool_use", "id": id, "name": name, "input": {} });
+                let block = ContentBlock::ToolUse { id, name, input: Map::new() };
                 self.begin(Kind::Call, block, out);
             }
             Part::CallArguments { json, .. } => {
-                self.delta_of(json!({ "type": "input_json_delta", "partial_json": json }), out);
+                self.delta_of(BlockDelta::InputJsonDelta { partial_json: json }, out);
             }
             Part::CallEnd { .. } => self.end(out),
         }
@@ -187,29 +323,28 @@ impl Chunks for MessageChunks {
         if !std::mem::replace(&mut self.is_begun, true) {
             let tokens = Tokens { output: 0, ..self.counts.tokens() };
             let message = self.shape.message(tokens, Vec::new());
-            Self::send(out, "message_start", json!({ "message": message }));
+            MessageEvent::MessageStart { message }.send(out);
         }
         for part in delta.take_parts() {
             self.part(part, out);
         }
         if let Some(finish) = delta.finish {
             self.end(out);
-            let Ended { reason, stop_sequence } = self.shape.ended(finish);
-            let delta = json!({ "stop_reason": reason, "stop_sequence": stop_sequence });
-            let event = json!({ "delta": delta, "usage": usage(self.counts.tokens()) });
-            Self::send(out, "message_delta", event);
+            let delta = self.shape.ended(finish);
+            let usage = MessageUsage::new(self.counts.tokens());
+            MessageEvent::MessageDelta { delta, usage }.send(out);
         }
     }
 
     fn close(&mut self, out: &mut Events) {
-        Self::send(out, "message_stop", json!({}));
+        MessageEvent::MessageStop {}.send(out);
     }
 
     fn fail(&mut self, error: &ApiError, out: &mut Events) {
-        out.push_named("error", &error::body(error));
+        MessageEvent::Error { error: error::detail(error) }.send(out);
     }
 
     fn keep_alive(&mut self, out: &mut Events) {
-        Self::send(out, "ping", json!({}));
+        MessageEvent::Ping {}.send(out);
     }
 }

@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
 use crate::{
     error::ApiError,
@@ -12,15 +13,17 @@ use crate::{
     text_or_list::TextOrList,
 };
 
-/// An entry of `messages`.
-#[derive(Clone, Debug, Deserialize)]
+/// A message of a conversation.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[schema(as = MessageParam)]
 #[serde(deny_unknown_fields)]
-pub(super) struct MessageBody {
+pub(crate) struct MessageBody {
+    #[schema(inline)]
     role: RoleBody,
     content: Content,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 enum RoleBody {
     User,
@@ -28,52 +31,86 @@ enum RoleBody {
 }
 
 /// Text, or blocks.
-pub(super) type Content = TextOrList<BlockBody>;
+pub(crate) type Content = TextOrList<BlockBody>;
 
 /// A block of any type: which fields it may have is said by its type.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, ToSchema)]
+#[schema(as = ContentBlockParam)]
 #[serde(deny_unknown_fields)]
-pub(super) struct BlockBody {
+pub(crate) struct BlockBody {
+    /// A user's message has `text` and `tool_result`, an assistant's the others.
     #[serde(rename = "type")]
+    #[schema(value_type = BlockKind, inline)]
     kind: String,
     /// A hint for what to cache; here everything is.
     #[serde(rename = "cache_control")]
     _cache_control: Option<CacheControl>,
+    /// Of `text`.
     text: Option<String>,
+    #[schema(ignore)]
     citations: Option<Value>,
+    /// Of `thinking`.
     thinking: Option<String>,
+    /// Of `thinking`, as it came.
     signature: Option<String>,
+    /// Of `redacted_thinking`: hidden from this model too.
     data: Option<String>,
+    /// Of `tool_use`.
     id: Option<String>,
+    /// Of `tool_use`: the tool's.
     name: Option<String>,
+    /// Of `tool_use`: the call's arguments.
     input: Option<Map<String, Value>>,
+    /// Of `tool_result`: the call's id.
     tool_use_id: Option<String>,
+    /// Of `tool_result`: texts.
+    #[schema(no_recursion)]
     content: Option<Content>,
+    /// Of `tool_result`.
     is_error: Option<bool>,
+    /// Of `tool_use`, as it came.
     caller: Option<Value>,
+    #[schema(ignore)]
     source: Option<Value>,
+    #[schema(ignore)]
     title: Option<Value>,
+    #[schema(ignore)]
     context: Option<Value>,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+/// The types of blocks that are taken; others are refused by name.
+#[derive(ToSchema)]
+#[serde(rename_all = "snake_case")]
+#[expect(dead_code, reason = "types are read by hand")]
+enum BlockKind {
+    Text,
+    Thinking,
+    RedactedThinking,
+    ToolUse,
+    ToolResult,
+}
+
+/// A hint for what to cache; here everything is.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct CacheControl {
+pub(crate) struct CacheControl {
     #[serde(rename = "type")]
+    #[schema(inline)]
     _kind: CacheKind,
     #[serde(rename = "ttl")]
+    #[schema(inline)]
     _ttl: Option<CacheTtl>,
     #[serde(rename = "scope")]
     _scope: Option<String>,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 enum CacheKind {
     Ephemeral,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize, ToSchema)]
 enum CacheTtl {
     #[serde(rename = "5m")]
     FiveMinutes,

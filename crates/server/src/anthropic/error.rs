@@ -7,9 +7,12 @@ use axum::{
     middleware::Next,
     response::{IntoResponse as _, Response},
 };
-use serde_json::{Value, json};
+use serde::Serialize;
+use utoipa::ToSchema;
 
-use crate::{caller::ClientRequestId, error::ApiError};
+use crate::{caller::ClientRequestId, error::ApiError, word::word};
+
+word!(ErrorType = "error");
 
 /// Anthropic's name for `x-request-id`.
 static REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
@@ -25,8 +28,8 @@ pub(crate) async fn shape(request: Request, next: Next) -> Response {
     let id = request.extensions().get::<ClientRequestId>().map(|id| id.0.to_string());
     let mut response = next.run(request).await;
     if let Some(error) = response.extensions().get::<ApiError>() {
-        let mut body = body(error);
-        body["request_id"] = id.clone().into();
+        let body =
+            MessageError { kind: ErrorType::Word, error: detail(error), request_id: id.clone() };
         let shaped = Json(body).into_response();
         let (mut head, _) = response.into_parts();
         head.headers.remove(axum::http::header::CONTENT_LENGTH);
@@ -38,18 +41,53 @@ pub(crate) async fn shape(request: Request, next: Next) -> Response {
     response
 }
 
-/// An error's body, or what a stream ends with.
-pub(super) fn body(error: &ApiError) -> Value {
+/// An error in the Messages API's shape.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct MessageError {
+    #[serde(rename = "type")]
+    #[schema(inline)]
+    kind: ErrorType,
+    error: ErrorDetail,
+    /// What the server's log calls the request.
+    #[schema(required)]
+    request_id: Option<String>,
+}
+
+#[derive(Serialize, ToSchema)]
+#[schema(as = MessageErrorDetail)]
+pub(crate) struct ErrorDetail {
+    #[serde(rename = "type")]
+    #[schema(inline)]
+    kind: ErrorKind,
+    message: String,
+}
+
+#[derive(Clone, Copy, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+enum ErrorKind {
+    AuthenticationError,
+    PermissionError,
+    NotFoundError,
+    RequestTooLarge,
+    RateLimitError,
+    OverloadedError,
+    TimeoutError,
+    ApiError,
+    InvalidRequestError,
+}
+
+/// What an error's body or a stream's end says.
+pub(super) fn detail(error: &ApiError) -> ErrorDetail {
     let kind = match error.status() {
-        StatusCode::UNAUTHORIZED => "authentication_error",
-        StatusCode::FORBIDDEN => "permission_error",
-        StatusCode::NOT_FOUND => "not_found_error",
-        StatusCode::PAYLOAD_TOO_LARGE => "request_too_large",
-        StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
-        StatusCode::SERVICE_UNAVAILABLE => "overloaded_error",
-        StatusCode::GATEWAY_TIMEOUT | StatusCode::REQUEST_TIMEOUT => "timeout_error",
-        status if status.is_server_error() => "api_error",
-        _ => "invalid_request_error",
+        StatusCode::UNAUTHORIZED => ErrorKind::AuthenticationError,
+        StatusCode::FORBIDDEN => ErrorKind::PermissionError,
+        StatusCode::NOT_FOUND => ErrorKind::NotFoundError,
+        StatusCode::PAYLOAD_TOO_LARGE => ErrorKind::RequestTooLarge,
+        StatusCode::TOO_MANY_REQUESTS => ErrorKind::RateLimitError,
+        StatusCode::SERVICE_UNAVAILABLE => ErrorKind::OverloadedError,
+        StatusCode::GATEWAY_TIMEOUT | StatusCode::REQUEST_TIMEOUT => ErrorKind::TimeoutError,
+        status if status.is_server_error() => ErrorKind::ApiError,
+        _ => ErrorKind::InvalidRequestError,
     };
-    json!({ "type": "error", "error": { "type": kind, "message": error.message() } })
+    ErrorDetail { kind, message: error.message().to_owned() }
 }

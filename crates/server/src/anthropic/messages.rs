@@ -5,11 +5,12 @@ use axum::{
     extract::State,
     response::{IntoResponse as _, Response},
 };
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
 use super::{
-    answer::{MessageChunks, Shape},
+    answer::{MessageAnswer, MessageChunks, MessageEvent, Shape},
     content::{self, CacheControl, Content, MessageBody},
     tools::{self, ToolBody, ToolChoiceBody},
 };
@@ -30,14 +31,24 @@ use crate::{
     state::AppState,
 };
 
-/// What is asked of the model: the whole body of a request that only counts.
-#[derive(Deserialize)]
+/// A conversation whose tokens are counted.
+// It is also what a request to answer is asked of the model.
+#[derive(Deserialize, ToSchema)]
+#[schema(as = CountTokensRequest, examples(json!({ "model": "MODEL", "messages": [{ "role": "user", "content": "Hello" }] })))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Asked {
+    /// A served name.
     model: String,
+    /// The conversation, oldest first. An assistant's message at the end is the beginning of the
+    /// answer.
+    #[schema(min_items = 1)]
     messages: Vec<MessageBody>,
+    /// What the model is told before the conversation.
     system: Option<Content>,
+    /// Tools that the model may call.
+    #[schema(max_items = 128)]
     tools: Option<Vec<ToolBody>>,
+    /// `auto` if not given.
     tool_choice: Option<ToolChoiceBody>,
     thinking: Option<Thinking>,
     output_config: Option<OutputConfig>,
@@ -46,25 +57,42 @@ pub(crate) struct Asked {
     context_management: Option<ContextManagement>,
 }
 
-/// A request's body.
-#[derive(Deserialize)]
+/// A conversation, which the model is to answer.
+#[derive(Deserialize, ToSchema)]
+#[schema(as = MessageRequest, examples(json!({ "model": "MODEL", "max_tokens": 256, "messages": [{ "role": "user", "content": "Hello" }] })))]
 pub(crate) struct MessagesBody {
+    /// Tokens of the answer at most, thoughts included; fewer where the context has no room.
+    #[schema(minimum = 1)]
     max_tokens: u32,
+    /// Texts that end the answer, and are left out of it: at most 16, of 1 to 1,024 bytes each.
+    #[schema(max_items = 16)]
     stop_sequences: Option<Vec<String>>,
+    /// Whether the answer comes as server-sent events, as it is generated.
+    #[schema(default = false)]
     stream: Option<bool>,
+    /// Sampling temperature; 0 is greedy. Default: the model's own, else 1.
+    #[schema(minimum = 0, maximum = 100)]
     temperature: Option<f32>,
+    /// Nucleus sampling: keep the likeliest tokens whose probabilities sum to this. Default: the
+    /// model's own, else 1, which keeps all.
+    #[schema(exclusive_minimum = 0, maximum = 1)]
     top_p: Option<f32>,
+    /// Keep this many likeliest tokens; 0 or -1 keeps all. Default: the model's own, else 0.
+    #[schema(minimum = -1)]
     top_k: Option<i64>,
     metadata: Option<Metadata>,
+    /// Taken, and the same to this server.
     #[serde(rename = "service_tier")]
+    #[schema(inline)]
     _service_tier: Option<ServiceTier>,
     /// Unknown fields are found there.
     #[serde(flatten)]
+    #[schema(value_type = Asked)]
     asked: Map<String, Value>,
 }
 
 /// The fields above, for those who misspell them.
-const OWN_FIELDS: &[&str] = &[
+pub(crate) const OWN_FIELDS: &[&str] = &[
     "max_tokens",
     "stop_sequences",
     "stream",
@@ -75,17 +103,22 @@ const OWN_FIELDS: &[&str] = &[
     "service_tier",
 ];
 
-#[derive(Clone, Debug, Deserialize)]
+/// Whether the model is to think, and how much.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct Thinking {
     #[serde(rename = "type")]
+    #[schema(inline)]
     kind: ThinkingKind,
+    /// Tokens of thoughts at most, fewer than `max_tokens`; with `enabled`, and only then.
+    #[schema(minimum = 1)]
     budget_tokens: Option<u32>,
     #[serde(rename = "display")]
+    #[schema(inline)]
     _display: Option<Display>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 enum ThinkingKind {
     Enabled,
@@ -94,19 +127,21 @@ enum ThinkingKind {
 }
 
 /// Thoughts are shown whole.
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 enum Display {
     Summarized,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+/// How much the model is to think.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct OutputConfig {
+    #[schema(inline)]
     effort: Option<Effort>,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 enum Effort {
     Low,
@@ -116,13 +151,16 @@ enum Effort {
     Max,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+/// The client's own notes.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[schema(as = MessageMetadata)]
 #[serde(deny_unknown_fields)]
 struct Metadata {
+    /// Only logged.
     user_id: Option<String>,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 enum ServiceTier {
     Auto,
@@ -130,9 +168,11 @@ enum ServiceTier {
 }
 
 /// Edits of the conversation before the model sees it.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct ContextManagement {
+    /// Only those of the type `clear_thinking_…` are taken: chat templates leave out the thoughts
+    /// of earlier turns by themselves.
     #[serde(default)]
     edits: Vec<Map<String, Value>>,
 }
@@ -276,7 +316,17 @@ fn prepare(state: &AppState, caller: TenantAuth, body: MessagesBody) -> Result<P
     Ok(Prepared { settings, start, model, is_clamped: max_tokens < body.max_tokens })
 }
 
-/// `POST /v1/messages`.
+/// Answer a conversation
+///
+/// Whole, or as server-sent events with `stream: true`, each named by its `type`.
+#[utoipa::path(
+    post, path = "/v1/messages", tag = "Anthropic", operation_id = "createMessage",
+    request_body = MessagesBody,
+    responses((status = 200, description = "The answer", content(
+        (MessageAnswer = "application/json"),
+        (String = "text/event-stream", item_schema = MessageEvent),
+    ))),
+)]
 pub(crate) async fn create(
     State(state): State<AppState>,
     body: JsonBody,
@@ -296,14 +346,25 @@ pub(crate) async fn create(
     stream::respond(choices, MessageChunks::new(shape, counts)).await
 }
 
-/// `POST /v1/messages/count_tokens`.
+/// The tokens of a conversation.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct TokenCount {
+    input_tokens: usize,
+}
+
+/// Count a conversation's tokens
+#[utoipa::path(
+    post, path = "/v1/messages/count_tokens", tag = "Anthropic", operation_id = "countTokens",
+    request_body = Asked,
+    responses((status = 200, description = "The number of tokens", body = TokenCount)),
+)]
 pub(crate) async fn count_tokens(
     State(state): State<AppState>,
     body: JsonBody,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<TokenCount>, ApiError> {
     body.work(&state, |state, caller, asked: Asked| {
         let (prompt, _) = asked.encode(state, &caller)?;
-        Ok(Json(json!({ "input_tokens": prompt.tokens.len() })))
+        Ok(Json(TokenCount { input_tokens: prompt.tokens.len() }))
     })
     .await
 }

@@ -1,7 +1,7 @@
 //! Anthropic's Messages API.
 
 pub(crate) mod answer;
-mod content;
+pub(crate) mod content;
 pub(crate) mod error;
 pub(crate) mod messages;
-mod tools;
+pub(crate) mod tools;

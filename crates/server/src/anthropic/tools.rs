@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 use serde_json::Value;
+use utoipa::ToSchema;
 
 use super::content::CacheControl;
 use crate::{
@@ -9,31 +10,53 @@ use crate::{
     generation::tools::{Tool, ToolChoice, Tools},
 };
 
-/// An entry of `tools`.
-#[derive(Clone, Debug, Deserialize)]
+/// A tool that the model may call.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[schema(as = MessageTool)]
 #[serde(deny_unknown_fields)]
-pub(super) struct ToolBody {
+pub(crate) struct ToolBody {
     #[serde(rename = "type")]
+    #[schema(value_type = Option<ToolKind>, inline)]
     kind: Option<String>,
+    /// Letters, digits, underscores, dashes and dots.
+    #[schema(min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9_.-]+$")]
     name: String,
     description: Option<String>,
+    /// The JSON schema of its arguments.
+    #[schema(required, value_type = Value)]
     input_schema: Option<Value>,
+    /// Whether calls must follow the schema, which a grammar then sees to.
+    #[schema(default = false)]
     strict: Option<bool>,
     #[serde(rename = "cache_control")]
     _cache_control: Option<CacheControl>,
 }
 
-/// `tool_choice`.
-#[derive(Clone, Debug, Deserialize)]
+/// This server runs no tools itself.
+#[derive(ToSchema)]
+#[serde(rename_all = "lowercase")]
+#[expect(dead_code, reason = "types are read by hand")]
+enum ToolKind {
+    Custom,
+}
+
+/// Whether the model may or must call tools.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[schema(as = MessageToolChoice)]
 #[serde(deny_unknown_fields)]
-pub(super) struct ToolChoiceBody {
+pub(crate) struct ToolChoiceBody {
+    /// `auto`: as the model likes; `any`: one call at least; `tool`: a call of the named one.
     #[serde(rename = "type")]
+    #[schema(inline)]
     kind: ChoiceKind,
+    /// Of `tool`.
     name: Option<String>,
+    /// Whether an answer may have one call only.
+    #[schema(default = false)]
     disable_parallel_tool_use: Option<bool>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 enum ChoiceKind {
     Auto,

@@ -7,20 +7,20 @@ mod slots;
 mod streams;
 mod transport;
 
-use std::{io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{io, net::IpAddr, pin::pin, sync::Arc, time::Duration};
 
 use axum::Router;
 use futures::{Stream, StreamExt as _};
 use sconce_engine::{EngineHandle, Health};
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     sync::{Semaphore, watch},
     task::JoinSet,
     time::{Instant, sleep, sleep_until, timeout},
 };
 
 use self::slots::{Slot, Slots};
-use crate::error::ApiError;
+use crate::{error::ApiError, listener::Listener};
 
 /// Clients that are told at once that there are too many connections; more are cut off.
 const MAX_REFUSALS: usize = 64;
@@ -124,12 +124,13 @@ impl Lifetime {
 /// # Errors
 /// The device is lost, or requests were cut off.
 pub async fn serve(
-    listener: TcpListener,
+    listener: impl Into<Listener>,
     router: Router,
     engine: EngineHandle,
     signals: impl Stream<Item = ()> + Send,
     config: ConnectionConfig,
 ) -> Result<(), ServeError> {
+    let listener = listener.into();
     let (phase, lifetime) = watch::channel(Phase::Serving);
     let mut clients = Clients::new(router, config.clone(), Lifetime(lifetime));
     // One that has ended has no more signals.
@@ -164,7 +165,7 @@ pub async fn serve(
             }
             Some(_) = clients.connections.join_next() => {}
             accepted = listener.accept(), if now <= Phase::Draining => match accepted {
-                Ok((socket, address)) => clients.take_up(socket, address),
+                Ok((socket, client)) => clients.take_up(socket, client),
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) => {
                     tracing::error!("a connection could not be taken up: {error}");
@@ -211,12 +212,8 @@ impl Clients {
         }
     }
 
-    fn take_up(&mut self, socket: TcpStream, address: SocketAddr) {
-        // A token goes out when it is there, not when the last one was acknowledged.
-        if let Err(error) = socket.set_nodelay(true) {
-            tracing::debug!("a connection without TCP_NODELAY: {error}");
-        }
-        match self.slots.take(address.ip()) {
+    fn take_up(&mut self, socket: TcpStream, client: Option<IpAddr>) {
+        match self.slots.take(client) {
             Ok(slot) => self.serve(socket, slot),
             Err(limit) => self.refuse(socket, limit),
         }

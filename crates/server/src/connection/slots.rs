@@ -24,7 +24,7 @@ struct Taken {
 #[derive(Debug)]
 pub(super) struct Slot {
     slots: Arc<Slots>,
-    client: IpAddr,
+    client: Option<IpAddr>,
 }
 
 impl Slots {
@@ -32,18 +32,21 @@ impl Slots {
         Self { max, max_per_client, taken: Mutex::default() }
     }
 
-    /// A place for a client's connection, or the limit that it would be over.
-    pub(super) fn take(self: &Arc<Self>, address: IpAddr) -> Result<Slot, usize> {
-        let client = client_of(address);
+    /// A place for a connection, of a client where that has an address; or the limit that it
+    /// would be over.
+    pub(super) fn take(self: &Arc<Self>, address: Option<IpAddr>) -> Result<Slot, usize> {
+        let client = address.map(client_of);
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         if taken.total >= self.max {
             return Err(self.max);
         }
-        let count = taken.by_client.entry(client).or_insert(0);
-        if *count >= self.max_per_client {
-            return Err(self.max_per_client);
+        if let Some(client) = client {
+            let count = taken.by_client.entry(client).or_insert(0);
+            if *count >= self.max_per_client {
+                return Err(self.max_per_client);
+            }
+            *count += 1;
         }
-        *count += 1;
         taken.total += 1;
         Ok(Slot { slots: Arc::clone(self), client })
     }
@@ -53,10 +56,11 @@ impl Drop for Slot {
     fn drop(&mut self) {
         let mut taken = self.slots.taken.lock().unwrap_or_else(PoisonError::into_inner);
         taken.total -= 1;
-        if let Some(count) = taken.by_client.get_mut(&self.client) {
+        let Some(client) = self.client else { return };
+        if let Some(count) = taken.by_client.get_mut(&client) {
             *count -= 1;
             if *count == 0 {
-                taken.by_client.remove(&self.client);
+                taken.by_client.remove(&client);
             }
         }
     }
@@ -77,12 +81,16 @@ mod tests {
     #[test]
     fn one_client_leaves_places_for_others() {
         let slots = Arc::new(Slots::new(4, 3));
-        let (one, other) = ("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap());
+        let [one, other] = ["10.0.0.1", "10.0.0.2"].map(|address| address.parse().ok());
         let held: Vec<_> = std::iter::from_fn(|| slots.take(one).ok()).collect();
         assert_eq!(held.len(), 3);
         let last = slots.take(other).expect("a place for another client");
         assert_eq!(slots.take(other).unwrap_err(), 4);
-        drop((held, last));
+        drop(held);
+        // Who has no address counts among all.
+        let unknown: Vec<_> = std::iter::from_fn(|| slots.take(None).ok()).collect();
+        assert_eq!(unknown.len(), 3);
+        drop((unknown, last));
         let taken = slots.taken.lock().unwrap();
         assert_eq!((taken.total, taken.by_client.len()), (0, 0));
     }

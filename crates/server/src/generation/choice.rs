@@ -2,10 +2,11 @@
 
 use std::{collections::VecDeque, mem, sync::Arc};
 
-use sconce_engine::{End, RequestError, RequestEvent, RequestStream, StopCheck};
+use sconce_engine::{End, RequestError, RequestEvent, RequestStream, StopCheck, TokenConstraint};
 use sconce_text::Detokenizer;
 use sconce_types::{Metering, NotReady, TokenId, TokenLogprobs};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::{
     answers::{AnswerReader, AnswerReading, Part, Told},
@@ -31,6 +32,8 @@ pub(crate) struct Choice {
     num_chars: usize,
     used: Used,
     stats: Option<Arc<RequestStats>>,
+    /// Whether deltas tell the tokens' ids.
+    returns_token_ids: bool,
     /// Generated tokens are not shown, only the prompt's log-probabilities are.
     hide_output: bool,
     ready: VecDeque<RequestEvent>,
@@ -48,6 +51,8 @@ pub(crate) struct Delta {
     /// Of another.
     pub(crate) parts: Vec<Part>,
     pub(crate) logprobs: Vec<TokenLogprobs>,
+    /// Where they were asked for.
+    pub(crate) token_ids: Vec<TokenId>,
     /// Of an answer's tokens those that say its text, thoughts and calls left out.
     text_logprobs: Vec<TokenLogprobs>,
     /// For each of `logprobs`, the characters of the choice's text before its token.
@@ -84,26 +89,39 @@ pub(crate) struct Used {
 /// How a choice ended.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Finish {
-    pub(crate) reason: &'static str,
+    pub(crate) reason: FinishReason,
     pub(crate) stop_reason: Option<StopReason>,
 }
 
 impl Finish {
     /// Whether the model itself ended, or was at its end.
     fn is_natural(&self) -> bool {
-        self.reason == "stop" && !matches!(self.stop_reason, Some(StopReason::Text(_)))
+        self.reason == FinishReason::Stop && !matches!(self.stop_reason, Some(StopReason::Text(_)))
     }
 }
 
-/// How a choice ends that calls tools.
-pub(crate) const TOOL_CALLS: &str = "tool_calls";
+/// Why a choice ended: the model's own end, a stop text or a stop token; its most tokens; or
+/// calls of tools.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum FinishReason {
+    Stop,
+    Length,
+    ToolCalls,
+}
+
+impl FinishReason {
+    fn of(end: End) -> Self {
+        if end == End::Length { Self::Length } else { Self::Stop }
+    }
+}
 
 /// vLLM's `stop_reason`: the stop string, or the stop token.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 #[serde(untagged)]
 pub(crate) enum StopReason {
     Text(String),
-    Token(TokenId),
+    Token(#[schema(inline)] TokenId),
 }
 
 /// What the choices of a prompt start from.
@@ -161,11 +179,13 @@ impl Choice {
             let taken = state.engine.submit_not_ready(request, stop, reason, PATIENCE);
             let (stream, signal) = taken?;
             (stream, Some(Box::new(Waiting::new(signal, start, settings))))
-        } else if let (Some(budget), Some(reading)) = (&settings.thought_budget, reading) {
-            let thoughts = BoundedThoughts::new(budget.clone(), reading, detokenizer);
-            (state.engine.submit_constrained(request, stop, Box::new(thoughts))?, None)
         } else {
-            (state.engine.submit_until(request, stop)?, None)
+            let constraint = constraint(settings, start).filter(|_| !hide_output);
+            let stream = match constraint {
+                Some(constraint) => state.engine.submit_constrained(request, stop, constraint)?,
+                None => state.engine.submit_until(request, stop)?,
+            };
+            (stream, None)
         };
         let stats = settings.stats().cloned();
         if index.is_multiple_of(settings.n) {
@@ -182,6 +202,7 @@ impl Choice {
             reader: reading.as_ref().map(AnswerReader::new).map(Box::new),
             num_chars: 0,
             used: Used::default(),
+            returns_token_ids: settings.returns_token_ids,
             hide_output,
             ready: VecDeque::new(),
             failure: None,
@@ -238,8 +259,12 @@ impl Choice {
         self.used.metering = event.usage;
         self.used.price_nano = event.price_nano;
         if self.hide_output {
-            delta.finish = event.finish.map(|_| Finish { reason: "length", stop_reason: None });
+            delta.finish =
+                event.finish.map(|_| Finish { reason: FinishReason::Length, stop_reason: None });
             return Ok(());
+        }
+        if self.returns_token_ids {
+            delta.token_ids.push(event.token);
         }
         let wants_logprobs = event.logprobs.is_some();
         if wants_logprobs {
@@ -259,12 +284,12 @@ impl Choice {
         let mut finish = match (found, event.finish) {
             (Some(index), _) => {
                 let stop = StopReason::Text(self.decoder.stop(index).to_owned());
-                Some(Finish { reason: "stop", stop_reason: Some(stop) })
+                Some(Finish { reason: FinishReason::Stop, stop_reason: Some(stop) })
             }
             (None, Some(end)) => {
                 let token = if let End::Stop { token } = end { token } else { None };
                 let stop_reason = token.map(StopReason::Token);
-                Some(Finish { reason: end.name(), stop_reason })
+                Some(Finish { reason: FinishReason::of(end), stop_reason })
             }
             (None, None) => None,
         };
@@ -291,12 +316,12 @@ impl Choice {
             delta.text.truncate(before);
             self.used.reasoning_tokens = reader.reasoning_tokens;
             if reader.is_over && finish.is_none() {
-                finish = Some(Finish { reason: "stop", stop_reason: None });
+                finish = Some(Finish { reason: FinishReason::Stop, stop_reason: None });
             }
             if let Some(finish) = finish.as_mut().filter(|finish| finish.is_natural())
                 && reader.has_calls()
             {
-                finish.reason = TOOL_CALLS;
+                finish.reason = FinishReason::ToolCalls;
             }
         }
         delta.finish = finish;
@@ -312,12 +337,26 @@ impl Choice {
             whole.text.push_str(&delta.text);
             whole.parts.extend(delta.parts);
             whole.logprobs.extend(delta.logprobs);
+            whole.token_ids.extend(delta.token_ids);
             whole.offsets.extend(delta.offsets);
             whole.prompt_logprobs.extend(delta.prompt_logprobs);
             whole.used = delta.used;
             whole.finish = delta.finish.or(whole.finish);
         }
         Ok(whole)
+    }
+}
+
+/// What bounds a choice's tokens where no grammar does.
+fn constraint(settings: &Settings, start: &Start) -> Option<Box<dyn TokenConstraint>> {
+    let thoughts = settings.thought_budget.as_ref().zip(start.reading.as_ref()).map(
+        |(budget, reading)| -> Box<dyn TokenConstraint> {
+            Box::new(BoundedThoughts::new(budget.clone(), reading, &start.detokenizer))
+        },
+    );
+    match &settings.token_limits {
+        Some(limits) => Some(limits.around(thoughts)),
+        None => thoughts,
     }
 }
 

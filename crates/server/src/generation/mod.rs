@@ -12,5 +12,6 @@ pub(crate) mod stream;
 pub(crate) mod structure;
 pub(crate) mod structure_fields;
 mod thought_budget;
+mod token_limits;
 pub(crate) mod tools;
 pub(crate) mod usage;

@@ -7,14 +7,16 @@ use sconce_text::StopStrings;
 use sconce_types::{BLOCK_SIZE, SamplingParams, TokenId};
 use serde::Deserialize;
 use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
-use super::{structure::Structure, structure_fields, thought_budget::ThoughtBudget};
+use super::{
+    structure::Structure, structure_fields, thought_budget::ThoughtBudget,
+    token_limits::TokenLimits,
+};
 use crate::{access_log::RequestStats, caller::TenantAuth, error::ApiError, state::AppState};
 
 /// Fields that neither endpoint supports, with a value that asks for nothing.
 pub(crate) const UNSUPPORTED: &[(&str, Option<&str>)] = &[
-    ("allowed_token_ids", None),
-    ("bad_words", None),
     ("cache_salt", None),
     ("guided_choice", None),
     ("guided_grammar", None),
@@ -24,11 +26,8 @@ pub(crate) const UNSUPPORTED: &[(&str, Option<&str>)] = &[
     ("length_penalty", Some("1.0")),
     ("mm_processor_kwargs", None),
     ("prompt_logprobs", None),
-    ("return_token_ids", None),
-    ("return_tokens_as_token_ids", None),
     ("service_tier", Some("\"auto\"")),
     ("spaces_between_special_tokens", Some("true")),
-    ("truncate_prompt_tokens", None),
     ("use_beam_search", None),
     ("vllm_xargs", None),
 ];
@@ -39,45 +38,103 @@ pub(crate) const MAX_CHOICES: usize = 128;
 /// A day.
 const MAX_TIMEOUT_SECONDS: f64 = 86_400.0;
 
-/// GenerationFields fields. `user`, `safety_identifier` and `metadata` are the client's
-/// own notes, and `prompt_cache_key` is a hint for fleets of servers that one
+/// Fields that generating endpoints share. `user`, `safety_identifier` and `metadata` are the
+/// client's own notes, and `prompt_cache_key` is a hint for fleets of servers that one
 /// server's prefix cache does without: they go into the log and nowhere else.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct GenerationFields {
+    /// Sampling temperature; 0 is greedy. Default: the model's own, else 1.
+    #[schema(minimum = 0, maximum = 100)]
     pub(crate) temperature: Option<f32>,
+    /// Nucleus sampling: keep the likeliest tokens whose probabilities sum to this. Default: the
+    /// model's own, else 1, which keeps all.
+    #[schema(exclusive_minimum = 0, maximum = 1)]
     pub(crate) top_p: Option<f32>,
+    /// Keep this many likeliest tokens; 0 or -1 keeps all. Default: the model's own, else 0.
+    #[schema(minimum = -1)]
     pub(crate) top_k: Option<i64>,
+    /// Keep tokens at least this many times as likely as the likeliest. Default: the model's
+    /// own, else 0, which keeps all.
+    #[schema(minimum = 0, maximum = 1)]
     pub(crate) min_p: Option<f32>,
+    /// Divides the positive and multiplies the negative logits of tokens that the prompt or the
+    /// answer has. Default: the model's own, else 1, which changes nothing.
+    #[schema(exclusive_minimum = 0, maximum = 100)]
     pub(crate) repetition_penalty: Option<f32>,
+    /// Subtracted from the logits of tokens that the answer has.
+    #[schema(minimum = -2, maximum = 2, default = 0)]
     pub(crate) presence_penalty: Option<f32>,
+    /// Subtracted from a token's logit for each time that the answer has it.
+    #[schema(minimum = -2, maximum = 2, default = 0)]
     pub(crate) frequency_penalty: Option<f32>,
+    /// The same request with the same seed gives the same answer; random if not given. Choice
+    /// `i` is sampled with the seed plus `i`.
     pub(crate) seed: Option<i64>,
+    /// Choices for each prompt.
+    #[schema(minimum = 1, maximum = 128, default = 1)]
     pub(crate) n: Option<usize>,
+    /// Texts that end the answer, and are left out of it: at most 16, of 1 to 1,024 bytes each.
     pub(crate) stop: Option<OneOrMany>,
+    /// Tokens that end the answer, beside the model's own.
+    #[schema(value_type = Option<Vec<u32>>, max_items = 128)]
     pub(crate) stop_token_ids: Option<Vec<TokenId>>,
+    /// Whether the text that ended the answer is part of it.
+    #[schema(default = false)]
     pub(crate) include_stop_str_in_output: Option<bool>,
+    /// Whether the answer goes on after the model's own end tokens.
+    #[schema(default = false)]
     pub(crate) ignore_eos: Option<bool>,
+    /// Until there are this many tokens, no token or text ends the answer.
+    #[schema(default = 0)]
     pub(crate) min_tokens: Option<u32>,
+    /// By token id, what is added to its logit: at most 1,024 tokens, from -100 to 100.
     pub(crate) logit_bias: Option<BTreeMap<String, f32>>,
+    /// Whether special tokens are left out of the answer's text.
+    #[schema(default = true)]
     pub(crate) skip_special_tokens: Option<bool>,
+    /// Whether the tokenizer's special tokens, such as the one that begins a text, are put
+    /// around the prompt. True for completions and false for chats, whose template has them.
     pub(crate) add_special_tokens: Option<bool>,
+    /// Whether the answer comes as server-sent events, as it is generated.
+    #[schema(default = false)]
     pub(crate) stream: Option<bool>,
+    /// Only with `stream`.
     pub(crate) stream_options: Option<StreamOptions>,
+    /// Its place among waiting requests.
     pub(crate) priority: Option<Priority>,
-    /// Seconds that the request may take in all.
+    /// Seconds that the request may take in all, after which it ends with a 504.
+    #[schema(exclusive_minimum = 0, maximum = 86400)]
     pub(crate) timeout: Option<f64>,
+    /// Whether `usage` says what the request used beside tokens.
+    #[schema(default = false)]
     pub(crate) include_metering: Option<bool>,
+    /// The client's own note of who asks; only logged.
     pub(crate) user: Option<String>,
+    /// The newer name of `user`.
     pub(crate) safety_identifier: Option<String>,
+    /// The client's own notes; only logged.
     pub(crate) metadata: Option<Map<String, Value>>,
+    /// Taken and not needed: prefixes are found in the cache without it.
     pub(crate) prompt_cache_key: Option<String>,
+    /// The form that the answer must have.
+    #[schema(value_type = Option<structure_fields::ResponseFormat>)]
     pub(crate) response_format: Option<Value>,
+    /// The same as vLLM has it.
+    #[schema(value_type = Option<structure_fields::StructuredOutputs>)]
     pub(crate) structured_outputs: Option<Value>,
+    pub(crate) allowed_token_ids: Option<Vec<TokenId>>,
+    pub(crate) bad_words: Option<Vec<String>>,
+    /// Give the ids of the prompt's tokens and of those generated.
+    pub(crate) return_token_ids: Option<bool>,
+    /// Name tokens in log-probabilities `token_id:N`.
+    pub(crate) return_tokens_as_token_ids: Option<bool>,
+    /// Keep only so many of the prompt's last tokens; -1: as many as the context has room for.
+    pub(crate) truncate_prompt_tokens: Option<i64>,
 }
 
 /// A number, lower being sooner, or a name that the tenant's file has for one.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(untagged, expecting = "a whole number or the name of a priority")]
 pub(crate) enum Priority {
     Number(i32),
@@ -85,22 +142,29 @@ pub(crate) enum Priority {
 }
 
 /// A string, or a list of them.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(untagged, expecting = "a string or a list of strings")]
 pub(crate) enum OneOrMany {
     One(String),
     Many(Vec<String>),
 }
 
-/// OpenAI's `stream_options`.
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
+/// What a stream says beside its deltas.
+#[derive(Clone, Copy, Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct StreamOptions {
+    /// Whether a last chunk without choices has `usage`.
+    #[schema(default = false)]
     pub(crate) include_usage: Option<bool>,
+    /// With `include_usage`: whether every chunk has the usage so far.
+    #[schema(default = false)]
     pub(crate) continuous_usage_stats: Option<bool>,
     /// What the request used beside tokens, in `usage`.
+    #[schema(default = false)]
     pub(crate) include_metering: Option<bool>,
-    /// OpenAI pads events with random text, lest their lengths tell what they say.
+    /// OpenAI pads events with random text, lest their lengths tell what they say; `true` is
+    /// refused here.
+    #[schema(default = false)]
     include_obfuscation: Option<bool>,
 }
 
@@ -117,11 +181,25 @@ pub(crate) struct Settings {
     pub(crate) structure: Option<Structure>,
     /// How long thoughts may be.
     pub(crate) thought_budget: Option<ThoughtBudget>,
+    pub(crate) token_limits: Option<TokenLimits>,
+    pub(crate) returns_token_ids: bool,
+    pub(crate) names_tokens_by_id: bool,
+    truncation: Option<Truncation>,
     has_seed: bool,
     pub(crate) caller: TenantAuth,
     priority: i32,
     timeout: Option<Duration>,
 }
+
+/// How many of a prompt's last tokens are kept.
+#[derive(Clone, Copy, Debug)]
+enum Truncation {
+    Fit,
+    Last(usize),
+}
+
+/// Contexts that a prompt may have which is cut to fit one: it is tokenized whole.
+const TRUNCATED_CONTEXTS: usize = 4;
 
 impl GenerationFields {
     /// Everything but `max_tokens` and log-probabilities, which the endpoints
@@ -176,6 +254,14 @@ impl GenerationFields {
         if let Some(structure) = &mut structure {
             structure.check(state, caller.id, ignore_eos, self.min_tokens.unwrap_or(0))?;
         }
+        let limits = state.engine.limits();
+        let truncation = truncation(self.truncate_prompt_tokens, limits.scheduler.max_model_len)?;
+        let token_limits = TokenLimits::new(
+            &state.text,
+            limits.vocab_size,
+            self.allowed_token_ids,
+            self.bad_words,
+        )?;
         let params = SamplingParams {
             temperature: self.temperature.or(model.temperature).unwrap_or(defaults.temperature),
             top_p: self.top_p.or(model.top_p).unwrap_or(defaults.top_p),
@@ -204,8 +290,12 @@ impl GenerationFields {
             include_metering,
             structure,
             thought_budget: None,
+            token_limits,
+            returns_token_ids: self.return_token_ids.unwrap_or(false),
+            names_tokens_by_id: self.return_tokens_as_token_ids.unwrap_or(false),
+            truncation,
             has_seed: self.seed.is_some(),
-            priority: priority(self.priority, &caller, state.engine.limits().scheduler.policy)?,
+            priority: priority(self.priority, &caller, limits.scheduler.policy)?,
             timeout: timeout(self.timeout)?,
             caller,
         })
@@ -223,6 +313,32 @@ impl Settings {
         structure.check(state, self.caller.id, ignores_ends, self.params.min_tokens)?;
         self.structure = Some(structure);
         Ok(())
+    }
+
+    /// Tokens that a prompt may have before it is cut, if it is to be.
+    pub(crate) fn longest_prompt(&self, limits: &EngineLimits) -> usize {
+        let contexts = if self.truncation.is_some() { TRUNCATED_CONTEXTS } else { 1 };
+        limits.scheduler.max_model_len.saturating_mul(contexts)
+    }
+
+    /// Keeps a prompt's last tokens, if that was asked for; says whether it was longer.
+    pub(crate) fn cut(
+        &self,
+        prompt: &mut Vec<TokenId>,
+        limits: &EngineLimits,
+        max_tokens: Option<u32>,
+    ) -> bool {
+        let kept = match self.truncation {
+            None => return false,
+            Some(Truncation::Last(tokens)) => tokens,
+            Some(Truncation::Fit) => {
+                let answer = max_tokens.map_or(1, |tokens| tokens as usize);
+                limits.scheduler.max_model_len.saturating_sub(answer).max(1)
+            }
+        };
+        let cut = prompt.len().saturating_sub(kept);
+        prompt.drain(..cut);
+        cut > 0
     }
 
     /// What the request's line in the log will say.
@@ -368,6 +484,24 @@ fn priority(
         let message = format!("priority is {given}, but must be {accepted}");
         ApiError::invalid(Some("priority"), message)
     })
+}
+
+fn truncation(asked: Option<i64>, max_model_len: usize) -> Result<Option<Truncation>, ApiError> {
+    match asked {
+        None => Ok(None),
+        Some(-1) => Ok(Some(Truncation::Fit)),
+        Some(asked) => {
+            let tokens = usize::try_from(asked).ok().filter(|n| (1..=max_model_len).contains(n));
+            let tokens = tokens.ok_or_else(|| {
+                let message = format!(
+                    "truncate_prompt_tokens is {asked}, but must be from 1 to {max_model_len}, or \
+                     -1 for as many tokens as the context has room for"
+                );
+                ApiError::invalid(Some("truncate_prompt_tokens"), message)
+            })?;
+            Ok(Some(Truncation::Last(tokens)))
+        }
+    }
 }
 
 fn timeout(seconds: Option<f64>) -> Result<Option<Duration>, ApiError> {

@@ -12,6 +12,7 @@ use super::{
     choice::{Choice, Start},
     settings::Settings,
     thought_budget::{ThoughtBudget, allow_only},
+    token_limits::TokenLimits,
 };
 use crate::{error::ApiError, intake::Turn, state::AppState};
 
@@ -105,6 +106,7 @@ pub(crate) async fn make_ready(
 pub(crate) struct Waiting {
     signal: ReadySignal,
     thought: Option<Thought>,
+    token_limits: Option<TokenLimits>,
 }
 
 impl Waiting {
@@ -115,12 +117,16 @@ impl Waiting {
             let ends = &settings.params.eos_token_ids;
             Thought::opened(reading, &start.detokenizer, ends, budget)
         });
-        Self { signal, thought }
+        Self { signal, thought, token_limits: settings.token_limits.clone() }
     }
 
     fn make_ready(self, constraint: Constraint) {
-        let Self { signal, thought } = self;
-        signal.ready(Some(Box::new(Constrained { constraint, thought })));
+        let Self { signal, thought, token_limits } = self;
+        let constrained = Box::new(Constrained { constraint, thought });
+        signal.ready(Some(match token_limits {
+            Some(limits) => limits.around(Some(constrained)),
+            None => constrained,
+        }));
     }
 }
 

@@ -3,9 +3,82 @@
 
 use sconce_grammar::Source;
 use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
 use super::structure::Structure;
 use crate::error::ApiError;
+
+/// OpenAI's `response_format`, as documents tell of it: it is read by hand, so that errors name
+/// its parts.
+#[derive(ToSchema)]
+#[serde(tag = "type", rename_all = "snake_case")]
+#[expect(dead_code, reason = "it describes what is read by hand")]
+pub(crate) enum ResponseFormat {
+    /// As the model likes.
+    Text {},
+    /// Any JSON object.
+    JsonObject {},
+    /// JSON that follows a schema, whether it is `strict` or not.
+    JsonSchema { json_schema: SchemaDescription },
+    /// Tags with what may stand between them, as in vLLM.
+    StructuralTag {},
+}
+
+/// The Responses API's `text.format`.
+#[derive(ToSchema)]
+#[serde(tag = "type", rename_all = "snake_case")]
+#[expect(dead_code, reason = "it describes what is read by hand")]
+pub(crate) enum TextFormat {
+    /// As the model likes.
+    Text {},
+    /// Any JSON object.
+    JsonObject {},
+    /// JSON that follows a schema, whether it is `strict` or not.
+    JsonSchema {
+        /// The client's own name for the schema.
+        name: Option<String>,
+        /// The client's own note.
+        description: Option<String>,
+        /// A JSON schema; what of it cannot be enforced is refused by name.
+        schema: Value,
+        strict: Option<bool>,
+    },
+}
+
+/// A JSON schema with its name.
+#[derive(ToSchema)]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "it describes what is read by hand")]
+pub(crate) struct SchemaDescription {
+    /// The client's own name for the schema.
+    name: Option<String>,
+    /// The client's own note.
+    description: Option<String>,
+    /// A JSON schema; what of it cannot be enforced is refused by name.
+    schema: Value,
+    strict: Option<bool>,
+}
+
+/// vLLM's `structured_outputs`: exactly one of its forms, and `disable_any_whitespace`, which is
+/// so in any case.
+#[derive(ToSchema)]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "it describes what is read by hand")]
+pub(crate) struct StructuredOutputs {
+    /// A JSON schema, or its text.
+    json: Option<Value>,
+    /// A regular expression that the whole answer matches.
+    regex: Option<String>,
+    /// Texts of which the answer is one.
+    choice: Option<Vec<String>>,
+    /// A grammar in Lark's language.
+    grammar: Option<String>,
+    /// Tags with what may stand between them, or the text of that.
+    structural_tag: Option<Value>,
+    /// Any JSON object.
+    json_object: Option<bool>,
+    disable_any_whitespace: Option<bool>,
+}
 
 /// What may be asked for in `structured_outputs`, one of them.
 const KINDS: &[&str] = &["json", "regex", "choice", "grammar", "structural_tag", "json_object"];

@@ -37,24 +37,6 @@ pub(crate) enum ToolChoice {
     Named(String),
 }
 
-impl ToolChoice {
-    /// OpenAI's words for it.
-    pub(crate) fn from_mode(mode: &str) -> Result<Self, ApiError> {
-        match mode {
-            "none" => Ok(Self::None),
-            "auto" => Ok(Self::Auto),
-            "required" => Ok(Self::Required),
-            _ => {
-                let message = format!(
-                    "tool_choice is {mode:?}, but must be none, auto, required, or an object that \
-                     names a function"
-                );
-                Err(ApiError::invalid(Some("tool_choice"), message))
-            }
-        }
-    }
-}
-
 /// A call in a conversation.
 #[derive(Clone, Debug)]
 pub(crate) struct ToolCall {

@@ -2,45 +2,53 @@
 
 use sconce_types::Metering;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::choice::{Delta, Used};
 
-/// OpenAI's `usage`.
-#[derive(Clone, Copy, Debug, Serialize)]
+/// The tokens of a response, of all its choices.
+#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
 pub(crate) struct Usage {
+    /// Each prompt once, whatever the number of its choices.
     prompt_tokens: usize,
     total_tokens: usize,
+    /// Generated tokens.
     completion_tokens: usize,
+    #[schema(inline)]
     prompt_tokens_details: PromptTokensDetails,
+    #[schema(inline)]
     completion_tokens_details: CompletionTokensDetails,
     /// Only where it was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     metering: Option<Metered>,
 }
 
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
 struct PromptTokensDetails {
     /// Prompt tokens found in the prefix cache.
     cached_tokens: usize,
 }
 
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
 struct CompletionTokensDetails {
     /// Tokens of thoughts.
     reasoning_tokens: usize,
 }
 
 /// What the response's choices used together.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
 struct Metered {
     /// The longest that one of them waited.
     queue_seconds: f64,
     /// Their part of the steps that they took part in.
     device_seconds: f64,
+    /// Blocks of the KV cache, by the seconds that they were held.
     kv_block_seconds: f64,
     /// Null where the device's energy cannot be measured.
+    #[schema(required)]
     joules: Option<f64>,
-    /// Null for a tenant without prices.
+    /// In the tenant's currency; null for a tenant without prices.
+    #[schema(required)]
     price: Option<f64>,
 }
 

@@ -19,17 +19,79 @@ use futures::stream;
 use sconce_engine::{BucketCounts, EngineHandle, Snapshot, SubmitError, TenantSnapshot};
 use sconce_tenants::Tenants;
 use sconce_types::{BLOCK_SIZE, TenantId};
-use serde_json::{Value, json};
+use serde::Serialize;
 use tokio::{
     sync::{Mutex, OwnedSemaphorePermit, Semaphore},
     time::sleep_until,
 };
+use utoipa::ToSchema;
 
 use self::{
     block_map::MapDeltas,
     window::{Counts, Window},
 };
-use crate::{caller::AsWatcher, error::ApiError, state::AppState};
+use crate::{caller::AsWatcher, error::ApiError, state::AppState, word::word};
+
+word!(LiveObject = "live");
+
+/// The engine as it is, or a tenant's part of it; null is what is not known.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct LiveEvent {
+    #[schema(inline)]
+    object: LiveObject,
+    /// Since the stream began.
+    seconds: f64,
+    /// Whether it is the whole engine.
+    sees_all: bool,
+    running: usize,
+    waiting: usize,
+    kv_blocks: LiveBlocks,
+    generated_tokens_per_second: f64,
+    prompt_tokens_per_second: f64,
+    /// Until the first token, over the last minute.
+    ttft_seconds: Quantiles,
+    /// Between tokens, over the last minute.
+    itl_seconds: Quantiles,
+    tenants: Vec<LiveTenant>,
+}
+
+/// The blocks of the KV cache.
+#[derive(Serialize, ToSchema)]
+struct LiveBlocks {
+    total: usize,
+    used: usize,
+    /// Tokens of a block.
+    tokens: usize,
+    /// What to change in the map that the client has, which is all free at first: in base64,
+    /// runs of (blocks to skip, blocks to set, their code), counts in LEB128.
+    changes: String,
+}
+
+#[derive(Serialize, ToSchema)]
+struct Quantiles {
+    #[schema(required)]
+    p50: Option<f64>,
+    #[schema(required)]
+    p99: Option<f64>,
+}
+
+#[derive(Serialize, ToSchema)]
+struct LiveTenant {
+    name: String,
+    /// Of its blocks in the map.
+    code: u8,
+    weight: u32,
+    share: f64,
+    running: usize,
+    waiting: usize,
+    kv_blocks: usize,
+    prompt_tokens: u64,
+    cached_tokens: u64,
+    generated_tokens: u64,
+    device_seconds: f64,
+    #[schema(required)]
+    joules: Option<f64>,
+}
 
 /// Clients that may watch at once.
 const MAX_WATCHERS: usize = 16;
@@ -71,9 +133,16 @@ impl Live {
     }
 }
 
-/// An administrator, and everybody where no tenants are configured, sees the whole engine; a
+/// Watch the engine
+///
+/// As server-sent events, at most four times a second. An administrator, and everybody where no tenants are configured, sees the whole engine; a
 /// tenant its own numbers, and of others which blocks they hold. Ends with the connection,
 /// once the server drains, and when the tenants change, since the key may mean another then.
+#[utoipa::path(
+    get, path = "/v1/live", tag = "Operation", operation_id = "live",
+    responses((status = 200, description = "The engine as it is, again and again",
+        content((String = "text/event-stream", item_schema = LiveEvent)))),
+)]
 pub(crate) async fn live(
     State(state): State<AppState>,
     caller: AsWatcher,
@@ -132,10 +201,11 @@ impl Watch {
             return None;
         }
         self.seen = Some(snapshot.at);
-        Some(format!("data: {}\n\n", self.event(&snapshot)))
+        let event = serde_json::to_string(&self.event(&snapshot)).expect("its keys are strings");
+        Some(format!("data: {event}\n\n"))
     }
 
-    fn event(&mut self, snapshot: &Snapshot) -> Value {
+    fn event(&mut self, snapshot: &Snapshot) -> LiveEvent {
         let metrics = self.state.engine.metrics();
         let mut counts = Counts::new(snapshot.at);
         let mut tenants = Vec::new();
@@ -151,20 +221,20 @@ impl Watch {
                 counts.first_token = used.time_to_first_token;
                 own = Some(tenant);
             }
-            tenants.push(json!({
-                "name": tenant.name,
-                "code": block_map::code(tenant.id, self.view),
-                "weight": tenant.weight,
-                "share": tenant.share,
-                "running": tenant.running,
-                "waiting": tenant.waiting,
-                "kv_blocks": tenant.blocks,
-                "prompt_tokens": used.prompt_tokens,
-                "cached_tokens": used.cached_tokens,
-                "generated_tokens": used.generated_tokens,
-                "device_seconds": used.device_seconds,
-                "joules": snapshot.has_energy.then_some(used.joules),
-            }));
+            tenants.push(LiveTenant {
+                name: tenant.name.to_string(),
+                code: block_map::code(tenant.id, self.view),
+                weight: tenant.weight,
+                share: tenant.share,
+                running: tenant.running,
+                waiting: tenant.waiting,
+                kv_blocks: tenant.blocks,
+                prompt_tokens: used.prompt_tokens,
+                cached_tokens: used.cached_tokens,
+                generated_tokens: used.generated_tokens,
+                device_seconds: used.device_seconds,
+                joules: snapshot.has_energy.then_some(used.joules),
+            });
         }
         if self.view.is_none() {
             counts.prompt_tokens = metrics.prompt_tokens.get();
@@ -173,7 +243,7 @@ impl Watch {
             counts.between_tokens = BucketCounts::of(&metrics.inter_token_latency);
         }
         let rates = self.window.note(counts);
-        let quantiles = |[p50, p99]: [Option<f64>; 2]| json!({ "p50": p50, "p99": p99 });
+        let quantiles = |[p50, p99]: [Option<f64>; 2]| Quantiles { p50, p99 };
         let sees_all = self.view.is_none();
         let (running, waiting, used_blocks) = match own {
             Some(&TenantSnapshot { running, waiting, blocks, .. }) => (running, waiting, blocks),
@@ -181,23 +251,23 @@ impl Watch {
             None => (0, 0, 0),
         };
         let began = *self.began.get_or_insert(snapshot.at);
-        json!({
-            "object": "live",
-            "seconds": (snapshot.at - began).as_secs_f64(),
-            "sees_all": sees_all,
-            "running": running,
-            "waiting": waiting,
-            "kv_blocks": {
-                "total": snapshot.blocks.len(),
-                "used": used_blocks,
-                "tokens": BLOCK_SIZE,
-                "changes": self.map.next(&snapshot.blocks, self.view),
+        LiveEvent {
+            object: LiveObject::Word,
+            seconds: (snapshot.at - began).as_secs_f64(),
+            sees_all,
+            running,
+            waiting,
+            kv_blocks: LiveBlocks {
+                total: snapshot.blocks.len(),
+                used: used_blocks,
+                tokens: BLOCK_SIZE,
+                changes: self.map.next(&snapshot.blocks, self.view),
             },
-            "generated_tokens_per_second": rates.generated,
-            "prompt_tokens_per_second": rates.prompt,
-            "ttft_seconds": quantiles(rates.first_token),
-            "itl_seconds": quantiles(rates.between_tokens),
-            "tenants": tenants,
-        })
+            generated_tokens_per_second: rates.generated,
+            prompt_tokens_per_second: rates.prompt,
+            ttft_seconds: quantiles(rates.first_token),
+            itl_seconds: quantiles(rates.between_tokens),
+            tenants,
+        }
     }
 }

@@ -9,9 +9,10 @@ use futures::future::try_join_all;
 use sconce_types::MAX_LOGPROBS;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
 use super::{
-    chat_answer::{ChatChunks, Shape},
+    chat_answer::{ChatChunks, ChatCompletion, ChatCompletionChunk, Shape},
     messages::{self, MessageBody},
     tools::{self, ToolBody, ToolChoiceBody},
 };
@@ -30,31 +31,59 @@ use crate::{
     state::{AppState, unix_seconds},
 };
 
-/// A request's body.
-#[derive(Deserialize)]
+/// A conversation, which the model is to answer.
+#[derive(Deserialize, ToSchema)]
+#[schema(as = ChatRequest, examples(json!({ "messages": [{ "role": "user", "content": "What is the capital of France?" }] })))]
 pub(crate) struct ChatBody {
+    /// A served name; the server's own model if not given.
     model: Option<String>,
+    /// The conversation, oldest first.
+    #[schema(min_items = 1)]
     messages: Vec<MessageBody>,
+    /// The older name of `max_completion_tokens`.
+    #[schema(minimum = 1)]
     max_tokens: Option<u32>,
+    /// Tokens of the answer at most, thoughts included. What the context and the tenant's limits
+    /// leave room for if not given.
+    #[schema(minimum = 1)]
     max_completion_tokens: Option<u32>,
+    /// Whether the answer has its tokens' log-probabilities.
+    #[schema(default = false)]
     logprobs: Option<bool>,
+    /// With `logprobs`: how many of the likeliest tokens have theirs too.
+    #[schema(maximum = 20, default = 0)]
     top_logprobs: Option<u32>,
+    /// Whether the prompt ends with the opening of an answer. True unless the last message
+    /// continues.
     add_generation_prompt: Option<bool>,
+    /// Whether the answer goes on from the last message, an assistant's.
+    #[schema(default = false)]
     continue_final_message: Option<bool>,
+    /// Variables of the chat template.
     chat_template_kwargs: Option<Map<String, Value>>,
+    /// Functions that the model may call.
+    #[schema(max_items = 128)]
     tools: Option<Vec<ToolBody>>,
+    /// `auto` if not given.
     tool_choice: Option<ToolChoiceBody>,
+    /// Whether an answer may have several calls.
+    #[schema(default = true)]
     parallel_tool_calls: Option<bool>,
+    /// How much the model is to think, which its chat template is told.
     reasoning_effort: Option<ReasoningEffort>,
+    /// Whether the answer shows what the model thought.
+    #[schema(default = true)]
     include_reasoning: Option<bool>,
+    /// Tokens of a thought at most, after which it is closed.
     thinking_token_budget: Option<u32>,
     /// What both endpoints have; unknown fields are found there.
     #[serde(flatten)]
+    #[schema(value_type = GenerationFields)]
     shared: Map<String, Value>,
 }
 
 /// The fields above, for those who misspell them.
-const OWN_FIELDS: &[&str] = &[
+pub(crate) const OWN_FIELDS: &[&str] = &[
     "model",
     "messages",
     "max_tokens",
@@ -73,7 +102,7 @@ const OWN_FIELDS: &[&str] = &[
 ];
 
 /// How much a model is to think, which its chat template is told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum ReasoningEffort {
     None,
@@ -136,7 +165,9 @@ fn prepare(state: &AppState, caller: TenantAuth, body: ChatBody) -> Result<Prepa
         template_kwargs,
     };
     let text = &state.text;
-    let prompt = conversation.encode(text, add_special_tokens, limits.scheduler.max_model_len)?;
+    let longest = settings.longest_prompt(limits);
+    let mut prompt = conversation.encode(text, add_special_tokens, longest)?;
+    settings.cut(&mut prompt.tokens, limits, max_tokens);
     let max_tokens = settings
         .max_tokens(limits, &[prompt.tokens.len()], max_tokens, None)
         .map_err(|error| error.renamed("max_tokens", max_tokens_name).within("messages"))?[0];
@@ -146,6 +177,17 @@ fn prepare(state: &AppState, caller: TenantAuth, body: ChatBody) -> Result<Prepa
     Ok(Prepared { settings, start, model, wants_logprobs, wants_reasoning, max_tokens_name })
 }
 
+/// Answer a conversation
+///
+/// Whole, or as server-sent events with `stream: true`, which end with `data: [DONE]`.
+#[utoipa::path(
+    post, path = "/v1/chat/completions", tag = "OpenAI", operation_id = "createChatCompletion",
+    request_body = ChatBody,
+    responses((status = 200, description = "The answer", content(
+        (ChatCompletion = "application/json"),
+        (String = "text/event-stream", item_schema = ChatCompletionChunk),
+    ))),
+)]
 pub(crate) async fn create(
     State(state): State<AppState>,
     body: JsonBody,
@@ -166,6 +208,8 @@ pub(crate) async fn create(
         text: state.text.clone(),
         wants_logprobs: prepared.wants_logprobs,
         wants_reasoning: prepared.wants_reasoning,
+        names_tokens_by_id: settings.names_tokens_by_id,
+        prompt_token_ids: settings.returns_token_ids.then(|| start.prompt.clone()),
     };
     let prompt_tokens = start.prompt.len();
     let counts = Counts::new(prompt_tokens, settings.n, choices.len(), settings.include_metering);

@@ -1,6 +1,6 @@
 //! `/v1/completions`.
 
-use std::sync::Arc;
+use std::{iter::repeat_n, sync::Arc};
 
 use axum::{
     Json,
@@ -9,8 +9,10 @@ use axum::{
 };
 use futures::future::try_join_all;
 use sconce_text::TextModel;
+use sconce_types::TokenId;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
 use super::{
     FINGERPRINT,
@@ -22,7 +24,7 @@ use crate::{
     caller::TenantAuth,
     error::ApiError,
     generation::{
-        choice::{Choice, Delta, Finish, Start, StopReason, ended},
+        choice::{Choice, Delta, Finish, FinishReason, Start, StopReason, ended},
         settings::{GenerationFields, MAX_CHOICES, Settings, UNSUPPORTED},
         stream::{self, Chunks, Events},
         structure,
@@ -30,27 +32,43 @@ use crate::{
     },
     json::{self, Body, JsonBody},
     state::{AppState, unix_seconds},
+    word::word,
 };
+
+word!(CompletionObject = "text_completion");
 
 /// OpenAI's default for this endpoint.
 const DEFAULT_MAX_TOKENS: u32 = 16;
 
-/// A request's body.
-#[derive(Deserialize)]
+/// Texts that the model is to go on from.
+#[derive(Deserialize, ToSchema)]
+#[schema(as = CompletionRequest, examples(json!({ "prompt": "The capital of France is", "max_tokens": 16 })))]
 pub(crate) struct CompletionBody {
+    /// A served name; the server's own model if not given.
     model: Option<String>,
+    /// One prompt or several, as text or as token ids; with `n`, at most 128 choices in all.
     prompt: Inputs,
+    /// Tokens of each choice at most; 0 only with `echo`.
+    #[schema(default = 16)]
     max_tokens: Option<u32>,
+    /// Log-probabilities of the tokens, and of so many likeliest ones in their places.
+    #[schema(maximum = 20)]
     logprobs: Option<u32>,
+    /// Whether a choice begins with its prompt.
+    #[schema(default = false)]
     echo: Option<bool>,
+    /// Must be `n`, if it is given.
+    #[schema(minimum = 1)]
     best_of: Option<usize>,
     /// What both endpoints have; unknown fields are found there.
     #[serde(flatten)]
+    #[schema(value_type = GenerationFields)]
     shared: Map<String, Value>,
 }
 
 /// The fields above, for those who misspell them.
-const OWN_FIELDS: &[&str] = &["model", "prompt", "max_tokens", "logprobs", "echo", "best_of"];
+pub(crate) const OWN_FIELDS: &[&str] =
+    &["model", "prompt", "max_tokens", "logprobs", "echo", "best_of"];
 
 impl Body for CompletionBody {
     const UNSUPPORTED: &'static [(&'static str, Option<&'static str>)] =
@@ -59,8 +77,8 @@ impl Body for CompletionBody {
 }
 
 impl Inputs {
-    /// Their tokens, those of text within the context.
-    fn encode(self, state: &AppState, special: bool) -> Result<Vec<Prompt>, ApiError> {
+    /// Their tokens, at most so many of each text.
+    fn encode(self, state: &AppState, special: bool, most: usize) -> Result<Vec<Prompt>, ApiError> {
         let of_tokens = |tokens| Prompt { tokens, text: None };
         let texts = match self {
             Self::Tokens(tokens) => return Ok(vec![of_tokens(tokens)]),
@@ -68,7 +86,6 @@ impl Inputs {
             Self::Text(text) => vec![text],
             Self::Texts(texts) => texts,
         };
-        let most = state.engine.limits().scheduler.max_model_len;
         let encode = |text: String| {
             let tokens = state.text.encode_within(&text, special, most);
             let tokens = tokens.map_err(|error| ApiError::from(error).within("prompt"))?;
@@ -87,6 +104,8 @@ struct Prepared {
     wants_logprobs: bool,
     /// Only the prompts' log-probabilities are wanted.
     scores_only: bool,
+    /// Choices given of those that are generated for each prompt: the likeliest.
+    given: usize,
 }
 
 fn prepare(
@@ -98,17 +117,25 @@ fn prepare(
     let shared: GenerationFields = json::deserialize(body.shared, OWN_FIELDS)?;
     let special = shared.add_special_tokens.unwrap_or(true);
     let mut settings = shared.settings(state, caller)?;
-    check_choices(body.prompt.len(), settings.n, body.best_of)?;
+    let given = settings.n;
+    settings.n = num_generated(&settings, body.best_of)?;
+    check_choices(body.prompt.len(), settings.n)?;
     let echo = body.echo.unwrap_or(false);
     // A client that only scores its prompt asks for no token; the engine always
     // makes one, which is then not shown.
     let scores_only = echo && body.max_tokens == Some(0);
     let asked = if scores_only { Some(1) } else { body.max_tokens };
-    settings.params.logprobs = body.logprobs;
+    // The likeliest are found by them.
+    settings.params.logprobs = body.logprobs.or((given < settings.n).then_some(0));
     settings.params.prompt_logprobs = body.logprobs.filter(|_| echo);
-    let prompts = body.prompt.encode(state, special)?;
-    let lens: Vec<usize> = prompts.iter().map(|prompt| prompt.tokens.len()).collect();
     let limits = state.engine.limits();
+    let mut prompts = body.prompt.encode(state, special, settings.longest_prompt(limits))?;
+    for prompt in &mut prompts {
+        if settings.cut(&mut prompt.tokens, limits, asked) {
+            prompt.text = None;
+        }
+    }
+    let lens: Vec<usize> = prompts.iter().map(|prompt| prompt.tokens.len()).collect();
     let max_tokens = settings
         .max_tokens(limits, &lens, asked, Some(DEFAULT_MAX_TOKENS))
         .map_err(|error| error.within("prompt"))?;
@@ -130,9 +157,20 @@ fn prepare(
     };
     let starts = prompts.into_iter().zip(max_tokens).map(start);
     let starts = starts.collect::<Result<_, ApiError>>()?;
-    Ok(Prepared { settings, starts, model: body.model, wants_logprobs, scores_only })
+    Ok(Prepared { settings, starts, model: body.model, wants_logprobs, scores_only, given })
 }
 
+/// Go on from texts
+///
+/// Whole, or as server-sent events with `stream: true`, which end with `data: [DONE]`.
+#[utoipa::path(
+    post, path = "/v1/completions", tag = "OpenAI", operation_id = "createCompletion",
+    request_body = CompletionBody,
+    responses((status = 200, description = "The choices", content(
+        (Completion = "application/json"),
+        (String = "text/event-stream", item_schema = CompletionChunk),
+    ))),
+)]
 pub(crate) async fn create(
     State(state): State<AppState>,
     body: JsonBody,
@@ -154,18 +192,26 @@ pub(crate) async fn create(
         model: state.answering_name(prepared.model),
         text: state.text.clone(),
         wants_logprobs,
+        names_tokens_by_id: settings.names_tokens_by_id,
+        returns_token_ids: settings.returns_token_ids,
     };
     let prompt_tokens = starts.iter().map(|(start, _)| start.prompt.len()).sum();
     let counts = Counts::new(prompt_tokens, settings.n, choices.len(), settings.include_metering);
     let Some(options) = settings.stream else {
         let whole = try_join_all(choices.into_iter().map(Choice::collect)).await?;
         let usage = counts.of_all(&whole).usage();
-        return Ok(Json(respond(&shape, echoes, usage, whole)).into_response());
+        let whole = whole.into_iter().zip(echoes).collect();
+        let whole = likeliest(whole, settings.n, prepared.given);
+        let prompts = starts.iter().flat_map(|(start, _)| repeat_n(&*start.prompt, prepared.given));
+        return Ok(Json(respond(&shape, usage, whole, prompts)).into_response());
     };
     let chunks = CompletionChunks {
         counts,
         given: vec![0; choices.len()],
+        begun: vec![false; choices.len()],
         echoes,
+        prompts: starts.into_iter().map(|(start, _)| start.prompt).collect(),
+        n: settings.n,
         shape,
         include_usage: options.include_usage.unwrap_or(false) || settings.include_metering,
         continuous: options.continuous_usage_stats.unwrap_or(false),
@@ -173,10 +219,46 @@ pub(crate) async fn create(
     stream::respond(choices, chunks).await
 }
 
-fn check_choices(prompts: usize, n: usize, best_of: Option<usize>) -> Result<(), ApiError> {
-    if best_of.is_some_and(|best_of| best_of != n) {
-        return Err(ApiError::unsupported("best_of"));
+/// Choices that are generated for each prompt.
+fn num_generated(settings: &Settings, best_of: Option<usize>) -> Result<usize, ApiError> {
+    let (n, best_of) = (settings.n, best_of.unwrap_or(settings.n));
+    let refuse = |message| Err(ApiError::invalid(Some("best_of"), message));
+    if best_of < n || best_of > MAX_CHOICES {
+        let accepted = format!("from n, which is {n}, to {MAX_CHOICES}");
+        return refuse(format!("best_of is {best_of}, but must be {accepted}"));
     }
+    if best_of > n && settings.stream.is_some() {
+        let reason = "the likeliest are known when all are whole";
+        return refuse(format!("best_of is {best_of}, but must be n with stream: true: {reason}"));
+    }
+    Ok(best_of)
+}
+
+/// Of each `generated` choices the `given` of the highest log-probability a token.
+fn likeliest(
+    mut choices: Vec<(Delta, Option<Echo>)>,
+    generated: usize,
+    given: usize,
+) -> Vec<(Delta, Option<Echo>)> {
+    if given == generated {
+        return choices;
+    }
+    let mean = |choice: &Delta| {
+        let sum: f32 = choice.logprobs.iter().map(|at| at.logprob).sum();
+        sum / choice.logprobs.len().max(1) as f32
+    };
+    let mut kept = Vec::with_capacity(choices.len() / generated * given);
+    while !choices.is_empty() {
+        let mut of_prompt: Vec<_> = choices.drain(..generated).collect();
+        // Stable: of equals the first.
+        of_prompt.sort_by(|(a, _), (b, _)| mean(b).total_cmp(&mean(a)));
+        of_prompt.truncate(given);
+        kept.append(&mut of_prompt);
+    }
+    kept
+}
+
+fn check_choices(prompts: usize, n: usize) -> Result<(), ApiError> {
     if prompts == 0 {
         let message = "prompt is an empty list, but must have at least one prompt";
         return Err(ApiError::invalid(Some("prompt"), message));
@@ -196,6 +278,8 @@ struct Shape {
     model: String,
     text: Arc<TextModel>,
     wants_logprobs: bool,
+    names_tokens_by_id: bool,
+    returns_token_ids: bool,
 }
 
 impl Shape {
@@ -216,44 +300,90 @@ impl Shape {
             let later = delta.prompt_logprobs.iter().map(|at| (at.token, Some(at)));
             let offsets = echo.offsets.get(*given..).unwrap_or_default();
             for ((token, at), &offset) in first.into_iter().chain(later).zip(offsets) {
-                out.push(&self.text, token, at, offset);
+                out.push(&self.text, token, at, offset, self.names_tokens_by_id);
                 *given += 1;
             }
         }
         let text_start = echo.map_or(0, |echo| echo.num_chars);
         for (at, offset) in delta.logprobs.iter().zip(&delta.offsets) {
-            out.push(&self.text, at.token, Some(at), text_start + offset);
+            let offset = text_start + offset;
+            out.push(&self.text, at.token, Some(at), offset, self.names_tokens_by_id);
         }
         Some(out)
     }
 }
 
-fn respond(shape: &Shape, echoes: Vec<Option<Echo>>, usage: Usage, choices: Vec<Delta>) -> Value {
-    let choices: Vec<Value> = choices
+/// Texts that go on from the prompts.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Completion {
+    id: String,
+    #[schema(inline)]
+    object: CompletionObject,
+    /// In seconds since 1970.
+    created: u64,
+    /// As the request called it.
+    model: String,
+    /// The same settings and seed give the same answer under it.
+    system_fingerprint: &'static str,
+    /// Those of the first prompt, then those of the next.
+    choices: Vec<CompletionChoice>,
+    usage: Usage,
+}
+
+#[derive(Serialize, ToSchema)]
+struct CompletionChoice {
+    index: usize,
+    text: String,
+    /// Null unless asked for.
+    #[schema(required)]
+    logprobs: Option<LegacyLogprobs>,
+    finish_reason: FinishReason,
+    /// The text or the token that ended it, if one did.
+    #[schema(required)]
+    stop_reason: Option<StopReason>,
+    /// Where ids are asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<u32>>)]
+    token_ids: Option<Vec<TokenId>>,
+    /// Where ids are asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<u32>>)]
+    prompt_token_ids: Option<Vec<TokenId>>,
+}
+
+fn respond<'a>(
+    shape: &Shape,
+    usage: Usage,
+    choices: Vec<(Delta, Option<Echo>)>,
+    prompts: impl Iterator<Item = &'a [TokenId]>,
+) -> Completion {
+    let choices = choices
         .into_iter()
-        .zip(echoes)
+        .zip(prompts)
         .enumerate()
-        .map(|(index, (choice, echo))| {
+        .map(|(index, ((choice, echo), prompt))| {
             let logprobs = shape.logprobs(echo.as_ref(), &mut 0, &choice);
             let Finish { reason, stop_reason } = ended(choice.finish);
-            json!({
-                "index": index,
-                "text": echo.map_or_else(String::new, |echo| echo.text) + &choice.text,
-                "logprobs": logprobs,
-                "finish_reason": reason,
-                "stop_reason": stop_reason,
-            })
+            CompletionChoice {
+                index,
+                text: echo.map_or_else(String::new, |echo| echo.text) + &choice.text,
+                logprobs,
+                finish_reason: reason,
+                stop_reason,
+                token_ids: shape.returns_token_ids.then_some(choice.token_ids),
+                prompt_token_ids: shape.returns_token_ids.then(|| prompt.to_vec()),
+            }
         })
         .collect();
-    json!({
-        "id": shape.id,
-        "object": "text_completion",
-        "created": shape.created,
-        "model": shape.model,
-        "system_fingerprint": FINGERPRINT,
-        "choices": choices,
-        "usage": usage,
-    })
+    Completion {
+        id: shape.id,
+        object: CompletionObject::Word,
+        created: shape.created,
+        model: shape.model,
+        system_fingerprint: FINGERPRINT,
+        choices,
+        usage,
+    }
 }
 
 /// The chunks of a streamed response.
@@ -261,39 +391,66 @@ struct CompletionChunks {
     shape: Shape,
     /// By choice; their text is taken by its first chunk.
     echoes: Vec<Option<Echo>>,
+    /// Their tokens, by prompt.
+    prompts: Vec<Vec<TokenId>>,
+    /// Choices of each.
+    n: usize,
     /// By choice: how many of the prompt's tokens had their log-probabilities.
     given: Vec<usize>,
+    /// By choice: whether it had a chunk.
+    begun: Vec<bool>,
     counts: Counts,
     include_usage: bool,
     continuous: bool,
 }
 
-#[derive(Serialize)]
-struct Chunk<'a> {
+pub(crate) type CompletionChunk = Chunk<'static>;
+
+/// A part of streamed choices.
+#[derive(Serialize, ToSchema)]
+#[schema(as = CompletionChunk)]
+pub(crate) struct Chunk<'a> {
     id: &'a str,
-    object: &'static str,
+    #[schema(inline)]
+    object: CompletionObject,
+    /// In seconds since 1970.
     created: u64,
     model: &'a str,
     system_fingerprint: &'static str,
+    /// One, or none in a last chunk that has `usage`.
+    #[schema(value_type = Vec<ChunkChoice>)]
     choices: &'a [ChunkChoice],
     /// Absent unless usage was asked for; then null but in the last chunk.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Usage>)]
     usage: Option<Option<Usage>>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = CompletionChunkChoice)]
 struct ChunkChoice {
     index: usize,
+    /// What the choice got since its last chunk.
     text: String,
+    /// Of the text's tokens; null unless asked for.
+    #[schema(required)]
     logprobs: Option<LegacyLogprobs>,
-    finish_reason: Option<&'static str>,
+    /// Null but in the choice's last chunk.
+    #[schema(required)]
+    finish_reason: Option<FinishReason>,
+    #[schema(required)]
     stop_reason: Option<StopReason>,
+    /// Where ids are asked for; the prompt's in a choice's first chunk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_ids: Option<Vec<TokenId>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_token_ids: Option<Vec<TokenId>>,
 }
 
 impl CompletionChunks {
     fn push(&self, choices: &[ChunkChoice], usage: Option<Option<Usage>>, out: &mut Events) {
         let Shape { id, created, model, .. } = &self.shape;
-        let object = "text_completion";
+        let object = CompletionObject::Word;
         let (created, system_fingerprint) = (*created, FINGERPRINT);
         out.push(&Chunk { id, object, created, model, system_fingerprint, choices, usage });
     }
@@ -309,12 +466,25 @@ impl Chunks for CompletionChunks {
         logprobs = logprobs.filter(|logprobs| !logprobs.tokens.is_empty());
         let echoed = echo.as_mut().map(|echo| std::mem::take(&mut echo.text));
         let text = echoed.unwrap_or_default() + &delta.text;
-        if text.is_empty() && logprobs.is_none() && delta.finish.is_none() {
+        let has_ids = !delta.token_ids.is_empty();
+        if text.is_empty() && logprobs.is_none() && delta.finish.is_none() && !has_ids {
             return;
         }
+        let returns_ids = self.shape.returns_token_ids;
+        let is_first = returns_ids && !std::mem::replace(&mut self.begun[index], true);
+        let prompt_token_ids = is_first.then(|| self.prompts[index / self.n].clone());
+        let token_ids = returns_ids.then_some(delta.token_ids);
         let (finish_reason, stop_reason) =
             delta.finish.map_or((None, None), |finish| (Some(finish.reason), finish.stop_reason));
-        let choice = ChunkChoice { index, text, logprobs, finish_reason, stop_reason };
+        let choice = ChunkChoice {
+            index,
+            text,
+            logprobs,
+            finish_reason,
+            stop_reason,
+            token_ids,
+            prompt_token_ids,
+        };
         let usage = self.include_usage.then(|| self.continuous.then(|| self.counts.usage()));
         self.push(&[choice], usage, out);
     }

@@ -2,18 +2,19 @@
 
 use sconce_types::TokenId;
 use serde::Deserialize;
+use utoipa::ToSchema;
 
 /// One text or several, as text or as token ids.
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(
     untagged,
     expecting = "a string, a list of strings, a list of token ids, or a list of such lists"
 )]
-pub(super) enum Inputs {
+pub(crate) enum Inputs {
     Text(String),
-    Tokens(Vec<TokenId>),
+    Tokens(#[schema(inline)] Vec<TokenId>),
     Texts(Vec<String>),
-    TokenLists(Vec<Vec<TokenId>>),
+    TokenLists(#[schema(inline)] Vec<Vec<TokenId>>),
 }
 
 impl Inputs {

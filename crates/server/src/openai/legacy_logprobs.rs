@@ -4,44 +4,56 @@ use sconce_text::TextModel;
 use sconce_types::{TokenId, TokenLogprobs};
 use serde::Serialize;
 use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
 use super::shortest;
 
-/// One entry a token in each list.
-#[derive(Default, Serialize)]
-pub(super) struct LegacyLogprobs {
+/// One entry a token in each list; null for a first token of the prompt, which nothing predicts.
+#[derive(Default, Serialize, ToSchema)]
+#[schema(as = CompletionLogprobs)]
+pub(crate) struct LegacyLogprobs {
     pub(super) tokens: Vec<String>,
     token_logprobs: Vec<Option<f64>>,
+    /// The likeliest tokens and the sampled one, by their texts.
+    #[schema(value_type = Vec<Option<Map<String, f64>>>)]
     top_logprobs: Vec<Option<Map<String, Value>>>,
+    /// Where the token begins, in characters of the choice's text.
     text_offset: Vec<usize>,
 }
 
 impl LegacyLogprobs {
-    /// Adds a token that begins `offset` characters into the choice's text.
+    /// Adds a token that begins `offset` characters into the choice's text, called `token_id:N`
+    /// if `by_id`.
     pub(super) fn push(
         &mut self,
         text: &TextModel,
         token: TokenId,
         at: Option<&TokenLogprobs>,
         offset: usize,
+        by_id: bool,
     ) {
-        let mut name = name(text, token);
+        let name = |token| if by_id { id_name(token) } else { name(text, token) };
+        let mut sampled = name(token);
         self.token_logprobs.push(at.map(|at| shortest(at.logprob)));
-        self.top_logprobs.push(at.map(|at| top(text, at, &mut name)));
+        self.top_logprobs.push(at.map(|at| top(at, name, &mut sampled)));
         self.text_offset.push(offset);
-        self.tokens.push(name);
+        self.tokens.push(sampled);
     }
 }
 
 /// The likeliest tokens and the sampled one by name. Distinct tokens may have one text, such as `A` and the byte
 /// 0x41: the likelier keeps it, the other is named `token_id:N`. The sampled token
 /// has the same name in `tokens` as among the alternatives.
-fn top(text: &TextModel, at: &TokenLogprobs, sampled: &mut String) -> Map<String, Value> {
+fn top(
+    at: &TokenLogprobs,
+    name: impl Fn(TokenId) -> String,
+    sampled: &mut String,
+) -> Map<String, Value> {
     let mut out = Map::new();
     for &(token, logprob) in &at.top {
-        let mut name = name(text, token);
+        let mut name = name(token);
         if out.contains_key(&name) {
-            name = format!("token_id:{token}");
+            name = id_name(token);
         }
         if token == at.token {
             sampled.clone_from(&name);
@@ -51,11 +63,15 @@ fn top(text: &TextModel, at: &TokenLogprobs, sampled: &mut String) -> Map<String
     let is_listed = at.top.iter().any(|&(token, _)| token == at.token);
     if !is_listed {
         if out.contains_key(sampled.as_str()) {
-            *sampled = format!("token_id:{}", at.token);
+            *sampled = id_name(at.token);
         }
         out.insert(sampled.clone(), shortest(at.logprob).into());
     }
     out
+}
+
+fn id_name(token: TokenId) -> String {
+    format!("token_id:{token}")
 }
 
 /// A token's text; as OpenAI writes it where that is a part of a character:

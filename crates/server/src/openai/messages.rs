@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 use serde_json::Value;
+use utoipa::ToSchema;
 
 use super::tools::CallBody;
 use crate::{
@@ -12,26 +13,37 @@ use crate::{
 };
 
 /// A message of a conversation.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[schema(as = ChatMessage)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct MessageBody {
+    #[schema(inline)]
     role: RoleBody,
-    content: Option<TextOrList<PartBody>>,
+    /// Only an assistant's message, which may be all calls, can do without.
+    content: Option<Content>,
+    /// Who says it, or the tool of a result; for chat templates that show it.
     name: Option<String>,
+    /// The call that a tool's message is the result of.
     tool_call_id: Option<String>,
+    /// The calls of an assistant's message.
     tool_calls: Option<Vec<CallBody>>,
     /// What an assistant said instead of an answer.
     refusal: Option<String>,
-    // What answers hold beside their text: clients send them back as they came.
+    // What answers hold beside their text: clients send them back as they came, which is empty.
+    #[schema(ignore)]
     annotations: Option<Value>,
+    #[schema(ignore)]
     audio: Option<Value>,
+    #[schema(ignore)]
     function_call: Option<Value>,
     /// For templates that show what a model has thought; `reasoning` is vLLM's newer name.
     reasoning_content: Option<String>,
     reasoning: Option<String>,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize)]
+type Content = TextOrList<PartBody>;
+
+#[derive(Clone, Copy, Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 enum RoleBody {
     System,
@@ -41,13 +53,27 @@ enum RoleBody {
     Tool,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+/// A part of a message's content.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[schema(as = ChatPart)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct PartBody {
     #[serde(rename = "type")]
+    #[schema(value_type = PartKind, inline)]
     kind: String,
+    /// Of the type `text`.
     text: Option<String>,
+    /// Of the type `refusal`.
     refusal: Option<String>,
+}
+
+/// The types of parts that are taken; others are refused by name.
+#[derive(ToSchema)]
+#[serde(rename_all = "lowercase")]
+#[expect(dead_code, reason = "types are read by hand")]
+enum PartKind {
+    Text,
+    Refusal,
 }
 
 /// The messages of a request.

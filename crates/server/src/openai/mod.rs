@@ -1,20 +1,26 @@
 //! OpenAI's endpoints.
 
+pub(crate) mod batches;
 pub(crate) mod chat;
-mod chat_answer;
+pub(crate) mod chat_answer;
 pub(crate) mod completions;
 mod echo;
 pub(crate) mod embeddings;
+mod encoder;
+pub(crate) mod files;
 mod inputs;
 mod legacy_logprobs;
 pub(crate) mod messages;
 pub(crate) mod models;
 pub(crate) mod responses;
+pub(crate) mod scores;
 pub(crate) mod tools;
 
 use sconce_text::TextModel;
 use sconce_types::{TokenId, TokenLogprobs};
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
 use crate::{caller::TenantAuth, error::ApiError, state::AppState};
 
@@ -41,24 +47,67 @@ pub(crate) fn check_model(
     Err(ApiError::model_not_found(model, &models_of(state, caller)))
 }
 
+/// Pairs of `metadata`, and characters of a key and of a value, as in OpenAI's API.
+const MAX_METADATA: (usize, usize, usize) = (16, 64, 512);
+
+/// OpenAI's limits of `metadata`.
+pub(crate) fn check_metadata(metadata: Option<&Map<String, Value>>) -> Result<(), ApiError> {
+    let Some(metadata) = metadata else { return Ok(()) };
+    let (most, key_chars, value_chars) = MAX_METADATA;
+    let is_fit = |(key, value): (&String, &Value)| {
+        let value = value.as_str();
+        key.chars().count() <= key_chars
+            && value.is_some_and(|value| value.chars().count() <= value_chars)
+    };
+    if metadata.len() <= most && metadata.iter().all(is_fit) {
+        return Ok(());
+    }
+    let message = format!(
+        "metadata must be at most {most} pairs of strings, keys of at most {key_chars} and values \
+         of at most {value_chars} characters"
+    );
+    Err(ApiError::invalid(Some("metadata"), message))
+}
+
 /// A number in as many digits as tell it from its neighbours, everywhere the same: not those
 /// that appear when an f32 becomes an f64.
 pub(crate) fn shortest(x: f32) -> f64 {
     x.to_string().parse().unwrap_or_else(|_| x.into())
 }
 
-/// OpenAI's log-probabilities of tokens.
-pub(crate) fn token_logprobs(text: &TextModel, logprobs: &[TokenLogprobs]) -> Vec<Value> {
-    let entry = |token: TokenId, logprob: f32| {
-        let token = text.token_text(token);
-        let logprob = shortest(logprob);
-        json!({ "token": token.text, "logprob": logprob, "bytes": token.bytes })
+/// The log-probability of a token of an answer.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub(crate) struct TokenLogprob {
+    /// Its text, with U+FFFD for what is a part of a character.
+    token: String,
+    logprob: f64,
+    bytes: Vec<u8>,
+    /// As many of the likeliest tokens in its place as were asked for.
+    top_logprobs: Vec<TopLogprob>,
+}
+
+/// One of the likeliest tokens.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub(crate) struct TopLogprob {
+    token: String,
+    logprob: f64,
+    bytes: Vec<u8>,
+}
+
+/// OpenAI's log-probabilities of tokens, which are called `token_id:N` if `by_id`.
+pub(crate) fn token_logprobs(
+    text: &TextModel,
+    logprobs: &[TokenLogprobs],
+    by_id: bool,
+) -> Vec<TokenLogprob> {
+    let entry = |&(id, logprob): &(TokenId, f32)| {
+        let token = text.token_text(id);
+        let name = if by_id { format!("token_id:{id}") } else { token.text };
+        TopLogprob { token: name, logprob: shortest(logprob), bytes: token.bytes }
     };
     let whole = |at: &TokenLogprobs| {
-        let mut sampled = entry(at.token, at.logprob);
-        sampled["top_logprobs"] =
-            at.top.iter().map(|&(token, logprob)| entry(token, logprob)).collect();
-        sampled
+        let TopLogprob { token, logprob, bytes } = entry(&(at.token, at.logprob));
+        TokenLogprob { token, logprob, bytes, top_logprobs: at.top.iter().map(entry).collect() }
     };
     logprobs.iter().map(whole).collect()
 }

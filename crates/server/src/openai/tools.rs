@@ -2,56 +2,90 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use utoipa::ToSchema;
 
 use crate::{
     error::ApiError,
     generation::tools::{Tool, ToolCall, ToolChoice, Tools, parse_arguments},
 };
 
-/// An entry of `tools`.
-#[derive(Clone, Debug, Deserialize)]
+/// A function that the model may call.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[schema(as = ChatTool)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ToolBody {
     #[serde(rename = "type")]
+    #[schema(inline)]
     _kind: FunctionKind,
     function: FunctionBody,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
-enum FunctionKind {
+pub(crate) enum FunctionKind {
     Function,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[schema(as = ChatFunction)]
 #[serde(deny_unknown_fields)]
 struct FunctionBody {
+    /// Letters, digits, underscores, dashes and dots.
+    #[schema(min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9_.-]+$")]
     name: String,
     description: Option<String>,
+    /// The JSON schema of its arguments.
     parameters: Option<Value>,
+    /// Whether calls must follow the schema, which a grammar then sees to.
+    #[schema(default = false)]
     strict: Option<bool>,
 }
 
-/// `tool_choice`.
-#[derive(Clone, Debug, Deserialize)]
+/// Whether the model may or must call tools.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[schema(as = ChatToolChoice)]
 #[serde(
     untagged,
-    expecting = "a string or an object {\"type\": \"function\", \"function\": {\"name\": …}}"
+    expecting = "a mode, which is none, auto or required, or an object {\"type\": \"function\", \
+                 \"function\": {\"name\": …}}"
 )]
 pub(crate) enum ToolChoiceBody {
-    Mode(String),
+    Mode(#[schema(inline)] ToolMode),
     Named(NamedChoice),
 }
 
-#[derive(Clone, Debug, Deserialize)]
+/// `none`: no calls; `auto`: as the model likes; `required`: one call at least.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum ToolMode {
+    None,
+    Auto,
+    Required,
+}
+
+impl From<ToolMode> for ToolChoice {
+    fn from(mode: ToolMode) -> Self {
+        match mode {
+            ToolMode::None => Self::None,
+            ToolMode::Auto => Self::Auto,
+            ToolMode::Required => Self::Required,
+        }
+    }
+}
+
+/// A call of this function.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[schema(as = ChatNamedTool)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct NamedChoice {
     #[serde(rename = "type")]
+    #[schema(inline)]
     _kind: FunctionKind,
+    #[schema(inline)]
     function: ChosenFunction,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct ChosenFunction {
     name: String,
@@ -67,7 +101,7 @@ pub(crate) fn read(
     let choice = match choice {
         None => ToolChoice::Auto,
         Some(ToolChoiceBody::Named(named)) => ToolChoice::Named(named.function.name),
-        Some(ToolChoiceBody::Mode(mode)) => ToolChoice::from_mode(&mode)?,
+        Some(ToolChoiceBody::Mode(mode)) => mode.into(),
     };
     Tools::new(list, choice, parallel.unwrap_or(true), "tools", "tool_choice")
 }
@@ -79,23 +113,27 @@ impl ToolBody {
     }
 }
 
-/// An entry of an assistant's `tool_calls`.
-#[derive(Clone, Debug, Deserialize)]
+/// A call that an assistant's message has made.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[schema(as = ChatCall)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct CallBody {
     id: String,
     #[serde(rename = "type")]
+    #[schema(inline)]
     _kind: Option<FunctionKind>,
+    #[schema(inline)]
     function: CalledFunction,
     /// Streams count calls, and clients send back what they put together.
     #[serde(rename = "index")]
     _index: Option<u32>,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct CalledFunction {
     name: String,
+    /// A JSON object as text.
     arguments: String,
 }
 
@@ -109,38 +147,44 @@ impl CallBody {
 }
 
 /// A call of an answer.
-#[derive(Debug, Serialize)]
-pub(super) struct CallAnswer<'a> {
-    pub(super) id: &'a str,
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct CallAnswer {
+    id: String,
     #[serde(rename = "type")]
+    #[schema(inline)]
     kind: FunctionKind,
-    function: CalledAnswer<'a>,
+    #[schema(inline)]
+    function: CalledAnswer,
 }
 
-#[derive(Debug, Serialize)]
-struct CalledAnswer<'a> {
-    name: &'a str,
-    arguments: &'a str,
+#[derive(Debug, Serialize, ToSchema)]
+struct CalledAnswer {
+    name: String,
+    /// JSON as text, as the model wrote it: cut where the answer was.
+    arguments: String,
 }
 
-impl<'a> CallAnswer<'a> {
-    pub(super) fn new(id: &'a str, name: &'a str, arguments: &'a str) -> Self {
+impl CallAnswer {
+    pub(super) fn new(id: String, name: String, arguments: String) -> Self {
         Self { id, kind: FunctionKind::Function, function: CalledAnswer { name, arguments } }
     }
 }
 
 /// A piece of a call in a stream: with id and name when it begins, then its arguments.
-#[derive(Debug, Serialize)]
-pub(super) struct CallDelta<'a> {
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct CallDelta<'a> {
+    /// The call's place in the answer.
     index: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<&'a str>,
     #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    #[schema(inline)]
     kind: Option<FunctionKind>,
+    #[schema(inline)]
     function: FunctionDelta<'a>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct FunctionDelta<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     name: Option<&'a str>,

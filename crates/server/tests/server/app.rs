@@ -7,7 +7,6 @@ use axum::{
     body::Body,
     http::{HeaderMap, Request, StatusCode},
 };
-use http_body_util::BodyExt as _;
 use sconce_engine::SchedulingPolicy;
 use sconce_engine::{
     Built, CacheGroups, Engine, EngineHandle, EngineOptions, FakeExecutor, SchedulerConfig,
@@ -16,7 +15,8 @@ use sconce_server::{ServerConfig, router};
 use sconce_text::TextModel;
 use serde_json::Value;
 use tokio::runtime::Runtime;
-use tower::ServiceExt as _;
+
+use crate::conformance::exchange;
 
 pub(crate) const COMPLETIONS: &str = "/v1/completions";
 pub(crate) const CHAT: &str = "/v1/chat/completions";
@@ -57,12 +57,8 @@ impl App {
     }
 
     pub(crate) fn send(&self, request: Request<Body>) -> (StatusCode, HeaderMap, String) {
-        self.runtime.block_on(async {
-            let response = self.router.clone().oneshot(request).await.expect("infallible");
-            let (head, body) = response.into_parts();
-            let body = body.collect().await.expect("the body is read").to_bytes();
-            (head.status, head.headers, String::from_utf8(body.to_vec()).expect("UTF-8"))
-        })
+        let answer = exchange(&self.runtime, &self.router, request);
+        (answer.status, answer.headers, answer.text)
     }
 
     /// The status of a request with these headers.

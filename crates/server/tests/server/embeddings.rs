@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::app::{App, CHAT};
 
 const PATH: &str = "/v1/embeddings";
-const MAX_TOKENS: usize = 20;
+pub(crate) const MAX_TOKENS: usize = 20;
 
 /// Makes `[length, sum of tokens, first, last]` of each prompt.
 #[derive(Default)]
@@ -56,7 +56,7 @@ impl Executor for Telling {
 }
 
 /// A server of few places: of four texts that run and two that wait.
-fn app(matryoshka: Option<Vec<usize>>) -> App {
+pub(crate) fn app(matryoshka: Option<Vec<usize>>) -> App {
     let limits = SchedulerConfig {
         max_num_seqs: 4,
         max_num_batched_tokens: 16,

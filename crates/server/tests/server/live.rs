@@ -170,7 +170,8 @@ fn an_open_server_shows_everything() {
         "tenants": tenants,
     });
     assert_eq!(event, expected);
-    let (status, answer) = app.post(COMPLETIONS, json!({ "prompt": "abc", "max_tokens": 20 }));
+    let (status, answer) =
+        app.post(COMPLETIONS, json!({ "prompt": "abc", "max_tokens": 20, "ignore_eos": true }));
     assert_eq!(status, 200, "{answer}");
     let is_counted = |event: &Value| event["tenants"][0]["generated_tokens"] == 20;
     let event = first(&app, &mut stream, is_counted);

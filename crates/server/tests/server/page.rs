@@ -1,4 +1,4 @@
-//! The page at `/`: its files, and what a browser is told of them.
+//! The pages at `/` and `/docs`: their files, and what a browser is told of them.
 
 use std::{collections::BTreeSet, path::Path};
 
@@ -11,8 +11,10 @@ use sconce_tenants::ApiKeys;
 
 use crate::app::App;
 
-/// Bytes of all files together, at most.
+/// Bytes of the page's files together, at most.
 const MAX_BYTES: usize = 100_000;
+/// Of those that only the reference has.
+const MAX_DOCS_BYTES: usize = 20_000;
 
 fn app() -> App {
     App::new(ServerConfig::default())
@@ -33,6 +35,7 @@ fn paths() -> BTreeSet<String> {
         let name = entry.expect("an entry").file_name();
         match name.to_str().expect("UTF-8") {
             "index.html" => "/".to_owned(),
+            "docs.html" => "/docs".to_owned(),
             name => format!("/page/{name}"),
         }
     });
@@ -42,7 +45,7 @@ fn paths() -> BTreeSet<String> {
 #[test]
 fn every_file_is_served_with_its_type_and_a_strict_policy() {
     let app = app();
-    let mut bytes = 0;
+    let (mut bytes, mut docs_bytes) = (0, 0);
     for path in paths() {
         let (status, headers, text) = get(&app, &path, &[]);
         assert_eq!(status, StatusCode::OK, "{path}");
@@ -70,9 +73,13 @@ fn every_file_is_served_with_its_type_and_a_strict_policy() {
             "frame-ancestors 'none'",
         ];
         assert_eq!(directives, expected.into(), "{path}");
-        bytes += text.len();
+        *(if path.contains("docs") { &mut docs_bytes } else { &mut bytes }) += text.len();
     }
     assert!(bytes < MAX_BYTES, "the page has {bytes} bytes, but may have {MAX_BYTES}");
+    assert!(
+        docs_bytes < MAX_DOCS_BYTES,
+        "the reference has {docs_bytes} of {MAX_DOCS_BYTES} bytes"
+    );
     assert_eq!(get(&app, "/page/other.js", &[]).0, StatusCode::NOT_FOUND);
     assert_eq!(app.status("POST", "/", &[]), 405);
 }
@@ -131,16 +138,21 @@ fn nothing_is_fetched_from_elsewhere_and_nothing_is_inline() {
             assert!(paths.contains(&format!("/page/{name}")), "{path} imports {name}");
         }
     }
-    let (_, _, html) = get(&app, "/", &[]);
-    for tag in tails(&html, "<script") {
-        assert!(tag.starts_with(" type=\"module\" src=\"/page/"), "an inline script: {tag:.60}");
-    }
-    for word in ["<style", " style=", " onclick", " onload", "javascript:"] {
-        assert!(!html.contains(word), "an inline {word}");
-    }
-    let referred = tails(&html, " src=\"")
-        .chain(tails(&html, "<link ").flat_map(|link| tails(link, "href=\"").take(1)));
-    for name in referred.map(|tail| tail.split('"').next().unwrap_or_default()) {
-        assert!(paths.contains(name), "the page refers to {name}");
+    for page in ["/", "/docs"] {
+        let (_, _, html) = get(&app, page, &[]);
+        for tag in tails(&html, "<script") {
+            let src = tag.strip_prefix(" type=\"module\" src=\"").unwrap_or_default();
+            let src = src.trim_start_matches('/');
+            assert!(src.starts_with("page/"), "{page} has an inline script: {tag:.60}");
+        }
+        for word in ["<style", " style=", " onclick", " onload", "javascript:"] {
+            assert!(!html.contains(word), "{page} has an inline {word}");
+        }
+        let referred = tails(&html, " src=\"")
+            .chain(tails(&html, "<link ").flat_map(|link| tails(link, "href=\"").take(1)));
+        for name in referred.map(|tail| tail.split('"').next().unwrap_or_default()) {
+            let path = format!("/{}", name.trim_start_matches('/'));
+            assert!(paths.contains(&path), "{page} refers to {name}");
+        }
     }
 }

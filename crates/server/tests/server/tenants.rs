@@ -214,3 +214,69 @@ fn priorities_timeouts_and_metering_are_asked_for_by_name() {
     let (_, answer) = app.complete(&app.beta, &json!({}));
     assert_eq!(answer["usage"]["metering"], Value::Null, "it was not asked for");
 }
+
+/// The names of metrics in a query of Prometheus, with the labels that it asks for.
+fn asked(query: &str) -> Vec<(String, Vec<String>)> {
+    let word = |at: usize, text: &str| {
+        let is_part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | ':');
+        let end = text[at..].find(|c| !is_part(c)).map_or(text.len(), |len| at + len);
+        text[at..end].to_owned()
+    };
+    let mut labels: Vec<String> = Vec::new();
+    for by in query.match_indices("by (").map(|(at, by)| &query[at + by.len()..]) {
+        let list = by.split(')').next().unwrap_or_default();
+        labels.extend(list.split(", ").filter(|label| *label != "le").map(str::to_owned));
+    }
+    ["vllm:", "sconce:"]
+        .iter()
+        .flat_map(|prefix| query.match_indices(prefix))
+        .map(|(at, _)| {
+            let name = word(at, query);
+            let rest = &query[at + name.len()..];
+            let own = rest.strip_prefix('{').map(|rest| word(0, rest));
+            (name, labels.iter().cloned().chain(own).collect())
+        })
+        .collect()
+}
+
+#[test]
+fn the_dashboard_asks_for_metrics_that_there_are() {
+    let app = App::new();
+    let text = std::fs::read_to_string(&app.file).expect("it is there");
+    let limited = text + "\n[tenants.acme.limits]\ntokens_per_minute = 150\n";
+    std::fs::write(&app.file, limited).expect("it can be written");
+    app.send("POST", "/admin/reload", Some(&app.admin), &Value::Null);
+    let statuses = [(); 2].map(|()| app.complete(&app.acme, &json!({})).0.as_u16());
+    assert_eq!(statuses, [200, 429], "one is served and one refused");
+    let metrics = app.runtime.block_on(async {
+        let key = format!("Bearer {}", app.admin.as_str());
+        let request = Request::get("/metrics").header("authorization", key).body(Body::empty());
+        let response = app.router.clone().oneshot(request.expect("a request")).await;
+        let body = response.expect("infallible").into_body().collect().await.expect("it is read");
+        String::from_utf8(body.to_bytes().to_vec()).expect("UTF-8")
+    });
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/grafana/sconce.json");
+    let dashboard = std::fs::read_to_string(folder).expect("it is part of the repository");
+    let dashboard: Value = serde_json::from_str(&dashboard).expect("JSON");
+    let panels = dashboard["panels"].as_array().expect("a list");
+    let mut queries = 0;
+    for target in panels.iter().filter_map(|panel| panel["targets"].as_array()).flatten() {
+        let query = target["expr"].as_str().expect("a query");
+        let asked = asked(query);
+        assert!(!asked.is_empty(), "{query}");
+        for (name, labels) in asked {
+            queries += 1;
+            let line = metrics.lines().find(|line| {
+                line.strip_prefix(&*name).is_some_and(|rest| rest.starts_with(['{', ' ']))
+            });
+            let line = line.unwrap_or_else(|| panic!("{name} is no metric: {query}"));
+            for label in labels {
+                assert!(line.contains(&format!("{label}=\"")), "{line} lacks {label}: {query}");
+            }
+        }
+    }
+    assert!(queries > 30, "{queries}");
+    let ids: std::collections::BTreeSet<_> =
+        panels.iter().map(|panel| panel["id"].as_u64().expect("a number")).collect();
+    assert_eq!(ids.len(), panels.len(), "ids tell panels apart");
+}

@@ -7,7 +7,6 @@ use axum::{
     body::Body,
     http::{Request, StatusCode},
 };
-use http_body_util::BodyExt as _;
 use sconce_engine::{Built, CacheGroups, Engine, SchedulerConfig, SchedulingPolicy};
 use sconce_server::{ServerConfig, router};
 use sconce_text::{ReasoningFormat, TextModel, ToolFormat};
@@ -17,7 +16,8 @@ use sconce_types::{
 };
 use serde_json::Value;
 use tokio::runtime::Runtime;
-use tower::ServiceExt as _;
+
+use crate::conformance::exchange;
 
 const END: TokenId = 256;
 
@@ -72,8 +72,8 @@ impl Executor for Writer {
 }
 
 pub(crate) struct Writing {
-    runtime: Runtime,
-    router: Router,
+    pub(crate) runtime: Runtime,
+    pub(crate) router: Router,
 }
 
 impl Writing {
@@ -116,12 +116,8 @@ impl Writing {
     }
 
     pub(crate) fn send(&self, request: Request<Body>) -> (StatusCode, String) {
-        self.runtime.block_on(async {
-            let response = self.router.clone().oneshot(request).await.expect("infallible");
-            let status = response.status();
-            let body = response.into_body().collect().await.expect("the body is read");
-            (status, String::from_utf8(body.to_bytes().to_vec()).expect("UTF-8"))
-        })
+        let answer = exchange(&self.runtime, &self.router, request);
+        (answer.status, answer.text)
     }
 
     pub(crate) fn post(&self, path: &str, body: &Value) -> (u16, Value) {

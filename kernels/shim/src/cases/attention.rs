@@ -39,13 +39,13 @@ pub type How = AttentionRoom;
 /// A sequence's decode to one block.
 #[must_use]
 pub const fn packed() -> How {
-    How { multiprocessors: 1, max_partials: 0 }
+    How { multiprocessors: 1, max_partials: 0, max_decodes: usize::MAX }
 }
 
 /// A block for each chunk.
 #[must_use]
 pub const fn spread() -> How {
-    How { multiprocessors: usize::MAX, max_partials: usize::MAX }
+    How { multiprocessors: usize::MAX, max_partials: usize::MAX, max_decodes: usize::MAX }
 }
 
 impl Case {
@@ -215,8 +215,8 @@ impl Case {
         let columns = AttentionPlan::decode_columns(group);
         let launches = [
             (
-                "paged_attention",
-                format!("paged_attention_{dtypes}_d{head_dim}"),
+                "prefill_attention",
+                format!("prefill_attention_{dtypes}_d{head_dim}"),
                 &plan.prompts,
                 (256, AttentionPlan::prompt_shared_bytes(head_dim, size)),
             ),
@@ -325,6 +325,19 @@ pub(super) fn every_context_matches_the_reference<D: Driver>(bench: &mut Bench<D
     }
 }
 
+/// Chunks of prompts that start and end anywhere: borders of pages, tiles, chunks and blocks.
+pub(super) fn chunks_of_prompts_match_the_reference<D: Driver>(bench: &mut Bench<D>) {
+    for (group, sequences) in [
+        (1, &[(17, 17), (63, 63), (64, 64), (65, 65), (129, 129)][..]),
+        (4, &[(700, 20), (643, 33), (300, 300), (512, 64), (40, 37)]),
+        (8, &[(257, 3), (256, 40)]),
+    ] {
+        let case = Case::new(Element::Bf16, (1, group, 64), sequences);
+        let checked = case.check(bench, packed());
+        checked.unwrap_or_else(|error| panic!("{group}, {sequences:?}: {error}"));
+    }
+}
+
 pub(super) fn every_group_matches_the_reference<D: Driver>(bench: &mut Bench<D>) {
     for group in 1..=16 {
         let case = Case::new(Element::F16, (1, group, 64), &[(19, 1), (37, 2), (300, 3), (21, 20)]);
@@ -391,6 +404,23 @@ pub(super) fn a_rows_bits_depend_on_its_own_context_only<D: Driver>(bench: &mut 
             ..Case::new(element, (1, group, head_dim), sequences)
         };
         bits_are_of_the_context(bench, &what, group * head_dim * 2, &case);
+    }
+}
+
+/// A token's bits are the same whether its prompt came whole or in chunks, however large.
+pub(super) fn a_prompts_bits_do_not_depend_on_its_cuts<D: Driver>(bench: &mut Bench<D>) {
+    const LEN: usize = 330;
+    for (head_dim, mask) in [(64, Mask::Causal), (64, Mask::Sliding(90)), (80, Mask::Causal)] {
+        let mut run = |queries| {
+            let mut case = Case::new(Element::Bf16, (1, 3, head_dim), &[(LEN, queries)]);
+            case.params.mask = mask;
+            case.run(bench, packed()).expect("the kernel runs")
+        };
+        let whole = run(LEN);
+        for queries in [2, 37, 129, 300] {
+            let chunk = run(queries);
+            assert!(whole.ends_with(&chunk), "{head_dim}, {mask:?}: the last {queries}");
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use sconce_kernels::{
     Activation, AttentionKind, AttentionParams, Backend, CacheDtype, Device as _, Dtype,
     KernelError, KvLayer, KvLayout, Mask, Ops as _, Routing, Sampler as _, StepLimits, StepPlan,
     cpu::{Cpu, CpuConfig},
-    cuda::{Cuda, Driver},
+    cuda::{Cuda, Driver, GemvForm, ProductForm},
     ops::sampling::{Logprobs, SampleRequest, Sampled},
     reference,
 };
@@ -34,7 +34,7 @@ const LIMITS: StepLimits =
     StepLimits { max_num_batched_tokens: 64, max_num_seqs: 4, max_model_len: 320 };
 
 /// A random weight that bf16 and f16 hold without loss.
-fn tensor(seed: u64, shape: &[usize]) -> Tensor {
+pub(super) fn tensor(seed: u64, shape: &[usize]) -> Tensor {
     let exact = |x: &f32| bf16::from_f32((x * 64.0).round() / 64.0).to_f32();
     let x: Vec<f32> = numbers(seed, shape.iter().product()).iter().map(exact).collect();
     Tensor::from_vec(x, shape, &candle_core::Device::Cpu).expect("the shape fits")
@@ -250,15 +250,18 @@ fn distance(got: &[f32], want: &[f32]) -> f64 {
 /// # Panics
 /// If it does not.
 pub fn a_layer_over_ragged_batches_is_the_cpus<D: Driver>(device: impl Fn() -> D) {
-    for (dtype, cache, tolerance) in [
-        (Dtype::Bf16, CacheDtype::Bf16, 2e-2),
-        (Dtype::F16, CacheDtype::F16, 3e-3),
+    // Products of few rows, where there are any, by their own kernel.
+    let few_rows = Some(ProductForm::FewRows(GemvForm::DEFAULT));
+    for (dtype, cache, tolerance, products) in [
+        (Dtype::Bf16, CacheDtype::Bf16, 2e-2, few_rows),
+        (Dtype::F16, CacheDtype::F16, 3e-3, None),
         // Three bits of mantissa.
-        (Dtype::Bf16, CacheDtype::Fp8E4m3, 8e-2),
+        (Dtype::Bf16, CacheDtype::Fp8E4m3, 8e-2, None),
     ] {
         let cpu = Cpu::new(CpuConfig::default());
         let mut want = Layer::new(cpu, Dtype::F32, CacheDtype::F32).expect("the CPU's layer");
-        let cuda = Cuda::new(device(), dtype, LIMITS).expect("the backend");
+        let mut cuda = Cuda::new(device(), dtype, LIMITS).expect("the backend");
+        cuda.use_product_form(products);
         let mut got = Layer::new(cuda, dtype, cache).expect("the device's layer");
         for (index, plan) in plans().iter().enumerate() {
             let request = SampleRequest { num_logprobs: Some(2), ..SampleRequest::default() };

@@ -6,6 +6,8 @@ pub mod backend;
 pub mod element;
 mod elementwise;
 mod experts;
+pub mod graphs;
+mod products;
 mod sampling;
 pub mod sampling_masks;
 mod sampling_runs;
@@ -37,15 +39,21 @@ pub fn all<D: Driver>() -> Vec<Case<D>> {
         elementwise::add_bias_adds_to_every_row,
         elementwise::copy_blocks_moves_whole_blocks_of_every_layer,
         elementwise::rope_rotates_queries_and_writes_keys_and_values_to_their_slots,
+        products::products_of_few_rows_match_the_reference,
+        products::gated_products_match_the_reference,
+        products::normed_products_match_the_reference,
+        products::a_products_bits_do_not_depend_on_its_rows,
         experts::rows_go_to_their_likeliest_experts,
         experts::experts_add_what_the_reference_says,
         experts::a_rows_bits_are_its_own_among_experts,
         attention::every_dtype_and_head_dim_matches_the_reference,
         attention::every_context_matches_the_reference,
+        attention::chunks_of_prompts_match_the_reference,
         attention::every_group_matches_the_reference,
         attention::masks_and_caps_match_the_reference,
         attention::queries_beyond_f16_match_the_reference,
         attention::a_rows_bits_depend_on_its_own_context_only,
+        attention::a_prompts_bits_do_not_depend_on_its_cuts,
         sampling::the_drawn_token_is_the_references,
         sampling::log_probabilities_are_of_the_raw_logits,
         sampling::the_order_of_threads_and_the_neighbours_change_nothing,

@@ -141,6 +141,7 @@ const REFUSED: &[Told] = &[
     ("pageable_copy_in_a_capture", "eager", "not page-locked while stream 0 is capturing"),
     ("wait_in_a_capture", "eager", "a wait for the stream while stream 0 is capturing"),
     ("allocation_in_a_capture", "eager", "an allocation while stream 0 is capturing"),
+    ("module_loading_in_a_capture", "eager", "the loading of a module while stream 0 is capturing"),
     ("time_of_an_event_without_timing", "eager", "created with CU_EVENT_DISABLE_TIMING"),
     ("more_memory_than_there_is", "eager", "bytes are asked for, of 85018542080 on the device"),
 ];

@@ -33,6 +33,13 @@ CASE(allocation_in_a_capture) {
     });
 }
 
+CASE(module_loading_in_a_capture) {
+    in_a_capture([](Row&) {
+        CUmodule module;
+        return cuModuleLoadData(&module, "// PTX");
+    });
+}
+
 // A graph of one addition.
 CUgraphExec captured(const Row& row) {
     CUgraph graph;

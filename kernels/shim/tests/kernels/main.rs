@@ -1,6 +1,8 @@
 //! Every CUDA kernel, run by the shim, against the f64 references.
 
+mod forms;
 mod mutations;
+mod warpgroups;
 
 use sconce_cuda_shim::{Bench, ShimDriver, cases};
 
@@ -36,15 +38,21 @@ tests! {
     add_bias_adds_to_every_row
     copy_blocks_moves_whole_blocks_of_every_layer
     rope_rotates_queries_and_writes_keys_and_values_to_their_slots
+    products_of_few_rows_match_the_reference
+    gated_products_match_the_reference
+    normed_products_match_the_reference
+    a_products_bits_do_not_depend_on_its_rows
     rows_go_to_their_likeliest_experts
     experts_add_what_the_reference_says
     a_rows_bits_are_its_own_among_experts
     every_dtype_and_head_dim_matches_the_reference
     every_context_matches_the_reference
+    chunks_of_prompts_match_the_reference
     every_group_matches_the_reference
     masks_and_caps_match_the_reference
     queries_beyond_f16_match_the_reference
     a_rows_bits_depend_on_its_own_context_only
+    a_prompts_bits_do_not_depend_on_its_cuts
     the_drawn_token_is_the_references
     log_probabilities_are_of_the_raw_logits
     the_order_of_threads_and_the_neighbours_change_nothing
@@ -75,4 +83,14 @@ fn masks_of_any_length_reach_the_kernels() {
 #[test]
 fn what_does_not_fit_is_refused_by_name() {
     cases::backend::what_does_not_fit_is_refused_by_name(ShimDriver::default);
+}
+
+#[test]
+fn a_replayed_step_is_the_step_that_is_staged() {
+    cases::graphs::a_replayed_step_is_the_step_that_is_staged(ShimDriver::default);
+}
+
+#[test]
+fn what_cannot_be_recorded_is_refused() {
+    cases::graphs::what_cannot_be_recorded_is_refused(ShimDriver::default);
 }

@@ -26,41 +26,56 @@ fn must_be_found(
     fault: (&str, &str),
     check: impl Fn(&mut Bench<ShimDriver>) -> Result<(), String>,
 ) {
-    must_be_found_in(&["decode_attention.cu", "paged_attention.cu"], name, fault, check);
+    must_be_found_in(&["decode_attention.cu", "prefill_attention.cu"], name, fault, check);
 }
 
 /// The same in any file that these kernels are made of.
 fn must_be_found_in(
     kernels: &[&str],
     name: &str,
-    (from, to): (&str, &str),
+    fault: (&str, &str),
     check: impl Fn(&mut Bench<ShimDriver>) -> Result<(), String>,
 ) {
     check(&mut Bench::new(ShimDriver::default()))
         .unwrap_or_else(|error| panic!("{name}: without the fault: {error}"));
+    let only_64 = |text: String| only_heads_of_64(&text);
+    with_changed(kernels, name, &[fault], only_64, check).expect_err("the fault must be found");
+}
+
+/// Replaces pieces of these kernels' sources, each of which stands there once, edits all
+/// further, and hands a shim built of them to a check.
+pub(crate) fn with_changed(
+    kernels: &[&str],
+    name: &str,
+    changes: &[(&str, &str)],
+    edit: impl Fn(String) -> String,
+    check: impl Fn(&mut Bench<ShimDriver>) -> Result<(), String>,
+) -> Result<(), String> {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", process::id()));
     fs::create_dir_all(&folder).expect("the target folder takes files");
-    let mut changed = 0;
+    let mut changed = vec![0; changes.len()];
     for entry in fs::read_dir(here.join("../cuda")).expect("the kernels' folder") {
         let path = entry.expect("an entry").path();
-        let text = fs::read_to_string(&path).expect("a source");
-        changed += text.matches(from).count();
-        let text = only_heads_of_64(&text.replace(from, to));
+        let mut text = fs::read_to_string(&path).expect("a source");
+        for (changed, (from, to)) in changed.iter_mut().zip(changes) {
+            *changed += text.matches(from).count();
+            text = text.replace(from, to);
+        }
         let file = folder.join(path.file_name().expect("a file's name"));
-        fs::write(file, text).expect("the target folder takes files");
+        fs::write(file, edit(text)).expect("the target folder takes files");
     }
-    assert_eq!(changed, 1, "{name}: {from:?} stands in the sources once");
+    assert!(changed.iter().all(|&n| n == 1), "{name}: {changes:?} stand in the sources once");
     let program = folder.join("shim");
     let kernels: Vec<_> = kernels.iter().map(|kernel| folder.join(kernel)).collect();
     compile(compiler(), here, &folder, &kernels, &program).expect("the fault compiles");
     let outcome = check(&mut Bench::new(ShimDriver::of(&program)));
     fs::remove_dir_all(&folder).expect("the target folder is ours");
-    outcome.expect_err("the fault must be found");
+    outcome
 }
 
 /// Without the kernels that no case here runs, so that a fault is soon compiled.
-fn only_heads_of_64(text: &str) -> String {
+pub(crate) fn only_heads_of_64(text: &str) -> String {
     let instance = "ATTENTION(name, T, C, ";
     let stays =
         |line: &&str| !line.contains(instance) || line.contains("C, 64)") || line.contains("C, D)");
@@ -78,17 +93,39 @@ fn of_any_order(case: &Case, bench: &mut Bench<ShimDriver>) -> Result<(), String
 
 #[test]
 fn a_dropped_barrier_is_found() {
-    let fault = (
-        "copy_async_wait<SLOTS - 2>();\n        __syncthreads();",
-        "copy_async_wait<SLOTS - 2>();\n        __syncwarp();",
-    );
-    must_be_found("barrier", fault, |bench| of_any_order(&decode_and_prompt(), bench));
+    let faults = [
+        (
+            "__syncthreads();\n        const C* tile = slots + (asked",
+            "__syncwarp();\n        const C* tile = slots + (asked",
+        ),
+        (
+            "__syncthreads();\n        return slots + after(free);",
+            "__syncwarp();\n        return slots + after(free);",
+        ),
+    ];
+    for (index, fault) in faults.into_iter().enumerate() {
+        let name = format!("barrier{index}");
+        must_be_found(&name, fault, |bench| of_any_order(&decode_and_prompt(), bench));
+    }
+}
+
+/// Values of the tile whose keys are asked for, and not of the one before.
+#[test]
+fn values_of_the_next_tile_are_found() {
+    let fault = ("HALF == KEYS ? key_block : value_block", "key_block");
+    must_be_found("values", fault, |bench| of_any_order(&decode_and_prompt(), bench));
 }
 
 #[test]
 fn a_page_off_by_one_is_found() {
-    let fault = ("blocks[own / BLOCK_TOKENS]", "blocks[min(own + 16, end - 1) / BLOCK_TOKENS]");
-    must_be_found("page", fault, |bench| of_any_order(&decode_and_prompt(), bench));
+    let faults = [
+        ("blocks[own / BLOCK_TOKENS]", "blocks[min(own + 16, end - 1) / BLOCK_TOKENS]"),
+        ("blocks[of_lane / BLOCK_TOKENS]", "blocks[min(of_lane + 16, end - 1) / BLOCK_TOKENS]"),
+    ];
+    for (index, fault) in faults.into_iter().enumerate() {
+        let name = format!("page{index}");
+        must_be_found(&name, fault, |bench| of_any_order(&decode_and_prompt(), bench));
+    }
 }
 
 /// The numbers come out right, nearly, but not the bits.
@@ -114,7 +151,7 @@ fn chunks_merged_in_the_wrong_order_are_found() {
 fn an_unmasked_tail_is_found() {
     let faults = [
         ("at > last || at < first", "at > last + 64 || at < first"),
-        ("token > rows.last[i / 2] ||", "token > rows.last[i / 2] + 64 ||"),
+        ("at > newest || at < oldest", "at > newest + 64 || at < oldest"),
     ];
     for (index, fault) in faults.into_iter().enumerate() {
         let name = format!("tail{index}");
@@ -125,12 +162,17 @@ fn an_unmasked_tail_is_found() {
 /// What lies below a window may be another sequence's.
 #[test]
 fn a_page_that_a_window_has_left_is_found() {
-    let fault = ("page_token >= seen && page_token < end", "page_token < end");
-    must_be_found("window", fault, |bench| {
-        let mut case = Case::new(Element::F16, (1, 4, 64), &[(601, 1)]);
-        case.params.mask = Mask::Sliding(70);
-        of_any_order(&case, bench)
-    });
+    let faults = [
+        ("page_token >= seen && page_token < end", "page_token < end"),
+        ("page_token < seen || page_token >= end", "page_token >= end"),
+    ];
+    for (index, fault) in faults.into_iter().enumerate() {
+        must_be_found(&format!("window{index}"), fault, |bench| {
+            let mut case = Case::new(Element::F16, (1, 4, 64), &[(601, 1), (300, 20)]);
+            case.params.mask = Mask::Sliding(70);
+            of_any_order(&case, bench)
+        });
+    }
 }
 
 #[test]
@@ -240,4 +282,42 @@ fn gates_for_what_they_gate_are_found() {
 fn experts_that_overwrite_what_is_being_read_are_found() {
     let fault = ("load(stage ^ 1, from + PIECES)", "load(stage, from + PIECES)");
     expert_case_must_find("stages", fault, "experts_add_what_the_reference_says");
+}
+
+/// Plants a fault in the products of few rows.
+fn product_case_must_find(name: &str, fault: (&str, &str), case: &str) {
+    case_must_find_in(&["gemv.cu"], name, fault, case);
+}
+
+#[test]
+fn a_product_that_begins_before_its_rows_are_there_is_found() {
+    let fault = (
+        "        }\n    }\n    __syncthreads();\n}\n\ntemplate <typename T, int M, int R, int U>",
+        "        }\n    }\n    __syncwarp();\n}\n\ntemplate <typename T, int M, int R, int U>",
+    );
+    product_case_must_find("staged", fault, "products_of_few_rows_match_the_reference");
+}
+
+#[test]
+fn a_run_beyond_a_rows_end_is_found() {
+    let fault = ("u * WARP < left", "u * WARP < left + 1");
+    product_case_must_find("run", fault, "products_of_few_rows_match_the_reference");
+}
+
+#[test]
+fn rows_of_a_task_that_come_too_late_are_found() {
+    let fault = ("begin_task(task + stride)", "begin_task(task)");
+    product_case_must_find("task", fault, "products_of_few_rows_match_the_reference");
+}
+
+#[test]
+fn a_unit_gated_by_another_is_found() {
+    let fault = ("(lane + HALF * M) % WARP", "(lane + M) % WARP");
+    product_case_must_find("gate", fault, "gated_products_match_the_reference");
+}
+
+#[test]
+fn a_norm_of_another_row_is_found() {
+    let fault = ("sum += partial[warp * M + m];", "sum += partial[warp * M];");
+    product_case_must_find("norm", fault, "normed_products_match_the_reference");
 }

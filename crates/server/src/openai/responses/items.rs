@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 use serde_json::Value;
+use utoipa::ToSchema;
 
 use crate::{
     error::ApiError,
@@ -14,21 +15,33 @@ use crate::{
 };
 
 /// `input`: a user's text, or items.
-pub(super) type Input = TextOrList<ItemBody>;
+pub(crate) type Input = TextOrList<ItemBody>;
 
 /// An item of any type: which fields it may have is said by its type.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, ToSchema)]
+#[schema(as = ResponseInputItem)]
 #[serde(deny_unknown_fields)]
-pub(super) struct ItemBody {
+pub(crate) struct ItemBody {
+    /// `message` if not given.
     #[serde(rename = "type")]
+    #[schema(value_type = Option<ItemKind>, inline)]
     kind: Option<String>,
+    /// Of a message.
+    #[schema(value_type = Option<ItemRole>, inline)]
     role: Option<String>,
-    content: Option<TextOrList<TextBody>>,
+    /// Of a message; of reasoning, the thought itself.
+    content: Option<Texts>,
+    /// Of a call and its output.
     call_id: Option<String>,
+    /// Of a call.
     name: Option<String>,
+    /// Of a call: a JSON object as text.
     arguments: Option<String>,
-    output: Option<TextOrList<TextBody>>,
+    /// Of a call's output.
+    output: Option<Texts>,
+    /// Of reasoning: what is told of a thought.
     summary: Option<Vec<TextBody>>,
+    /// Of reasoning: what another server hid, and so is hidden here.
     encrypted_content: Option<Value>,
     // What items of answers have: clients send them back as they came.
     #[serde(rename = "id")]
@@ -39,13 +52,56 @@ pub(super) struct ItemBody {
     _phase: Option<String>,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+/// A text, or the parts that it is in.
+type Texts = TextOrList<TextBody>;
+
+/// The types of items that are taken; others are refused by name.
+#[derive(ToSchema)]
+#[serde(rename_all = "snake_case")]
+#[expect(dead_code, reason = "types are read by hand")]
+enum ItemKind {
+    Message,
+    FunctionCall,
+    FunctionCallOutput,
+    Reasoning,
+}
+
+#[derive(ToSchema)]
+#[serde(rename_all = "snake_case")]
+#[expect(dead_code, reason = "roles are read by hand")]
+enum ItemRole {
+    User,
+    Assistant,
+    System,
+    Developer,
+}
+
+/// The types of texts that are taken; others are refused by name.
+#[derive(ToSchema)]
+#[serde(rename_all = "snake_case")]
+#[expect(dead_code, reason = "types are read by hand")]
+enum TextKind {
+    InputText,
+    OutputText,
+    Text,
+    ReasoningText,
+    SummaryText,
+    Refusal,
+}
+
+/// A part of an item's text.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[schema(as = ResponseInputText)]
 #[serde(deny_unknown_fields)]
-pub(super) struct TextBody {
+pub(crate) struct TextBody {
     #[serde(rename = "type")]
+    #[schema(value_type = TextKind, inline)]
     kind: String,
+    /// Of all types but `refusal`.
     text: Option<String>,
+    /// Of the type `refusal`.
     refusal: Option<String>,
+    // What answers have: clients send them back as they came.
     #[serde(rename = "annotations")]
     _annotations: Option<Value>,
     #[serde(rename = "logprobs")]

@@ -5,20 +5,27 @@ mod items;
 mod request;
 mod response;
 mod store;
+mod wire;
 
 use axum::{
     Json,
     extract::{Path, State},
     response::{IntoResponse as _, Response},
 };
-use serde_json::{Value, json};
+use serde_json::Value;
 
-pub(crate) use self::store::ResponseStore;
 use self::{
     events::ResponseChunks,
     request::{Prepared, prepare},
     response::Answer,
+    wire::{DeletedResponse, ResponseBody, ResponseObject},
 };
+#[cfg(test)]
+pub(crate) use self::{
+    items::{ItemBody, TextBody},
+    request::OWN_FIELDS,
+};
+pub(crate) use self::{request::ResponsesBody, store::ResponseStore, wire::ResponseEvent};
 use crate::{
     caller::TenantAuth,
     error::ApiError,
@@ -27,7 +34,17 @@ use crate::{
     state::{AppState, unix_seconds},
 };
 
-/// `POST /v1/responses`.
+/// Respond to an input
+///
+/// Whole, or as server-sent events with `stream: true`, each named by its `type`.
+#[utoipa::path(
+    post, path = "/v1/responses", tag = "OpenAI", operation_id = "createResponse",
+    request_body = ResponsesBody,
+    responses((status = 200, description = "The response", content(
+        (ResponseBody = "application/json"),
+        (String = "text/event-stream", item_schema = ResponseEvent),
+    ))),
+)]
 pub(crate) async fn create(
     State(state): State<AppState>,
     body: JsonBody,
@@ -50,7 +67,14 @@ pub(crate) async fn create(
     stream::respond(vec![choice], ResponseChunks::new(answer)).await
 }
 
-/// `GET /v1/responses/{id}`.
+/// Read a stored response
+///
+/// The latest ones of each tenant are kept in memory.
+#[utoipa::path(
+    get, path = "/v1/responses/{id}", tag = "OpenAI", operation_id = "getResponse",
+    params(("id" = String, Path, description = "The response's id")),
+    responses((status = 200, description = "The response", body = ResponseBody)),
+)]
 pub(crate) async fn retrieve(
     State(state): State<AppState>,
     caller: TenantAuth,
@@ -61,15 +85,21 @@ pub(crate) async fn retrieve(
     response.map(Json).ok_or_else(|| ApiError::response_not_found("response_id", id))
 }
 
-/// `DELETE /v1/responses/{id}`.
+/// Delete a stored response
+#[utoipa::path(
+    delete, path = "/v1/responses/{id}", tag = "OpenAI", operation_id = "deleteResponse",
+    params(("id" = String, Path, description = "The response's id")),
+    responses((status = 200, description = "It is gone", body = DeletedResponse)),
+)]
 pub(crate) async fn delete(
     State(state): State<AppState>,
     caller: TenantAuth,
     Path(id): Path<String>,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<DeletedResponse>, ApiError> {
     let id = id.trim_end_matches('/');
     if state.responses.delete(caller.id, id) {
-        return Ok(Json(json!({ "id": id, "object": "response", "deleted": true })));
+        let (id, object) = (id.to_owned(), ResponseObject::Word);
+        return Ok(Json(DeletedResponse { id, object, deleted: true }));
     }
     Err(ApiError::response_not_found("response_id", id))
 }

@@ -1,12 +1,14 @@
 //! `/v1/responses`: the request.
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
 use super::{
     items::{self, Input},
     response::Shape,
     store::History,
+    wire::{Disabled, Echo, Text, ToolChoiceEcho, ToolEcho},
 };
 use crate::{
     caller::TenantAuth,
@@ -21,36 +23,67 @@ use crate::{
         tools::{Tool, ToolChoice, Tools},
     },
     json::{self, Body},
-    openai::{chat::ReasoningEffort, check_model, shortest},
+    openai::{
+        chat::ReasoningEffort,
+        check_metadata, check_model, shortest,
+        tools::{FunctionKind, ToolMode},
+    },
     state::AppState,
 };
 
-/// A request's body.
-#[derive(Deserialize)]
+/// What the model is to respond to.
+#[derive(Deserialize, ToSchema)]
+#[schema(as = ResponseRequest, examples(json!({ "input": "What is the capital of France?" })))]
 pub(crate) struct ResponsesBody {
+    /// A served name; the server's own model if not given.
     model: Option<String>,
+    /// A user's text, or items, oldest first.
     input: Input,
+    /// What the model is told before the conversation, of which it is no part.
     instructions: Option<String>,
+    /// Tokens of the response at most, thoughts included. What the context and the tenant's
+    /// limits leave room for if not given.
+    #[schema(minimum = 1)]
     max_output_tokens: Option<u32>,
+    /// Log-probabilities of the text's tokens, and of so many likeliest ones in their places.
+    #[schema(maximum = 20)]
     top_logprobs: Option<u32>,
+    /// Functions that the model may call.
+    #[schema(max_items = 128)]
     tools: Option<Vec<ToolBody>>,
+    /// `auto` if not given.
     tool_choice: Option<ToolChoiceBody>,
+    /// Whether a response may have several calls.
+    #[schema(default = true)]
     parallel_tool_calls: Option<bool>,
     reasoning: Option<Reasoning>,
+    /// The form that the text must have.
     text: Option<TextConfig>,
+    /// What the response is to have beside its items. All but log-probabilities it has anyway,
+    /// or nothing here makes it.
+    #[schema(value_type = Option<Vec<Include>>)]
     include: Option<Vec<String>>,
+    /// The stored response that the input goes on from.
     previous_response_id: Option<String>,
+    /// Whether the response is kept in memory for others that go on from it.
+    #[schema(default = true)]
     store: Option<bool>,
+    /// `auto` is refused.
     truncation: Option<Truncation>,
+    /// The client's own notes, which the response repeats: at most 16 pairs of strings, keys of
+    /// at most 64 and values of at most 512 characters.
+    #[schema(value_type = Option<Map<String, String>>)]
     metadata: Option<Map<String, Value>>,
+    /// Variables of the chat template.
     chat_template_kwargs: Option<Map<String, Value>>,
     /// What all endpoints have; unknown fields are found there.
     #[serde(flatten)]
+    #[schema(value_type = GenerationFields)]
     shared: Map<String, Value>,
 }
 
 /// The fields above, for those who misspell them.
-const OWN_FIELDS: &[&str] = &[
+pub(crate) const OWN_FIELDS: &[&str] = &[
     "model",
     "input",
     "instructions",
@@ -80,46 +113,78 @@ const INCLUDES: &[&str] = &[
 ];
 const LOGPROBS: &str = "message.output_text.logprobs";
 
-/// Pairs of `metadata`, and characters of a key and of a value, as in OpenAI's API.
-const MAX_METADATA: (usize, usize, usize) = (16, 64, 512);
+/// What `include` may name.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "names are read by hand")]
+enum Include {
+    #[serde(rename = "reasoning.encrypted_content")]
+    EncryptedReasoning,
+    #[serde(rename = "message.output_text.logprobs")]
+    Logprobs,
+    #[serde(rename = "file_search_call.results")]
+    FileSearchResults,
+    #[serde(rename = "message.input_image.image_url")]
+    ImageUrl,
+    #[serde(rename = "web_search_call.action.sources")]
+    WebSearchSources,
+    #[serde(rename = "code_interpreter_call.outputs")]
+    CodeInterpreterOutputs,
+}
 
-/// An entry of `tools`.
-#[derive(Clone, Debug, Deserialize)]
+/// A function that the model may call.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[schema(as = ResponseTool)]
 #[serde(deny_unknown_fields)]
 struct ToolBody {
     #[serde(rename = "type")]
+    #[schema(value_type = FunctionKind, inline)]
     kind: String,
+    /// Letters, digits, underscores, dashes and dots.
+    #[schema(
+        required,
+        nullable = false,
+        min_length = 1,
+        max_length = 64,
+        pattern = "^[A-Za-z0-9_.-]+$"
+    )]
     name: Option<String>,
     description: Option<String>,
+    /// The JSON schema of its arguments.
     parameters: Option<Value>,
+    /// Whether calls must follow the schema, which a grammar then sees to.
+    #[schema(default = false)]
     strict: Option<bool>,
 }
 
-/// `tool_choice`.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(untagged, expecting = "a string or an object {\"type\": \"function\", \"name\": …}")]
+/// Whether the model may or must call tools.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[schema(as = ResponseToolChoice)]
+#[serde(
+    untagged,
+    expecting = "a mode, which is none, auto or required, or an object {\"type\": \"function\", \
+                 \"name\": …}"
+)]
 enum ToolChoiceBody {
-    Mode(String),
+    Mode(#[schema(inline)] ToolMode),
     Named(NamedChoice),
 }
 
-#[derive(Clone, Debug, Deserialize)]
+/// A call of this function.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[schema(as = ResponseNamedTool)]
 #[serde(deny_unknown_fields)]
 struct NamedChoice {
     #[serde(rename = "type")]
+    #[schema(inline)]
     _kind: FunctionKind,
     name: String,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum FunctionKind {
-    Function,
-}
-
-#[derive(Clone, Debug, Deserialize, Serialize)]
+/// How the model is to think.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+#[schema(as = ResponseReasoning)]
 #[serde(deny_unknown_fields)]
-struct Reasoning {
+pub(crate) struct Reasoning {
     effort: Option<ReasoningEffort>,
     /// Thoughts are told whole.
     summary: Option<String>,
@@ -128,14 +193,18 @@ struct Reasoning {
     _generate_summary: Option<String>,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+/// The form that a response's text must have.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[schema(as = ResponseText)]
 #[serde(deny_unknown_fields)]
 struct TextConfig {
+    #[schema(value_type = Option<structure_fields::TextFormat>)]
     format: Option<Value>,
+    /// Only `medium` is taken.
     verbosity: Option<String>,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 enum Truncation {
     Auto,
@@ -153,6 +222,9 @@ impl Body for ResponsesBody {
         ("prompt", None),
         ("prompt_cache_retention", None),
         ("response_format", None),
+        ("return_token_ids", None),
+        ("return_tokens_as_token_ids", None),
+        ("truncate_prompt_tokens", None),
     ];
     const SHARED: &'static [(&'static str, Option<&'static str>)] = UNSUPPORTED;
     /// However short, it may go on from a long conversation.
@@ -226,53 +298,33 @@ pub(super) fn prepare(
         .map_err(|error| error.renamed("max_tokens", "max_output_tokens").within("input"))?[0];
     let start = Start::of_answer(state, &settings, &tools, prompt, max_tokens)?;
     let is_stored = body.store.unwrap_or(true);
-    let mut echo = json!({
-        "background": false,
-        "instructions": body.instructions,
-        "max_output_tokens": body.max_output_tokens,
-        "metadata": body.metadata.unwrap_or_default(),
-        "parallel_tool_calls": tools.parallel,
-        "previous_response_id": body.previous_response_id,
-        "reasoning": body.reasoning.map_or(Value::Null, |reasoning| json!(reasoning)),
-        "store": is_stored,
-        "temperature": shortest(settings.params.temperature),
-        "text": { "format": format },
-        "tool_choice": choice_json(&tools.choice),
-        "tools": tools.list.iter().map(tool_json).collect::<Vec<_>>(),
-        "top_logprobs": num_logprobs.unwrap_or(0),
-        "top_p": shortest(settings.params.top_p),
-        "truncation": "disabled",
-    });
-    if let Some(user) = user {
-        echo["user"] = user.into();
-    }
+    let echo = Echo {
+        background: false,
+        instructions: body.instructions,
+        max_output_tokens: body.max_output_tokens,
+        metadata: body.metadata.unwrap_or_default(),
+        parallel_tool_calls: tools.parallel,
+        previous_response_id: body.previous_response_id,
+        reasoning: body.reasoning,
+        store: is_stored,
+        temperature: shortest(settings.params.temperature),
+        text: Text { format },
+        tool_choice: ToolChoiceEcho::new(&tools.choice),
+        tools: tools.list.iter().map(ToolEcho::new).collect(),
+        top_logprobs: num_logprobs.unwrap_or(0),
+        top_p: shortest(settings.params.top_p),
+        truncation: Disabled::Word,
+        user,
+    };
     let wants_logprobs = num_logprobs.is_some();
     let model = state.answering_name(body.model);
     let shape = Shape { model, echo, is_stored, wants_logprobs };
     Ok(Prepared { settings, start, shape, history })
 }
 
-fn check_metadata(metadata: Option<&Map<String, Value>>) -> Result<(), ApiError> {
-    let Some(metadata) = metadata else { return Ok(()) };
-    let (most, key_chars, value_chars) = MAX_METADATA;
-    let is_fit = |(key, value): (&String, &Value)| {
-        let value = value.as_str();
-        key.chars().count() <= key_chars
-            && value.is_some_and(|value| value.chars().count() <= value_chars)
-    };
-    if metadata.len() <= most && metadata.iter().all(is_fit) {
-        return Ok(());
-    }
-    let message = format!(
-        "metadata must be at most {most} pairs of strings, keys of at most {key_chars} and values \
-         of at most {value_chars} characters"
-    );
-    Err(ApiError::invalid(Some("metadata"), message))
-}
-
 /// The form as the response shows it, and what it asks for.
 fn text_format(text: Option<TextConfig>) -> Result<(Value, Option<Structure>), ApiError> {
-    let plain = json!({ "type": "text" });
+    let plain = serde_json::json!({ "type": "text" });
     let Some(TextConfig { format, verbosity }) = text else { return Ok((plain, None)) };
     if verbosity.is_some_and(|verbosity| verbosity != "medium") {
         return Err(ApiError::unsupported("text.verbosity"));
@@ -327,26 +379,7 @@ fn read_tools(
     let choice = match choice {
         None => ToolChoice::Auto,
         Some(ToolChoiceBody::Named(named)) => ToolChoice::Named(named.name),
-        Some(ToolChoiceBody::Mode(mode)) => ToolChoice::from_mode(&mode)?,
+        Some(ToolChoiceBody::Mode(mode)) => mode.into(),
     };
     Tools::new(list, choice, parallel.unwrap_or(true), "tools", "tool_choice")
-}
-
-fn tool_json(tool: &Tool) -> Value {
-    json!({
-        "type": "function",
-        "name": tool.name,
-        "description": tool.description,
-        "parameters": tool.parameters,
-        "strict": tool.strict,
-    })
-}
-
-fn choice_json(choice: &ToolChoice) -> Value {
-    match choice {
-        ToolChoice::None => "none".into(),
-        ToolChoice::Auto => "auto".into(),
-        ToolChoice::Required => "required".into(),
-        ToolChoice::Named(name) => json!({ "type": "function", "name": name }),
-    }
 }

@@ -1,20 +1,27 @@
 //! `/v1/responses`: the response, of which a stream's events tell.
 
-use sconce_engine::RequestError;
-use serde_json::{Value, json};
+use std::mem;
 
-use super::store::Keeper;
+use sconce_engine::RequestError;
+
+use super::{
+    store::Keeper,
+    wire::{
+        Assistant, Echo, Event, Failure, IncompleteDetails, MaxOutputTokens, OutputItem,
+        OutputPart, ResponseBody, ResponseObject, ResponseUsage, ServerError, Status,
+    },
+};
 use crate::{
     error::ApiError,
     generation::{
         answers::Part,
-        choice::{Choice, Delta, Finish, ended},
+        choice::{Choice, Delta, Finish, FinishReason, ended},
         conversation::{Message, Role},
         stream::Events,
         tools::{ToolCall, parse_arguments},
         usage::Counts,
     },
-    openai::token_logprobs,
+    openai::{TokenLogprob, token_logprobs},
     state::AppState,
 };
 
@@ -22,7 +29,7 @@ use crate::{
 pub(super) struct Shape {
     pub(super) model: String,
     /// What of the request the response repeats.
-    pub(super) echo: Value,
+    pub(super) echo: Echo,
     pub(super) is_stored: bool,
     pub(super) wants_logprobs: bool,
 }
@@ -36,7 +43,7 @@ pub(super) struct Answer {
     counts: Counts,
     keep: Option<Keeper>,
     /// Whole items.
-    output: Vec<Value>,
+    output: Vec<OutputItem>,
     open: Option<Open>,
     /// What the answer adds to the conversation.
     said: Message,
@@ -50,7 +57,7 @@ struct Open {
     id: String,
     /// Text, thought, or arguments.
     text: String,
-    logprobs: Vec<Value>,
+    logprobs: Vec<TokenLogprob>,
     call: Option<(String, String)>,
 }
 
@@ -69,50 +76,37 @@ impl Kind {
             Self::Call => "fc_",
         }
     }
-
-    /// The name of the events of its text.
-    fn event(self) -> &'static str {
-        match self {
-            Self::Text => "response.output_text",
-            Self::Reasoning => "response.reasoning_text",
-            Self::Call => "response.function_call_arguments",
-        }
-    }
 }
 
 impl Open {
-    fn item(&self, status: &str) -> Value {
-        let id = &self.id;
+    fn item(&self, status: Status) -> OutputItem {
+        let id = self.id.clone();
         match (self.kind, &self.call) {
-            (Kind::Call, Some((call_id, name))) => json!({
-                "type": "function_call", "id": id, "call_id": call_id, "name": name,
-                "arguments": self.text, "status": status,
-            }),
+            (Kind::Call, Some((call_id, name))) => OutputItem::FunctionCall {
+                id,
+                call_id: call_id.clone(),
+                name: name.clone(),
+                arguments: self.text.clone(),
+                status,
+            },
             (Kind::Reasoning, _) => {
-                let content = self.content();
-                json!({ "type": "reasoning", "id": id, "summary": [], "content": content,
-                        "status": status })
+                OutputItem::Reasoning { id, summary: Vec::new(), content: self.content(), status }
             }
-            _ => json!({
-                "type": "message", "id": id, "status": status, "role": "assistant",
-                "content": self.content(),
-            }),
+            _ => OutputItem::Message { id, status, role: Assistant::Word, content: self.content() },
         }
     }
 
     /// Nothing yet, or the one part.
-    fn content(&self) -> Vec<Value> {
+    fn content(&self) -> Vec<OutputPart> {
         if self.text.is_empty() { Vec::new() } else { vec![self.part()] }
     }
 
-    fn part(&self) -> Value {
+    fn part(&self) -> OutputPart {
+        let text = self.text.clone();
         if self.kind == Kind::Reasoning {
-            return json!({ "type": "reasoning_text", "text": self.text });
+            return OutputPart::ReasoningText { text };
         }
-        json!({
-            "type": "output_text", "text": self.text, "annotations": [],
-            "logprobs": self.logprobs,
-        })
+        OutputPart::OutputText { text, annotations: Vec::new(), logprobs: self.logprobs.clone() }
     }
 }
 
@@ -139,7 +133,7 @@ impl Answer {
     }
 
     /// The whole response, of the same deltas as a stream.
-    pub(super) async fn of(mut self, mut choice: Choice) -> Result<Value, RequestError> {
+    pub(super) async fn of(mut self, mut choice: Choice) -> Result<ResponseBody, RequestError> {
         while let Some(delta) = choice.next().await {
             if let Some(response) = self.take(delta?, &mut Events::default()) {
                 return Ok(response);
@@ -150,17 +144,19 @@ impl Answer {
 
     /// Sends that the response has begun.
     pub(super) fn begin(&mut self, out: &mut Events) {
-        for event in ["response.created", "response.in_progress"] {
-            let response = self.response("in_progress", Value::Null, Value::Null);
-            self.send(event, json!({ "response": response }), out);
-        }
+        let response = self.response(Status::InProgress, None);
+        self.send(|sequence_number| Event::Created { response: &response, sequence_number }, out);
+        self.send(
+            |sequence_number| Event::InProgress { response: &response, sequence_number },
+            out,
+        );
     }
 
     /// Takes a delta; gives back the response if that was its last.
-    pub(super) fn take(&mut self, mut delta: Delta, out: &mut Events) -> Option<Value> {
+    pub(super) fn take(&mut self, mut delta: Delta, out: &mut Events) -> Option<ResponseBody> {
         self.counts.note(0, &delta);
         let mut logprobs = if self.shape.wants_logprobs {
-            token_logprobs(&self.state.text, delta.text_logprobs())
+            token_logprobs(&self.state.text, delta.text_logprobs(), false)
         } else {
             Vec::new()
         };
@@ -172,155 +168,175 @@ impl Answer {
             // The end token's.
             open.logprobs.append(&mut logprobs);
         }
-        let status = if reason == "length" { "incomplete" } else { "completed" };
+        let is_cut = reason == FinishReason::Length;
+        let status = if is_cut { Status::Incomplete } else { Status::Completed };
         self.end_item(status, out);
-        let details = match status {
-            "incomplete" => json!({ "reason": "max_output_tokens" }),
-            _ => Value::Null,
-        };
-        let response = self.response(status, details, Value::Null);
+        let response = self.response(status, None);
         if let Some(keep) = self.keep.take() {
-            let said = std::mem::replace(&mut self.said, Message::new(Role::Assistant, ""));
-            keep.keep(&self.id, response.clone(), vec![said]);
+            let said = mem::replace(&mut self.said, Message::new(Role::Assistant, ""));
+            keep.keep(&self.id, &response, vec![said]);
         }
-        let event =
-            if status == "completed" { "response.completed" } else { "response.incomplete" };
-        self.send(event, json!({ "response": response }), out);
+        let event = |sequence_number| match status {
+            Status::Incomplete => Event::Incomplete { response: &response, sequence_number },
+            _ => Event::Completed { response: &response, sequence_number },
+        };
+        self.send(event, out);
         Some(response)
     }
 
     /// The response fails.
     pub(super) fn fail(&mut self, error: &ApiError, out: &mut Events) {
-        self.end_item("incomplete", out);
-        let error = json!({ "code": "server_error", "message": error.message() });
-        let response = self.response("failed", Value::Null, error);
-        self.send("response.failed", json!({ "response": response }), out);
+        self.end_item(Status::Incomplete, out);
+        let message = error.message().to_owned();
+        let response =
+            self.response(Status::Failed, Some(Failure { code: ServerError::Word, message }));
+        self.send(|sequence_number| Event::Failed { response: &response, sequence_number }, out);
     }
 
-    fn response(&self, status: &str, incomplete_details: Value, error: Value) -> Value {
-        let mut response = json!({
-            "id": self.id,
-            "object": "response",
-            "created_at": self.created_at,
-            "status": status,
-            "error": error,
-            "incomplete_details": incomplete_details,
-            "model": self.shape.model,
-            "output": self.output,
-        });
-        if status != "in_progress" {
-            let tokens = self.counts.tokens();
-            response["usage"] = json!({
-                "input_tokens": tokens.input,
-                "input_tokens_details":
-                    { "cached_tokens": tokens.cached, "cache_write_tokens": 0 },
-                "output_tokens": tokens.output,
-                "output_tokens_details": { "reasoning_tokens": tokens.reasoning },
-                "total_tokens": tokens.input + tokens.output,
-            });
+    fn response(&self, status: Status, error: Option<Failure>) -> ResponseBody {
+        let details = IncompleteDetails { reason: MaxOutputTokens::Word };
+        let has_ended = status != Status::InProgress;
+        ResponseBody {
+            id: self.id.clone(),
+            object: ResponseObject::Word,
+            created_at: self.created_at,
+            status,
+            error,
+            incomplete_details: (status == Status::Incomplete).then_some(details),
+            model: self.shape.model.clone(),
+            output: self.output.clone(),
+            usage: has_ended.then(|| ResponseUsage::new(self.counts.tokens())),
+            echo: self.shape.echo.clone(),
         }
-        let echo = self.shape.echo.as_object().into_iter().flatten();
-        for (name, value) in echo {
-            response[name] = value.clone();
-        }
-        response
     }
 
-    fn send(&mut self, kind: &str, mut event: Value, out: &mut Events) {
-        event["type"] = kind.into();
-        event["sequence_number"] = self.sequence_number.into();
+    fn send<'a>(&mut self, event: impl FnOnce(u64) -> Event<'a>, out: &mut Events) {
+        let event = event(self.sequence_number);
         self.sequence_number += 1;
-        out.push_named(kind, &event);
+        out.push_named(event.name(), &event);
     }
 
-    fn part(&mut self, part: Part, logprobs: &mut Vec<Value>, out: &mut Events) {
+    fn part(&mut self, part: Part, logprobs: &mut Vec<TokenLogprob>, out: &mut Events) {
         match part {
             Part::Text(text) => self.text(Kind::Text, &text, logprobs, out),
             Part::Reasoning(text) => self.text(Kind::Reasoning, &text, logprobs, out),
             Part::CallStart { id, name, .. } => self.begin_item(Kind::Call, Some((id, name)), out),
             Part::CallArguments { json, .. } => self.text(Kind::Call, &json, logprobs, out),
-            Part::CallEnd { .. } => self.end_item("completed", out),
+            Part::CallEnd { .. } => self.end_item(Status::Completed, out),
         }
     }
 
     fn begin_item(&mut self, kind: Kind, call: Option<(String, String)>, out: &mut Events) {
-        self.end_item("completed", out);
+        self.end_item(Status::Completed, out);
         let id = self.state.next_id(kind.prefix());
         let open = Open { kind, id, text: String::new(), logprobs: Vec::new(), call };
-        let (item, index) = (open.item("in_progress"), self.output.len());
+        let (item, part, output_index) =
+            (open.item(Status::InProgress), open.part(), self.output.len());
         self.send(
-            "response.output_item.added",
-            json!({ "output_index": index, "item": item }),
+            |sequence_number| Event::ItemAdded { output_index, item: &item, sequence_number },
             out,
         );
         if kind != Kind::Call {
-            let event = json!({
-                "item_id": open.id, "output_index": index, "content_index": 0,
-                "part": open.part(),
-            });
-            self.send("response.content_part.added", event, out);
+            let event = |sequence_number| Event::PartAdded {
+                item_id: &open.id,
+                output_index,
+                content_index: 0,
+                part: &part,
+                sequence_number,
+            };
+            self.send(event, out);
         }
         self.open = Some(open);
     }
 
-    fn text(&mut self, kind: Kind, text: &str, logprobs: &mut Vec<Value>, out: &mut Events) {
+    fn text(
+        &mut self,
+        kind: Kind,
+        delta: &str,
+        logprobs: &mut Vec<TokenLogprob>,
+        out: &mut Events,
+    ) {
         if self.open.as_ref().is_none_or(|open| open.kind != kind) {
             self.begin_item(kind, None, out);
         }
-        let index = self.output.len();
-        let open = self.open.as_mut().expect("it was begun");
-        open.text += text;
-        let mut event = json!({ "item_id": open.id, "output_index": index, "delta": text });
-        if kind != Kind::Call {
-            event["content_index"] = 0.into();
-        }
-        if kind == Kind::Text {
-            let logprobs = std::mem::take(logprobs);
-            event["logprobs"] = logprobs.clone().into();
-            open.logprobs.extend(logprobs);
-        }
-        self.send(&format!("{}.delta", kind.event()), event, out);
+        let mut open = self.open.take().expect("it was begun");
+        open.text += delta;
+        let (item_id, output_index, content_index) = (&*open.id, self.output.len(), 0);
+        let logprobs = if kind == Kind::Text { mem::take(logprobs) } else { Vec::new() };
+        let event = |sequence_number| match kind {
+            Kind::Text => Event::TextDelta {
+                item_id,
+                output_index,
+                content_index,
+                delta,
+                logprobs: &logprobs,
+                sequence_number,
+            },
+            Kind::Reasoning => Event::ReasoningDelta {
+                item_id,
+                output_index,
+                content_index,
+                delta,
+                sequence_number,
+            },
+            Kind::Call => Event::ArgumentsDelta { item_id, output_index, delta, sequence_number },
+        };
+        self.send(event, out);
+        open.logprobs.extend(logprobs);
+        self.open = Some(open);
     }
 
-    fn end_item(&mut self, status: &str, out: &mut Events) {
+    fn end_item(&mut self, status: Status, out: &mut Events) {
         let Some(open) = self.open.take() else { return };
-        let index = self.output.len();
-        let mut event = json!({ "item_id": open.id, "output_index": index });
-        match (open.kind, &open.call) {
-            (Kind::Call, Some((_, name))) => {
-                event["name"] = name.clone().into();
-                event["arguments"] = open.text.clone().into();
+        let (item_id, output_index, content_index) = (&*open.id, self.output.len(), 0);
+        let (text, logprobs) = (&*open.text, &*open.logprobs);
+        let event = |sequence_number| match (open.kind, &open.call) {
+            (Kind::Call, Some((_, name))) => Event::ArgumentsDone {
+                item_id,
+                output_index,
+                name,
+                arguments: text,
+                sequence_number,
+            },
+            (Kind::Reasoning, _) => {
+                Event::ReasoningDone { item_id, output_index, content_index, text, sequence_number }
             }
-            (kind, _) => {
-                event["content_index"] = 0.into();
-                event["text"] = open.text.clone().into();
-                if kind == Kind::Text {
-                    event["logprobs"] = open.logprobs.clone().into();
-                }
-            }
-        }
-        self.send(&format!("{}.done", open.kind.event()), event, out);
+            _ => Event::TextDone {
+                item_id,
+                output_index,
+                content_index,
+                text,
+                logprobs,
+                sequence_number,
+            },
+        };
+        self.send(event, out);
         if open.kind != Kind::Call {
-            let event = json!({
-                "item_id": open.id, "output_index": index, "content_index": 0,
-                "part": open.part(),
-            });
-            self.send("response.content_part.done", event, out);
+            let part = open.part();
+            let event = |sequence_number| Event::PartDone {
+                item_id,
+                output_index,
+                content_index,
+                part: &part,
+                sequence_number,
+            };
+            self.send(event, out);
         }
         let item = open.item(status);
-        let event = json!({ "output_index": index, "item": item });
-        self.send("response.output_item.done", event, out);
+        let event =
+            |sequence_number| Event::ItemDone { output_index, item: &item, sequence_number };
+        self.send(event, out);
         self.output.push(item);
         self.note(open, status);
     }
 
     /// Adds an item to what the conversation will have of it.
-    fn note(&mut self, open: Open, status: &str) {
+    fn note(&mut self, open: Open, status: Status) {
         match (open.kind, open.call) {
             (Kind::Reasoning, _) => {
                 self.said.reasoning.get_or_insert_default().push_str(&open.text);
             }
-            (Kind::Call, Some((id, name))) if status == "completed" => {
+            (Kind::Call, Some((id, name))) if status == Status::Completed => {
                 match parse_arguments(&open.text, "arguments") {
                     Ok(arguments) => self.said.calls.push(ToolCall { id, name, arguments }),
                     // They were cut.

@@ -6,6 +6,7 @@ use std::{
 };
 
 use sconce_types::TenantId;
+use serde::Serialize;
 use serde_json::Value;
 
 use crate::generation::conversation::Message;
@@ -110,7 +111,8 @@ impl ResponseStore {
 impl Keeper {
     /// Keeps a response and the messages that it adds; the oldest ones make room. One that is
     /// larger than all the room is not kept.
-    pub(crate) fn keep(self, id: &str, response: Value, added: Vec<Message>) {
+    pub(crate) fn keep(self, id: &str, response: &impl Serialize, added: Vec<Message>) {
+        let response = serde_json::to_value(response).expect("its keys are strings");
         let Self { store, tenant, most_bytes, mut history } = self;
         history.added.extend(added);
         let bytes = BYTES_A_RESPONSE + size(&response) + history.bytes();
@@ -166,7 +168,7 @@ mod tests {
         let said = Message::new(Role::User, text);
         let history = History { before: None, added: vec![said] };
         let Some(keeper) = store.keeper(TenantId(tenant), 2, history) else { return };
-        keeper.keep(id, json!({ "id": id }), vec![Message::new(Role::Assistant, "yes")]);
+        keeper.keep(id, &json!({ "id": id }), vec![Message::new(Role::Assistant, "yes")]);
     }
 
     #[test]

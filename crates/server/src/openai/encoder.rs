@@ -1,0 +1,246 @@
+//! Texts and their embeddings: what endpoints that serve an encoder share.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use sconce_engine::{EngineRequest, Overload, RequestEvent, RequestStream, SubmitError};
+use sconce_types::{EmbeddingInfo, SamplingParams, TokenId};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::inputs::Inputs;
+use crate::{caller::TenantAuth, error::ApiError, state::AppState};
+
+/// OpenAI's limit.
+const MAX_INPUTS: usize = 2048;
+/// Texts of one request that the engine has at a time: some steps' worth of short ones, and
+/// few enough that other requests find places.
+const WINDOW: usize = 128;
+
+/// What the model's embeddings are.
+///
+/// # Errors
+/// It makes none.
+pub(super) fn info(state: &AppState) -> Result<&EmbeddingInfo, ApiError> {
+    state.config.embedding.as_ref().ok_or_else(|| {
+        let message = format!(
+            "the model {:?} generates text and makes no embeddings: it answers \
+             /v1/chat/completions and /v1/completions",
+            state.model_name()
+        );
+        ApiError::invalid(Some("model"), message)
+    })
+}
+
+/// How many tokens of a text count.
+#[derive(Clone, Copy)]
+pub(super) struct Cut {
+    most: usize,
+    /// Whether a longer text is cut, not refused.
+    truncates: bool,
+    special: bool,
+}
+
+impl Cut {
+    /// What `truncate_prompt_tokens` and `add_special_tokens` say.
+    ///
+    /// # Errors
+    /// More tokens than the model takes, or none.
+    pub(super) fn new(
+        info: &EmbeddingInfo,
+        truncate_prompt_tokens: Option<i64>,
+        add_special_tokens: Option<bool>,
+    ) -> Result<Self, ApiError> {
+        let special = add_special_tokens.unwrap_or(true);
+        let (most, truncates) = match truncate_prompt_tokens {
+            None => (info.max_tokens, false),
+            Some(-1) => (info.max_tokens, true),
+            Some(asked) => {
+                let fits =
+                    usize::try_from(asked).ok().filter(|n| (1..=info.max_tokens).contains(n));
+                let Some(most) = fits else {
+                    let message = format!(
+                        "truncate_prompt_tokens is {asked}, but must be from 1 to {}, or -1 for \
+                         that",
+                        info.max_tokens
+                    );
+                    return Err(ApiError::invalid(Some("truncate_prompt_tokens"), message));
+                };
+                (most, true)
+            }
+        };
+        Ok(Self { most, truncates, special })
+    }
+}
+
+/// The tokens of a field's texts.
+///
+/// # Errors
+/// No text, too many of them, or one that is too long.
+pub(super) fn encode(
+    state: &AppState,
+    inputs: Inputs,
+    cut: Cut,
+    field: &str,
+) -> Result<Vec<Vec<TokenId>>, ApiError> {
+    match inputs.len() {
+        _ if is_empty(&inputs) => {
+            let message = format!("{field} is an empty list, but must have at least one text");
+            return Err(ApiError::invalid(Some(field), message + " or token"));
+        }
+        0..=MAX_INPUTS => {}
+        count => {
+            let message =
+                format!("{field} has {count} entries, but at most {MAX_INPUTS} are taken");
+            return Err(ApiError::invalid(Some(field), message));
+        }
+    }
+    let text = &state.text;
+    let Cut { most, truncates, special } = cut;
+    let of_text = |input: &String| {
+        let tokens = if truncates {
+            text.encode_truncated(input, special, most)
+        } else {
+            text.encode_within(input, special, most)
+        };
+        tokens.map_err(|error| ApiError::from(error).within(field))
+    };
+    let of_tokens = |mut tokens: Vec<TokenId>| {
+        if truncates {
+            tokens.truncate(most);
+        }
+        if tokens.len() > most {
+            let what = format!("but an input has {}; shorten it", tokens.len());
+            return Err(ApiError::too_long(Some(field), most, what));
+        }
+        Ok(tokens)
+    };
+    let inputs = match inputs {
+        Inputs::Text(text) => vec![of_text(&text)?],
+        Inputs::Texts(texts) => texts.iter().map(of_text).collect::<Result<_, _>>()?,
+        Inputs::Tokens(tokens) => vec![of_tokens(tokens)?],
+        Inputs::TokenLists(lists) => {
+            lists.into_iter().map(of_tokens).collect::<Result<Vec<_>, _>>()?
+        }
+    };
+    for tokens in &inputs {
+        // Before any of them is computed.
+        let checked = state.engine.limits().check(tokens, 1);
+        checked.map_err(|error| ApiError::from(error).renamed("prompt", field))?;
+    }
+    Ok(inputs)
+}
+
+/// Whether there is nothing: no token is no text.
+fn is_empty(inputs: &Inputs) -> bool {
+    match inputs {
+        Inputs::Tokens(tokens) => tokens.is_empty(),
+        others => others.len() == 0,
+    }
+}
+
+/// What an answer says of its tokens.
+#[derive(Clone, Copy, Serialize, ToSchema)]
+#[schema(as = EmbeddingUsage)]
+pub(super) struct Usage {
+    prompt_tokens: usize,
+    total_tokens: usize,
+}
+
+impl Usage {
+    pub(super) fn new(prompt_tokens: usize) -> Self {
+        Self { prompt_tokens, total_tokens: prompt_tokens }
+    }
+}
+
+/// Refuses what its tenant could use in no minute: it would be refused half done.
+fn check_minute(caller: &TenantAuth, inputs: &[Vec<TokenId>], field: &str) -> Result<(), ApiError> {
+    let limit = caller.entry().and_then(|entry| entry.tenant.tokens_per_minute);
+    // Each text reserves the token that nobody reads.
+    let tokens = inputs.iter().map(|tokens| tokens.len() + 1).sum::<usize>() as u64;
+    match limit.filter(|&limit| tokens > limit) {
+        None => Ok(()),
+        Some(limit) => {
+            let message = format!(
+                "{field} has {tokens} tokens, but this tenant's limit is {limit} a minute, so \
+                 that it could never be taken; send fewer texts at a time"
+            );
+            Err(ApiError::invalid(Some(field), message))
+        }
+    }
+}
+
+/// The embeddings of texts, in their order. Each is a request of the engine's, whose steps
+/// hold texts of all requests and tenants. Where the engine has no place for another, one of
+/// this request's own is waited for first, if there is one.
+pub(super) async fn embed(
+    state: &AppState,
+    caller: &TenantAuth,
+    inputs: Vec<Vec<TokenId>>,
+    field: &str,
+) -> Result<Vec<Arc<[f32]>>, ApiError> {
+    check_minute(caller, &inputs, field)?;
+    let mut embeddings = Vec::with_capacity(inputs.len());
+    let mut running: VecDeque<RequestStream> = VecDeque::new();
+    for tokens in inputs {
+        if let Some(stats) = &caller.stats {
+            stats.note_prompt(tokens.len());
+        }
+        if running.len() == WINDOW {
+            embeddings.extend(next_embedding(&mut running).await?);
+        }
+        let params = SamplingParams { max_tokens: 1, ..SamplingParams::default() };
+        let request = EngineRequest {
+            tenant: caller.id,
+            request_id: Arc::clone(&caller.request_id),
+            // The token that a text ends in is none of the model's.
+            scores_prompt: true,
+            ..EngineRequest::new(tokens, params)
+        };
+        let stream = loop {
+            match state.engine.submit(request.clone()) {
+                Ok(stream) => break stream,
+                Err(error) if !running.is_empty() && is_full(&error) => {
+                    embeddings.extend(next_embedding(&mut running).await?);
+                }
+                Err(error) => return Err(ApiError::from(error).renamed("prompt", field)),
+            }
+        };
+        running.push_back(stream);
+    }
+    while let Some(embedding) = next_embedding(&mut running).await? {
+        embeddings.push(embedding);
+    }
+    Ok(embeddings)
+}
+
+/// Whether a text is refused for others that are before it, which may be its own request's.
+fn is_full(error: &SubmitError) -> bool {
+    match error {
+        SubmitError::QueueFull { .. } => true,
+        SubmitError::Overloaded { reason, .. } => {
+            !matches!(reason, Overload::TokensPerMinute { .. })
+        }
+        _ => false,
+    }
+}
+
+/// Waits for the text that was submitted first; `None` if none is left.
+async fn next_embedding(
+    running: &mut VecDeque<RequestStream>,
+) -> Result<Option<Arc<[f32]>>, ApiError> {
+    let Some(mut stream) = running.pop_front() else { return Ok(None) };
+    let mut embedding = None;
+    loop {
+        match stream.next().await {
+            Some(RequestEvent::Embedding(made)) => embedding = Some(made),
+            // Its end: read, lest the request count as cancelled.
+            Some(RequestEvent::Token(_)) => {
+                let missing = || ApiError::internal("the model made no embedding");
+                return embedding.map(Some).ok_or_else(missing);
+            }
+            Some(RequestEvent::Failed(error)) => return Err(error.into()),
+            Some(RequestEvent::PromptLogprobs { .. }) => {}
+            None => return Err(ApiError::bug()),
+        }
+    }
+}

@@ -1,0 +1,231 @@
+// Products of one to four rows with a weight, on CUDA cores: out[r] = w x[r], whose time is
+// that of reading the weight once.
+//
+// A warp reads R rows of the weight side by side, each in runs of 512 bytes, and asks for
+// U runs of each before it uses the first, of the next rows too before it is done with these.
+// x is in shared memory, read once for the R rows. An output's sum is that of 32 lanes'
+// chains over k, whatever R, U, the number of rows and the grid are: so are its bits.
+#include "activation.cuh"
+
+struct Gemv {
+    // [rows, k]
+    const void* x;
+    // [n, k]
+    const void* w;
+    // [n], or null.
+    const float* bias;
+    // [k], of an RMSNorm of x's rows before the product, or null.
+    const float* norm;
+    // [rows, n], or [rows, n / 2] of gated units.
+    void* out;
+    // Rows of the weight; of gated units the first half are gates.
+    uint32_t n;
+    // A multiple of 8.
+    uint32_t k;
+    // An Epilogue.
+    uint32_t epilogue;
+    float eps;
+};
+
+static_assert(sizeof(Gemv) == 56, "as params.rs has it");
+
+// What becomes of a sum: it is stored, added to what `out` holds, stored in f32; or, of
+// gated units, gates another.
+enum Epilogue : uint32_t { STORE, ADD, STORE_F32, SILU, GELU };
+
+// A block, one a multiprocessor: what is in flight is then 64 KiB with R * U = 8.
+constexpr int GEMV_THREADS = 512;
+
+// Puts x into shared memory, zeros after each row of it up to `padded` pieces.
+template <typename T, int M>
+__device__ __forceinline__ void stage_rows(const Gemv& p, Vector<T>* staged, uint32_t padded) {
+    using Piece = Vector<T>;
+    const uint32_t pieces = p.k / Piece::LEN;
+    const Piece* x = static_cast<const Piece*>(p.x);
+    float squares[M] = {};
+#pragma unroll
+    for (int m = 0; m < M; ++m) {
+        for (uint32_t i = threadIdx.x; i < padded; i += blockDim.x) {
+            Piece piece = {};
+            if (i < pieces) {
+                piece = x[m * pieces + i];
+            }
+            staged[m * padded + i] = piece;
+#pragma unroll
+            for (int e = 0; e < Piece::LEN; ++e) {
+                const float value = to_float(piece.x[e]);
+                squares[m] += value * value;
+            }
+        }
+    }
+    if (p.norm != nullptr) {
+        SHARED(float, partial, M * GEMV_THREADS / WARP);
+#pragma unroll
+        for (int m = 0; m < M; ++m) {
+            const float sum = warp_sum(squares[m]);
+            if (lane_id() == 0) {
+                partial[warp_id() * M + m] = sum;
+            }
+        }
+        __syncthreads();
+#pragma unroll
+        for (int m = 0; m < M; ++m) {
+            float sum = 0.0f;
+            for (uint32_t warp = 0; warp < blockDim.x / WARP; ++warp) {
+                sum += partial[warp * M + m];
+            }
+            const float scale = rsqrtf(sum / float(p.k) + p.eps);
+            // A thread's own pieces, so nothing else has to be there yet.
+            for (uint32_t i = threadIdx.x; i < pieces; i += blockDim.x) {
+                Piece piece = staged[m * padded + i];
+                const Vector<float>* weights =
+                    reinterpret_cast<const Vector<float>*>(p.norm + i * Piece::LEN);
+#pragma unroll
+                for (int e = 0; e < Piece::LEN; ++e) {
+                    const float weight = weights[e / Vector<float>::LEN].x[e % Vector<float>::LEN];
+                    piece.x[e] = from_float<T>(to_float(piece.x[e]) * scale * weight);
+                }
+                staged[m * padded + i] = piece;
+            }
+        }
+    }
+    __syncthreads();
+}
+
+template <typename T, int M, int R, int U> __device__ __forceinline__ void gemv(const Gemv& p) {
+    using Piece = Vector<uint32_t>;
+    // Pieces of a row that are asked for at a time.
+    constexpr int BATCH = U * WARP;
+    constexpr int HALF = R > 1 ? R / 2 : 1;
+    DYNAMIC_SHARED(dynamic);
+    const Piece* const staged = reinterpret_cast<const Piece*>(dynamic);
+    const uint32_t pieces = p.k / 8;
+    const uint32_t padded = (pieces + BATCH - 1) / BATCH * BATCH;
+    const bool is_gated = p.epilogue >= SILU;
+    const uint32_t outputs = is_gated ? p.n / 2 : p.n;
+    const uint32_t of_task = is_gated ? HALF : R;
+    const uint32_t tasks = (outputs + of_task - 1) / of_task;
+    // Neighbouring tasks on different multiprocessors, so that the last are spread over all.
+    const uint32_t stride = gridDim.x * (blockDim.x / WARP);
+    uint32_t task = warp_id() * gridDim.x + blockIdx.x;
+    const int lane = lane_id();
+
+    // The next pieces to ask for: where they are in R rows, and how many of them there are.
+    const Piece* from[R];
+    int left = 0;
+    const auto begin_task = [&](uint32_t task) {
+#pragma unroll
+        for (int r = 0; r < R; ++r) {
+            const uint32_t output = min(task * of_task + (is_gated ? r % HALF : r), outputs - 1);
+            const uint32_t row = output + (is_gated && r >= HALF ? outputs : 0);
+            from[r] = static_cast<const Piece*>(p.w) + uint64_t(row) * pieces + lane;
+        }
+        left = task < tasks ? int(pieces) - lane : 0;
+    };
+    Piece held[U][R];
+    const auto ask = [&](int u) {
+#pragma unroll
+        for (int r = 0; r < R; ++r) {
+            held[u][r] = load_stream(from[r] + u * WARP, u * WARP < left);
+        }
+    };
+    begin_task(task);
+#pragma unroll
+    for (int u = 0; u < U; ++u) {
+        ask(u);
+    }
+    stage_rows<T, M>(p, reinterpret_cast<Vector<T>*>(dynamic), padded);
+
+    for (; task < tasks; task += stride) {
+        float sums[R][M] = {};
+        for (uint32_t at = 0; at < padded; at += BATCH) {
+            if (at + BATCH < padded) {
+#pragma unroll
+                for (int r = 0; r < R; ++r) {
+                    from[r] += BATCH;
+                }
+                left -= BATCH;
+            } else {
+                begin_task(task + stride);
+            }
+#pragma unroll
+            for (int u = 0; u < U; ++u) {
+#pragma unroll
+                for (int m = 0; m < M; ++m) {
+                    const Piece x = staged[m * padded + at + u * WARP + lane];
+#pragma unroll
+                    for (int i = 0; i < Piece::LEN; ++i) {
+                        float low, high;
+                        unpack<T>(x.x[i], low, high);
+#pragma unroll
+                        for (int r = 0; r < R; ++r) {
+                            float weight_low, weight_high;
+                            unpack<T>(held[u][r].x[i], weight_low, weight_high);
+                            sums[r][m] += weight_low * low;
+                            sums[r][m] += weight_high * high;
+                        }
+                    }
+                }
+                ask(u);
+            }
+        }
+
+        // Lane r * M + m finishes the sum of row r with x's row m.
+        float sum = 0.0f;
+#pragma unroll
+        for (int of = 0; of < R * M; ++of) {
+            const float of_warp = warp_sum(sums[of / M][of % M]);
+            sum = lane == of ? of_warp : sum;
+        }
+        const float gated = __shfl_sync(ALL_LANES, sum, (lane + HALF * M) % WARP);
+        const uint32_t output = task * of_task + lane / M;
+        if (lane >= int(of_task) * M || output >= outputs) {
+            continue;
+        }
+        if (p.bias != nullptr) {
+            sum += p.bias[output];
+        }
+        const uint64_t to = uint64_t(lane % M) * outputs + output;
+        T* const out = static_cast<T*>(p.out);
+        if (p.epilogue == STORE_F32) {
+            static_cast<float*>(p.out)[to] = sum;
+        } else if (p.epilogue == ADD) {
+            out[to] = from_float<T>(to_float(out[to]) + sum);
+        } else if (!is_gated) {
+            out[to] = from_float<T>(sum);
+        } else {
+            const float up = gated + (p.bias != nullptr ? p.bias[outputs + output] : 0.0f);
+            out[to] = from_float<T>((p.epilogue == SILU ? silu(sum) : gelu(sum)) * up);
+        }
+    }
+}
+
+// Told that a multiprocessor holds one block, the compiler asks for the next pieces before it
+// adds these up, where registers last; of three and four rows they do not.
+#define GEMV(name, T, M, R, U)                                                                \
+    KERNEL(name##_m##M##_r##R##_u##U, Gemv, GEMV_THREADS) { gemv<T, M, R, U>(p); }
+#define GEMV_EARLY(name, T, M, R, U)                                                          \
+    KERNEL_RESIDENT(name##_m##M##_r##R##_u##U, Gemv, GEMV_THREADS, 1) { gemv<T, M, R, U>(p); }
+#define GEMV_TWO(name, T, M, R, U)                                                            \
+    KERNEL_RESIDENT(name##_m##M##_r##R##_u##U##_b2, Gemv, GEMV_THREADS, 2) {                  \
+        gemv<T, M, R, U>(p);                                                                  \
+    }
+
+GEMV_EARLY(gemv_bf16, bf16, 1, 2, 4)
+GEMV_EARLY(gemv_bf16, bf16, 2, 2, 4)
+GEMV(gemv_bf16, bf16, 3, 2, 4)
+GEMV(gemv_bf16, bf16, 4, 2, 4)
+GEMV_EARLY(gemv_f16, f16, 1, 2, 4)
+GEMV_EARLY(gemv_f16, f16, 2, 2, 4)
+GEMV(gemv_f16, f16, 3, 2, 4)
+GEMV(gemv_f16, f16, 4, 2, 4)
+
+GEMV_TWO(gemv_bf16, bf16, 1, 2, 4)
+GEMV_EARLY(gemv_bf16, bf16, 1, 1, 8)
+GEMV_TWO(gemv_bf16, bf16, 1, 1, 8)
+GEMV_EARLY(gemv_bf16, bf16, 2, 1, 8)
+GEMV(gemv_bf16, bf16, 4, 1, 8)
+GEMV(gemv_bf16, bf16, 1, 2, 8)
+GEMV(gemv_bf16, bf16, 2, 2, 8)
+GEMV(gemv_bf16, bf16, 4, 2, 8)
+GEMV(gemv_bf16, bf16, 1, 4, 2)

@@ -1,0 +1,141 @@
+// Products of warp groups, as `warpgroup.cuh` has them of a device: they happen when they are
+// waited for, so that what is read before, or overwritten meanwhile, shows. Each warp's part
+// is computed on its own; that a group's warps come together is not checked.
+#pragma once
+
+#include <map>
+
+namespace shim {
+
+// Where a matrix lies in shared memory (PTX ISA, "Matrix descriptor"): from one unit of eight
+// rows to the next, and from one block of 64 columns to the next, in bytes.
+struct Matrix {
+    const unsigned char* at;
+    uint32_t between;
+    uint32_t blocks;
+};
+
+// An element of two bytes; pieces of 16 bytes are XORed with their row of 128 bytes, by
+// their addresses.
+inline uint16_t swizzled_element(const unsigned char* at) {
+    const uintptr_t address = reinterpret_cast<uintptr_t>(at);
+    uint16_t element;
+    memcpy(&element, reinterpret_cast<const void*>(address ^ (address >> 3 & 0x70)), sizeof(element));
+    return element;
+}
+
+struct Product {
+    // The lane's accumulators, of `tiles` tiles of eight columns.
+    float (*d)[4];
+    int tiles;
+    // Bits of the lane's two rows of A, where it came from registers.
+    uint16_t rows[2][16];
+    Matrix a;
+    bool of_registers;
+    Matrix b;
+    bool adds;
+    float (*to_float)(uint16_t bits);
+};
+
+struct Products {
+    std::vector<Product> queue;
+    // What accumulators held when their first product was asked for.
+    std::map<float (*)[4], std::vector<float>> held;
+};
+
+// Of the thread that runs.
+inline Products& products() {
+    static std::map<unsigned, Products> of_threads;
+    return of_threads[thread_index.x];
+}
+
+inline void ask(const Product& product) {
+    Products& own = products();
+    if (own.held.find(product.d) == own.held.end()) {
+        own.held[product.d].assign(product.d[0], product.d[0] + product.tiles * 4);
+        std::fill(product.d[0], product.d[0] + product.tiles * 4, std::nanf(""));
+    }
+    own.queue.push_back(product);
+}
+
+inline void multiply(const Product& product, std::vector<float>& sums) {
+    const unsigned warp = thread_index.x / 32 % 4;
+    for (int n = 0; n < product.tiles; ++n) {
+        for (int i = 0; i < 4; ++i) {
+            const unsigned row = lane() / 4 + i / 2 * 8;
+            const unsigned column = n * 8 + lane() % 4 * 2 + i % 2;
+            float& sum = sums[n * 4 + i];
+            sum = product.adds ? sum : 0.0f;
+            for (unsigned k = 0; k < 16; ++k) {
+                uint16_t left = product.rows[i / 2][k];
+                const unsigned char* right;
+                if (product.of_registers) {
+                    right = product.b.at + column / 64 * product.b.blocks + k / 8 * product.b.between +
+                            k % 8 * 128 + column % 64 * 2;
+                } else {
+                    const unsigned of_group = warp * 16 + row;
+                    left = swizzled_element(product.a.at + of_group / 8 * product.a.between +
+                                            of_group % 8 * 128 + k * 2);
+                    right = product.b.at + column / 8 * product.b.between + column % 8 * 128 + k * 2;
+                }
+                sum += product.to_float(left) * product.to_float(swizzled_element(right));
+            }
+        }
+    }
+}
+
+template <typename M> float float_of(uint16_t bits) { return to_float(M{bits}); }
+
+}  // namespace shim
+
+using shim::Matrix;
+
+inline Matrix matrix(const void* at, uint32_t between, uint32_t blocks) {
+    return {static_cast<const unsigned char*>(at), between, blocks};
+}
+inline shim::Matrix moved(shim::Matrix matrix, uint32_t bytes) {
+    return {matrix.at + bytes, matrix.between, matrix.blocks};
+}
+inline uint32_t shared_address(const void* at) { return uint32_t(reinterpret_cast<uintptr_t>(at)); }
+inline void publish_shared() {}
+inline void begin_products() {}
+inline void commit_products() {}
+
+template <int N> void await_products() {
+    static_assert(N == 0, "all of them");
+    shim::Products& own = shim::products();
+    for (const shim::Product& product : own.queue) {
+        shim::multiply(product, own.held[product.d]);
+    }
+    for (const auto& [d, sums] : own.held) {
+        std::copy(sums.begin(), sums.end(), d[0]);
+    }
+    own.queue.clear();
+    own.held.clear();
+}
+
+template <int TILES> void pin(float (&)[TILES][4]) {}
+inline void pin(float (&)[2]) {}
+
+template <typename M> void multiply_shared(float (&d)[8][4], shim::Matrix a, shim::Matrix b, int adds) {
+    shim::ask({d, 8, {}, a, false, b, adds != 0, shim::float_of<M>});
+}
+
+template <typename M, int TILES>
+void multiply_registers(float (&d)[TILES][4], const uint32_t (&a)[4], shim::Matrix b) {
+    struct Fragment {
+        uint32_t a[4];
+    } own;
+    memcpy(own.a, a, sizeof(own.a));
+    shim::Product product = {d, TILES, {}, {}, true, b, true, shim::float_of<M>};
+    shim::together(own, [&](auto of) {
+        for (unsigned half = 0; half < 2; ++half) {
+            for (unsigned k = 0; k < 16; ++k) {
+                const Fragment from = of(shim::lane() / 4 * 4 + k % 8 / 2);
+                product.rows[half][k] = uint16_t(from.a[k / 8 * 2 + half] >> k % 2 * 16);
+            }
+        }
+        return 0;
+    });
+    shim::ask(product);
+}

@@ -1,0 +1,210 @@
+//! Products of few rows.
+
+use sconce_kernels::{
+    Activation,
+    cuda::{DevicePointer, Driver, Gemv, GemvForm, Launch},
+    reference,
+};
+
+use super::element::{Element, assert_close, numbers};
+use crate::Bench;
+
+/// Every form that there is for so many rows, in blocks of two warps.
+fn forms(element: Element, rows: usize) -> Vec<GemvForm> {
+    let all: &[(u32, u32, u32)] = match (element, rows) {
+        (Element::Bf16, 1) => &[(2, 4, 1), (1, 8, 1), (2, 8, 1), (4, 2, 1), (2, 4, 2), (1, 8, 2)],
+        (Element::Bf16, 2 | 4) => &[(2, 4, 1), (1, 8, 1), (2, 8, 1)],
+        _ => &[(2, 4, 1)],
+    };
+    let form = |&(rows, ahead, blocks)| GemvForm { rows, ahead, threads: 64, blocks };
+    all.iter().map(form).collect()
+}
+
+/// A product of some rows, and what it is told.
+struct Case {
+    element: Element,
+    rows: usize,
+    n: usize,
+    k: usize,
+    epilogue: u32,
+    has_bias: bool,
+    has_norm: bool,
+    grid: u32,
+}
+
+const EPS: f32 = 1e-5;
+
+impl Case {
+    fn x(&self) -> Vec<f32> {
+        numbers(1, self.rows * self.k)
+    }
+
+    fn w(&self) -> Vec<f32> {
+        numbers(2, self.n * self.k)
+    }
+
+    fn bias(&self) -> Vec<f32> {
+        numbers(3, self.n)
+    }
+
+    fn norm(&self) -> Vec<f32> {
+        numbers(4, self.k)
+    }
+
+    fn is_gated(&self) -> bool {
+        self.epilogue >= Gemv::SILU
+    }
+
+    fn outputs(&self) -> usize {
+        if self.is_gated() { self.n / 2 } else { self.n }
+    }
+
+    /// What `out` holds before.
+    fn old(&self) -> Vec<f32> {
+        numbers(5, self.rows * self.outputs())
+    }
+
+    /// What the kernel leaves for the rows from one on, in bytes.
+    fn run<D: Driver>(&self, bench: &mut Bench<D>, form: GemvForm, first: usize) -> Vec<u8> {
+        let &Self { element, n, k, epilogue, .. } = self;
+        let rows = self.rows - first;
+        let of_rows = first * self.outputs();
+        let out = match epilogue {
+            Gemv::STORE_F32 => vec![0xff; rows * n * 4],
+            Gemv::ADD => element.encode(&self.old()[of_rows..]),
+            _ => element.poison(rows * self.outputs()),
+        };
+        bench.clear();
+        let mut given = |is: bool, numbers: Vec<f32>| {
+            if is { bench.buffer(&numbers) } else { DevicePointer::NULL }
+        };
+        let (bias, norm) = (given(self.has_bias, self.bias()), given(self.has_norm, self.norm()));
+        let params = Gemv {
+            x: bench.buffer(&element.encode(&self.x()[first * k..])),
+            w: bench.buffer(&element.encode(&self.w())),
+            bias,
+            norm,
+            out: bench.buffer(&out),
+            n: n as u32,
+            k: k as u32,
+            epilogue,
+            eps: EPS,
+        };
+        let GemvForm { rows: r, ahead, threads, blocks } = form;
+        let end = if blocks == 2 { "_b2" } else { "" };
+        let kernel = format!("gemv_{}_m{rows}_r{r}_u{ahead}{end}", element.name());
+        let launch = Launch {
+            file: "gemv",
+            kernel: &kernel,
+            grid: [self.grid, 1],
+            threads,
+            shared_bytes: form.shared_bytes(rows, k),
+        };
+        bench.launch(&launch, &params).expect("the kernel runs");
+        bench.read(params.out)
+    }
+
+    fn want(&self) -> Vec<f64> {
+        let &Self { element, n, k, .. } = self;
+        let wide = |x: Vec<f32>| x.into_iter().map(f64::from).collect::<Vec<_>>();
+        let (w, bias) = (element.rounded(&self.w()), wide(self.bias()));
+        let (norm, old) = (wide(self.norm()), element.rounded(&self.old()));
+        let mut want = Vec::new();
+        for x in element.rounded(&self.x()).chunks_exact(k) {
+            let x = if self.has_norm {
+                let normed = reference::rms_norm(x, &norm, f64::from(EPS));
+                let narrow: Vec<f32> = normed.into_iter().map(|x| x as f32).collect();
+                element.rounded(&narrow)
+            } else {
+                x.to_vec()
+            };
+            let sums = reference::linear(&x, &w, self.has_bias.then_some(&bias));
+            let (gate, up) = sums.split_at(n / 2);
+            match self.epilogue {
+                Gemv::SILU => want.extend(reference::gated(Activation::Silu, gate, up)),
+                Gemv::GELU => want.extend(reference::gated(Activation::GeluTanh, gate, up)),
+                _ => want.extend(sums),
+            }
+        }
+        if self.epilogue == Gemv::ADD {
+            want.iter_mut().zip(old).for_each(|(want, old)| *want += old);
+        }
+        want
+    }
+
+    fn check<D: Driver>(&self, bench: &mut Bench<D>, form: GemvForm) {
+        let &Self { element, rows, n, k, epilogue, .. } = self;
+        let bytes = self.run(bench, form, 0);
+        let (got, epsilon) = if epilogue == Gemv::STORE_F32 {
+            let floats: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes);
+            (floats.into_iter().map(f64::from).collect(), 1e-6)
+        } else {
+            (element.decode(&bytes), element.epsilon())
+        };
+        let what = format!("{rows} rows, {n} x {k}, {element:?}, {form:?}, epilogue {epilogue}");
+        // Some elements of a normed row may be the neighbours of the reference's.
+        let normed = if self.has_norm { element.epsilon() * 8.0 } else { 0.0 };
+        let sums = (k as f64) * 1e-7 + normed;
+        assert_close(&what, &got, &self.want(), |want| want.abs() * epsilon * 1.01 + sums);
+    }
+}
+
+/// Outputs and inputs that are no multiples of what a warp takes at a time, more tasks than
+/// warps, more warps than tasks.
+const SHAPES: [(usize, usize, u32); 4] = [(38, 8, 2), (6, 1032, 3), (22, 2056, 2), (4, 4096, 1)];
+
+pub(super) fn products_of_few_rows_match_the_reference<D: Driver>(bench: &mut Bench<D>) {
+    for element in Element::ACTIVATIONS {
+        for (index, (n, k, grid)) in SHAPES.into_iter().enumerate() {
+            for rows in 1..=Gemv::MAX_ROWS {
+                let epilogue = match (rows + index) % 3 {
+                    0 => Gemv::STORE,
+                    1 => Gemv::ADD,
+                    _ => Gemv::STORE_F32,
+                };
+                let (has_bias, has_norm) = ((rows + index) % 2 == 0, false);
+                let case = Case { element, rows, n, k, epilogue, has_bias, has_norm, grid };
+                forms(element, rows).into_iter().for_each(|form| case.check(bench, form));
+            }
+        }
+    }
+}
+
+pub(super) fn gated_products_match_the_reference<D: Driver>(bench: &mut Bench<D>) {
+    for element in Element::ACTIVATIONS {
+        for (index, (n, k, grid)) in SHAPES.into_iter().enumerate() {
+            for rows in [1, 1 + index] {
+                let epilogue = if index % 2 == 0 { Gemv::SILU } else { Gemv::GELU };
+                let (has_bias, has_norm) = (index > 1, index == 3);
+                let case = Case { element, rows, n, k, epilogue, has_bias, has_norm, grid };
+                let fit = forms(element, rows).into_iter().filter(|form| form.rows > 1);
+                fit.for_each(|form| case.check(bench, form));
+            }
+        }
+    }
+}
+
+pub(super) fn normed_products_match_the_reference<D: Driver>(bench: &mut Bench<D>) {
+    for element in Element::ACTIVATIONS {
+        for rows in 1..=Gemv::MAX_ROWS {
+            let (n, k, grid) = SHAPES[rows - 1];
+            let (epilogue, has_bias, has_norm) = (Gemv::STORE, false, true);
+            let case = Case { element, rows, n, k, epilogue, has_bias, has_norm, grid };
+            case.check(bench, forms(element, rows)[0]);
+        }
+    }
+}
+
+/// Nor on the form, nor on the grid.
+pub(super) fn a_products_bits_do_not_depend_on_its_rows<D: Driver>(bench: &mut Bench<D>) {
+    let element = Element::Bf16;
+    let (epilogue, has_bias, has_norm) = (Gemv::STORE_F32, true, true);
+    let case = |grid| Case { element, rows: 4, n: 10, k: 1032, epilogue, has_bias, has_norm, grid };
+    let want = case(1).run(bench, forms(element, 4)[0], 0);
+    for first in 0..4 {
+        for form in forms(element, 4 - first) {
+            let got = case(3).run(bench, form, first);
+            assert_eq!(got, want[first * 10 * 4..], "{form:?} from row {first}");
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! Forms of products: what is tried, what is used, and what comes of faults.
+
+use std::time::Duration;
+
+use candle_core::Tensor;
+use sconce_cuda_shim::ShimDriver;
+use sconce_kernels::{
+    Device as _, Dtype, Findings, KernelError, Ops as _, StepLimits, Verdict,
+    cuda::{Cuda, DevicePointer, Driver, KernelParams, Launch, Matmul},
+};
+
+/// What is wrong with a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    None,
+    /// The kernel for few rows is refused.
+    Refused,
+    /// It does nothing.
+    Idle,
+    /// cuBLAS does nothing.
+    IdleLibrary,
+    /// The kernel takes the context with it.
+    Sticky,
+    /// cuBLAS's results depend on the number of rows that it is given.
+    ByRows,
+}
+
+/// The shim with a fault, on which a product of the library takes twice as long as another.
+struct Faulty {
+    shim: ShimDriver,
+    fault: Fault,
+    took: Duration,
+    launches: usize,
+}
+
+impl Driver for Faulty {
+    type Memory = <ShimDriver as Driver>::Memory;
+    type Graph = <ShimDriver as Driver>::Graph;
+
+    fn begin_capture(&mut self) -> Result<(), KernelError> {
+        self.shim.begin_capture()
+    }
+
+    fn end_capture(&mut self) -> Result<Self::Graph, KernelError> {
+        self.shim.end_capture()
+    }
+
+    fn replay(&mut self, graph: &Self::Graph) -> Result<(), KernelError> {
+        self.shim.replay(graph)
+    }
+
+    fn describe(&self) -> String {
+        self.shim.describe()
+    }
+
+    fn multiprocessors(&self) -> usize {
+        self.shim.multiprocessors()
+    }
+
+    fn allocate(&self, bytes: usize, what: &str) -> Result<Self::Memory, KernelError> {
+        self.shim.allocate(bytes, what)
+    }
+
+    fn address(&self, memory: &Self::Memory) -> DevicePointer {
+        self.shim.address(memory)
+    }
+
+    fn upload(&self, to: &mut Self::Memory, at: usize, bytes: &[u8]) -> Result<(), KernelError> {
+        self.shim.upload(to, at, bytes)
+    }
+
+    fn download(&self, from: &Self::Memory, bytes: &mut [u8]) -> Result<(), KernelError> {
+        self.shim.download(from, bytes)
+    }
+
+    fn begin_step(&mut self) -> Result<(), KernelError> {
+        self.took = Duration::ZERO;
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<Option<Duration>, KernelError> {
+        Ok(Some(self.took))
+    }
+
+    fn launch<P: KernelParams>(
+        &mut self,
+        launch: &Launch<'_>,
+        params: &P,
+    ) -> Result<(), KernelError> {
+        self.launches += 1;
+        self.took += Duration::from_micros(300);
+        let sticky = self.fault == Fault::Sticky;
+        match self.fault {
+            Fault::Refused | Fault::Sticky if launch.file == "gemv" => Err(KernelError::Device {
+                op: launch.kernel.to_owned(),
+                reason: "planted".to_owned(),
+                sticky,
+            }),
+            Fault::Idle if launch.file == "gemv" => Ok(()),
+            _ => self.shim.launch(launch, params),
+        }
+    }
+
+    fn matmul(&mut self, product: &Matmul) -> Result<(), KernelError> {
+        self.launches += 1;
+        self.took += Duration::from_micros(600);
+        match self.fault {
+            Fault::IdleLibrary => Ok(()),
+            // As if a part of the sums were lost.
+            Fault::ByRows => {
+                self.shim.matmul(&Matmul { k: product.k - product.rows % 64, ..*product })
+            }
+            _ => self.shim.matmul(product),
+        }
+    }
+
+    fn memory_info(&self) -> Result<(usize, usize), KernelError> {
+        self.shim.memory_info()
+    }
+}
+
+/// Outputs and inputs of a weight that is large enough to be tried.
+const N: usize = 256;
+const K: usize = 8192;
+
+fn device(fault: Fault) -> Cuda<Faulty> {
+    let (shim, took) = (ShimDriver::default(), Duration::ZERO);
+    let driver = Faulty { shim, fault, took, launches: 0 };
+    let limits = StepLimits { max_num_batched_tokens: 16, max_num_seqs: 4, max_model_len: 16 };
+    Cuda::new(driver, Dtype::Bf16, limits).expect("the backend")
+}
+
+/// Numbers that bf16 holds.
+fn numbers(len: usize, step: usize) -> Vec<f32> {
+    (0..len).map(|i| (i * step % 61) as f32 / 32.0 - 1.0).collect()
+}
+
+fn tensor(numbers: Vec<f32>, shape: &[usize]) -> Tensor {
+    Tensor::from_vec(numbers, shape, &candle_core::Device::Cpu).expect("the shape fits")
+}
+
+/// Adds to what is found out on a device with a large weight; then two rows multiplied with it
+/// are right.
+fn try_on(cuda: &mut Cuda<Faulty>, found: &mut Findings) {
+    let weight = numbers(N * K, 7);
+    let w = cuda.matrix(&[tensor(weight.clone(), &[N, K])], Dtype::Bf16.into()).expect("room");
+    cuda.try_forms(found, &mut |_| ()).expect("a form is right");
+    // Rows of x are a bias on top of nothing.
+    let (row, nothing) = (numbers(K, 5), cuda.buffer(2, 8).expect("room"));
+    let narrow = cuda.matrix(&[tensor(numbers(K * 8, 3), &[K, 8])], Dtype::Bf16.into());
+    let (narrow, bias) = (narrow.expect("room"), cuda.vector(&[tensor(row.clone(), &[K])]));
+    let bias = bias.expect("room");
+    let mut x = cuda.buffer(2, K).expect("room");
+    cuda.linear(2, &nothing, &narrow, Some(&bias), &mut x).expect("a product");
+    let mut out = cuda.buffer(2, N).expect("room");
+    cuda.linear(2, &x, &w, None, &mut out).expect("a product");
+    let got = cuda.read(&out, 2).expect("it can be read");
+    for (i, got) in got.into_iter().enumerate() {
+        let row_of_w = &weight[i % N * K..][..K];
+        let want: f64 = row_of_w.iter().zip(&row).map(|(w, x)| f64::from(w * x)).sum();
+        let near = (f64::from(got) - want).abs() <= want.abs() / 128.0 + 0.01;
+        assert!(near, "output {i} is {got}, not {want}");
+    }
+}
+
+fn of_rows(rows: usize) -> String {
+    format!("product of {rows} rows, {N} x {K}, Bf16")
+}
+
+fn is_own(form: Option<&str>) -> bool {
+    form.expect("a form is right").starts_with("gemv")
+}
+
+#[test]
+fn the_faster_form_is_used_and_known_forms_are_not_tried_again() {
+    let mut cuda = device(Fault::None);
+    let mut found = Findings::new("the shim");
+    try_on(&mut cuda, &mut found);
+    for rows in 1..=4 {
+        assert!(is_own(found.best(&of_rows(rows))), "{found:?}");
+    }
+    assert_eq!(found.best(&of_rows(16)), Some("cuBLAS"));
+    let mut again = device(Fault::None);
+    try_on(&mut again, &mut found);
+    // Nothing but what multiplies the rows.
+    assert_eq!(again.driver().launches, 3);
+}
+
+#[test]
+fn a_form_that_is_refused_or_wrong_is_named_and_not_used() {
+    for (fault, word) in [(Fault::Refused, "planted"), (Fault::Idle, "output 0 of row 0")] {
+        let mut found = Findings::new("the shim");
+        try_on(&mut device(fault), &mut found);
+        let faults: Vec<_> = found.trials().iter().filter_map(|t| Some((t, t.fault()?))).collect();
+        assert!(faults.len() >= 4, "{faults:?}");
+        for (trial, fault) in faults {
+            assert!(trial.form.starts_with("gemv") && fault.contains(word), "{trial:?}");
+        }
+        for rows in [1, 2, 3, 4, 16] {
+            assert_eq!(found.best(&of_rows(rows)), Some("cuBLAS"));
+        }
+    }
+}
+
+#[test]
+fn a_product_without_a_right_form_is_an_error() {
+    let mut cuda = device(Fault::IdleLibrary);
+    let _w = cuda.matrix(&[tensor(numbers(N * K, 7), &[N, K])], Dtype::Bf16.into());
+    let mut found = Findings::new("the shim");
+    let error = cuda.try_forms(&mut found, &mut |_| ()).expect_err("16 rows are cuBLAS's");
+    assert!(error.to_string().starts_with(&of_rows(16)), "{error}");
+    assert!(is_own(found.best(&of_rows(4))));
+}
+
+/// What was kept before the process ended says which form it was, and it is not tried again.
+#[test]
+fn a_form_that_ends_the_process_is_not_tried_again() {
+    let mut cuda = device(Fault::Sticky);
+    let _w = cuda.matrix(&[tensor(numbers(N * K, 7), &[N, K])], Dtype::Bf16.into());
+    let (mut found, mut kept) = (Findings::new("the shim"), Findings::default());
+    let lost = cuda.try_forms(&mut found, &mut |now| kept = now.clone());
+    assert!(matches!(lost, Err(KernelError::Device { sticky: true, .. })));
+    let last = kept.trials().last().expect("what was being tried");
+    assert!(matches!(last.verdict, Verdict::Failed(_)) && last.form.starts_with("gemv"));
+    let failed = (last.operation.clone(), last.form.clone());
+    try_on(&mut device(Fault::None), &mut kept);
+    let known = kept.trials().iter().find(|t| (t.operation.clone(), t.form.clone()) == failed);
+    assert!(known.expect("it is known").fault().is_some());
+}
+
+/// The first row of products of 1, 3 and 130 equal rows, with and without a residual, on a
+/// device whose library gives other results for another number of rows.
+fn first_rows(is_deterministic: bool) -> [Vec<f32>; 3] {
+    const COLS: usize = 64;
+    const OUTPUTS: usize = 16;
+    [1, 3, 130].map(|rows| {
+        let mut cuda = device(Fault::ByRows).deterministic(is_deterministic);
+        let square =
+            cuda.matrix(&[tensor(numbers(COLS * COLS, 3), &[COLS; 2])], Dtype::Bf16.into());
+        let w = cuda
+            .matrix(&[tensor(numbers(OUTPUTS * COLS, 7), &[OUTPUTS, COLS])], Dtype::Bf16.into());
+        let (square, w) = (square.expect("room"), w.expect("room"));
+        let bias = cuda.vector(&[tensor(numbers(COLS, 5), &[COLS])]).expect("room");
+        let mut x = cuda.buffer(rows, COLS).expect("room");
+        let mut out = cuda.buffer(rows, OUTPUTS).expect("room");
+        let mut logits = cuda.logits_buffer(rows, OUTPUTS).expect("room");
+        let nothing = cuda.buffer(rows, COLS).expect("room");
+        cuda.linear(rows, &nothing, &square, Some(&bias), &mut x).expect("a product");
+        cuda.linear(rows, &x, &w, None, &mut out).expect("a product");
+        cuda.linear_add(rows, &x, &w, None, &mut out).expect("a product");
+        cuda.linear(rows, &x, &w, None, &mut logits).expect("a product");
+        let of_rows = [cuda.read(&out, rows), cuda.read(&logits, rows)];
+        let of_rows = of_rows.map(|read| read.expect("it can be read"));
+        for read in of_rows.iter().filter(|_| is_deterministic) {
+            // Rows are equal, so their results are.
+            assert!(read.chunks(OUTPUTS).all(|row| row == &read[..OUTPUTS]), "{read:?}");
+        }
+        of_rows.map(|read| read[..OUTPUTS].to_vec()).concat()
+    })
+}
+
+#[test]
+fn no_product_depends_on_the_number_of_rows_where_none_may() {
+    let [one, three, many] = first_rows(true);
+    assert!(one == three && one == many, "{one:?}, {three:?}, {many:?}");
+    let [one, three, many] = first_rows(false);
+    assert!(one != three && one != many && three != many, "the device is no test");
+}

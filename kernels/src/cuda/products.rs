@@ -1,0 +1,254 @@
+//! Products with weights, and which form computes each: cuBLAS, or the kernel for few rows.
+
+use std::fmt;
+
+use super::{
+    AddBias, Cuda, CudaBuffer, CudaMatrix, CudaVector, DevicePointer, Driver, Gemv, GemvForm,
+    Launch, Matmul, names, ops::pieces, word,
+};
+use crate::{Activation, Dtype, KernelError, cuda::names::of_dtype};
+
+/// What computes a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProductForm {
+    /// cuBLAS, and kernels for what stands around the product.
+    Library,
+    /// `gemv.cu`, where it can; else cuBLAS.
+    FewRows(GemvForm),
+}
+
+/// What becomes of a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Store,
+    Add,
+    Gate(Activation),
+}
+
+impl ProductForm {
+    /// Elements of a weight from which on its forms are tried: with smaller ones, whose time is
+    /// a launch's, all is cuBLAS's.
+    pub(super) const LARGE: usize = 1 << 21;
+
+    /// Forms that there may be, in the order in which they are preferred.
+    pub(super) const ALL: [Self; 4] = [
+        Self::Library,
+        Self::FewRows(GemvForm::DEFAULT),
+        Self::FewRows(GemvForm { blocks: 2, ..GemvForm::DEFAULT }),
+        Self::FewRows(GemvForm { ahead: 8, ..GemvForm::DEFAULT }),
+    ];
+}
+
+impl fmt::Display for ProductForm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Library => f.write_str("cuBLAS"),
+            Self::FewRows(GemvForm { rows, ahead, threads, blocks }) => {
+                write!(f, "gemv, {rows} rows {ahead} ahead, {blocks} x {threads} threads")
+            }
+        }
+    }
+}
+
+/// Operands of a product, which have been checked.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Operands {
+    pub(super) x: DevicePointer,
+    pub(super) w: DevicePointer,
+    pub(super) bias: Option<DevicePointer>,
+    pub(super) out: DevicePointer,
+    pub(super) out_dtype: Dtype,
+    pub(super) rows: usize,
+    pub(super) n: usize,
+    pub(super) k: usize,
+}
+
+impl<D: Driver> Cuda<D> {
+    /// Rows of every product where a row's bits may not depend on their number: cuBLAS chooses
+    /// its algorithm, and with it the order of its sums, by the number that it is given. Fewer
+    /// would make prompts slow, more would make decodes slow.
+    pub const TILE_ROWS: usize = 128;
+
+    /// Computes products in tiles of [`Self::TILE_ROWS`] rows, so that no row's bits depend on
+    /// how many others there are. For a backend that has allocated nothing yet.
+    #[must_use]
+    pub fn deterministic(mut self, is_deterministic: bool) -> Self {
+        self.is_deterministic = is_deterministic;
+        self
+    }
+
+    /// Rows that a buffer of `capacity` must have.
+    pub(super) fn padded_rows(&self, capacity: usize) -> usize {
+        if self.is_deterministic { capacity.next_multiple_of(Self::TILE_ROWS) } else { capacity }
+    }
+
+    /// Has every product take this form where it can; `None`: the one that fits it.
+    pub fn use_product_form(&mut self, form: Option<ProductForm>) {
+        self.product_form = form;
+    }
+
+    /// `linear`, or `linear_add`.
+    pub(super) fn product(
+        &mut self,
+        op: &'static str,
+        (rows, outcome): (usize, Outcome),
+        x: &CudaBuffer<D::Memory>,
+        w: &CudaMatrix<D::Memory>,
+        bias: Option<&CudaVector<D::Memory>>,
+        out: &mut CudaBuffer<D::Memory>,
+    ) -> Result<(), KernelError> {
+        x.check(op, "x", (rows, w.k), self.dtype)?;
+        out.check(op, "out", (rows, w.n), out.dtype)?;
+        if let Some(bias) = bias {
+            bias.check(op, "bias", w.n)?;
+            out.check(op, "out with a bias", (rows, w.n), self.dtype)?;
+        }
+        if rows == 0 {
+            return Ok(());
+        }
+        let operands = Operands::of(rows, x, w, bias, out);
+        let form = self.form_of(&operands);
+        if self.few_rows(form, outcome, &operands)? {
+            return Ok(());
+        }
+        self.by_library(outcome == Outcome::Add, &operands)?;
+        let Some(bias) = operands.bias else { return Ok(()) };
+        let pieces = pieces(op, w.n)?;
+        let params = AddBias { bias, x: out.address, pieces: word(pieces), rows: word(rows) };
+        let kernel = of_dtype!("add_bias", self.dtype);
+        self.launch(&self.elementwise("add_bias", kernel, rows * pieces), &params)
+    }
+
+    /// `linear_gated` in one launch; false, and nothing done, where it takes several.
+    pub(super) fn gated_product(
+        &mut self,
+        (rows, activation): (usize, Activation),
+        x: &CudaBuffer<D::Memory>,
+        w: &CudaMatrix<D::Memory>,
+        bias: Option<&CudaVector<D::Memory>>,
+        out: &mut CudaBuffer<D::Memory>,
+    ) -> Result<bool, KernelError> {
+        const OP: &str = "linear_gated";
+        x.check(OP, "x", (rows, w.k), self.dtype)?;
+        out.check(OP, "out", (rows, w.n / 2), self.dtype)?;
+        if let Some(bias) = bias {
+            bias.check(OP, "bias", w.n)?;
+        }
+        if rows == 0 || !w.n.is_multiple_of(2) {
+            return Ok(false);
+        }
+        let operands = Operands::of(rows, x, w, bias, out);
+        self.few_rows(self.form_of(&operands), Outcome::Gate(activation), &operands)
+    }
+
+    /// What was not tried is cuBLAS's.
+    fn form_of(&self, &Operands { rows, n, k, .. }: &Operands) -> ProductForm {
+        let known = || self.product_forms.get(&(rows, n, k)).copied();
+        self.product_form.or_else(known).unwrap_or(ProductForm::Library)
+    }
+
+    /// Without a bias.
+    pub(super) fn by_library(
+        &mut self,
+        accumulate: bool,
+        operands: &Operands,
+    ) -> Result<(), KernelError> {
+        let &Operands { x, w, out, out_dtype, rows, n, k, .. } = operands;
+        let dtype = self.dtype;
+        let whole = Matmul { x, w, out, rows, n, k, dtype, out_dtype, accumulate };
+        if !self.is_deterministic {
+            return self.driver.matmul(&whole);
+        }
+        // What lies behind the last row is computed too, and read by nobody: buffers are of
+        // whole tiles.
+        for first in (0..rows).step_by(Self::TILE_ROWS) {
+            let moved = |at: DevicePointer, cols: usize, dtype: Dtype| {
+                DevicePointer(at.0 + (first * cols * dtype.size()) as u64)
+            };
+            let (x, out) = (moved(x, k, dtype), moved(out, n, out_dtype));
+            self.driver.matmul(&Matmul { x, out, rows: Self::TILE_ROWS, ..whole })?;
+        }
+        Ok(())
+    }
+
+    /// Launches `gemv.cu` if that is the form and can compute it; else false.
+    pub(super) fn few_rows(
+        &mut self,
+        form: ProductForm,
+        outcome: Outcome,
+        operands: &Operands,
+    ) -> Result<bool, KernelError> {
+        let &Operands { rows, n, k, out_dtype, .. } = operands;
+        let epilogue = match outcome {
+            Outcome::Store if out_dtype == Dtype::F32 => Gemv::STORE_F32,
+            Outcome::Store => Gemv::STORE,
+            Outcome::Add if out_dtype == Dtype::F32 => return Ok(false),
+            Outcome::Add => Gemv::ADD,
+            Outcome::Gate(Activation::Silu) => Gemv::SILU,
+            Outcome::Gate(Activation::GeluTanh) => Gemv::GELU,
+        };
+        let is_gated = matches!(outcome, Outcome::Gate(_));
+        let Some(launch) = self.few_rows_launch(form, is_gated, (rows, n, k)) else {
+            return Ok(false);
+        };
+        let params = Gemv {
+            x: operands.x,
+            w: operands.w,
+            bias: operands.bias.unwrap_or(DevicePointer::NULL),
+            norm: DevicePointer::NULL,
+            out: operands.out,
+            n: word(n),
+            k: word(k),
+            epilogue,
+            eps: 0.0,
+        };
+        self.launch(&launch, &params)?;
+        Ok(true)
+    }
+
+    /// How `gemv.cu` is launched, if the form is of it and the device can compute it so.
+    pub(super) fn few_rows_launch(
+        &self,
+        form: ProductForm,
+        is_gated: bool,
+        (rows, n, k): (usize, usize, usize),
+    ) -> Option<Launch<'static>> {
+        let ProductForm::FewRows(form) = form else { return None };
+        if self.is_deterministic {
+            return None;
+        }
+        let kernel = names::gemv(self.dtype, rows, form)?;
+        let shared_bytes = form.shared_bytes(rows, k);
+        let resident = self.driver.shared_bytes() / (shared_bytes + GemvForm::OTHER_SHARED_BYTES);
+        // Of a gated unit a warp has both rows.
+        if resident == 0 || (is_gated && form.rows == 1) {
+            return None;
+        }
+        let blocks = self.driver.multiprocessors() * resident.min(form.blocks as usize);
+        let tasks = if is_gated { n / 2 } else { n }.div_ceil(form.outputs(is_gated));
+        let warps = form.threads as usize / 32;
+        let grid = [word(blocks.min(tasks.div_ceil(warps))), 1];
+        Some(Launch { file: "gemv", kernel, grid, threads: form.threads, shared_bytes })
+    }
+}
+
+impl Operands {
+    fn of<M>(
+        rows: usize,
+        x: &CudaBuffer<M>,
+        w: &CudaMatrix<M>,
+        bias: Option<&CudaVector<M>>,
+        out: &CudaBuffer<M>,
+    ) -> Self {
+        Self {
+            x: x.address,
+            w: w.address,
+            bias: bias.map(|bias| bias.address),
+            out: out.address,
+            out_dtype: out.dtype,
+            rows,
+            n: w.n,
+            k: w.k,
+        }
+    }
+}

@@ -1,0 +1,22 @@
+"""What schemathesis is told of this server: the name of the model that it serves."""
+
+import schemathesis
+
+MODEL = "null"
+
+
+@schemathesis.hook
+def map_body(context, body):
+    """Names the model that is served in most requests that name any, lest all end there."""
+    if isinstance(body, dict) and isinstance(body.get("model"), str) and len(body["model"]) < 9:
+        return body | {"model": MODEL}
+    return body
+
+
+@schemathesis.hook
+def map_path_parameters(context, path_parameters):
+    """The same for `/v1/models/{id}`."""
+    operation = getattr(context, "operation", None)
+    if operation is not None and operation.path == "/v1/models/{id}" and path_parameters:
+        return path_parameters | {"id": MODEL}
+    return path_parameters
