@@ -147,10 +147,15 @@ struct Stream {
 #pragma unroll
         for (int piece = 0; piece < PIECES; ++piece) {
             const Vector<float> four = *slot(slice, piece);
-            const bool is_inside = token_at(slice * SLICE, piece * 4) < row.vocab_size;
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
-                own.x[piece * 4 + e] = is_inside ? four.x[e] : MINUS_INFINITY;
+                own.x[piece * 4 + e] = four.x[e];
+            }
+        }
+        if ((slice + 1) * SLICE > row.vocab_size) {
+#pragma unroll
+            for (int i = 0; i < PIECES * 4; ++i) {
+                own.x[i] = token_at(slice * SLICE, i) < row.vocab_size ? own.x[i] : MINUS_INFINITY;
             }
         }
         ask(slice + AHEAD);

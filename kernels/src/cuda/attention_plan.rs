@@ -22,10 +22,17 @@ const PARTIAL_HEAD: usize = 4;
 /// Pairs of a sequence's rows and a KV head have one ticket each, and a sequence has at
 /// most so many rows of 8.
 const TICKETS_OF_SEQUENCE: usize = DECODE_ROWS / 8;
-/// What a block costs beside its chunks, in chunks: its start, and partial results.
-const BLOCK_COST: f64 = 0.25;
-/// A multiprocessor reaches this much more with two blocks on it.
-const ALONE_COST: f64 = 1.1;
+/// Decodes' blocks that a multiprocessor holds at a time.
+const RESIDENT: usize = 3;
+/// What takes how long, in chunks of 256 tokens at a multiprocessor's share of the memory's rate
+/// (fitted to measurements on an H200): a block's start,
+const BLOCK_COST: f64 = 0.3;
+/// partial results, their merge and the wait for it,
+const MERGE_COST: f64 = 1.4;
+/// a chunk of a block that has the multiprocessor to itself from the beginning, and of one or
+/// two that are left over when others have gone, which also start late.
+const ALONE_COST: f64 = 1.2;
+const LEFT_OVER_COST: [f64; 3] = [0.0, 1.7, 2.1];
 /// Blocks for each multiprocessor that a recorded step may have beside one for each row and
 /// KV head.
 const SPARE_BLOCKS: usize = 4;
@@ -272,24 +279,31 @@ const fn tile_bytes(head_dim: usize, cache_bytes: usize) -> usize {
     TILE * (head_dim * cache_bytes + 16)
 }
 
-/// Chunks that a block is given, so that no multiprocessor has much more to do than
+/// Chunks that a block is given at most, so that no multiprocessor has much more to do than
 /// another: more of them leave some idle at the end, fewer cost a start each. `whole` is
 /// sorted, the longest first. There are no more pieces than there is room for: with all of
 /// the longest's chunks in one block, there are as few as can be.
 fn chunks_of_block(whole: &[Work], num_kv_heads: usize, room: AttentionRoom) -> usize {
     let longest = whole.first().map_or(1, |work| work.num_seen as usize).max(1);
-    let cost = |chunks: usize| {
-        let pieces: usize =
-            whole.iter().map(|work| (work.num_seen as usize).div_ceil(chunks)).sum();
-        if pieces > room.max_decodes && chunks < longest {
+    let cost = |size: usize| {
+        let pieces: usize = whole.iter().map(|work| (work.num_seen as usize).div_ceil(size)).sum();
+        if pieces > room.max_decodes && size < longest {
             return f64::INFINITY;
         }
-        let blocks = (pieces * num_kv_heads).div_ceil(room.multiprocessors.max(1)) as f64;
-        let alone = if blocks > 1.0 { 1.0 } else { ALONE_COST };
-        blocks * (chunks as f64 * alone + BLOCK_COST)
+        let blocks = (pieces * num_kv_heads).div_ceil(room.multiprocessors.max(1));
+        // Pieces are as even as they can be.
+        let chunks = longest.div_ceil(longest.div_ceil(size)) as f64;
+        let merge = if size < longest { MERGE_COST } else { 0.0 };
+        let left_over = match blocks {
+            1 => ALONE_COST,
+            blocks => LEFT_OVER_COST[blocks % RESIDENT],
+        };
+        let together = (blocks / RESIDENT * RESIDENT) as f64;
+        (together + left_over) * chunks + blocks as f64 * BLOCK_COST + merge
     };
-    let sizes = std::iter::successors(Some(1), |&size: &usize| Some(size + (size / 2).max(1)));
-    let sizes = sizes.take_while(|&size| size < longest).chain([longest]);
+    let pieces = std::iter::successors(Some(1), |&num: &usize| Some(num + (num / 2).max(1)));
+    let pieces = pieces.take_while(|&num| num < longest).chain([longest]);
+    let sizes = pieces.map(|num| longest.div_ceil(num));
     sizes.map(|size| (cost(size), size)).min_by(|a, b| a.0.total_cmp(&b.0)).map_or(1, |best| best.1)
 }
 
@@ -402,6 +416,19 @@ mod tests {
         plan.plan(&decodes(&contexts), &params(8, 4), TABLES, H200);
         let longest = plan.decodes.iter().map(|work| work.num_chunks).max();
         assert!(longest.is_some_and(|chunks| chunks <= 16), "{longest:?}");
+    }
+
+    /// Few KV heads make few blocks, the last of which would have a multiprocessor to itself.
+    #[test]
+    fn few_heads_are_shared_out_evenly() {
+        let mut plan = AttentionPlan::default();
+        for (sequences, context, chunks) in
+            [(32, 1024, 4), (32, 4096, 8), (128, 4096, 8), (128, 1024, 4)]
+        {
+            plan.plan(&decodes(&vec![context; sequences]), &params(4, 8), TABLES, H200);
+            let of_blocks: Vec<_> = plan.decodes.iter().map(|work| work.num_chunks).collect();
+            assert_eq!(of_blocks, vec![chunks; sequences * context / 256 / chunks as usize]);
+        }
     }
 
     #[test]
