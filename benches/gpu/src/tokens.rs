@@ -1,6 +1,6 @@
 //! Requests run by the scheduler over a model, without a server.
 
-use std::{path::PathBuf, sync::Arc, time::Instant};
+use std::{collections::VecDeque, path::PathBuf, sync::Arc, time::Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use sconce_kernels::cuda::Driver;
@@ -37,9 +37,35 @@ pub(crate) struct Run {
     pub(crate) steps: Vec<Step>,
 }
 
+/// How steps are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// Each kernel launched by itself.
+    Eager,
+    /// Decode steps replayed from graphs.
+    Graphs,
+    /// The same, each launched before the one before it is read back.
+    Overlap,
+}
+
+impl Way {
+    pub(crate) const ALL: [Self; 3] = [Self::Eager, Self::Graphs, Self::Overlap];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Eager => "eager",
+            Self::Graphs => "graphs",
+            Self::Overlap => "graphs, overlapped",
+        }
+    }
+}
+
 /// A step that was run.
 pub(crate) struct Step {
-    /// From its launch until its tokens are known.
+    /// How it was computed.
+    pub(crate) way: Way,
+    /// From its launch, or the end of the step before if that came later, until its tokens are
+    /// known.
     pub(crate) seconds: f64,
     /// What the device took of that, where it measures it.
     pub(crate) device_seconds: Option<f64>,
@@ -66,46 +92,68 @@ pub(crate) fn run<D: Driver + 'static>(driver: D, args: &Args) -> Result<()> {
         num_blocks: loaded.info.num_blocks,
         max_queued: prompts.len(),
         groups: loaded.info.groups,
-        depth: 1,
+        depth: loaded.runner.depth(),
         prefix_cache: None,
         policy: SchedulingPolicy::Fair,
     };
-    let run = requests(&mut loaded.runner, config, prompts, args.max_tokens)?;
+    let runner = &mut loaded.runner;
+    let run = requests(runner, config, prompts, args.max_tokens, |_, _| Way::Overlap)?;
     for (index, tokens) in run.tokens.iter().enumerate() {
         report(&json!({ "prompt": index, "tokens": tokens }));
     }
     Ok(())
 }
 
-/// Runs requests to their ends.
-pub(crate) fn requests(
-    executor: &mut impl Executor,
+/// Runs requests to their ends. `way` is told, before each step is launched, of the runner and
+/// how many steps of all sequences' decodes were, and says how it is computed.
+pub(crate) fn requests<E: Executor>(
+    executor: &mut E,
     config: SchedulerConfig,
     prompts: Vec<Vec<TokenId>>,
     max_tokens: u32,
+    mut way: impl FnMut(&mut E, usize) -> Way,
 ) -> Result<Run> {
     let mut scheduler = Scheduler::new(config)?;
     let params = SamplingParams { max_tokens, temperature: 0.0, ..SamplingParams::default() };
     let params = Arc::new(params);
-    let mut run = Run { tokens: vec![Vec::new(); prompts.len()], steps: Vec::new() };
+    let num_requests = prompts.len();
+    let mut run = Run { tokens: vec![Vec::new(); num_requests], steps: Vec::new() };
     for (id, prompt) in (0..).zip(prompts) {
         let params = Arc::clone(&params);
         scheduler.add(Request::new(RequestId(id), prompt, params))?;
     }
-    let (mut batch, mut result) = (ScheduledBatch::default(), StepResult::default());
+    let mut result = StepResult::default();
     let masks = TokenMasks::default();
     let mut outputs = Vec::new();
+    let mut flight: VecDeque<(ScheduledBatch, Way, Instant)> = VecDeque::new();
+    let (mut decodes, mut ended) = (0, Instant::now());
     loop {
-        scheduler.schedule(&mut batch);
-        if batch.is_empty() {
-            break;
+        loop {
+            let way = way(executor, decodes);
+            let depth = if way == Way::Overlap { executor.depth() } else { 1 };
+            if flight.len() >= depth {
+                break;
+            }
+            let mut batch = ScheduledBatch::default();
+            scheduler.schedule(&mut batch);
+            if batch.is_empty() {
+                break;
+            }
+            let started = Instant::now();
+            executor.launch(&batch)?;
+            executor.sample(&masks)?;
+            let is_decode =
+                batch.num_tokens == num_requests && batch.sequences.len() == num_requests;
+            decodes += usize::from(is_decode);
+            flight.push_back((batch, way, started));
         }
-        let started = Instant::now();
-        executor.launch(&batch)?;
-        executor.sample(&masks)?;
+        let Some((batch, way, started)) = flight.pop_front() else { break };
         executor.wait(&mut result)?;
+        let began = started.max(ended);
+        ended = Instant::now();
         run.steps.push(Step {
-            seconds: started.elapsed().as_secs_f64(),
+            way,
+            seconds: (ended - began).as_secs_f64(),
             device_seconds: result.device_time.map(|time| time.as_secs_f64()),
             sequences: batch.sequences.len(),
             context: batch.sequences.iter().map(|s| s.num_computed_tokens + s.input.len()).sum(),

@@ -23,6 +23,8 @@ pub(crate) struct Forward<B: Backend> {
     rows: usize,
     /// Logits of the step's rows, where it was replayed: they are computed with it.
     replayed: Option<BufPlace>,
+    /// Whether recorded steps are replayed.
+    pub(crate) replays: bool,
 }
 
 impl<B: Backend> Forward<B> {
@@ -41,7 +43,17 @@ impl<B: Backend> Forward<B> {
         let workspace = Workspace::new(limits.max_num_batched_tokens, limits.max_num_seqs);
         let graphs = Graphs::new();
         let num_groups = attention.iter().map(|kind| kind.group + 1).max().unwrap_or(1);
-        Ok(Self { graphs, num_groups, backend, model, step, workspace, rows: 0, replayed: None })
+        Ok(Self {
+            graphs,
+            num_groups,
+            backend,
+            model,
+            step,
+            workspace,
+            rows: 0,
+            replayed: None,
+            replays: true,
+        })
     }
 
     /// Ends the allocation of buffers: later steps use those of the steps so far.
@@ -99,8 +111,8 @@ impl<B: Backend> Forward<B> {
         plan: &mut StepPlan,
         cache: &mut B::KvCache,
     ) -> Result<Buf, KernelError> {
-        let Self { graphs, backend, model, step, workspace, rows, replayed, .. } = self;
-        let recorded = graphs.of(plan);
+        let Self { graphs, backend, model, step, workspace, rows, replayed, replays, .. } = self;
+        let recorded = graphs.of(plan).filter(|_| *replays);
         plan.bucket = recorded.map(|recorded| recorded.rows);
         *rows = plan.num_tokens();
         *replayed = recorded.map(|recorded| recorded.logits);

@@ -361,8 +361,8 @@ fn record<B: Backend>(
     let mut progress = |done, all| progress(LoadPhase::Graphs, done, all);
     match forward.record(&buckets, cache, &mut progress) {
         Ok(num) => Ok(num),
-        Err(KernelError::Unsupported { what, device, .. }) => {
-            tracing::warn!("decode steps are launched kernel by kernel: {device} has not {what}");
+        Err(error @ KernelError::Unsupported { .. }) => {
+            tracing::warn!("decode steps are launched kernel by kernel: {error}");
             Ok(0)
         }
         Err(error) => Err(LoadError::Graphs { error }),

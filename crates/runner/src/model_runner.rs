@@ -62,6 +62,11 @@ impl<B: Backend> ModelRunner<B> {
         }
     }
 
+    /// Whether decode steps are replayed where they were recorded, for measurements.
+    pub fn set_replays(&mut self, replays: bool) {
+        self.forward.replays = replays;
+    }
+
     /// Logits after every token of a text, `[tokens.len(), vocab_size]`, for
     /// evaluation and tests. It uses the cache's first blocks, so no sequence
     /// may be running.
