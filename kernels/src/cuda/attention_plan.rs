@@ -32,7 +32,7 @@ const MERGE_COST: f64 = 1.4;
 /// a chunk of a block that has the multiprocessor to itself from the beginning, and of one or
 /// two that are left over when others have gone, which also start late.
 const ALONE_COST: f64 = 1.2;
-const LEFT_OVER_COST: [f64; 3] = [0.0, 1.7, 2.1];
+const LEFT_OVER_COST: [f64; 3] = [0.0, 1.65, 2.15];
 /// Blocks for each multiprocessor that a recorded step may have beside one for each row and
 /// KV head.
 const SPARE_BLOCKS: usize = 4;

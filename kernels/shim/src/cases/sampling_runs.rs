@@ -18,6 +18,7 @@ fn requests() -> Vec<SampleRequest<'static>> {
     vec![
         SampleRequest::default(),
         base,
+        SampleRequest { top_k: 120, ..base },
         SampleRequest { top_k: 50, top_p: 0.9, ..base },
         SampleRequest { top_p: 0.95, ..base },
         SampleRequest { temperature: 1.5, top_p: 0.8, ..base },
@@ -40,10 +41,27 @@ fn rows() -> Vec<(&'static str, Vec<f32>)> {
     // Neighbours are alike, so that few threads have all that is large.
     let blocks = normal(4, LEN / 20, 2.7);
     let steps = (0..LEN).map(|i| blocks[i / 20 % blocks.len()] + (i % 20) as f32 * 1e-4);
+    // A slice of equals, too many to list, among the largest of another.
+    let mut ledge = normal(8, LEN, 2.7);
+    ledge[8192..16_384].fill(7.0);
+    // A slice whose bins lie a whole ring below those of the next.
+    let mut jump = normal(9, LEN, 2.7);
+    jump[..8192].iter_mut().for_each(|x| *x -= 64.0);
+    // A hundred threads have all that is large of the first slice, so that what is listed
+    // beside it has to make room for the second's.
+    let mut cliff = normal(10, LEN, 0.1);
+    for i in 0..8192 {
+        if i % 2048 < 400 {
+            cliff[i] = if i < 60 { 8.0 } else { 5.0 };
+        }
+    }
+    cliff[8192..8592].fill(6.0);
     vec![
         ("normal", normal(3, LEN, 2.7)),
+        ("jump", jump),
+        ("cliff", cliff),
+        ("ledge", ledge),
         ("ascending", (0..LEN).map(|i| i as f32 * 24.0 / LEN as f32).collect()),
-        ("far", normal(5, LEN, 2.0).iter().map(|x| x - 900.0).collect()),
         ("stairs", stairs),
         ("steps", steps.collect()),
         ("level", normal(6, LEN, 0.02)),
@@ -80,6 +98,9 @@ pub(super) fn a_row_is_the_same_however_its_slices_are_shared_out<D: Driver>(ben
 
 pub(super) fn wide_nuclei_are_settled_by_a_second_look<D: Driver>(bench: &mut Bench<D>) {
     let row = normal(7, LEN, 2.7);
+    // A border among equals, which a bin holds, below a few others.
+    let mut plateau: Vec<f32> = (0..LEN).map(|i| if i % 13 == 0 { 3.0 } else { -4.0 }).collect();
+    plateau.iter_mut().step_by(997).for_each(|x| *x = 4.0);
     for (seed, share) in (1..).zip([0.5, 0.95, 0.999]) {
         let base = SampleRequest { temperature: 1.0, seed, ..SampleRequest::default() };
         let wide = [
@@ -88,13 +109,17 @@ pub(super) fn wide_nuclei_are_settled_by_a_second_look<D: Driver>(bench: &mut Be
             SampleRequest { min_p: 1e-3, index: 1, ..base },
             SampleRequest { top_k: 700 + 500 * seed as u32, ..base },
         ];
-        let logits = row.repeat(wide.len());
+        let equals = SampleRequest { top_p: share / 2.0, temperature: 1.0, ..base };
+        let rows: Vec<_> = wide.iter().map(|request| (&row, *request)).collect();
+        let rows = [&rows[..], &[(&plateau, equals)]].concat();
+        let requests: Vec<_> = rows.iter().map(|(_, request)| *request).collect();
+        let logits: Vec<f32> = rows.iter().flat_map(|(row, _)| row.iter().copied()).collect();
         for runs in [1, 3] {
-            let got = sample_in_runs(bench, &logits, &wide, runs);
-            for (i, (request, got)) in wide.iter().zip(&got).enumerate() {
+            let got = sample_in_runs(bench, &logits, &requests, runs);
+            for (i, ((row, request), got)) in rows.iter().zip(&got).enumerate() {
                 let Row { was_open, was_searched, .. } = *got;
                 assert!(was_open && !was_searched, "{share}, row {i}, {runs} runs");
-                check(&row, request, got, &format!("{share}, row {i}, {runs} runs"));
+                check(row, request, got, &format!("{share}, row {i}, {runs} runs"));
             }
         }
     }
