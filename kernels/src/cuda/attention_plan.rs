@@ -502,12 +502,7 @@ mod tests {
         let own = params(8, 4);
         let most = AttentionPlan::recorded_decodes(&own, 1, 131_072, 132).expect("recorded");
         let mut plan = AttentionPlan::default();
-        plan.plan(
-            &decodes(&[131_072]),
-            &own,
-            TABLES,
-            AttentionRoom { max_decodes: most, ..H200 },
-        );
+        plan.plan(&decodes(&[131_072]), &own, TABLES, AttentionRoom { max_decodes: most, ..H200 });
         assert!(plan.decodes.len() * 8 >= 132, "{}", plan.decodes.len());
         // More than 16 heads to one are computed as prompts are.
         assert_eq!(AttentionPlan::recorded_decodes(&params(1, 17), 1, 10, 132), None);
