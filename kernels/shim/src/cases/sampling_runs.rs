@@ -50,9 +50,9 @@ fn rows() -> Vec<(&'static str, Vec<f32>)> {
     // A hundred threads have all that is large of the first slice, so that what is listed
     // beside it has to make room for the second's.
     let mut cliff = normal(10, LEN, 0.1);
-    for i in 0..8192 {
+    for (i, x) in cliff[..8192].iter_mut().enumerate() {
         if i % 2048 < 400 {
-            cliff[i] = if i < 60 { 8.0 } else { 5.0 };
+            *x = if i < 60 { 8.0 } else { 5.0 };
         }
     }
     cliff[8192..8592].fill(6.0);
