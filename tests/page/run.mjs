@@ -176,10 +176,11 @@ describe("a server of one tenant, without keys", () => {
     const fields = page.locator("#detail th", { hasText: "thinking_token_budget" });
     await fields.first().waitFor();
     assert.match(await page.locator("#detail pre").textContent(), /^curl http.*-d '\{/s);
+    await page.fill("#search", "");
     // Each entry can be shown.
     for (const href of hrefs) {
       await page.goto(`${server.url}/docs${href}`);
-      await page.locator("#list a[aria-current]").waitFor();
+      await page.locator(`#list a[aria-current][href="${href}"]`).waitFor();
       assert.ok((await page.locator("#detail").textContent()).length > 20, href);
     }
     assert.deepEqual(wrong, []);

@@ -70,17 +70,20 @@ function limits(schema) {
   say("minLength", (x) => `at least ${x} characters`);
   say("maxLength", (x) => `at most ${x} characters`);
   say("default", (x) => `default ${JSON.stringify(x)}`);
-  return words.join(", ");
+  const said = words.join(", ");
+  return said && `${said[0].toUpperCase()}${said.slice(1)}.`;
 }
 
-const text = (description = "") => description.split("\n\n").map((part) => h("p", {}, part));
+/** Paragraphs, in which backticks quote code. */
+const text = (description = "") => description.split("\n\n").map((part) => h("p", {},
+  part.split("`").map((words, at) => (at % 2 ? h("code", {}, words) : words))));
 
 function fieldTable(caption, fields, required = []) {
   const rows = Object.entries(fields).map(([name, schema]) => h("tr", {},
     h("th", { scope: "row" }, name,
       required.includes(name) ? h("span", { class: "must" }, "required") : ""),
     h("td", {}, h("span", { class: "type" }, typeOf(schema)), text(schema.description),
-      limits(schema) ? h("p", {}, `${limits(schema)}.`) : "")));
+      limits(schema) ? h("p", {}, limits(schema)) : "")));
   return h("table", {}, h("caption", { class: "hidden" }, caption), h("tbody", {}, rows));
 }
 
@@ -143,8 +146,18 @@ function showOperation(entry) {
   return [...parts, h("h3", {}, "Answers"), answers(operation)];
 }
 
+const chosen = () => entries.find(({ id }) => `#${id}` === location.hash) ?? entries[0];
+
+/** Marks in the list what is shown. */
+function mark() {
+  for (const link of $("list").querySelectorAll("a")) {
+    if (link.hash === `#${chosen().id}`) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+}
+
 function show(moves) {
-  const entry = entries.find(({ id }) => `#${id}` === location.hash) ?? entries[0];
+  const entry = chosen();
   const { name, method, path, operation, schema } = entry;
   const title = name ?? path;
   $("detail").replaceChildren(
@@ -154,10 +167,7 @@ function show(moves) {
     ...(operation ? showOperation(entry) : showSchema(schema)));
   document.title = `${title} · Sconce`;
   $("detail").scrollTop = 0;
-  for (const link of $("list").querySelectorAll("a")) {
-    if (link.hash === `#${entry.id}`) link.setAttribute("aria-current", "page");
-    else link.removeAttribute("aria-current");
-  }
+  mark();
   if (moves) $("detail").focus({ preventScroll: true });
 }
 
@@ -173,6 +183,7 @@ function list() {
     h("ul", {}, members.map(({ id, method, name, path }) => h("li", {}, h("a", { href: `#${id}` },
       method ? h("span", { class: "method" }, method) : "", name ?? path)))),
   ]));
+  mark();
   $("found").textContent = asked.length ? `${found.length} found` : "";
 }
 

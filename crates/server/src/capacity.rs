@@ -1,4 +1,5 @@
 //! `/v1/capacity`: what the caller may expect now.
+#![expect(unused_qualifications, reason = "utoipa writes them for the query")]
 
 use std::time::Duration;
 

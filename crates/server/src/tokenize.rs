@@ -33,7 +33,8 @@ pub(crate) struct TokenizeBody {
     /// At most what four contexts hold.
     prompt: Option<String>,
     messages: Option<Vec<MessageBody>>,
-    /// Of a conversation.
+    /// Of `messages`, as are `continue_final_message`, `add_generation_prompt` and
+    /// `chat_template_kwargs`.
     #[schema(max_items = 128)]
     tools: Option<Vec<ToolBody>>,
     /// Whether an answer would go on from the last message, an assistant's.
@@ -103,13 +104,15 @@ pub(crate) async fn tokenize(
     State(state): State<AppState>,
     body: JsonBody,
 ) -> Result<Json<Tokenized>, ApiError> {
-    body.work(&state, |state, caller, body: TokenizeBody| {
+    body.work(&state, |state, caller, mut body: TokenizeBody| {
         crate::openai::check_model(state, &caller, body.model.as_deref())?;
         let max_model_len = state.max_model_len();
         let most = max_model_len.saturating_mul(MAX_CONTEXTS);
         let text = &state.text;
-        let tokens = match (body.prompt, body.messages) {
+        let (prompt, messages) = (body.prompt.take(), body.messages.take());
+        let tokens = match (prompt, messages) {
             (Some(prompt), None) => {
+                refuse_of_conversations(&body)?;
                 let special = body.add_special_tokens.unwrap_or(true);
                 text.encode_within(&prompt, special, most)?
             }
@@ -134,6 +137,23 @@ pub(crate) async fn tokenize(
         Ok(Json(Tokenized { count: tokens.len(), max_model_len, tokens, token_strs }))
     })
     .await
+}
+
+/// Refuses beside a prompt what would change nothing there.
+fn refuse_of_conversations(body: &TokenizeBody) -> Result<(), ApiError> {
+    let fields = [
+        ("tools", body.tools.is_some()),
+        ("continue_final_message", body.continue_final_message.is_some()),
+        ("add_generation_prompt", body.add_generation_prompt.is_some()),
+        ("chat_template_kwargs", body.chat_template_kwargs.is_some()),
+    ];
+    match fields.into_iter().find(|(_, is_given)| *is_given) {
+        None => Ok(()),
+        Some((name, _)) => {
+            let message = format!("{name} has a meaning only with messages");
+            Err(ApiError::invalid(Some(name), message))
+        }
+    }
 }
 
 /// The text of tokens

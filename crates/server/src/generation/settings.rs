@@ -35,8 +35,8 @@ pub(crate) const UNSUPPORTED: &[(&str, Option<&str>)] = &[
 /// Choices that one request may ask for in all.
 pub(crate) const MAX_CHOICES: usize = 128;
 
-/// A day.
-const MAX_TIMEOUT_SECONDS: f64 = 86_400.0;
+/// A millisecond, sooner than which nothing is answered, to a day.
+const TIMEOUT_SECONDS: std::ops::RangeInclusive<f64> = 0.001..=86_400.0;
 
 /// Fields that generating endpoints share. `user`, `safety_identifier` and `metadata` are the
 /// client's own notes, and `prompt_cache_key` is a hint for fleets of servers that one
@@ -104,7 +104,7 @@ pub(crate) struct GenerationFields {
     /// Its place among waiting requests.
     pub(crate) priority: Option<Priority>,
     /// Seconds that the request may take in all, after which it ends with a 504.
-    #[schema(exclusive_minimum = 0, maximum = 86400)]
+    #[schema(minimum = 0.001, maximum = 86400)]
     pub(crate) timeout: Option<f64>,
     /// Whether `usage` says what the request used beside tokens.
     #[schema(default = false)]
@@ -506,9 +506,8 @@ fn truncation(asked: Option<i64>, max_model_len: usize) -> Result<Option<Truncat
 
 fn timeout(seconds: Option<f64>) -> Result<Option<Duration>, ApiError> {
     let Some(seconds) = seconds else { return Ok(None) };
-    if !(seconds > 0.0 && seconds <= MAX_TIMEOUT_SECONDS) {
-        let message =
-            format!("timeout is {seconds}, but must be above 0 and at most 86400 seconds");
+    if !TIMEOUT_SECONDS.contains(&seconds) {
+        let message = format!("timeout is {seconds}, but must be from 0.001 to 86400 seconds");
         return Err(ApiError::invalid(Some("timeout"), message));
     }
     Ok(Some(Duration::from_secs_f64(seconds)))

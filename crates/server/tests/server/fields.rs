@@ -90,6 +90,23 @@ fn numbers_that_are_not_whole_or_too_large_are_refused_in_plain_words() {
 }
 
 #[test]
+fn what_belongs_to_a_conversation_is_refused_beside_a_prompt() {
+    let app = App::new(ServerConfig::default());
+    for (field, value) in [
+        ("tools", json!([])),
+        ("continue_final_message", json!(false)),
+        ("add_generation_prompt", json!(true)),
+        ("chat_template_kwargs", json!({ "a": 1 })),
+    ] {
+        let (param, message) = app.refused("/tokenize", json!({ "prompt": "a", field: value }));
+        assert_eq!(param, field, "{message}");
+        let messages = json!([{ "role": "user", "content": "a" }]);
+        let (status, answer) = app.post("/tokenize", json!({ "messages": messages, field: value }));
+        assert_eq!(status, 200, "{answer}");
+    }
+}
+
+#[test]
 fn a_top_k_beyond_the_vocabulary_is_all_of_it() {
     let app = App::new(ServerConfig::default());
     for top_k in ["257", "1000000000000", "1e12", "9223372036854775807"] {

@@ -195,6 +195,7 @@ fn priorities_timeouts_and_metering_are_asked_for_by_name() {
         ("priority", json!(-6)),
         ("priority", json!(1.5)),
         ("timeout", json!(0)),
+        ("timeout", json!(5e-324)),
         ("timeout", json!(1e9)),
         ("timeout", json!("1s")),
     ] {
