@@ -140,75 +140,58 @@ template <typename T, typename C, int D> struct Sequence {
                 p.block_tables + work.blocks, first, seen, end};
     }
 
-    __device__ __forceinline__ const uint32_t* blocks() const { return p.block_tables + work.blocks; }
-
-    // The KV head's page of K or V in a block.
-    __device__ __forceinline__ const C* page(uint32_t block, KeyOrValue which) const {
-        const size_t page = (size_t(block) * 2 + which) * p.num_kv_heads + kv_head;
-        return static_cast<const C*>(p.cache) + page * (BLOCK_TOKENS * D);
-    }
-
-    // The first token of the first page that is seen.
-    __device__ __forceinline__ uint32_t seen_page() const {
-        return uint32_t(first_seen(work.first_row)) / BLOCK_TOKENS * BLOCK_TOKENS;
-    }
-
-    // Eight dimensions of a row, this lane's, as tensor cores are to have them: where these
-    // multiply f16, which not all of bf16 fits, what scores are multiplied with for that is
-    // returned. A row that does not exist is zeros.
-    __device__ __forceinline__ float load_query(uint32_t row, uint32_t (&words)[4]) const {
-        constexpr int LEN = 8;
-        const int dim = lane_id() * LEN;
-        Vector<T> x = {};
-        if (row < num_rows && dim < D) {
-            x = *reinterpret_cast<const Vector<T>*>(query(row) + dim);
-        }
-        if constexpr (std::is_same_v<T, M>) {
-            memcpy(words, &x, sizeof(words));
-            return 1.0f;
-        } else {
-            // bf16 as f16: a power of two brings the row's largest to [1, 2), and what is
-            // not 2^-24 of that is 0.
-            float largest = 0.0f;
-#pragma unroll
-            for (int i = 0; i < LEN; ++i) {
-                largest = fmaxf(largest, fabsf(to_float(x.x[i])));
-            }
-#pragma unroll
-            for (int offset = WARP / 2; offset > 0; offset /= 2) {
-                largest = fmaxf(largest, __shfl_xor_sync(ALL_LANES, largest, offset));
-            }
-            const uint32_t exponent = __float_as_uint(largest) & 0x7f800000u;
-            const float factor = exponent == 0 ? 1.0f : __uint_as_float(exponent);
-            const float inverse = 1.0f / factor;
-#pragma unroll
-            for (int i = 0; i < LEN / 2; ++i) {
-                words[i] = pack<M>(to_float(x.x[2 * i]) * inverse, to_float(x.x[2 * i + 1]) * inverse);
-            }
-            return factor;
-        }
-    }
-
-    // Which two dimensions' place a row's two dimensions take in shared memory. See `widen`
-    // in keys: a lane's dimensions 4j to 4j + 3 of 16 are those that tensor cores call 2j,
-    // 2j + 1, 2j + 8 and 2j + 9.
-    static __device__ __forceinline__ int place(int word) {
-        return sizeof(C) == 1 ? word / 8 * 8 + word % 2 * 4 + word % 8 / 2 : word;
+    template <typename Layout, int WARPS, int SLOTS>
+    __device__ __forceinline__ PromptTiles<Layout, WARPS, SLOTS> tiles(C* slots, uint32_t first, uint32_t end) const {
+        const size_t page = size_t(BLOCK_TOKENS) * D;
+        const uint32_t seen = uint32_t(first_seen(work.first_row)) / BLOCK_TOKENS * BLOCK_TOKENS;
+        return {slots, static_cast<const C*>(p.cache) + kv_head * page, p.num_kv_heads * page,
+                p.block_tables + work.blocks, first, seen, end};
     }
 
     // Brings rows [first_row, first_row + count) into shared memory, as tensor cores are
     // to have them, those that do not exist as zeros; and what scores of each are
     // multiplied with for that. A warp takes rows `first`, `first + step` and so on.
     __device__ __forceinline__ void stage_queries(M* queries, int first, int step, int count) const {
-        const int dim = lane_id() * 8;
+        constexpr int LEN = 8;
+        const int dim = lane_id() * LEN;
         for (int r = first; r < count; r += step) {
-            uint32_t words[4];
-            const float factor = load_query(work.first_row + r, words);
+            const uint32_t row = work.first_row + r;
+            Vector<T> x = {};
+            if (row < num_rows && dim < D) {
+                x = *reinterpret_cast<const Vector<T>*>(query(row) + dim);
+            }
+            float factor = 1.0f;
+            uint32_t words[LEN / 2];
+            if constexpr (std::is_same_v<T, M>) {
+                memcpy(words, &x, sizeof(words));
+            } else {
+                // bf16 as f16: a power of two brings the row's largest to [1, 2), and
+                // what is not 2^-24 of that is 0.
+                float largest = 0.0f;
+#pragma unroll
+                for (int i = 0; i < LEN; ++i) {
+                    largest = fmaxf(largest, fabsf(to_float(x.x[i])));
+                }
+#pragma unroll
+                for (int offset = WARP / 2; offset > 0; offset /= 2) {
+                    largest = fmaxf(largest, __shfl_xor_sync(ALL_LANES, largest, offset));
+                }
+                const uint32_t exponent = __float_as_uint(largest) & 0x7f800000u;
+                factor = exponent == 0 ? 1.0f : __uint_as_float(exponent);
+                const float inverse = 1.0f / factor;
+#pragma unroll
+                for (int i = 0; i < LEN / 2; ++i) {
+                    words[i] = pack<M>(to_float(x.x[2 * i]) * inverse, to_float(x.x[2 * i + 1]) * inverse);
+                }
+            }
             if (dim < D) {
                 uint32_t* to = reinterpret_cast<uint32_t*>(queries + r * Q_STRIDE);
 #pragma unroll
-                for (int i = 0; i < 4; ++i) {
-                    to[place(dim / 2 + i)] = words[i];
+                for (int i = 0; i < LEN / 2; ++i) {
+                    // See `widen` in keys: a lane's dimensions 4j to 4j + 3 of 16 are those
+                    // that tensor cores call 2j, 2j + 1, 2j + 8 and 2j + 9.
+                    const int word = dim / 2 + i;
+                    to[sizeof(C) == 1 ? word / 8 * 8 + word % 2 * 4 + word % 8 / 2 : word] = words[i];
                 }
             }
             if (lane_id() == 0) {
@@ -220,11 +203,7 @@ template <typename T, typename C, int D> struct Sequence {
     // What the scores of a row that was staged at `query` are multiplied with to be powers
     // of two, or with a cap, to be the tangent's argument.
     __device__ __forceinline__ float scale(const M* query) const {
-        return scale_of(std::is_same_v<T, M> ? 1.0f : *reinterpret_cast<const float*>(query + D));
-    }
-
-    // The same of what `load_query` returned.
-    __device__ __forceinline__ float scale_of(float factor) const {
+        const float factor = std::is_same_v<T, M> ? 1.0f : *reinterpret_cast<const float*>(query + D);
         return p.scale * factor * (sizeof(C) == 1 ? WIDENED_UNIT : 1.0f);
     }
 

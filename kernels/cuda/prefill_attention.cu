@@ -166,11 +166,10 @@ __device__ __forceinline__ void prefill_attention(const PagedAttention& p) {
     const int count = int(min(uint32_t(Shared::ROWS), sequence.num_rows - work.first_row));
     const uint32_t end = uint32_t(sequence.last_seen(work.first_row + count - 1)) + 1;
     const uint32_t first = uint32_t(sequence.first_seen(work.first_row)) / TILE * TILE;
-    PromptTiles<Padded<C, D>, Sequence<T, C, D>, PREFILL_WARPS, SLOTS> tiles = {
-        {}, sequence, reinterpret_cast<C*>(shared), first, end};
+    auto tiles = sequence.template tiles<Padded<C, D>, PREFILL_WARPS, SLOTS>(reinterpret_cast<C*>(shared), first, end);
     tiles.start();
     sequence.stage_queries(all_queries, warp_id(), PREFILL_WARPS, Shared::ROWS);
-    const C* keys = tiles.template take<KEYS>();
+    const C* keys = tiles.take();
     tiles.refill_first();
 
     // The warp's first row of the block's.
@@ -178,6 +177,7 @@ __device__ __forceinline__ void prefill_attention(const PagedAttention& p) {
     const M* queries = all_queries + own * sequence.Q_STRIDE;
     const int first_dim = warp_id() % Shared::SHARING * OUT;
     Rows rows;
+    rows.plain_first = sequence.first_seen(work.first_row + own + ROWS_OF_WARP - 1);
     rows.plain_end = sequence.last_seen(work.first_row + own) + 1;
 
     Partial<OUT> all;
@@ -196,15 +196,15 @@ __device__ __forceinline__ void prefill_attention(const PagedAttention& p) {
         for (int r = 0; r < 2; ++r) {
             rows.scale[r] = sequence.scale(queries + (lane_id() / 4 + 8 * r) * sequence.Q_STRIDE);
         }
-        cap_and_mask(scores, rows, sequence, own, int(token), p.soft_cap);
-        keys = tiles.template take<KEYS>();
+        cap_and_mask(scores, rows, sequence, work.first_row + own + lane_id() / 4, int(token), p.soft_cap);
+        keys = tiles.take();
         tiles.template refill<KEYS>(token + TILE);
         if (token + TILE < end) {
             weigh_tile<false, M, C, D>(scores, queries, keys, rows, p.soft_cap, chunk, weights);
         } else {
             weigh_tile<true, M, C, D>(scores, queries, keys, rows, p.soft_cap, chunk, weights);
         }
-        const C* values = tiles.template take<VALUES>();
+        const C* values = tiles.take();
         tiles.template refill<VALUES>(token);
         accumulate_values<M, C, D>(weights, values, first_dim, chunk);
         if ((token + TILE) % CHUNK == 0 || token + TILE >= end) {
@@ -215,13 +215,13 @@ __device__ __forceinline__ void prefill_attention(const PagedAttention& p) {
     copy_async_wait<0>();
     // Q has been read by all; outputs take its place.
     __syncthreads();
-    store_prefill<T, C, D, Shared::ROWS>(p, all, reinterpret_cast<T*>(all_queries), own, first_dim, PREFILL_WARPS);
+    store_prefill(sequence, all, reinterpret_cast<T*>(all_queries), own, first_dim, count, PREFILL_WARPS);
 }
 
 // By warps, or by groups of them where there are such products.
 template <typename T, typename C, int D> __device__ __forceinline__ void prefill(const PagedAttention& p) {
 #if WARPGROUP_PRODUCTS
-    if constexpr (sizeof(C) == 2 && (D == 64 || D == 128)) {
+    if constexpr (sizeof(C) == 2 && D % SWIZZLED_COLUMNS == 0) {
         prefill_by_groups<T, D>(p);
         return;
     }
@@ -236,13 +236,13 @@ template <typename T, typename C, int D> __device__ __forceinline__ void prefill
 KERNEL(prefill_attention_warps_bf16_d128, PagedAttention, PREFILL_THREADS) {
     prefill_attention<bf16, bf16, 128, 3>(p);
 }
+KERNEL(prefill_attention_four_bf16_d128, PagedAttention, PREFILL_THREADS) {
 #if WARPGROUP_PRODUCTS
-#define BY_GROUPS(SLOTS, FENCED) prefill_by_groups<bf16, 128, SLOTS, FENCED>(p)
+    prefill_by_groups<bf16, 128, 4>(p);
 #else
-#define BY_GROUPS(SLOTS, FENCED) prefill_attention<bf16, bf16, 128, 3>(p)
+    prefill_attention<bf16, bf16, 128, 3>(p);
 #endif
-KERNEL(prefill_attention_loose_bf16_d128, PagedAttention, PREFILL_THREADS) { BY_GROUPS(4, false); }
-KERNEL(prefill_attention_six_bf16_d128, PagedAttention, PREFILL_THREADS) { BY_GROUPS(6, false); }
+}
 
 // Grid: [KV heads, work].
 ATTENTION_OF_HEAD_DIMS(prefill_attention_bf16, bf16, bf16)

@@ -8,7 +8,8 @@
 struct Rows {
     // As Sequence::scale.
     float scale[2];
-    // All rows see all before, but for what a window leaves out.
+    // All rows see all of [plain_first, plain_end).
+    int plain_first;
     int plain_end;
 };
 
@@ -38,9 +39,9 @@ struct Scores {
 };
 
 // Caps scores, and leaves out what a row does not see of the tile that begins with `token`;
-// the warp's first row is `own` rows from the block's.
+// the lane's first row is `row`.
 template <typename S>
-__device__ __forceinline__ void cap_and_mask(Scores& scores, const Rows& rows, const S& sequence, int own,
+__device__ __forceinline__ void cap_and_mask(Scores& scores, const Rows& rows, const S& sequence, uint32_t row,
                                              int token, float soft_cap) {
     if (soft_cap > 0.0f) {
 #pragma unroll
@@ -51,15 +52,11 @@ __device__ __forceinline__ void cap_and_mask(Scores& scores, const Rows& rows, c
             }
         }
     }
-    // Found again for each tile, where there is a window: registers are few.
-    const bool leaves_out =
-        sequence.p.window > 0 && token < sequence.first_seen(sequence.work.first_row + own + 15);
-    if (leaves_out || token + TILE > rows.plain_end) {
+    if (token < rows.plain_first || token + TILE > rows.plain_end) {
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
-            const uint32_t row = sequence.work.first_row + own + lane_id() / 4 + 8 * r;
-            const int newest = sequence.last_seen(row);
-            const int oldest = sequence.first_seen(row);
+            const int newest = sequence.last_seen(row + 8 * r);
+            const int oldest = sequence.first_seen(row + 8 * r);
 #pragma unroll
             for (int n = 0; n < TILE / 8; ++n) {
 #pragma unroll
@@ -167,15 +164,12 @@ __device__ __forceinline__ void merge_chunk(Partial<OUT>& all, const Partial<OUT
     }
 }
 
-// Writes the block's finished rows, up to ROWS, of which this warp has 16, `own` rows from
-// the block's first, and dimensions from `first_dim` on. They go through `shared`, which no
-// thread reads for something else any more.
-template <typename T, typename C, int D, int ROWS, int OUT>
-__device__ __forceinline__ void store_prefill(const PagedAttention& p, const Partial<OUT>& all, T* shared, int own,
-                                              int first_dim, int warps) {
-    // Made again: registers that hold it are better used in the loop.
-    const Sequence<T, C, D> sequence(p, p.work[blockIdx.y], blockIdx.x);
-    const int count = int(min(uint32_t(ROWS), sequence.num_rows - sequence.work.first_row));
+// Writes the block's finished rows, of which this warp has 16, `own` rows from the block's
+// first, and dimensions from `first_dim` on. They go through `shared`, which no thread reads
+// for something else any more.
+template <typename T, typename C, int D, int OUT>
+__device__ __forceinline__ void store_prefill(const Sequence<T, C, D>& sequence, const Partial<OUT>& all, T* shared,
+                                              int own, int first_dim, int count, int warps) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
         const float factor = sequence.normalizer(all.sum[r]);

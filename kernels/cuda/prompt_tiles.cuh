@@ -17,22 +17,26 @@ template <typename Element, int D> struct Padded {
         copy_page<C, D, WARPS, WHOLE>(tile + page * BLOCK_TOKENS * Tile<C, D>::STRIDE, from, rows);
     }
 
-    // The tile in a slot as it is multiplied, when all have called this.
-    template <KeyOrValue HALF, int WARPS> __device__ __forceinline__ const C* ready(const C* slot) { return slot; }
+    // What threads do with what they copied before others multiply it.
+    static __device__ __forceinline__ void publish() {}
 };
 
 // A ring of SLOTS tiles in shared memory, in this order: K of the first tile, K of the
 // second, V of the first, K of the third, V of the second and so on, of the tokens
 // [first, end) of one sequence. What is zero, and how warps share the copying, is as in
 // `Ring`.
-// What can be found again is: registers are few where these are used.
-template <typename Layout, typename S, int WARPS, int SLOTS> struct PromptTiles {
+template <typename Layout, int WARPS, int SLOTS> struct PromptTiles {
     using C = typename Layout::C;
-    static_assert(SLOTS >= 2, "one is read while another comes");
-    Layout layout;
-    const S& sequence;
+    static_assert(SLOTS >= 2 && SLOTS <= 4, "the order of what is asked for is written out");
     C* slots;
+    // The layer's cache from its KV head on.
+    const C* cache;
+    // Elements from a block's K to its V, and half of those from block to block.
+    size_t half_stride;
+    const uint32_t* blocks;
     uint32_t first;
+    // Of a page's first token; what lies before it may be another sequence's by now.
+    uint32_t seen;
     uint32_t end;
     // The free slot, in elements.
     uint32_t free = 0;
@@ -45,47 +49,47 @@ template <typename Layout, typename S, int WARPS, int SLOTS> struct PromptTiles 
 
     // Asks for the first ones.
     __device__ __forceinline__ void start() {
-#pragma unroll
-        for (int i = 0; i < SLOTS - 1; ++i) {
-            ask_at(i);
+        ask<KEYS>(first);
+        if constexpr (SLOTS > 2) {
+            ask<KEYS>(first + TILE);
+        }
+        if constexpr (SLOTS > 3) {
+            ask<VALUES>(first);
         }
     }
 
     // The next tile, ready to be read by all; what threads did before, the others see. All
     // are done with the tile before, and `refill` must follow before the next one is taken.
-    template <KeyOrValue HALF> __device__ __forceinline__ auto take() {
+    __device__ __forceinline__ const C* take() {
         copy_async_wait<SLOTS - 2>();
-        const auto* tile = layout.template ready<HALF, WARPS>(slots + after(free));
+        Layout::publish();
         __syncthreads();
-        return tile;
+        return slots + after(free);
     }
 
     // Asks for what comes next, when the first tile's K was taken.
-    __device__ __forceinline__ void refill_first() { ask_at(SLOTS - 1); }
+    __device__ __forceinline__ void refill_first() {
+        if constexpr (SLOTS == 2) {
+            ask<KEYS>(first + TILE);
+        } else if constexpr (SLOTS == 3) {
+            ask<VALUES>(first);
+        } else {
+            ask<KEYS>(first + 2 * TILE);
+        }
+    }
 
     // The same when the tile was another: K or V of the tokens from `token` on.
     template <KeyOrValue HALF> __device__ __forceinline__ void refill(uint32_t token) {
-        // K of a tile comes before V of the tile before: so many places on are so many tiles.
-        constexpr int AHEAD = SLOTS - 1;
-        if constexpr (AHEAD % 2 == 0) {
-            ask<HALF>(token + AHEAD / 2 * TILE);
+        if constexpr (SLOTS == 3) {
+            ask<HALF>(token + TILE);
         } else if constexpr (HALF == KEYS) {
-            ask<VALUES>(token + (AHEAD - 1) / 2 * TILE - TILE);
+            ask<VALUES>(SLOTS == 2 ? token - TILE : token);
         } else {
-            ask<KEYS>(token + (AHEAD + 3) / 2 * TILE);
+            ask<KEYS>(token + (SLOTS == 2 ? 2 : 3) * TILE);
         }
     }
 
 private:
-    // The place in the order: K of the first tile, K of the second, V of the first ...
-    __device__ __forceinline__ void ask_at(int place) {
-        if (place % 2 == 1 || place == 0) {
-            ask<KEYS>(first + (place + 1) / 2 * TILE);
-        } else {
-            ask<VALUES>(first + (place / 2 - 1) * TILE);
-        }
-    }
-
     static __device__ __forceinline__ uint32_t after(uint32_t slot) {
         return slot == (SLOTS - 1) * Layout::LEN ? 0 : slot + Layout::LEN;
     }
@@ -101,15 +105,13 @@ private:
                 const uint32_t tile = (token - first) / TILE;
                 if (tile % WARP == 0) {
                     const uint32_t of_lane = page_token + lane_id() * TILE;
-                    const uint32_t* blocks = sequence.blocks();
                     block = of_lane < end ? blocks[of_lane / BLOCK_TOKENS] : 0;
                 }
                 key_block = __shfl_sync(ALL_LANES, block, tile % WARP);
             }
-            const C* from = sequence.page(HALF == KEYS ? key_block : value_block, HALF);
-            // What lies before what is seen may be another sequence's by now.
-            const bool unseen = token == first && page_token < sequence.seen_page();
-            const bool none = unseen || page_token >= end;
+            const size_t half = size_t(HALF == KEYS ? key_block : value_block) * 2 + HALF;
+            const C* from = cache + half * half_stride;
+            const bool none = page_token < seen || page_token >= end;
             const int rows = none ? 0 : int(min(end - page_token, uint32_t(BLOCK_TOKENS)));
             if (rows == BLOCK_TOKENS) {
                 Layout::template copy<WARPS, true>(slots + free, page, from, rows);

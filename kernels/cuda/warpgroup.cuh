@@ -57,6 +57,7 @@ template <int TILES> __device__ __forceinline__ void pin(float (&d)[TILES][4]) {
     }
 }
 
+__device__ __forceinline__ void pin(float (&x)[2]) { asm volatile("" : "+f"(x[0]), "+f"(x[1])::"memory"); }
 
 // D = A * B, and what D was where `adds`: 64 rows by 64 columns, a sum over 16; a row of A,
 // and a column of B, lie in one row of shared memory.
@@ -163,7 +164,7 @@ template <int ROWS> __device__ __forceinline__ int swizzled(int row, int piece) 
 #if WARPGROUP_PRODUCTS
 
 // A tile for products of warp groups.
-template <typename Element, int D, bool FENCED> struct Swizzled {
+template <typename Element, int D> struct Swizzled {
     using C = Element;
     static constexpr uint32_t LEN = TILE * D;
 
@@ -184,12 +185,7 @@ template <typename Element, int D, bool FENCED> struct Swizzled {
     }
 
     // Tensor cores read it by another way than threads wrote it.
-    template <KeyOrValue HALF, int WARPS> __device__ __forceinline__ const C* ready(const C* slot) {
-        if (FENCED) {
-            publish_shared();
-        }
-        return slot;
-    }
+    static __device__ __forceinline__ void publish() { publish_shared(); }
 };
 
 #endif

@@ -115,6 +115,7 @@ template <int N> void await_products() {
 }
 
 template <int TILES> void pin(float (&)[TILES][4]) {}
+inline void pin(float (&)[2]) {}
 
 template <typename M> void multiply_shared(float (&d)[8][4], shim::Matrix a, shim::Matrix b, int adds) {
     shim::ask({d, 8, {}, a, false, b, adds != 0, shim::float_of<M>});

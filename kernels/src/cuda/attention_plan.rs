@@ -248,20 +248,11 @@ impl AttentionPlan {
     }
 
     /// Dynamic shared memory of a block of `prefill_attention.cu`, for activations of two
-    /// bytes and a cache of `cache_bytes` an element: enough for its form by warps and for
-    /// that by groups of them.
+    /// bytes and a cache of `cache_bytes` an element.
     #[must_use]
     pub const fn prompt_shared_bytes(head_dim: usize, cache_bytes: usize) -> usize {
-        // What the swizzle's units are aligned to.
-        const ALIGNED: usize = 1024;
-        let rows = Self::prompt_rows(head_dim);
-        if cache_bytes == 2 && (head_dim == 64 || head_dim == 128) {
-            // By groups, which takes more: Q, four slots.
-            ALIGNED + (rows + 4 * TILE) * head_dim * 2
-        } else {
-            let slots = if head_dim * cache_bytes > 256 { 2 } else { 3 };
-            slots * tile_bytes(head_dim, cache_bytes) + rows * (head_dim + 8) * 2
-        }
+        let slots = if head_dim * cache_bytes > 256 { 2 } else { 3 };
+        slots * tile_bytes(head_dim, cache_bytes) + Self::prompt_rows(head_dim) * (head_dim + 8) * 2
     }
 
     /// Dynamic shared memory of a block of `decode_attention.cu` of so many columns.

@@ -381,11 +381,9 @@ impl<D: Driver> Ops for Cuda<D> {
         if prompts.kernel == "prefill_attention_bf16_d128" {
             match std::env::var("SCONCE_PREFILL").as_deref() {
                 Ok("warps") => prompts.kernel = "prefill_attention_warps_bf16_d128",
-                Ok("three") => prompts.kernel = "prefill_attention_three_bf16_d128",
-                Ok("loose") => prompts.kernel = "prefill_attention_loose_bf16_d128",
-                Ok("six") => {
-                    prompts.kernel = "prefill_attention_six_bf16_d128";
-                    prompts.shared_bytes = 1024 + (128 + 6 * 64) * 256;
+                Ok("four") => {
+                    prompts.kernel = "prefill_attention_four_bf16_d128";
+                    prompts.shared_bytes = 100_352;
                 }
                 _ => {}
             }

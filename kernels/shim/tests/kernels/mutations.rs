@@ -99,8 +99,8 @@ fn a_dropped_barrier_is_found() {
             "__syncwarp();\n        const C* tile = slots + (asked",
         ),
         (
-            "__syncthreads();\n        return tile;",
-            "__syncwarp();\n        return tile;",
+            "__syncthreads();\n        return slots + after(free);",
+            "__syncwarp();\n        return slots + after(free);",
         ),
     ];
     for (index, fault) in faults.into_iter().enumerate() {
@@ -164,7 +164,7 @@ fn an_unmasked_tail_is_found() {
 fn a_page_that_a_window_has_left_is_found() {
     let faults = [
         ("page_token >= seen && page_token < end", "page_token < end"),
-        ("token == first && page_token < sequence.seen_page()", "false"),
+        ("page_token < seen || page_token >= end", "page_token >= end"),
     ];
     for (index, fault) in faults.into_iter().enumerate() {
         must_be_found(&format!("window{index}"), fault, |bench| {
