@@ -232,18 +232,6 @@ template <typename T, typename C, int D> __device__ __forceinline__ void prefill
 #define ATTENTION(name, T, C, D)                                                                   \
     KERNEL(name##_d##D, PagedAttention, PREFILL_THREADS) { prefill<T, C, D>(p); }
 
-// For the bench only.
-KERNEL(prefill_attention_warps_bf16_d128, PagedAttention, PREFILL_THREADS) {
-    prefill_attention<bf16, bf16, 128, 3>(p);
-}
-KERNEL(prefill_attention_four_bf16_d128, PagedAttention, PREFILL_THREADS) {
-#if WARPGROUP_PRODUCTS
-    prefill_by_groups<bf16, 128, 4>(p);
-#else
-    prefill_attention<bf16, bf16, 128, 3>(p);
-#endif
-}
-
 // Grid: [KV heads, work].
 ATTENTION_OF_HEAD_DIMS(prefill_attention_bf16, bf16, bf16)
 ATTENTION_OF_HEAD_DIMS(prefill_attention_f16, f16, f16)

@@ -370,24 +370,13 @@ impl<D: Driver> Ops for Cuda<D> {
         };
         let dtype = cache.layout.dtype;
         let dtypes = (self.dtype, dtype);
-        let mut prompts = Launch {
+        let prompts = Launch {
             file: "prefill_attention",
             kernel: names::prefill_attention(dtypes, head_dim).expect(CHECKED),
             grid: [word(num_kv_heads), word(work.prompts.1)],
             threads: 256,
             shared_bytes: AttentionPlan::prompt_shared_bytes(head_dim, dtype.size()),
         };
-        // For the bench only.
-        if prompts.kernel == "prefill_attention_bf16_d128" {
-            match std::env::var("SCONCE_PREFILL").as_deref() {
-                Ok("warps") => prompts.kernel = "prefill_attention_warps_bf16_d128",
-                Ok("four") => {
-                    prompts.kernel = "prefill_attention_four_bf16_d128";
-                    prompts.shared_bytes = 100_352;
-                }
-                _ => {}
-            }
-        }
         self.launch(&prompts, &launch_params)?;
         launch_params.work = work.decodes.0;
         let columns = AttentionPlan::decode_columns(group);

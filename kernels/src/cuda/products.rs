@@ -30,12 +30,12 @@ impl ProductForm {
     /// a launch's, all is cuBLAS's.
     pub(super) const LARGE: usize = 1 << 21;
 
-    /// Forms that there may be, in the order in which they are preferred.
-    pub(super) const ALL: [Self; 4] = [
-        Self::Library,
-        Self::FewRows(GemvForm::DEFAULT),
+    /// Forms that there may be, in the order in which they are preferred: what is timed is the
+    /// product alone, and the kernel for few rows does what stands around it in the same launch.
+    pub(super) const ALL: [Self; 3] = [
         Self::FewRows(GemvForm { blocks: 2, ..GemvForm::DEFAULT }),
-        Self::FewRows(GemvForm { ahead: 8, ..GemvForm::DEFAULT }),
+        Self::FewRows(GemvForm::DEFAULT),
+        Self::Library,
     ];
 }
 
