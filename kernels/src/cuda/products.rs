@@ -33,8 +33,8 @@ impl ProductForm {
     /// Forms that there may be, in the order in which they are preferred: what is timed is the
     /// product alone, and the kernel for few rows does what stands around it in the same launch.
     pub(super) const ALL: [Self; 3] = [
-        Self::FewRows(GemvForm { blocks: 2, ..GemvForm::DEFAULT }),
         Self::FewRows(GemvForm::DEFAULT),
+        Self::FewRows(GemvForm { blocks: 2, ..GemvForm::DEFAULT }),
         Self::Library,
     ];
 }
