@@ -172,7 +172,11 @@ def measured(results):
         return {}, {}
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     kernels = {line["kernel"]: line["seconds"] for line in lines if "kernel" in line}
-    steps = {line["batch"]: line["step_seconds"] for line in lines if "step_seconds" in line}
+    steps = {
+        (line["batch"], line["way"]): line["step_seconds"]
+        for line in lines
+        if "step_seconds" in line and "way" in line
+    }
     return kernels, steps
 
 
@@ -185,16 +189,18 @@ def tables(instructions, by_kernel, by_batch, context=1024):
     yield "# A decode step of an 8B Llama, predicted"
     yield ""
     yield "By `benches/gpu/predict.py`; only the columns that say so are measured, on an H200,"
-    yield f"before the kernels were as they are now where a later run is not kept. {context} tokens"
-    yield "of context, bf16, times in µs unless they say ms."
+    yield f"by the run that is kept beside this. {context} tokens of context, bf16, times in µs unless"
+    yield "they say ms."
     yield ""
-    yield "| rows | H200 at the least | eager | graph | measured, eager | H100 at the least | eager | graph |"
-    yield "|---|---|---|---|---|---|---|---|"
+    yield "| rows | H200 at the least | eager | graph | measured, eager | graph | H100 at the least | eager | graph |"
+    yield "|---|---|---|---|---|---|---|---|---|"
     batches = [1, 32, 128]
     for rows in batches:
         kernels = decode_step(shape, rows, context, instructions)
         columns = [f"{f(kernels, card) * 1e3:.2f} ms" for card in (H200, H100) for f in (least, eager, graph)]
-        columns.insert(3, f"{by_batch[rows] * 1e3:.2f} ms" if rows in by_batch else "")
+        for at, way in [(3, "eager"), (4, "graphs")]:
+            seconds = by_batch.get((rows, way))
+            columns.insert(at, f"{seconds * 1e3:.2f} ms" if seconds else "")
         yield f"| {rows} | " + " | ".join(columns) + " |"
     for rows in batches:
         yield ""

@@ -53,7 +53,7 @@ class Predicted(unittest.TestCase):
     def test_what_is_measured_is_only_what_a_log_has(self):
         with tempfile.TemporaryDirectory() as folder:
             log = Path(folder) / "results.jsonl"
-            lines = [{"kernel": "linear down 32", "seconds": 987.6e-6}, {"batch": 32, "step_seconds": 6.25e-3}]
+            lines = [{"kernel": "linear down 32", "seconds": 987.6e-6}, {"batch": 32, "way": "graphs", "step_seconds": 6.25e-3}]
             log.write_text("".join(json.dumps(line) + "\n" for line in lines))
             table = "\n".join(predict.tables(NOTHING, *predict.measured(Path(folder))))
             self.assertEqual(table.count("987.6"), 1)
