@@ -13,8 +13,7 @@ use sconce_engine::{
 use sconce_ledger::{Ledger, LedgerError};
 use sconce_runner::{
     CacheDtype, DeviceChoice, Dtype, FormFault, Isa, LoadError, LoadOptions, LoadPhase, LoadTimes,
-    ModelInfo,
-    Quantization,
+    ModelInfo, Quantization,
 };
 use sconce_text::{TextConfig, TextError, TextModel};
 use sconce_types::{EmbeddingInfo, Executor, MeterSink, SamplingParams, Tenant};

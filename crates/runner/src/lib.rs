@@ -19,9 +19,7 @@ mod slot;
 
 pub use encoder::EncoderRunner;
 pub use forms::{Examined, FormFault};
-pub use load::{
-    LoadPhase, LoadTimes, LoadedModel, ModelInfo, examine, load, load_on, load_on_cpu,
-};
+pub use load::{LoadPhase, LoadTimes, LoadedModel, ModelInfo, examine, load, load_on, load_on_cpu};
 pub use model_runner::ModelRunner;
 pub use options::{DeviceChoice, LoadError, LoadOptions, Quantization};
 pub use sconce_kernels::{CacheDtype, Dtype, Findings, Trial, Verdict, cpu::Isa};

@@ -53,6 +53,7 @@ struct ErrorDetail<'a> {
 /// Whose fault an error is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[expect(clippy::enum_variant_names, reason = "the API's words")]
 enum ErrorKind {
     InvalidRequestError,
     RateLimitError,
@@ -132,7 +133,8 @@ impl ApiError {
             "the file is too large: {most} bytes are accepted, less where a tenant's files leave \
              less room"
         );
-        let error = Self::new(StatusCode::PAYLOAD_TOO_LARGE, ErrorKind::InvalidRequestError, message);
+        let error =
+            Self::new(StatusCode::PAYLOAD_TOO_LARGE, ErrorKind::InvalidRequestError, message);
         Self { param: Some("file".to_owned()), ..error }
     }
 
@@ -468,7 +470,8 @@ impl From<StoreError> for ApiError {
         let message = error.to_string();
         match error {
             StoreError::NotFound { what, .. } => {
-                let error = Self::new(StatusCode::NOT_FOUND, ErrorKind::InvalidRequestError, message);
+                let error =
+                    Self::new(StatusCode::NOT_FOUND, ErrorKind::InvalidRequestError, message);
                 Self { param: Some(format!("{what}_id")), ..error }
             }
             StoreError::InUse { .. } => Self::conflict(message),

@@ -120,6 +120,7 @@ pub(crate) enum MessageEvent {
 #[derive(Serialize, ToSchema)]
 #[schema(as = ContentBlockDelta)]
 #[serde(tag = "type", rename_all = "snake_case")]
+#[expect(clippy::enum_variant_names, reason = "the API's words")]
 pub(crate) enum BlockDelta {
     TextDelta {
         text: String,

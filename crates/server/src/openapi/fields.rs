@@ -55,7 +55,7 @@ fn deserialized<T: for<'de> Deserialize<'de>>() -> Names {
     names
 }
 
-fn documented<'a, T: ToSchema>(document: &'a Value) -> BTreeSet<&'a str> {
+fn documented<T: ToSchema>(document: &Value) -> BTreeSet<&str> {
     let schema = &document["components"]["schemas"][type_name::<T>()];
     assert_eq!(schema["additionalProperties"], false, "{}", type_name::<T>());
     schema["properties"].as_object().expect("fields").keys().map(String::as_str).collect()
