@@ -7,6 +7,7 @@ use utoipa::ToSchema;
 /// How far a batch is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = BatchStatus)]
 pub enum Status {
     /// Its input is to be checked.
     Validating,
@@ -51,6 +52,7 @@ impl Status {
 
 /// Requests by what became of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = BatchCounts)]
 pub struct Counts {
     /// Of the input.
     pub total: usize,
@@ -63,6 +65,7 @@ pub struct Counts {
 /// What is wrong with a line of the input.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error, ToSchema)]
 #[error("line {}: {message}", line.unwrap_or(0))]
+#[schema(as = BatchError)]
 pub struct LineError {
     /// A name for the kind.
     pub code: String,
@@ -78,6 +81,7 @@ pub struct LineError {
 
 /// OpenAI's list of them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = BatchErrors)]
 pub struct LineErrors {
     object: String,
     /// The first ones.

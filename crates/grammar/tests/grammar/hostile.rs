@@ -159,6 +159,12 @@ fn what_takes_too_long_to_compile_is_refused() {
     let limit = Duration::ZERO;
     let config = GrammarConfig { compile_time: limit, ..GrammarConfig::default() };
     let grammars = Grammars::new(Arc::new(TextModel::bytes()), 300, config);
-    let error = grammars.compile(crate::models::TENANT, &Source::JsonObject).expect_err("no time");
+    // It takes much longer than its thread takes to start.
+    let properties: serde_json::Map<String, serde_json::Value> = (0..500)
+        .map(|i| (format!("p{i}"), serde_json::json!({ "enum": [i, "a", null, { "b": i }] })))
+        .collect();
+    let schema = serde_json::json!({ "type": "object", "properties": properties });
+    let source = Source::JsonSchema(schema);
+    let error = grammars.compile(crate::models::TENANT, &source).expect_err("no time");
     assert_eq!(error, GrammarError::TooSlow { limit });
 }

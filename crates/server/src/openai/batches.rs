@@ -78,7 +78,6 @@ pub(crate) async fn create(
     State(state): State<AppState>,
     body: JsonBody,
 ) -> Result<Json<Batch>, ApiError> {
-    batches(&state)?;
     let (caller, body) = body
         .work(&state, |_, caller, body: BatchBody| {
             body.check()?;

@@ -14,7 +14,7 @@ const BATCHES: &str = "/v1/batches";
 const BOUNDARY: &str = "XbatchesX";
 
 /// A server that keeps files in a folder, and runs batches if `runs`.
-fn app(folder: &Path, limits: Limits, runs: bool) -> App {
+pub(crate) fn app(folder: &Path, limits: Limits, runs: bool) -> App {
     let batches = Arc::new(Batches::open(folder, limits).expect("the folder can be used"));
     let config = ServerConfig { batches: Some(Arc::clone(&batches)), ..ServerConfig::default() };
     let app = App::new(config);
@@ -61,14 +61,14 @@ impl App {
     }
 
     #[track_caller]
-    fn file(&self, text: &str) -> String {
+    pub(crate) fn file(&self, text: &str) -> String {
         let (status, file) = self.upload(&[("purpose", "batch")], Some(text));
         assert_eq!((status, &file["bytes"]), (200, &json!(text.len())), "{file}");
         file["id"].as_str().expect("an id").to_owned()
     }
 
     #[track_caller]
-    fn batch(&self, file: &str, endpoint: &str) -> String {
+    pub(crate) fn batch(&self, file: &str, endpoint: &str) -> String {
         let body = json!({
             "input_file_id": file, "endpoint": endpoint, "completion_window": "24h",
             "metadata": { "run": "7" },
@@ -79,7 +79,7 @@ impl App {
     }
 
     /// Waits until a batch has ended; other requests go on meanwhile.
-    fn ended(&self, id: &str) -> Value {
+    pub(crate) fn ended(&self, id: &str) -> Value {
         loop {
             let (status, batch) = self.ask("GET", &format!("{BATCHES}/{id}"), &Value::Null);
             assert_eq!(status, 200, "{batch}");

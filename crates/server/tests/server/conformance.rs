@@ -14,12 +14,13 @@ use axum::{
 };
 use http_body_util::BodyExt as _;
 use jsonschema::Validator;
+use sconce_batches::Limits;
 use sconce_server::ServerConfig;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use tower::ServiceExt as _;
 
-use crate::{app::App, embeddings, writer::Writing};
+use crate::{app::App, batches, embeddings, writer::Writing};
 
 /// The document with objects closed: what it does not name may not be sent.
 struct Contract {
@@ -88,9 +89,12 @@ impl Contract {
         if paths.contains_key(path) {
             return Some(path.to_owned());
         }
-        let of_id =
-            |name: &&String| name.strip_suffix("{id}").is_some_and(|start| path.starts_with(start));
-        paths.keys().find(of_id).cloned()
+        let of_id = |name: &&String| {
+            let parts = name.split_once("{id}");
+            parts.is_some_and(|(start, end)| path.starts_with(start) && path.ends_with(end))
+        };
+        // An id may have slashes: what follows it tells more.
+        paths.keys().filter(of_id).max_by_key(|name| name.len()).cloned()
     }
 
     fn check(&self, method: &str, path: &str, answer: &Answer) {
@@ -272,6 +276,44 @@ fn an_answer_of_every_operation_is_what_the_document_says() {
     ] {
         asking.ask(fake, ("GET", path), &Value::Null);
     }
+    let score = json!({ "text_1": "a", "text_2": ["b", "c"] });
+    asking.ask(embedding, ("POST", "/v1/score"), &score);
+    let rerank = json!({ "query": "a", "documents": ["b", "c"] });
+    asking.ask(embedding, ("POST", "/v1/rerank"), &rerank);
+    let folder = tempfile::tempdir().expect("a folder");
+    let files = batches::app(folder.path(), Limits::default(), true);
+    let line = json!({
+        "custom_id": "a", "method": "POST", "url": "/v1/completions",
+        "body": { "prompt": "x", "max_tokens": 2 },
+    });
+    let file = files.file(&line.to_string());
+    // A form, which is asked by it.
+    asking.seen.insert(("post".to_owned(), "/v1/files".to_owned(), false));
+    let batch = files.batch(&file, "/v1/completions");
+    let ended = files.ended(&batch);
+    let output = ended["output_file_id"].as_str().expect("it was answered").to_owned();
+    let on_disk = (&files.runtime, &files.router);
+    for path in [
+        "/v1/files",
+        &format!("/v1/files/{file}"),
+        &format!("/v1/files/{output}/content"),
+        "/v1/batches",
+        &format!("/v1/batches/{batch}"),
+    ] {
+        asking.ask(on_disk, ("GET", path), &Value::Null);
+    }
+    // One that nothing runs may be given up.
+    let folder = tempfile::tempdir().expect("a folder");
+    let idle = batches::app(folder.path(), Limits::default(), false);
+    let waiting = json!({
+        "input_file_id": idle.file(&line.to_string()), "endpoint": "/v1/completions",
+        "completion_window": "24h",
+    });
+    let idle = (&idle.runtime, &idle.router);
+    let waiting = asking.ask(idle, ("POST", "/v1/batches"), &waiting);
+    let cancel = format!("/v1/batches/{}/cancel", waiting["id"].as_str().expect("an id"));
+    asking.ask(idle, ("POST", &cancel), &Value::Null);
+    asking.ask(on_disk, ("DELETE", &format!("/v1/files/{output}")), &Value::Null);
     for path in ["/reset_prefix_cache", "/admin/reload"] {
         asking.ask(fake, ("POST", path), &Value::Null);
     }

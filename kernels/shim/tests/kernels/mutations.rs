@@ -210,15 +210,6 @@ fn a_bound_of_one_run_only_is_found() {
 }
 
 #[test]
-fn a_ring_that_keeps_what_it_has_passed_is_found() {
-    let fault = (
-        "if (bin > top) {\n            ring[place] = 0;",
-        "if (bin > top + 64) {\n            ring[place] = 0;",
-    );
-    case_must_find("ring", fault, "a_row_is_the_same_however_its_slices_are_shared_out");
-}
-
-#[test]
 fn a_list_that_overflows_unnoticed_is_found() {
     let fault =
         ("entries[atomicAdd(taken, 1u)] = own[i];", "entries[atomicAdd(taken, 1u)] = own[0];");
