@@ -6,7 +6,7 @@
 //! appended whole, so that a process killed at any moment has lost none that it has written:
 //! the next one goes on with the requests that have no answer.
 //!
-//! Nothing here knows HTTP, time or an engine: whoever runs batches says what time it is and
+//! Nothing here knows HTTP, time or an engine: the caller says what time it is and
 //! brings the answers.
 
 mod batch;

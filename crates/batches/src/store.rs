@@ -385,7 +385,7 @@ impl Store {
         }
         let counts = Counts { total: run.input.len(), ..run.results.counts };
         let (batch, ()) = self.change(tenant, id, |batch| batch.end(counts, lens, now))?;
-        // Once it has ended nobody looks for it.
+        // A batch that has ended needs it no more.
         let _ = fs::remove_file(&run.path);
         Ok(batch)
     }

@@ -22,11 +22,11 @@ const resolve = (schema) => (schema?.$ref ? schemas[schema.$ref.slice(PLACE.leng
 const entries = [];
 for (const [path, operations] of Object.entries(spec.paths)) {
   for (const [method, operation] of Object.entries(operations)) {
-    const body = operation.requestBody?.content["application/json"].schema;
+    const [[kind, { schema: body }] = [undefined, {}]] = Object.entries(operation.requestBody?.content ?? {});
     const fields = Object.keys(resolve(body).properties ?? {});
     const words = [method, path, operation.summary, operation.description, ...fields];
     const [id, group] = [`op-${operation.operationId}`, operation.tags[0]];
-    entries.push({ id, group, method, path, operation, body, words });
+    entries.push({ id, group, method, path, operation, body, kind, words });
   }
 }
 for (const [name, schema] of Object.entries(schemas)) {
@@ -98,12 +98,15 @@ function showSchema(schema) {
   ]);
 }
 
-function curl({ method, path, operation, body }) {
+function curl({ method, path, operation, body, kind }) {
   const base = new URL(spec.servers[0].url, location).href.replace(/\/$/, "");
   const lines = [`curl ${base}${path}`];
   if (method !== "get" && !body) lines[0] = `curl -X ${method.toUpperCase()} ${base}${path}`;
   if (!operation.security) lines.push(`-H "Authorization: Bearer $SCONCE_KEY"`);
-  if (body) {
+  if (kind === "multipart/form-data") {
+    const fields = Object.entries(resolve(body).properties ?? {});
+    lines.push(...fields.map(([name, { format }]) => `-F ${name}=${format === "binary" ? "@FILE" : "…"}`));
+  } else if (body) {
     const example = JSON.stringify(resolve(body).examples?.[0] ?? {}, null, 2);
     lines.push(`-H "Content-Type: application/json"`);
     lines.push(`-d '${example.replaceAll("'", "'\\''")}'`);

@@ -72,7 +72,7 @@ impl Batches {
 
     /// Has the thread look for what changed.
     pub(crate) fn wake(&self) {
-        // Without a thread nobody listens.
+        // It fails where no thread was started, or it has ended.
         let _ = self.events.send(Event::Changed);
     }
 

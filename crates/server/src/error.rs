@@ -478,7 +478,7 @@ impl From<StoreError> for ApiError {
             StoreError::Full { .. } => {
                 Self::new(StatusCode::TOO_MANY_REQUESTS, ErrorKind::RateLimitError, message)
             }
-            // Where the folder is, is nobody's business.
+            // Clients are not told where the folder is.
             StoreError::Io { .. } | StoreError::Damaged { .. } => {
                 tracing::error!("files and batches: {message}");
                 Self::internal("the server's disk failed; its log says more")

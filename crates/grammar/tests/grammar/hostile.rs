@@ -160,10 +160,10 @@ fn what_takes_too_long_to_compile_is_refused() {
     let config = GrammarConfig { compile_time: limit, ..GrammarConfig::default() };
     let grammars = Grammars::new(Arc::new(TextModel::bytes()), 300, config);
     // It takes much longer than its thread takes to start.
-    let properties: serde_json::Map<String, serde_json::Value> = (0..500)
-        .map(|i| (format!("p{i}"), serde_json::json!({ "enum": [i, "a", null, { "b": i }] })))
+    let properties: Map<String, Value> = (0..500)
+        .map(|i| (format!("p{i}"), json!({ "enum": [i, "a", null, { "b": i }] })))
         .collect();
-    let schema = serde_json::json!({ "type": "object", "properties": properties });
+    let schema = json!({ "type": "object", "properties": properties });
     let source = Source::JsonSchema(schema);
     let error = grammars.compile(crate::models::TENANT, &source).expect_err("no time");
     assert_eq!(error, GrammarError::TooSlow { limit });
