@@ -293,10 +293,7 @@ impl Runner {
             let id = active.run.id.clone();
             match self.store().finish(active.run, unix_seconds()) {
                 Ok(batch) => tracing::info!("batch {id} has ended: {:?}", batch.status),
-                Err(error) => {
-                    tracing::error!("batch {id} is left as it is: {error}");
-                    self.broken.push(id);
-                }
+                Err(error) => self.give_up(&id, &error),
             }
         }
         self.active = rest;
