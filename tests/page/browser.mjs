@@ -47,7 +47,8 @@ export async function open(browser, url, { key, ...options } = {}) {
     if (message.type() === "error" && !isRefusal) wrong.push(message.text());
   });
   page.on("request", (request) => {
-    if (!request.url().startsWith(url) && !/^(blob|data):/.test(request.url())) wrong.push(request.url());
+    const isElsewhere = new URL(request.url()).origin !== new URL(url).origin;
+    if (isElsewhere && !/^(blob|data):/.test(request.url())) wrong.push(request.url());
   });
   await page.goto(url);
   return { page, wrong, context };

@@ -123,6 +123,7 @@ pub(crate) struct GenerationFields {
     /// The same as vLLM has it.
     #[schema(value_type = Option<structure_fields::StructuredOutputs>)]
     pub(crate) structured_outputs: Option<Value>,
+    #[schema(value_type = Option<Vec<u32>>)]
     pub(crate) allowed_token_ids: Option<Vec<TokenId>>,
     pub(crate) bad_words: Option<Vec<String>>,
     /// Give the ids of the prompt's tokens and of those generated.

@@ -442,8 +442,10 @@ struct ChunkChoice {
     stop_reason: Option<StopReason>,
     /// Where ids are asked for; the prompt's in a choice's first chunk.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<u32>>)]
     token_ids: Option<Vec<TokenId>>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<u32>>)]
     prompt_token_ids: Option<Vec<TokenId>>,
 }
 
