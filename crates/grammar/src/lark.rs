@@ -3,7 +3,7 @@
 use llguidance::regex_to_lark;
 use serde_json::{Deserializer, Value};
 
-use crate::{GrammarError, schema};
+use crate::{GrammarError, formats, schema};
 
 /// Brackets in brackets; the compiler works on them recursively.
 const MAX_DEPTH: usize = 250;
@@ -37,43 +37,58 @@ pub(crate) fn of_regex(source: &str) -> Result<String, GrammarError> {
     Ok(format!("start: {}\n", regex(source)?))
 }
 
-/// Checks what the compiler would take amiss, or not look at.
+/// Checks what the compiler would take amiss, or not look at, and gives the grammar as it takes it.
 ///
 /// # Errors
 /// Another syntax, nesting without end, a schema that is not enforced.
-pub(crate) fn check(text: &str) -> Result<(), GrammarError> {
+pub(crate) fn check(text: &str) -> Result<String, GrammarError> {
     if text.contains("::=") {
         let what = "grammars are taken in Lark's syntax (`start: \"a\" | \"b\"`), not in BNF's";
         return Err(GrammarError::at("", what));
     }
     check_depth(text)?;
-    check_schemas(text)
+    with_schemas(text)
 }
 
-/// Checks the schemas in a grammar.
+/// Checks the schemas in a grammar, and gives it with them as the compiler takes them.
 ///
 /// # Errors
 /// One that is not enforced.
-pub(crate) fn check_schemas(text: &str) -> Result<(), GrammarError> {
-    for (at, name) in text.match_indices("%json") {
-        let rest = text[at + name.len()..].trim_start();
+pub(crate) fn with_schemas(text: &str) -> Result<String, GrammarError> {
+    const NAME: &str = "%json";
+    let mut done = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find(NAME) {
+        let (before, after) = rest.split_at(at + NAME.len());
+        done.push_str(before);
+        rest = after;
         // In a string or a comment it is followed by anything.
-        let schema = Deserializer::from_str(rest).into_iter::<Value>().next();
-        if let Some(Ok(Value::Object(mut fields))) = schema {
-            let line = text[..at].lines().count().max(1);
-            if fields.get("x-guidance").is_some_and(is_style) {
-                fields.shift_remove("x-guidance");
-            }
-            schema::check(&Value::Object(fields)).map_err(|error| match error {
-                GrammarError::At { pointer, what } => {
-                    let what = format!("in the schema of line {line}, at {pointer:?}: {what}");
-                    GrammarError::at("", what)
-                }
-                other => other,
-            })?;
+        let mut schemas = Deserializer::from_str(rest).into_iter::<Value>();
+        let Some(Ok(Value::Object(mut fields))) = schemas.next() else { continue };
+        let end = schemas.byte_offset();
+        let line = done.lines().count().max(1);
+        let style = fields.get("x-guidance").cloned().filter(is_style);
+        if style.is_some() {
+            fields.shift_remove("x-guidance");
         }
+        let mut schema = Value::Object(fields);
+        schema::check(&schema).map_err(|error| match error {
+            GrammarError::At { pointer, what } => {
+                let what = format!("in the schema of line {line}, at {pointer:?}: {what}");
+                GrammarError::at("", what)
+            }
+            other => other,
+        })?;
+        formats::tighten(&mut schema);
+        if let Some(style) = style {
+            schema["x-guidance"] = style;
+        }
+        done.push(' ');
+        done.push_str(&schema.to_string());
+        rest = &rest[end..];
     }
-    Ok(())
+    done.push_str(rest);
+    Ok(done)
 }
 
 /// Whether a schema's `x-guidance` says only how its JSON is written, not what is enforced.

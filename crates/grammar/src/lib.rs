@@ -9,6 +9,7 @@
 
 mod constraint;
 mod error;
+mod formats;
 mod grammars;
 mod lark;
 mod mask_threads;

@@ -73,6 +73,28 @@ fn shape(keyword: &str) -> Option<Shape> {
     })
 }
 
+/// Where the schemas are in what stands behind a keyword.
+pub(crate) enum Place {
+    /// It has none.
+    None,
+    /// It is one.
+    Schema,
+    /// A list of them, or one.
+    Schemas,
+    /// An object of them.
+    Named,
+}
+
+/// Where a keyword has schemas.
+pub(crate) fn place(keyword: &str) -> Place {
+    match shape(keyword) {
+        Some(Shape::Schema) => Place::Schema,
+        Some(Shape::Schemas | Shape::Items) => Place::Schemas,
+        Some(Shape::Named) => Place::Named,
+        _ => Place::None,
+    }
+}
+
 /// Checks that all of a schema is enforced.
 ///
 /// # Errors

@@ -3,7 +3,7 @@
 use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
 use serde_json::{Map, Value, json};
 
-use crate::{GrammarError, lark, schema, structural_tag};
+use crate::{GrammarError, formats, lark, schema, structural_tag};
 
 /// Strings of a choice.
 const MAX_CHOICES: usize = 4096;
@@ -53,14 +53,8 @@ impl Source {
             Self::JsonSchema(schema) => GrammarWithLexer::from_json_schema(enforced(schema)?),
             Self::Regex(regex) => GrammarWithLexer::from_lark(lark::of_regex(regex)?),
             Self::Choice(choices) => GrammarWithLexer::from_lark(of_choices(choices)?),
-            Self::Lark(text) => {
-                lark::check(text)?;
-                GrammarWithLexer::from_lark(text.clone())
-            }
-            Self::Own(text) => {
-                lark::check_schemas(text)?;
-                GrammarWithLexer::from_lark(text.clone())
-            }
+            Self::Lark(text) => GrammarWithLexer::from_lark(lark::check(text)?),
+            Self::Own(text) => GrammarWithLexer::from_lark(lark::with_schemas(text)?),
             Self::StructuralTag(tag) => GrammarWithLexer::from_lark(structural_tag::to_lark(tag)?),
         };
         Ok(TopLevelGrammar::from_grammar(grammar))
@@ -82,7 +76,9 @@ pub(crate) fn enforced(schema: &Value) -> Result<Value, GrammarError> {
         "whitespace_flexible": false, "item_separator": ", ?", "key_separator": ": ?",
     });
     fields.insert("x-guidance".to_owned(), how);
-    Ok(Value::Object(fields))
+    let mut schema = Value::Object(fields);
+    formats::tighten(&mut schema);
+    Ok(schema)
 }
 
 fn of_choices(choices: &[String]) -> Result<String, GrammarError> {

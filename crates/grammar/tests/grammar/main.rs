@@ -4,5 +4,5 @@ mod hostile;
 mod masks;
 mod models;
 mod refused;
-mod validator;
+mod suite;
 mod walks;

@@ -129,8 +129,12 @@ impl Model {
 
     /// Whether a text is allowed byte by byte, and then an end.
     pub(crate) fn accepts(&self, source: &Source, text: &str) -> bool {
-        let tokens: Vec<TokenId> = text.bytes().map(|byte| self.byte_token(byte)).collect();
-        self.accepts_tokens(&mut self.constraint(source), &tokens)
+        self.accepts_tokens(&mut self.constraint(source), &self.bytes_of(text))
+    }
+
+    /// A text, a token for each byte.
+    pub(crate) fn bytes_of(&self, text: &str) -> Vec<TokenId> {
+        text.bytes().map(|byte| self.byte_token(byte)).collect()
     }
 
     fn byte_token(&self, byte: u8) -> TokenId {
