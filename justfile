@@ -62,6 +62,10 @@ gpu-pack:
 openapi:
     SCONCE_WRITE_OPENAPI=1 cargo test -p sconce-server --test server --locked -- openapi::the_documents_in_the_repository
 
+# The book as a site under target/book; needs what tests/book/requirements.txt names.
+book:
+    mkdocs build
+
 # Licences, sources and advisories of dependencies.
 deny:
     cargo deny check

@@ -374,3 +374,25 @@ fn links_in_documents_lead_somewhere() {
         }
     }
 }
+
+/// Every metric is on its page, and the page names no other.
+#[test]
+fn the_page_of_metrics_names_all_of_them() {
+    let page = std::fs::read_to_string(root().join("docs/metrics.md")).expect("it can be read");
+    let is_name = |word: &&str| {
+        let is_part = |c: char| c.is_ascii_lowercase() || c == '_';
+        let bare = word.strip_prefix("vllm:").or_else(|| word.strip_prefix("sconce:"));
+        bare.map_or(word.starts_with("http_request"), |bare| bare.contains('_'))
+            && word.trim_start_matches("vllm:").trim_start_matches("sconce:").chars().all(is_part)
+    };
+    let named = |text: &str, quote: char| -> BTreeSet<String> {
+        text.split(quote).filter(is_name).map(str::to_owned).collect()
+    };
+    let mut defined = BTreeSet::new();
+    for file in ["metrics.rs", "tenant_metrics.rs"] {
+        let path = root().join("crates/engine/src").join(file);
+        defined.extend(named(&std::fs::read_to_string(path).expect("it can be read"), '"'));
+    }
+    assert!(defined.len() > 40, "{defined:?}");
+    assert_eq!(named(&page, '`'), defined);
+}

@@ -3,6 +3,8 @@
 
 mod banner;
 mod batching;
+#[cfg(unix)]
+mod book;
 mod clients;
 mod cuda;
 mod embeddings;
