@@ -363,6 +363,7 @@ impl Settings {
             request_id: self.caller.request_id.clone(),
             timeout: self.timeout,
             scores_prompt: false,
+            clock: None,
         }
     }
 
