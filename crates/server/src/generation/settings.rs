@@ -281,6 +281,9 @@ impl GenerationFields {
             eos_token_ids: if ignore_eos { [].into() } else { state.text.eos_token_ids() },
             ..defaults
         };
+        if let Some(trace) = &caller.trace {
+            trace.note_sampling(n, params.temperature, params.top_p);
+        }
         Ok(Settings {
             params,
             n,
