@@ -88,6 +88,10 @@ const COMPUTING_ONLY: &[&str] = &["candle-core", "candle-nn", "cudarc"];
 /// The computing half knows neither HTTP nor text (candle-core itself brings tokenizers).
 const COMPUTING_HALF: &[&str] = &["sconce-runner", "sconce-models", "sconce-kernels"];
 const SERVING_ONLY: &[&str] = &["axum", "tokio", "hyper", "minijinja"];
+/// Spans are the server's affair: what it depends on tells times, and knows no traces.
+const UNTRACED: &[&str] = &["sconce-types", "sconce-scheduler", "sconce-engine", "sconce-text"];
+/// What OpenTelemetry is not to bring: another HTTP stack, another TLS.
+const NOT_FOR_TRACES: &[&str] = &["tonic", "reqwest", "openssl-sys", "native-tls"];
 
 const MAX_LINES: usize = 600;
 const BANNED_STEMS: &[&str] = &["utils", "util", "common", "helpers", "misc", "manager"];
@@ -202,7 +206,15 @@ fn the_two_halves_do_not_know_each_other() {
     }
     // The check can see what it looks for.
     assert!(closure(&metadata, "sconce-kernels").contains("candle-core"));
-    assert!(closure(&metadata, "sconce-server").contains("axum"));
+    let server = closure(&metadata, "sconce-server");
+    assert!(server.contains("axum") && server.contains("opentelemetry"));
+    for package in UNTRACED {
+        let closure = closure(&metadata, package);
+        assert!(!closure.contains("opentelemetry"), "{package} must build without opentelemetry");
+    }
+    for stranger in NOT_FOR_TRACES {
+        assert!(!server.contains(*stranger), "sconce-server must build without {stranger}");
+    }
 }
 
 #[test]

@@ -49,8 +49,9 @@ pub use sconce_runner::{
 #[cfg(unix)]
 pub use sconce_server::listen_on_path;
 pub use sconce_server::{
-    AllowedOrigins, Batches, BodyConfig, ConnectionConfig, InvalidOrigin, Listener, ReloadError,
-    ServeError, ServerConfig, TenantDirectory, listen, router, serve,
+    AllowedOrigins, Batches, BodyConfig, ConnectionConfig, InvalidOrigin, InvalidTracesEndpoint,
+    InvalidTracesHeader, Listener, ReloadError, ServeError, ServerConfig, TenantDirectory, Traces,
+    TracesConfig, TracesEndpoint, listen, router, serve,
 };
 pub use sconce_simulator as simulator;
 pub use sconce_tenants as tenants;

@@ -184,8 +184,8 @@ fn its_commands_work() {
                     }
                 }
                 "python" => shell.python(&block),
-                // The library's is its own documentation's, the file's is the tenants' tests'.
-                "rust" | "toml" => {}
+                // The library's are its own documentation's, the file's the tenants' tests'.
+                "rust" | "toml" | "text" => {}
                 other => panic!("{}: no test runs a block of {other:?}", page.display()),
             }
         }

@@ -108,6 +108,7 @@ impl<E: Executor> EngineLoop<E> {
             // Before the last event: a client that has it finds its request in the metrics,
             // and its place free.
             if let Some(finish) = output.finish {
+                live.note_end(finish, now);
                 if failed.is_some() {
                     self.metrics.request_success.with_label_values(&[finish.name()]).inc();
                 } else {

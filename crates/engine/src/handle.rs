@@ -17,8 +17,8 @@ use sconce_types::{
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use crate::{
-    Capacity, Metrics, Overload, ReadySignal, RequestStream, Snapshot, StopCheck, TokenConstraint,
-    admission,
+    Capacity, Metrics, Overload, ReadySignal, RequestClock, RequestStream, Snapshot, StopCheck,
+    TokenConstraint, admission,
     shared::{Message, Permit, Shared, Submission},
 };
 
@@ -41,6 +41,8 @@ pub struct EngineRequest {
     /// Only the prompt is wanted, for its log-probabilities: with `max_tokens` 1, the token
     /// that is sampled from it is not counted.
     pub scores_prompt: bool,
+    /// Where its times are written, if somebody wants them.
+    pub clock: Option<RequestClock>,
 }
 
 impl EngineRequest {
@@ -56,6 +58,7 @@ impl EngineRequest {
             request_id,
             timeout: None,
             scores_prompt: false,
+            clock: None,
         }
     }
 }
@@ -280,8 +283,16 @@ impl EngineHandle {
         constraint: Option<Box<dyn TokenConstraint>>,
         not_ready: Option<(NotReady, Duration)>,
     ) -> Result<RequestStream, SubmitError> {
-        let EngineRequest { prompt, params, tenant, priority, request_id, timeout, scores_prompt } =
-            request;
+        let EngineRequest {
+            prompt,
+            params,
+            tenant,
+            priority,
+            request_id,
+            timeout,
+            scores_prompt,
+            clock,
+        } = request;
         params.validate(self.limits.vocab_size)?;
         self.limits.check_vocabulary(&prompt)?;
         let prompt_events = if params.prompt_logprobs.is_some() { prompt.len() } else { 0 };
@@ -321,6 +332,9 @@ impl EngineHandle {
             }
         };
         let permit = Permit::new(&self.shared, tenant, minute);
+        if let Some(clock) = &clock {
+            clock.note_arrival(arrived);
+        }
         let capacity = ask.max_tokens + prompt_events + 1;
         let (events, receiver) = mpsc::channel(capacity);
         let submission = Submission {
@@ -328,6 +342,7 @@ impl EngineHandle {
             request_id,
             timeout,
             scores_prompt,
+            clock,
             stop,
             constraint,
             not_ready,

@@ -26,6 +26,7 @@ mod snapshot;
 mod stream;
 mod tenant_metrics;
 mod tenants;
+mod times;
 
 pub use admission::Capacity;
 pub use bucket_counts::BucketCounts;
@@ -41,3 +42,4 @@ pub use sconce_types::End;
 pub use snapshot::{Snapshot, TenantSnapshot};
 pub use stream::{Overload, RequestError, RequestEvent, RequestStream, TokenEvent};
 pub use tenant_metrics::TenantUsage;
+pub use times::{Preemption, RequestClock, RequestTimes};

@@ -14,7 +14,7 @@ use sconce_types::{
 use tokio::sync::mpsc;
 
 use crate::{
-    Metrics, RecordedRequest, RequestError, RequestEvent, StopCheck, TokenConstraint,
+    Metrics, RecordedRequest, RequestClock, RequestError, RequestEvent, StopCheck, TokenConstraint,
     shared::{Permit, Submission},
     tenants::KnownTenant,
 };
@@ -38,6 +38,8 @@ pub(crate) struct LiveRequest {
     /// What it waits for, and how long it may; `None` once it is ready.
     pub(crate) not_ready: Option<(NotReady, Duration)>,
     scores_prompt: bool,
+    /// Where its times are wanted.
+    clock: Option<RequestClock>,
     prompt_len: usize,
     max_tokens: u32,
     request_id: Arc<str>,
@@ -87,6 +89,7 @@ impl LiveRequest {
             has_lost_constraint: false,
             not_ready: submission.not_ready,
             scores_prompt: submission.scores_prompt,
+            clock: submission.clock,
             prompt_len: request.prompt.len(),
             max_tokens: request.params.max_tokens,
             request_id: submission.request_id,
@@ -110,6 +113,9 @@ impl LiveRequest {
             self.first_scheduled = Some(now);
             self.meter.note_queued(self.age_ns(now));
             metrics.queue_time.observe((now - self.arrived).as_secs_f64());
+        }
+        if let Some(clock) = &self.clock {
+            clock.note_scheduled(now);
         }
     }
 
@@ -135,6 +141,9 @@ impl LiveRequest {
     /// It was preempted.
     pub(crate) fn note_preemption(&mut self, now: Instant) {
         self.num_preemptions += 1;
+        if let Some(clock) = &self.clock {
+            clock.note_preemption(now);
+        }
         self.note_release(now);
     }
 
@@ -241,6 +250,9 @@ impl LiveRequest {
     ) {
         if self.first_token.is_none() {
             self.first_token = Some(now);
+            if let Some(clock) = &self.clock {
+                clock.note_first_token(now);
+            }
             let ttft = (now - self.arrived).as_secs_f64();
             metrics.time_to_first_token.observe(ttft);
             if let Some(tenant) = tenant {
@@ -253,6 +265,13 @@ impl LiveRequest {
             metrics.inter_token_latency.observe((now - self.last_token).as_secs_f64());
         }
         self.last_token = now;
+    }
+
+    /// It has ended, however.
+    pub(crate) fn note_end(&self, end: End, now: Instant) {
+        if let Some(clock) = &self.clock {
+            clock.note_end(now, end);
+        }
     }
 
     pub(crate) fn observe_finish(&self, metrics: &Metrics, end: End, now: Instant) {

@@ -123,6 +123,10 @@ pub struct Metrics {
     pub step_time: Histogram,
     /// Seconds that a step took outside the executor.
     pub step_overhead: Histogram,
+    /// Spans that a collector has taken, which the server sends.
+    pub trace_spans_exported: IntCounter,
+    /// Spans that no collector has taken, by reason.
+    pub trace_spans_dropped: IntCounterVec,
     /// HTTP requests, by [`HTTP_METHOD_LABELS`].
     pub http_requests: IntCounterVec,
     /// Seconds until the response's head was ready, by handler and method.
@@ -311,6 +315,15 @@ impl Metrics {
                 "sconce:step_overhead_seconds",
                 "Time of an engine step outside the executor.",
                 STEP_BUCKETS,
+            ),
+            trace_spans_exported: r.counter(
+                "sconce:trace_spans_exported_total",
+                "Spans that were sent to the collector of traces, and taken.",
+            ),
+            trace_spans_dropped: r.counter_vec(
+                "sconce:trace_spans_dropped_total",
+                "Spans that were not sent to the collector of traces, or not taken, by reason.",
+                &["reason"],
             ),
             http_requests: r.counter_vec(
                 "http_requests_total",

@@ -129,7 +129,9 @@ impl<E: Executor> EngineLoop<E> {
     pub(crate) fn end(&mut self, id: RequestId, reason: End, error: Option<RequestError>) {
         self.share_energy(true);
         let Some(mut live) = self.requests.remove(&id) else { return };
-        live.note_release(Instant::now());
+        let now = Instant::now();
+        live.note_release(now);
+        live.note_end(reason, now);
         live.settle(&self.metrics, self.tenants.get_mut(live.tenant));
         live.refund();
         if self.sink.is_some() {

@@ -12,7 +12,9 @@ use sconce_scheduler::{CheckedRequest, MinuteReservation};
 use sconce_types::{NotReady, RequestId, Tenant, TenantId};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
-use crate::{Capacity, RequestEvent, Snapshot, StopCheck, TokenConstraint, admission::Door};
+use crate::{
+    Capacity, RequestClock, RequestEvent, Snapshot, StopCheck, TokenConstraint, admission::Door,
+};
 
 /// What is told to the engine's thread.
 pub(crate) enum Message {
@@ -43,6 +45,7 @@ pub(crate) struct Submission {
     pub(crate) request_id: Arc<str>,
     pub(crate) timeout: Option<Duration>,
     pub(crate) scores_prompt: bool,
+    pub(crate) clock: Option<RequestClock>,
     pub(crate) stop: Option<Box<dyn StopCheck>>,
     pub(crate) constraint: Option<Box<dyn TokenConstraint>>,
     /// What it waits for, and how long it may.

@@ -6,7 +6,7 @@ use axum::{extract::FromRequestParts, http::request::Parts};
 use sconce_tenants::{Principal, TenantEntry, Tenants};
 use sconce_types::TenantId;
 
-use crate::{access_log::RequestStats, error::ApiError, origins::Origins};
+use crate::{access_log::RequestStats, error::ApiError, origins::Origins, traces::RequestTrace};
 
 /// What the middleware found out about a request, kept among its extensions.
 #[derive(Clone)]
@@ -33,6 +33,8 @@ pub(crate) struct TenantAuth {
     pub(crate) request_id: Arc<str>,
     /// Where requests are logged: what the line will say.
     pub(crate) stats: Option<Arc<RequestStats>>,
+    /// Where requests are traced, and this one is sampled: what its spans will say.
+    pub(crate) trace: Option<Arc<RequestTrace>>,
     tenants: Arc<Tenants>,
 }
 
@@ -72,7 +74,8 @@ impl<S: Send + Sync> FromRequestParts<S> for TenantAuth {
         let request_id = parts.extensions.get::<ClientRequestId>();
         let request_id = request_id.map_or_else(|| Arc::from(""), |id| Arc::clone(&id.0));
         let stats = parts.extensions.get::<Arc<RequestStats>>().cloned();
-        Ok(Self { id, request_id, stats, tenants })
+        let trace = parts.extensions.get::<Arc<RequestTrace>>().cloned();
+        Ok(Self { id, request_id, stats, trace, tenants })
     }
 }
 

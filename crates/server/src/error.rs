@@ -60,6 +60,16 @@ enum ErrorKind {
     ServerError,
 }
 
+impl ErrorKind {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::InvalidRequestError => "invalid_request_error",
+            Self::RateLimitError => "rate_limit_error",
+            Self::ServerError => "server_error",
+        }
+    }
+}
+
 /// An error in OpenAI's shape.
 #[derive(Clone, Debug)]
 pub(crate) struct ApiError {
@@ -318,6 +328,11 @@ impl ApiError {
 
     pub(crate) fn message(&self) -> &str {
         &self.message
+    }
+
+    /// Its type and its code, which quote nothing of the request.
+    pub(crate) fn names(&self) -> (&'static str, Option<&'static str>) {
+        (self.kind.name(), self.code)
     }
 
     /// The body.

@@ -28,6 +28,7 @@ mod serve;
 mod state;
 mod text_or_list;
 mod tokenize;
+mod traces;
 mod word;
 
 pub use batches::Batches;
@@ -40,3 +41,6 @@ pub use listener::{Listener, listen};
 pub use origins::{AllowedOrigins, InvalidOrigin};
 pub use serve::router;
 pub use state::ServerConfig;
+pub use traces::{
+    InvalidTracesEndpoint, InvalidTracesHeader, Traces, TracesConfig, TracesEndpoint,
+};

@@ -17,6 +17,7 @@ use crate::{
     caller::{ClientRequestId, Identity, OnBehalf},
     error::ApiError,
     state::AppState,
+    traces::RequestTrace,
 };
 
 pub(crate) static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -43,15 +44,23 @@ pub(crate) async fn authorize(
         return ApiError::unauthorized().into_response();
     }
     drop(given);
-    if let Some(stats) = request.extensions().get::<Arc<RequestStats>>() {
+    let extensions = request.extensions();
+    let stats = extensions.get::<Arc<RequestStats>>();
+    let trace = extensions.get::<Arc<RequestTrace>>();
+    if stats.is_some() || trace.is_some() {
         let id = match speaker {
             Some(Principal::Tenant(id)) => Some(id),
             Some(Principal::Admin) => None,
             None => Some(TenantId(0)),
         };
         let entry = id.and_then(|id| tenants.get(id));
-        stats
-            .note_tenant(entry.map_or_else(|| "(admin)".into(), |entry| entry.tenant.name.clone()));
+        let name = entry.map_or_else(|| "(admin)".into(), |entry| entry.tenant.name.clone());
+        if let Some(trace) = trace {
+            trace.note_tenant(&name);
+        }
+        if let Some(stats) = stats {
+            stats.note_tenant(name);
+        }
     }
     // Without keys a browser's user is all that tells their own requests from other sites'.
     let is_open = !tenants.needs_key() && keys.is_empty();

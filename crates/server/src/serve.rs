@@ -24,7 +24,7 @@ use crate::{
     openai::{batches, chat, completions, embeddings, files, models, responses, scores},
     openapi, page,
     state::AppState,
-    tokenize,
+    tokenize, traces,
 };
 
 /// All routes over one engine.
@@ -87,6 +87,9 @@ pub fn router(engine: EngineHandle, text: Arc<TextModel>, config: ServerConfig) 
     router = router.layer(from_fn_with_state(state.clone(), middleware::count));
     if state.config.access_log {
         router = router.layer(from_fn_with_state(state.clone(), access_log::log));
+    }
+    if state.config.traces.is_some() {
+        router = router.layer(from_fn_with_state(state.clone(), traces::trace));
     }
     let prefix = state.config.root_path.trim_end_matches('/').to_owned();
     let router =

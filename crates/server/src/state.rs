@@ -20,7 +20,7 @@ use sconce_text::{ReasoningFormat, TextModel, ToolFormat};
 use sconce_types::EmbeddingInfo;
 
 use crate::{
-    AllowedOrigins, Batches, TenantDirectory,
+    AllowedOrigins, Batches, TenantDirectory, Traces,
     generation::answers::AnswerFormats,
     intake::{BodyConfig, Intake},
     live::Live,
@@ -65,6 +65,8 @@ pub struct ServerConfig {
     pub access_log: bool,
     /// Paths whose requests have none, such as `/health`.
     pub unlogged_paths: Vec<String>,
+    /// Where spans of requests go; there are none if not given.
+    pub traces: Option<Arc<Traces>>,
     /// A step longer than this makes `/health` fail.
     pub step_patience: Duration,
 }
@@ -88,6 +90,7 @@ impl Default for ServerConfig {
             allowed_origins: AllowedOrigins::default(),
             access_log: false,
             unlogged_paths: Vec::new(),
+            traces: None,
             step_patience: Duration::from_secs(60),
         }
     }

@@ -6,3 +6,4 @@ mod engine;
 mod not_ready;
 mod simulation;
 mod tenants;
+mod times;

@@ -17,7 +17,7 @@ use super::{
     thought_budget::BoundedThoughts,
     tools::Tools,
 };
-use crate::{access_log::RequestStats, error::ApiError, state::AppState};
+use crate::{access_log::RequestStats, error::ApiError, state::AppState, traces::SequenceTrace};
 
 /// A choice that is being generated. Dropping it cancels its request.
 pub(crate) struct Choice {
@@ -32,6 +32,8 @@ pub(crate) struct Choice {
     num_chars: usize,
     used: Used,
     stats: Option<Arc<RequestStats>>,
+    /// Where the request is traced.
+    trace: Option<Box<SequenceTrace>>,
     /// Whether deltas tell the tokens' ids.
     returns_token_ids: bool,
     /// Generated tokens are not shown, only the prompt's log-probabilities are.
@@ -164,6 +166,9 @@ impl Choice {
         let Start { prompt, max_tokens, detokenizer, reading } = start;
         let mut request = settings.request_of(state, prompt, *max_tokens, index);
         request.scores_prompt = hide_output;
+        let traced = settings.caller.trace.as_ref();
+        let trace = traced.map(|trace| trace.sequence(Some(*max_tokens)));
+        request.clock = trace.as_ref().map(|trace| trace.clock.clone());
         let min_tokens = settings.params.min_tokens as usize;
         let decoder = || Decoder::new(detokenizer.clone(), settings.stops.clone(), min_tokens);
         let single = reading.as_ref().filter(|reading| reading.ends_with_a_call());
@@ -193,11 +198,15 @@ impl Choice {
             if let Some(stats) = &stats {
                 stats.note_prompt(prompt.len());
             }
+            if let Some(trace) = traced {
+                trace.note_prompt(prompt.len());
+            }
         }
         Ok(Self {
             stream: Some(stream),
             waiting,
             stats,
+            trace,
             decoder: decoder(),
             reader: reading.as_ref().map(AnswerReader::new).map(Box::new),
             num_chars: 0,
@@ -213,8 +222,7 @@ impl Choice {
     /// `None` once the choice has ended.
     pub(crate) async fn next(&mut self) -> Option<Result<Delta, RequestError>> {
         if let Some(error) = self.failure.take() {
-            self.stream = None;
-            return Some(Err(error));
+            return Some(Err(self.failed(error)));
         }
         let stream = self.stream.as_mut()?;
         self.ready.push_back(stream.next().await?);
@@ -225,10 +233,7 @@ impl Choice {
         for (index, event) in mem::take(&mut self.ready).into_iter().enumerate() {
             match self.take(event, &mut delta) {
                 Ok(()) => {}
-                Err(error) if index == 0 => {
-                    self.stream = None;
-                    return Some(Err(error));
-                }
+                Err(error) if index == 0 => return Some(Err(self.failed(error))),
                 // What came before it was generated and is billed.
                 Err(error) => self.failure = Some(error),
             }
@@ -241,9 +246,21 @@ impl Choice {
             let Metering { generated_tokens, queue_ns, .. } = self.used.metering;
             stats.note_generated((generated_tokens - before) as usize, queue_ns);
         }
+        if let Some(trace) = &mut self.trace {
+            trace.usage = self.used.metering;
+        }
         delta.used = self.used;
         delta.is_plain = self.reader.is_none();
         Some(Ok(delta))
+    }
+
+    /// It ends with this.
+    fn failed(&mut self, error: RequestError) -> RequestError {
+        self.stream = None;
+        if let Some(trace) = &self.trace {
+            trace.note_error(&error);
+        }
+        error
     }
 
     fn take(&mut self, event: RequestEvent, delta: &mut Delta) -> Result<(), RequestError> {

@@ -281,6 +281,9 @@ impl GenerationFields {
             eos_token_ids: if ignore_eos { [].into() } else { state.text.eos_token_ids() },
             ..defaults
         };
+        if let Some(trace) = &caller.trace {
+            trace.note_sampling(n, params.temperature, params.top_p);
+        }
         Ok(Settings {
             params,
             n,
@@ -363,6 +366,7 @@ impl Settings {
             request_id: self.caller.request_id.clone(),
             timeout: self.timeout,
             scores_prompt: false,
+            clock: None,
         }
     }
 

@@ -8,7 +8,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::inputs::Inputs;
-use crate::{caller::TenantAuth, error::ApiError, state::AppState};
+use crate::{caller::TenantAuth, error::ApiError, state::AppState, traces::SequenceTrace};
 
 /// OpenAI's limit.
 const MAX_INPUTS: usize = 2048;
@@ -180,20 +180,25 @@ pub(super) async fn embed(
 ) -> Result<Vec<Arc<[f32]>>, ApiError> {
     check_minute(caller, &inputs, field)?;
     let mut embeddings = Vec::with_capacity(inputs.len());
-    let mut running: VecDeque<RequestStream> = VecDeque::new();
+    let mut running: VecDeque<Running> = VecDeque::new();
     for tokens in inputs {
         if let Some(stats) = &caller.stats {
             stats.note_prompt(tokens.len());
+        }
+        if let Some(trace) = &caller.trace {
+            trace.note_prompt(tokens.len());
         }
         if running.len() == WINDOW {
             embeddings.extend(next_embedding(&mut running).await?);
         }
         let params = SamplingParams { max_tokens: 1, ..SamplingParams::default() };
+        let trace = caller.trace.as_ref().map(|trace| trace.sequence(None));
         let request = EngineRequest {
             tenant: caller.id,
             request_id: Arc::clone(&caller.request_id),
             // The token that a text ends in is none of the model's.
             scores_prompt: true,
+            clock: trace.as_ref().map(|trace| trace.clock.clone()),
             ..EngineRequest::new(tokens, params)
         };
         let stream = loop {
@@ -205,7 +210,7 @@ pub(super) async fn embed(
                 Err(error) => return Err(ApiError::from(error).renamed("prompt", field)),
             }
         };
-        running.push_back(stream);
+        running.push_back(Running { stream, trace });
     }
     while let Some(embedding) = next_embedding(&mut running).await? {
         embeddings.push(embedding);
@@ -224,21 +229,33 @@ fn is_full(error: &SubmitError) -> bool {
     }
 }
 
+/// A text that the engine has.
+struct Running {
+    stream: RequestStream,
+    trace: Option<Box<SequenceTrace>>,
+}
+
 /// Waits for the text that was submitted first; `None` if none is left.
-async fn next_embedding(
-    running: &mut VecDeque<RequestStream>,
-) -> Result<Option<Arc<[f32]>>, ApiError> {
-    let Some(mut stream) = running.pop_front() else { return Ok(None) };
+async fn next_embedding(running: &mut VecDeque<Running>) -> Result<Option<Arc<[f32]>>, ApiError> {
+    let Some(Running { mut stream, mut trace }) = running.pop_front() else { return Ok(None) };
     let mut embedding = None;
     loop {
         match stream.next().await {
             Some(RequestEvent::Embedding(made)) => embedding = Some(made),
             // Its end: read, lest the request count as cancelled.
-            Some(RequestEvent::Token(_)) => {
+            Some(RequestEvent::Token(end)) => {
+                if let Some(trace) = &mut trace {
+                    trace.usage = end.usage;
+                }
                 let missing = || ApiError::internal("the model made no embedding");
                 return embedding.map(Some).ok_or_else(missing);
             }
-            Some(RequestEvent::Failed(error)) => return Err(error.into()),
+            Some(RequestEvent::Failed(error)) => {
+                if let Some(trace) = &trace {
+                    trace.note_error(&error);
+                }
+                return Err(error.into());
+            }
             Some(RequestEvent::PromptLogprobs { .. }) => {}
             None => return Err(ApiError::bug()),
         }

@@ -29,6 +29,16 @@ pub(crate) struct App {
 
 impl App {
     pub(crate) fn new(config: ServerConfig) -> Self {
+        Self::with(config, |config, _| config)
+    }
+
+    /// One whose configuration needs the engine, or a runtime, which this is called in.
+    pub(crate) fn with(
+        config: ServerConfig,
+        complete: impl FnOnce(ServerConfig, &EngineHandle) -> ServerConfig,
+    ) -> Self {
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let limits = SchedulerConfig {
             max_num_seqs: 8,
             max_num_batched_tokens: 64,
@@ -50,9 +60,11 @@ impl App {
         let options = EngineOptions::new("fake").tenants(config.tenants.tenants());
         let (_, engine, ()) = Engine::start(options, build).expect("the engine starts");
         let config = ServerConfig { served_model_names: vec!["fake".into()], ..config };
+        let config = {
+            let _inside = runtime.enter();
+            complete(config, &engine)
+        };
         let router = router(engine.clone(), text, config);
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         Self { runtime, router, engine }
     }
 

@@ -2,7 +2,9 @@
 
 use std::{collections::HashMap, convert::Infallible, sync::Arc};
 
-use sconce_engine::{Built, CacheGroups, Engine, EngineOptions, SchedulerConfig, SchedulingPolicy};
+use sconce_engine::{
+    Built, CacheGroups, Engine, EngineHandle, EngineOptions, SchedulerConfig, SchedulingPolicy,
+};
 use sconce_server::{ServerConfig, router};
 use sconce_text::TextModel;
 use sconce_types::{
@@ -57,6 +59,14 @@ impl Executor for Telling {
 
 /// A server of few places: of four texts that run and two that wait.
 pub(crate) fn app(matryoshka: Option<Vec<usize>>) -> App {
+    app_with(matryoshka, |config, _| config)
+}
+
+/// The same, with a configuration that needs the engine, or a runtime.
+pub(crate) fn app_with(
+    matryoshka: Option<Vec<usize>>,
+    complete: impl FnOnce(ServerConfig, &EngineHandle) -> ServerConfig,
+) -> App {
     let limits = SchedulerConfig {
         max_num_seqs: 4,
         max_num_batched_tokens: 16,
@@ -83,9 +93,14 @@ pub(crate) fn app(matryoshka: Option<Vec<usize>>) -> App {
         embedding: Some(embedding),
         ..ServerConfig::default()
     };
-    let router = router(engine.clone(), text, config);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    App { runtime: runtime.expect("a runtime"), router, engine }
+    let runtime = runtime.expect("a runtime");
+    let config = {
+        let _inside = runtime.enter();
+        complete(config, &engine)
+    };
+    let router = router(engine.clone(), text, config);
+    App { runtime, router, engine }
 }
 
 fn embeddings(answer: &Value) -> Vec<Value> {

@@ -27,5 +27,6 @@ mod tenants;
 mod text;
 mod token_fields;
 mod tools;
+mod traces;
 mod wire;
 mod writer;
