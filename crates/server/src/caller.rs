@@ -39,6 +39,11 @@ pub(crate) struct TenantAuth {
 }
 
 impl TenantAuth {
+    /// A tenant for which the program itself asks; the engine knows its limits.
+    pub(crate) fn in_process(id: TenantId, tenants: Arc<Tenants>) -> Self {
+        Self { id, request_id: Arc::from(""), stats: None, trace: None, tenants }
+    }
+
     /// What is known of the tenant; it may be gone since the key was looked up.
     pub(crate) fn entry(&self) -> Option<&TenantEntry> {
         self.tenants.get(self.id)

@@ -80,6 +80,15 @@ pub(crate) struct ApiError {
     message: String,
     /// In whole seconds.
     retry_after: u64,
+    cause: Option<Box<Cause>>,
+}
+
+/// What an error was before it had a shape for clients: callers in this process are told that.
+#[derive(Clone, Debug)]
+pub(crate) enum Cause {
+    Submit(SubmitError),
+    Request(RequestError),
+    Grammar(GrammarError),
 }
 
 impl ApiError {
@@ -91,6 +100,7 @@ impl ApiError {
             param: None,
             message: shortened(message.into()),
             retry_after: RETRY_AFTER_SECONDS,
+            cause: None,
         }
     }
 
@@ -279,11 +289,12 @@ impl ApiError {
     /// What a field asks of an answer's form cannot be had.
     pub(crate) fn of_grammar(field: &str, error: &GrammarError) -> Self {
         let message = format!("{field}: {error}");
-        match error {
+        let shaped = match error {
             GrammarError::Busy => Self { code: Some("overloaded"), ..Self::unavailable(message) },
             GrammarError::Bug => Self::bug(),
             _ => Self::invalid(Some(field), message),
-        }
+        };
+        Self { cause: Some(Box::new(Cause::Grammar(error.clone()))), ..shaped }
     }
 
     /// Too many grammars were to be compiled before this request's.
@@ -335,6 +346,11 @@ impl ApiError {
         (self.kind.name(), self.code)
     }
 
+    /// The field at fault, the message, and what the error was before.
+    pub(crate) fn into_parts(self) -> (Option<String>, String, Option<Cause>) {
+        (self.param, self.message, self.cause.map(|cause| *cause))
+    }
+
     /// The body.
     pub(crate) fn json(&self) -> ErrorBody<'_> {
         let Self { kind, code, param, message, .. } = self;
@@ -379,7 +395,8 @@ impl IntoResponse for ApiError {
 impl From<SubmitError> for ApiError {
     fn from(error: SubmitError) -> Self {
         let message = error.to_string();
-        match error {
+        let cause = Some(Box::new(Cause::Submit(error.clone())));
+        let shaped = match error {
             SubmitError::Params(invalid) => Self::invalid(Some(invalid.field), message),
             SubmitError::Unfit(Unfit::EmptyPrompt) | SubmitError::UnknownToken { .. } => {
                 Self::invalid(Some("prompt"), message)
@@ -409,14 +426,16 @@ impl From<SubmitError> for ApiError {
                 }
             }
             SubmitError::Draining | SubmitError::EngineLost => Self::unavailable(message),
-        }
+        };
+        Self { cause, ..shaped }
     }
 }
 
 impl From<RequestError> for ApiError {
     fn from(error: RequestError) -> Self {
         let message = error.to_string();
-        match error {
+        let cause = Some(Box::new(Cause::Request(error.clone())));
+        let shaped = match error {
             RequestError::NonFiniteLogits | RequestError::StepFailed(_) => Self::internal(message),
             RequestError::Refused(_) | RequestError::NothingAllowed => Self::invalid(None, message),
             RequestError::EngineLost => Self::unavailable(message),
@@ -452,7 +471,8 @@ impl From<RequestError> for ApiError {
                 };
                 Self { retry_after: retry_after.as_secs(), ..error }
             }
-        }
+        };
+        Self { cause, ..shaped }
     }
 }
 

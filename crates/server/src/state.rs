@@ -14,14 +14,13 @@ use rand::{
     rngs::StdRng,
 };
 use sconce_engine::EngineHandle;
-use sconce_grammar::{GrammarConfig, Grammars};
 use sconce_tenants::ApiKeys;
 use sconce_text::{ReasoningFormat, TextModel, ToolFormat};
 use sconce_types::EmbeddingInfo;
 
 use crate::{
     AllowedOrigins, Batches, TenantDirectory, Traces,
-    generation::answers::AnswerFormats,
+    generation::generator::Generator,
     intake::{BodyConfig, Intake},
     live::Live,
     openai::responses::ResponseStore,
@@ -105,15 +104,10 @@ pub(crate) struct AppState {
     pub(crate) intake: Arc<Intake>,
     pub(crate) live: Arc<Live>,
     pub(crate) origins: Arc<Origins>,
-    pub(crate) answers: Arc<AnswerFormats>,
+    pub(crate) generator: Generator,
     pub(crate) responses: Arc<ResponseStore>,
-    pub(crate) grammars: Arc<Grammars>,
     pub(crate) document: Arc<openapi::Text>,
     pub(crate) started: u64,
-    /// Counts what was drawn for requests without a seed; ids are drawn apart,
-    /// so that polling `/health` changes no request's tokens.
-    seeds: Arc<IdSource>,
-    pub(crate) ids: Arc<IdSource>,
 }
 
 impl AppState {
@@ -123,18 +117,17 @@ impl AppState {
             &config.bodies,
             limits.scheduler.max_num_seqs + limits.scheduler.max_queued,
         );
-        let vocab_size = limits.vocab_size;
-        let grammars = Grammars::new(Arc::clone(&text), vocab_size, GrammarConfig::default());
-        let origin = config.seed.unwrap_or_else(|| rand::rng().random());
+        let generator = Generator::with_seed(
+            engine.clone(),
+            Arc::clone(&text),
+            config.tool_call_parser,
+            config.reasoning_parser,
+            config.seed,
+        );
         Self {
             engine,
-            answers: Arc::new(AnswerFormats::new(
-                &text,
-                config.tool_call_parser,
-                config.reasoning_parser,
-            )),
+            generator,
             responses: Arc::new(ResponseStore::new(config.response_store_bytes)),
-            grammars: Arc::new(grammars),
             document: Arc::default(),
             text,
             origins: Arc::new(Origins::new(&config.host, &config.allowed_origins)),
@@ -142,8 +135,6 @@ impl AppState {
             intake: Arc::new(intake),
             live: Arc::new(Live::new()),
             started: unix_seconds(),
-            seeds: Arc::new(IdSource::new(origin)),
-            ids: Arc::new(IdSource::new(rand::rng().random())),
         }
     }
 
@@ -165,15 +156,10 @@ impl AppState {
         asked.unwrap_or_else(|| self.model_name().to_owned())
     }
 
-    /// A number for a request that brings no seed.
-    pub(crate) fn next_seed(&self) -> u64 {
-        self.seeds.next()
-    }
-
     /// An id that no other response of any server is likely to have, and that tells nothing
     /// of how many there were.
     pub(crate) fn next_id(&self, prefix: &str) -> String {
-        format!("{prefix}{:032x}", self.ids.next::<u128>())
+        format!("{prefix}{:032x}", self.generator.ids.next::<u128>())
     }
 }
 
@@ -184,7 +170,7 @@ pub(crate) struct IdSource {
 }
 
 impl IdSource {
-    fn new(origin: u64) -> Self {
+    pub(crate) fn new(origin: u64) -> Self {
         Self { origin, counter: AtomicU64::new(0) }
     }
 

@@ -301,18 +301,19 @@ fn prepare(state: &AppState, caller: TenantAuth, body: MessagesBody) -> Result<P
         user: body.metadata.and_then(|metadata| metadata.user_id),
         ..GenerationFields::default()
     };
-    let mut settings =
-        fields.settings(state, caller).map_err(|error| error.renamed("stop", "stop_sequences"))?;
-    bound_calls::bound(state, &mut settings, &tools)?;
+    let mut settings = fields
+        .settings(&state.generator, caller)
+        .map_err(|error| error.renamed("stop", "stop_sequences"))?;
+    bound_calls::bound(&state.generator, &mut settings, &tools)?;
     if let Some(tokens) = budget {
         let field = "thinking.budget_tokens";
-        settings.thought_budget = state.answers.thought_budget(tokens, field)?;
+        settings.thought_budget = state.generator.answers.thought_budget(tokens, field)?;
     }
     let limits = state.engine.limits();
     // Clients ask for as many tokens as a model can write, whatever the context.
     let max_tokens =
         settings.max_tokens(limits, &[prompt.tokens.len()], None, Some(body.max_tokens))?[0];
-    let start = Start::of_answer(state, &settings, &tools, prompt, max_tokens)?;
+    let start = Start::of_answer(&state.generator, &settings, &tools, prompt, max_tokens)?;
     Ok(Prepared { settings, start, model, is_clamped: max_tokens < body.max_tokens })
 }
 
@@ -332,7 +333,7 @@ pub(crate) async fn create(
     body: JsonBody,
 ) -> Result<Response, ApiError> {
     let Prepared { settings, start, model, is_clamped } = body.work(&state, prepare).await?;
-    let mut choices = vec![Choice::submit(&state, &settings, &start, 0, false)?];
+    let mut choices = vec![Choice::submit(&state.generator, &settings, &start, 0, false)?];
     structure::make_ready(&state, &settings, &mut choices).await?;
     let counts = Counts::new(start.prompt.len(), 1, 1, false);
     let shape = Shape { id: state.next_id("msg_"), model, is_clamped };

@@ -89,7 +89,7 @@ impl AnswerFormats {
         let format = if tools.are_offered() { self.tools } else { None };
         if tools.are_offered() && format.is_none() {
             let message = "the form in which this model writes calls is not known; the server's \
-                           --tool-call-parser names it";
+                           --tool-call-parser, or the builder's tool_call_parser, names it";
             return Err(ApiError::invalid(Some("tools"), message));
         }
         Ok(AnswerReading {

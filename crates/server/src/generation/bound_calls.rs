@@ -5,11 +5,12 @@ use sconce_text::AnswerTool;
 use serde_json::{Map, Value, json};
 
 use super::{
+    generator::Generator,
     settings::Settings,
     structure::Structure,
     tools::{Tool, ToolChoice, Tools},
 };
-use crate::{error::ApiError, state::AppState};
+use crate::error::ApiError;
 
 /// Bounds a request's answers by its tools, where `tool_choice` or a strict tool asks for it.
 ///
@@ -17,7 +18,7 @@ use crate::{error::ApiError, state::AppState};
 /// A strict tool whose schema cannot be enforced, a form of calls that no grammar has, or a
 /// form of the answer that is asked for beside.
 pub(crate) fn bound(
-    state: &AppState,
+    generator: &Generator,
     settings: &mut Settings,
     tools: &Tools,
 ) -> Result<(), ApiError> {
@@ -43,7 +44,12 @@ pub(crate) fn bound(
     let grammar = |held: bool| {
         let tools = tools.callable().map(|tool| answer_tool(tool, held));
         let tools = tools.collect::<Result<Vec<_>, _>>()?;
-        Ok::<_, ApiError>(state.answers.grammar(&state.text, &tools, must_call, is_parallel))
+        Ok::<_, ApiError>(generator.answers.grammar(
+            &generator.text,
+            &tools,
+            must_call,
+            is_parallel,
+        ))
     };
     let grammar = match grammar(true)? {
         None => grammar(false)?,
@@ -54,7 +60,7 @@ pub(crate) fn bound(
                        give tool_choice auto, and no strict tools";
         ApiError::invalid(Some("tool_choice"), message)
     })?;
-    settings.set_structure(state, Structure::new(Source::Own(grammar), "tools"))
+    settings.set_structure(generator, Structure::new(Source::Own(grammar), "tools"))
 }
 
 /// A tool with the schema that its arguments are held to: its own, or where that cannot be

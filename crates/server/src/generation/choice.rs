@@ -1,7 +1,15 @@
 //! One choice of a response: from a request's events to text.
 
-use std::{collections::VecDeque, mem, sync::Arc};
+use std::{
+    collections::VecDeque,
+    future::poll_fn,
+    mem,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
 
+use futures::Stream as _;
 use sconce_engine::{End, RequestError, RequestEvent, RequestStream, StopCheck, TokenConstraint};
 use sconce_text::Detokenizer;
 use sconce_types::{Metering, NotReady, TokenId, TokenLogprobs};
@@ -12,12 +20,13 @@ use super::{
     answers::{AnswerReader, AnswerReading, Part, Told},
     conversation::Prompt,
     decoder::{Decoder, StopFinder},
+    generator::Generator,
     settings::Settings,
     structure::{PATIENCE, Waiting},
     thought_budget::BoundedThoughts,
     tools::Tools,
 };
-use crate::{access_log::RequestStats, error::ApiError, state::AppState, traces::SequenceTrace};
+use crate::{access_log::RequestStats, error::ApiError, traces::SequenceTrace};
 
 /// A choice that is being generated. Dropping it cancels its request.
 pub(crate) struct Choice {
@@ -140,15 +149,15 @@ pub(crate) struct Start {
 impl Start {
     /// Of answers to a conversation.
     pub(crate) fn of_answer(
-        state: &AppState,
+        generator: &Generator,
         settings: &Settings,
         tools: &Tools,
         prompt: Prompt,
         max_tokens: u32,
     ) -> Result<Self, ApiError> {
         let Prompt { tokens, end } = prompt;
-        let reading = state.answers.reading(tools, end, &state.ids)?;
-        let mut detokenizer = state.text.detokenizer(&tokens, settings.skip_special_tokens);
+        let reading = generator.answers.reading(tools, end, &generator.ids)?;
+        let mut detokenizer = generator.text.detokenizer(&tokens, settings.skip_special_tokens);
         detokenizer.show(Arc::clone(&reading.markers));
         let reading = (!reading.is_plain()).then_some(reading);
         Ok(Self { prompt: tokens, max_tokens, detokenizer, reading })
@@ -157,14 +166,14 @@ impl Start {
 
 impl Choice {
     pub(crate) fn submit(
-        state: &AppState,
+        generator: &Generator,
         settings: &Settings,
         start: &Start,
         index: usize,
         hide_output: bool,
     ) -> Result<Self, ApiError> {
         let Start { prompt, max_tokens, detokenizer, reading } = start;
-        let mut request = settings.request_of(state, prompt, *max_tokens, index);
+        let mut request = settings.request_of(generator, prompt, *max_tokens, index);
         request.scores_prompt = hide_output;
         let traced = settings.caller.trace.as_ref();
         let trace = traced.map(|trace| trace.sequence(Some(*max_tokens)));
@@ -181,20 +190,22 @@ impl Choice {
         // Without an answer there is nothing to give a form.
         let (stream, waiting) = if settings.structure.is_some() && !hide_output {
             let reason = NotReady::Grammar;
-            let taken = state.engine.submit_not_ready(request, stop, reason, PATIENCE);
+            let taken = generator.engine.submit_not_ready(request, stop, reason, PATIENCE);
             let (stream, signal) = taken?;
             (stream, Some(Box::new(Waiting::new(signal, start, settings))))
         } else {
             let constraint = constraint(settings, start).filter(|_| !hide_output);
             let stream = match constraint {
-                Some(constraint) => state.engine.submit_constrained(request, stop, constraint)?,
-                None => state.engine.submit_until(request, stop)?,
+                Some(constraint) => {
+                    generator.engine.submit_constrained(request, stop, constraint)?
+                }
+                None => generator.engine.submit_until(request, stop)?,
             };
             (stream, None)
         };
         let stats = settings.stats().cloned();
         if index.is_multiple_of(settings.n) {
-            state.engine.metrics().request_params_n.observe(settings.n as f64);
+            generator.engine.metrics().request_params_n.observe(settings.n as f64);
             if let Some(stats) = &stats {
                 stats.note_prompt(prompt.len());
             }
@@ -221,19 +232,37 @@ impl Choice {
     /// Waits for the next piece, and takes with it all that is there already;
     /// `None` once the choice has ended.
     pub(crate) async fn next(&mut self) -> Option<Result<Delta, RequestError>> {
+        poll_fn(|cx| self.poll_delta(cx)).await
+    }
+
+    /// The same for streams.
+    pub(crate) fn poll_delta(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Delta, RequestError>>> {
         if let Some(error) = self.failure.take() {
-            return Some(Err(self.failed(error)));
+            return Poll::Ready(Some(Err(self.failed(error))));
         }
-        let stream = self.stream.as_mut()?;
-        self.ready.push_back(stream.next().await?);
-        while let Some(event) = stream.try_next() {
+        let Some(stream) = self.stream.as_mut() else { return Poll::Ready(None) };
+        match ready!(Pin::new(stream).poll_next(cx)) {
+            None => Poll::Ready(None),
+            Some(event) => Poll::Ready(Some(self.take_ready(event))),
+        }
+    }
+
+    /// Takes an event and all that are there already.
+    fn take_ready(&mut self, event: RequestEvent) -> Result<Delta, RequestError> {
+        self.ready.push_back(event);
+        while let Some(stream) = &mut self.stream
+            && let Some(event) = stream.try_next()
+        {
             self.ready.push_back(event);
         }
         let (mut delta, before) = (Delta::default(), self.used.metering.generated_tokens);
         for (index, event) in mem::take(&mut self.ready).into_iter().enumerate() {
             match self.take(event, &mut delta) {
                 Ok(()) => {}
-                Err(error) if index == 0 => return Some(Err(self.failed(error))),
+                Err(error) if index == 0 => return Err(self.failed(error)),
                 // What came before it was generated and is billed.
                 Err(error) => self.failure = Some(error),
             }
@@ -251,7 +280,7 @@ impl Choice {
         }
         delta.used = self.used;
         delta.is_plain = self.reader.is_none();
-        Some(Ok(delta))
+        Ok(delta)
     }
 
     /// It ends with this.

@@ -1,12 +1,15 @@
 //! One generation, whatever the wire: what is asked for, and the deltas that come of it.
 //! The wire formats (`openai`, `anthropic`) read their requests into these types and write
-//! their answers and errors from them.
+//! their answers and errors from them; so does `in_process`, for programs that have no wire.
 
 pub(crate) mod answers;
 pub(crate) mod bound_calls;
 pub(crate) mod choice;
 pub(crate) mod conversation;
 mod decoder;
+pub(crate) mod encoder;
+pub(crate) mod generator;
+pub(crate) mod inputs;
 pub(crate) mod settings;
 pub(crate) mod stream;
 pub(crate) mod structure;

@@ -10,10 +10,10 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::{
-    structure::Structure, structure_fields, thought_budget::ThoughtBudget,
+    generator::Generator, structure::Structure, structure_fields, thought_budget::ThoughtBudget,
     token_limits::TokenLimits,
 };
-use crate::{access_log::RequestStats, caller::TenantAuth, error::ApiError, state::AppState};
+use crate::{access_log::RequestStats, caller::TenantAuth, error::ApiError};
 
 /// Fields that neither endpoint supports, with a value that asks for nothing.
 pub(crate) const UNSUPPORTED: &[(&str, Option<&str>)] = &[
@@ -207,12 +207,12 @@ impl GenerationFields {
     /// name differently.
     pub(crate) fn settings(
         self,
-        state: &AppState,
+        generator: &Generator,
         caller: TenantAuth,
     ) -> Result<Settings, ApiError> {
         let defaults = SamplingParams::default();
         // The model's makers come before the API's own defaults.
-        let model = state.text.sampling_defaults();
+        let model = generator.text.sampling_defaults();
         let user = self.user.as_ref().or(self.safety_identifier.as_ref());
         let cache_key = self.prompt_cache_key.as_ref();
         if user.is_some() || self.metadata.is_some() || cache_key.is_some() {
@@ -253,12 +253,12 @@ impl GenerationFields {
         let ignore_eos = self.ignore_eos.unwrap_or(false);
         let mut structure = structure_fields::read(self.response_format, self.structured_outputs)?;
         if let Some(structure) = &mut structure {
-            structure.check(state, caller.id, ignore_eos, self.min_tokens.unwrap_or(0))?;
+            structure.check(generator, caller.id, ignore_eos, self.min_tokens.unwrap_or(0))?;
         }
-        let limits = state.engine.limits();
+        let limits = generator.engine.limits();
         let truncation = truncation(self.truncate_prompt_tokens, limits.scheduler.max_model_len)?;
         let token_limits = TokenLimits::new(
-            &state.text,
+            &generator.text,
             limits.vocab_size,
             self.allowed_token_ids,
             self.bad_words,
@@ -278,7 +278,7 @@ impl GenerationFields {
             min_tokens: self.min_tokens.unwrap_or(0),
             logit_bias: logit_bias(self.logit_bias)?,
             stop_token_ids: self.stop_token_ids.unwrap_or_default(),
-            eos_token_ids: if ignore_eos { [].into() } else { state.text.eos_token_ids() },
+            eos_token_ids: if ignore_eos { [].into() } else { generator.text.eos_token_ids() },
             ..defaults
         };
         if let Some(trace) = &caller.trace {
@@ -307,14 +307,45 @@ impl GenerationFields {
 }
 
 impl Settings {
+    /// Of a request that the program itself makes, which says all of them.
+    pub(crate) fn in_process(
+        generator: &Generator,
+        mut params: SamplingParams,
+        stops: Vec<String>,
+        caller: TenantAuth,
+    ) -> Result<Self, ApiError> {
+        if params.eos_token_ids.is_empty() {
+            params.eos_token_ids = generator.text.eos_token_ids();
+        }
+        Ok(Self {
+            params,
+            n: 1,
+            has_stops: !stops.is_empty(),
+            stops: StopStrings::new(stops, false)?,
+            skip_special_tokens: true,
+            stream: None,
+            include_metering: false,
+            structure: None,
+            thought_budget: None,
+            token_limits: None,
+            returns_token_ids: false,
+            names_tokens_by_id: false,
+            truncation: None,
+            has_seed: true,
+            priority: 0,
+            timeout: None,
+            caller,
+        })
+    }
+
     /// The form of answers, where an endpoint has a field of its own for it.
     pub(crate) fn set_structure(
         &mut self,
-        state: &AppState,
+        generator: &Generator,
         mut structure: Structure,
     ) -> Result<(), ApiError> {
         let ignores_ends = self.params.eos_token_ids.is_empty();
-        structure.check(state, self.caller.id, ignores_ends, self.params.min_tokens)?;
+        structure.check(generator, self.caller.id, ignores_ends, self.params.min_tokens)?;
         self.structure = Some(structure);
         Ok(())
     }
@@ -353,14 +384,14 @@ impl Settings {
     /// The engine's request of one choice of at most `max_tokens`.
     pub(crate) fn request_of(
         &self,
-        state: &AppState,
+        generator: &Generator,
         prompt: &[TokenId],
         max_tokens: u32,
         choice: usize,
     ) -> EngineRequest {
         EngineRequest {
             prompt: prompt.to_vec(),
-            params: SamplingParams { max_tokens, ..self.params_of(state, choice) },
+            params: SamplingParams { max_tokens, ..self.params_of(generator, choice) },
             tenant: self.caller.id,
             priority: self.priority,
             request_id: self.caller.request_id.clone(),
@@ -433,11 +464,11 @@ impl Settings {
 
     /// The parameters of one choice. Choices of one request differ by their
     /// seeds: the request's own plus the choice's index, or random ones.
-    fn params_of(&self, state: &AppState, choice: usize) -> SamplingParams {
+    fn params_of(&self, generator: &Generator, choice: usize) -> SamplingParams {
         let seed = if self.has_seed {
             self.params.seed.wrapping_add(choice as u64)
         } else {
-            state.next_seed()
+            generator.next_seed()
         };
         SamplingParams { seed, ..self.params.clone() }
     }

@@ -10,6 +10,7 @@ use sconce_types::{TenantId, TokenId};
 use super::{
     answers::{AnswerReader, AnswerReading},
     choice::{Choice, Start},
+    generator::Generator,
     settings::Settings,
     thought_budget::{ThoughtBudget, allow_only},
     token_limits::TokenLimits,
@@ -45,7 +46,7 @@ impl Structure {
     /// whole before, and a source that is too long or known to be wrong.
     pub(crate) fn check(
         &mut self,
-        state: &AppState,
+        generator: &Generator,
         tenant: TenantId,
         ignore_eos: bool,
         min_tokens: u32,
@@ -60,10 +61,24 @@ impl Structure {
         if min_tokens > 0 {
             return refuse("min_tokens", "an answer may be whole before");
         }
-        let kept = state.grammars.kept(tenant, &self.source);
+        let kept = generator.grammars.kept(tenant, &self.source);
         self.kept = kept.map_err(|error| ApiError::of_grammar(field, &error))?;
         Ok(())
     }
+}
+
+/// Compiles the grammar of a request, on this thread; `None` where it asks for no form.
+///
+/// # Errors
+/// The grammar is refused.
+pub(crate) fn compiled(
+    generator: &Generator,
+    settings: &Settings,
+) -> Result<Option<Grammar>, ApiError> {
+    let Some(Structure { source, field, kept }) = &settings.structure else { return Ok(None) };
+    let compile = || generator.grammars.compile(settings.caller.id, source);
+    let grammar = kept.clone().map_or_else(compile, Ok);
+    grammar.map(Some).map_err(|error| ApiError::of_grammar(field, &error))
 }
 
 /// Makes choices ready that wait for their grammar, if they do: it is compiled in the tenant's
@@ -82,7 +97,7 @@ pub(crate) async fn make_ready(
     if waiting.is_empty() {
         return Ok(());
     }
-    let (grammars, tenant) = (Arc::clone(&state.grammars), settings.caller.id);
+    let (grammars, tenant) = (Arc::clone(&state.generator.grammars), settings.caller.id);
     let (turn, is_kept) = (Turn::of(&settings.caller, 0), kept.is_some());
     let make = move || {
         let grammar = kept.map_or_else(|| grammars.compile(tenant, &source), Ok)?;
@@ -120,7 +135,8 @@ impl Waiting {
         Self { signal, thought, token_limits: settings.token_limits.clone() }
     }
 
-    fn make_ready(self, constraint: Constraint) {
+    /// The request generates under this constraint.
+    pub(crate) fn make_ready(self, constraint: Constraint) {
         let Self { signal, thought, token_limits } = self;
         let constrained = Box::new(Constrained { constraint, thought });
         signal.ready(Some(match token_limits {

@@ -14,18 +14,35 @@ const MAX_NAME_CHARS: usize = 64;
 
 /// A function that the client can run for the model.
 #[derive(Clone, Debug)]
-pub(crate) struct Tool {
-    pub(crate) name: String,
-    pub(crate) description: Option<String>,
+pub struct Tool {
+    /// By which it is called: letters, digits, underscores, dashes and dots.
+    pub name: String,
+    /// What the model is told that it does.
+    pub description: Option<String>,
     /// The JSON schema of its arguments.
-    pub(crate) parameters: Option<Value>,
+    pub parameters: Option<Value>,
     /// Its arguments must follow the schema, whatever the model would write.
-    pub(crate) strict: bool,
+    pub strict: bool,
+}
+
+impl Tool {
+    /// A tool whose arguments have this JSON schema.
+    pub fn new(name: impl Into<String>, description: impl Into<String>, parameters: Value) -> Self {
+        let (name, description) = (name.into(), Some(description.into()));
+        Self { name, description, parameters: Some(parameters), strict: false }
+    }
+
+    /// The same, whose arguments follow the schema whatever the model would write: a grammar
+    /// bounds the answer.
+    #[must_use]
+    pub fn strict(self) -> Self {
+        Self { strict: true, ..self }
+    }
 }
 
 /// What the model may or must do with its tools.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) enum ToolChoice {
+pub enum ToolChoice {
     /// No calls: the model is not told of the tools.
     None,
     /// As the model likes.

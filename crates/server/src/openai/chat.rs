@@ -143,14 +143,14 @@ fn prepare(state: &AppState, caller: TenantAuth, body: ChatBody) -> Result<Prepa
     let num_logprobs = num_logprobs(&body)?;
     let shared: GenerationFields = json::deserialize(body.shared, OWN_FIELDS)?;
     let add_special_tokens = shared.add_special_tokens.unwrap_or(false);
-    let mut settings = shared.settings(state, caller)?;
+    let mut settings = shared.settings(&state.generator, caller)?;
     settings.params.logprobs = num_logprobs;
     let limits = state.engine.limits();
     let tools = tools::read(body.tools, body.tool_choice, body.parallel_tool_calls)?;
-    bound_calls::bound(state, &mut settings, &tools)?;
+    bound_calls::bound(&state.generator, &mut settings, &tools)?;
     if let Some(tokens) = body.thinking_token_budget {
         let field = "thinking_token_budget";
-        settings.thought_budget = state.answers.thought_budget(tokens, field)?;
+        settings.thought_budget = state.generator.answers.thought_budget(tokens, field)?;
     }
     let mut template_kwargs = body.chat_template_kwargs.unwrap_or_default();
     if let Some(effort) = body.reasoning_effort {
@@ -171,7 +171,7 @@ fn prepare(state: &AppState, caller: TenantAuth, body: ChatBody) -> Result<Prepa
     let max_tokens = settings
         .max_tokens(limits, &[prompt.tokens.len()], max_tokens, None)
         .map_err(|error| error.renamed("max_tokens", max_tokens_name).within("messages"))?[0];
-    let start = Start::of_answer(state, &settings, &tools, prompt, max_tokens)?;
+    let start = Start::of_answer(&state.generator, &settings, &tools, prompt, max_tokens)?;
     let (model, wants_logprobs) = (body.model, num_logprobs.is_some());
     let wants_reasoning = body.include_reasoning.unwrap_or(true);
     Ok(Prepared { settings, start, model, wants_logprobs, wants_reasoning, max_tokens_name })
@@ -195,7 +195,7 @@ pub(crate) async fn create(
     let prepared = body.work(&state, prepare).await?;
     let Prepared { settings, start, .. } = prepared;
     let mut choices = (0..settings.n)
-        .map(|index| Choice::submit(&state, &settings, &start, index, false))
+        .map(|index| Choice::submit(&state.generator, &settings, &start, index, false))
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| {
             error.renamed("max_tokens", prepared.max_tokens_name).within("messages")

@@ -17,7 +17,6 @@ use utoipa::ToSchema;
 use super::{
     FINGERPRINT,
     echo::{Echo, Prompt},
-    inputs::Inputs,
     legacy_logprobs::LegacyLogprobs,
 };
 use crate::{
@@ -25,6 +24,7 @@ use crate::{
     error::ApiError,
     generation::{
         choice::{Choice, Delta, Finish, FinishReason, Start, StopReason, ended},
+        inputs::Inputs,
         settings::{GenerationFields, MAX_CHOICES, Settings, UNSUPPORTED},
         stream::{self, Chunks, Events},
         structure,
@@ -116,7 +116,7 @@ fn prepare(
     super::check_model(state, &caller, body.model.as_deref())?;
     let shared: GenerationFields = json::deserialize(body.shared, OWN_FIELDS)?;
     let special = shared.add_special_tokens.unwrap_or(true);
-    let mut settings = shared.settings(state, caller)?;
+    let mut settings = shared.settings(&state.generator, caller)?;
     let given = settings.n;
     settings.n = num_generated(&settings, body.best_of)?;
     check_choices(body.prompt.len(), settings.n)?;
@@ -181,7 +181,13 @@ pub(crate) async fn create(
     for (start, echo) in &starts {
         for _ in 0..settings.n {
             let index = choices.len();
-            choices.push(Choice::submit(&state, &settings, start, index, prepared.scores_only)?);
+            choices.push(Choice::submit(
+                &state.generator,
+                &settings,
+                start,
+                index,
+                prepared.scores_only,
+            )?);
             echoes.push(echo.clone());
         }
     }

@@ -12,13 +12,13 @@ use sconce_types::{EmbeddingInfo, TokenId};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{
-    encoder::{self, Cut, Usage},
-    inputs::Inputs,
-};
 use crate::{
     caller::TenantAuth,
     error::ApiError,
+    generation::{
+        encoder::{self, Cut, check_dimensions, shortened},
+        inputs::Inputs,
+    },
     json::{Body, JsonBody},
     openai::models::List,
     state::AppState,
@@ -66,6 +66,21 @@ impl Body for EmbeddingBody {
     ];
 }
 
+/// What the model's embeddings are.
+///
+/// # Errors
+/// It makes none.
+pub(super) fn info(state: &AppState) -> Result<&EmbeddingInfo, ApiError> {
+    state.config.embedding.as_ref().ok_or_else(|| {
+        let message = format!(
+            "the model {:?} generates text and makes no embeddings: it answers \
+             /v1/chat/completions and /v1/completions",
+            state.model_name()
+        );
+        ApiError::invalid(Some("model"), message)
+    })
+}
+
 /// Numbers, or the base64 of 32-bit floats, little-endian.
 #[derive(Clone, Copy, Debug, Default, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
@@ -92,39 +107,15 @@ fn prepare(
     body: EmbeddingBody,
 ) -> Result<Prepared, ApiError> {
     super::check_model(state, &caller, body.model.as_deref())?;
-    let info = encoder::info(state)?;
+    let info = info(state)?;
     if let Some(user) = &body.user {
         tracing::debug!(user, "request");
     }
     let dimensions = body.dimensions.map(|asked| check_dimensions(info, asked)).transpose()?;
     let cut = Cut::new(info, body.truncate_prompt_tokens, body.add_special_tokens)?;
-    let inputs = encoder::encode(state, body.input, cut, "input")?;
+    let inputs = encoder::encode(&state.generator, body.input, cut, "input")?;
     let format = body.encoding_format.unwrap_or_default();
     Ok(Prepared { caller, inputs, model: body.model, format, dimensions })
-}
-
-/// Fewer numbers than the model makes, where its first ones are an embedding too.
-fn check_dimensions(info: &EmbeddingInfo, asked: usize) -> Result<usize, ApiError> {
-    let most = info.dimensions;
-    let accepted = match &info.matryoshka {
-        _ if asked == most => return Ok(asked),
-        None => format!("{most}: this model's embeddings cannot be cut"),
-        Some(any) if any.is_empty() => {
-            if (1..=most).contains(&asked) {
-                return Ok(asked);
-            }
-            format!("from 1 to {most}")
-        }
-        Some(some) => {
-            if asked < most && some.contains(&asked) {
-                return Ok(asked);
-            }
-            let some: Vec<String> = some.iter().map(ToString::to_string).collect();
-            format!("{most}, or one of {}", some.join(", "))
-        }
-    };
-    let message = format!("dimensions is {asked}, but must be {accepted}");
-    Err(ApiError::invalid(Some("dimensions"), message))
 }
 
 /// Answers where a model is asked to generate that makes embeddings.
@@ -150,7 +141,7 @@ pub(crate) async fn create(
     let prepared = body.work(&state, prepare).await?;
     let Prepared { caller, inputs, model, format, dimensions } = prepared;
     let prompt_tokens = inputs.iter().map(Vec::len).sum();
-    let embeddings = encoder::embed(&state, &caller, inputs, "input").await?;
+    let embeddings = encoder::embed(&state.generator, &caller, inputs, "input").await?;
     let answer = Answer {
         object: List::Word,
         model: state.answering_name(model),
@@ -165,6 +156,20 @@ pub(crate) async fn create(
         tokio::task::spawn_blocking(write).await.map_err(|_| ApiError::bug())?
     };
     Ok(([(CONTENT_TYPE, "application/json")], body?).into_response())
+}
+
+/// What an answer says of its tokens.
+#[derive(Clone, Copy, Serialize, ToSchema)]
+#[schema(as = EmbeddingUsage)]
+pub(super) struct Usage {
+    prompt_tokens: usize,
+    total_tokens: usize,
+}
+
+impl Usage {
+    pub(super) fn new(prompt_tokens: usize) -> Self {
+        Self { prompt_tokens, total_tokens: prompt_tokens }
+    }
 }
 
 /// Embeddings of texts.
@@ -221,35 +226,5 @@ impl Answer {
         };
         self.data = embeddings.iter().enumerate().map(item).collect();
         serde_json::to_vec(&self).map_err(|_| ApiError::bug())
-    }
-}
-
-/// The first numbers of an embedding, scaled to length 1.
-fn shortened(embedding: &[f32], dimensions: usize) -> Vec<f32> {
-    let first = &embedding[..dimensions];
-    let length = first.iter().map(|x| x * x).sum::<f32>().sqrt().max(f32::MIN_POSITIVE);
-    first.iter().map(|x| x / length).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_embeddings_that_may_be_cut_are() {
-        let info = |matryoshka| EmbeddingInfo {
-            dimensions: 8,
-            matryoshka,
-            is_normalized: true,
-            max_tokens: 16,
-        };
-        let allowed = |matryoshka: Option<Vec<usize>>| -> Vec<usize> {
-            let info = info(matryoshka);
-            (0..=10).filter(|&asked| check_dimensions(&info, asked).is_ok()).collect()
-        };
-        assert_eq!(allowed(None), [8]);
-        assert_eq!(allowed(Some(Vec::new())), [1, 2, 3, 4, 5, 6, 7, 8]);
-        assert_eq!(allowed(Some(vec![2, 4, 9])), [2, 4, 8]);
-        assert_eq!(shortened(&[3.0, 4.0, 12.0], 2), [0.6, 0.8]);
     }
 }

@@ -8,14 +8,17 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
-    encoder::{self, Cut, Usage},
-    inputs::Inputs,
+    embeddings::{Usage, info},
     models::List,
 };
 use crate::{
     caller::TenantAuth,
     error::ApiError,
-    generation::settings::OneOrMany,
+    generation::{
+        encoder::{self, Cut},
+        inputs::Inputs,
+        settings::OneOrMany,
+    },
     json::{Body, JsonBody},
     state::{AppState, unix_seconds},
     word::word,
@@ -91,9 +94,9 @@ impl Compared {
         truncate_prompt_tokens: Option<i64>,
     ) -> Result<Self, ApiError> {
         super::check_model(state, &caller, model.as_deref())?;
-        let cut = Cut::new(encoder::info(state)?, truncate_prompt_tokens, None)?;
+        let cut = Cut::new(info(state)?, truncate_prompt_tokens, None)?;
         let encode = |(field, texts): (&str, Vec<String>)| {
-            encoder::encode(state, Inputs::Texts(texts), cut, field)
+            encoder::encode(&state.generator, Inputs::Texts(texts), cut, field)
         };
         let (first, second) = (encode(first)?, encode(second)?);
         Ok(Self { caller, model, first, second })
@@ -105,7 +108,7 @@ impl Compared {
         let tokens = first.iter().chain(&second).map(Vec::len).sum();
         let (num_first, num_pairs) = (first.len(), second.len());
         let texts = first.into_iter().chain(second).collect();
-        let embeddings = encoder::embed(state, &caller, texts, field).await?;
+        let embeddings = encoder::embed(&state.generator, &caller, texts, field).await?;
         let (first, second) = embeddings.split_at(num_first);
         let pair = |index: usize| {
             let first = if num_first == 1 { &first[0] } else { &first[index] };

@@ -131,12 +131,13 @@ mod tests {
             headers.extend(states.iter().map(|&state| (&TRACESTATE, state)));
             context(&headers).map(|found| found.trace_state().header())
         };
+        let many = vec!["a=1"; 33].join(",");
         for (given, kept) in [
             (&["a=1,b@c=2"][..], "a=1,b@c=2"),
             (&["a=1, b=2 ,,", "c=3"][..], "a=1,b=2,c=3"),
             (&["a=1,nonsense"][..], ""),
             (&["A=1"][..], ""),
-            (&[&vec!["a=1"; 33].join(",")][..], ""),
+            (&[&*many][..], ""),
         ] {
             assert_eq!(state(given).as_deref(), Some(kept), "{given:?}");
         }

@@ -50,7 +50,7 @@ pub(crate) async fn create(
     body: JsonBody,
 ) -> Result<Response, ApiError> {
     let Prepared { settings, start, shape, history } = body.work(&state, prepare).await?;
-    let mut choice = Choice::submit(&state, &settings, &start, 0, false)
+    let mut choice = Choice::submit(&state.generator, &settings, &start, 0, false)
         .map_err(|error| error.renamed("max_tokens", "max_output_tokens").within("input"))?;
     structure::make_ready(&state, &settings, std::slice::from_mut(&mut choice)).await?;
     let counts = Counts::new(start.prompt.len(), 1, 1, false);

@@ -268,7 +268,7 @@ pub(super) fn prepare(
     }
     let shared: GenerationFields = json::deserialize(body.shared, OWN_FIELDS)?;
     let user = shared.user.clone();
-    let mut settings = shared.settings(state, caller)?;
+    let mut settings = shared.settings(&state.generator, caller)?;
     settings.params.logprobs = num_logprobs;
     if let Some(structure) = structure {
         if settings.structure.is_some() {
@@ -276,9 +276,9 @@ pub(super) fn prepare(
                            give one of them";
             return Err(ApiError::invalid(Some("structured_outputs"), message));
         }
-        settings.set_structure(state, structure)?;
+        settings.set_structure(&state.generator, structure)?;
     }
-    bound_calls::bound(state, &mut settings, &tools)?;
+    bound_calls::bound(&state.generator, &mut settings, &tools)?;
     let mut template_kwargs = body.chat_template_kwargs.unwrap_or_default();
     if let Some(effort) = body.reasoning.as_ref().and_then(|reasoning| reasoning.effort) {
         effort.tell(&mut template_kwargs);
@@ -296,7 +296,7 @@ pub(super) fn prepare(
     let max_tokens = settings
         .max_tokens(limits, &[prompt.tokens.len()], body.max_output_tokens, None)
         .map_err(|error| error.renamed("max_tokens", "max_output_tokens").within("input"))?[0];
-    let start = Start::of_answer(state, &settings, &tools, prompt, max_tokens)?;
+    let start = Start::of_answer(&state.generator, &settings, &tools, prompt, max_tokens)?;
     let is_stored = body.store.unwrap_or(true);
     let echo = Echo {
         background: false,

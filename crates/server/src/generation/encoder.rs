@@ -1,39 +1,22 @@
-//! Texts and their embeddings: what endpoints that serve an encoder share.
+//! Texts and their embeddings: what all that serves an encoder shares.
 
 use std::{collections::VecDeque, sync::Arc};
 
 use sconce_engine::{EngineRequest, Overload, RequestEvent, RequestStream, SubmitError};
 use sconce_types::{EmbeddingInfo, SamplingParams, TokenId};
-use serde::Serialize;
-use utoipa::ToSchema;
 
-use super::inputs::Inputs;
-use crate::{caller::TenantAuth, error::ApiError, state::AppState, traces::SequenceTrace};
+use super::{generator::Generator, inputs::Inputs};
+use crate::{caller::TenantAuth, error::ApiError, traces::SequenceTrace};
 
-/// OpenAI's limit.
-const MAX_INPUTS: usize = 2048;
+/// Texts of one request: OpenAI's limit.
+pub(crate) const MAX_INPUTS: usize = 2048;
 /// Texts of one request that the engine has at a time: some steps' worth of short ones, and
 /// few enough that other requests find places.
 const WINDOW: usize = 128;
 
-/// What the model's embeddings are.
-///
-/// # Errors
-/// It makes none.
-pub(super) fn info(state: &AppState) -> Result<&EmbeddingInfo, ApiError> {
-    state.config.embedding.as_ref().ok_or_else(|| {
-        let message = format!(
-            "the model {:?} generates text and makes no embeddings: it answers \
-             /v1/chat/completions and /v1/completions",
-            state.model_name()
-        );
-        ApiError::invalid(Some("model"), message)
-    })
-}
-
 /// How many tokens of a text count.
 #[derive(Clone, Copy)]
-pub(super) struct Cut {
+pub(crate) struct Cut {
     most: usize,
     /// Whether a longer text is cut, not refused.
     truncates: bool,
@@ -45,7 +28,7 @@ impl Cut {
     ///
     /// # Errors
     /// More tokens than the model takes, or none.
-    pub(super) fn new(
+    pub(crate) fn new(
         info: &EmbeddingInfo,
         truncate_prompt_tokens: Option<i64>,
         add_special_tokens: Option<bool>,
@@ -76,8 +59,8 @@ impl Cut {
 ///
 /// # Errors
 /// No text, too many of them, or one that is too long.
-pub(super) fn encode(
-    state: &AppState,
+pub(crate) fn encode(
+    generator: &Generator,
     inputs: Inputs,
     cut: Cut,
     field: &str,
@@ -94,7 +77,7 @@ pub(super) fn encode(
             return Err(ApiError::invalid(Some(field), message));
         }
     }
-    let text = &state.text;
+    let text = &generator.text;
     let Cut { most, truncates, special } = cut;
     let of_text = |input: &String| {
         let tokens = if truncates {
@@ -124,7 +107,7 @@ pub(super) fn encode(
     };
     for tokens in &inputs {
         // Before any of them is computed.
-        let checked = state.engine.limits().check(tokens, 1);
+        let checked = generator.engine.limits().check(tokens, 1);
         checked.map_err(|error| ApiError::from(error).renamed("prompt", field))?;
     }
     Ok(inputs)
@@ -135,20 +118,6 @@ fn is_empty(inputs: &Inputs) -> bool {
     match inputs {
         Inputs::Tokens(tokens) => tokens.is_empty(),
         others => others.len() == 0,
-    }
-}
-
-/// What an answer says of its tokens.
-#[derive(Clone, Copy, Serialize, ToSchema)]
-#[schema(as = EmbeddingUsage)]
-pub(super) struct Usage {
-    prompt_tokens: usize,
-    total_tokens: usize,
-}
-
-impl Usage {
-    pub(super) fn new(prompt_tokens: usize) -> Self {
-        Self { prompt_tokens, total_tokens: prompt_tokens }
     }
 }
 
@@ -169,11 +138,38 @@ fn check_minute(caller: &TenantAuth, inputs: &[Vec<TokenId>], field: &str) -> Re
     }
 }
 
+/// Fewer numbers than the model makes, where its first ones are an embedding too.
+///
+/// # Errors
+/// The model's embeddings cannot be cut to so many.
+pub(crate) fn check_dimensions(info: &EmbeddingInfo, asked: usize) -> Result<usize, ApiError> {
+    let most = info.dimensions;
+    let accepted = match &info.matryoshka {
+        _ if asked == most => return Ok(asked),
+        None => format!("{most}: this model's embeddings cannot be cut"),
+        Some(any) if any.is_empty() => {
+            if (1..=most).contains(&asked) {
+                return Ok(asked);
+            }
+            format!("from 1 to {most}")
+        }
+        Some(some) => {
+            if asked < most && some.contains(&asked) {
+                return Ok(asked);
+            }
+            let some: Vec<String> = some.iter().map(ToString::to_string).collect();
+            format!("{most}, or one of {}", some.join(", "))
+        }
+    };
+    let message = format!("dimensions is {asked}, but must be {accepted}");
+    Err(ApiError::invalid(Some("dimensions"), message))
+}
+
 /// The embeddings of texts, in their order. Each is a request of the engine's, whose steps
 /// hold texts of all requests and tenants. Where the engine has no place for another, one of
 /// this request's own is waited for first, if there is one.
-pub(super) async fn embed(
-    state: &AppState,
+pub(crate) async fn embed(
+    generator: &Generator,
     caller: &TenantAuth,
     inputs: Vec<Vec<TokenId>>,
     field: &str,
@@ -202,7 +198,7 @@ pub(super) async fn embed(
             ..EngineRequest::new(tokens, params)
         };
         let stream = loop {
-            match state.engine.submit(request.clone()) {
+            match generator.engine.submit(request.clone()) {
                 Ok(stream) => break stream,
                 Err(error) if !running.is_empty() && is_full(&error) => {
                     embeddings.extend(next_embedding(&mut running).await?);
@@ -259,5 +255,35 @@ async fn next_embedding(running: &mut VecDeque<Running>) -> Result<Option<Arc<[f
             Some(RequestEvent::PromptLogprobs { .. }) => {}
             None => return Err(ApiError::bug()),
         }
+    }
+}
+
+/// The first numbers of an embedding, scaled to length 1.
+pub(crate) fn shortened(embedding: &[f32], dimensions: usize) -> Vec<f32> {
+    let first = &embedding[..dimensions];
+    let length = first.iter().map(|x| x * x).sum::<f32>().sqrt().max(f32::MIN_POSITIVE);
+    first.iter().map(|x| x / length).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_embeddings_that_may_be_cut_are() {
+        let info = |matryoshka| EmbeddingInfo {
+            dimensions: 8,
+            matryoshka,
+            is_normalized: true,
+            max_tokens: 16,
+        };
+        let allowed = |matryoshka: Option<Vec<usize>>| -> Vec<usize> {
+            let info = info(matryoshka);
+            (0..=10).filter(|&asked| check_dimensions(&info, asked).is_ok()).collect()
+        };
+        assert_eq!(allowed(None), [8]);
+        assert_eq!(allowed(Some(Vec::new())), [1, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(allowed(Some(vec![2, 4, 9])), [2, 4, 8]);
+        assert_eq!(shortened(&[3.0, 4.0, 12.0], 2), [0.6, 0.8]);
     }
 }

@@ -19,7 +19,7 @@ pub(crate) enum Inputs {
 
 impl Inputs {
     /// Texts or lists of tokens.
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         match self {
             Self::Text(_) | Self::Tokens(_) => 1,
             Self::Texts(texts) => texts.len(),
