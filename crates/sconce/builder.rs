@@ -1,12 +1,16 @@
 //! Options one after another, and a start.
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use sconce_engine::SchedulingPolicy;
 use sconce_runner::{CacheDtype, DeviceChoice, Dtype, Isa, Quantization};
+use sconce_text::{ReasoningFormat, ToolFormat};
 use sconce_types::Tenant;
 
-use crate::{Error, Options, Progress, Sconce, hub::HubOptions};
+use crate::{
+    Error, Options, Progress, Sconce,
+    hub::{self, HubOptions},
+};
 
 /// [`Options`] that are set one after another.
 ///
@@ -67,6 +71,10 @@ impl Builder {
         served_model_name: impl Into<String> => |value| Some(Into::into(value)),
         /// The chat template's file, if not the model's own.
         chat_template: impl Into<PathBuf> => |value| Some(Into::into(value)),
+        /// The form of the model's calls of tools, if its chat template does not tell.
+        tool_call_parser: ToolFormat => Some,
+        /// The form of its thoughts, if its chat template does not tell.
+        reasoning_parser: ReasoningFormat => Some,
         /// The dtype that the model computes in.
         dtype: Dtype => Some,
         /// How weights are quantized.
@@ -118,5 +126,55 @@ impl Builder {
         P: Progress + Clone + Send + 'static,
     {
         Sconce::start(&self.options, progress)
+    }
+
+    /// The same with a function that is told: what is done, how much of it, and of how much,
+    /// which is 0 where it is not known.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), sconce::Error> {
+    /// let sconce = sconce::Sconce::builder("smollm2-135m-instruct")
+    ///     .start_with_callback(|stage, done, total| eprintln!("{stage:?}: {done} of {total}"))?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Sconce::start`].
+    pub fn start_with_callback<F>(self, callback: F) -> Result<Sconce, Error>
+    where
+        F: Fn(Stage, u64, u64) + Send + Sync + 'static,
+    {
+        self.start_with_progress(&Callback(Arc::new(callback)))
+    }
+}
+
+/// What a start is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// The model is fetched.
+    Fetch(hub::Phase),
+    /// Tensors are loaded.
+    Tensors,
+    /// Decode steps are recorded as CUDA graphs.
+    Graphs,
+}
+
+#[derive(Clone)]
+struct Callback(Arc<dyn Fn(Stage, u64, u64) + Send + Sync>);
+
+impl hub::Progress for Callback {
+    fn update(&self, phase: hub::Phase, done: u64, total: u64) {
+        (self.0)(Stage::Fetch(phase), done, total);
+    }
+}
+
+impl Progress for Callback {
+    fn tensors(&self, loaded: usize, total: usize) {
+        (self.0)(Stage::Tensors, loaded as u64, total as u64);
+    }
+
+    fn graphs(&self, recorded: usize, total: usize) {
+        (self.0)(Stage::Graphs, recorded as u64, total as u64);
     }
 }

@@ -15,7 +15,8 @@ use sconce_runner::{
     CacheDtype, DeviceChoice, Dtype, FormFault, Isa, LoadError, LoadOptions, LoadPhase, LoadTimes,
     ModelInfo, Quantization,
 };
-use sconce_text::{TextConfig, TextError, TextModel};
+use sconce_server::{Generator, GrammarError, Refusal};
+use sconce_text::{ReasoningFormat, TextConfig, TextError, TextModel, ToolFormat};
 use sconce_types::{EmbeddingInfo, Executor, MeterSink, SamplingParams, Tenant};
 
 use crate::{
@@ -40,6 +41,10 @@ pub struct Options {
     pub hub: HubOptions,
     /// The chat template's file, if not the model's own.
     pub chat_template: Option<PathBuf>,
+    /// The form of the model's calls of tools; found in its chat template if not given.
+    pub tool_call_parser: Option<ToolFormat>,
+    /// The form of its thoughts; found in its chat template if not given.
+    pub reasoning_parser: Option<ReasoningFormat>,
     /// Where the model runs.
     pub device: DeviceChoice,
     /// The dtype it computes in; bf16 if not given.
@@ -102,6 +107,8 @@ impl Options {
             served_model_name: None,
             hub: HubOptions::default(),
             chat_template: None,
+            tool_call_parser: None,
+            reasoning_parser: None,
             device: DeviceChoice::Auto,
             dtype: None,
             quantization: None,
@@ -169,9 +176,39 @@ pub enum Error {
     /// A request ended without finishing.
     #[error(transparent)]
     Request(#[from] RequestError),
+    /// A request is not what it may be.
+    #[error("{message}")]
+    Invalid {
+        /// The field at fault, with its place: `messages[1].calls[0].arguments`.
+        field: Option<String>,
+        /// What it is, and what would be accepted.
+        message: String,
+    },
+    /// The form that a field of a request asks of its answer cannot be had.
+    #[error("{field}: {reason}")]
+    Form {
+        /// The field.
+        field: String,
+        /// What is wrong with the form, and where.
+        reason: GrammarError,
+    },
     /// The model makes embeddings of texts.
     #[error("{0} makes embeddings and generates no text")]
     GeneratesNothing(String),
+    /// The model generates text.
+    #[error("{0} generates text and makes no embeddings")]
+    MakesNoEmbeddings(String),
+}
+
+impl From<Refusal> for Error {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Invalid { field, message } => Self::Invalid { field, message },
+            Refusal::Form { field, reason } => Self::Form { field, reason },
+            Refusal::Submit(error) => Self::Submit(error),
+            Refusal::Request(error) => Self::Request(error),
+        }
+    }
 }
 
 /// What was started, for people to read.
@@ -273,6 +310,7 @@ impl From<ModelInfo> for Loaded {
 pub struct Sconce {
     handle: EngineHandle,
     text: Arc<TextModel>,
+    generator: Generator,
     summary: Summary,
 }
 
@@ -401,7 +439,10 @@ impl Sconce {
             // A thread that could not write has said so.
             let _ = recording.send(Line::Head(summary.recording_head()));
         }
-        Ok(Self { handle, text: Arc::new(text), summary })
+        let text = Arc::new(text);
+        let (tools, reasoning) = (options.tool_call_parser, options.reasoning_parser);
+        let generator = Generator::new(handle.clone(), Arc::clone(&text), tools, reasoning);
+        Ok(Self { handle, text, generator, summary })
     }
 
     /// The way into the engine, for token ids.
@@ -416,6 +457,11 @@ impl Sconce {
         &self.text
     }
 
+    /// What answers conversations and makes embeddings.
+    pub(crate) fn generator(&self) -> &Generator {
+        &self.generator
+    }
+
     /// What was started.
     #[must_use]
     pub fn summary(&self) -> &Summary {
@@ -428,11 +474,13 @@ impl Sconce {
     /// # Errors
     /// A prompt or parameters that cannot run.
     pub fn complete(&self, prompt: &str, params: SamplingParams) -> Result<Completion, Error> {
+        self.check_generates()?;
         let prompt = self.text.encode(prompt, true)?;
         self.submit(prompt, params)
     }
 
-    /// Answers a conversation of `(role, content)` through the chat template.
+    /// Answers a conversation of `(role, content)` through the chat template, as the text that
+    /// the model writes; [`Sconce::answer`] tells thoughts and calls of tools from it.
     ///
     /// # Errors
     /// A model without a chat template, messages it refuses, parameters that
@@ -442,6 +490,7 @@ impl Sconce {
         messages: &[(&str, &str)],
         params: SamplingParams,
     ) -> Result<Completion, Error> {
+        self.check_generates()?;
         let messages: Vec<_> = messages
             .iter()
             .map(|(role, content)| serde_json::json!({ "role": role, "content": content }))
@@ -451,10 +500,16 @@ impl Sconce {
         self.submit(prompt, params)
     }
 
-    fn submit(&self, prompt: Vec<u32>, mut params: SamplingParams) -> Result<Completion, Error> {
-        if self.summary.embedding.is_some() {
-            return Err(Error::GeneratesNothing(self.summary.model_name.clone()));
+    /// # Errors
+    /// The model makes embeddings.
+    pub(crate) fn check_generates(&self) -> Result<(), Error> {
+        match &self.summary.embedding {
+            None => Ok(()),
+            Some(_) => Err(Error::GeneratesNothing(self.summary.model_name.clone())),
         }
+    }
+
+    fn submit(&self, prompt: Vec<u32>, mut params: SamplingParams) -> Result<Completion, Error> {
         if params.eos_token_ids.is_empty() {
             params.eos_token_ids = self.text.eos_token_ids();
         }

@@ -3,7 +3,9 @@
 
 use std::{path::PathBuf, process::Command, sync::OnceLock};
 
-use sconce::{DeviceChoice, Error, Options, SamplingParams, Sconce};
+use sconce::{
+    ChatRequest, DeviceChoice, EmbeddingOptions, Error, Message, Options, SamplingParams, Sconce,
+};
 use serde_json::{Value, json};
 
 use crate::{
@@ -12,7 +14,7 @@ use crate::{
 };
 
 /// The model's directory, fetched once.
-fn dir() -> &'static PathBuf {
+pub(crate) fn dir() -> &'static PathBuf {
     static DIR: OnceLock<PathBuf> = OnceLock::new();
     DIR.get_or_init(|| {
         let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("all-minilm-l6-v2");
@@ -138,7 +140,44 @@ fn what_an_encoder_cannot_do_is_said() {
         let refused = Sconce::start(&options, &()).err().expect("it cannot start").to_string();
         assert!(refused.contains(says), "{refused}");
     }
-    let own = Sconce::start(&Options::new(model), &()).expect("it starts");
-    let refused = own.complete("hi", SamplingParams::default()).err();
-    assert!(matches!(refused, Some(Error::GeneratesNothing(_))), "{refused:?}");
+}
+
+#[test]
+fn the_library_makes_embeddings_and_says_what_it_cannot_do() {
+    let cases = model::reference_json("embeddings.json");
+    let cases = cases.as_array().expect("a list of cases");
+    let texts: Vec<&str> = cases.iter().map(|case| case["text"].as_str().expect("text")).collect();
+    let own = Sconce::start(&Options::new(dir().to_str().expect("UTF-8")), &());
+    let own = own.expect("it starts");
+    let cut = EmbeddingOptions { truncate: true, ..EmbeddingOptions::default() };
+    let embeddings = own.blocking_embed(&texts, cut).expect("they are made");
+    assert_eq!(embeddings.len(), cases.len());
+    for (case, embedding) in cases.iter().zip(&embeddings) {
+        let embedding: Vec<f64> = embedding.iter().map(|&x| f64::from(x)).collect();
+        let close = cosine(&embedding, &numbers(&case["embedding"]));
+        assert!(close > 0.999_999, "{close}: {}", case["text"]);
+    }
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let awaited = runtime.block_on(own.embed(&texts, cut)).expect("they are made");
+    assert_eq!(awaited, embeddings);
+    let none: [&str; 0] = [];
+    assert_eq!(own.blocking_embed(none, cut).expect("nothing is made"), Vec::<Vec<f32>>::new());
+    let long = ["a".to_owned(), "word ".repeat(400)];
+    let refused = own.blocking_embed(&long, EmbeddingOptions::default()).expect_err("too long");
+    assert!(refused.to_string().contains("256 tokens"), "{refused}");
+    let fewer = EmbeddingOptions { dimensions: Some(128), ..cut };
+    let refused = own.blocking_embed(["a"], fewer).expect_err("it cannot be cut");
+    let says = "dimensions is 128, but must be 384: this model's embeddings cannot be cut";
+    assert_eq!(refused.to_string(), says);
+    let all = EmbeddingOptions { dimensions: Some(384), ..cut };
+    assert_eq!(own.blocking_embed(["a"], all).expect("it is made")[0].len(), 384);
+    let params = SamplingParams::default;
+    let request = ChatRequest::new([Message::user("hi")], params());
+    for refused in [
+        own.complete("hi", params()).err(),
+        own.chat(&[("user", "hi")], params()).err(),
+        own.answer(&request).err(),
+    ] {
+        assert!(matches!(refused, Some(Error::GeneratesNothing(_))), "{refused:?}");
+    }
 }
