@@ -21,6 +21,7 @@ mod replay;
 mod serve;
 mod simulate;
 mod tenant;
+mod traces;
 mod usage;
 
 /// The exit code of a process whose device answers no more.

@@ -13,7 +13,7 @@ use futures::{Stream, StreamExt as _, stream};
 use sconce::{
     AllowedOrigins, BatchLimits, Batches, ConnectionConfig, EmbeddingInfo, EngineHandle, Listener,
     Options, Quantization, ReasoningFormat, SchedulerConfig, Sconce, ServerConfig, Summary,
-    TenantDirectory, ToolFormat, tenants::ApiKeys,
+    TenantDirectory, ToolFormat, Traces, tenants::ApiKeys,
 };
 
 use crate::{
@@ -21,10 +21,14 @@ use crate::{
     flags::{cache_dtype_name, parse_bytes},
     logging::LogFormat,
     progress::Bars,
+    traces,
 };
 
 /// How long the ledger may take to keep what it was told last.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long the collector of traces may take for the last spans.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The tenants' file where none is named.
 pub(crate) const TENANTS_FILE: &str = "sconce.toml";
@@ -106,6 +110,10 @@ pub(crate) struct Args {
     /// How log lines are written
     #[arg(long, value_enum, default_value_t)]
     pub(crate) log_format: LogFormat,
+    /// A collector of traces, by OTLP over HTTP: http://localhost:4318/v1/traces. Without it
+    /// OTEL_EXPORTER_OTLP_TRACES_ENDPOINT or OTEL_EXPORTER_OTLP_ENDPOINT [default: no traces]
+    #[arg(long, value_name = "URL")]
+    otlp_traces_endpoint: Option<String>,
     /// Seconds that running requests get to finish after SIGTERM; a second SIGTERM cuts them off
     #[arg(long, default_value_t = 30)]
     shutdown_timeout: u64,
@@ -126,6 +134,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         let signals = Signals::catch()?;
         let api_keys = api_keys(&args.api_key)?;
         let allowed_origins = allowed_origins(&args.allowed_origins)?;
+        let traces =
+            traces::config(args.otlp_traces_endpoint.as_deref(), |name| std::env::var(name).ok())?;
         // A taken port is told before a model is loaded.
         let host = unbracketed(&args.host);
         let (listener, address) = listen(args).await?;
@@ -168,6 +178,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         // A reader that has gone away is no reason not to serve.
         let about = About { address, tenants: options_tenants, tenants_file, ledger };
         let _ = std::io::stdout().write_all(banner(&sconce, &about).as_bytes());
+        let traces = traces.map(|config| Traces::start(&config, sconce.engine().metrics()));
+        let traces = traces.map(Arc::new);
         let tenants = Arc::new(tenants);
         let directory = Arc::clone(&tenants);
         tokio::spawn(signals.reload_on_hangup(Arc::clone(&tenants), sconce.engine().clone()));
@@ -191,6 +203,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             response_store_bytes: usize::try_from(args.response_store_bytes)?,
             batches: batches.clone(),
             seed: args.seed,
+            traces: traces.clone(),
             ..ServerConfig::default()
         };
         let router = sconce::router(sconce.engine().clone(), sconce.text().clone(), config);
@@ -211,6 +224,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         let served = sconce::serve(listener, router, engine, stop_signals(), connections).await;
         // An engine that is lost, or hangs in a step, has nothing more to keep.
         let _ = tokio::time::timeout(SETTLE_TIMEOUT, sconce.engine().settle()).await;
+        if let Some(traces) = traces {
+            traces.shutdown(FLUSH_TIMEOUT).await;
+        }
         Ok(served?)
     })
 }

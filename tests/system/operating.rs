@@ -283,3 +283,61 @@ fn a_unix_socket_is_listened_on_and_its_file_goes_with_the_server() {
     assert!(said.contains("not a socket"), "{said}");
     assert_eq!(fs::read_to_string(&file).expect("it is there"), "mine");
 }
+
+#[test]
+fn spans_that_wait_are_sent_before_a_server_ends() {
+    let collector = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let url = format!("http://{}", collector.local_addr().expect("it listens"));
+    let collected = std::thread::spawn(move || {
+        let (mut stream, _) = collector.accept().expect("spans come");
+        let mut bytes = Vec::new();
+        let length_of = |head: &[u8]| {
+            let head = String::from_utf8_lossy(head);
+            let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+            length.expect("a length").parse::<usize>().expect("a number")
+        };
+        loop {
+            let mut piece = [0; 4096];
+            let read = stream.read(&mut piece).expect("they are sent");
+            bytes.extend_from_slice(&piece[..read]);
+            let head = bytes.windows(4).position(|window| window == b"\r\n\r\n");
+            if head.is_some_and(|head| bytes.len() == head + 4 + length_of(&bytes[..head])) {
+                break;
+            }
+        }
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").expect("it reads");
+        String::from_utf8_lossy(&bytes).into_owned()
+    });
+    let mut command = serve(&[]);
+    command.env("OTEL_EXPORTER_OTLP_ENDPOINT", url).env("OTEL_SERVICE_NAME", "the-null-model");
+    let mut server = Server::spawn(command);
+    let body = json!({ "prompt": "x", "max_tokens": 3, "ignore_eos": true }).to_string();
+    assert_eq!(server.send("POST", "/v1/completions", &body).0, 200);
+    assert!(server.terminate().success());
+    let sent = collected.join().expect("it is read");
+    assert!(sent.starts_with("POST /v1/traces HTTP/1.1\r\n"), "{sent}");
+    for part in ["llm_request", "queue", "prefill", "decode", "the-null-model"] {
+        assert!(sent.contains(part), "no {part} in {sent}");
+    }
+}
+
+#[test]
+fn collectors_that_spans_cannot_be_sent_to_are_refused_at_start() {
+    for (args, env, named) in [
+        (
+            &["--otlp-traces-endpoint", "grpc://localhost:4317"][..],
+            None,
+            "--otlp-traces-endpoint is \"grpc://localhost:4317\"",
+        ),
+        (
+            &[],
+            Some(("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "https://collector/v1/traces")),
+            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT is \"https://collector/v1/traces\"",
+        ),
+    ] {
+        let mut command = serve(args);
+        command.envs(env);
+        let said = refusal(&mut command);
+        assert!(said.contains(named) && said.contains("http://localhost:4318/v1/traces"), "{said}");
+    }
+}
