@@ -4,5 +4,6 @@ mod hostile;
 mod masks;
 mod models;
 mod refused;
+mod unions;
 mod validator;
 mod walks;

@@ -28,4 +28,5 @@ mod text;
 mod token_fields;
 mod tools;
 mod wire;
+mod tools_and_forms;
 mod writer;

@@ -203,7 +203,7 @@ fn what_is_wrong_is_refused_before_anything_is_sent() {
     let (status, answer) = Writing::new("").post(CHAT, &body(CHAT, beside("tools", tools)));
     assert_eq!((status, &answer["error"]["param"]), (400, &json!("tools")), "{answer}");
     let message = answer["error"]["message"].as_str().expect("a message");
-    assert!(message.contains("calls none"), "{message}");
+    assert!(message.contains("structured_outputs.regex: only JSON"), "{message}");
     // Nothing of them remains in the engine.
     while app.engine.unfinished() > 0 {
         std::thread::yield_now();
@@ -337,4 +337,18 @@ fn a_thought_that_the_prompt_has_opened_is_free() {
     let message = &answer["choices"][0]["message"];
     assert_eq!(message["content"], "\"yes\"", "{answer}");
     assert_eq!(message["reasoning_content"], "so \"no\"?", "{answer}");
+}
+
+/// A string may hold what marks a thought elsewhere.
+#[test]
+fn all_of_an_answer_that_has_a_form_is_its_text() {
+    let said = r#"{"a": "<think>x</think> <tool_call>"}"#;
+    let server = Writing::new(said);
+    let mut body = body(CHAT, schema(json!({ "properties": { "a": { "type": "string" } } })));
+    let (_, answer) = server.post(CHAT, &body);
+    assert_eq!(answer["choices"][0]["message"]["content"], said, "{answer}");
+    body["stream"] = true.into();
+    let deltas = server.events(CHAT, &body);
+    let deltas = deltas.iter().map(|(_, event)| &event["choices"][0]["delta"]["content"]);
+    assert_eq!(deltas.filter_map(Value::as_str).collect::<String>(), said);
 }
