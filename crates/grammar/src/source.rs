@@ -41,6 +41,21 @@ impl Source {
         }
     }
 
+    /// The body of a rule in Lark's syntax for what is JSON, with its schema; `None` for what is
+    /// not said to be JSON.
+    ///
+    /// # Errors
+    /// The place where the schema is not what it may be.
+    pub fn json_rule(&self) -> Result<Option<(String, Value)>, GrammarError> {
+        let schema = match self {
+            Self::JsonObject => json!({ "type": "object" }),
+            Self::JsonSchema(schema) => schema.clone(),
+            _ => return Ok(None),
+        };
+        let rule = format!("%json {}", enforced(&schema)?);
+        Ok(Some((rule, schema)))
+    }
+
     /// Checks the source, and gives it as the compiler takes it.
     ///
     /// # Errors

@@ -28,6 +28,8 @@ const KEPT_AS_SENT: &[&str] = &[
     "input",
     "messages",
     "metadata",
+    "output_config",
+    "output_format",
     "response_format",
     "structured_outputs",
     "text",

@@ -16,7 +16,7 @@ mod token_table;
 mod tokenizer_file;
 mod window;
 
-pub use answer::{AnswerEvent, AnswerParser, AnswerTool, ReasoningFormat, ToolFormat};
+pub use answer::{AnswerEvent, AnswerParser, AnswerTool, Beside, ReasoningFormat, ToolFormat};
 pub use chat_template::ChatTemplateOptions;
 pub use detokenizer::Detokenizer;
 pub use error::TextError;

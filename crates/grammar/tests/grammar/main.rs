@@ -5,4 +5,5 @@ mod masks;
 mod models;
 mod refused;
 mod suite;
+mod unions;
 mod walks;

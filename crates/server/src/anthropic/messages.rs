@@ -22,7 +22,9 @@ use crate::{
         choice::{Choice, Start},
         conversation::{Conversation, Prompt, Role},
         settings::{GenerationFields, OneOrMany, Settings},
-        stream, structure,
+        stream,
+        structure::{self, Structure},
+        structure_fields,
         tools::Tools,
         usage::Counts,
     },
@@ -52,6 +54,9 @@ pub(crate) struct Asked {
     tool_choice: Option<ToolChoiceBody>,
     thinking: Option<Thinking>,
     output_config: Option<OutputConfig>,
+    /// The older name of `output_config.format`.
+    #[schema(value_type = Option<structure_fields::OutputFormat>)]
+    output_format: Option<Value>,
     #[serde(rename = "cache_control")]
     _cache_control: Option<CacheControl>,
     context_management: Option<ContextManagement>,
@@ -133,12 +138,16 @@ enum Display {
     Summarized,
 }
 
-/// How much the model is to think.
+/// What the answer is to be.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct OutputConfig {
+    /// How much the model is to think, which its chat template is told.
     #[schema(inline)]
     effort: Option<Effort>,
+    /// The form that the text must have.
+    #[schema(value_type = Option<structure_fields::OutputFormat>)]
+    format: Option<Value>,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, ToSchema)]
@@ -181,17 +190,12 @@ struct ContextManagement {
 const CLEAR_THINKING: &str = "clear_thinking_";
 
 impl Body for MessagesBody {
-    const UNSUPPORTED: &'static [(&'static str, Option<&'static str>)] = &[
-        ("container", None),
-        ("inference_geo", None),
-        ("mcp_servers", None),
-        ("output_format", None),
-    ];
+    const UNSUPPORTED: &'static [(&'static str, Option<&'static str>)] =
+        &[("container", None), ("inference_geo", None), ("mcp_servers", None)];
 }
 
 impl Body for Asked {
-    const UNSUPPORTED: &'static [(&'static str, Option<&'static str>)] =
-        &[("mcp_servers", None), ("output_format", None)];
+    const UNSUPPORTED: &'static [(&'static str, Option<&'static str>)] = &[("mcp_servers", None)];
     /// As for `/tokenize`, no other limit counts this work.
     const INLINE_BYTES: usize = 0;
 }
@@ -235,15 +239,25 @@ impl Thinking {
     }
 }
 
+/// What a conversation makes.
+struct Encoded {
+    prompt: Prompt,
+    tools: Tools,
+    structure: Option<Structure>,
+}
+
 impl Asked {
-    fn encode(self, state: &AppState, caller: &TenantAuth) -> Result<(Prompt, Tools), ApiError> {
+    fn encode(self, state: &AppState, caller: &TenantAuth) -> Result<Encoded, ApiError> {
+        let (effort, format) =
+            self.output_config.map_or((None, None), |config| (config.effort, config.format));
+        let structure = structure_fields::of_output_format(format, self.output_format)?;
         check_model(state, caller, Some(&self.model))?;
         ContextManagement::check(self.context_management.as_ref())?;
         let tools = tools::read(self.tools, self.tool_choice)?;
         let mut template_kwargs = Map::new();
         let thinks = self.thinking.is_some_and(|thinking| thinking.kind != ThinkingKind::Disabled);
         template_kwargs.insert("enable_thinking".to_owned(), thinks.into());
-        if let Some(effort) = self.output_config.and_then(|config| config.effort) {
+        if let Some(effort) = effort {
             let effort = match effort {
                 Effort::Low => ReasoningEffort::Low,
                 Effort::Medium => ReasoningEffort::Medium,
@@ -267,7 +281,7 @@ impl Asked {
         };
         let most = state.engine.limits().scheduler.max_model_len;
         let prompt = conversation.encode(&state.text, false, most)?;
-        Ok((prompt, tools))
+        Ok(Encoded { prompt, tools, structure })
     }
 }
 
@@ -291,7 +305,7 @@ fn prepare(state: &AppState, caller: TenantAuth, body: MessagesBody) -> Result<P
     }
     let budget = asked.thinking.as_ref().and_then(|thinking| thinking.budget_tokens);
     let model = asked.model.clone();
-    let (prompt, tools) = asked.encode(state, &caller)?;
+    let Encoded { prompt, tools, structure } = asked.encode(state, &caller)?;
     let fields = GenerationFields {
         temperature: body.temperature,
         top_p: body.top_p,
@@ -304,6 +318,9 @@ fn prepare(state: &AppState, caller: TenantAuth, body: MessagesBody) -> Result<P
     let mut settings = fields
         .settings(&state.generator, caller)
         .map_err(|error| error.renamed("stop", "stop_sequences"))?;
+    if let Some(structure) = structure {
+        settings.set_structure(&state.generator, structure)?;
+    }
     bound_calls::bound(&state.generator, &mut settings, &tools)?;
     if let Some(tokens) = budget {
         let field = "thinking.budget_tokens";
@@ -364,7 +381,7 @@ pub(crate) async fn count_tokens(
     body: JsonBody,
 ) -> Result<Json<TokenCount>, ApiError> {
     body.work(&state, |state, caller, asked: Asked| {
-        let (prompt, _) = asked.encode(state, &caller)?;
+        let Encoded { prompt, .. } = asked.encode(state, &caller)?;
         Ok(Json(TokenCount { input_tokens: prompt.tokens.len() }))
     })
     .await

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use sconce_text::{AnswerEvent, AnswerParser, AnswerTool, ReasoningFormat, TextModel, ToolFormat};
+use sconce_text::{
+    AnswerEvent, AnswerParser, AnswerTool, Beside, ReasoningFormat, TextModel, ToolFormat,
+};
 use sconce_types::{TokenId, TokenLogprobs};
 
 use super::{thought_budget::ThoughtBudget, tools::Tools};
@@ -67,16 +69,26 @@ impl AnswerFormats {
         }
     }
 
-    /// A grammar of these tools' calls; `None` where there can be none.
+    /// A grammar of these tools' calls, or of what may be beside; `None` where there can be none.
     pub(crate) fn grammar(
         &self,
         text: &TextModel,
         tools: &[AnswerTool],
-        must_call: bool,
+        beside: Beside<'_>,
         is_parallel: bool,
     ) -> Option<String> {
         let special = |token: &str| text.special_tokens(|other| other == token).first().copied();
-        self.tools?.grammar(tools, must_call, is_parallel, &special)
+        self.tools?.grammar(tools, beside, is_parallel, &special)
+    }
+
+    /// How thoughts are marked, if they are.
+    pub(crate) fn reasoning(&self) -> Option<ReasoningFormat> {
+        self.reasoning
+    }
+
+    /// Whether JSON of a schema cannot be told from the model's calls.
+    pub(crate) fn may_begin_as_call(&self, schema: &serde_json::Value) -> bool {
+        self.tools.is_some_and(|format| format.may_begin_as_call(schema))
     }
 
     /// How the answers to a prompt with this end are read.
@@ -84,6 +96,7 @@ impl AnswerFormats {
         &self,
         tools: &Tools,
         prompt_end: String,
+        is_form: bool,
         ids: &Arc<IdSource>,
     ) -> Result<AnswerReading, ApiError> {
         let format = if tools.are_offered() { self.tools } else { None };
@@ -103,6 +116,7 @@ impl AnswerFormats {
                 &self.thought_markers
             }),
             is_parallel: tools.parallel,
+            is_form,
             ids: Arc::clone(ids),
         })
     }
@@ -118,6 +132,8 @@ pub(crate) struct AnswerReading {
     /// Special tokens that a detokenizer is to show.
     pub(crate) markers: Arc<[TokenId]>,
     is_parallel: bool,
+    /// Whether the text has a form, in which markers are text.
+    is_form: bool,
     ids: Arc<IdSource>,
 }
 
@@ -181,9 +197,12 @@ pub(crate) struct AnswerReader {
 
 impl AnswerReader {
     pub(crate) fn new(reading: &AnswerReading) -> Self {
-        let AnswerReading { tools, reasoning, known, prompt_end, is_parallel, ids, .. } = reading;
+        let AnswerReading {
+            tools, reasoning, known, prompt_end, is_parallel, is_form, ids, ..
+        } = reading;
+        let parser = if *is_form { AnswerParser::of_form } else { AnswerParser::new };
         Self {
-            parser: AnswerParser::new(*tools, *reasoning, Arc::clone(known), prompt_end),
+            parser: parser(*tools, *reasoning, Arc::clone(known), prompt_end),
             events: Vec::new(),
             is_parallel: *is_parallel,
             has_short_ids: *tools == Some(ToolFormat::Mistral),

@@ -22,7 +22,7 @@ use super::{
     decoder::{Decoder, StopFinder},
     generator::Generator,
     settings::Settings,
-    structure::{PATIENCE, Waiting},
+    structure::{PATIENCE, Structure, Waiting},
     thought_budget::BoundedThoughts,
     tools::Tools,
 };
@@ -156,7 +156,8 @@ impl Start {
         max_tokens: u32,
     ) -> Result<Self, ApiError> {
         let Prompt { tokens, end } = prompt;
-        let reading = generator.answers.reading(tools, end, &generator.ids)?;
+        let is_form = settings.structure.as_ref().is_some_and(Structure::is_form);
+        let reading = generator.answers.reading(tools, end, is_form, &generator.ids)?;
         let mut detokenizer = generator.text.detokenizer(&tokens, settings.skip_special_tokens);
         detokenizer.show(Arc::clone(&reading.markers));
         let reading = (!reading.is_plain()).then_some(reading);
@@ -395,11 +396,8 @@ impl Choice {
 
 /// What bounds a choice's tokens where no grammar does.
 fn constraint(settings: &Settings, start: &Start) -> Option<Box<dyn TokenConstraint>> {
-    let thoughts = settings.thought_budget.as_ref().zip(start.reading.as_ref()).map(
-        |(budget, reading)| -> Box<dyn TokenConstraint> {
-            Box::new(BoundedThoughts::new(budget.clone(), reading, &start.detokenizer))
-        },
-    );
+    let thoughts = BoundedThoughts::of(settings, start);
+    let thoughts = thoughts.map(|thoughts| -> Box<dyn TokenConstraint> { Box::new(thoughts) });
     match &settings.token_limits {
         Some(limits) => Some(limits.around(thoughts)),
         None => thoughts,

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use sconce_engine::{EngineLimits, EngineRequest, SchedulingPolicy, SubmitError};
 use sconce_text::StopStrings;
-use sconce_types::{BLOCK_SIZE, SamplingParams, TokenId};
+use sconce_types::{BLOCK_SIZE, MAX_LOGPROBS, SamplingParams, TokenId};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
@@ -25,7 +25,6 @@ pub(crate) const UNSUPPORTED: &[(&str, Option<&str>)] = &[
     ("kv_transfer_params", None),
     ("length_penalty", Some("1.0")),
     ("mm_processor_kwargs", None),
-    ("prompt_logprobs", None),
     ("service_tier", Some("\"auto\"")),
     ("spaces_between_special_tokens", Some("true")),
     ("use_beam_search", None),
@@ -132,6 +131,11 @@ pub(crate) struct GenerationFields {
     pub(crate) return_tokens_as_token_ids: Option<bool>,
     /// Keep only so many of the prompt's last tokens; -1: as many as the context has room for.
     pub(crate) truncate_prompt_tokens: Option<i64>,
+    /// Log-probabilities of the prompt's tokens, and of so many likeliest ones in their places;
+    /// not with `stream`. Such a prompt is computed whole: no part of it is taken from the prefix
+    /// cache.
+    #[schema(minimum = 0, maximum = 20)]
+    pub(crate) prompt_logprobs: Option<i64>,
 }
 
 /// A number, lower being sooner, or a name that the tenant's file has for one.
@@ -185,6 +189,8 @@ pub(crate) struct Settings {
     pub(crate) token_limits: Option<TokenLimits>,
     pub(crate) returns_token_ids: bool,
     pub(crate) names_tokens_by_id: bool,
+    /// Of the prompt, where they are asked for by this name.
+    pub(crate) prompt_logprobs: Option<u32>,
     truncation: Option<Truncation>,
     has_seed: bool,
     pub(crate) caller: TenantAuth,
@@ -257,6 +263,7 @@ impl GenerationFields {
         }
         let limits = generator.engine.limits();
         let truncation = truncation(self.truncate_prompt_tokens, limits.scheduler.max_model_len)?;
+        let prompt_logprobs = prompt_logprobs(self.prompt_logprobs, stream)?;
         let token_limits = TokenLimits::new(
             &generator.text,
             limits.vocab_size,
@@ -278,6 +285,7 @@ impl GenerationFields {
             min_tokens: self.min_tokens.unwrap_or(0),
             logit_bias: logit_bias(self.logit_bias)?,
             stop_token_ids: self.stop_token_ids.unwrap_or_default(),
+            prompt_logprobs,
             eos_token_ids: if ignore_eos { [].into() } else { generator.text.eos_token_ids() },
             ..defaults
         };
@@ -297,6 +305,7 @@ impl GenerationFields {
             token_limits,
             returns_token_ids: self.return_token_ids.unwrap_or(false),
             names_tokens_by_id: self.return_tokens_as_token_ids.unwrap_or(false),
+            prompt_logprobs,
             truncation,
             has_seed: self.seed.is_some(),
             priority: priority(self.priority, &caller, limits.scheduler.policy)?,
@@ -520,6 +529,19 @@ fn priority(
         let message = format!("priority is {given}, but must be {accepted}");
         ApiError::invalid(Some("priority"), message)
     })
+}
+
+fn prompt_logprobs(asked: Option<i64>, stream: bool) -> Result<Option<u32>, ApiError> {
+    let Some(asked) = asked else { return Ok(None) };
+    let refuse = |message: String| Err(ApiError::invalid(Some("prompt_logprobs"), message));
+    match u32::try_from(asked).ok().filter(|&asked| asked <= MAX_LOGPROBS) {
+        None => refuse(format!("prompt_logprobs is {asked}, but must be from 0 to {MAX_LOGPROBS}")),
+        Some(_) if stream => refuse(
+            "prompt_logprobs cannot be used with stream: true: they come with a whole answer"
+                .to_owned(),
+        ),
+        asked => Ok(asked),
+    }
 }
 
 fn truncation(asked: Option<i64>, max_model_len: usize) -> Result<Option<Truncation>, ApiError> {

@@ -6,13 +6,14 @@ use sconce_engine::{ReadySignal, TokenConstraint};
 use sconce_grammar::{Constraint, Grammar, Source};
 use sconce_text::Detokenizer;
 use sconce_types::{TenantId, TokenId};
+use serde_json::Value;
 
 use super::{
     answers::{AnswerReader, AnswerReading},
     choice::{Choice, Start},
     generator::Generator,
     settings::Settings,
-    thought_budget::{ThoughtBudget, allow_only},
+    thought_budget::BoundedThoughts,
     token_limits::TokenLimits,
 };
 use crate::{error::ApiError, intake::Turn, state::AppState};
@@ -25,13 +26,39 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 pub(crate) struct Structure {
     source: Source,
     field: &'static str,
+    /// Whether it bounds all of an answer's text, not only its calls.
+    is_form: bool,
     /// The grammar, where it is kept from before.
     kept: Option<Grammar>,
 }
 
 impl Structure {
     pub(crate) fn new(source: Source, field: &'static str) -> Self {
-        Self { source, field, kept: None }
+        Self { source, field, is_form: true, kept: None }
+    }
+
+    /// Of answers that are calls, or end with some.
+    pub(crate) fn of_calls(grammar: String) -> Self {
+        let source = Source::Own(grammar);
+        Self { source, field: "tools", is_form: false, kept: None }
+    }
+
+    /// Of answers that are calls, or have this form.
+    pub(crate) fn or_calls(&self, grammar: String) -> Self {
+        Self { source: Source::Own(grammar), field: self.field, is_form: true, kept: None }
+    }
+
+    /// The body of a rule for the form with its schema, where it is JSON.
+    ///
+    /// # Errors
+    /// The schema is not what it may be.
+    pub(crate) fn json_rule(&self) -> Result<Option<(String, Value)>, ApiError> {
+        let rule = self.source.json_rule();
+        rule.map_err(|error| ApiError::of_grammar(self.field, &error))
+    }
+
+    pub(crate) fn is_form(&self) -> bool {
+        self.is_form
     }
 
     /// The field that asks for it.
@@ -92,7 +119,7 @@ pub(crate) async fn make_ready(
     choices: &mut [Choice],
 ) -> Result<(), ApiError> {
     let Some(structure) = settings.structure.clone() else { return Ok(()) };
-    let Structure { source, field, kept } = structure;
+    let Structure { source, field, kept, .. } = structure;
     let waiting: Vec<_> = choices.iter_mut().filter_map(|choice| choice.waiting.take()).collect();
     if waiting.is_empty() {
         return Ok(());
@@ -121,6 +148,7 @@ pub(crate) async fn make_ready(
 pub(crate) struct Waiting {
     signal: ReadySignal,
     thought: Option<Thought>,
+    bounded: Option<BoundedThoughts>,
     token_limits: Option<TokenLimits>,
 }
 
@@ -128,17 +156,21 @@ impl Waiting {
     pub(crate) fn new(signal: ReadySignal, start: &Start, settings: &Settings) -> Self {
         let reading = start.reading.as_ref();
         let thought = reading.and_then(|reading| {
-            let budget = settings.thought_budget.clone();
             let ends = &settings.params.eos_token_ids;
-            Thought::opened(reading, &start.detokenizer, ends, budget)
+            Thought::opened(reading, &start.detokenizer, ends)
         });
-        Self { signal, thought, token_limits: settings.token_limits.clone() }
+        let bounded = BoundedThoughts::of(settings, start);
+        Self { signal, thought, bounded, token_limits: settings.token_limits.clone() }
     }
 
     /// The request generates under this constraint.
     pub(crate) fn make_ready(self, constraint: Constraint) {
-        let Self { signal, thought, token_limits } = self;
-        let constrained = Box::new(Constrained { constraint, thought });
+        let Self { signal, thought, bounded, token_limits } = self;
+        let constrained: Box<dyn TokenConstraint> = Box::new(Constrained { constraint, thought });
+        let constrained = match bounded {
+            Some(bounded) => bounded.around(constrained),
+            None => constrained,
+        };
         signal.ready(Some(match token_limits {
             Some(limits) => limits.around(Some(constrained)),
             None => constrained,
@@ -160,7 +192,6 @@ struct Thought {
     text: String,
     /// Not before the answer.
     end_tokens: Arc<[TokenId]>,
-    budget: Option<ThoughtBudget>,
 }
 
 impl Thought {
@@ -169,7 +200,6 @@ impl Thought {
         reading: &AnswerReading,
         detokenizer: &Detokenizer,
         end_tokens: &Arc<[TokenId]>,
-        budget: Option<ThoughtBudget>,
     ) -> Option<Self> {
         let reader = AnswerReader::new(reading);
         reader.is_reasoning().then(|| Self {
@@ -177,15 +207,11 @@ impl Thought {
             detokenizer: detokenizer.clone(),
             text: String::new(),
             end_tokens: Arc::clone(end_tokens),
-            budget,
         })
     }
 
     /// Takes a token; says whether it ends the thought.
     fn ends_with(&mut self, token: TokenId) -> bool {
-        if let Some(budget) = &mut self.budget {
-            budget.note();
-        }
         self.text.clear();
         self.detokenizer.push(token, &mut self.text);
         self.reader.push(&self.text, false, &mut Vec::new());
@@ -196,10 +222,6 @@ impl Thought {
 impl TokenConstraint for Constrained {
     fn fill_mask(&mut self, words: &mut [u32]) -> bool {
         let Some(thought) = &self.thought else { return self.constraint.fill_mask(words) };
-        if let Some(token) = thought.budget.as_ref().and_then(ThoughtBudget::forced) {
-            allow_only(token, words);
-            return true;
-        }
         words.fill(u32::MAX);
         for &token in thought.end_tokens.iter() {
             if let Some(word) = words.get_mut(token as usize / 32) {

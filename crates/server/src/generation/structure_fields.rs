@@ -1,5 +1,5 @@
-//! The fields that ask for a form: OpenAI's `response_format`, and vLLM's
-//! `structured_outputs`.
+//! The fields that ask for a form: OpenAI's `response_format`, Anthropic's `output_config.format`
+//! and vLLM's `structured_outputs`.
 
 use sconce_grammar::Source;
 use serde_json::{Map, Value};
@@ -42,6 +42,18 @@ pub(crate) enum TextFormat {
         /// A JSON schema; what of it cannot be enforced is refused by name.
         schema: Value,
         strict: Option<bool>,
+    },
+}
+
+/// The Messages API's `output_config.format`.
+#[derive(ToSchema)]
+#[serde(tag = "type", rename_all = "snake_case")]
+#[expect(dead_code, reason = "it describes what is read by hand")]
+pub(crate) enum OutputFormat {
+    /// JSON that follows a schema.
+    JsonSchema {
+        /// A JSON schema; what of it cannot be enforced is refused by name.
+        schema: Value,
     },
 }
 
@@ -159,6 +171,47 @@ pub(crate) fn of_text_format(format: Value) -> Result<Option<Structure>, ApiErro
         }
         other => of_plain(&fields, other, &NAMES, &["text", "json_object", "json_schema"]),
     }
+}
+
+/// The Messages API's `output_config.format`, or its older name `output_format`.
+///
+/// # Errors
+/// They are not what they may be, or both ask for a form.
+pub(crate) fn of_output_format(
+    format: Option<Value>,
+    older: Option<Value>,
+) -> Result<Option<Structure>, ApiError> {
+    const FORMAT: Names = Names {
+        format: "output_config.format",
+        kind: "output_config.format.type",
+        description: "output_config.format",
+        schema: "output_config.format.schema",
+    };
+    const OLDER: Names = Names {
+        format: "output_format",
+        kind: "output_format.type",
+        description: "output_format",
+        schema: "output_format.schema",
+    };
+    let (format, names) = match (format, older) {
+        (Some(_), Some(_)) => {
+            let message = "output_format is the older name of output_config.format; give one of \
+                           them";
+            return Err(ApiError::invalid(Some(OLDER.format), message));
+        }
+        (Some(format), None) => (format, FORMAT),
+        (None, Some(format)) => (format, OLDER),
+        (None, None) => return Ok(None),
+    };
+    let mut fields = object(format, names.format)?;
+    let kind = kind(&fields, &names)?;
+    if kind != "json_schema" {
+        let message = format!("{} is {kind:?}, but must be json_schema", names.kind);
+        return Err(ApiError::invalid(Some(names.kind), message));
+    }
+    known(&fields, names.format, &["type", "schema"])?;
+    fields.shift_remove("type");
+    of_description(fields, &names).map(Some)
 }
 
 fn kind(fields: &Map<String, Value>, names: &Names) -> Result<String, ApiError> {

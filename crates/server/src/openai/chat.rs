@@ -193,13 +193,17 @@ pub(crate) async fn create(
     body: JsonBody,
 ) -> Result<Response, ApiError> {
     let prepared = body.work(&state, prepare).await?;
-    let Prepared { settings, start, .. } = prepared;
-    let mut choices = (0..settings.n)
-        .map(|index| Choice::submit(&state.generator, &settings, &start, index, false))
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| {
-            error.renamed("max_tokens", prepared.max_tokens_name).within("messages")
-        })?;
+    let Prepared { mut settings, start, .. } = prepared;
+    let mut choices = Vec::with_capacity(settings.n);
+    for index in 0..settings.n {
+        let choice =
+            Choice::submit(&state.generator, &settings, &start, index, false).map_err(|error| {
+                error.renamed("max_tokens", prepared.max_tokens_name).within("messages")
+            })?;
+        choices.push(choice);
+        // One choice tells those of the prompt, which all have.
+        settings.params.prompt_logprobs = None;
+    }
     structure::make_ready(&state, &settings, &mut choices).await?;
     let shape = Shape {
         id: state.next_id("chatcmpl-"),
@@ -209,6 +213,7 @@ pub(crate) async fn create(
         wants_logprobs: prepared.wants_logprobs,
         wants_reasoning: prepared.wants_reasoning,
         names_tokens_by_id: settings.names_tokens_by_id,
+        prompt_logprobs: settings.prompt_logprobs,
         prompt_token_ids: settings.returns_token_ids.then(|| start.prompt.clone()),
     };
     let prompt_tokens = start.prompt.len();

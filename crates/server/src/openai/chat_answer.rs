@@ -8,7 +8,9 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{
-    FINGERPRINT, TokenLogprob, token_logprobs,
+    FINGERPRINT, TokenLogprob,
+    prompt_logprobs::{PromptLogprob, PromptLogprobs, prompt_logprobs},
+    token_logprobs,
     tools::{CallAnswer, CallDelta},
 };
 use crate::{
@@ -39,6 +41,10 @@ pub(crate) struct ChatCompletion {
     system_fingerprint: &'static str,
     choices: Vec<ChatChoice>,
     usage: Usage,
+    /// Where they are asked for: null for the prompt's first token, then by token id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<Option<std::collections::BTreeMap<String, PromptLogprob>>>>)]
+    prompt_logprobs: Option<PromptLogprobs>,
     /// Where ids are asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Vec<u32>>)]
@@ -101,6 +107,8 @@ pub(super) struct Shape {
     pub(super) wants_logprobs: bool,
     pub(super) wants_reasoning: bool,
     pub(super) names_tokens_by_id: bool,
+    /// How many of the likeliest tokens are told in each place of the prompt, if any.
+    pub(super) prompt_logprobs: Option<u32>,
     /// The prompt's tokens, where ids are asked for.
     pub(super) prompt_token_ids: Option<Vec<TokenId>>,
 }
@@ -108,6 +116,9 @@ pub(super) struct Shape {
 impl Shape {
     /// The whole response.
     pub(super) fn respond(self, usage: Usage, choices: Vec<Delta>) -> ChatCompletion {
+        let of_prompt = choices.first().map_or(&[][..], |choice| &*choice.prompt_logprobs);
+        let prompt_logprobs =
+            self.prompt_logprobs.map(|num_top| prompt_logprobs(&self.text, of_prompt, num_top));
         let choice = |(index, mut choice): (usize, Delta)| {
             let parts = choice.take_parts();
             let Finish { reason, stop_reason } = ended(choice.finish);
@@ -129,6 +140,7 @@ impl Shape {
             system_fingerprint: FINGERPRINT,
             choices,
             usage,
+            prompt_logprobs,
             prompt_token_ids: self.prompt_token_ids.clone(),
         }
     }

@@ -18,6 +18,7 @@ use super::{
     FINGERPRINT,
     echo::{Echo, Prompt},
     legacy_logprobs::LegacyLogprobs,
+    prompt_logprobs::{PromptLogprob, PromptLogprobs, prompt_logprobs},
 };
 use crate::{
     caller::TenantAuth,
@@ -101,7 +102,7 @@ struct Prepared {
     /// By prompt.
     starts: Vec<(Start, Option<Echo>)>,
     model: Option<String>,
-    wants_logprobs: bool,
+    num_logprobs: Option<u32>,
     /// Only the prompts' log-probabilities are wanted.
     scores_only: bool,
     /// Choices given of those that are generated for each prompt: the likeliest.
@@ -127,7 +128,8 @@ fn prepare(
     let asked = if scores_only { Some(1) } else { body.max_tokens };
     // The likeliest are found by them.
     settings.params.logprobs = body.logprobs.or((given < settings.n).then_some(0));
-    settings.params.prompt_logprobs = body.logprobs.filter(|_| echo);
+    let of_echo = body.logprobs.filter(|_| echo);
+    settings.params.prompt_logprobs = settings.prompt_logprobs.max(of_echo);
     let limits = state.engine.limits();
     let mut prompts = body.prompt.encode(state, special, settings.longest_prompt(limits))?;
     for prompt in &mut prompts {
@@ -139,7 +141,7 @@ fn prepare(
     let max_tokens = settings
         .max_tokens(limits, &lens, asked, Some(DEFAULT_MAX_TOKENS))
         .map_err(|error| error.within("prompt"))?;
-    let wants_logprobs = body.logprobs.is_some();
+    let num_logprobs = body.logprobs;
     let skip = settings.skip_special_tokens;
     let start = |(prompt, max_tokens): (Prompt, u32)| {
         // Before anything is made of it.
@@ -147,7 +149,7 @@ fn prepare(
         checked.map_err(|error| ApiError::from(error).within("prompt"))?;
         let (echo, detokenizer) = if echo {
             let (echo, detokenizer) =
-                Echo::new(&state.text, &prompt, skip, scores_only, wants_logprobs);
+                Echo::new(&state.text, &prompt, skip, scores_only, num_logprobs.is_some());
             (Some(echo), detokenizer)
         } else {
             (None, state.text.detokenizer(&prompt.tokens, skip))
@@ -157,7 +159,7 @@ fn prepare(
     };
     let starts = prompts.into_iter().zip(max_tokens).map(start);
     let starts = starts.collect::<Result<_, ApiError>>()?;
-    Ok(Prepared { settings, starts, model: body.model, wants_logprobs, scores_only, given })
+    Ok(Prepared { settings, starts, model: body.model, num_logprobs, scores_only, given })
 }
 
 /// Go on from texts
@@ -176,7 +178,7 @@ pub(crate) async fn create(
     body: JsonBody,
 ) -> Result<Response, ApiError> {
     let prepared = body.work(&state, prepare).await?;
-    let Prepared { settings, starts, wants_logprobs, .. } = prepared;
+    let Prepared { settings, starts, num_logprobs, .. } = prepared;
     let (mut choices, mut echoes) = (Vec::new(), Vec::new());
     for (start, echo) in &starts {
         for _ in 0..settings.n {
@@ -197,8 +199,9 @@ pub(crate) async fn create(
         created: unix_seconds(),
         model: state.answering_name(prepared.model),
         text: state.text.clone(),
-        wants_logprobs,
+        num_logprobs,
         names_tokens_by_id: settings.names_tokens_by_id,
+        prompt_logprobs: settings.prompt_logprobs,
         returns_token_ids: settings.returns_token_ids,
     };
     let prompt_tokens = starts.iter().map(|(start, _)| start.prompt.len()).sum();
@@ -283,8 +286,10 @@ struct Shape {
     created: u64,
     model: String,
     text: Arc<TextModel>,
-    wants_logprobs: bool,
+    num_logprobs: Option<u32>,
     names_tokens_by_id: bool,
+    /// How many of the likeliest tokens are told in each place of the prompt, if any.
+    prompt_logprobs: Option<u32>,
     returns_token_ids: bool,
 }
 
@@ -297,23 +302,22 @@ impl Shape {
         given: &mut usize,
         delta: &Delta,
     ) -> Option<LegacyLogprobs> {
-        if !self.wants_logprobs {
-            return None;
-        }
+        // Of the prompt more may have been asked for elsewhere.
+        let num_top = self.num_logprobs? as usize;
         let mut out = LegacyLogprobs::default();
         if let Some(echo) = echo {
             let first = echo.first_token.filter(|_| *given == 0).map(|token| (token, None));
             let later = delta.prompt_logprobs.iter().map(|at| (at.token, Some(at)));
             let offsets = echo.offsets.get(*given..).unwrap_or_default();
             for ((token, at), &offset) in first.into_iter().chain(later).zip(offsets) {
-                out.push(&self.text, token, at, offset, self.names_tokens_by_id);
+                out.push(&self.text, token, at, offset, self.names_tokens_by_id, num_top);
                 *given += 1;
             }
         }
         let text_start = echo.map_or(0, |echo| echo.num_chars);
         for (at, offset) in delta.logprobs.iter().zip(&delta.offsets) {
             let offset = text_start + offset;
-            out.push(&self.text, at.token, Some(at), offset, self.names_tokens_by_id);
+            out.push(&self.text, at.token, Some(at), offset, self.names_tokens_by_id, num_top);
         }
         Some(out)
     }
@@ -355,6 +359,10 @@ struct CompletionChoice {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Vec<u32>>)]
     prompt_token_ids: Option<Vec<TokenId>>,
+    /// Where they are asked for: null for the prompt's first token, then by token id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<Option<std::collections::BTreeMap<String, PromptLogprob>>>>)]
+    prompt_logprobs: Option<PromptLogprobs>,
 }
 
 fn respond<'a>(
@@ -369,6 +377,10 @@ fn respond<'a>(
         .enumerate()
         .map(|(index, ((choice, echo), prompt))| {
             let logprobs = shape.logprobs(echo.as_ref(), &mut 0, &choice);
+            let of_prompt = &choice.prompt_logprobs;
+            let prompt_logprobs = shape
+                .prompt_logprobs
+                .map(|num_top| prompt_logprobs(&shape.text, of_prompt, num_top));
             let Finish { reason, stop_reason } = ended(choice.finish);
             CompletionChoice {
                 index,
@@ -378,6 +390,7 @@ fn respond<'a>(
                 stop_reason,
                 token_ids: shape.returns_token_ids.then_some(choice.token_ids),
                 prompt_token_ids: shape.returns_token_ids.then(|| prompt.to_vec()),
+                prompt_logprobs,
             }
         })
         .collect();

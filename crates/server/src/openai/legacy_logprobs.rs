@@ -23,7 +23,7 @@ pub(crate) struct LegacyLogprobs {
 
 impl LegacyLogprobs {
     /// Adds a token that begins `offset` characters into the choice's text, called `token_id:N`
-    /// if `by_id`.
+    /// if `by_id`, with `num_top` of the likeliest at most.
     pub(super) fn push(
         &mut self,
         text: &TextModel,
@@ -31,11 +31,12 @@ impl LegacyLogprobs {
         at: Option<&TokenLogprobs>,
         offset: usize,
         by_id: bool,
+        num_top: usize,
     ) {
         let name = |token| if by_id { id_name(token) } else { name(text, token) };
         let mut sampled = name(token);
         self.token_logprobs.push(at.map(|at| shortest(at.logprob)));
-        self.top_logprobs.push(at.map(|at| top(at, name, &mut sampled)));
+        self.top_logprobs.push(at.map(|at| top(at, num_top, name, &mut sampled)));
         self.text_offset.push(offset);
         self.tokens.push(sampled);
     }
@@ -46,11 +47,13 @@ impl LegacyLogprobs {
 /// has the same name in `tokens` as among the alternatives.
 fn top(
     at: &TokenLogprobs,
+    num_top: usize,
     name: impl Fn(TokenId) -> String,
     sampled: &mut String,
 ) -> Map<String, Value> {
     let mut out = Map::new();
-    for &(token, logprob) in &at.top {
+    let likeliest = at.top.iter().take(num_top);
+    for &(token, logprob) in likeliest.clone() {
         let mut name = name(token);
         if out.contains_key(&name) {
             name = id_name(token);
@@ -60,7 +63,7 @@ fn top(
         }
         out.insert(name, shortest(logprob).into());
     }
-    let is_listed = at.top.iter().any(|&(token, _)| token == at.token);
+    let is_listed = likeliest.clone().any(|&(token, _)| token == at.token);
     if !is_listed {
         if out.contains_key(sampled.as_str()) {
             *sampled = id_name(at.token);

@@ -10,6 +10,7 @@ pub(crate) mod files;
 mod legacy_logprobs;
 pub(crate) mod messages;
 pub(crate) mod models;
+mod prompt_logprobs;
 pub(crate) mod responses;
 pub(crate) mod scores;
 pub(crate) mod tools;

@@ -203,7 +203,7 @@ fn what_is_wrong_is_refused_before_anything_is_sent() {
     let (status, answer) = Writing::new("").post(CHAT, &body(CHAT, beside("tools", tools)));
     assert_eq!((status, &answer["error"]["param"]), (400, &json!("tools")), "{answer}");
     let message = answer["error"]["message"].as_str().expect("a message");
-    assert!(message.contains("calls none"), "{message}");
+    assert!(message.contains("structured_outputs.regex: only JSON"), "{message}");
     // Nothing of them remains in the engine.
     while app.engine.unfinished() > 0 {
         std::thread::yield_now();
@@ -253,6 +253,77 @@ fn the_responses_api_has_its_own_names() {
     );
 }
 
+#[test]
+fn the_messages_api_has_its_own_names() {
+    let server = Writing::new("{\"city\": \"Bern\"} and more");
+    let schema = json!({
+        "type": "object", "properties": { "city": { "type": "string" } }, "required": ["city"],
+        "additionalProperties": false,
+    });
+    let format = json!({ "type": "json_schema", "schema": schema });
+    let ask = |more: Value| {
+        let mut body = json!({
+            "model": "writer", "max_tokens": 60,
+            "messages": [{ "role": "user", "content": "hi" }],
+        });
+        body.as_object_mut().expect("fields").extend(more.as_object().expect("fields").clone());
+        body
+    };
+    let asks = [
+        json!({ "output_config": { "format": format, "effort": "low" } }),
+        json!({ "output_config": { "format": format }, "output_format": null }),
+        json!({ "output_format": format }),
+    ];
+    for more in asks {
+        let (status, answer) = server.post("/v1/messages", &ask(more.clone()));
+        assert_eq!(status, 200, "{answer}");
+        let said = json!([{ "type": "text", "text": "{\"city\": \"Bern\"}" }]);
+        assert_eq!((&answer["content"], &answer["stop_reason"]), (&said, &json!("end_turn")));
+        let events = server.events("/v1/messages", &ask(more.clone()));
+        let deltas = events.iter().filter_map(|(_, event)| event["delta"]["text"].as_str());
+        assert_eq!(deltas.collect::<String>(), "{\"city\": \"Bern\"}");
+        let mut count = ask(more);
+        count.as_object_mut().expect("fields").shift_remove("max_tokens");
+        assert_eq!(server.post("/v1/messages/count_tokens", &count).0, 200);
+    }
+    let cases = [
+        (
+            json!({ "output_config": { "format": format }, "output_format": format }),
+            "output_format is the older name of output_config.format",
+        ),
+        (json!({ "output_format": "json" }), "output_format must be an object"),
+        (json!({ "output_format": {} }), "output_format.type must be a string"),
+        (
+            json!({ "output_config": { "format": { "type": "json_object" } } }),
+            "output_config.format.type is \"json_object\", but must be json_schema",
+        ),
+        (
+            json!({ "output_config": { "format": { "type": "json_schema" } } }),
+            "output_config.format.schema is missing",
+        ),
+        (
+            json!({ "output_format": { "type": "json_schema", "schema": {}, "name": "x" } }),
+            "output_format.name is no field here",
+        ),
+        (
+            json!({ "output_format": { "type": "json_schema", "schema": { "not": {} } } }),
+            "output_format.schema: at /not",
+        ),
+        (json!({ "output_config": { "formats": {} } }), "there is no field formats"),
+        (json!({ "output_config": { "effort": "huge" } }), "output_config.effort is \"huge\""),
+    ];
+    for (more, words) in cases {
+        for stream in [false, true] {
+            let mut body = ask(more.clone());
+            body["stream"] = stream.into();
+            let (status, answer) = server.post("/v1/messages", &body);
+            assert_eq!(status, 400, "{more}: {answer}");
+            let message = answer["error"]["message"].as_str().expect("a message");
+            assert!(message.contains(words), "{more}: {message:?} lacks {words:?}");
+        }
+    }
+}
+
 /// What a prompt has opened for the model to think comes before the form.
 #[test]
 fn a_thought_that_the_prompt_has_opened_is_free() {
@@ -266,4 +337,18 @@ fn a_thought_that_the_prompt_has_opened_is_free() {
     let message = &answer["choices"][0]["message"];
     assert_eq!(message["content"], "\"yes\"", "{answer}");
     assert_eq!(message["reasoning_content"], "so \"no\"?", "{answer}");
+}
+
+/// A string may hold what marks a thought elsewhere.
+#[test]
+fn all_of_an_answer_that_has_a_form_is_its_text() {
+    let said = r#"{"a": "<think>x</think> <tool_call>"}"#;
+    let server = Writing::new(said);
+    let mut body = body(CHAT, schema(json!({ "properties": { "a": { "type": "string" } } })));
+    let (_, answer) = server.post(CHAT, &body);
+    assert_eq!(answer["choices"][0]["message"]["content"], said, "{answer}");
+    body["stream"] = true.into();
+    let deltas = server.events(CHAT, &body);
+    let deltas = deltas.iter().map(|(_, event)| &event["choices"][0]["delta"]["content"]);
+    assert_eq!(deltas.filter_map(Value::as_str).collect::<String>(), said);
 }

@@ -77,8 +77,13 @@ pub(crate) struct Writing {
 }
 
 impl Writing {
-    /// A server of a model that writes this text.
+    /// A server of a model that writes this text, and calls as Hermes does.
     pub(crate) fn new(text: &str) -> Self {
+        Self::of("hermes", text)
+    }
+
+    /// The same with calls in another form.
+    pub(crate) fn of(tool_format: &str, text: &str) -> Self {
         let written: Vec<TokenId> = text.bytes().map(TokenId::from).collect();
         let config = SchedulerConfig {
             max_num_seqs: 8,
@@ -105,7 +110,7 @@ impl Writing {
         let (_, engine, ()) = Engine::start("writer", build).expect("the engine starts");
         let config = ServerConfig {
             served_model_names: vec!["writer".into()],
-            tool_call_parser: ToolFormat::from_name("hermes"),
+            tool_call_parser: ToolFormat::from_name(tool_format),
             reasoning_parser: ReasoningFormat::from_name("qwen3"),
             ..ServerConfig::default()
         };

@@ -29,6 +29,18 @@ pub(super) enum Start {
     Xml(xml::Dialect, &'static str),
 }
 
+impl Start {
+    /// The same in an answer whose text has a form, if it has.
+    pub(super) fn within(self, is_form: bool) -> Self {
+        match self {
+            Self::Json(json_call::Place::InText) if is_form => {
+                Self::Json(json_call::Place::Instead)
+            }
+            other => other,
+        }
+    }
+}
+
 pub(super) enum Call {
     Json(JsonCalls),
     Mistral(Mistral),

@@ -143,6 +143,13 @@ impl ToolFormat {
         })
     }
 
+    /// Whether an answer in JSON of a schema may begin as calls do in this format, so that the two
+    /// cannot be told apart.
+    #[must_use]
+    pub fn may_begin_as_call(self, schema: &serde_json::Value) -> bool {
+        self == Self::Llama3Json && super::schema::may_begin_as_call(schema, schema)
+    }
+
     /// What begins calls.
     pub(super) fn starts(self) -> &'static [(&'static str, Start)] {
         use json_call::Place::{AfterMarker, Array, InText};

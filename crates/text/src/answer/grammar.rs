@@ -5,7 +5,26 @@ use std::fmt::Write as _;
 use sconce_types::TokenId;
 use serde_json::{Map, Value, json};
 
-use super::{AnswerTool, ToolFormat, json::quote, schema};
+use super::{AnswerTool, ReasoningFormat, ToolFormat, json::quote, schema};
+
+/// What an answer may be beside calls.
+#[derive(Clone, Copy, Debug)]
+pub enum Beside<'a> {
+    /// Nothing: it calls.
+    Nothing,
+    /// Any text, which may end with calls.
+    Text,
+    /// Text of a form, instead of calls.
+    Form {
+        /// JSON of a schema: the body of a rule (`%json {…}`).
+        json: &'a str,
+        /// How a thought is marked that may come before either.
+        reasoning: Option<ReasoningFormat>,
+    },
+}
+
+/// Line breaks and spaces between a thought and what follows.
+const AFTER_THOUGHT: &str = "/[ \\n]{0,4}/";
 
 /// The identifier of a special token, if the tokenizer has it.
 type SpecialToken<'a> = &'a dyn Fn(&str) -> Option<TokenId>;
@@ -32,8 +51,8 @@ struct Frame {
 
 impl ToolFormat {
     /// A grammar of calls of these tools as the format writes them, with arguments by
-    /// their schemas: of text that may end with calls, or with `at_least_one` of calls
-    /// alone; with `parallel` of several, else of one. Markers that
+    /// their schemas, or of what may be `beside` calls; with `parallel` of several calls,
+    /// else of one. Markers that
     /// `special_token` knows are those tokens, others text. JSON has `, ` and `: ` between
     /// its parts and keys in the schema's order, as the models' templates write it.
     ///
@@ -44,7 +63,7 @@ impl ToolFormat {
     pub fn grammar(
         self,
         tools: &[AnswerTool],
-        at_least_one: bool,
+        beside: Beside<'_>,
         parallel: bool,
         special_token: SpecialToken<'_>,
     ) -> Option<String> {
@@ -58,7 +77,13 @@ impl ToolFormat {
         if calls.is_empty() {
             return None;
         }
-        let Frame { before, open, close, between, after, trigger } = frame;
+        let Frame { mut before, open, close, between, after, trigger } = frame;
+        if let (Self::OpenAi, Beside::Form { reasoning, .. }) = (self, beside)
+            && reasoning != Some(ReasoningFormat::OpenAiGptOss)
+        {
+            // An analysis would be read as text.
+            before.clear();
+        }
         let one = format!("{open} ({}) {close}", calls.join(" | "));
         // Harmony's answer ends with the call.
         let more = match parallel && self != Self::OpenAi {
@@ -66,10 +91,13 @@ impl ToolFormat {
             false => String::new(),
         };
         let calls = format!("{before} {one} {more} {after}");
-        let start = match (at_least_one, trigger) {
-            (true, _) => calls,
-            (false, Some(trigger)) => grammar.among_text(trigger, &calls),
-            (false, None) => grammar.instead_of_text(self, &calls),
+        let start = match (beside, trigger) {
+            (Beside::Nothing, _) => calls,
+            (Beside::Text, Some(trigger)) => grammar.among_text(trigger, &calls),
+            (Beside::Text, None) => grammar.instead_of_text(self, &calls),
+            (Beside::Form { json, reasoning }, _) => {
+                grammar.instead_of_form(self, &before, &calls, json, reasoning)
+            }
         };
         Some(format!("start: {start}\n{}TEXT: /(.|\\n)*/\n", grammar.rules))
     }
@@ -186,7 +214,13 @@ impl Grammar<'_> {
         let name = quote(&tool.name);
         Some(match format {
             ToolFormat::Hermes | ToolFormat::Phi4MiniJson => self.object(&name, "arguments", tool),
-            ToolFormat::Llama3Json => self.object(&name, "parameters", tool),
+            ToolFormat::Llama3Json => {
+                // In the pieces that JSON has for the grammar's lexer, which does not go back: an
+                // answer of another form may begin with the same ones.
+                let arguments = self.arguments(tool);
+                let pieces = ["{", "\"name\"", ": ", &name, ", ", "\"parameters\"", ": "];
+                format!("{} {arguments} \"}}\"", pieces.map(literal).join(" "))
+            }
             ToolFormat::Mistral if self.names_functions() => {
                 let arguments = self.arguments(tool);
                 format!("{} {} {arguments}", literal(&tool.name), self.marker("[ARGS]"))
@@ -353,6 +387,29 @@ impl Grammar<'_> {
         }
         let text = self.rule("text", "/([^{](.|\\n)*)?/");
         format!("{text} | {calls}")
+    }
+
+    /// Calls, or JSON of a form, and before either a thought.
+    fn instead_of_form(
+        &mut self,
+        format: ToolFormat,
+        before: &str,
+        calls: &str,
+        json: &str,
+        reasoning: Option<ReasoningFormat>,
+    ) -> String {
+        let (calls, form) = (self.rule("calls", calls), self.rule("form", json));
+        if format == ToolFormat::OpenAi {
+            let [channel, message] =
+                ["<|channel|>", "<|message|>"].map(|marker| self.marker(marker));
+            return format!("{calls} | {before} {channel} \"final\" {message} {form}");
+        }
+        let Some((open, close)) = reasoning.and_then(ReasoningFormat::tags) else {
+            return format!("{calls} | {form}");
+        };
+        let (open, rest) = (self.marker(open), self.text_until(close));
+        let thought = self.rule("thought", &format!("{open} {rest} {AFTER_THOUGHT}"));
+        format!("{thought}? ({calls} | {form})")
     }
 }
 

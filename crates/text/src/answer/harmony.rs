@@ -28,6 +28,8 @@ pub(super) struct Harmony {
     markers: Markers,
     decided: String,
     no_more_calls: bool,
+    /// Whether text has a form: all that follows its beginning is text.
+    is_form: bool,
 }
 
 enum State {
@@ -66,7 +68,12 @@ impl Header {
 }
 
 impl Harmony {
-    pub(super) fn new(split_calls: bool, split_reasoning: bool, prompt_end: &str) -> Self {
+    pub(super) fn new(
+        split_calls: bool,
+        split_reasoning: bool,
+        prompt_end: &str,
+        is_form: bool,
+    ) -> Self {
         let mut harmony = Self {
             split_calls,
             split_reasoning,
@@ -74,6 +81,7 @@ impl Harmony {
             markers: Markers::new(MARKERS),
             decided: String::new(),
             no_more_calls: false,
+            is_form,
         };
         // The prompt has the header's beginning, or all of it and some of the body.
         let prompt = prompt_end.rsplit_once(START).map_or("", |(_, header)| header);
@@ -91,6 +99,9 @@ impl Harmony {
     }
 
     pub(super) fn push(&mut self, c: char, sink: &mut Sink) {
+        if self.is_form && matches!(self.state, State::Text) {
+            return sink.text(c.encode_utf8(&mut [0; 4]));
+        }
         if let State::Call(arguments) = &mut self.state {
             let is_end = arguments.is_empty() && c == '<';
             let progress = if is_end { Ok(Progress::DoneBefore) } else { arguments.push(c, sink) };
@@ -114,8 +125,16 @@ impl Harmony {
         let found = self.markers.push(c, &mut decided).map(|index| self.markers.text(index));
         self.plain(&decided, sink);
         decided.clear();
+        let is_text = self.is_form && matches!(self.state, State::Text);
+        if is_text {
+            // What was held back is no marker, whatever it would have become.
+            self.markers.finish(&mut decided);
+            decided.push_str(found.unwrap_or_default());
+            sink.text(&decided);
+            decided.clear();
+        }
         self.decided = decided;
-        if let Some(marker) = found {
+        if let Some(marker) = found.filter(|_| !is_text) {
             self.marker(marker, sink);
         }
     }

@@ -16,6 +16,9 @@ pub(super) enum Place {
     /// An object among text, whose brace was read: it is a call only if it has a name
     /// and an object of arguments, or the name of a tool alone.
     InText,
+    /// The same where an answer is calls or JSON of another form: a call is exactly what the
+    /// format's grammar writes, with the name of a tool.
+    Instead,
     /// An array of them, whose bracket was read.
     Array,
 }
@@ -59,7 +62,10 @@ enum Role {
 
 impl JsonCalls {
     pub(super) fn new(place: Place, tools: Arc<[AnswerTool]>) -> Self {
-        let state = if place == Place::InText { State::KeyOrEnd } else { State::Open };
+        let state = match place {
+            Place::InText | Place::Instead => State::KeyOrEnd,
+            Place::AfterMarker | Place::Array => State::Open,
+        };
         Self {
             place,
             tools,
@@ -119,6 +125,13 @@ impl JsonCalls {
     fn role(&self) -> Result<Role, Broken> {
         let key: String = serde_json::from_str(&self.text).map_err(|_| Broken::Syntax)?;
         let has_arguments = self.arguments.is_some() || self.early.is_some();
+        if self.place == Place::Instead && !has_arguments {
+            return match (key.as_str(), &self.name) {
+                ("name", None) => Ok(Role::Name),
+                ("parameters", Some(_)) => Ok(Role::Arguments),
+                _ => Err(Broken::Syntax),
+            };
+        }
         Ok(match key.as_str() {
             "name" if self.name.is_none() => Role::Name,
             "arguments" | "parameters" if has_arguments => Role::Unused,
@@ -136,7 +149,7 @@ impl JsonCalls {
     fn begin_value(&mut self, role: Role, c: char, sink: &mut Sink) -> Result<(), Broken> {
         match role {
             Role::Name if c != '"' => Err(Broken::Syntax),
-            Role::Arguments | Role::Early if self.place == Place::InText && c != '{' => {
+            Role::Arguments | Role::Early if self.is_among_text() && c != '{' => {
                 Err(Broken::Syntax)
             }
             Role::Name | Role::Unused | Role::Early => self.begin(c),
@@ -163,9 +176,12 @@ impl JsonCalls {
         self.state = State::AfterValue;
         match role {
             Role::Name => {
-                let name = serde_json::from_str(&self.text).map_err(|_| Broken::Syntax)?;
+                let name: String = serde_json::from_str(&self.text).map_err(|_| Broken::Syntax)?;
+                if self.place == Place::Instead && !self.is_tool(&name) {
+                    return Err(Broken::Syntax);
+                }
                 self.name = Some(name);
-                if self.place != Place::InText || self.early.is_some() {
+                if !self.is_among_text() || self.early.is_some() {
                     self.start(sink)?;
                 }
             }
@@ -188,13 +204,25 @@ impl JsonCalls {
         }
     }
 
+    /// Whether what is read may be no call at all.
+    fn is_among_text(&self) -> bool {
+        matches!(self.place, Place::InText | Place::Instead)
+    }
+
+    fn is_tool(&self, name: &str) -> bool {
+        self.tools.iter().any(|tool| tool.name == name)
+    }
+
     /// The object ends.
     fn close(&mut self, sink: &mut Sink) -> Result<Flow, Broken> {
-        let is_tool = |name: &String| self.tools.iter().any(|tool| tool.name == *name);
-        if !sink.is_open()
-            && self.place == Place::InText
-            && !self.name.as_ref().is_some_and(is_tool)
-        {
+        let is_call = match self.place {
+            Place::AfterMarker | Place::Array => true,
+            Place::InText => {
+                sink.is_open() || self.name.as_ref().is_some_and(|name| self.is_tool(name))
+            }
+            Place::Instead => sink.is_open(),
+        };
+        if !is_call {
             return Err(Broken::Syntax);
         }
         self.start(sink)?;

@@ -24,6 +24,7 @@ mod xml;
 use std::sync::Arc;
 
 pub use format::{ReasoningFormat, ToolFormat};
+pub use grammar::Beside;
 
 use harmony::Harmony;
 use sink::Sink;
@@ -107,6 +108,28 @@ impl AnswerParser {
         tools: Arc<[AnswerTool]>,
         prompt_end: &str,
     ) -> Self {
+        Self::build(tools_format, reasoning, tools, prompt_end, false)
+    }
+
+    /// The same for an answer whose text has a form, as a grammar sees to: after thoughts it is
+    /// calls or text, and markers within the text are text.
+    #[must_use]
+    pub fn of_form(
+        tools_format: Option<ToolFormat>,
+        reasoning: Option<ReasoningFormat>,
+        tools: Arc<[AnswerTool]>,
+        prompt_end: &str,
+    ) -> Self {
+        Self::build(tools_format, reasoning, tools, prompt_end, true)
+    }
+
+    fn build(
+        tools_format: Option<ToolFormat>,
+        reasoning: Option<ReasoningFormat>,
+        tools: Arc<[AnswerTool]>,
+        prompt_end: &str,
+        is_form: bool,
+    ) -> Self {
         let mut markers = Vec::new();
         let (calls, thoughts) = (ToolFormat::OpenAi, ReasoningFormat::OpenAiGptOss);
         let (splits_calls, splits_thoughts) =
@@ -114,7 +137,7 @@ impl AnswerParser {
         let parser = if splits_calls || splits_thoughts {
             markers.extend(harmony::MARKERS);
             markers.push(harmony::CONSTRAIN);
-            Parser::Harmony(Harmony::new(splits_calls, splits_thoughts, prompt_end))
+            Parser::Harmony(Harmony::new(splits_calls, splits_thoughts, prompt_end, is_form))
         } else if tools_format.is_none() && reasoning.is_none() {
             Parser::Plain
         } else {
@@ -130,7 +153,8 @@ impl AnswerParser {
                 markers.extend(format.ends());
                 markers.extend(format.inner());
             }
-            Parser::Tagged(Box::new(Tagged::new(tools_format, reasoning, tools, prompt_end)))
+            let tagged = Tagged::new(tools_format, reasoning, tools, prompt_end, is_form);
+            Parser::Tagged(Box::new(tagged))
         };
         Self { parser, sink: Sink::default(), markers }
     }

@@ -70,6 +70,66 @@ pub(super) fn allows_string(root: &Value, schema: &Value) -> bool {
     kinds == 0 || kinds & STRING != 0
 }
 
+/// Whether JSON of a schema may begin as `{"name": …, "parameters": {` does, as far as can be told
+/// within a few steps. Keys that are named come in their order, and before any others.
+pub(super) fn may_begin_as_call(root: &Value, schema: &Value) -> bool {
+    begins_within(root, schema, MAX_DEPTH, &mut { MAX_SCHEMAS })
+}
+
+fn begins_within(root: &Value, schema: &Value, depth: usize, left: &mut usize) -> bool {
+    let Some(fields) = schema.as_object() else { return schema != &Value::Bool(false) };
+    if depth == 0 || *left == 0 {
+        return true;
+    }
+    *left -= 1;
+    let kinds = kinds_within(root, schema, depth, left);
+    if kinds != 0 && kinds & OBJECT == 0 {
+        return false;
+    }
+    let has_both = |value: &Value| value.get("name").is_some() && value.get("parameters").is_some();
+    if let Some(value) = fields.get("const") {
+        return has_both(value);
+    }
+    if let Some(Value::Array(values)) = fields.get("enum") {
+        return values.iter().any(has_both);
+    }
+    let mut parts = ["$ref", "allOf", "anyOf", "oneOf"].iter().filter_map(|key| fields.get(*key));
+    let mut begins = |schema: &Value| begins_within(root, schema, depth - 1, left);
+    match (parts.next(), parts.next(), fields.get("properties")) {
+        (None, ..) => {}
+        (Some(Value::String(reference)), None, None) => {
+            let target = reference.strip_prefix('#').and_then(|path| root.pointer(path));
+            return target.is_none_or(begins);
+        }
+        (Some(Value::Array(schemas)), None, None) => {
+            // In which order the keys of several come that apply at once is not known here.
+            let apply_at_once = fields.contains_key("allOf") && schemas.len() > 1;
+            return apply_at_once || schemas.iter().any(&mut begins);
+        }
+        _ => return true,
+    }
+    let properties = fields.get("properties").and_then(Value::as_object);
+    let names: Vec<&str> = properties.into_iter().flatten().map(|(name, _)| &**name).collect();
+    let place = |wanted: &str| names.iter().position(|&name| name == wanted);
+    let required = fields.get("required").and_then(Value::as_array).into_iter().flatten();
+    // The first that must be there and is in no call.
+    let others =
+        required.filter_map(Value::as_str).filter(|&key| key != "name" && key != "parameters");
+    let first = others.filter_map(place).min();
+    match (place("name"), place("parameters")) {
+        (Some(name), Some(parameters)) => {
+            name < parameters && first.is_none_or(|first| parameters < first)
+        }
+        // A name that is not listed comes after what is.
+        (None, Some(_)) => false,
+        (_, None) => {
+            let is_closed = fields.get("additionalProperties") == Some(&Value::Bool(false))
+                && !fields.contains_key("patternProperties");
+            !is_closed && first.is_none()
+        }
+    }
+}
+
 /// The kind of a JSON text.
 fn kind(json: &str) -> u8 {
     match json.as_bytes().first() {

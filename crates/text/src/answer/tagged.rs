@@ -26,12 +26,17 @@ pub(super) struct Tagged {
     line_breaks: usize,
     /// Whether a limit was passed: what follows is text.
     no_more_calls: bool,
+    /// Whether text has a form: it then begins with the answer, or after a thought, and is all
+    /// that follows.
+    is_form: bool,
 }
 
 enum Mode {
     Text,
     Reasoning,
     Call(Box<Call>),
+    /// Text with no marker in it.
+    Form,
 }
 
 /// A set of markers and what each means.
@@ -77,6 +82,7 @@ impl Tagged {
         reasoning: Option<ReasoningFormat>,
         tools: Arc<[AnswerTool]>,
         prompt_end: &str,
+        is_form: bool,
     ) -> Self {
         let tags = reasoning.and_then(ReasoningFormat::tags);
         let mut in_text = Vec::new();
@@ -86,8 +92,9 @@ impl Tagged {
         in_reasoning.extend(tags.map(|(_, close)| (close, Meaning::CloseReasoning)));
         if let Some(format) = tools_format {
             let starts = format.starts().iter();
-            let mut calls: Vec<_> =
-                starts.map(|&(marker, start)| (marker, Meaning::Call(start))).collect();
+            let calls =
+                starts.map(|&(marker, start)| (marker, Meaning::Call(start.within(is_form))));
+            let mut calls: Vec<_> = calls.collect();
             calls.extend(format.frames().iter().map(|&marker| (marker, Meaning::Frame)));
             if format.ends_reasoning() {
                 in_reasoning.extend(calls.iter().copied());
@@ -107,6 +114,7 @@ impl Tagged {
             has_thought: false,
             line_breaks: 0,
             no_more_calls: false,
+            is_form,
         }
     }
 
@@ -115,7 +123,11 @@ impl Tagged {
     }
 
     pub(super) fn push(&mut self, c: char, sink: &mut Sink) {
-        let Mode::Call(call) = &mut self.mode else { return self.scan(c, sink) };
+        let call = match &mut self.mode {
+            Mode::Call(call) => call,
+            Mode::Form => return sink.text(c.encode_utf8(&mut [0; 4])),
+            Mode::Text | Mode::Reasoning => return self.scan(c, sink),
+        };
         sink.moved = false;
         match call.push(c, sink) {
             Ok(Flow::More) => {
@@ -133,7 +145,7 @@ impl Tagged {
             }
             Err(broken) => {
                 self.abandon(broken, sink);
-                self.scan(c, sink);
+                self.push(c, sink);
             }
         }
     }
@@ -150,6 +162,7 @@ impl Tagged {
                 self.reasoning(sink);
                 sink.reasoning(&"\n".repeat(std::mem::take(&mut self.line_breaks)));
             }
+            Mode::Form => {}
             Mode::Call(call) => {
                 call.finish(sink);
                 if sink.is_open() {
@@ -178,6 +191,7 @@ impl Tagged {
         }
         let Some((marker, meaning)) = found else { return };
         let is_plain = match meaning {
+            _ if matches!(self.mode, Mode::Form) => true,
             Meaning::OpenReasoning => in_reasoning && self.has_thought,
             Meaning::CloseReasoning => false,
             Meaning::Call(_) | Meaning::Frame => self.no_more_calls,
@@ -221,6 +235,9 @@ impl Tagged {
     fn abandon(&mut self, broken: Broken, sink: &mut Sink) {
         sink.abandon();
         self.begin_text(Gap::None);
+        if self.is_form {
+            self.mode = Mode::Form;
+        }
         self.no_more_calls |= broken == Broken::Cap;
     }
 
@@ -236,6 +253,13 @@ impl Tagged {
             } else if self.gap != Gap::AfterReasoning {
                 self.space.push(c);
             }
+        }
+        if self.is_form && self.gap == Gap::None && matches!(self.mode, Mode::Text) {
+            // What was held back is no marker, whatever it would have become.
+            self.decided.clear();
+            self.in_text.markers.finish(&mut self.decided);
+            sink.text(&self.decided);
+            self.mode = Mode::Form;
         }
     }
 

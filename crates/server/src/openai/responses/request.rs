@@ -221,6 +221,7 @@ impl Body for ResponsesBody {
         ("n", Some("1")),
         ("prompt", None),
         ("prompt_cache_retention", None),
+        ("prompt_logprobs", None),
         ("response_format", None),
         ("return_token_ids", None),
         ("return_tokens_as_token_ids", None),

@@ -1,6 +1,6 @@
 //! Grammars of calls, by their text.
 
-use sconce_text::{AnswerTool, ToolFormat};
+use sconce_text::{AnswerTool, Beside, ReasoningFormat, ToolFormat};
 use serde_json::{Value, json};
 
 const STYLE: &str =
@@ -12,7 +12,7 @@ fn tool(name: &str, parameters: Option<Value>) -> AnswerTool {
 
 /// A grammar where markers are text.
 fn plain(format: ToolFormat, tools: &[AnswerTool]) -> Option<String> {
-    format.grammar(tools, true, true, &|_| None)
+    format.grammar(tools, Beside::Nothing, true, &|_| None)
 }
 
 fn lines(lines: &[&str]) -> Option<String> {
@@ -38,8 +38,9 @@ fn json_calls_have_a_rule_a_tool() {
     ]);
     assert_eq!(plain(ToolFormat::Hermes, &tools), expected);
     let start = |at_least_one, parallel, id: Option<u32>| {
-        let grammar =
-            ToolFormat::Hermes.grammar(&tools[..1], at_least_one, parallel, &|_| id).expect("one");
+        let beside = if at_least_one { Beside::Nothing } else { Beside::Text };
+        let grammar = ToolFormat::Hermes.grammar(&tools[..1], beside, parallel, &|_| id);
+        let grammar = grammar.expect("one");
         grammar.lines().filter(|line| line.starts_with(['s', 'u'])).collect::<Vec<_>>().join("\n")
     };
     assert_eq!(
@@ -66,11 +67,11 @@ fn markers_are_tokens_where_there_are_such() {
         tokens.iter().position(|one| *one == token).map(|at| u32::try_from(at).expect("few"))
     };
     assert_eq!(
-        ToolFormat::Mistral.grammar(&tools, true, false, &id),
+        ToolFormat::Mistral.grammar(&tools, Beside::Nothing, false, &id),
         lines(&["start:  <[0]> (call_1)   ", arguments, r#"call_1: "f" <[1]> arguments_0"#, text])
     );
     assert_eq!(
-        ToolFormat::Mistral.grammar(&tools, true, false, &|_| None),
+        ToolFormat::Mistral.grammar(&tools, Beside::Nothing, false, &|_| None),
         lines(&[
             r#"start: "[TOOL_CALLS]" " "? "["  (call_1)   "]""#,
             arguments,
@@ -79,7 +80,7 @@ fn markers_are_tokens_where_there_are_such() {
         ])
     );
     assert_eq!(
-        ToolFormat::DeepSeekV31.grammar(&tools, true, false, &id),
+        ToolFormat::DeepSeekV31.grammar(&tools, Beside::Nothing, false, &id),
         lines(&[
             r#"start: <[2]> "<｜tool▁call▁begin｜>" (call_1) "<｜tool▁call▁end｜>"  "<｜tool▁calls▁end｜>""#,
             arguments,
@@ -105,7 +106,7 @@ fn elements_have_a_rule_a_parameter() {
     let days =
         r##"value_2: %json {"$ref":"#/$defs/Days","$defs":{"Days":{"type":"integer"}},STYLE}"##;
     assert_eq!(
-        ToolFormat::Qwen3Xml.grammar(&tools, true, false, &|_| None),
+        ToolFormat::Qwen3Xml.grammar(&tools, Beside::Nothing, false, &|_| None),
         lines(&[
             r#"start:  "<tool_call>" "\n" (call_5) "</tool_call>"  "#,
             r#"until_0[lazy]: TEXT "\n</parameter>\n""#,
@@ -119,7 +120,8 @@ fn elements_have_a_rule_a_parameter() {
     );
     assert_eq!(
         ToolFormat::Glm45
-            .grammar(&tools, true, false, &|token| (token == "</arg_value>").then_some(9)),
+            .grammar(&tools, Beside::Nothing, false, &|token| (token == "</arg_value>")
+                .then_some(9)),
         lines(&[
             r#"start:  "<tool_call>" (call_4) "</tool_call>"  "#,
             r#"parameter_0: "<arg_key>" "code" "</arg_key>" "\n"? "<arg_value>" TEXT <[9]> "\n"?"#,
@@ -133,13 +135,51 @@ fn elements_have_a_rule_a_parameter() {
 }
 
 #[test]
+fn a_form_stands_instead_of_calls() {
+    let tools = [tool("f", None)];
+    let starts = |format: ToolFormat, reasoning, id: &dyn Fn(&str) -> Option<u32>| {
+        let beside = Beside::Form { json: "%json {}", reasoning };
+        let grammar = format.grammar(&tools, beside, false, id).expect("one");
+        let told = |line: &&str| {
+            ["start", "calls", "form", "thought", "until"].iter().any(|kind| line.starts_with(kind))
+        };
+        grammar.lines().filter(told).collect::<Vec<_>>().join("\n")
+    };
+    let calls = r#"calls_2:  "<tool_call>" "\n" (call_1) "\n" "</tool_call>"  "#;
+    let form = "form_3: %json {}";
+    assert_eq!(
+        starts(ToolFormat::Hermes, None, &|_| None),
+        format!("start: calls_2 | form_3\n{calls}\n{form}")
+    );
+    assert_eq!(
+        starts(ToolFormat::Hermes, Some(ReasoningFormat::Qwen3), &|_| None),
+        format!(
+            "start: thought_5? (calls_2 | form_3)\n{calls}\n{form}\n\
+             until_4[lazy]: TEXT \"</think>\"\n\
+             thought_5: \"<think>\" until_4 /[ \\n]{{0,4}}/"
+        )
+    );
+    let tokens = |token: &str| match token {
+        "<think>" => Some(1),
+        "</think>" => Some(2),
+        _ => None,
+    };
+    let grammar = starts(ToolFormat::Hermes, Some(ReasoningFormat::Qwen3), &tokens);
+    assert!(grammar.ends_with("thought_4: <[1]> TEXT <[2]> /[ \\n]{0,4}/"), "{grammar}");
+    let harmony = starts(ToolFormat::OpenAi, Some(ReasoningFormat::OpenAiGptOss), &|_| None);
+    let start = "start: calls_4 | message_1? \"<|channel|>\" \"final\" \"<|message|>\" form_5";
+    assert!(harmony.starts_with(start), "{harmony}");
+}
+
+#[test]
 fn what_no_grammar_says_has_none() {
     let tools = [tool("f", None)];
     for name in ToolFormat::names() {
         let format = ToolFormat::from_name(name).expect("it is known");
         let has = !matches!(format, ToolFormat::Pythonic | ToolFormat::Gemma3 | ToolFormat::Gemma4);
-        for at_least_one in [false, true] {
-            let grammar = format.grammar(&tools, at_least_one, true, &|_| None);
+        let form = Beside::Form { json: "%json {}", reasoning: None };
+        for beside in [Beside::Nothing, Beside::Text, form] {
+            let grammar = format.grammar(&tools, beside, true, &|_| None);
             assert_eq!(grammar.is_some(), has, "{name}");
         }
         assert_eq!(plain(format, &[]), None);

@@ -2,6 +2,7 @@
 //! in two at every place.
 
 mod deepseek;
+mod form;
 mod formats;
 mod gemma;
 mod glm;
@@ -135,21 +136,24 @@ pub(crate) struct Setting {
     pub(crate) tools: Option<ToolFormat>,
     pub(crate) reasoning: Option<ReasoningFormat>,
     pub(crate) prompt_end: &'static str,
+    /// Whether the text has a form.
+    pub(crate) is_form: bool,
 }
 
 /// Calls alone.
 pub(crate) fn calls(format: ToolFormat) -> Setting {
-    Setting { tools: Some(format), reasoning: None, prompt_end: "" }
+    Setting { tools: Some(format), reasoning: None, prompt_end: "", is_form: false }
 }
 
 /// Calls and reasoning.
 pub(crate) fn both(format: ToolFormat, reasoning: ReasoningFormat) -> Setting {
-    Setting { tools: Some(format), reasoning: Some(reasoning), prompt_end: "" }
+    Setting { reasoning: Some(reasoning), ..calls(format) }
 }
 
 impl Setting {
     pub(crate) fn parser(self) -> AnswerParser {
-        AnswerParser::new(self.tools, self.reasoning, tools(), self.prompt_end)
+        let parser = if self.is_form { AnswerParser::of_form } else { AnswerParser::new };
+        parser(self.tools, self.reasoning, tools(), self.prompt_end)
     }
 
     /// What the pieces of an answer come to. Calls must begin, go on and end in order.

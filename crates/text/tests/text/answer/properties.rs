@@ -173,7 +173,7 @@ proptest! {
     ) {
         let (format, reasoning, _) = FORMATS[index];
         let reasoning = splits.then_some(reasoning);
-        let setting = Setting { tools: Some(format), reasoning, prompt_end: "" };
+        let setting = Setting { reasoning, ..calls(format) };
         let whole = setting.parts([answer.as_str()]);
         let ends = answer.char_indices().map(|(at, c)| at..at + c.len_utf8());
         prop_assert_eq!(&setting.parts(ends.map(|c| &answer[c])), &whole);

@@ -5,7 +5,7 @@ use sconce_text::{ReasoningFormat, ToolFormat};
 use super::{Setting, check, text, thought};
 
 fn reasoning(format: ReasoningFormat, prompt_end: &'static str) -> Setting {
-    Setting { tools: None, reasoning: Some(format), prompt_end }
+    Setting { tools: None, reasoning: Some(format), prompt_end, is_form: false }
 }
 
 #[test]
@@ -65,7 +65,7 @@ fn an_answer_may_begin_within_reasoning() {
 #[test]
 fn what_is_not_asked_for_is_text() {
     let answer = "<think>a</think><tool_call>{\"name\": \"f\"}</tool_call>";
-    let plain = Setting { tools: None, reasoning: None, prompt_end: "<think>\n" };
+    let plain = Setting { reasoning: None, ..reasoning(ReasoningFormat::Qwen3, "<think>\n") };
     plain.check(answer, &[text(answer)]);
     let calls = Setting { tools: Some(ToolFormat::Hermes), ..plain };
     calls.check("<think>a</think>", &[text("<think>a</think>")]);
