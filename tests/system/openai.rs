@@ -7,8 +7,10 @@ use crate::{embeddings, process::Server, python};
 /// Each script in turn: they share the environment.
 #[test]
 fn the_openai_client_works() {
-    let args = ["--served-model-name", "served", "--api-key", "secret"];
-    drive("test_embeddings.py", &embeddings::serve(&args));
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path().to_str().expect("UTF-8");
+    let args = ["--served-model-name", "served", "--api-key", "secret", "--batch-dir", folder];
+    drive("test_embeddings.py", &embeddings::serve(&args[..4]));
     drive("test_client.py", &Server::start(&args));
 }
 

@@ -38,7 +38,9 @@ fn answers_are_as_the_server_and_the_makers_of_the_apis_describe_them() {
     let base = format!("http://{}", server.address);
     let variables = [("SCONCE_BASE_URL", &*base), ("SCONCE_API_KEY", "secret")];
     run("fuzz.py", &variables, "every answer is as the document says");
-    let (server, encoder) = (null(&[]), embeddings::serve(&[]));
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path().to_str().expect("UTF-8");
+    let (server, encoder) = (null(&["--batch-dir", folder]), embeddings::serve(&[]));
     let base = format!("http://{}", server.address);
     let embedding = format!("http://{}", encoder.address);
     let variables = [("SCONCE_BASE_URL", &*base), ("SCONCE_EMBEDDING_URL", &*embedding)];
