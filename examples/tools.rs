@@ -28,6 +28,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // A model as small as the default one calls what it is told to; larger ones choose (`Auto`).
     let mut request =
         ChatRequest::new([question], params).tools([tool]).tool_choice(ToolChoice::Required);
+    request.parallel_tool_calls = false;
     loop {
         let answered = sconce.answer(&request)?.blocking_whole()?;
         request.messages.push(answered.to_message());
