@@ -339,6 +339,7 @@ impl Settings {
             token_limits: None,
             returns_token_ids: false,
             names_tokens_by_id: false,
+            prompt_logprobs: None,
             truncation: None,
             has_seed: true,
             priority: 0,

@@ -102,7 +102,7 @@ pub(crate) fn compiled(
     generator: &Generator,
     settings: &Settings,
 ) -> Result<Option<Grammar>, ApiError> {
-    let Some(Structure { source, field, kept }) = &settings.structure else { return Ok(None) };
+    let Some(Structure { source, field, kept, .. }) = &settings.structure else { return Ok(None) };
     let compile = || generator.grammars.compile(settings.caller.id, source);
     let grammar = kept.clone().map_or_else(compile, Ok);
     grammar.map(Some).map_err(|error| ApiError::of_grammar(field, &error))
