@@ -184,14 +184,12 @@ fn what_cannot_be_held_to_is_refused_before_anything_is_generated() {
     let mut twice = ask("Hello", 8);
     twice.tools = vec![switch(), switch()];
     let named = ask("Hello", 8).tools([switch()]).tool_choice(ToolChoice::Named("f".into()));
-    let both = ask("Hello", 8).tools([switch()]).json_schema(json!({ "type": "object" }));
     let strict = Tool::new("f", "", json!({ "not": {} })).strict();
     for (request, field, says) in [
         (ChatRequest::new([], greedy(8)), "messages", "at least one message"),
         (ChatRequest::new([called], greedy(8)), "messages[0].calls[0].arguments", "no JSON"),
         (twice, "tools[1]", "two tools"),
         (named, "tool_choice", "set_switch"),
-        (both, "tools", "json_schema"),
         (ask("Hello", 8).tools([strict]), "tools", "\"not\" is not supported"),
     ] {
         let (at, message) = refused(&request);
