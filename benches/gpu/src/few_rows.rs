@@ -24,8 +24,7 @@ enum Operation {
 const BEYOND_CACHES: usize = 400 << 20;
 const REPETITIONS: Repetitions = Repetitions { seconds: 0.004, number: 5 };
 
-const FORMS: [GemvForm; 4] =
-    [GemvForm::DEFAULT, form(2, 4, 2), form(1, 8, 1), form(1, 8, 2)];
+const FORMS: [GemvForm; 4] = [GemvForm::DEFAULT, form(2, 4, 2), form(1, 8, 1), form(1, 8, 2)];
 
 const fn form(rows: u32, ahead: u32, blocks: u32) -> GemvForm {
     GemvForm { rows, ahead, threads: 512, blocks }
@@ -81,7 +80,7 @@ pub(crate) fn run<D: Driver>(
                     }
                 })?;
                 let by = match form {
-                    ProductForm::Library => "cuBLAS".to_owned(),
+                    ProductForm::Library | ProductForm::Fp8(_) => "cuBLAS".to_owned(),
                     ProductForm::FewRows(GemvForm { rows, ahead, threads, blocks }) => {
                         format!("{rows} rows, {ahead} ahead, {blocks} x {threads} threads")
                     }

@@ -10,6 +10,9 @@ mod backend;
 #[cfg(feature = "cuda")]
 mod device;
 mod driver;
+#[cfg(feature = "cuda")]
+mod fp8_library;
+mod fp8_products;
 mod memory;
 mod names;
 mod ops;
@@ -27,14 +30,14 @@ pub use attention_plan::{AttentionPlan, AttentionRoom, GroupTables, Work};
 pub use backend::{Cuda, CudaGraph};
 #[cfg(feature = "cuda")]
 pub use device::{CudaDriver, CudaMemory, RecordedGraph};
-pub use driver::{Driver, Launch, Matmul};
+pub use driver::{Driver, Fp8Matmul, Fp8Scaling, Launch, Matmul};
 pub use memory::{CudaBuffer, CudaKvCache, CudaMatrix, CudaVector};
 pub use params::{
     AddBias, AddExperts, CopyBlocks, DevicePointer, EmbeddingGather, EntryEdit, ExpertProduct,
-    Gated, Gemv, GemvForm, KernelParams, MAX_SAMPLE_SLICES, MAX_TOP, PagedAttention, RmsNorm,
-    RopeAndCache, Route, SAMPLE_RUN_BYTES, SAMPLE_SHARED_BYTES, SAMPLE_SLICE, SAMPLE_SLICE_BYTES,
-    SAMPLE_STATE_BYTES, SampleRow, SampledRow, Sampling, SoftCap, SortByExpert, TableEdits,
-    TokenLogprobs,
+    Gated, Gemv, GemvForm, KernelParams, MAX_SAMPLE_SLICES, MAX_TOP, PagedAttention, QuantizeRows,
+    RmsNorm, RopeAndCache, Route, SAMPLE_RUN_BYTES, SAMPLE_SHARED_BYTES, SAMPLE_SLICE,
+    SAMPLE_SLICE_BYTES, SAMPLE_STATE_BYTES, SampleRow, SampledRow, Sampling, ScaleSums, SoftCap,
+    SortByExpert, TableEdits, TokenLogprobs, WidenWeight,
 };
 pub use products::ProductForm;
 pub use routes::CudaRoutes;
