@@ -325,7 +325,7 @@ struct List {
 #[serde(tag = "op")]
 enum Expression {
     Number { value: u8 },
-    Sum { of: Vec<Expression> },
+    Sum { of: Vec<Self> },
     Negated(Box<Wrapped>),
 }
 
