@@ -31,7 +31,7 @@
 //! for threads outside of any.
 //!
 //! ```no_run
-//! use futures::StreamExt as _;
+//! use futures::StreamExt;
 //!
 //! # async fn of(sconce: sconce::Sconce) -> Result<(), sconce::Error> {
 //! let mut answer = sconce.complete("Once upon a time", Default::default())?;
