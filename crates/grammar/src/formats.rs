@@ -1,6 +1,8 @@
 //! What the compiler lets through under a `format` and a validator does not, made patterns
 //! beside it.
 
+use std::collections::HashSet;
+
 use serde_json::{Map, Value, json};
 
 use crate::schema::{self, Place};
@@ -34,12 +36,13 @@ pub(crate) fn tighten(root: &mut Value) {
     let mut references = Vec::new();
     walk(root, &mut references);
     // What a reference names is a schema, wherever it stands; each is walked once.
-    let mut next = 0;
-    while let Some(pointer) = references.get(next).cloned() {
-        next += 1;
-        let is_new = !references[..next - 1].contains(&pointer);
-        if let Some(target) = root.pointer_mut(&pointer).filter(|_| is_new) {
+    let mut seen = HashSet::new();
+    while let Some(pointer) = references.pop() {
+        if !seen.contains(&pointer)
+            && let Some(target) = root.pointer_mut(&pointer)
+        {
             walk(target, &mut references);
+            seen.insert(pointer);
         }
     }
 }

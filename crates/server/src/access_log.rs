@@ -2,24 +2,24 @@
 
 use std::{
     net::SocketAddr,
-    pin::Pin,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
-    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
 use axum::{
-    body::{Body, Bytes, HttpBody},
     extract::{ConnectInfo, Request, State},
     middleware::Next,
     response::Response,
 };
-use http_body::{Frame, SizeHint};
 
-use crate::{caller::ClientRequestId, state::AppState};
+use crate::{
+    caller::ClientRequestId,
+    state::AppState,
+    watched_body::{BodyWatcher, watched},
+};
 
 /// Characters of a path or method that a line shows.
 const MAX_SHOWN: usize = 200;
@@ -120,7 +120,7 @@ pub(crate) async fn log(
     line.status = response.status().as_u16();
     // What answers HEAD has no body, whatever a handler made.
     line.is_whole = line.method == "HEAD";
-    response.map(|inner| Body::new(LoggedBody { inner, line }))
+    response.map(|body| watched(body, line))
 }
 
 /// Milliseconds to three decimals, which the division leaves without rounding noise.
@@ -176,44 +176,13 @@ impl Drop for Line {
     }
 }
 
-/// A response's body, which knows when it ends.
-struct LoggedBody {
-    inner: Body,
-    line: Line,
-}
-
-impl HttpBody for LoggedBody {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let polled = Pin::new(&mut self.inner).poll_frame(cx);
-        match &polled {
-            Poll::Ready(Some(Ok(frame))) => {
-                self.line.bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
-            }
-            Poll::Ready(None) => self.line.is_whole = true,
-            Poll::Ready(Some(Err(_))) | Poll::Pending => {}
-        }
-        polled
+impl BodyWatcher for Line {
+    fn note_bytes(&mut self, len: usize) {
+        self.bytes += len as u64;
     }
 
-    fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
-    }
-}
-
-impl Drop for LoggedBody {
-    fn drop(&mut self) {
-        // A body of a known length is not asked once more after its last byte.
-        self.line.is_whole |= self.inner.is_end_stream();
+    fn note_whole(&mut self) {
+        self.is_whole = true;
     }
 }
 

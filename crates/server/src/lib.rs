@@ -32,6 +32,7 @@ mod state;
 mod text_or_list;
 mod tokenize;
 mod traces;
+mod watched_body;
 mod word;
 
 pub use batches::Batches;

@@ -32,7 +32,7 @@ const CONFIG: SchedulerConfig = SchedulerConfig {
     policy: SchedulingPolicy::Fair,
 };
 
-fn start(faults: &[Fault]) -> (Engine, EngineHandle) {
+pub(crate) fn start(faults: &[Fault]) -> (Engine, EngineHandle) {
     let faults = faults.to_vec();
     let build = move || -> Result<_, Infallible> {
         let mut executor = FakeExecutor::new(VOCAB_SIZE, CONFIG.num_blocks, CONFIG.max_num_seqs);

@@ -1,34 +1,13 @@
 //! The times that a request's owner reads are those that metrics are made of.
 
-use std::{convert::Infallible, time::Duration};
+use std::time::Duration;
 
 use sconce_engine::{
-    Built, CacheGroups, End, Engine, EngineHandle, EngineRequest, FakeExecutor, RequestClock,
-    RequestEvent, RequestStream, RequestTimes, SchedulerConfig, SchedulingPolicy,
+    End, EngineHandle, EngineRequest, RequestClock, RequestEvent, RequestStream, RequestTimes,
 };
 use sconce_types::SamplingParams;
 
-const VOCAB_SIZE: u32 = 50;
-
-fn start() -> EngineHandle {
-    let config = SchedulerConfig {
-        max_num_seqs: 4,
-        max_num_batched_tokens: 16,
-        max_model_len: 64,
-        num_blocks: 12,
-        max_queued: 8,
-        groups: CacheGroups::ONE,
-        depth: 1,
-        prefix_cache: None,
-        policy: SchedulingPolicy::Fcfs,
-    };
-    let build = move || -> Result<_, Infallible> {
-        let executor = FakeExecutor::new(VOCAB_SIZE, config.num_blocks, config.max_num_seqs);
-        let vocab_size = VOCAB_SIZE as usize;
-        Ok(Built { executor, energy: None, config, vocab_size, info: () })
-    };
-    Engine::start("fake", build).expect("the engine starts").1
-}
+use crate::engine::start;
 
 fn submit(handle: &EngineHandle, max_tokens: u32) -> (RequestStream, RequestClock) {
     let params = SamplingParams { max_tokens, ..SamplingParams::default() };
@@ -44,7 +23,7 @@ fn seconds(of: &[RequestTimes], span: impl Fn(&RequestTimes) -> Option<Duration>
 
 #[test]
 fn times_of_requests_sum_to_the_metrics() {
-    let handle = start();
+    let (_engine, handle) = start(&[]);
     // More than the cache holds of them at once: some are preempted.
     let running: Vec<_> = (0..6).map(|_| submit(&handle, 47)).collect();
     let times: Vec<_> = running
@@ -86,7 +65,7 @@ fn times_of_requests_sum_to_the_metrics() {
 
 #[test]
 fn a_cancelled_request_keeps_the_times_it_had() {
-    let handle = start();
+    let (_engine, handle) = start(&[]);
     let (mut stream, clock) = submit(&handle, 40);
     assert!(matches!(stream.blocking_next(), Some(RequestEvent::Token(_))));
     drop(stream);

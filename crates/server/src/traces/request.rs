@@ -1,20 +1,16 @@
 //! What is noted of a request while it is served, for its spans.
 
 use std::{
-    pin::Pin,
     sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll},
     time::Instant,
 };
 
 use axum::{
-    body::{Body, Bytes, HttpBody},
     extract::{MatchedPath, Request, State},
     http::Method,
     middleware::Next,
     response::Response,
 };
-use http_body::{Frame, SizeHint};
 use opentelemetry_sdk::trace::Span;
 use sconce_engine::{RequestClock, RequestError};
 use sconce_types::Metering;
@@ -23,7 +19,12 @@ use super::{
     Traces,
     spans::{self, Origin},
 };
-use crate::{caller::ClientRequestId, error::ApiError, state::AppState};
+use crate::{
+    caller::ClientRequestId,
+    error::ApiError,
+    state::AppState,
+    watched_body::{BodyWatcher, watched},
+};
 
 /// Routes whose requests go to the engine.
 const TRACED: [&str; 10] = [
@@ -216,42 +217,11 @@ pub(crate) async fn trace(
     let response = next.run(request).await;
     finish.outcome.status = Some(response.status().as_u16());
     finish.outcome.error = response.extensions().get::<ApiError>().map(ErrorNames::of);
-    response.map(|inner| Body::new(TracedBody { inner, finish }))
+    response.map(|body| watched(body, finish))
 }
 
-/// A response's body, which knows when it ends. What generates it is dropped first.
-struct TracedBody {
-    inner: Body,
-    finish: Finish,
-}
-
-impl HttpBody for TracedBody {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let polled = Pin::new(&mut self.inner).poll_frame(cx);
-        if let Poll::Ready(None) = polled {
-            self.finish.outcome.is_whole = true;
-        }
-        polled
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
-    }
-}
-
-impl Drop for TracedBody {
-    fn drop(&mut self) {
-        // A body of a known length is not asked once more after its last byte.
-        self.finish.outcome.is_whole |= self.inner.is_end_stream();
+impl BodyWatcher for Finish {
+    fn note_whole(&mut self) {
+        self.outcome.is_whole = true;
     }
 }
