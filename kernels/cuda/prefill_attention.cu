@@ -15,15 +15,12 @@ constexpr int PREFILL_THREADS = 256;
 constexpr int PREFILL_WARPS = PREFILL_THREADS / WARP;
 constexpr int ROWS_OF_WARP = 16;
 
-// Tiles of K and V in shared memory.
-template <typename C, int D> constexpr int PrefillSlots = D * int(sizeof(C)) > 256 ? 2 : 3;
-
-template <typename C, int D, int SLOTS> struct PrefillShared {
+template <typename C, int D> struct PrefillShared {
     // Warps of the same rows, and the dimensions of outputs of each.
     static constexpr int SHARING = D > 128 ? 2 : 1;
     static constexpr int OUT = D / SHARING;
     static constexpr int ROWS = PREFILL_WARPS / SHARING * ROWS_OF_WARP;
-    static constexpr int RING = SLOTS * Tile<C, D>::LEN * int(sizeof(C));
+    static constexpr int RING = prompt_slots<C, D> * Tile<C, D>::LEN * int(sizeof(C));
     // [ROWS, D + 8], two bytes each: Q, at the end outputs.
     static constexpr int QUERIES = ROWS * (D + 8) * 2;
 };
@@ -154,10 +151,9 @@ __device__ __forceinline__ void accumulate_values(const uint32_t (&weights)[TILE
     }
 }
 
-template <typename T, typename C, int D, int SLOTS>
-__device__ __forceinline__ void prefill_attention(const PagedAttention& p) {
+template <typename T, typename C, int D> __device__ __forceinline__ void prefill_attention(const PagedAttention& p) {
     using M = Multiplied<T, C>;
-    using Shared = PrefillShared<C, D, SLOTS>;
+    using Shared = PrefillShared<C, D>;
     constexpr int OUT = Shared::OUT;
     DYNAMIC_SHARED(shared);
     M* const all_queries = reinterpret_cast<M*>(shared + Shared::RING);
@@ -166,7 +162,7 @@ __device__ __forceinline__ void prefill_attention(const PagedAttention& p) {
     const int count = int(min(uint32_t(Shared::ROWS), sequence.num_rows - work.first_row));
     const uint32_t end = uint32_t(sequence.last_seen(work.first_row + count - 1)) + 1;
     const uint32_t first = uint32_t(sequence.first_seen(work.first_row)) / TILE * TILE;
-    auto tiles = sequence.template tiles<Padded<C, D>, PREFILL_WARPS, SLOTS>(reinterpret_cast<C*>(shared), first, end);
+    auto tiles = sequence.template tiles<Padded<C, D>, PREFILL_WARPS>(reinterpret_cast<C*>(shared), first, end);
     tiles.start();
     sequence.stage_queries(all_queries, warp_id(), PREFILL_WARPS, Shared::ROWS);
     const C* keys = tiles.take();
@@ -226,7 +222,7 @@ template <typename T, typename C, int D> __device__ __forceinline__ void prefill
         return;
     }
 #endif
-    prefill_attention<T, C, D, PrefillSlots<C, D>>(p);
+    prefill_attention<T, C, D>(p);
 }
 
 #define ATTENTION(name, T, C, D)                                                                   \

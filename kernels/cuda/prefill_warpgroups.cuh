@@ -120,8 +120,7 @@ template <typename T, int D> struct GroupOfWarps {
     }
 };
 
-template <typename T, int D, int SLOTS = (D > 128 ? 2 : 3)>
-__device__ __forceinline__ void prefill_by_groups(const PagedAttention& p) {
+template <typename T, int D> __device__ __forceinline__ void prefill_by_groups(const PagedAttention& p) {
     using Group = GroupOfWarps<T, D>;
     using Shared = GroupsShared<D>;
     DYNAMIC_SHARED(unaligned);
@@ -131,7 +130,7 @@ __device__ __forceinline__ void prefill_by_groups(const PagedAttention& p) {
     const int count = int(min(uint32_t(Shared::ROWS), sequence.num_rows - work.first_row));
     const uint32_t end = uint32_t(sequence.last_seen(work.first_row + count - 1)) + 1;
     const uint32_t first = uint32_t(sequence.first_seen(work.first_row)) / TILE * TILE;
-    auto tiles = sequence.template tiles<Swizzled<T, D>, Group::WARPS, SLOTS>(
+    auto tiles = sequence.template tiles<Swizzled<T, D>, Group::WARPS>(
         reinterpret_cast<T*>(shared + Shared::QUERIES), first, end);
     tiles.start();
     Group::stage(sequence, shared);

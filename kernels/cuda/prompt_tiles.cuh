@@ -21,13 +21,16 @@ template <typename Element, int D> struct Padded {
     static __device__ __forceinline__ void publish() {}
 };
 
+// Tiles of K and V in shared memory: three where there is room for them.
+template <typename C, int D> constexpr int prompt_slots = D * int(sizeof(C)) > 256 ? 2 : 3;
+
 // A ring of SLOTS tiles in shared memory, in this order: K of the first tile, K of the
 // second, V of the first, K of the third, V of the second and so on, of the tokens
 // [first, end) of one sequence. What is zero, and how warps share the copying, is as in
 // `Ring`.
-template <typename Layout, int WARPS, int SLOTS> struct PromptTiles {
+template <typename Layout, int WARPS> struct PromptTiles {
     using C = typename Layout::C;
-    static_assert(SLOTS >= 2 && SLOTS <= 4, "the order of what is asked for is written out");
+    static constexpr int SLOTS = prompt_slots<C, Layout::HEAD_DIM>;
     C* slots;
     // The layer's cache from its KV head on.
     const C* cache;
@@ -50,11 +53,8 @@ template <typename Layout, int WARPS, int SLOTS> struct PromptTiles {
     // Asks for the first ones.
     __device__ __forceinline__ void start() {
         ask<KEYS>(first);
-        if constexpr (SLOTS > 2) {
+        if constexpr (SLOTS == 3) {
             ask<KEYS>(first + TILE);
-        }
-        if constexpr (SLOTS > 3) {
-            ask<VALUES>(first);
         }
     }
 
@@ -71,10 +71,8 @@ template <typename Layout, int WARPS, int SLOTS> struct PromptTiles {
     __device__ __forceinline__ void refill_first() {
         if constexpr (SLOTS == 2) {
             ask<KEYS>(first + TILE);
-        } else if constexpr (SLOTS == 3) {
-            ask<VALUES>(first);
         } else {
-            ask<KEYS>(first + 2 * TILE);
+            ask<VALUES>(first);
         }
     }
 
@@ -83,9 +81,9 @@ template <typename Layout, int WARPS, int SLOTS> struct PromptTiles {
         if constexpr (SLOTS == 3) {
             ask<HALF>(token + TILE);
         } else if constexpr (HALF == KEYS) {
-            ask<VALUES>(SLOTS == 2 ? token - TILE : token);
+            ask<VALUES>(token - TILE);
         } else {
-            ask<KEYS>(token + (SLOTS == 2 ? 2 : 3) * TILE);
+            ask<KEYS>(token + 2 * TILE);
         }
     }
 

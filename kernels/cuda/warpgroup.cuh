@@ -166,6 +166,7 @@ template <int ROWS> __device__ __forceinline__ int swizzled(int row, int piece) 
 // A tile for products of warp groups.
 template <typename Element, int D> struct Swizzled {
     using C = Element;
+    static constexpr int HEAD_DIM = D;
     static constexpr uint32_t LEN = TILE * D;
 
     // As in `Padded`.

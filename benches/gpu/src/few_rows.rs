@@ -24,18 +24,10 @@ enum Operation {
 const BEYOND_CACHES: usize = 400 << 20;
 const REPETITIONS: Repetitions = Repetitions { seconds: 0.004, number: 5 };
 
-const FORMS: [GemvForm; 7] = [
-    GemvForm::DEFAULT,
-    form((2, 4), (256, 2)),
-    form((2, 4), (512, 2)),
-    form((1, 8), (512, 1)),
-    form((1, 8), (512, 2)),
-    form((2, 8), (512, 1)),
-    form((4, 2), (512, 1)),
-];
+const FORMS: [GemvForm; 4] = [GemvForm::DEFAULT, form(2, 4, 2), form(1, 8, 1), form(1, 8, 2)];
 
-const fn form((rows, ahead): (u32, u32), (threads, blocks): (u32, u32)) -> GemvForm {
-    GemvForm { rows, ahead, threads, blocks }
+const fn form(rows: u32, ahead: u32, blocks: u32) -> GemvForm {
+    GemvForm { rows, ahead, threads: 512, blocks }
 }
 
 /// Of a Llama of 8 B: each weight by as many rows as are given.
@@ -66,10 +58,10 @@ pub(crate) fn run<D: Driver>(
                 Operation::Logits => cuda.logits_buffer(rows, n)?,
                 _ => cuda.buffer(rows, outputs)?,
             };
-            // Of a gated unit a warp has both rows; some forms are there for a single row.
+            // Of a gated unit a warp has both rows; some forms are there for few rows.
             let can = |form: &GemvForm| match operation {
                 Operation::Gated if form.rows == 1 => false,
-                _ => rows == 1 || (form.rows < 4 && form.threads * form.blocks <= 512),
+                _ => rows == 1 || (form.blocks == 1 && (form.rows > 1 || rows == 2)),
             };
             let own = FORMS.into_iter().filter(can).map(ProductForm::FewRows);
             for form in [ProductForm::Library].into_iter().chain(own) {

@@ -89,11 +89,6 @@ pub(super) fn gemv(dtype: Dtype, rows: usize, form: GemvForm) -> Option<&'static
         (Dtype::F16, 4, 2, 4) => Some("gemv_f16_m4_r2_u4"),
         (Dtype::Bf16, 1, 1, 8) => Some("gemv_bf16_m1_r1_u8"),
         (Dtype::Bf16, 2, 1, 8) => Some("gemv_bf16_m2_r1_u8"),
-        (Dtype::Bf16, 4, 1, 8) => Some("gemv_bf16_m4_r1_u8"),
-        (Dtype::Bf16, 1, 2, 8) => Some("gemv_bf16_m1_r2_u8"),
-        (Dtype::Bf16, 2, 2, 8) => Some("gemv_bf16_m2_r2_u8"),
-        (Dtype::Bf16, 4, 2, 8) => Some("gemv_bf16_m4_r2_u8"),
-        (Dtype::Bf16, 1, 4, 2) => Some("gemv_bf16_m1_r4_u2"),
         _ => None,
     }
 }
