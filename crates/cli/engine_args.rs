@@ -82,6 +82,12 @@ pub(crate) struct EngineArgs {
     /// [default: 1,2,4,8 and every eighth up to --max-num-seqs, at most 256]
     #[arg(long, value_name = "SIZES", value_delimiter = ',')]
     cuda_graph_sizes: Option<Vec<usize>>,
+    /// On a GPU launch each step before the one before it is read back (the default)
+    #[arg(long, overrides_with = "no_async_scheduling")]
+    async_scheduling: bool,
+    /// One step at a time, each launched once the one before it is read back
+    #[arg(long, overrides_with = "async_scheduling")]
+    no_async_scheduling: bool,
     /// A chat template's file, instead of the model's own
     #[arg(long)]
     chat_template: Option<PathBuf>,
@@ -117,6 +123,7 @@ impl EngineArgs {
             gpu_memory_utilization: self.gpu_memory_utilization,
             enforce_eager: self.enforce_eager,
             cuda_graph_sizes: self.cuda_graph_sizes.clone(),
+            async_scheduling: self.async_scheduling || !self.no_async_scheduling,
             threads: self.threads,
             cpu_isa: self.cpu_isa,
             deterministic: self.deterministic,

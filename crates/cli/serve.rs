@@ -275,8 +275,9 @@ fn banner(sconce: &Sconce, about: &About) -> String {
     let mib = summary.weight_bytes as f64 / f64::from(1 << 20);
     let gib = summary.kv_cache_bytes as f64 / f64::from(1 << 30);
     let Summary { model_name, architecture, device, kv_cache_tokens, .. } = summary;
-    let SchedulerConfig { num_blocks, max_model_len, max_num_seqs, max_queued, .. } =
+    let SchedulerConfig { num_blocks, max_model_len, max_num_seqs, max_queued, depth, .. } =
         limits.scheduler;
+    let in_flight = if depth > 1 { format!(", {depth} steps in flight") } else { String::new() };
     let (makes, context, options, path, body) = match &summary.embedding {
         None => (
             format!(
@@ -312,7 +313,7 @@ fn banner(sconce: &Sconce, about: &About) -> String {
   weights   {weights}, {mib:.0} MiB
   loaded    in {total:.2} s: device {device_time:.2}, weights {weights_time:.2}, KV cache {cache_time:.2}{graphs}
   {makes}
-  limits    {context}, {max_num_seqs} sequences at once, {max_queued} more waiting
+  limits    {context}, {max_num_seqs} sequences at once, {max_queued} more waiting{in_flight}
   energy    {energy}
   tenants   {tenants}
   ledger    {ledger}

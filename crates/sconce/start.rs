@@ -78,6 +78,9 @@ pub struct Options {
     /// The sequences of the decode steps that are recorded; if not given 1, 2, 4, 8 and every
     /// eighth up to `max_num_seqs`, at most 256.
     pub cuda_graph_sizes: Option<Vec<usize>>,
+    /// Whether a step is launched on a GPU before the one before it is read back, which hides
+    /// what the host does between steps.
+    pub async_scheduling: bool,
     /// Threads that compute; one a core if not given.
     pub threads: Option<usize>,
     /// The highest level of a CPU's instructions to use; all that it has if not given.
@@ -125,6 +128,7 @@ impl Options {
             gpu_memory_utilization: 0.9,
             enforce_eager: false,
             cuda_graph_sizes: None,
+            async_scheduling: true,
             threads: None,
             cpu_isa: None,
             deterministic: false,
@@ -357,6 +361,7 @@ impl Sconce {
             gpu_memory_utilization: options.gpu_memory_utilization,
             enforce_eager: options.enforce_eager,
             cuda_graph_sizes: options.cuda_graph_sizes.clone(),
+            async_scheduling: options.async_scheduling,
             threads: options.threads,
             cpu_isa: options.cpu_isa,
             deterministic: options.deterministic,

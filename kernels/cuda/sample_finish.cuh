@@ -282,6 +282,7 @@ __device__ __forceinline__ void finish_row(const Sampling& p, const SampleRow& r
     }
     if (threadIdx.x == 0) {
         out.token = token;
+        p.keep(request, token);
         out.num_top = has_logprobs ? out.num_top : 0;
         state.open = open;
     }

@@ -26,6 +26,8 @@ struct SampleRow {
     uint32_t seen[2];
     // The row's mask among those of the launch; -1: it has none.
     int32_t mask;
+    // The slot that the token is kept for; -1: none.
+    int32_t slot;
 
     // Below this temperature the likeliest token is all that remains.
     __device__ __forceinline__ bool is_greedy() const { return !(temperature >= 1e-5f); }
@@ -179,8 +181,17 @@ struct Sampling {
     SampledRow* out;
     // [rows, MAX_TOP], most likely first
     TopToken* top;
+    // [slots]: what each sampled last.
+    uint32_t* last_sampled;
     Workspace work;
     uint32_t vocab_size;
+
+    // By one thread. What is no token is not kept: it would be another row's input.
+    __device__ __forceinline__ void keep(const SampleRow& request, uint32_t token) const {
+        if (request.slot >= 0 && token < NOTHING_ALLOWED) {
+            last_sampled[request.slot] = token;
+        }
+    }
 };
 
 // A row as its request leaves it, once adjusted.

@@ -89,6 +89,7 @@ __device__ __forceinline__ void finish_rest(const Sampling& p, const SampleRow& 
     __syncthreads();
     if (threadIdx.x == 0) {
         out.token = token;
+        p.keep(request, token);
         state.open = open;
     }
     if (request.num_logprobs >= 0 && token < NOTHING_ALLOWED) {

@@ -44,7 +44,8 @@ pub struct TableEdit {
 /// what changes in them.
 #[derive(Debug)]
 pub struct StepPlan {
-    /// `[num_tokens]`: vocabulary ids.
+    /// `[num_tokens]`: vocabulary ids, or [`Self::LAST_SAMPLED`] and a slot: what the slot
+    /// sampled last, on devices that keep that ([`crate::Sampler::end_step`]).
     pub token_ids: Vec<u32>,
     /// `[num_tokens]`: positions, from 0.
     pub positions: Vec<u32>,
@@ -71,6 +72,9 @@ pub struct StepPlan {
 }
 
 impl StepPlan {
+    /// Set in a row's token where the rest is a slot; no vocabulary is so large.
+    pub const LAST_SAMPLED: u32 = 1 << 31;
+
     /// An empty plan for a cache of so many groups.
     #[must_use]
     pub fn new(num_groups: usize) -> Self {
@@ -168,6 +172,19 @@ impl StepPlan {
         self.cu_seqlens_q.push(below_2_32(self.token_ids.len()));
         self.context_lens.push(below_2_32(context_len));
         self.slots.push(slot);
+    }
+
+    /// Appends a row of what a slot sampled last, as [`Self::push`] does of a token.
+    ///
+    /// # Panics
+    /// As it does.
+    pub fn push_last_sampled(
+        &mut self,
+        slot: u32,
+        num_computed_tokens: usize,
+        tables: &[impl AsRef<[u32]>],
+    ) {
+        self.push(slot, &[Self::LAST_SAMPLED | slot], num_computed_tokens, tables);
     }
 
     /// Changes a slot's table in one group from entry `first` on.
@@ -292,9 +309,14 @@ impl StepPlan {
         below("an edit's slot", largest_of(|edit| edit.slot), limits.max_num_seqs)?;
         below("an edit's entry", largest_of(|edit| edit.index), limits.blocks_per_seq())?;
         below("an edit's block", largest_of(|edit| edit.block), layout.num_blocks)?;
+        let kept = |&token: &u32| token.checked_sub(Self::LAST_SAMPLED);
+        let largest_kept = self.token_ids.iter().filter_map(kept).max();
+        below("the slot of a row's token", largest_kept, limits.max_num_seqs)?;
+        let known = self.token_ids.iter().copied().filter(|token| kept(token).is_none());
         Ok(StepSizes {
             num_tokens: computed,
-            largest_token: largest(&self.token_ids),
+            largest_token: known.max(),
+            has_last_sampled: largest_kept.is_some(),
             largest_position: largest(&self.positions),
         })
     }
@@ -304,8 +326,10 @@ impl StepPlan {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct StepSizes {
     pub(crate) num_tokens: usize,
-    /// `None` of no rows, as below.
+    /// Of tokens that are known; `None` of no rows, as below.
     pub(crate) largest_token: Option<u32>,
+    /// Whether a row's token is what a slot sampled last.
+    pub(crate) has_last_sampled: bool,
     pub(crate) largest_position: Option<u32>,
 }
 

@@ -5,6 +5,7 @@ mod faults;
 mod forms;
 mod graphs;
 mod models;
+mod overlap;
 mod planted;
 mod serving;
 mod start;
@@ -194,15 +195,7 @@ impl Ask {
     /// The same streamed, read until so many events have come; then the client leaves.
     fn stream(&self, server: &Server, leave_after: usize) -> Answer {
         let stream = server.open("POST", "/v1/completions", &self.body(true).to_string());
-        let text = read_until(stream, leave_after);
-        let mut answer = Answer::default();
-        let events = text.lines().filter_map(|line| line.strip_prefix("data: "));
-        for event in events.filter(|event| *event != "[DONE]") {
-            let chunk: Value = serde_json::from_str(event).expect("JSON");
-            assert!(chunk.get("error").is_none(), "{chunk}");
-            answer.take(&chunk["choices"][0]["logprobs"]);
-        }
-        answer
+        Answer::of_events(&read_until(stream, leave_after))
     }
 }
 
@@ -227,6 +220,18 @@ impl Answer {
         let body: Value = serde_json::from_str(body).expect("JSON");
         let mut answer = Self::default();
         answer.take(&body["choices"][0]["logprobs"]);
+        answer
+    }
+
+    /// Of what a stream said.
+    fn of_events(text: &str) -> Self {
+        let mut answer = Self::default();
+        let events = text.lines().filter_map(|line| line.strip_prefix("data: "));
+        for event in events.filter(|event| *event != "[DONE]") {
+            let chunk: Value = serde_json::from_str(event).expect("JSON");
+            assert!(chunk.get("error").is_none(), "{chunk}");
+            answer.take(&chunk["choices"][0]["logprobs"]);
+        }
         answer
     }
 

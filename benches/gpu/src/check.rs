@@ -10,12 +10,13 @@ use serde_json::json;
 use crate::report;
 
 /// Names of the backend's cases, which make devices of their own.
-const BACKEND: [&str; 5] = [
+const BACKEND: [&str; 6] = [
     "a_layer_over_ragged_batches_is_the_cpus",
     "masks_of_any_length_reach_the_kernels",
     "what_does_not_fit_is_refused_by_name",
     "a_replayed_step_is_the_step_that_is_staged",
     "what_cannot_be_recorded_is_refused",
+    "steps_in_flight_sample_as_one_by_one",
 ];
 
 /// Prints the cases' names.
@@ -41,7 +42,7 @@ pub(crate) fn run<D: Driver>(
         check(name, &mut || run(&mut bench));
     }
     let device = || device().expect("it was there a moment ago");
-    let [layer, masks, refusals, replayed, unrecorded] = BACKEND;
+    let [layer, masks, refusals, replayed, unrecorded, in_flight] = BACKEND;
     if layer.contains(only) {
         check(layer, &mut || cases::backend::a_layer_over_ragged_batches_is_the_cpus(device));
     }
@@ -56,6 +57,9 @@ pub(crate) fn run<D: Driver>(
     }
     if unrecorded.contains(only) {
         check(unrecorded, &mut || cases::graphs::what_cannot_be_recorded_is_refused(device));
+    }
+    if in_flight.contains(only) {
+        check(in_flight, &mut || cases::overlap::steps_in_flight_sample_as_one_by_one(device));
     }
     ensure!(ran > 0, "no case's name contains {only}");
     ensure!(failed == 0, "{failed} of {ran} checks failed");

@@ -116,6 +116,7 @@ pub(crate) fn kernels<D: Driver>(
             banned: [0; 2],
             seen: [0; 2],
             mask: -1,
+            slot: -1,
         };
         let requests = vec![row; rows];
         cuda.driver_mut().upload(&mut memories[1], 0, bytemuck::cast_slice(&requests))?;
@@ -132,6 +133,7 @@ pub(crate) fn kernels<D: Driver>(
             seen_raw: at(1),
             out: at(2),
             top: at(3),
+            last_sampled: at(1),
             slices: at(4),
             runs: at(5),
             candidates: at(6),

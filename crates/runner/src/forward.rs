@@ -1,6 +1,6 @@
 //! A model's way from a batch to logits, and what is made of them.
 
-use std::ops::Range;
+use std::{ops::Range, time::Duration};
 
 use sconce_kernels::{
     AttentionKind, Backend, KernelError, StepLimits, StepPlan,
@@ -161,6 +161,34 @@ impl<B: Backend> Forward<B> {
         self.backend.sample(self.workspace.get_mut(&mut logits), requests, out)?;
         self.workspace.free(logits);
         Ok(())
+    }
+
+    /// Ends the step without waiting for it: a token is sampled for each request, of which there
+    /// are as many as rows of logits, if there are any. It is kept for the request's slot.
+    ///
+    /// # Errors
+    /// The backend failed.
+    pub(crate) fn end_step(
+        &mut self,
+        logits: Option<Buf>,
+        requests: &[SampleRequest<'_>],
+    ) -> Result<(), KernelError> {
+        let Some(mut logits) = logits else { return self.backend.end_step(None) };
+        self.backend.end_step(Some((self.workspace.get_mut(&mut logits), requests)))?;
+        // The next step writes there after this one has read.
+        self.workspace.free(logits);
+        Ok(())
+    }
+
+    /// Waits for the oldest step that has ended; what it sampled is appended to `out`.
+    ///
+    /// # Errors
+    /// The backend failed.
+    pub(crate) fn wait_step(
+        &mut self,
+        out: &mut Vec<Sampled>,
+    ) -> Result<Option<Duration>, KernelError> {
+        self.backend.wait_step(out)
     }
 
     /// The log-probability of a token at each row of logits, with the `num_top` likeliest,

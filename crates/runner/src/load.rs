@@ -306,7 +306,7 @@ pub fn load_on<B: Backend + 'static>(
     let asked = Asked { options, checkpoint: &checkpoint, dtype, limits };
     let placed = place(backend, &asked, &mut at, progress, || end_phase(&mut times.weights))
         .map_err(|error| out_of_memory::explain(error, at.1, &at.0))?;
-    let Placed { mut forward, spec, weight_bytes, kv, mut cache, form_faults } = placed;
+    let Placed { mut forward, spec, weight_bytes, kv, mut cache, depth, form_faults } = placed;
     end_phase(&mut times.cache);
     let num_graphs = record(&mut forward, &mut cache, options, &limits, progress)?;
     end_phase(&mut times.graphs);
@@ -319,7 +319,7 @@ pub fn load_on<B: Backend + 'static>(
         );
     }
     Ok(LoadedModel {
-        runner: ModelRunner::new(forward, cache, max_num_seqs, kv.groups),
+        runner: ModelRunner::new(forward, cache, max_num_seqs, kv.groups, depth),
         meter: None,
         info: ModelInfo {
             device,
@@ -384,6 +384,8 @@ struct Placed<B: Backend> {
     weight_bytes: usize,
     kv: KvPlan,
     cache: B::KvCache,
+    /// Steps in flight.
+    depth: usize,
     form_faults: Vec<FormFault>,
 }
 
@@ -413,8 +415,8 @@ fn place<B: Backend + 'static>(
     };
     weights_are_loaded();
     let cache_dtype = options.kv_cache_dtype.unwrap_or(dtype.into());
-    let mut kv = KvPlan::new(&spec, cache_dtype, &limits, ModelRunner::<B>::DEPTH)?;
-    let depth = ModelRunner::<B>::DEPTH;
+    let depth = if options.async_scheduling && backend.overlaps() { 2 } else { 1 };
+    let mut kv = KvPlan::new(&spec, cache_dtype, &limits, depth)?;
     let blocks_per_seq = kv.groups.peak_blocks(max_model_len, max_num_batched_tokens, depth);
     let needed_bytes = blocks_per_seq * kv.layout.block_bytes();
     let share = options.gpu_memory_utilization;
@@ -437,5 +439,5 @@ fn place<B: Backend + 'static>(
         return Err(LoadError::NoRoom { tokens, max_model_len, needed_bytes });
     }
     let cache = forward.backend.kv_cache(&kv.layout, &limits)?;
-    Ok(Placed { forward, spec, weight_bytes, kv, cache, form_faults })
+    Ok(Placed { forward, spec, weight_bytes, kv, cache, depth, form_faults })
 }

@@ -1,6 +1,6 @@
 //! Computes scheduled batches on a backend.
 
-use std::time::Duration;
+use std::{collections::VecDeque, time::Duration};
 
 use sconce_kernels::{
     Backend, KernelError, StepPlan, TableEdit,
@@ -29,24 +29,43 @@ pub struct ModelRunner<B: Backend> {
     /// The prompt tokens whose log-probabilities are asked for, in the order of the plan's
     /// rows that get logits: the sequence, the token, the number of alternatives.
     targets: Vec<(usize, u32, u32)>,
-    sampled: Vec<Sampled>,
     logprobs: Vec<Logprobs>,
-    /// What the step in flight has to sample: the slot of each row, and what for.
-    pending: Vec<(Slot, Sample)>,
+    /// Steps that may be in flight. With two the device keeps what slots sampled last, and
+    /// steps are ended without being waited for; with one what is sampled is read back at once.
+    depth: usize,
+    /// The oldest first, and the memory of those that are over.
+    flight: VecDeque<InFlight>,
+    spare: Vec<InFlight>,
+    /// Steps among them that the device has been told the end of.
+    num_ended: usize,
+    /// Whether an error was one that no step in flight outlives.
+    is_lost: bool,
+}
+
+/// A step that was launched, and not waited for.
+#[derive(Default)]
+struct InFlight {
+    /// Each row's slot, and what it samples.
+    rows: Vec<(Slot, Sample)>,
+    /// What is known of its result; then all of it.
     result: StepResult,
+    sampled: Vec<Sampled>,
 }
 
 impl<B: Backend> ModelRunner<B> {
-    /// Steps in flight: what is sampled is read back at once.
-    pub(crate) const DEPTH: usize = 1;
-
     pub(crate) fn new(
         forward: Forward<B>,
         cache: B::KvCache,
         max_num_seqs: usize,
         groups: CacheGroups,
+        depth: usize,
     ) -> Self {
         Self {
+            depth,
+            flight: VecDeque::with_capacity(depth),
+            spare: Vec::new(),
+            num_ended: 0,
+            is_lost: false,
             groups,
             forward,
             cache,
@@ -55,10 +74,7 @@ impl<B: Backend> ModelRunner<B> {
             plan: StepPlan::new(groups.len()),
             hidden: None,
             targets: Vec::new(),
-            sampled: Vec::new(),
             logprobs: Vec::new(),
-            pending: Vec::new(),
-            result: StepResult::default(),
         }
     }
 
@@ -104,21 +120,23 @@ impl<B: Backend> ModelRunner<B> {
             self.slots[admitted.slot.index()] = Some(slot);
         }
         self.prepare(batch);
-        self.pending.clear();
-        self.pending
-            .extend(batch.sequences.iter().map(|sequence| (sequence.slot, sequence.sample)));
-        self.result.clear(batch.step);
-        batch.sequences.iter().for_each(|_| self.result.push(SampleOutcome::Nothing));
+        let mut step = self.spare.pop().unwrap_or_default();
+        step.rows.clear();
+        step.rows.extend(batch.sequences.iter().map(|sequence| (sequence.slot, sequence.sample)));
+        step.result.clear(batch.step);
+        batch.sequences.iter().for_each(|_| step.result.push(SampleOutcome::Nothing));
+        step.sampled.clear();
         let hidden = self.forward.hidden(&mut self.plan, &mut self.cache)?;
-        self.score_prompts(&hidden)?;
+        self.score_prompts(&hidden, &mut step.result)?;
         self.hidden = Some(hidden);
+        self.flight.push_back(step);
         Ok(())
     }
 
     /// Fills the plan from the scheduled batch: its rows, and those that get logits, first
     /// of prompts, then of what is sampled.
     fn prepare(&mut self, batch: &ScheduledBatch) {
-        let Self { plan, slots, targets, .. } = self;
+        let Self { plan, slots, targets, depth, .. } = self;
         plan.clear();
         targets.clear();
         for edit in &batch.table_edits {
@@ -133,17 +151,21 @@ impl<B: Backend> ModelRunner<B> {
         }
         for sequence in &batch.sequences {
             let slot = slot(slots, sequence.slot);
-            let last_sampled;
-            let tokens = match &sequence.input {
-                Input::Tokens(range) => &batch.token_ids[range.clone()],
-                Input::LastSampled => {
-                    last_sampled = [slot
-                        .last_sampled()
-                        .expect("LastSampled is scheduled only after a sample")];
-                    &last_sampled[..]
+            let (own, num_computed) = (sequence.slot.0, sequence.num_computed_tokens);
+            match &sequence.input {
+                Input::Tokens(range) => {
+                    plan.push(own, &batch.token_ids[range.clone()], num_computed, slot.tables());
                 }
-            };
-            plan.push(sequence.slot.0, tokens, sequence.num_computed_tokens, slot.tables());
+                // The host may not know it yet.
+                Input::LastSampled if *depth > 1 => {
+                    plan.push_last_sampled(own, num_computed, slot.tables());
+                }
+                Input::LastSampled => {
+                    let token = slot.last_sampled();
+                    let token = token.expect("LastSampled is scheduled only after a sample");
+                    plan.push(own, &[token], num_computed, slot.tables());
+                }
+            }
         }
         for (s, sequence) in batch.sequences.iter().enumerate() {
             let slot = slot(slots, sequence.slot);
@@ -160,7 +182,8 @@ impl<B: Backend> ModelRunner<B> {
     }
 
     /// Log-probabilities of prompt tokens, in tiles of as many rows as get logits at a time.
-    fn score_prompts(&mut self, hidden: &Buf) -> Result<(), KernelError> {
+    /// Waits for the device.
+    fn score_prompts(&mut self, hidden: &Buf, result: &mut StepResult) -> Result<(), KernelError> {
         let mut first = 0;
         for targets in self.targets.chunks(self.max_logit_rows) {
             let range = first..first + targets.len();
@@ -170,7 +193,7 @@ impl<B: Backend> ModelRunner<B> {
             let num_top: Vec<u32> = targets.iter().map(|&(_, _, num_top)| num_top).collect();
             self.logprobs.clear();
             self.forward.logprobs(logits, &tokens, &num_top, &mut self.logprobs)?;
-            let StepResult { rows, logprobs, .. } = &mut self.result;
+            let StepResult { rows, logprobs, .. } = &mut *result;
             for (&(s, ..), scored) in targets.iter().zip(self.logprobs.drain(..)) {
                 let RowResult { prompt_logprobs, .. } = &mut rows[s];
                 if prompt_logprobs.start == prompt_logprobs.end {
@@ -184,35 +207,66 @@ impl<B: Backend> ModelRunner<B> {
     }
 
     fn sample_rows(&mut self, masks: &TokenMasks) -> Result<(), KernelError> {
-        let mut requests = Vec::with_capacity(self.pending.len());
-        for (s, &(slot_id, sample)) in self.pending.iter().enumerate() {
+        let Self { slots, flight, forward, depth, .. } = self;
+        let step = flight.back_mut().expect("a step is launched before it is sampled");
+        let overlaps = *depth > 1;
+        let mut requests = Vec::with_capacity(step.rows.len());
+        for (s, &(slot_id, sample)) in step.rows.iter().enumerate() {
             let Sample::Token { output_index, .. } = sample else { continue };
-            let slot = slot(&self.slots, slot_id);
+            let own = overlaps.then_some(slot_id);
+            let request = |allowed| slot(slots, slot_id).sample_request(output_index, allowed, own);
             requests.push(match masks.get(s) {
-                TokenMask::All => slot.sample_request(output_index, None),
-                TokenMask::Bits(words) => slot.sample_request(output_index, Some(words)),
-                // The row has its logits; what is sampled from them is not used.
+                TokenMask::All => request(None),
+                TokenMask::Bits(words) => request(Some(words)),
+                // The row has its logits; what is sampled from them is not used, nor kept.
                 TokenMask::Skip => {
-                    self.result.rows[s].outcome = SampleOutcome::Skipped;
+                    step.result.rows[s].outcome = SampleOutcome::Skipped;
                     SampleRequest::default()
                 }
             });
         }
-        if requests.is_empty() {
-            return Ok(());
-        }
         let hidden = self.hidden.take().expect("a step is launched before it is sampled");
         let range = self.targets.len()..self.plan.logit_rows.len();
-        let logits = self.forward.logits(&mut self.cache, &hidden, range)?;
-        self.sampled.clear();
-        self.forward.sample(logits, &requests, &mut self.sampled)?;
+        let logits = if requests.is_empty() {
+            None
+        } else {
+            Some(forward.logits(&mut self.cache, &hidden, range)?)
+        };
+        if overlaps {
+            forward.end_step(logits, &requests)?;
+            self.num_ended += 1;
+        } else if let Some(logits) = logits {
+            forward.sample(logits, &requests, &mut step.sampled)?;
+        }
         drop(requests);
-        let StepResult { rows, tokens, logprobs, .. } = &mut self.result;
-        let sampling =
-            self.pending.iter().zip(rows).filter(|((_, sample), _)| *sample != Sample::Nothing);
-        for ((&(slot, _), row), sampled) in sampling.zip(self.sampled.drain(..)) {
-            match sampled {
-                _ if row.outcome == SampleOutcome::Skipped => {}
+        for (&(slot, sample), row) in step.rows.iter().zip(&step.result.rows) {
+            let Some(slot) = &mut slots[slot.index()] else { continue };
+            if sample != Sample::Nothing && row.outcome != SampleOutcome::Skipped {
+                slot.note_asked();
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for the oldest step in flight, and tells slots what it sampled.
+    fn read_oldest(&mut self) -> Result<InFlight, KernelError> {
+        let mut step = self.flight.pop_front().expect("a step is launched before it is read");
+        let device_time = if self.depth > 1 {
+            let device_time = self.forward.wait_step(&mut step.sampled)?;
+            self.num_ended -= 1;
+            device_time
+        } else {
+            // A step that sampled nothing has read nothing back: it may still be under way.
+            self.forward.backend.finish()?
+        };
+        let InFlight { rows: of, result, sampled } = &mut step;
+        result.device_time = device_time;
+        let StepResult { rows, tokens, logprobs, .. } = result;
+        let sampling = of.iter().zip(rows).filter(|((_, sample), _)| *sample != Sample::Nothing);
+        for ((&(slot, _), row), sampled) in sampling.zip(sampled.drain(..)) {
+            let slot = self.slots[slot.index()].as_mut().expect("what is computed has its slot");
+            let token = match sampled {
+                _ if row.outcome == SampleOutcome::Skipped => continue,
                 Sampled::Token { token, logprobs: of_token } => {
                     row.outcome = SampleOutcome::Sampled;
                     row.tokens = tokens.len()..tokens.len() + 1;
@@ -220,43 +274,67 @@ impl<B: Backend> ModelRunner<B> {
                     row.logprobs.start = logprobs.len();
                     logprobs.extend(of_token.map(token_logprobs));
                     row.logprobs.end = logprobs.len();
-                    if let Some(slot) = &mut self.slots[slot.index()] {
-                        slot.note_sampled(token);
-                    }
+                    Some(token)
                 }
-                Sampled::NonFinite => row.outcome = SampleOutcome::NonFiniteLogits,
-                Sampled::NothingAllowed => row.outcome = SampleOutcome::NothingAllowed,
-            }
+                Sampled::NonFinite => {
+                    row.outcome = SampleOutcome::NonFiniteLogits;
+                    None
+                }
+                Sampled::NothingAllowed => {
+                    row.outcome = SampleOutcome::NothingAllowed;
+                    None
+                }
+            };
+            slot.note_sampled(token);
         }
-        Ok(())
+        Ok(step)
+    }
+
+    fn failed(&mut self, error: &KernelError) -> ExecutorError {
+        let error = executor_error(error);
+        self.is_lost |= !matches!(error, ExecutorError::Step(_));
+        error
     }
 }
 
-/// One step at a time: what is sampled is read back at once.
 impl<B: Backend> Executor for ModelRunner<B> {
     fn depth(&self) -> usize {
-        Self::DEPTH
+        self.depth
     }
 
     fn launch(&mut self, batch: &ScheduledBatch) -> Result<(), ExecutorError> {
-        self.compute(batch).map_err(|error| executor_error(&error))
+        // What was in flight then was not read: results would be taken for later steps'.
+        if self.is_lost {
+            return Err(ExecutorError::Fatal("an earlier step was lost".to_owned()));
+        }
+        self.compute(batch).map_err(|error| self.failed(&error))
     }
 
     fn sample(&mut self, masks: &TokenMasks) -> Result<(), ExecutorError> {
-        self.sample_rows(masks).map_err(|error| executor_error(&error))
+        self.sample_rows(masks).map_err(|error| {
+            self.flight.pop_back();
+            self.failed(&error)
+        })
     }
 
     fn wait(&mut self, result: &mut StepResult) -> Result<(), ExecutorError> {
-        // A step that sampled nothing has read nothing back: it may still be under way.
-        let device_time = self.forward.backend.finish().map_err(|error| executor_error(&error))?;
-        std::mem::swap(result, &mut self.result);
-        result.device_time = device_time;
+        let mut step = self.read_oldest().map_err(|error| self.failed(&error))?;
+        std::mem::swap(result, &mut step.result);
+        self.spare.push(step);
         Ok(())
     }
 
     fn failed_step_time(&mut self) -> Option<Duration> {
         // What was launched before the error still runs.
-        self.forward.backend.finish().ok().flatten()
+        let mut time = self.forward.backend.finish().ok().flatten();
+        // Steps in flight that are lost with it are billed with it: their own results, and so
+        // their own bills, never come.
+        let lost = if self.is_lost { std::mem::take(&mut self.num_ended) } else { 0 };
+        for _ in 0..lost {
+            let taken = self.forward.wait_step(&mut Vec::new()).ok().flatten();
+            time = time.zip(taken).map(|(sum, taken)| sum + taken).or(time);
+        }
+        time
     }
 }
 

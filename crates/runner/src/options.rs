@@ -54,6 +54,9 @@ pub struct LoadOptions {
     /// The sequences of the decode steps that are recorded; if not given 1, 2, 4, 8 and every
     /// eighth up to `max_num_seqs`, at most 256. A step of fewer is padded to the next.
     pub cuda_graph_sizes: Option<Vec<usize>>,
+    /// Whether a step is launched on a GPU before the one before it is read back, which hides
+    /// what the host does between steps. On a CPU there is one step at a time.
+    pub async_scheduling: bool,
     /// Threads that compute on a CPU; one a core if not given.
     pub threads: Option<usize>,
     /// The highest level of a CPU's instructions to use; all that it has if not given.
@@ -83,6 +86,7 @@ impl LoadOptions {
             gpu_memory_utilization: 0.9,
             enforce_eager: false,
             cuda_graph_sizes: None,
+            async_scheduling: true,
             threads: None,
             cpu_isa: None,
             deterministic: false,

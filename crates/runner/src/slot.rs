@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use sconce_kernels::ops::sampling::{SampleRequest, SeenToken};
-use sconce_types::{AdmittedSequence, SamplingParams, TableEdit, TokenId};
+use sconce_types::{AdmittedSequence, SamplingParams, Slot, TableEdit, TokenId};
 
 /// The state of one slot. It is set anew at each admission, so a slot never
 /// carries anything from one sequence to the next.
@@ -13,11 +13,13 @@ pub(crate) struct SlotState {
     /// Prompt and earlier output, as known at admission.
     token_ids: Vec<TokenId>,
     prompt_len: usize,
-    /// Each token of prompt and output once, by id; empty without penalties.
+    /// Each token of prompt and output that is known once, by id; empty without penalties.
     seen: Vec<SeenToken>,
     /// End and stop tokens, banned until `min_tokens` exist.
     end_tokens: Vec<TokenId>,
     last_sampled: Option<TokenId>,
+    /// Tokens that steps in flight sample for it, or may have sampled.
+    num_unread: u32,
     /// Its block tables, by cache group: indices into the pool.
     tables: Vec<Vec<u32>>,
 }
@@ -37,6 +39,7 @@ impl SlotState {
             seen: Vec::new(),
             end_tokens,
             last_sampled: None,
+            num_unread: 0,
             tables: vec![Vec::new(); num_groups],
         };
         if params.has_penalties() {
@@ -65,12 +68,20 @@ impl SlotState {
         &self.tables
     }
 
-    /// The token sampled last; none before the first since admission.
+    /// The token read last; none before the first since admission.
     pub(crate) fn last_sampled(&self) -> Option<TokenId> {
         self.last_sampled
     }
 
-    pub(crate) fn note_sampled(&mut self, token: TokenId) {
+    /// A step was asked to sample a token.
+    pub(crate) fn note_asked(&mut self) {
+        self.num_unread += 1;
+    }
+
+    /// That step was waited for, and this is what came of it.
+    pub(crate) fn note_sampled(&mut self, token: Option<TokenId>) {
+        self.num_unread -= 1;
+        let Some(token) = token else { return };
         self.last_sampled = Some(token);
         if self.params.has_penalties() {
             self.see(token, 1);
@@ -85,11 +96,12 @@ impl SlotState {
     }
 
     /// What the sampler is asked for the output token of this index, of those that a mask
-    /// allows, if there is one.
+    /// allows, if there is one. `own` is the slot, where the device keeps its token.
     pub(crate) fn sample_request<'a>(
         &'a self,
         output_index: u32,
         allowed: Option<&'a [u32]>,
+        own: Option<Slot>,
     ) -> SampleRequest<'a> {
         let params = &*self.params;
         SampleRequest {
@@ -101,6 +113,8 @@ impl SlotState {
             presence_penalty: params.presence_penalty,
             frequency_penalty: params.frequency_penalty,
             seen: &self.seen,
+            last_is_uncounted: self.num_unread > 0 && params.has_penalties(),
+            slot: own.map(|Slot(slot)| slot),
             logit_bias: &params.logit_bias,
             banned: if output_index < params.min_tokens { &self.end_tokens } else { &[] },
             allowed,

@@ -94,6 +94,7 @@ Call::Call(const char* name, Needs needs) : lock(device().mutex) {
         is_skipped = injected.is_skipped;
         return;
     }
+    is_again = injected.is_again;
     if (needs == Needs::Init) {
         return;
     }

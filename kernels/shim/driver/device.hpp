@@ -100,6 +100,8 @@ public:
     CUresult failed = CUDA_SUCCESS;
     // Whether a script leaves the call out.
     bool is_skipped = false;
+    // Whether it makes it give what the call before it gave.
+    bool is_again = false;
 
 private:
     std::unique_lock<std::mutex> lock;

@@ -34,14 +34,18 @@ std::string Faults::read(const std::string& path) {
         if (!(words >> kind)) {
             continue;
         }
-        Fault fault{Kind::Fail, "", 0, false, 0};
+        Fault fault{Kind::Fail, "", 0, false, "", 0};
         std::string n, value;
         bool good = true;
         if (kind == "fail") {
             words >> fault.call >> n >> value;
-        } else if (kind == "skip") {
-            fault.kind = Kind::Skip;
+        } else if (kind == "skip" || kind == "again") {
+            fault.kind = kind == "skip" ? Kind::Skip : Kind::Again;
             words >> fault.call >> n;
+            if (n == "after") {
+                words >> fault.after;
+                words.clear();
+            }
             value = "0";
         } else if (kind == "hang") {
             fault.kind = Kind::Hang;
@@ -63,9 +67,9 @@ std::string Faults::read(const std::string& path) {
             }
         }
         const bool is_of_calls = fault.kind == Kind::Fail || fault.kind == Kind::Skip;
-        fault.is_after_failure = fault.kind == Kind::Skip && n == "after";
+        fault.is_after_failure = fault.kind == Kind::Skip && n == "after" && fault.after.empty();
         const bool may_be_all = is_of_calls || (changes_results(fault) && !fault.call.empty());
-        good = good && (parse(n, fault.n) || (n == "*" && may_be_all) || fault.is_after_failure);
+        good = good && (parse(n, fault.n) || (n == "*" && may_be_all) || (fault.kind == Kind::Skip && n == "after"));
         if (fault.kind == Kind::Fail || fault.kind == Kind::Sticky) {
             const int error = error_of_name(value);
             if (error > 0) {
@@ -87,11 +91,13 @@ Faults::Answer Faults::of_call(const char* name) {
     }
     const uint64_t n = ++calls[name];
     for (const Fault& fault : faults) {
-        const bool is_of_calls = fault.kind == Kind::Fail || fault.kind == Kind::Skip;
+        const bool is_of_calls =
+            fault.kind == Kind::Fail || fault.kind == Kind::Skip || fault.kind == Kind::Again;
         if (is_of_calls && fault.call == name && (fault.n == 0 || fault.n == n) &&
-            (has_failed || !fault.is_after_failure)) {
+            (has_failed || !fault.is_after_failure) &&
+            (fault.after.empty() || calls[fault.after] > 0)) {
             has_failed |= fault.kind == Kind::Fail;
-            return {int(fault.value), fault.kind == Kind::Skip};
+            return {int(fault.value), fault.kind == Kind::Skip, fault.kind == Kind::Again};
         }
     }
     return {};

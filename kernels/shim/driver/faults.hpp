@@ -5,8 +5,10 @@
 //                          name (CUDA_ERROR_OUT_OF_MEMORY); N is * for all
 //   skip CALL N            the N-th call does nothing and says that it succeeded, as if the
 //                          program had left it out; N is * for all, and "after" for those
-//                          after the first call that was made to fail. For functions that
-//                          give nothing back
+//                          after the first call that was made to fail, or with a further
+//                          CALL after the first of that. For functions that give nothing back
+//   again CALL N           the N-th call gives what the one before it gave, as if the program
+//                          had one where it needs two: of cuMemHostAlloc
 //   sticky N ERROR         the N-th launch fails when it runs, and takes the context along
 //   hang N                 the N-th launch never ends
 //   nan N K [NAME]         after the N-th launch the memory that its K-th pointer points
@@ -37,6 +39,7 @@ public:
         // The error that the call must return, or 0.
         int error = 0;
         bool is_skipped = false;
+        bool is_again = false;
     };
     // What happens to this call of the function.
     Answer of_call(const char* name);
@@ -57,14 +60,15 @@ public:
     uint64_t of_copy();
 
 private:
-    enum class Kind { Fail, Skip, Sticky, Hang, Nan, Wrong, Slow, Stale };
+    enum class Kind { Fail, Skip, Again, Sticky, Hang, Nan, Wrong, Slow, Stale };
     struct Fault {
         Kind kind;
         std::string call;
         // 0: all.
         uint64_t n;
-        // Only those after a call that failed by a fault.
+        // Only those after a call that failed by a fault, or after one of this function.
         bool is_after_failure;
+        std::string after;
         uint64_t value;
     };
     static bool changes_results(const Fault& fault);

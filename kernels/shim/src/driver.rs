@@ -1,6 +1,7 @@
 //! The shim as a device of the CUDA backend.
 
 use std::{
+    collections::VecDeque,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -23,6 +24,8 @@ pub struct ShimDriver {
     launches: u64,
     /// What is being recorded.
     recording: Option<Vec<Recorded>>,
+    /// What steps gave that have ended and were not waited for.
+    ended: VecDeque<Vec<u8>>,
 }
 
 /// What was recorded, to be done again with the same parameters.
@@ -70,7 +73,13 @@ impl ShimDriver {
     /// If it cannot be started.
     #[must_use]
     pub fn of(program: &Path) -> Self {
-        Self { memory: Arc::default(), shim: Shim::of(program), launches: 0, recording: None }
+        Self {
+            memory: Arc::default(),
+            shim: Shim::of(program),
+            launches: 0,
+            recording: None,
+            ended: VecDeque::new(),
+        }
     }
 
     fn run(&mut self, launch: &Launch<'_>, params: (&[u8], &[usize])) -> Result<(), KernelError> {
@@ -165,6 +174,24 @@ impl Driver for ShimDriver {
         self.not_in_capture("a download")?;
         bytes.copy_from_slice(&lock(&self.memory).bytes_mut(from.address)[..bytes.len()]);
         Ok(())
+    }
+
+    fn overlaps(&self) -> bool {
+        true
+    }
+
+    fn end_step(&mut self, memory: &ShimMemory, bytes: usize) -> Result<(), KernelError> {
+        assert!(self.ended.len() < 2, "a step ends when there is room for it");
+        let mut results = vec![0; bytes];
+        self.download(memory, &mut results)?;
+        self.ended.push_back(results);
+        Ok(())
+    }
+
+    fn wait_step(&mut self, bytes: &mut [u8]) -> Result<Option<Duration>, KernelError> {
+        let results = self.ended.pop_front().expect("a step is waited for once it has ended");
+        bytes.copy_from_slice(&results);
+        Ok(None)
     }
 
     fn finish(&mut self) -> Result<Option<Duration>, KernelError> {

@@ -38,6 +38,13 @@ impl CpuStep {
         if plan.bucket.is_some() {
             return Err(records_nothing());
         }
+        if sizes.has_last_sampled {
+            return Err(KernelError::Unsupported {
+                what: "a token that a slot sampled last".to_owned(),
+                device: "the CPU",
+                accepted: "tokens' ids are",
+            });
+        }
         cache.edit_tables(&plan.table_edits);
         self.plan.copy_from(plan);
         for (kind, tasks) in &mut self.attention {

@@ -29,7 +29,7 @@ pub struct Cuda<D: Driver> {
     pub(super) driver: D,
     /// Of activations and weights.
     pub(super) dtype: Dtype,
-    sampling: SamplingBuffers<D::Memory>,
+    pub(super) sampling: SamplingBuffers<D::Memory>,
     pub(super) partials: Option<Partials<D::Memory>>,
     pub(super) is_deterministic: bool,
     /// The form of every product, where one was asked for.
@@ -64,7 +64,7 @@ impl<D: Driver> Cuda<D> {
     ///
     /// # Errors
     /// A dtype that tensor cores do not take, no memory.
-    pub fn new(driver: D, dtype: Dtype, limits: StepLimits) -> Result<Self, KernelError> {
+    pub fn new(mut driver: D, dtype: Dtype, limits: StepLimits) -> Result<Self, KernelError> {
         if dtype == Dtype::F32 {
             return Err(KernelError::Unsupported {
                 what: "dtype float32".to_owned(),
@@ -73,7 +73,7 @@ impl<D: Driver> Cuda<D> {
             });
         }
         Ok(Self {
-            sampling: SamplingBuffers::new(&driver, &limits)?,
+            sampling: SamplingBuffers::new(&mut driver, &limits)?,
             driver,
             dtype,
             partials: None,
@@ -301,6 +301,31 @@ impl<D: Driver> Sampler for Cuda<D> {
         let vocab_size = logits.cols;
         logits.check("sample", "logits", (requests.len(), vocab_size), Dtype::F32)?;
         self.sampling.sample(&mut self.driver, logits.address, vocab_size, requests, out)
+    }
+
+    fn overlaps(&self) -> bool {
+        self.driver.overlaps()
+    }
+
+    fn end_step(
+        &mut self,
+        sampled: Option<(&mut Self::Buffer, &[SampleRequest<'_>])>,
+    ) -> Result<(), KernelError> {
+        const OP: &str = "end_step";
+        let sampled = match sampled {
+            None => None,
+            Some((logits, requests)) => {
+                logits.check(OP, "logits", (requests.len(), logits.cols), Dtype::F32)?;
+                let slots = requests.iter().filter_map(|request| request.slot);
+                below_in(OP, "a slot", slots.max(), self.sampling.max_rows)?;
+                Some((logits.address, logits.cols, requests))
+            }
+        };
+        self.sampling.end_step(&mut self.driver, sampled)
+    }
+
+    fn wait_step(&mut self, out: &mut Vec<Sampled>) -> Result<Option<Duration>, KernelError> {
+        self.sampling.wait_step(&mut self.driver, out)
     }
 
     fn logprobs(

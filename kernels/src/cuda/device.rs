@@ -16,22 +16,20 @@ use candle_core::CudaDevice;
 use cudarc::{
     cublas::{self, CudaBlas, result::CublasError},
     driver::{
-        CudaEvent, CudaFunction, CudaGraph, CudaModule, CudaSlice, CudaStream, DevicePtr as _,
-        DriverError, PinnedHostSlice, result as cuda, sys,
+        CudaFunction, CudaGraph, CudaModule, CudaSlice, CudaStream, DevicePtr as _, DriverError,
+        result as cuda, sys,
     },
     nvrtc::Ptx,
 };
 
-use super::{DevicePointer, Driver, KernelParams, Launch, Matmul, start};
+use super::{
+    DevicePointer, Driver, KernelParams, Launch, Matmul, flight::Steps, start, uploads::Uploads,
+};
 use crate::{Dtype, KernelError};
 
 /// The kernels: each `.cu` file's stem, and its machine code for every architecture.
 const FATBINS: &[(&str, &[u8])] = &include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
 
-/// Bytes of one pinned buffer; uploads go through them piece by piece.
-const PINNED_BYTES: usize = 8 << 20;
-/// Pinned buffers: while one is copied, the next is filled.
-const NUM_PINNED: usize = 4;
 /// What cuBLAS gets to work in, as NVIDIA advises for Hopper.
 const BLAS_WORKSPACE_BYTES: usize = 32 << 20;
 /// Dynamic shared memory that a launch may have without asking: 48 KiB, of which there may be
@@ -49,11 +47,8 @@ pub struct CudaDriver {
     modules: HashMap<&'static str, Arc<CudaModule>>,
     /// With the dynamic shared memory that each may have.
     functions: HashMap<String, (CudaFunction, usize)>,
-    pinned: Mutex<Pinned>,
-    /// Recorded where a step begins and where it is waited for.
-    step: [CudaEvent; 2],
-    /// The first of these is of the step that has not been waited for.
-    step_begun: bool,
+    uploads: Mutex<Uploads>,
+    steps: Steps,
     description: String,
     setting: String,
     multiprocessors: usize,
@@ -96,27 +91,6 @@ pub struct RecordedGraph(CudaGraph);
 // SAFETY: a graph may be used by any thread, by one at a time (CUDA Driver API, "Graph object
 // thread safety"), and all that is done with it takes the driver, which one thread owns.
 unsafe impl Send for RecordedGraph {}
-
-/// Host memory that the device reads by itself, in turns.
-struct Pinned {
-    buffers: Vec<PinnedBuffer>,
-    next: usize,
-}
-
-/// A piece of it.
-struct PinnedBuffer {
-    memory: PinnedHostSlice<u8>,
-    /// Recorded after each copy from it. cudarc records the memory's own event only while it
-    /// tracks events, which it does not here.
-    read: CudaEvent,
-}
-
-impl Drop for PinnedBuffer {
-    fn drop(&mut self) {
-        // Whether or not the device still works, nothing reads the memory after this.
-        let _ = self.read.synchronize();
-    }
-}
 
 impl CudaDriver {
     /// Takes a device into use.
@@ -166,25 +140,14 @@ impl CudaDriver {
             let module = context.load_module(Ptx::from_binary(fatbin.to_vec()));
             modules.insert(file, module.map_err(|error| device_error(file, error))?);
         }
-        let buffers = (0..NUM_PINNED)
-            .map(|_| {
-                // SAFETY: what is in it is written before it is read.
-                let memory = unsafe { context.alloc_pinned(PINNED_BYTES) }?;
-                Ok(PinnedBuffer { memory, read: context.new_event(None)? })
-            })
-            .collect::<Result<_, _>>()
-            .map_err(failed)?;
-        let event = || context.new_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT));
-        let step = [event().map_err(failed)?, event().map_err(failed)?];
         Ok(Self {
-            step,
-            step_begun: false,
+            uploads: Mutex::new(Uploads::new(context).map_err(failed)?),
+            steps: Steps::new(context).map_err(failed)?,
             _device: device,
             blas,
             _blas_workspace: blas_workspace,
             modules,
             functions: HashMap::new(),
-            pinned: Mutex::new(Pinned { buffers, next: 0 }),
             description,
             setting,
             multiprocessors: usize::try_from(multiprocessors).unwrap_or(1),
@@ -273,22 +236,9 @@ impl Driver for CudaDriver {
     }
 
     fn upload(&self, memory: &mut CudaMemory, at: usize, bytes: &[u8]) -> Result<(), KernelError> {
-        let failed = |error| device_error("an upload", error);
-        let mut pinned = self.pinned.lock().unwrap_or_else(PoisonError::into_inner);
-        for (index, piece) in bytes.chunks(PINNED_BYTES).enumerate() {
-            let next = pinned.next;
-            pinned.next = (next + 1) % NUM_PINNED;
-            let buffer = &mut pinned.buffers[next];
-            // Until the device has read what it held.
-            buffer.read.synchronize().map_err(failed)?;
-            buffer.memory.as_mut_slice().map_err(failed)?[..piece.len()].copy_from_slice(piece);
-            let at = at + index * PINNED_BYTES;
-            let mut to = memory.0.slice_mut(at..at + piece.len());
-            let from = Prefix { buffer: &buffer.memory, len: piece.len() };
-            self.stream.memcpy_htod(&from, &mut to).map_err(failed)?;
-            buffer.read.record(&self.stream).map_err(failed)?;
-        }
-        Ok(())
+        let mut uploads = self.uploads.lock().unwrap_or_else(PoisonError::into_inner);
+        let asked = uploads.ask(&self.stream, &mut memory.0, at, bytes);
+        asked.map_err(|error| device_error("an upload", error))
     }
 
     fn download(&self, memory: &CudaMemory, bytes: &mut [u8]) -> Result<(), KernelError> {
@@ -301,25 +251,32 @@ impl Driver for CudaDriver {
     }
 
     fn begin_step(&mut self) -> Result<(), KernelError> {
-        self.step[0]
-            .record(&self.stream)
-            .map_err(|error| device_error("a step's beginning", error))?;
-        self.step_begun = true;
-        Ok(())
+        let begun = self.steps.begin(&self.stream);
+        begun.map_err(|error| device_error("a step's beginning", error))
+    }
+
+    fn overlaps(&self) -> bool {
+        true
+    }
+
+    fn make_results_room(&mut self, bytes: usize) -> Result<(), KernelError> {
+        let made = self.steps.make_room(self.stream.context(), bytes);
+        made.map_err(|error| device_error("room for results", error))
+    }
+
+    fn end_step(&mut self, memory: &CudaMemory, bytes: usize) -> Result<(), KernelError> {
+        let ended = self.steps.end(&self.stream, &memory.0, bytes);
+        ended.map_err(|error| device_error("a step's end", error))
+    }
+
+    fn wait_step(&mut self, bytes: &mut [u8]) -> Result<Option<Duration>, KernelError> {
+        let waited = self.steps.wait(bytes);
+        waited.map(Some).map_err(|error| device_error("waiting for a step", error))
     }
 
     fn finish(&mut self) -> Result<Option<Duration>, KernelError> {
-        let failed = |error| device_error("waiting for a step", error);
-        // A step that failed before it began has done nothing.
-        if !std::mem::take(&mut self.step_begun) {
-            self.synchronize()?;
-            return Ok(Some(Duration::ZERO));
-        }
-        let [begin, end] = &self.step;
-        end.record(&self.stream).map_err(failed)?;
-        // Waits for both.
-        let ms = begin.elapsed_ms(end).map_err(failed)?;
-        Ok(Some(Duration::from_nanos((f64::from(ms) * 1e6).round() as u64)))
+        let finished = self.steps.finish(&self.stream);
+        finished.map(Some).map_err(|error| device_error("waiting for a step", error))
     }
 
     fn launch<P: KernelParams>(
@@ -448,34 +405,6 @@ impl Driver for CudaDriver {
             cuda::mem_pool::trim_to(pool, 0).map_err(failed)?;
         }
         context.mem_get_info().map_err(failed)
-    }
-}
-
-/// The first bytes of a pinned buffer.
-struct Prefix<'a> {
-    buffer: &'a PinnedHostSlice<u8>,
-    len: usize,
-}
-
-impl cudarc::driver::HostSlice<u8> for Prefix<'_> {
-    fn len(&self) -> usize {
-        self.len
-    }
-
-    unsafe fn stream_synced_slice<'a>(
-        &'a self,
-        stream: &'a CudaStream,
-    ) -> (&'a [u8], cudarc::driver::SyncOnDrop<'a>) {
-        // SAFETY: as for the whole buffer.
-        let (slice, sync) = unsafe { self.buffer.stream_synced_slice(stream) };
-        (&slice[..self.len], sync)
-    }
-
-    unsafe fn stream_synced_mut_slice<'a>(
-        &'a mut self,
-        _stream: &'a CudaStream,
-    ) -> (&'a mut [u8], cudarc::driver::SyncOnDrop<'a>) {
-        unreachable!("uploads only read")
     }
 }
 

@@ -65,8 +65,47 @@ pub trait Driver: Send {
         Ok(())
     }
 
+    /// Whether steps can be ended without being waited for ([`Self::end_step`]).
+    fn overlaps(&self) -> bool {
+        false
+    }
+
+    /// Makes room on the host for so many bytes of what each of two steps gives.
+    ///
+    /// # Errors
+    /// No memory.
+    fn make_results_room(&mut self, bytes: usize) -> Result<(), KernelError> {
+        let _ = bytes;
+        Ok(())
+    }
+
+    /// Ends the step that began last, and has the memory's first `bytes` copied to the host, as
+    /// many as there is room for at most. Two steps may have ended that are not waited for.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn end_step(&mut self, memory: &Self::Memory, bytes: usize) -> Result<(), KernelError> {
+        let _ = (memory, bytes);
+        Err(KernelError::Unsupported {
+            what: "a step that is not waited for".to_owned(),
+            device: "this device",
+            accepted: "steps are computed one at a time",
+        })
+    }
+
+    /// Waits for the oldest step that has ended, and not for what was asked for later. Fills
+    /// `bytes` with what was copied for it, and says what the device took for it, if it measures
+    /// that.
+    ///
+    /// # Errors
+    /// The device failed. The step is still the oldest.
+    fn wait_step(&mut self, bytes: &mut [u8]) -> Result<Option<Duration>, KernelError> {
+        let _ = bytes;
+        self.finish()
+    }
+
     /// Waits for all that was asked for. What the device took for it since the step began, if
-    /// it measures that.
+    /// it measures that; nothing where that step has ended.
     ///
     /// # Errors
     /// The device failed, now or at something asked for earlier.

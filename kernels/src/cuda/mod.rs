@@ -10,6 +10,8 @@ mod backend;
 #[cfg(feature = "cuda")]
 mod device;
 mod driver;
+#[cfg(feature = "cuda")]
+mod flight;
 mod memory;
 mod names;
 mod ops;
@@ -22,6 +24,8 @@ mod staging;
 #[cfg(feature = "cuda")]
 mod start;
 mod step;
+#[cfg(feature = "cuda")]
+mod uploads;
 
 pub use attention_plan::{AttentionPlan, AttentionRoom, GroupTables, Work};
 pub use backend::{Cuda, CudaGraph};
@@ -30,11 +34,11 @@ pub use device::{CudaDriver, CudaMemory, RecordedGraph};
 pub use driver::{Driver, Launch, Matmul};
 pub use memory::{CudaBuffer, CudaKvCache, CudaMatrix, CudaVector};
 pub use params::{
-    AddBias, AddExperts, CopyBlocks, DevicePointer, EmbeddingGather, EntryEdit, ExpertProduct,
-    Gated, Gemv, GemvForm, KernelParams, MAX_SAMPLE_SLICES, MAX_TOP, PagedAttention, RmsNorm,
-    RopeAndCache, Route, SAMPLE_RUN_BYTES, SAMPLE_SHARED_BYTES, SAMPLE_SLICE, SAMPLE_SLICE_BYTES,
-    SAMPLE_STATE_BYTES, SampleRow, SampledRow, Sampling, SoftCap, SortByExpert, TableEdits,
-    TokenLogprobs,
+    AddBias, AddExperts, CopyBlocks, CountLast, DevicePointer, EmbeddingGather, EntryEdit,
+    ExpertProduct, Gated, Gemv, GemvForm, KernelParams, MAX_SAMPLE_SLICES, MAX_TOP, PagedAttention,
+    RmsNorm, RopeAndCache, Route, SAMPLE_RUN_BYTES, SAMPLE_SHARED_BYTES, SAMPLE_SLICE,
+    SAMPLE_SLICE_BYTES, SAMPLE_STATE_BYTES, SampleRow, SampledRow, Sampling, SoftCap, SortByExpert,
+    TableEdits, TokenLogprobs, UncountedRow,
 };
 pub use products::ProductForm;
 pub use routes::CudaRoutes;

@@ -125,6 +125,7 @@ impl<D: Driver> Ops for Cuda<D> {
             token_ids: step.token_ids,
             table: table.address,
             out: out.address,
+            last_sampled: self.sampling.last_sampled,
             pieces: word(pieces(OP, table.k)?),
             scale,
         };
@@ -149,6 +150,7 @@ impl<D: Driver> Ops for Cuda<D> {
             token_ids: DevicePointer(list.0 + (range.start * size_of::<u32>()) as u64),
             table: x.address,
             out: out.address,
+            last_sampled: DevicePointer::NULL,
             pieces: word(pieces(OP, x.cols)?),
             scale: 1.0,
         };

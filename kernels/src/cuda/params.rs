@@ -5,6 +5,8 @@ use std::mem::offset_of;
 
 use bytemuck::{NoUninit, Pod, Zeroable};
 
+use super::Launch;
+
 /// An address on the device; 0 is null.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(transparent)]
@@ -41,7 +43,7 @@ macro_rules! params {
 
 params! {
     /// `embedding_gather.cu`; grid `[rows]`, 256 threads.
-    EmbeddingGather { token_ids, table, out; pieces: u32, scale: f32 }
+    EmbeddingGather { token_ids, table, out, last_sampled; pieces: u32, scale: f32 }
 }
 
 params! {
@@ -174,7 +176,7 @@ params! {
     /// then `sampling_rest` of the same where a request has filters or reports tokens.
     Sampling {
         logits, requests, biases, banned, seen, masks, bias_raw, banned_raw, seen_raw, out, top,
-        slices, runs, candidates, likeliest, bins, states;
+        last_sampled, slices, runs, candidates, likeliest, bins, states;
         vocab_size: u32,
         padding: u32,
     }
@@ -231,6 +233,35 @@ pub struct SampleRow {
     pub banned: [u32; 2],
     pub seen: [u32; 2],
     pub mask: i32,
+    pub slot: i32,
+}
+
+params! {
+    /// `count_last.cu`; grid `[rows]`, 128 threads.
+    CountLast { rows, seen, last_sampled; }
+}
+
+/// A row of [`CountLast`].
+#[derive(Clone, Copy, Debug, NoUninit)]
+#[repr(C)]
+#[expect(missing_docs, reason = "the .cu file says what each field is")]
+pub struct UncountedRow {
+    pub slot: u32,
+    pub seen: [u32; 2],
+}
+
+impl CountLast {
+    /// A launch of so many rows.
+    #[must_use]
+    pub const fn launch(rows: u32) -> Launch<'static> {
+        Launch {
+            file: "count_last",
+            kernel: "count_last",
+            grid: [rows, 1],
+            threads: 128,
+            shared_bytes: 0,
+        }
+    }
 }
 
 /// What one row of [`Sampling`] gives.

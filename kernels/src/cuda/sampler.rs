@@ -1,11 +1,13 @@
 //! Requests to the sampling kernel, and its answers, as the device has them.
 
+use std::{collections::VecDeque, time::Duration};
+
 use bytemuck::{NoUninit, Pod, Zeroable};
 
 use super::{
-    DevicePointer, Driver, Launch, MAX_SAMPLE_SLICES, MAX_TOP, SAMPLE_RUN_BYTES,
+    CountLast, DevicePointer, Driver, Launch, MAX_SAMPLE_SLICES, MAX_TOP, SAMPLE_RUN_BYTES,
     SAMPLE_SHARED_BYTES, SAMPLE_SLICE, SAMPLE_SLICE_BYTES, SAMPLE_STATE_BYTES, SampleRow,
-    SampledRow, Sampling, TokenLogprobs,
+    SampledRow, Sampling, TokenLogprobs, UncountedRow,
     staging::{Staging, room},
     word,
 };
@@ -85,13 +87,22 @@ pub(super) struct SamplingBuffers<M> {
     /// Room for the raw logits of all listed tokens.
     _raw: M,
     raw_address: DevicePointer,
-    max_rows: usize,
+    /// Rows of a step, and slots.
+    pub(super) max_rows: usize,
     workspace: Workspace<M>,
     /// [`SampledRow`]s, then as many times [`MAX_TOP`] [`TopToken`]s.
     out: M,
     out_address: DevicePointer,
+    /// What each slot sampled last; tokens of the vocabulary from the start, for 0 is one.
+    _last_sampled: M,
+    pub(super) last_sampled: DevicePointer,
     words: Vec<u32>,
+    /// What log-probabilities the rows want of the steps that have ended, the oldest first, and
+    /// the memory of those that were waited for.
+    ended: VecDeque<Vec<Option<u32>>>,
+    spare: Vec<Vec<Option<u32>>>,
     rows: Vec<SampleRow>,
+    uncounted: Vec<UncountedRow>,
     biases: Vec<TokenBias>,
     banned: Vec<u32>,
     seen: Vec<Seen>,
@@ -101,18 +112,27 @@ pub(super) struct SamplingBuffers<M> {
 
 impl<M> SamplingBuffers<M> {
     pub(super) fn new<D: Driver<Memory = M>>(
-        driver: &D,
+        driver: &mut D,
         limits: &StepLimits,
     ) -> Result<Self, KernelError> {
         let max_rows = limits.max_num_seqs;
         // A row lists its bias, its bans and what it has seen.
         let max_listed = LISTED.max(4 * limits.max_model_len);
-        let list_bytes =
-            room::<SampleRow>(max_rows) + 2 * room::<Seen>(max_listed) + room::<u32>(max_listed);
+        let list_bytes = room::<SampleRow>(max_rows)
+            + room::<UncountedRow>(max_rows)
+            + 2 * room::<Seen>(max_listed)
+            + room::<u32>(max_listed);
         let raw = driver.allocate(3 * max_listed * size_of::<f32>(), "logits set aside")?;
         let results = max_rows * (size_of::<SampledRow>() + MAX_TOP * size_of::<TopToken>());
         let out = driver.allocate(results, "sampled tokens")?;
+        let last_sampled = driver.allocate(max_rows * size_of::<u32>(), "last tokens")?;
+        driver.make_results_room(results)?;
         Ok(Self {
+            last_sampled: driver.address(&last_sampled),
+            _last_sampled: last_sampled,
+            ended: VecDeque::new(),
+            spare: Vec::new(),
+            uncounted: Vec::new(),
             staging: Staging::new(driver, list_bytes, "sampling's lists")?,
             list_bytes,
             max_listed,
@@ -131,7 +151,8 @@ impl<M> SamplingBuffers<M> {
         })
     }
 
-    /// Draws a token for each request from `logits [requests.len(), vocab_size]`.
+    /// Draws a token for each request from `logits [requests.len(), vocab_size]`, and waits for
+    /// them.
     pub(super) fn sample<D: Driver<Memory = M>>(
         &mut self,
         driver: &mut D,
@@ -139,6 +160,70 @@ impl<M> SamplingBuffers<M> {
         vocab_size: usize,
         requests: &[SampleRequest<'_>],
         out: &mut Vec<Sampled>,
+    ) -> Result<(), KernelError> {
+        for (index, requests) in requests.chunks(self.max_rows).enumerate() {
+            let at = index * self.max_rows * vocab_size * size_of::<f32>();
+            self.draw(driver, DevicePointer(logits.0 + at as u64), vocab_size, requests)?;
+            let with_top = requests.iter().any(|request| request.num_logprobs.is_some());
+            let (rows, tops) = self.results(driver, requests.len(), with_top)?;
+            let wanted = requests.iter().map(|request| request.num_logprobs);
+            read_sampled(rows, tops, wanted, out);
+        }
+        Ok(())
+    }
+
+    /// The same without waiting: what comes of it is read by [`Self::wait_step`].
+    pub(super) fn end_step<D: Driver<Memory = M>>(
+        &mut self,
+        driver: &mut D,
+        sampled: Option<(DevicePointer, usize, &[SampleRequest<'_>])>,
+    ) -> Result<(), KernelError> {
+        let mut wanted = self.spare.pop().unwrap_or_default();
+        wanted.clear();
+        if let Some((logits, vocab_size, requests)) = sampled {
+            if requests.len() > self.max_rows {
+                return Err(KernelError::Shape {
+                    op: "end_step",
+                    what: "requests",
+                    got: requests.len().to_string(),
+                    expected: format!("at most {}", self.max_rows),
+                });
+            }
+            self.draw(driver, logits, vocab_size, requests)?;
+            wanted.extend(requests.iter().map(|request| request.num_logprobs));
+        }
+        let with_top = wanted.iter().any(Option::is_some);
+        let (row_words, top_words) = result_words(wanted.len(), with_top);
+        driver.end_step(&self.out, (row_words + top_words) * size_of::<u32>())?;
+        self.ended.push_back(wanted);
+        Ok(())
+    }
+
+    /// Waits for the oldest step that has ended.
+    pub(super) fn wait_step<D: Driver<Memory = M>>(
+        &mut self,
+        driver: &mut D,
+        out: &mut Vec<Sampled>,
+    ) -> Result<Option<Duration>, KernelError> {
+        let wanted = self.ended.front().expect("a step is waited for once it has ended");
+        let with_top = wanted.iter().any(Option::is_some);
+        let (row_words, top_words) = result_words(wanted.len(), with_top);
+        self.words.resize(row_words + top_words, 0);
+        let time = driver.wait_step(bytemuck::cast_slice_mut(&mut self.words))?;
+        let (rows, tops) = self.words.split_at(row_words);
+        let (rows, tops) = (bytemuck::cast_slice(rows), bytemuck::cast_slice(tops));
+        read_sampled(rows, tops, wanted.iter().copied(), out);
+        self.spare.extend(self.ended.pop_front());
+        Ok(time)
+    }
+
+    /// Launches what draws a token for each request, of which there are at most `max_rows`.
+    fn draw<D: Driver<Memory = M>>(
+        &mut self,
+        driver: &mut D,
+        logits: DevicePointer,
+        vocab_size: usize,
+        requests: &[SampleRequest<'_>],
     ) -> Result<(), KernelError> {
         check_vocab_size("sample", vocab_size)?;
         if requests.iter().any(|request| request.allowed.is_some()) {
@@ -150,24 +235,7 @@ impl<M> SamplingBuffers<M> {
             let count = self.list(&requests[done..], vocab_size)?;
             let at = done * vocab_size * size_of::<f32>();
             let logits = DevicePointer(logits.0 + at as u64);
-            self.launch(driver, logits, vocab_size)?;
-            let requests = &requests[done..done + count];
-            let with_top = requests.iter().any(|request| request.num_logprobs.is_some());
-            let (rows, tops) = self.results(driver, count, with_top)?;
-            out.extend(rows.iter().zip(requests).enumerate().map(|(i, (row, request))| {
-                match row.token {
-                    SampledRow::NON_FINITE => return Sampled::NonFinite,
-                    SampledRow::NOTHING_ALLOWED => return Sampled::NothingAllowed,
-                    _ => {}
-                }
-                let top = || top_of(tops, i, row.num_top);
-                let logprobs = request.num_logprobs.map(|_| Logprobs {
-                    token: row.token,
-                    logprob: row.logprob,
-                    top: top(),
-                });
-                Sampled::Token { token: row.token, logprobs }
-            }));
+            self.launch(driver, logits, vocab_size, (done, requests.len()))?;
             done += count;
         }
         Ok(())
@@ -180,18 +248,21 @@ impl<M> SamplingBuffers<M> {
         requests: &[SampleRequest<'_>],
         vocab_size: usize,
     ) -> Result<usize, KernelError> {
-        let Self { rows, biases, banned, seen, masks, .. } = self;
+        let Self { rows, uncounted, biases, banned, seen, masks, .. } = self;
         let mask_words = mask_words(vocab_size);
         rows.clear();
+        uncounted.clear();
         biases.clear();
         banned.clear();
         seen.clear();
         masks.clear();
-        for request in requests.iter().take(self.max_rows) {
+        for request in requests {
+            // Of what its slot sampled last, where the device is to count that.
+            let uncounted_slot = request.slot.filter(|_| request.last_is_uncounted);
             let tokens = [
                 biases.len() + request.logit_bias.len(),
                 banned.len() + request.banned.len(),
-                seen.len() + request.seen.len(),
+                seen.len() + request.seen.len() + usize::from(uncounted_slot.is_some()),
             ];
             if tokens.iter().any(|&tokens| tokens > self.max_listed) {
                 break;
@@ -205,6 +276,10 @@ impl<M> SamplingBuffers<M> {
             seen.extend(
                 seen_tokens.map(|seen| Seen { token: seen.token, output_count: seen.output_count }),
             );
+            if let Some(slot) = uncounted_slot {
+                seen.push(Seen { token: u32::MAX, output_count: 0 });
+                uncounted.push(UncountedRow { slot, seen: [firsts[2], border(seen.len())] });
+            }
             let mask = request.allowed.map_or(-1, |allowed| {
                 let mask = masks.len() / mask_words;
                 masks.extend(allowed.iter().take(mask_words));
@@ -228,6 +303,7 @@ impl<M> SamplingBuffers<M> {
                 banned: [firsts[1], border(banned.len())],
                 seen: [firsts[2], border(seen.len())],
                 mask,
+                slot: request.slot.map_or(-1, |slot| i32::try_from(slot).expect("slots are few")),
             });
         }
         if rows.is_empty() {
@@ -241,18 +317,23 @@ impl<M> SamplingBuffers<M> {
         Ok(rows.len())
     }
 
+    /// Launches what was listed, whose results are those from `first` on of so many rows.
     fn launch<D: Driver<Memory = M>>(
         &mut self,
         driver: &mut D,
         logits: DevicePointer,
         vocab_size: usize,
+        (first, all_rows): (usize, usize),
     ) -> Result<(), KernelError> {
-        let Self { staging, workspace, rows, biases, banned, seen, masks, .. } = self;
+        let Self { staging, workspace, rows, uncounted, biases, banned, seen, masks, .. } = self;
         staging.clear();
         let raw = |list: usize| {
             DevicePointer(self.raw_address.0 + (list * self.max_listed * size_of::<f32>()) as u64)
         };
+        let behind = |at: DevicePointer, bytes: usize| DevicePointer(at.0 + bytes as u64);
+        let tops = first * MAX_TOP * size_of::<TopToken>();
         let [runs, candidates, likeliest, bins] = workspace.of_runs;
+        let uncounted_rows = staging.push(uncounted)?;
         let params = Sampling {
             logits,
             requests: staging.push(rows)?,
@@ -263,8 +344,9 @@ impl<M> SamplingBuffers<M> {
             bias_raw: raw(0),
             banned_raw: raw(1),
             seen_raw: raw(2),
-            out: self.out_address,
-            top: top_address(self.out_address, rows.len()),
+            out: behind(self.out_address, first * size_of::<SampledRow>()),
+            top: behind(top_address(self.out_address, all_rows), tops),
+            last_sampled: self.last_sampled,
             slices: workspace.slices,
             runs,
             candidates,
@@ -275,6 +357,11 @@ impl<M> SamplingBuffers<M> {
             padding: 0,
         };
         staging.send(driver)?;
+        if !uncounted.is_empty() {
+            let (seen, last_sampled) = (params.seen, self.last_sampled);
+            let params = CountLast { rows: uncounted_rows, seen, last_sampled };
+            driver.launch(&CountLast::launch(word(uncounted.len())), &params)?;
+        }
         let runs = Sampling::runs(vocab_size, rows.len(), driver.multiprocessors());
         driver.launch(&launch("sampling", runs, rows.len()), &params)?;
         if rows.iter().any(may_be_left_open) {
@@ -338,14 +425,37 @@ impl<M> SamplingBuffers<M> {
         count: usize,
         with_top: bool,
     ) -> Result<(&[SampledRow], &[TopToken]), KernelError> {
-        let words = |bytes: usize| bytes / size_of::<u32>();
-        let row_words = words(count * size_of::<SampledRow>());
-        let top_words = if with_top { words(count * MAX_TOP * size_of::<TopToken>()) } else { 0 };
+        let (row_words, top_words) = result_words(count, with_top);
         self.words.resize(row_words + top_words, 0);
         driver.download(&self.out, bytemuck::cast_slice_mut(&mut self.words))?;
         let (rows, tops) = self.words.split_at(row_words);
         Ok((bytemuck::cast_slice(rows), bytemuck::cast_slice(tops)))
     }
+}
+
+/// Words that the results of so many rows take: without, then of their likeliest tokens.
+const fn result_words(rows: usize, with_top: bool) -> (usize, usize) {
+    let tops = if with_top { rows * MAX_TOP * size_of::<TopToken>() } else { 0 };
+    (rows * size_of::<SampledRow>() / size_of::<u32>(), tops / size_of::<u32>())
+}
+
+/// Appends what rows gave, with log-probabilities where they are wanted.
+fn read_sampled(
+    rows: &[SampledRow],
+    tops: &[TopToken],
+    wanted: impl Iterator<Item = Option<u32>>,
+    out: &mut Vec<Sampled>,
+) {
+    out.extend(rows.iter().zip(wanted).enumerate().map(|(i, (row, wanted))| {
+        let &SampledRow { token, logprob, num_top } = row;
+        match token {
+            SampledRow::NON_FINITE => return Sampled::NonFinite,
+            SampledRow::NOTHING_ALLOWED => return Sampled::NothingAllowed,
+            _ => {}
+        }
+        let top = || top_of(tops, i, num_top);
+        Sampled::Token { token, logprobs: wanted.map(|_| Logprobs { token, logprob, top: top() }) }
+    }));
 }
 
 fn launch(kernel: &'static str, runs: usize, rows: usize) -> Launch<'static> {

@@ -36,6 +36,11 @@ pub struct SampleRequest<'a> {
     /// The tokens seen so far, each once: in the prompt or the output. Read
     /// only where a penalty is on.
     pub seen: &'a [SeenToken],
+    /// Whether what [`Self::slot`] sampled last is output that `seen` does not count yet:
+    /// [`crate::Sampler::end_step`] counts it.
+    pub last_is_uncounted: bool,
+    /// The slot for which [`crate::Sampler::end_step`] keeps the token.
+    pub slot: Option<u32>,
     /// Added to these tokens' logits. Tokens outside the vocabulary are passed
     /// over, here and in `seen` and `banned`.
     pub logit_bias: &'a [(u32, f32)],
@@ -64,6 +69,8 @@ impl Default for SampleRequest<'_> {
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
             seen: &[],
+            last_is_uncounted: false,
+            slot: None,
             logit_bias: &[],
             banned: &[],
             allowed: None,

@@ -28,12 +28,14 @@ fn send(gpu: &Gpu, name: &str, ask: &Ask, leave_after: Option<usize>) {
 }
 
 /// Ends the server and gives each request's nanoseconds of the device, and the device's own
-/// since it was ready.
+/// since it was ready, without what rows took whose requests had ended.
 fn bill(mut gpu: Gpu, ready: usize, ledger: &Path) -> (HashMap<String, u64>, u64) {
     while gpu.server.metric("vllm:num_requests_running") > 0.0 {
         thread::yield_now();
     }
     let sum = gpu.server.metric("sconce:step_time_seconds_sum");
+    let discarded = gpu.server.metric("sconce:discarded_device_seconds_total");
+    let discarded = (discarded * 1e9).round() as u64;
     let was_built_again = gpu.server.metric("sconce:engine_restarts_total") > 0.0;
     assert!(gpu.server.terminate().success());
     gpu.assert_clean("metering");
@@ -48,7 +50,7 @@ fn bill(mut gpu: Gpu, ready: usize, ledger: &Path) -> (HashMap<String, u64>, u64
         let seconds = row["device_seconds"].as_f64().expect("a number");
         (row["request"].as_str().expect("an id").to_owned(), (seconds * 1e9).round() as u64)
     };
-    (rows.iter().map(of).collect(), busy)
+    (rows.iter().map(of).collect(), busy - discarded)
 }
 
 /// With mixed batches, prompts of many chunks, what is computed twice after a preemption and
@@ -69,8 +71,10 @@ fn the_requests_device_seconds_are_the_devices_to_the_nanosecond() {
             }
         });
         preempted += gpu.server.metric("vllm:num_preemptions_total");
+        // After whatever was in flight for the client that left.
+        send(&gpu, "last", &Ask::new(3, 1, 9), None);
         let (billed, busy) = bill(gpu, ready, &ledger);
-        assert_eq!(billed.len(), asks.len(), "{billed:?}");
+        assert_eq!(billed.len(), asks.len() + 1, "{billed:?}");
         assert_eq!(billed.values().sum::<u64>(), busy, "{mode} {seed}: {billed:?}");
     }
     assert!(preempted > 0.0, "nothing was computed twice");

@@ -1,7 +1,7 @@
 //! Gather, norm, gated activations, caps, RoPE with the cache's write, block copies.
 
 use sconce_kernels::{
-    Activation,
+    Activation, StepPlan,
     cuda::{
         AddBias, CopyBlocks, DevicePointer, Driver, EmbeddingGather, EntryEdit, Gated, Launch,
         RmsNorm, RopeAndCache, SoftCap, TableEdits,
@@ -19,12 +19,15 @@ fn launch<'a>(file: &'a str, kernel: &'a str, grid: [u32; 2], threads: u32) -> L
 pub(super) fn embedding_gather_copies_the_tokens_rows<D: Driver>(bench: &mut Bench<D>) {
     let (vocab, hidden) = (11_usize, 24_usize);
     let table: Vec<u16> = (0..vocab * hidden).map(|i| i as u16).collect();
-    let tokens = [10_u32, 0, 3, 3, 9];
+    // Two rows have what slots sampled last.
+    let given = [10_u32, StepPlan::LAST_SAMPLED, 3, 3, StepPlan::LAST_SAMPLED | 2];
+    let (last_sampled, tokens) = ([5_u32, 7, 9, 2], [10_u32, 5, 3, 3, 9]);
     bench.clear();
     let params = EmbeddingGather {
-        token_ids: bench.buffer(&tokens),
+        token_ids: bench.buffer(&given),
         table: bench.buffer(&table),
         out: bench.buffer(&vec![u16::MAX; tokens.len() * hidden]),
+        last_sampled: bench.buffer(&last_sampled),
         pieces: (hidden * 2 / 16) as u32,
         scale: 1.0,
     };
@@ -50,6 +53,7 @@ pub(super) fn embedding_scaled_multiplies_the_tokens_rows<D: Driver>(bench: &mut
             token_ids: bench.buffer(&tokens),
             table: bench.buffer(&element.encode(&table)),
             out: bench.buffer(&element.poison(tokens.len() * hidden)),
+            last_sampled: DevicePointer::NULL,
             pieces: (hidden / 8) as u32,
             scale,
         };

@@ -7,6 +7,7 @@ pub mod element;
 mod elementwise;
 mod experts;
 pub mod graphs;
+pub mod overlap;
 mod products;
 mod sampling;
 pub mod sampling_masks;
@@ -58,6 +59,7 @@ pub fn all<D: Driver>() -> Vec<Case<D>> {
         sampling::log_probabilities_are_of_the_raw_logits,
         sampling::the_order_of_threads_and_the_neighbours_change_nothing,
         sampling::rows_that_cannot_be_drawn_from_say_so,
+        sampling::what_slots_sampled_last_is_counted,
         sampling_wide::vocabularies_of_any_length_draw_the_references_token,
         sampling_wide::equals_go_to_the_lowest_ids,
         sampling_wide::most_rows_are_settled_by_their_slices,

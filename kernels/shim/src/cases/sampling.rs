@@ -2,8 +2,8 @@
 
 use sconce_kernels::{
     cuda::{
-        Driver, Launch, MAX_TOP, SAMPLE_RUN_BYTES, SAMPLE_SHARED_BYTES, SAMPLE_SLICE,
-        SAMPLE_SLICE_BYTES, SAMPLE_STATE_BYTES, SampleRow, SampledRow, Sampling,
+        CountLast, Driver, Launch, MAX_TOP, SAMPLE_RUN_BYTES, SAMPLE_SHARED_BYTES, SAMPLE_SLICE,
+        SAMPLE_SLICE_BYTES, SAMPLE_STATE_BYTES, SampleRow, SampledRow, Sampling, UncountedRow,
     },
     ops::sampling::{SampleRequest, SeenToken, uniform},
     reference,
@@ -23,6 +23,9 @@ pub(super) struct Row {
     /// Whether it searched the whole row.
     pub(super) was_searched: bool,
 }
+
+/// What a slot sampled before.
+const KEPT_BEFORE: u32 = 7;
 
 /// Samples rows of equal length, each shared out among as many blocks as it has slices.
 pub(super) fn sample<D: Driver>(
@@ -68,6 +71,8 @@ pub(super) fn sample_in_runs<D: Driver>(
                 masks.extend((0..mask_words).map(|i| allowed.get(i).copied().unwrap_or(0)));
                 (masks.len() / mask_words) as i32 - 1
             }),
+            // Every fourth is kept for nobody.
+            slot: if rows.len() % 4 == 3 { -1 } else { rows.len() as i32 },
         });
     }
     bench.clear();
@@ -90,6 +95,7 @@ pub(super) fn sample_in_runs<D: Driver>(
         seen_raw: raw[2],
         out: bench.buffer(&vec![0_u32; rows.len() * 3]),
         top: bench.buffer(&vec![0_u32; rows.len() * MAX_TOP * 2]),
+        last_sampled: bench.buffer(&vec![KEPT_BEFORE; rows.len()]),
         slices: of_slices,
         runs: of_runs[0],
         candidates: of_runs[1],
@@ -113,6 +119,11 @@ pub(super) fn sample_in_runs<D: Driver>(
     let out = bench.read::<SampledRow>(params.out);
     let states = bench.read::<[u32; 4]>(params.states);
     assert!(states.iter().all(|&[ticket, ..]| ticket == 0), "tickets are left for the next launch");
+    let kept = bench.read::<u32>(params.last_sampled);
+    for (row, (kept, SampledRow { token, .. })) in kept.into_iter().zip(&out).enumerate() {
+        let is_kept = row % 4 != 3 && *token < SampledRow::NOTHING_ALLOWED;
+        assert_eq!(kept, if is_kept { *token } else { KEPT_BEFORE }, "of row {row}");
+    }
     out.iter()
         .zip(top.chunks_exact(MAX_TOP * 2))
         .zip(&states)
@@ -267,4 +278,35 @@ pub(super) fn rows_that_cannot_be_drawn_from_say_so<D: Driver>(bench: &mut Bench
         assert_eq!(row.token, SampledRow::NON_FINITE);
     }
     assert_eq!((got[3].token, got[3].top.len()), (77, 1));
+}
+
+/// In lists that have the token and in lists that do not, more than a block has threads.
+pub(super) fn what_slots_sampled_last_is_counted<D: Driver>(bench: &mut Bench<D>) {
+    let list = |from: u32, len: u32| (from..from + len).flat_map(|token| [token, token % 3]);
+    // Its last entry is free.
+    let free = || [u32::MAX, 0].into_iter();
+    let lists = [(100, 300), (5, 0), (40, 1), (40, 2)];
+    let last_sampled = [7_u32, 41, 399, 100];
+    let slots = [2, 1, 3, 1];
+    let (mut seen, mut want, mut rows): (Vec<u32>, Vec<u32>, _) = (vec![], vec![], vec![]);
+    for ((from, len), slot) in lists.into_iter().zip(slots) {
+        let first = seen.len() as u32 / 2;
+        let token = last_sampled[slot as usize];
+        let mut counted: Vec<u32> = list(from, len).chain(free()).collect();
+        seen.extend(&counted);
+        rows.push(UncountedRow { slot, seen: [first, seen.len() as u32 / 2] });
+        match counted.chunks_exact_mut(2).find(|entry| entry[0] == token) {
+            Some(entry) => entry[1] += 1,
+            None => counted.splice(len as usize * 2.., [token, 1]).for_each(drop),
+        }
+        want.extend(counted);
+    }
+    bench.clear();
+    let params = CountLast {
+        rows: bench.buffer(&rows),
+        seen: bench.buffer(&seen),
+        last_sampled: bench.buffer(&last_sampled),
+    };
+    bench.launch(&CountLast::launch(rows.len() as u32), &params).expect("the kernel runs");
+    assert_eq!(bench.read::<u32>(params.seen), want);
 }

@@ -57,6 +57,7 @@ tests! {
     log_probabilities_are_of_the_raw_logits
     the_order_of_threads_and_the_neighbours_change_nothing
     rows_that_cannot_be_drawn_from_say_so
+    what_slots_sampled_last_is_counted
     vocabularies_of_any_length_draw_the_references_token
     equals_go_to_the_lowest_ids
     most_rows_are_settled_by_their_slices
@@ -88,6 +89,11 @@ fn what_does_not_fit_is_refused_by_name() {
 #[test]
 fn a_replayed_step_is_the_step_that_is_staged() {
     cases::graphs::a_replayed_step_is_the_step_that_is_staged(ShimDriver::default);
+}
+
+#[test]
+fn steps_in_flight_sample_as_one_by_one() {
+    cases::overlap::steps_in_flight_sample_as_one_by_one(ShimDriver::default);
 }
 
 #[test]

@@ -256,6 +256,24 @@ fn likeliest_tokens_under_a_mask_are_found() {
 }
 
 #[test]
+fn what_is_no_token_but_kept_is_found() {
+    let fault = ("request.slot >= 0 && token < NOTHING_ALLOWED", "request.slot >= 0");
+    case_must_find("kept", fault, "rows_that_cannot_be_drawn_from_say_so");
+}
+
+#[test]
+fn a_token_that_is_kept_before_it_is_drawn_is_found() {
+    let fault = ("p.keep(request, token);\n        state.open", "state.open");
+    case_must_find("kept-late", fault, "wide_nuclei_are_settled_by_a_second_look");
+}
+
+#[test]
+fn a_token_that_is_not_counted_is_found() {
+    let fault = ("found[0] == 0) {", "found[0] == 2) {");
+    case_must_find_in(&["count_last.cu"], "count", fault, "what_slots_sampled_last_is_counted");
+}
+
+#[test]
 fn a_choice_of_the_highest_of_equal_experts_is_found() {
     let fault = ("others < expert", "others > expert");
     expert_case_must_find("equal-experts", fault, "rows_go_to_their_likeliest_experts");
