@@ -10,6 +10,8 @@ struct ExpertProduct {
     const void* x;
     // [num_experts, n, k]
     const void* w;
+    // [num_experts, n, runs], of a weight in e4m3.
+    const float* scales;
     // The row at each place.
     const uint32_t* sources;
     // The first place of each expert, and the end, [num_experts + 1].
@@ -19,9 +21,10 @@ struct ExpertProduct {
     uint32_t num_experts;
     // Rows of an expert's weight; of gated units the first half are gates.
     uint32_t n;
-    // A multiple of 8.
+    // A multiple of 8; of a weight in e4m3 of 16.
     uint32_t k;
-    uint32_t padding;
+    // Scales of a row of the weight; of more than one each is of 128 elements.
+    uint32_t runs;
 };
 
 // Places of a block.
@@ -67,6 +70,9 @@ __device__ __forceinline__ bool find_places(const ExpertProduct& p, uint32_t ind
     return false;
 }
 
+// Elements that have one scale, where a row has several.
+constexpr int RUN = 128;
+
 // What is multiplied: pieces of places, then of the weight's rows.
 template <typename T> struct Tiles {
     Vector<T>* pieces;
@@ -79,7 +85,8 @@ template <typename T> struct Tiles {
 // The activation of what is no gated unit.
 __device__ __forceinline__ float none(float x) { return x; }
 
-template <typename T, bool GATED, float (*ACT)(float)>
+// W: what the weights are of, T or e4m3, which is widened on its way into shared memory.
+template <typename T, typename W, bool GATED, float (*ACT)(float)>
 __device__ __forceinline__ void multiply(const ExpertProduct& p) {
     using Piece = Vector<T>;
     SHARED(Piece, memory, 2 * (ROWS + COLUMNS) * STRIDE);
@@ -94,7 +101,12 @@ __device__ __forceinline__ void multiply(const ExpertProduct& p) {
     const uint32_t of_row = GATED ? p.n / 2 : p.n;
     const uint32_t column = blockIdx.x * OUTPUTS;
     const Piece* x = static_cast<const Piece*>(p.x);
-    const Piece* w = static_cast<const Piece*>(p.w) + uint64_t(expert) * p.n * pieces_of_k;
+    constexpr bool IS_NARROW = sizeof(W) == 1;
+    // Pieces in shared memory of one of the weight.
+    constexpr int PARTS = IS_NARROW ? 2 : 1;
+    using Held = Vector<uint32_t>;
+    const Held* w =
+        static_cast<const Held*>(p.w) + uint64_t(expert) * p.n * (pieces_of_k / PARTS);
     // A warp's 16 rows of the weight are 16 outputs, or the gates of 8 and what they gate.
     const auto weight_row = [&](int row, bool& valid) {
         const uint32_t output = column + (GATED ? row / 16 * 8 + row % 8 : row);
@@ -102,23 +114,38 @@ __device__ __forceinline__ void multiply(const ExpertProduct& p) {
         return output + (GATED && row / 8 % 2 == 1 ? of_row : 0);
     };
     const auto load = [&](int stage, uint32_t from) {
-        for (int i = threadIdx.x; i < (ROWS + COLUMNS) * PIECES; i += WARPS * WARP) {
+        for (int i = threadIdx.x; i < ROWS * PIECES; i += WARPS * WARP) {
             const int row = i / PIECES;
             const uint32_t piece = from + i % PIECES;
-            bool valid;
-            const Piece* source;
-            if (row < ROWS) {
-                const uint32_t place = first + row;
-                valid = place < end && piece < pieces_of_k;
-                const uint32_t of = !valid ? 0 : p.sources == nullptr ? place : p.sources[place];
-                source = x + uint64_t(of) * pieces_of_k + piece;
-            } else {
-                const uint64_t of = weight_row(row - ROWS, valid);
-                valid = valid && piece < pieces_of_k;
-                source = w + of * pieces_of_k + piece;
-            }
+            const uint32_t place = first + row;
+            const bool valid = place < end && piece < pieces_of_k;
+            const uint32_t of = !valid ? 0 : p.sources == nullptr ? place : p.sources[place];
             // Nothing is read where it is not valid, but no address may leave the tensor.
-            copy_async(tiles.row(stage, row) + i % PIECES, valid ? source : w, valid);
+            const Piece* source = x + uint64_t(of) * pieces_of_k + piece;
+            copy_async(tiles.row(stage, row) + i % PIECES, valid ? source : x, valid);
+        }
+        constexpr int OF_ROW = PIECES / PARTS;
+        for (int i = threadIdx.x; i < COLUMNS * OF_ROW; i += WARPS * WARP) {
+            const int row = i / OF_ROW;
+            const uint32_t piece = from / PARTS + i % OF_ROW;
+            bool valid;
+            const uint64_t of = weight_row(row, valid);
+            valid = valid && piece < pieces_of_k / PARTS;
+            const Held* source = w + of * (pieces_of_k / PARTS) + piece;
+            Piece* to = tiles.row(stage, ROWS + row) + i % OF_ROW * PARTS;
+            if constexpr (IS_NARROW) {
+                const Held held = load_stream(source, valid);
+                const uint64_t run = p.runs == 1 ? 0 : piece * 16 / RUN;
+                const uint64_t row_of_all = uint64_t(expert) * p.n + of;
+                const float scale = valid ? p.scales[row_of_all * p.runs + run] : 0.0f;
+#pragma unroll
+                for (int part = 0; part < 2; ++part) {
+                    reinterpret_cast<Held*>(to)[part] =
+                        widened<T>(held.x[part * 2], held.x[part * 2 + 1], scale);
+                }
+            } else {
+                copy_async(to, valid ? source : w, valid);
+            }
         }
         copy_async_commit();
     };
@@ -223,11 +250,15 @@ template <typename T> __device__ __forceinline__ void add(const AddExperts& p) {
     }
 }
 
-KERNEL(experts_silu_bf16, ExpertProduct, 128) { multiply<bf16, true, silu>(p); }
-KERNEL(experts_silu_f16, ExpertProduct, 128) { multiply<f16, true, silu>(p); }
-KERNEL(experts_gelu_bf16, ExpertProduct, 128) { multiply<bf16, true, gelu>(p); }
-KERNEL(experts_gelu_f16, ExpertProduct, 128) { multiply<f16, true, gelu>(p); }
-KERNEL(experts_bf16, ExpertProduct, 128) { multiply<bf16, false, none>(p); }
-KERNEL(experts_f16, ExpertProduct, 128) { multiply<f16, false, none>(p); }
+KERNEL(experts_silu_bf16, ExpertProduct, 128) { multiply<bf16, bf16, true, silu>(p); }
+KERNEL(experts_silu_f16, ExpertProduct, 128) { multiply<f16, f16, true, silu>(p); }
+KERNEL(experts_gelu_bf16, ExpertProduct, 128) { multiply<bf16, bf16, true, gelu>(p); }
+KERNEL(experts_gelu_f16, ExpertProduct, 128) { multiply<f16, f16, true, gelu>(p); }
+KERNEL(experts_bf16, ExpertProduct, 128) { multiply<bf16, bf16, false, none>(p); }
+KERNEL(experts_f16, ExpertProduct, 128) { multiply<f16, f16, false, none>(p); }
+KERNEL(experts_silu_bf16_e4m3, ExpertProduct, 128) { multiply<bf16, e4m3, true, silu>(p); }
+KERNEL(experts_silu_f16_e4m3, ExpertProduct, 128) { multiply<f16, e4m3, true, silu>(p); }
+KERNEL(experts_bf16_e4m3, ExpertProduct, 128) { multiply<bf16, e4m3, false, none>(p); }
+KERNEL(experts_f16_e4m3, ExpertProduct, 128) { multiply<f16, e4m3, false, none>(p); }
 KERNEL(add_experts_bf16, AddExperts, 256) { add<bf16>(p); }
 KERNEL(add_experts_f16, AddExperts, 256) { add<f16>(p); }

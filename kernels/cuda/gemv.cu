@@ -5,6 +5,9 @@
 // U runs of each before it uses the first, of the next rows too before it is done with these.
 // x is in shared memory, read once for the R rows. An output's sum is that of 32 lanes'
 // chains over k, whatever R, U, the number of rows and the grid are: so are its bits.
+//
+// A weight in e4m3 has a scale for each row, or for each run of 128 of a row's elements. It is
+// widened in registers, and multiplied with the same x.
 #include "activation.cuh"
 
 struct Gemv {
@@ -12,6 +15,8 @@ struct Gemv {
     const void* x;
     // [n, k]
     const void* w;
+    // [n, runs], of a weight in e4m3.
+    const float* scales;
     // [n], or null.
     const float* bias;
     // [k], of an RMSNorm of x's rows before the product, or null.
@@ -20,14 +25,17 @@ struct Gemv {
     void* out;
     // Rows of the weight; of gated units the first half are gates.
     uint32_t n;
-    // A multiple of 8.
+    // A multiple of 8; of a weight in e4m3 of 16.
     uint32_t k;
     // An Epilogue.
     uint32_t epilogue;
+    // Scales of a row of the weight; of more than one each is of 128 elements.
+    uint32_t runs;
     float eps;
+    uint32_t padding;
 };
 
-static_assert(sizeof(Gemv) == 56, "as params.rs has it");
+static_assert(sizeof(Gemv) == 72, "as params.rs has it");
 
 // What becomes of a sum: it is stored, added to what `out` holds, stored in f32; or, of
 // gated units, gates another.
@@ -36,21 +44,26 @@ enum Epilogue : uint32_t { STORE, ADD, STORE_F32, SILU, GELU };
 // A block, one a multiprocessor: what is in flight is then 64 KiB with R * U = 8.
 constexpr int GEMV_THREADS = 512;
 
-// Puts x into shared memory, zeros after each row of it up to `padded` pieces.
-template <typename T, int M>
+// Puts x into shared memory, zeros after each row of it up to `padded` times PARTS pieces. Those
+// that belong to one piece of the weight lie in PARTS parts of a row, so that a warp that reads
+// one part of each has no bank twice.
+template <typename T, int M, int PARTS>
 __device__ __forceinline__ void stage_rows(const Gemv& p, Vector<T>* staged, uint32_t padded) {
     using Piece = Vector<T>;
     const uint32_t pieces = p.k / Piece::LEN;
+    const auto place = [padded](int m, uint32_t i) {
+        return (m * PARTS + i % PARTS) * padded + i / PARTS;
+    };
     const Piece* x = static_cast<const Piece*>(p.x);
     float squares[M] = {};
 #pragma unroll
     for (int m = 0; m < M; ++m) {
-        for (uint32_t i = threadIdx.x; i < padded; i += blockDim.x) {
+        for (uint32_t i = threadIdx.x; i < padded * PARTS; i += blockDim.x) {
             Piece piece = {};
             if (i < pieces) {
                 piece = x[m * pieces + i];
             }
-            staged[m * padded + i] = piece;
+            staged[place(m, i)] = piece;
 #pragma unroll
             for (int e = 0; e < Piece::LEN; ++e) {
                 const float value = to_float(piece.x[e]);
@@ -77,7 +90,7 @@ __device__ __forceinline__ void stage_rows(const Gemv& p, Vector<T>* staged, uin
             const float scale = rsqrtf(sum / float(p.k) + p.eps);
             // A thread's own pieces, so nothing else has to be there yet.
             for (uint32_t i = threadIdx.x; i < pieces; i += blockDim.x) {
-                Piece piece = staged[m * padded + i];
+                Piece piece = staged[place(m, i)];
                 const Vector<float>* weights =
                     reinterpret_cast<const Vector<float>*>(p.norm + i * Piece::LEN);
 #pragma unroll
@@ -85,21 +98,97 @@ __device__ __forceinline__ void stage_rows(const Gemv& p, Vector<T>* staged, uin
                     const float weight = weights[e / Vector<float>::LEN].x[e % Vector<float>::LEN];
                     piece.x[e] = from_float<T>(to_float(piece.x[e]) * scale * weight);
                 }
-                staged[m * padded + i] = piece;
+                staged[place(m, i)] = piece;
             }
         }
     }
     __syncthreads();
 }
 
-template <typename T, int M, int R, int U> __device__ __forceinline__ void gemv(const Gemv& p) {
+// Adds to `sums` what a lane's piece of R rows of the weight makes with its pieces of x.
+template <typename T, int M, int R>
+__device__ __forceinline__ void add_piece(const Vector<uint32_t> (&held)[R],
+                                          const Vector<uint32_t>* staged, uint32_t padded,
+                                          float (&sums)[R][M]) {
     using Piece = Vector<uint32_t>;
+#pragma unroll
+    for (int m = 0; m < M; ++m) {
+        const Piece x = staged[m * padded];
+#pragma unroll
+        for (int i = 0; i < Piece::LEN; ++i) {
+            float low, high;
+            unpack<T>(x.x[i], low, high);
+#pragma unroll
+            for (int r = 0; r < R; ++r) {
+                float weight_low, weight_high;
+                unpack<T>(held[r].x[i], weight_low, weight_high);
+                sums[r][m] += weight_low * low;
+                sums[r][m] += weight_high * high;
+            }
+        }
+    }
+}
+
+// The same of a weight in e4m3, whose piece has 16 elements. Its own sum is scaled.
+template <typename T, int M, int R>
+__device__ __forceinline__ void add_narrow_piece(const Vector<uint32_t> (&held)[R],
+                                                 const float (&scales)[R],
+                                                 const Vector<uint32_t>* staged, uint32_t padded,
+                                                 float (&sums)[R][M]) {
+    using Piece = Vector<uint32_t>;
+    float of_piece[R][M] = {};
+#pragma unroll
+    for (int part = 0; part < 2; ++part) {
+        Piece x[M];
+#pragma unroll
+        for (int m = 0; m < M; ++m) {
+            x[m] = staged[(m * 2 + part) * padded];
+        }
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+#pragma unroll
+            for (int r = 0; r < R; ++r) {
+                uint32_t pairs[2];
+                widen(held[r].x[part * 2 + i], pairs[0], pairs[1]);
+#pragma unroll
+                for (int pair = 0; pair < 2; ++pair) {
+                    float weight_low, weight_high;
+                    unpack<f16>(pairs[pair], weight_low, weight_high);
+#pragma unroll
+                    for (int m = 0; m < M; ++m) {
+                        float low, high;
+                        unpack<T>(x[m].x[i * 2 + pair], low, high);
+                        of_piece[r][m] += weight_low * low;
+                        of_piece[r][m] += weight_high * high;
+                    }
+                }
+            }
+        }
+    }
+#pragma unroll
+    for (int r = 0; r < R; ++r) {
+#pragma unroll
+        for (int m = 0; m < M; ++m) {
+            sums[r][m] = fmaf(of_piece[r][m], scales[r], sums[r][m]);
+        }
+    }
+}
+
+// W: what the weight is of, T or e4m3.
+template <typename T, typename W, int M, int R, int U>
+__device__ __forceinline__ void gemv(const Gemv& p) {
+    using Piece = Vector<uint32_t>;
+    constexpr bool IS_NARROW = sizeof(W) == 1;
+    // Pieces of x that belong to one of the weight.
+    constexpr int PARTS = IS_NARROW ? 2 : 1;
+    // Pieces of the weight that have one scale, where a row has several.
+    constexpr uint32_t RUN = 128 / 16;
     // Pieces of a row that are asked for at a time.
     constexpr int BATCH = U * WARP;
     constexpr int HALF = R > 1 ? R / 2 : 1;
     DYNAMIC_SHARED(dynamic);
     const Piece* const staged = reinterpret_cast<const Piece*>(dynamic);
-    const uint32_t pieces = p.k / 8;
+    const uint32_t pieces = p.k / Vector<W>::LEN;
     const uint32_t padded = (pieces + BATCH - 1) / BATCH * BATCH;
     const bool is_gated = p.epilogue >= SILU;
     const uint32_t outputs = is_gated ? p.n / 2 : p.n;
@@ -112,6 +201,8 @@ template <typename T, int M, int R, int U> __device__ __forceinline__ void gemv(
 
     // The next pieces to ask for: where they are in R rows, and how many of them there are.
     const Piece* from[R];
+    // Where the scales of these rows begin.
+    uint32_t scales_at[IS_NARROW ? R : 1];
     int left = 0;
     const auto begin_task = [&](uint32_t task) {
 #pragma unroll
@@ -119,14 +210,25 @@ template <typename T, int M, int R, int U> __device__ __forceinline__ void gemv(
             const uint32_t output = min(task * of_task + (is_gated ? r % HALF : r), outputs - 1);
             const uint32_t row = output + (is_gated && r >= HALF ? outputs : 0);
             from[r] = static_cast<const Piece*>(p.w) + uint64_t(row) * pieces + lane;
+            if constexpr (IS_NARROW) {
+                scales_at[r] = row * p.runs;
+            }
         }
         left = task < tasks ? int(pieces) - lane : 0;
     };
     Piece held[U][R];
+    float held_scales[IS_NARROW ? U : 1][R];
     const auto ask = [&](int u) {
 #pragma unroll
         for (int r = 0; r < R; ++r) {
             held[u][r] = load_stream(from[r] + u * WARP, u * WARP < left);
+            if constexpr (IS_NARROW) {
+                held_scales[u][r] = 1.0f;
+                if (p.runs > 1 && u * WARP < left) {
+                    const uint32_t run = (pieces - left + u * WARP) / RUN;
+                    held_scales[u][r] = p.scales[scales_at[r] + run];
+                }
+            }
         }
     };
     begin_task(task);
@@ -134,7 +236,7 @@ template <typename T, int M, int R, int U> __device__ __forceinline__ void gemv(
     for (int u = 0; u < U; ++u) {
         ask(u);
     }
-    stage_rows<T, M>(p, reinterpret_cast<Vector<T>*>(dynamic), padded);
+    stage_rows<T, M, PARTS>(p, reinterpret_cast<Vector<T>*>(dynamic), padded);
 
     for (; task < tasks; task += stride) {
         float sums[R][M] = {};
@@ -150,21 +252,11 @@ template <typename T, int M, int R, int U> __device__ __forceinline__ void gemv(
             }
 #pragma unroll
             for (int u = 0; u < U; ++u) {
-#pragma unroll
-                for (int m = 0; m < M; ++m) {
-                    const Piece x = staged[m * padded + at + u * WARP + lane];
-#pragma unroll
-                    for (int i = 0; i < Piece::LEN; ++i) {
-                        float low, high;
-                        unpack<T>(x.x[i], low, high);
-#pragma unroll
-                        for (int r = 0; r < R; ++r) {
-                            float weight_low, weight_high;
-                            unpack<T>(held[u][r].x[i], weight_low, weight_high);
-                            sums[r][m] += weight_low * low;
-                            sums[r][m] += weight_high * high;
-                        }
-                    }
+                const Piece* const x = staged + at + u * WARP + lane;
+                if constexpr (IS_NARROW) {
+                    add_narrow_piece<T, M, R>(held[u], held_scales[u], x, padded, sums);
+                } else {
+                    add_piece<T, M, R>(held[u], x, padded, sums);
                 }
                 ask(u);
             }
@@ -177,10 +269,17 @@ template <typename T, int M, int R, int U> __device__ __forceinline__ void gemv(
             const float of_warp = warp_sum(sums[of / M][of % M]);
             sum = lane == of ? of_warp : sum;
         }
-        const float gated = __shfl_sync(ALL_LANES, sum, (lane + HALF * M) % WARP);
+        float gated = __shfl_sync(ALL_LANES, sum, (lane + HALF * M) % WARP);
         const uint32_t output = task * of_task + lane / M;
         if (lane >= int(of_task) * M || output >= outputs) {
             continue;
+        }
+        if constexpr (IS_NARROW) {
+            const bool is_per_row = p.runs == 1;
+            sum *= WIDENED_UNIT * (is_per_row ? p.scales[output] : 1.0f);
+            if (is_gated) {
+                gated *= WIDENED_UNIT * (is_per_row ? p.scales[outputs + output] : 1.0f);
+            }
         }
         if (p.bias != nullptr) {
             sum += p.bias[output];
@@ -202,25 +301,36 @@ template <typename T, int M, int R, int U> __device__ __forceinline__ void gemv(
 
 // Told that a multiprocessor holds one block, the compiler asks for the next pieces before it
 // adds these up, where registers last; of three and four rows they do not.
-#define GEMV(name, T, M, R, U)                                                                \
-    KERNEL(name##_m##M##_r##R##_u##U, Gemv, GEMV_THREADS) { gemv<T, M, R, U>(p); }
-#define GEMV_EARLY(name, T, M, R, U)                                                          \
-    KERNEL_RESIDENT(name##_m##M##_r##R##_u##U, Gemv, GEMV_THREADS, 1) { gemv<T, M, R, U>(p); }
-#define GEMV_TWO(name, T, M, R, U)                                                            \
+#define GEMV(name, T, W, M, R, U)                                                             \
+    KERNEL(name##_m##M##_r##R##_u##U, Gemv, GEMV_THREADS) { gemv<T, W, M, R, U>(p); }
+#define GEMV_EARLY(name, T, W, M, R, U)                                                       \
+    KERNEL_RESIDENT(name##_m##M##_r##R##_u##U, Gemv, GEMV_THREADS, 1) {                       \
+        gemv<T, W, M, R, U>(p);                                                               \
+    }
+#define GEMV_TWO(name, T, W, M, R, U)                                                         \
     KERNEL_RESIDENT(name##_m##M##_r##R##_u##U##_b2, Gemv, GEMV_THREADS, 2) {                  \
-        gemv<T, M, R, U>(p);                                                                  \
+        gemv<T, W, M, R, U>(p);                                                               \
     }
 
-GEMV_EARLY(gemv_bf16, bf16, 1, 2, 4)
-GEMV_EARLY(gemv_bf16, bf16, 2, 2, 4)
-GEMV(gemv_bf16, bf16, 3, 2, 4)
-GEMV(gemv_bf16, bf16, 4, 2, 4)
-GEMV_EARLY(gemv_f16, f16, 1, 2, 4)
-GEMV_EARLY(gemv_f16, f16, 2, 2, 4)
-GEMV(gemv_f16, f16, 3, 2, 4)
-GEMV(gemv_f16, f16, 4, 2, 4)
+GEMV_EARLY(gemv_bf16, bf16, bf16, 1, 2, 4)
+GEMV_EARLY(gemv_bf16, bf16, bf16, 2, 2, 4)
+GEMV(gemv_bf16, bf16, bf16, 3, 2, 4)
+GEMV(gemv_bf16, bf16, bf16, 4, 2, 4)
+GEMV_EARLY(gemv_f16, f16, f16, 1, 2, 4)
+GEMV_EARLY(gemv_f16, f16, f16, 2, 2, 4)
+GEMV(gemv_f16, f16, f16, 3, 2, 4)
+GEMV(gemv_f16, f16, f16, 4, 2, 4)
 
-GEMV_TWO(gemv_bf16, bf16, 1, 2, 4)
-GEMV_EARLY(gemv_bf16, bf16, 1, 1, 8)
-GEMV_TWO(gemv_bf16, bf16, 1, 1, 8)
-GEMV_EARLY(gemv_bf16, bf16, 2, 1, 8)
+GEMV_TWO(gemv_bf16, bf16, bf16, 1, 2, 4)
+GEMV_EARLY(gemv_bf16, bf16, bf16, 1, 1, 8)
+GEMV_TWO(gemv_bf16, bf16, bf16, 1, 1, 8)
+GEMV_EARLY(gemv_bf16, bf16, bf16, 2, 1, 8)
+
+GEMV_EARLY(gemv_bf16_e4m3, bf16, e4m3, 1, 2, 4)
+GEMV_EARLY(gemv_bf16_e4m3, bf16, e4m3, 2, 2, 4)
+GEMV(gemv_bf16_e4m3, bf16, e4m3, 3, 2, 4)
+GEMV(gemv_bf16_e4m3, bf16, e4m3, 4, 2, 4)
+GEMV_EARLY(gemv_f16_e4m3, f16, e4m3, 1, 2, 4)
+GEMV_EARLY(gemv_f16_e4m3, f16, e4m3, 2, 2, 4)
+GEMV(gemv_f16_e4m3, f16, e4m3, 3, 2, 4)
+GEMV(gemv_f16_e4m3, f16, e4m3, 4, 2, 4)

@@ -240,3 +240,22 @@ template <> __device__ __forceinline__ void unpack<f16>(uint32_t word, float& lo
     low = to_float(pair[0]);
     high = to_float(pair[1]);
 }
+
+// Eight e4m3 numbers times a scale, in T.
+template <typename T>
+__device__ __forceinline__ Vector<uint32_t> widened(uint32_t first, uint32_t second, float scale) {
+    Vector<uint32_t> out;
+#pragma unroll
+    for (int word = 0; word < 2; ++word) {
+        uint32_t pairs[2];
+        widen(word == 0 ? first : second, pairs[0], pairs[1]);
+#pragma unroll
+        for (int pair = 0; pair < 2; ++pair) {
+            float low, high;
+            unpack<f16>(pairs[pair], low, high);
+            out.x[word * 2 + pair] =
+                pack<T>(low * (scale * WIDENED_UNIT), high * (scale * WIDENED_UNIT));
+        }
+    }
+    return out;
+}

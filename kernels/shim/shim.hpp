@@ -245,6 +245,10 @@ template <> inline e4m3 from_float(float x) {
         return {uint8_t(sign | 0x7f)};
     }
     const float magnitude = std::min(std::fabs(x), 448.0f);
+    if (magnitude == 0.0f) {
+        // Which has no exponent.
+        return {sign};
+    }
     // Units of the last place: 2^-9 for subnormals, else 2^(exponent - 3).
     int exponent;
     std::frexp(magnitude, &exponent);

@@ -5,7 +5,8 @@ use std::time::Duration;
 use candle_core::Tensor;
 
 use crate::{
-    AttentionKind, Findings, KernelError, KvLayout, StepLimits, StepPlan, WeightDtype, ops::Routing,
+    AttentionKind, Findings, Fp8Weight, KernelError, KvLayout, StepLimits, StepPlan, WeightDtype,
+    ops::Routing,
 };
 
 /// A device and what lies in its memory. One thread owns it.
@@ -91,6 +92,25 @@ pub trait Device: Send {
     /// Unequal `k`, a tensor that is not two-dimensional, a `k` whose sums
     /// could exceed i32 in int8, no memory.
     fn matrix(&self, parts: &[Tensor], dtype: WeightDtype) -> Result<Self::Matrix, KernelError>;
+
+    /// Whether it computes with weights of [`WeightDtype::Fp8E4m3`].
+    fn takes_fp8(&self) -> bool {
+        false
+    }
+
+    /// Packs weights that are in e4m3 already into one matrix of
+    /// [`WeightDtype::Fp8E4m3`]: their numbers and scales stay what they are.
+    ///
+    /// # Errors
+    /// As [`Self::matrix`]; a device that computes with no such weights.
+    fn fp8_matrix(&self, parts: &[Fp8Weight]) -> Result<Self::Matrix, KernelError> {
+        let _ = parts;
+        Err(KernelError::Unsupported {
+            what: "a weight in fp8".to_owned(),
+            device: "this device",
+            accepted: "weights in f32, bf16 and f16, and quantized to int8, are",
+        })
+    }
 
     /// Bytes that a weight takes in the device's memory, scales included.
     fn matrix_bytes(&self, matrix: &Self::Matrix) -> usize;

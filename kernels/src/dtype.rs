@@ -83,6 +83,11 @@ pub enum WeightDtype {
     /// is and spreads the few channels that would set a row's scale alone
     /// (QuaRot, Ashkboos et al., 2024).
     Int8,
+    /// 8-bit floats as [`CacheDtype::Fp8E4m3`], with one scale for each output, or, as some
+    /// checkpoints have them, for each 128 inputs of one ([`crate::Fp8Weight`]). A product of
+    /// few rows takes its input as it is; one of many may quantize it likewise, with one
+    /// scale a row.
+    Fp8E4m3,
 }
 
 impl WeightDtype {
@@ -92,7 +97,7 @@ impl WeightDtype {
         match self {
             Self::F32 => 4,
             Self::F16 | Self::Bf16 => 2,
-            Self::Int8 => 1,
+            Self::Int8 | Self::Fp8E4m3 => 1,
         }
     }
 }

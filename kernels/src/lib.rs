@@ -15,6 +15,7 @@ mod device;
 mod dtype;
 pub mod error;
 mod forms;
+pub mod fp8;
 mod kv_layout;
 pub mod mapped;
 pub mod ops;
@@ -27,6 +28,7 @@ pub use device::Device;
 pub use dtype::{CacheDtype, Dtype, WeightDtype};
 pub use error::KernelError;
 pub use forms::{Findings, Trial, Verdict};
+pub use fp8::Fp8Weight;
 pub use kv_layout::{BLOCK_SIZE, KvLayer, KvLayout};
 pub use ops::{
     Activation, Ops, Routing,

@@ -16,7 +16,7 @@ use sconce_kernels::{
 };
 use serde_json::json;
 
-use crate::{few_rows, report, sampling, timing::seconds};
+use crate::{few_rows, fp8, report, sampling, timing::seconds};
 
 /// Inputs that take turns, so that none is found in a cache.
 const TURNS: usize = 6;
@@ -73,6 +73,7 @@ pub(crate) enum Group {
     Elementwise,
     Products,
     FewRows,
+    Fp8,
     Decode,
     Prefill,
     Sampling,
@@ -109,6 +110,10 @@ pub(crate) fn run<D: Driver>(driver: D, only: Option<Group>, dry_run: bool) -> R
             Group::FewRows => {
                 let Sizes { hidden, intermediate, vocab_size, .. } = sizes;
                 few_rows::run(&mut cuda, (hidden, intermediate, vocab_size), dry_run)?;
+            }
+            Group::Fp8 => {
+                let Sizes { hidden, intermediate, gemm_rows, .. } = sizes;
+                fp8::run(&mut cuda, (hidden, intermediate), gemm_rows, dry_run)?;
             }
             Group::Decode => {
                 for group in [4, 8] {

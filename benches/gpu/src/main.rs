@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 
 mod check;
 mod few_rows;
+mod fp8;
 mod kernels;
 mod model;
 mod sampling;

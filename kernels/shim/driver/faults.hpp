@@ -1,6 +1,7 @@
 // Faults that a script asks for, one a line; # begins a comment:
 //   fail CALL N ERROR      the N-th call of a function (of the driver, or cublasCreate_v2,
-//                          cublasDestroy_v2, cublasGemmEx, curandCreateGenerator,
+//                          cublasDestroy_v2, cublasGemmEx, cublasLtMatmul,
+//                          cublasLtMatmulAlgoGetHeuristic, curandCreateGenerator,
 //                          curandDestroyGenerator) fails, with the error's number or its
 //                          name (CUDA_ERROR_OUT_OF_MEMORY); N is * for all
 //   skip CALL N            the N-th call does nothing and says that it succeeded, as if the

@@ -10,7 +10,8 @@ use std::{
 use half::{bf16, f16};
 use sconce_kernels::{
     Dtype, KernelError,
-    cuda::{DevicePointer, Driver, KernelParams, Launch, Matmul},
+    cuda::{DevicePointer, Driver, Fp8Matmul, Fp8Scaling, KernelParams, Launch, Matmul},
+    fp8,
 };
 
 use crate::{Memory, Shim};
@@ -35,6 +36,7 @@ pub struct ShimGraph(Vec<Recorded>);
 enum Recorded {
     Launch(RecordedLaunch),
     Product(Matmul),
+    Fp8Product(Fp8Matmul),
 }
 
 /// A launch and its parameter, as they were when it was asked for.
@@ -106,32 +108,39 @@ impl ShimDriver {
     }
 
     fn multiply(&self, product: &Matmul) {
-        let Matmul { rows, n, k, dtype, out_dtype, accumulate, .. } = *product;
+        let Matmul { rows, n, k, dtype, out_dtype, out_stride, accumulate, .. } = *product;
         let mut memory = lock(&self.memory);
-        let mut floats = |at: DevicePointer, len: usize, dtype: Dtype| {
-            let bytes = &memory.bytes_mut(at)[..len * dtype.size()];
-            let pairs = || bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
-            match dtype {
-                Dtype::F32 => bytemuck::pod_collect_to_vec(bytes),
-                Dtype::F16 => pairs().map(|bits| f16::from_bits(bits).to_f32()).collect(),
-                Dtype::Bf16 => pairs().map(|bits| bf16::from_bits(bits).to_f32()).collect(),
+        let x = floats(memory.bytes_mut(product.x), rows * k, dtype);
+        let w = floats(memory.bytes_mut(product.w), n * k, dtype);
+        for (r, x) in x.chunks_exact(k).enumerate() {
+            let at = r * out_stride * out_dtype.size();
+            let out = &mut memory.bytes_mut(product.out)[at..];
+            put_row(out, out_dtype, accumulate, w.chunks_exact(k).map(|w| dot(x, w)));
+        }
+        assert!(out_stride >= n, "rows of the product overlap");
+    }
+
+    fn multiply_fp8(&self, product: &Fp8Matmul) {
+        let Fp8Matmul { rows, n, k, out_dtype, accumulate, .. } = *product;
+        assert!(n % 16 == 0 && k % 16 == 0, "{product:?} is not of whole pieces");
+        let mut memory = lock(&self.memory);
+        let mut widened = |at: DevicePointer, len: usize| -> Vec<f32> {
+            memory.bytes_mut(at)[..len].iter().copied().map(fp8::widen).collect()
+        };
+        let (x, w) = (widened(product.x, rows * k), widened(product.w, n * k));
+        let [of_rows, of_outputs] = match product.scales {
+            None => [vec![1.0; rows], vec![1.0; n]],
+            Some([rows_at, outputs_at]) => {
+                let of_rows = floats(memory.bytes_mut(rows_at), rows, Dtype::F32);
+                [of_rows, floats(memory.bytes_mut(outputs_at), n, Dtype::F32)]
             }
         };
-        let x = floats(product.x, rows * k, dtype);
-        let w = floats(product.w, n * k, dtype);
-        let old = floats(product.out, if accumulate { rows * n } else { 0 }, out_dtype);
-        let mut out = Vec::with_capacity(rows * n * out_dtype.size());
         for (r, x) in x.chunks_exact(k).enumerate() {
-            for (c, w) in w.chunks_exact(k).enumerate() {
-                let sum = dot(x, w) + old.get(r * n + c).copied().unwrap_or(0.0);
-                match out_dtype {
-                    Dtype::F32 => out.extend(sum.to_le_bytes()),
-                    Dtype::F16 => out.extend(f16::from_f32(sum).to_le_bytes()),
-                    Dtype::Bf16 => out.extend(bf16::from_f32(sum).to_le_bytes()),
-                }
-            }
+            let out = &mut memory.bytes_mut(product.out)[r * n * out_dtype.size()..];
+            let outputs = w.chunks_exact(k).zip(&of_outputs);
+            let sums = outputs.map(|(w, scale)| dot(x, w) * of_rows[r] * scale);
+            put_row(out, out_dtype, accumulate, sums);
         }
-        memory.bytes_mut(product.out)[..out.len()].copy_from_slice(&out);
     }
 }
 
@@ -228,6 +237,18 @@ impl Driver for ShimDriver {
         Ok(())
     }
 
+    fn fp8_products(&self) -> &[Fp8Scaling] {
+        &[Fp8Scaling::Library, Fp8Scaling::Own]
+    }
+
+    fn fp8_matmul(&mut self, product: &Fp8Matmul) -> Result<(), KernelError> {
+        match &mut self.recording {
+            Some(recording) => recording.push(Recorded::Fp8Product(*product)),
+            None => self.multiply_fp8(product),
+        }
+        Ok(())
+    }
+
     fn begin_capture(&mut self) -> Result<(), KernelError> {
         self.not_in_capture("a capture")?;
         self.recording = Some(Vec::new());
@@ -258,6 +279,7 @@ impl Driver for ShimDriver {
                     self.run(&launch, (&recorded.params, recorded.pointers))?;
                 }
                 Recorded::Product(product) => self.multiply(product),
+                Recorded::Fp8Product(product) => self.multiply_fp8(product),
             }
         }
         Ok(())
@@ -266,6 +288,29 @@ impl Driver for ShimDriver {
     fn memory_info(&self) -> Result<(usize, usize), KernelError> {
         // Little, for all of a cache goes to the shim at every launch.
         Ok((4 << 20, 4 << 20))
+    }
+}
+
+/// Numbers out of bytes that hold a dtype.
+fn floats(bytes: &[u8], len: usize, dtype: Dtype) -> Vec<f32> {
+    let bytes = &bytes[..len * dtype.size()];
+    let pairs = || bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
+    match dtype {
+        Dtype::F32 => bytemuck::pod_collect_to_vec(bytes),
+        Dtype::F16 => pairs().map(|bits| f16::from_bits(bits).to_f32()).collect(),
+        Dtype::Bf16 => pairs().map(|bits| bf16::from_bits(bits).to_f32()).collect(),
+    }
+}
+
+/// Stores sums, or adds them to what is there.
+fn put_row(out: &mut [u8], dtype: Dtype, adds: bool, sums: impl Iterator<Item = f32>) {
+    for (sum, bytes) in sums.zip(out.chunks_exact_mut(dtype.size())) {
+        let sum = if adds { sum + floats(bytes, 1, dtype)[0] } else { sum };
+        match dtype {
+            Dtype::F32 => bytes.copy_from_slice(&sum.to_le_bytes()),
+            Dtype::F16 => bytes.copy_from_slice(&f16::from_f32(sum).to_le_bytes()),
+            Dtype::Bf16 => bytes.copy_from_slice(&bf16::from_f32(sum).to_le_bytes()),
+        }
     }
 }
 

@@ -48,6 +48,11 @@ impl PanelDtype {
                 device: "a CPU",
                 accepted: "bfloat16 and float32 are",
             }),
+            WeightDtype::Fp8E4m3 => Err(KernelError::Unsupported {
+                what: "quantization to fp8".to_owned(),
+                device: "a CPU",
+                accepted: "int8 is",
+            }),
         }
     }
 }

@@ -10,12 +10,15 @@ use candle_core::Tensor;
 
 use super::{
     AttentionPlan, AttentionRoom, CudaBuffer, CudaKvCache, CudaMatrix, CudaRoutes, CudaStep,
-    CudaVector, DevicePointer, Driver, ProductForm, memory::decode, names,
+    CudaVector, DevicePointer, Driver, ProductForm,
+    fp8_products::Fp8Room,
+    memory::{WeightKind, decode},
+    names,
     sampler::SamplingBuffers,
 };
 use crate::{
-    AttentionKind, AttentionParams, Device, Dtype, Findings, KernelError, KvLayout, Routing,
-    Sampler, StepLimits, StepPlan, WeightDtype,
+    AttentionKind, AttentionParams, Device, Dtype, Findings, Fp8Weight, KernelError, KvLayout,
+    Routing, Sampler, StepLimits, StepPlan, WeightDtype,
     ops::sampling::{Logprobs, SampleRequest, Sampled},
     plan::below_in,
 };
@@ -34,10 +37,14 @@ pub struct Cuda<D: Driver> {
     pub(super) is_deterministic: bool,
     /// The form of every product, where one was asked for.
     pub(super) product_form: Option<ProductForm>,
-    /// Those that were found best, by rows, outputs and inputs.
-    pub(super) product_forms: HashMap<(usize, usize, usize), ProductForm>,
-    /// Outputs and inputs of the weights that were made.
-    pub(super) weights: Mutex<BTreeSet<(usize, usize)>>,
+    /// Those that were found best, by rows, outputs, inputs and the weight's kind.
+    pub(super) product_forms: HashMap<(usize, usize, usize, WeightKind), ProductForm>,
+    /// Outputs, inputs and kind of the weights that were made.
+    pub(super) weights: Mutex<BTreeSet<(usize, usize, WeightKind)>>,
+    /// Rows that a product has at most.
+    pub(super) max_rows: usize,
+    /// What products with weights in e4m3 work in.
+    pub(super) fp8_room: Mutex<Fp8Room<D::Memory>>,
 }
 
 /// Room for attention's partial results and the tickets of the blocks that merge them.
@@ -81,6 +88,8 @@ impl<D: Driver> Cuda<D> {
             product_form: None,
             product_forms: HashMap::new(),
             weights: Mutex::default(),
+            max_rows: limits.max_num_batched_tokens.max(limits.max_num_seqs),
+            fp8_room: Mutex::default(),
         })
     }
 
@@ -93,6 +102,13 @@ impl<D: Driver> Cuda<D> {
     /// The device, to time what it does.
     pub fn driver_mut(&mut self) -> &mut D {
         &mut self.driver
+    }
+
+    /// Notes a weight whose products' forms are to be tried.
+    fn note(&self, matrix: &CudaMatrix<D::Memory>) {
+        let kind = WeightKind::of(matrix.scales);
+        let mut weights = self.weights.lock().unwrap_or_else(PoisonError::into_inner);
+        weights.insert((matrix.n, matrix.k, kind));
     }
 
     fn partial_places(&self) -> Option<[DevicePointer; 2]> {
@@ -183,16 +199,30 @@ impl<D: Driver> Device for Cuda<D> {
     }
 
     fn matrix(&self, parts: &[Tensor], dtype: WeightDtype) -> Result<Self::Matrix, KernelError> {
+        if dtype == WeightDtype::Fp8E4m3 {
+            let parts = parts.iter().map(Fp8Weight::quantize).collect::<Result<Vec<_>, _>>()?;
+            return self.fp8_matrix(&parts);
+        }
         if dtype != self.dtype.into() {
             return Err(KernelError::Unsupported {
                 what: format!("weights of {dtype:?}"),
                 device: "CUDA",
-                accepted: "weights of the dtype it computes in are",
+                accepted: "weights of the dtype it computes in, and in fp8, are",
             });
         }
         let matrix = CudaMatrix::new(&self.driver, parts, self.dtype)?;
-        let mut weights = self.weights.lock().unwrap_or_else(PoisonError::into_inner);
-        weights.insert((matrix.n, matrix.k));
+        self.note(&matrix);
+        Ok(matrix)
+    }
+
+    fn takes_fp8(&self) -> bool {
+        true
+    }
+
+    fn fp8_matrix(&self, parts: &[Fp8Weight]) -> Result<Self::Matrix, KernelError> {
+        let matrix = CudaMatrix::fp8(&self.driver, parts)?;
+        self.make_fp8_room(matrix.n, matrix.k)?;
+        self.note(&matrix);
         Ok(matrix)
     }
 

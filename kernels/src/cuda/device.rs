@@ -23,7 +23,11 @@ use cudarc::{
 };
 
 use super::{
-    DevicePointer, Driver, KernelParams, Launch, Matmul, flight::Steps, start, uploads::Uploads,
+    DevicePointer, Driver, Fp8Matmul, Fp8Scaling, KernelParams, Launch, Matmul,
+    flight::Steps,
+    fp8_library::{self, Fp8Library},
+    start,
+    uploads::Uploads,
 };
 use crate::{Dtype, KernelError};
 
@@ -43,7 +47,7 @@ pub struct CudaDriver {
     /// before the last share of that, so that each is destroyed under a guard of its own.
     _device: Unpanicking<CudaDevice>,
     blas: Unpanicking<Arc<CudaBlas>>,
-    _blas_workspace: CudaSlice<u8>,
+    blas_workspace: CudaSlice<u8>,
     modules: HashMap<&'static str, Arc<CudaModule>>,
     /// With the dynamic shared memory that each may have.
     functions: HashMap<String, (CudaFunction, usize)>,
@@ -54,6 +58,8 @@ pub struct CudaDriver {
     multiprocessors: usize,
     /// What a block may have.
     shared_bytes: usize,
+    fp8: Fp8Library,
+    fp8_scalings: &'static [Fp8Scaling],
 }
 
 /// What is dropped without a panic: cudarc unwraps what destroying a handle of cuBLAS or
@@ -145,13 +151,15 @@ impl CudaDriver {
             steps: Steps::new(context).map_err(failed)?,
             _device: device,
             blas,
-            _blas_workspace: blas_workspace,
+            blas_workspace,
             modules,
             functions: HashMap::new(),
             description,
             setting,
             multiprocessors: usize::try_from(multiprocessors).unwrap_or(1),
             shared_bytes: usize::try_from(shared_bytes).unwrap_or(PLAIN_SHARED_BYTES),
+            fp8: Fp8Library::default(),
+            fp8_scalings: fp8_library::scalings((major, minor)),
             stream,
         })
     }
@@ -348,7 +356,7 @@ impl Driver for CudaDriver {
                 std::ptr::from_ref(&keep).cast(),
                 pointer(product.out),
                 out_dtype,
-                n,
+                size(product.out_stride)?,
                 CUBLAS_COMPUTE_32F,
                 CUBLAS_GEMM_DFALT,
             )
@@ -357,6 +365,28 @@ impl Driver for CudaDriver {
             // cuBLAS says no more than that a launch failed; the driver, that it is lost.
             Err(lost @ KernelError::Device { sticky: true, .. }) => lost,
             _ => blas_error(OP, error),
+        })
+    }
+
+    fn fp8_products(&self) -> &[Fp8Scaling] {
+        self.fp8_scalings
+    }
+
+    fn fp8_matmul(&mut self, product: &Fp8Matmul) -> Result<(), KernelError> {
+        let workspace = DevicePointer(self.blas_workspace.device_ptr(&self.stream).0);
+        let place = fp8_library::Place {
+            handle: (*self.blas.handle()).cast(),
+            stream: self.stream.cu_stream(),
+            workspace,
+            workspace_bytes: BLAS_WORKSPACE_BYTES,
+        };
+        self.fp8.multiply(place, product).map_err(|error| match self.synchronize() {
+            Err(lost @ KernelError::Device { sticky: true, .. }) => lost,
+            _ => KernelError::Device {
+                op: "a product in fp8".to_owned(),
+                reason: format!("{error:?}"),
+                sticky: false,
+            },
         })
     }
 

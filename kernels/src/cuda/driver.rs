@@ -127,6 +127,24 @@ pub trait Driver: Send {
     /// The device refused it.
     fn matmul(&mut self, product: &Matmul) -> Result<(), KernelError>;
 
+    /// How products of e4m3 with e4m3 may be scaled, if there are such.
+    fn fp8_products(&self) -> &[Fp8Scaling] {
+        &[]
+    }
+
+    /// Multiplies matrices in e4m3.
+    ///
+    /// # Errors
+    /// The device refused it, or [`Self::fp8_products`] has no such product.
+    fn fp8_matmul(&mut self, product: &Fp8Matmul) -> Result<(), KernelError> {
+        let _ = product;
+        Err(KernelError::Unsupported {
+            what: "a product in fp8".to_owned(),
+            device: "this device",
+            accepted: "products in float16 and bfloat16 are",
+        })
+    }
+
     /// Records launches and products from here on, instead of doing them. Nothing is copied,
     /// allocated or waited for until [`Self::end_capture`], and no kernel is launched for the
     /// first time.
@@ -187,6 +205,41 @@ pub struct Matmul {
     /// Of `x` and `w`: f16 or bf16.
     pub dtype: Dtype,
     /// Of `out`: as `dtype`, or f32.
+    pub out_dtype: Dtype,
+    /// Elements from one row of `out` to the next.
+    pub out_stride: usize,
+    /// Whether `out` is added to.
+    pub accumulate: bool,
+}
+
+/// What scales the sums of e4m3 numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fp8Scaling {
+    /// The product itself, by a number for each row and each output.
+    Library,
+    /// A kernel of ours, after it.
+    Own,
+}
+
+/// `out[r] = w · x[r]` of e4m3 numbers, row-major, summed in f32.
+#[derive(Clone, Copy, Debug)]
+pub struct Fp8Matmul {
+    /// `[rows, k]`
+    pub x: DevicePointer,
+    /// `[n, k]`
+    pub w: DevicePointer,
+    /// `[rows]` and `[n]`, f32: what sums are multiplied with. Only of a product that has
+    /// [`Fp8Scaling::Library`].
+    pub scales: Option<[DevicePointer; 2]>,
+    /// `[rows, n]`
+    pub out: DevicePointer,
+    /// Rows of `x`.
+    pub rows: usize,
+    /// Outputs, a multiple of 16.
+    pub n: usize,
+    /// Inputs, a multiple of 16.
+    pub k: usize,
+    /// Of `out`: f16, bf16 or f32.
     pub out_dtype: Dtype,
     /// Whether `out` is added to.
     pub accumulate: bool,

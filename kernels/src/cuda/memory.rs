@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, Storage, Tensor};
 use half::{bf16, f16};
 
 use super::{DevicePointer, Driver, GroupTables};
-use crate::{AttentionParams, Dtype, KernelError, KvLayer, KvLayout, StepLimits};
+use crate::{AttentionParams, Dtype, Fp8Weight, KernelError, KvLayer, KvLayout, StepLimits, fp8};
 
 /// Activations or logits `[capacity, cols]`.
 pub struct CudaBuffer<M> {
@@ -56,14 +56,46 @@ impl<M> CudaBuffer<M> {
     }
 }
 
-/// A weight `[n, k]`, row-major, in f16 or bf16.
+/// A weight `[n, k]`, row-major, in f16, bf16 or e4m3.
 pub struct CudaMatrix<M> {
     pub(super) address: DevicePointer,
     pub(super) n: usize,
     pub(super) k: usize,
     pub(super) bytes: usize,
-    /// Keeps the weight where it is.
-    _memory: M,
+    /// Of a weight in e4m3.
+    pub(super) scales: Option<Fp8Scales>,
+    /// Keep the weight and its scales where they are.
+    _memory: (M, Option<M>),
+}
+
+/// What the numbers of a weight in e4m3 are multiplied with.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Fp8Scales {
+    /// `[n, runs]`, f32
+    pub(super) address: DevicePointer,
+    /// Of a row; of more than one each is of [`fp8::RUN`] elements.
+    pub(super) runs: usize,
+}
+
+/// What weights are, as far as the choice of a product's form depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum WeightKind {
+    /// As activations.
+    Plain,
+    /// In e4m3 with a scale a row.
+    Fp8,
+    /// In e4m3 with several.
+    Fp8Runs,
+}
+
+impl WeightKind {
+    pub(super) fn of(scales: Option<Fp8Scales>) -> Self {
+        match scales {
+            None => Self::Plain,
+            Some(Fp8Scales { runs: 1, .. }) => Self::Fp8,
+            Some(_) => Self::Fp8Runs,
+        }
+    }
 }
 
 impl<M> CudaMatrix<M> {
@@ -94,7 +126,64 @@ impl<M> CudaMatrix<M> {
                 Ok(())
             })?;
         }
-        Ok(Self { address: driver.address(&memory), n, k, bytes, _memory: memory })
+        let address = driver.address(&memory);
+        Ok(Self { address, n, k, bytes, scales: None, _memory: (memory, None) })
+    }
+
+    /// Puts parts in e4m3 on top of each other.
+    pub(super) fn fp8<D: Driver<Memory = M>>(
+        driver: &D,
+        parts: &[Fp8Weight],
+    ) -> Result<Self, KernelError> {
+        let n = parts.iter().map(|part| part.n).sum();
+        let k = parts.first().map_or(0, |part| part.k);
+        let runs = parts.iter().map(Fp8Weight::runs).max().unwrap_or(1);
+        let fits =
+            |part: &Fp8Weight| part.k == k && (part.runs() == 1 || runs == k.div_ceil(fp8::RUN));
+        if n == 0 || k == 0 || !k.is_multiple_of(16) || !parts.iter().all(fits) {
+            let shapes: Vec<_> = parts.iter().map(|part| (part.n, part.k, part.runs())).collect();
+            return Err(KernelError::Shape {
+                op: "matrix",
+                what: "a weight in fp8",
+                got: format!("parts of {shapes:?} rows, columns and scales of a row"),
+                expected: "parts of as many columns, a multiple of 16".to_owned(),
+            });
+        }
+        let what = format!("a weight [{n}, {k}] in fp8");
+        let (bytes, scale_bytes) = (n * k, n * runs * size_of::<f32>());
+        let mut memory = driver.allocate(bytes, &what)?;
+        let mut of_scales = driver.allocate(scale_bytes, &what)?;
+        let (mut at, mut scale_at) = (0, 0);
+        for part in parts {
+            driver.upload(&mut memory, at, &part.bits)?;
+            at += part.bits.len();
+            let scales = part.clone_scales(runs);
+            let scales: &[u8] = bytemuck::cast_slice(&scales);
+            driver.upload(&mut of_scales, scale_at, scales)?;
+            scale_at += scales.len();
+        }
+        let scales = Fp8Scales { address: driver.address(&of_scales), runs };
+        Ok(Self {
+            address: driver.address(&memory),
+            n,
+            k,
+            bytes: bytes + scale_bytes,
+            scales: Some(scales),
+            _memory: (memory, Some(of_scales)),
+        })
+    }
+
+    /// Refuses a weight in e4m3, which the operation does not take.
+    pub(super) fn check_plain(&self, op: &'static str) -> Result<(), KernelError> {
+        if self.scales.is_none() {
+            return Ok(());
+        }
+        Err(KernelError::Shape {
+            op,
+            what: "the weight",
+            got: "in fp8".to_owned(),
+            expected: "in the dtype of activations".to_owned(),
+        })
     }
 }
 

@@ -12,6 +12,9 @@ mod device;
 mod driver;
 #[cfg(feature = "cuda")]
 mod flight;
+#[cfg(feature = "cuda")]
+mod fp8_library;
+mod fp8_products;
 mod memory;
 mod names;
 mod ops;
@@ -31,14 +34,14 @@ pub use attention_plan::{AttentionPlan, AttentionRoom, GroupTables, Work};
 pub use backend::{Cuda, CudaGraph};
 #[cfg(feature = "cuda")]
 pub use device::{CudaDriver, CudaMemory, RecordedGraph};
-pub use driver::{Driver, Launch, Matmul};
+pub use driver::{Driver, Fp8Matmul, Fp8Scaling, Launch, Matmul};
 pub use memory::{CudaBuffer, CudaKvCache, CudaMatrix, CudaVector};
 pub use params::{
     AddBias, AddExperts, CopyBlocks, CountLast, DevicePointer, EmbeddingGather, EntryEdit,
     ExpertProduct, Gated, Gemv, GemvForm, KernelParams, MAX_SAMPLE_SLICES, MAX_TOP, PagedAttention,
-    RmsNorm, RopeAndCache, Route, SAMPLE_RUN_BYTES, SAMPLE_SHARED_BYTES, SAMPLE_SLICE,
-    SAMPLE_SLICE_BYTES, SAMPLE_STATE_BYTES, SampleRow, SampledRow, Sampling, SoftCap, SortByExpert,
-    TableEdits, TokenLogprobs, UncountedRow,
+    QuantizeRows, RmsNorm, RopeAndCache, Route, SAMPLE_RUN_BYTES, SAMPLE_SHARED_BYTES,
+    SAMPLE_SLICE, SAMPLE_SLICE_BYTES, SAMPLE_STATE_BYTES, SampleRow, SampledRow, Sampling,
+    ScaleSums, SoftCap, SortByExpert, TableEdits, TokenLogprobs, UncountedRow, WidenWeight,
 };
 pub use products::ProductForm;
 pub use routes::CudaRoutes;

@@ -6,7 +6,14 @@ use crate::{CacheDtype, Dtype};
 /// A kernel of activations in a dtype.
 macro_rules! of_dtype {
     ($stem:literal, $dtype:expr) => {
-        if $dtype == $crate::Dtype::F16 { concat!($stem, "_f16") } else { concat!($stem, "_bf16") }
+        of_dtype!($stem, $dtype, "")
+    };
+    ($stem:literal, $dtype:expr, $end:literal) => {
+        if $dtype == $crate::Dtype::F16 {
+            concat!($stem, "_f16", $end)
+        } else {
+            concat!($stem, "_bf16", $end)
+        }
     };
 }
 pub(super) use of_dtype;
@@ -69,8 +76,26 @@ pub(super) fn decode_attention(
     }
 }
 
-/// `gemv.cu`'s for activations, so many rows of them and a form, if there is one.
-pub(super) fn gemv(dtype: Dtype, rows: usize, form: GemvForm) -> Option<&'static str> {
+/// `gemv.cu`'s for activations, a weight in e4m3 or in their dtype, so many rows and a form, if
+/// there is one.
+pub(super) fn gemv(
+    (dtype, is_narrow): (Dtype, bool),
+    rows: usize,
+    form: GemvForm,
+) -> Option<&'static str> {
+    if is_narrow {
+        let GemvForm { rows: of_weight, ahead, threads, blocks } = form;
+        if threads * blocks > 512 || (of_weight, ahead) != (2, 4) {
+            return None;
+        }
+        return match rows {
+            1 => Some(of_dtype!("gemv", dtype, "_e4m3_m1_r2_u4")),
+            2 => Some(of_dtype!("gemv", dtype, "_e4m3_m2_r2_u4")),
+            3 => Some(of_dtype!("gemv", dtype, "_e4m3_m3_r2_u4")),
+            4 => Some(of_dtype!("gemv", dtype, "_e4m3_m4_r2_u4")),
+            _ => None,
+        };
+    }
     if form.threads * form.blocks > 512 {
         return match (dtype, rows, form.rows, form.ahead) {
             (Dtype::Bf16, 1, 2, 4) => Some("gemv_bf16_m1_r2_u4_b2"),

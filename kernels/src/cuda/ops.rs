@@ -119,6 +119,7 @@ impl<D: Driver> Ops for Cuda<D> {
     ) -> Result<(), KernelError> {
         const OP: &str = "embedding_gather";
         let rows = step.sizes.num_tokens;
+        table.check_plain(OP)?;
         out.check(OP, "out", (rows, table.k), self.dtype)?;
         step.sizes.check_tokens(OP, table.n)?;
         let params = EmbeddingGather {

@@ -77,10 +77,41 @@ params! {
 
 params! {
     /// `gemv.cu`; grid and threads as [`GemvForm`] has it.
-    Gemv { x, w, bias, norm, out; n: u32, k: u32, epilogue: u32, eps: f32 }
+    Gemv {
+        x, w, scales, bias, norm, out;
+        n: u32,
+        k: u32,
+        epilogue: u32,
+        runs: u32,
+        eps: f32,
+        padding: u32,
+    }
 }
 
-const _: () = assert!(size_of::<Gemv>() == 56, "as gemv.cu has it");
+const _: () = assert!(size_of::<Gemv>() == 72, "as gemv.cu has it");
+
+params! {
+    /// `fp8.cu`'s `quantize_rows`; grid `[rows]`, 256 threads.
+    QuantizeRows { x, out, scales; pieces: u32, rows: u32 }
+}
+
+params! {
+    /// `fp8.cu`'s `widen_weight`; any grid, 256 threads.
+    WidenWeight { w, scales, out; pieces: u32, rows: u32, runs: u32, padding: u32 }
+}
+
+params! {
+    /// `fp8.cu`'s `scale_sums`; any grid, 256 threads.
+    ScaleSums {
+        sums, row_scales, col_scales, out;
+        rows: u32,
+        cols: u32,
+        first: u32,
+        n: u32,
+        adds: u32,
+        padding: u32,
+    }
+}
 
 params! {
     /// `gated.cu`; any grid, 256 threads.
@@ -112,11 +143,11 @@ params! {
 params! {
     /// `experts.cu`; grid [`ExpertProduct::grid`], 128 threads.
     ExpertProduct {
-        x, w, sources, starts, out;
+        x, w, scales, sources, starts, out;
         num_experts: u32,
         n: u32,
         k: u32,
-        padding: u32,
+        runs: u32,
     }
 }
 
@@ -383,10 +414,10 @@ impl GemvForm {
     pub(super) const OTHER_SHARED_BYTES: usize = 2048;
 
     /// Dynamic shared memory of a block: `rows` of `x`, each with zeros at its end so that it
-    /// is of whole batches of runs.
+    /// is of whole batches of runs of a weight whose elements have so many bytes.
     #[must_use]
-    pub const fn shared_bytes(self, rows: usize, k: usize) -> usize {
-        rows * (k * 2).next_multiple_of(self.ahead as usize * 512)
+    pub const fn shared_bytes(self, rows: usize, k: usize, weight_bytes: usize) -> usize {
+        rows * (k * 2).next_multiple_of(self.ahead as usize * 1024 / weight_bytes)
     }
 
     /// Outputs that a warp computes side by side.

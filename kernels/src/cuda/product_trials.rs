@@ -4,15 +4,16 @@ use std::time::Duration;
 
 use super::{
     Cuda, Driver, ProductForm,
-    memory::{decode, encode},
-    products::{Operands, Outcome},
+    memory::{Fp8Scales, WeightKind, decode, encode},
+    products::{MANY_ROWS, Operands, Outcome},
 };
 use crate::{
-    Activation, Dtype, Findings, KernelError, Trial, Verdict, ops::sampling::uniform, reference,
+    Activation, Dtype, Findings, KernelError, Trial, Verdict, fp8, ops::sampling::uniform,
+    reference,
 };
 
 /// Few rows, which have forms to choose from, and one number that stands for all others.
-const ROWS: [usize; 5] = [1, 2, 3, 4, 16];
+const ROWS: [usize; 5] = [1, 2, 3, 4, MANY_ROWS];
 /// Random numbers, over and over: a prime, so that no two rows of a weight are alike.
 const PERIOD: usize = 65_521;
 /// Of weights that take turns, so that none is found in a cache.
@@ -30,30 +31,70 @@ struct Product {
     rows: usize,
     n: usize,
     k: usize,
+    kind: WeightKind,
 }
 
+/// A weight whose products are tried: outputs, inputs, kind.
+type Weight = (usize, usize, WeightKind);
+
 /// Weights of a Llama of 8 B, for a device of which nothing is known.
-const USUAL: [(usize, usize); 5] =
-    [(6144, 4096), (4096, 4096), (28_672, 4096), (4096, 14_336), (128_256, 4096)];
+const USUAL: [Weight; 5] = [
+    (6144, 4096, WeightKind::Plain),
+    (4096, 4096, WeightKind::Plain),
+    (28_672, 4096, WeightKind::Plain),
+    (4096, 14_336, WeightKind::Plain),
+    (128_256, 4096, WeightKind::Plain),
+];
+
+/// What a product's name ends with, for the kind of its weight.
+const KINDS: [(WeightKind, &str); 3] = [
+    (WeightKind::Fp8Runs, " and fp8 in runs"),
+    (WeightKind::Fp8, " and fp8"),
+    (WeightKind::Plain, ""),
+];
 
 impl Product {
     fn name(self, dtype: Dtype) -> String {
-        let Self { rows, n, k } = self;
-        format!("product of {rows} rows, {n} x {k}, {dtype:?}")
+        let Self { rows, n, k, kind } = self;
+        let end = KINDS.iter().find(|(known, _)| *known == kind).map_or("", |(_, end)| end);
+        format!("product of {rows} rows, {n} x {k}, {dtype:?}{end}")
+    }
+
+    fn weight_bytes(self, dtype: Dtype) -> usize {
+        let element = if self.kind == WeightKind::Plain { dtype.size() } else { 1 };
+        self.n * self.k * element
+    }
+
+    /// Scales of a row of the weight.
+    fn runs(self) -> usize {
+        match self.kind {
+            WeightKind::Plain => 0,
+            WeightKind::Fp8 => 1,
+            WeightKind::Fp8Runs => self.k.div_ceil(fp8::RUN),
+        }
     }
 }
 
-/// The outputs and inputs that a product's name has.
-fn weight_of(operation: &str) -> Option<(usize, usize)> {
+/// The outputs, inputs and kind of weight that a product's name has.
+fn weight_of(operation: &str) -> Option<Weight> {
     let mut parts = operation.strip_prefix("product of ")?.split(", ").skip(1);
     let (n, k) = parts.next()?.split_once(" x ")?;
-    n.parse().ok().zip(k.parse().ok())
+    let (kind, _) = KINDS.iter().find(|(_, end)| operation.ends_with(end))?;
+    Some((n.parse().ok()?, k.parse().ok()?, *kind))
 }
 
-/// What trials compute with. A weight of any shape is a part of one memory.
+/// The scale of number `i` of a weight's scales in trials.
+fn trial_scale(i: usize) -> f32 {
+    0.5 + (i % 5) as f32 / 8.0
+}
+
+/// What trials with weights of a kind compute with. A weight of any shape is a part of one
+/// memory.
 struct Room<M> {
     weight_bytes: usize,
     weights: M,
+    /// Of weights in e4m3.
+    scales: M,
     x: M,
     out: M,
     /// What the weights and `x` repeat.
@@ -77,8 +118,10 @@ impl<D: Driver> Cuda<D> {
         if weights.is_empty() {
             weights = USUAL.to_vec();
         }
-        for &(n, k) in &weights {
-            ROWS.iter().for_each(|&rows| found.forget(&Product { rows, n, k }.name(self.dtype)));
+        for &(n, k, kind) in &weights {
+            let forget =
+                |&rows: &usize| found.forget(&Product { rows, n, k, kind }.name(self.dtype));
+            ROWS.iter().for_each(forget);
         }
         self.try_products(&weights, found, keep)
     }
@@ -87,24 +130,30 @@ impl<D: Driver> Cuda<D> {
     /// each take its best form from then on.
     pub(super) fn try_products(
         &mut self,
-        weights: &[(usize, usize)],
+        weights: &[Weight],
         found: &mut Findings,
         keep: &mut dyn FnMut(&Findings),
     ) -> Result<(), KernelError> {
-        let large = weights.iter().filter(|(n, k)| n * k >= ProductForm::LARGE);
+        let large = weights.iter().filter(|(n, k, _)| n * k >= ProductForm::LARGE);
         let products: Vec<Product> =
-            large.flat_map(|&(n, k)| ROWS.map(|rows| Product { rows, n, k })).collect();
+            large.flat_map(|&(n, k, kind)| ROWS.map(|rows| Product { rows, n, k, kind })).collect();
         let unknown = |product: &&Product| {
             let name = product.name(self.dtype);
             self.forms_of(**product).iter().any(|form| !found.knows(&name, &form.to_string()))
         };
         let unknown: Vec<Product> = products.iter().filter(unknown).copied().collect();
-        let room = match self.room_for(&unknown) {
-            Err(KernelError::OutOfMemory { .. }) => None,
-            other => other?,
-        };
-        if let Some(mut room) = room {
+        for (kind, _) in KINDS {
+            let unknown: Vec<Product> =
+                unknown.iter().filter(|product| product.kind == kind).copied().collect();
+            let room = match self.room_for(kind, &unknown) {
+                Err(KernelError::OutOfMemory { .. }) => None,
+                other => other?,
+            };
+            let Some(mut room) = room else { continue };
             for product in unknown {
+                if product.kind != WeightKind::Plain {
+                    self.make_fp8_room(product.n, product.k)?;
+                }
                 self.try_product(product, &mut room, found, keep)?;
             }
             keep(found);
@@ -116,8 +165,8 @@ impl<D: Driver> Cuda<D> {
             let form = forms.iter().find(|form| Some(&*form.to_string()) == best);
             match form {
                 Some(&form) => {
-                    let Product { rows, n, k } = product;
-                    self.product_forms.insert((rows, n, k), form);
+                    let Product { rows, n, k, kind } = product;
+                    self.product_forms.insert((rows, n, k, kind), form);
                 }
                 // There was no room to try any.
                 None if found.trials().iter().all(|trial| trial.operation != name) => {}
@@ -134,17 +183,26 @@ impl<D: Driver> Cuda<D> {
     }
 
     /// Those that this device can compute it by.
-    fn forms_of(&self, Product { rows, n, k }: Product) -> Vec<ProductForm> {
-        let can = |form: &ProductForm| {
-            let launch = self.few_rows_launch(*form, false, (rows, n, k));
-            *form == ProductForm::Library || launch.is_some()
+    fn forms_of(&self, Product { rows, n, k, kind }: Product) -> Vec<ProductForm> {
+        let sizes = (rows, n, k);
+        let can = |form: &ProductForm| match *form {
+            ProductForm::Library => true,
+            ProductForm::Fp8(scaling) => self.has_fp8(scaling, sizes, kind),
+            few @ ProductForm::FewRows(_) => {
+                self.few_rows_launch(few, false, sizes, kind).is_some()
+            }
         };
         ProductForm::ALL.into_iter().filter(can).collect()
     }
 
     /// `None` where there is nothing to try, or too little memory.
-    fn room_for(&self, products: &[Product]) -> Result<Option<Room<D::Memory>>, KernelError> {
+    fn room_for(
+        &self,
+        kind: WeightKind,
+        products: &[Product],
+    ) -> Result<Option<Room<D::Memory>>, KernelError> {
         let most = |of: fn(&Product) -> usize| products.iter().map(of).max();
+        let num_scales = most(|p| p.n * p.runs()).unwrap_or(0);
         let Some((k, outputs)) = most(|p| p.rows * p.k).zip(most(|p| p.rows * p.n)) else {
             return Ok(None);
         };
@@ -153,10 +211,16 @@ impl<D: Driver> Cuda<D> {
         if weight_bytes < FEWEST_WEIGHT_BYTES {
             return Ok(None);
         }
-        let [of_weights, of_x] = [1, 2].map(|seed| {
-            let number = |i: u32| (uniform(seed, i) * 2.0 - 1.0) as f32;
-            encode(&(0..).take(PERIOD).map(number).collect::<Vec<_>>(), self.dtype)
-        });
+        let random = |seed| {
+            let number = move |i: u32| (uniform(seed, i) * 2.0 - 1.0) as f32;
+            (0..).take(PERIOD).map(number).collect::<Vec<_>>()
+        };
+        let of_weights = match kind {
+            WeightKind::Plain => encode(&random(1), self.dtype),
+            _ => random(1).into_iter().map(fp8::narrow).collect(),
+        };
+        let of_x = encode(&random(2), self.dtype);
+        let of_scales: Vec<f32> = (0..num_scales).map(trial_scale).collect();
         let what = "trials of products";
         let filled = |size: usize, numbers: &[u8]| {
             let mut memory = self.driver.allocate(size, what)?;
@@ -166,13 +230,20 @@ impl<D: Driver> Cuda<D> {
             }
             Ok::<_, KernelError>(memory)
         };
-        let wide = |bytes: &[u8]| decode(bytes, self.dtype).into_iter().map(f64::from).collect();
+        let wide = |numbers: Vec<f32>| numbers.into_iter().map(f64::from).collect();
+        let numbers_of_weights = match kind {
+            WeightKind::Plain => decode(&of_weights, self.dtype),
+            _ => of_weights.iter().copied().map(fp8::widen).collect(),
+        };
+        let mut scales = self.driver.allocate(num_scales * size_of::<f32>(), what)?;
+        self.driver.upload(&mut scales, 0, bytemuck::cast_slice(&of_scales))?;
         Ok(Some(Room {
             weight_bytes,
             weights: filled(weight_bytes, &of_weights)?,
+            scales,
             x: filled(k * self.dtype.size(), &of_x)?,
             out: self.driver.allocate(outputs * size_of::<f32>(), what)?,
-            numbers: [wide(&of_weights), wide(&of_x)],
+            numbers: [wide(numbers_of_weights), wide(decode(&of_x, self.dtype))],
         }))
     }
 
@@ -185,9 +256,12 @@ impl<D: Driver> Cuda<D> {
     ) -> Result<(), KernelError> {
         let operation = product.name(self.dtype);
         // As many outputs as there are weights for: times are in proportion.
-        let most = room.weight_bytes / (product.k * self.dtype.size());
-        let product = Product { n: product.n.min(most.max(1)), ..product };
-        let expected = Expected::of(product, &room.numbers);
+        let most = room.weight_bytes / Product { n: 1, ..product }.weight_bytes(self.dtype);
+        // Whole tiles of tensor cores, if there are any.
+        let most = if most > 16 { most / 16 * 16 } else { most.max(1) };
+        let product = Product { n: product.n.min(most), ..product };
+        let exact = Expected::of(product, &room.numbers, false);
+        let mut of_narrow_rows = None;
         for form in self.forms_of(product) {
             if found.knows(&operation, &form.to_string()) {
                 continue;
@@ -197,7 +271,13 @@ impl<D: Driver> Cuda<D> {
             };
             put(Verdict::Failed("the process ended in the trial".to_owned()));
             keep(found);
-            let verdict = match self.try_form(form, product, room, &expected) {
+            let expected = match form {
+                ProductForm::Fp8(_) => {
+                    of_narrow_rows.get_or_insert_with(|| Expected::of(product, &room.numbers, true))
+                }
+                _ => &exact,
+            };
+            let verdict = match self.try_form(form, product, room, expected) {
                 Ok(verdict) => verdict,
                 // Nothing more can be tried, and what is kept names the form.
                 Err(lost @ KernelError::Device { sticky: true, .. }) => return Err(lost),
@@ -215,10 +295,12 @@ impl<D: Driver> Cuda<D> {
         room: &mut Room<D::Memory>,
         expected: &Expected,
     ) -> Result<Verdict, KernelError> {
-        let Product { rows, n, k } = product;
+        let Product { rows, n, k, kind } = product;
+        let scales = Fp8Scales { address: self.driver.address(&room.scales), runs: product.runs() };
         let operands = |out_dtype| Operands {
             x: self.driver.address(&room.x),
             w: self.driver.address(&room.weights),
+            scales: (kind != WeightKind::Plain).then_some(scales),
             bias: None,
             out: self.driver.address(&room.out),
             out_dtype,
@@ -227,9 +309,13 @@ impl<D: Driver> Cuda<D> {
             k,
         };
         let (narrow, wide) = (operands(self.dtype), operands(Dtype::F32));
-        let mut outcomes =
-            vec![(Outcome::Store, narrow), (Outcome::Store, wide), (Outcome::Add, narrow)];
-        if self.few_rows_launch(form, true, (rows, n, k)).is_some() && n.is_multiple_of(2) {
+        let mut outcomes = vec![(Outcome::Store, narrow), (Outcome::Add, narrow)];
+        // What it leaves to another form is no test of it.
+        if !matches!(form, ProductForm::Fp8(_)) {
+            outcomes.push((Outcome::Store, wide));
+        }
+        let gated = self.few_rows_launch(form, true, (rows, n, k), kind);
+        if gated.is_some() && n.is_multiple_of(2) {
             outcomes.push((Outcome::Gate(Activation::Silu), narrow));
         }
         for (outcome, operands) in outcomes {
@@ -237,7 +323,8 @@ impl<D: Driver> Cuda<D> {
                 return Ok(Verdict::Wrong(format!("{outcome:?}: {how}")));
             }
         }
-        self.time_form(form, &narrow, room.weight_bytes).map(Verdict::Right)
+        let turns = (room.weight_bytes / product.weight_bytes(self.dtype)).max(1);
+        self.time_form(form, &narrow, (turns, product.weight_bytes(self.dtype))).map(Verdict::Right)
     }
 
     fn by_form(
@@ -249,7 +336,7 @@ impl<D: Driver> Cuda<D> {
         if self.few_rows(form, outcome, operands)? {
             return Ok(());
         }
-        self.by_library(outcome == Outcome::Add, operands)
+        self.many_rows(form, outcome == Outcome::Add, operands)
     }
 
     /// What is wrong with a form's results, if anything is.
@@ -281,10 +368,8 @@ impl<D: Driver> Cuda<D> {
         &mut self,
         form: ProductForm,
         operands: &Operands,
-        weight_bytes: usize,
+        (turns, of_weight): (usize, usize),
     ) -> Result<Duration, KernelError> {
-        let of_weight = operands.n * operands.k * self.dtype.size();
-        let turns = (weight_bytes / of_weight).max(1);
         let mut call = 0;
         let mut time = |cuda: &mut Self, calls: u32| {
             cuda.driver.begin_step()?;
@@ -314,11 +399,14 @@ struct Expected {
     sums: Vec<f64>,
     /// Of the outputs half of all further, what they gate.
     gated: Vec<f64>,
+    /// Whether they are of rows in e4m3.
+    is_narrow: bool,
 }
 
 impl Expected {
-    fn of(product: Product, numbers: &[Vec<f64>; 2]) -> Self {
-        let Product { rows, n, k } = product;
+    /// Of rows as they are, or as they are in e4m3 with a scale each.
+    fn of(product: Product, numbers: &[Vec<f64>; 2], is_narrow: bool) -> Self {
+        let Product { rows, n, k, kind } = product;
         let half = (n / 2).max(1);
         // The first and the last, and some of those between.
         let outputs: Vec<usize> = if half <= COMPARED {
@@ -332,22 +420,38 @@ impl Expected {
             numbers.iter().copied().cycle().take(len).collect::<Vec<_>>()
         });
         let row = |index: usize| index * k % PERIOD..index * k % PERIOD + k;
+        let rows_of_x: Vec<Vec<f64>> = (0..rows)
+            .map(|index| {
+                let exact = &x[row(index)];
+                if is_narrow { in_e4m3(exact) } else { exact.to_vec() }
+            })
+            .collect();
+        let of_run = if kind == WeightKind::Fp8Runs { fp8::RUN } else { k };
+        let scale = |at: usize| match kind {
+            WeightKind::Plain => 1.0,
+            _ => f64::from(trial_scale(at)),
+        };
         let of = |first: usize| -> Vec<f64> {
             let outputs = &outputs;
             let pairs =
                 (0..rows).flat_map(|r| outputs.iter().map(move |output| (r, first + output)));
-            let dot = |(r, output)| -> f64 {
-                x[row(r)].iter().zip(&w[row(output)]).map(|(x, w)| x * w).sum()
+            let dot = |(r, output): (usize, usize)| -> f64 {
+                let runs = rows_of_x[r].chunks(of_run).zip(w[row(output)].chunks(of_run));
+                let of_run = |(run, (x, w)): (usize, (&[f64], &[f64]))| {
+                    let sum: f64 = x.iter().zip(w).map(|(x, w)| x * w).sum();
+                    sum * scale(output * product.runs() + run)
+                };
+                runs.enumerate().map(of_run).sum()
             };
             pairs.map(dot).collect()
         };
         let (sums, gated) = (of(0), of(n - half));
-        Self { product, outputs, sums, gated }
+        Self { product, outputs, sums, gated, is_narrow }
     }
 
     /// What is wrong with a form's results, if anything is.
     fn check(&self, outcome: Outcome, got: &[f32], dtype: Dtype) -> Result<(), String> {
-        let Product { rows, n, k } = self.product;
+        let Product { rows, n, k, .. } = self.product;
         let half = (n / 2).max(1);
         let is_gated = matches!(outcome, Outcome::Gate(_));
         let of_row = if is_gated { half } else { n };
@@ -357,8 +461,8 @@ impl Expected {
             Dtype::Bf16 => 2_f64.powi(-8),
         };
         // A product of two elements is 1/4 on average. Libraries may round parts of a sum, which
-        // are of order sqrt(k) / 3, to bf16.
-        let sum_error = (k as f64).sqrt() * 4e-3;
+        // are of order sqrt(k) / 3, to bf16, and tensor cores add e4m3's products in fewer bits.
+        let sum_error = (k as f64).sqrt() * if self.is_narrow { 1e-2 } else { 4e-3 };
         let near = |row: usize, output: usize, want: f64| {
             let got = f64::from(got[row * of_row + output]);
             if (got - want).abs() <= want.abs() * epsilon * 1.5 + sum_error {
@@ -384,4 +488,12 @@ impl Expected {
         }
         Ok(())
     }
+}
+
+/// A row as it is in e4m3 with a scale.
+fn in_e4m3(x: &[f64]) -> Vec<f64> {
+    let x: Vec<f32> = x.iter().map(|&x| x as f32).collect();
+    let mut bits = vec![0; x.len()];
+    let scale = fp8::quantize_row(&x, &mut bits);
+    bits.into_iter().map(|bits| f64::from(fp8::widen(bits)) * f64::from(scale)).collect()
 }

@@ -1,20 +1,32 @@
 //! Products with weights, and which form computes each: cuBLAS, or the kernel for few rows.
+//! `fp8_products.rs` has what weights in e4m3 have of their own.
 
 use std::fmt;
 
 use super::{
-    AddBias, Cuda, CudaBuffer, CudaMatrix, CudaVector, DevicePointer, Driver, Gemv, GemvForm,
-    Launch, Matmul, names, ops::pieces, word,
+    AddBias, Cuda, CudaBuffer, CudaMatrix, CudaVector, DevicePointer, Driver, Fp8Scaling, Gemv,
+    GemvForm, Launch, Matmul,
+    memory::{Fp8Scales, WeightKind},
+    names,
+    ops::pieces,
+    word,
 };
 use crate::{Activation, Dtype, KernelError, cuda::names::of_dtype};
+
+/// Rows that stand for all larger numbers of them when forms are tried.
+pub(super) const MANY_ROWS: usize = 16;
 
 /// What computes a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProductForm {
-    /// cuBLAS, and kernels for what stands around the product.
+    /// cuBLAS, and kernels for what stands around the product; a weight in e4m3 is widened
+    /// before.
     Library,
     /// `gemv.cu`, where it can; else cuBLAS.
     FewRows(GemvForm),
+    /// cuBLASLt's product of e4m3 with e4m3, in which the rows are quantized, where it can; else
+    /// cuBLAS.
+    Fp8(Fp8Scaling),
 }
 
 /// What becomes of a product.
@@ -32,9 +44,11 @@ impl ProductForm {
 
     /// Forms that there may be, in the order in which they are preferred: what is timed is the
     /// product alone, and the kernel for few rows does what stands around it in the same launch.
-    pub(super) const ALL: [Self; 3] = [
+    pub(super) const ALL: [Self; 5] = [
         Self::FewRows(GemvForm::DEFAULT),
         Self::FewRows(GemvForm { blocks: 2, ..GemvForm::DEFAULT }),
+        Self::Fp8(Fp8Scaling::Library),
+        Self::Fp8(Fp8Scaling::Own),
         Self::Library,
     ];
 }
@@ -43,6 +57,8 @@ impl fmt::Display for ProductForm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Library => f.write_str("cuBLAS"),
+            Self::Fp8(Fp8Scaling::Library) => f.write_str("cuBLASLt in fp8"),
+            Self::Fp8(Fp8Scaling::Own) => f.write_str("cuBLASLt in fp8, scaled after it"),
             Self::FewRows(GemvForm { rows, ahead, threads, blocks }) => {
                 write!(f, "gemv, {rows} rows {ahead} ahead, {blocks} x {threads} threads")
             }
@@ -55,6 +71,7 @@ impl fmt::Display for ProductForm {
 pub(super) struct Operands {
     pub(super) x: DevicePointer,
     pub(super) w: DevicePointer,
+    pub(super) scales: Option<Fp8Scales>,
     pub(super) bias: Option<DevicePointer>,
     pub(super) out: DevicePointer,
     pub(super) out_dtype: Dtype,
@@ -111,7 +128,7 @@ impl<D: Driver> Cuda<D> {
         if self.few_rows(form, outcome, &operands)? {
             return Ok(());
         }
-        self.by_library(outcome == Outcome::Add, &operands)?;
+        self.many_rows(form, outcome == Outcome::Add, &operands)?;
         let Some(bias) = operands.bias else { return Ok(()) };
         let pieces = pieces(op, w.n)?;
         let params = AddBias { bias, x: out.address, pieces: word(pieces), rows: word(rows) };
@@ -141,21 +158,49 @@ impl<D: Driver> Cuda<D> {
         self.few_rows(self.form_of(&operands), Outcome::Gate(activation), &operands)
     }
 
-    /// What was not tried is cuBLAS's.
-    fn form_of(&self, &Operands { rows, n, k, .. }: &Operands) -> ProductForm {
-        let known = || self.product_forms.get(&(rows, n, k)).copied();
-        self.product_form.or_else(known).unwrap_or(ProductForm::Library)
+    /// What was not tried is cuBLAS's. A weight in e4m3 would be widened for that, so few rows
+    /// have their own kernel even then, and many rows the form that so many are tried by.
+    fn form_of(&self, operands: &Operands) -> ProductForm {
+        let &Operands { rows, n, k, .. } = operands;
+        let kind = WeightKind::of(operands.scales);
+        let known = |rows| self.product_forms.get(&(rows, n, k, kind)).copied();
+        let form = self.product_form.or_else(|| known(rows));
+        if kind == WeightKind::Plain {
+            return form.unwrap_or(ProductForm::Library);
+        }
+        let of_many = || if rows > Gemv::MAX_ROWS { known(MANY_ROWS) } else { None };
+        form.or_else(of_many).unwrap_or(ProductForm::FewRows(GemvForm::DEFAULT))
     }
 
-    /// Without a bias.
+    /// A form other than `gemv.cu`'s. Without a bias.
+    pub(super) fn many_rows(
+        &mut self,
+        form: ProductForm,
+        accumulate: bool,
+        operands: &Operands,
+    ) -> Result<(), KernelError> {
+        let stride = operands.n;
+        let Some(scales) = operands.scales else {
+            return self.by_library(accumulate, operands, stride);
+        };
+        if let ProductForm::Fp8(scaling) = form
+            && self.by_fp8(scaling, accumulate, operands)?
+        {
+            return Ok(());
+        }
+        self.by_widened(accumulate, operands, scales)
+    }
+
+    /// By cuBLAS, into rows of `out` that are `out_stride` apart.
     pub(super) fn by_library(
         &mut self,
         accumulate: bool,
         operands: &Operands,
+        out_stride: usize,
     ) -> Result<(), KernelError> {
         let &Operands { x, w, out, out_dtype, rows, n, k, .. } = operands;
         let dtype = self.dtype;
-        let whole = Matmul { x, w, out, rows, n, k, dtype, out_dtype, accumulate };
+        let whole = Matmul { x, w, out, rows, n, k, dtype, out_dtype, out_stride, accumulate };
         if !self.is_deterministic {
             return self.driver.matmul(&whole);
         }
@@ -165,7 +210,7 @@ impl<D: Driver> Cuda<D> {
             let moved = |at: DevicePointer, cols: usize, dtype: Dtype| {
                 DevicePointer(at.0 + (first * cols * dtype.size()) as u64)
             };
-            let (x, out) = (moved(x, k, dtype), moved(out, n, out_dtype));
+            let (x, out) = (moved(x, k, dtype), moved(out, out_stride, out_dtype));
             self.driver.matmul(&Matmul { x, out, rows: Self::TILE_ROWS, ..whole })?;
         }
         Ok(())
@@ -188,19 +233,23 @@ impl<D: Driver> Cuda<D> {
             Outcome::Gate(Activation::GeluTanh) => Gemv::GELU,
         };
         let is_gated = matches!(outcome, Outcome::Gate(_));
-        let Some(launch) = self.few_rows_launch(form, is_gated, (rows, n, k)) else {
+        let kind = WeightKind::of(operands.scales);
+        let Some(launch) = self.few_rows_launch(form, is_gated, (rows, n, k), kind) else {
             return Ok(false);
         };
         let params = Gemv {
             x: operands.x,
             w: operands.w,
+            scales: operands.scales.map_or(DevicePointer::NULL, |scales| scales.address),
             bias: operands.bias.unwrap_or(DevicePointer::NULL),
             norm: DevicePointer::NULL,
             out: operands.out,
             n: word(n),
             k: word(k),
             epilogue,
+            runs: operands.scales.map_or(0, |scales| word(scales.runs)),
             eps: 0.0,
+            padding: 0,
         };
         self.launch(&launch, &params)?;
         Ok(true)
@@ -212,13 +261,15 @@ impl<D: Driver> Cuda<D> {
         form: ProductForm,
         is_gated: bool,
         (rows, n, k): (usize, usize, usize),
+        kind: WeightKind,
     ) -> Option<Launch<'static>> {
         let ProductForm::FewRows(form) = form else { return None };
         if self.is_deterministic {
             return None;
         }
-        let kernel = names::gemv(self.dtype, rows, form)?;
-        let shared_bytes = form.shared_bytes(rows, k);
+        let is_narrow = kind != WeightKind::Plain;
+        let kernel = names::gemv((self.dtype, is_narrow), rows, form)?;
+        let shared_bytes = form.shared_bytes(rows, k, if is_narrow { 1 } else { 2 });
         let resident = self.driver.shared_bytes() / (shared_bytes + GemvForm::OTHER_SHARED_BYTES);
         // Of a gated unit a warp has both rows.
         if resident == 0 || (is_gated && form.rows == 1) {
@@ -243,6 +294,7 @@ impl Operands {
         Self {
             x: x.address,
             w: w.address,
+            scales: w.scales,
             bias: bias.map(|bias| bias.address),
             out: out.address,
             out_dtype: out.dtype,

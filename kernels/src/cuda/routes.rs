@@ -139,9 +139,17 @@ impl<D: Driver> Cuda<D> {
         let n = routes.weight_rows(OP, w, 32)?;
         x.check(OP, "x", (rows, w.k), self.dtype)?;
         out.check(OP, "out", (rows, routes.routing.top_k * n / 2), self.dtype)?;
-        let kernel = match activation {
-            Activation::Silu => of_dtype!("experts_silu", self.dtype),
-            Activation::GeluTanh => of_dtype!("experts_gelu", self.dtype),
+        let kernel = match (activation, w.scales) {
+            (Activation::Silu, None) => of_dtype!("experts_silu", self.dtype),
+            (Activation::Silu, Some(_)) => of_dtype!("experts_silu", self.dtype, "_e4m3"),
+            (Activation::GeluTanh, None) => of_dtype!("experts_gelu", self.dtype),
+            (Activation::GeluTanh, Some(_)) => {
+                return Err(KernelError::Unsupported {
+                    what: "experts in fp8 with GELU".to_owned(),
+                    device: "CUDA",
+                    accepted: "with SiLU they are",
+                });
+            }
         };
         let operands = (x.address, routes.sources, out.address);
         self.expert_product(kernel, (rows, n / 2), operands, routes, w)
@@ -164,7 +172,11 @@ impl<D: Driver> Cuda<D> {
         scratch.check(OP, "scratch", (rows, top_k * n), self.dtype)?;
         out.check(OP, "out", (rows, n), self.dtype)?;
         let operands = (x.address, DevicePointer::NULL, scratch.address);
-        self.expert_product(of_dtype!("experts", self.dtype), (rows, n), operands, routes, w)?;
+        let kernel = match w.scales {
+            None => of_dtype!("experts", self.dtype),
+            Some(_) => of_dtype!("experts", self.dtype, "_e4m3"),
+        };
+        self.expert_product(kernel, (rows, n), operands, routes, w)?;
         let pieces = pieces(OP, n)?;
         let params = AddExperts {
             x: scratch.address,
@@ -194,13 +206,14 @@ impl<D: Driver> Cuda<D> {
         let params = ExpertProduct {
             x,
             w: w.address,
+            scales: w.scales.map_or(DevicePointer::NULL, |scales| scales.address),
             sources,
             starts: routes.starts,
             out,
             num_experts: experts,
             n,
             k: word(w.k),
-            padding: 0,
+            runs: w.scales.map_or(0, |scales| word(scales.runs)),
         };
         let is_gated = word(outputs) != n;
         let launch = Launch {

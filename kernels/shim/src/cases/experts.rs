@@ -6,7 +6,10 @@ use sconce_kernels::{
     reference,
 };
 
-use super::element::{Element, assert_close, numbers};
+use super::{
+    element::{Element, assert_close, numbers},
+    fp8::Weight,
+};
 use crate::Bench;
 
 /// A launch of one of these kernels.
@@ -135,7 +138,7 @@ impl Inputs {
 /// What the experts' kernels make of the rows from one on, in bytes.
 fn added<D: Driver>(
     bench: &mut Bench<D>,
-    (element, activation): (Element, &str),
+    (element, weight, activation): (Element, Weight, &str),
     inputs: &Inputs,
     first: usize,
 ) -> Vec<u8> {
@@ -145,30 +148,40 @@ fn added<D: Driver>(
     bench.clear();
     let routes = route(bench, ROUTING, &scores[first * num_experts..]);
     let choices = rows * top_k;
+    let mut stored = |w: &[f32], k| {
+        let (bytes, scales) = weight.stored(element, w, k);
+        let scales = if scales.is_empty() { DevicePointer::NULL } else { bench.buffer(&scales) };
+        (bench.buffer(&bytes), scales)
+    };
+    let (w, scales) = stored(gate_up, HIDDEN);
+    let (down, down_scales) = stored(down, INTERMEDIATE);
     let gated = ExpertProduct {
         x: bench.buffer(&element.encode(&x[first * HIDDEN..])),
-        w: bench.buffer(&element.encode(gate_up)),
+        w,
+        scales,
         sources: routes.sources,
         starts: routes.starts,
         out: bench.buffer(&element.poison(choices * INTERMEDIATE)),
         num_experts: num_experts as u32,
         n: 2 * INTERMEDIATE as u32,
         k: HIDDEN as u32,
-        padding: 0,
+        runs: weight.runs(HIDDEN) as u32,
     };
-    let name = format!("experts_{activation}_{}", element.name());
+    let name = format!("experts_{activation}_{}", weight.names(element));
     let grid = ExpertProduct::grid(INTERMEDIATE as u32, true, routes.choices, gated.num_experts);
     bench.launch(&launch("experts", &name, grid, 128), &gated).expect("the kernel runs");
     let back = ExpertProduct {
         x: gated.out,
-        w: bench.buffer(&element.encode(down)),
+        w: down,
+        scales: down_scales,
         sources: DevicePointer::NULL,
         out: bench.buffer(&element.poison(choices * HIDDEN)),
         n: HIDDEN as u32,
         k: INTERMEDIATE as u32,
+        runs: weight.runs(INTERMEDIATE) as u32,
         ..gated
     };
-    let name = format!("experts_{}", element.name());
+    let name = format!("experts_{}", weight.names(element));
     let grid = ExpertProduct::grid(HIDDEN as u32, false, routes.choices, gated.num_experts);
     bench.launch(&launch("experts", &name, grid, 128), &back).expect("the kernel runs");
     let add = AddExperts {
@@ -187,14 +200,31 @@ fn added<D: Driver>(
 }
 
 pub(super) fn experts_add_what_the_reference_says<D: Driver>(bench: &mut Bench<D>) {
+    experts_add(
+        bench,
+        Weight::Plain,
+        &[("silu", Activation::Silu), ("gelu", Activation::GeluTanh)],
+    );
+}
+
+pub(super) fn experts_in_fp8_add_what_the_reference_says<D: Driver>(bench: &mut Bench<D>) {
+    experts_add(bench, Weight::OfRows, &[("silu", Activation::Silu)]);
+    experts_add(bench, Weight::OfRuns, &[("silu", Activation::Silu)]);
+}
+
+fn experts_add<D: Driver>(
+    bench: &mut Bench<D>,
+    weight: Weight,
+    activations: &[(&str, Activation)],
+) {
     for element in Element::ACTIVATIONS {
-        for (name, activation) in [("silu", Activation::Silu), ("gelu", Activation::GeluTanh)] {
+        for &(name, activation) in activations {
             for rows in [1, 40] {
                 let inputs = Inputs::new(rows);
-                let got = element.decode(&added(bench, (element, name), &inputs, 0));
-                let [x, residual, gate_up, down] =
-                    [&inputs.x, &inputs.residual, &inputs.gate_up, &inputs.down]
-                        .map(|x| element.rounded(x));
+                let got = element.decode(&added(bench, (element, weight, name), &inputs, 0));
+                let [x, residual] = [&inputs.x, &inputs.residual].map(|x| element.rounded(x));
+                let gate_up = weight.meant(element, &inputs.gate_up, HIDDEN);
+                let down = weight.meant(element, &inputs.down, INTERMEDIATE);
                 let scores: Vec<f64> = inputs.scores.iter().copied().map(f64::from).collect();
                 let mut want = Vec::new();
                 for (row, x) in x.chunks_exact(HIDDEN).enumerate() {
@@ -204,9 +234,10 @@ pub(super) fn experts_add_what_the_reference_says<D: Driver>(bench: &mut Bench<D
                     want.extend(reference::experts(x, &chosen, weights, INTERMEDIATE, activation));
                 }
                 want.iter_mut().zip(residual).for_each(|(want, residual)| *want += residual);
-                // Gated units, outputs and their sum are each rounded once; outputs are of order
-                // 30.
-                assert_close(name, &got, &want, |want| (want.abs() + 60.0) * element.epsilon());
+                // Gated units, outputs and their sum are each rounded once, and weights in fp8
+                // once they are scaled; outputs are of order 30, with scales of up to 1.5 more.
+                let order = if weight == Weight::Plain { 60.0 } else { 200.0 };
+                assert_close(name, &got, &want, |want| (want.abs() + order) * element.epsilon());
             }
         }
     }
@@ -215,9 +246,10 @@ pub(super) fn experts_add_what_the_reference_says<D: Driver>(bench: &mut Bench<D
 pub(super) fn a_rows_bits_are_its_own_among_experts<D: Driver>(bench: &mut Bench<D>) {
     let inputs = Inputs::new(70);
     for element in Element::ACTIVATIONS {
-        let all = added(bench, (element, "silu"), &inputs, 0);
+        let plain = (element, Weight::Plain, "silu");
+        let all = added(bench, plain, &inputs, 0);
         for first in [1, 31, 69] {
-            let some = added(bench, (element, "silu"), &inputs, first);
+            let some = added(bench, plain, &inputs, first);
             assert_eq!(some, all[first * HIDDEN * 2..], "{element:?} from row {first}");
         }
     }

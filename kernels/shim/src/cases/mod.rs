@@ -6,6 +6,7 @@ pub mod backend;
 pub mod element;
 mod elementwise;
 mod experts;
+pub mod fp8;
 pub mod graphs;
 pub mod overlap;
 mod products;
@@ -44,8 +45,14 @@ pub fn all<D: Driver>() -> Vec<Case<D>> {
         products::gated_products_match_the_reference,
         products::normed_products_match_the_reference,
         products::a_products_bits_do_not_depend_on_its_rows,
+        products::products_of_few_rows_with_fp8_match_the_reference,
+        products::a_products_bits_with_fp8_do_not_depend_on_its_rows,
+        fp8::rows_are_quantized_by_their_largest_number,
+        fp8::weights_in_e4m3_are_widened,
+        fp8::sums_are_scaled_by_row_and_output,
         experts::rows_go_to_their_likeliest_experts,
         experts::experts_add_what_the_reference_says,
+        experts::experts_in_fp8_add_what_the_reference_says,
         experts::a_rows_bits_are_its_own_among_experts,
         attention::every_dtype_and_head_dim_matches_the_reference,
         attention::every_context_matches_the_reference,

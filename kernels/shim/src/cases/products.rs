@@ -6,7 +6,10 @@ use sconce_kernels::{
     reference,
 };
 
-use super::element::{Element, assert_close, numbers};
+use super::{
+    element::{Element, assert_close, numbers},
+    fp8::Weight,
+};
 use crate::Bench;
 
 /// Every form that there is for so many rows, in blocks of two warps.
@@ -30,6 +33,7 @@ struct Case {
     has_bias: bool,
     has_norm: bool,
     grid: u32,
+    weight: Weight,
 }
 
 const EPS: f32 = 1e-5;
@@ -79,26 +83,31 @@ impl Case {
             if is { bench.buffer(&numbers) } else { DevicePointer::NULL }
         };
         let (bias, norm) = (given(self.has_bias, self.bias()), given(self.has_norm, self.norm()));
+        let (weight, scales) = self.weight.stored(element, &self.w(), k);
         let params = Gemv {
             x: bench.buffer(&element.encode(&self.x()[first * k..])),
-            w: bench.buffer(&element.encode(&self.w())),
+            w: bench.buffer(&weight),
+            scales: if scales.is_empty() { DevicePointer::NULL } else { bench.buffer(&scales) },
             bias,
             norm,
             out: bench.buffer(&out),
             n: n as u32,
             k: k as u32,
             epilogue,
+            runs: self.weight.runs(k) as u32,
             eps: EPS,
+            padding: 0,
         };
         let GemvForm { rows: r, ahead, threads, blocks } = form;
         let end = if blocks == 2 { "_b2" } else { "" };
-        let kernel = format!("gemv_{}_m{rows}_r{r}_u{ahead}{end}", element.name());
+        let types = self.weight.names(element);
+        let kernel = format!("gemv_{types}_m{rows}_r{r}_u{ahead}{end}");
         let launch = Launch {
             file: "gemv",
             kernel: &kernel,
             grid: [self.grid, 1],
             threads,
-            shared_bytes: form.shared_bytes(rows, k),
+            shared_bytes: form.shared_bytes(rows, k, self.weight.element_bytes()),
         };
         bench.launch(&launch, &params).expect("the kernel runs");
         bench.read(params.out)
@@ -107,7 +116,7 @@ impl Case {
     fn want(&self) -> Vec<f64> {
         let &Self { element, n, k, .. } = self;
         let wide = |x: Vec<f32>| x.into_iter().map(f64::from).collect::<Vec<_>>();
-        let (w, bias) = (element.rounded(&self.w()), wide(self.bias()));
+        let (w, bias) = (self.weight.meant(element, &self.w(), k), wide(self.bias()));
         let (norm, old) = (wide(self.norm()), element.rounded(&self.old()));
         let mut want = Vec::new();
         for x in element.rounded(&self.x()).chunks_exact(k) {
@@ -141,7 +150,10 @@ impl Case {
         } else {
             (element.decode(&bytes), element.epsilon())
         };
-        let what = format!("{rows} rows, {n} x {k}, {element:?}, {form:?}, epilogue {epilogue}");
+        let weight = self.weight;
+        let what = format!(
+            "{rows} rows, {n} x {k}, {element:?}, {weight:?}, {form:?}, epilogue {epilogue}"
+        );
         // Some elements of a normed row may be the neighbours of the reference's.
         let normed = if self.has_norm { element.epsilon() * 8.0 } else { 0.0 };
         let sums = (k as f64) * 1e-7 + normed;
@@ -163,7 +175,8 @@ pub(super) fn products_of_few_rows_match_the_reference<D: Driver>(bench: &mut Be
                     _ => Gemv::STORE_F32,
                 };
                 let (has_bias, has_norm) = ((rows + index) % 2 == 0, false);
-                let case = Case { element, rows, n, k, epilogue, has_bias, has_norm, grid };
+                let weight = Weight::Plain;
+                let case = Case { element, rows, n, k, epilogue, has_bias, has_norm, grid, weight };
                 forms(element, rows).into_iter().for_each(|form| case.check(bench, form));
             }
         }
@@ -176,7 +189,8 @@ pub(super) fn gated_products_match_the_reference<D: Driver>(bench: &mut Bench<D>
             for rows in [1, 1 + index] {
                 let epilogue = if index % 2 == 0 { Gemv::SILU } else { Gemv::GELU };
                 let (has_bias, has_norm) = (index > 1, index == 3);
-                let case = Case { element, rows, n, k, epilogue, has_bias, has_norm, grid };
+                let weight = Weight::Plain;
+                let case = Case { element, rows, n, k, epilogue, has_bias, has_norm, grid, weight };
                 let fit = forms(element, rows).into_iter().filter(|form| form.rows > 1);
                 fit.for_each(|form| case.check(bench, form));
             }
@@ -189,8 +203,44 @@ pub(super) fn normed_products_match_the_reference<D: Driver>(bench: &mut Bench<D
         for rows in 1..=Gemv::MAX_ROWS {
             let (n, k, grid) = SHAPES[rows - 1];
             let (epilogue, has_bias, has_norm) = (Gemv::STORE, false, true);
-            let case = Case { element, rows, n, k, epilogue, has_bias, has_norm, grid };
+            let weight = Weight::Plain;
+            let case = Case { element, rows, n, k, epilogue, has_bias, has_norm, grid, weight };
             case.check(bench, forms(element, rows)[0]);
+        }
+    }
+}
+
+/// The one form of weights in e4m3, in blocks of two warps.
+const OF_FP8: GemvForm = GemvForm { threads: 64, ..GemvForm::DEFAULT };
+
+/// With a scale a row, and with one a run.
+pub(super) fn products_of_few_rows_with_fp8_match_the_reference<D: Driver>(bench: &mut Bench<D>) {
+    const EPILOGUES: [u32; 5] = [Gemv::STORE, Gemv::ADD, Gemv::STORE_F32, Gemv::SILU, Gemv::GELU];
+    let mut index = 0;
+    for element in Element::ACTIVATIONS {
+        for (n, k, grid) in [(38, 16, 2), (6, 1040, 3), (22, 2064, 2), (4, 4096, 1)] {
+            for rows in 1..=Gemv::MAX_ROWS {
+                let weight = [Weight::OfRows, Weight::OfRuns][index % 2];
+                let (has_bias, has_norm) = (index % 3 == 0, index % 4 == 0);
+                let epilogue = EPILOGUES[index % EPILOGUES.len()];
+                let case = Case { element, rows, n, k, epilogue, has_bias, has_norm, grid, weight };
+                case.check(bench, OF_FP8);
+                index += 1;
+            }
+        }
+    }
+}
+
+/// Nor on the grid.
+pub(super) fn a_products_bits_with_fp8_do_not_depend_on_its_rows<D: Driver>(bench: &mut Bench<D>) {
+    for weight in [Weight::OfRows, Weight::OfRuns] {
+        let (epilogue, has_bias, has_norm) = (Gemv::STORE_F32, true, false);
+        let (element, rows, n, k) = (Element::Bf16, 4, 10, 1040);
+        let case = |grid| Case { element, rows, n, k, epilogue, has_bias, has_norm, grid, weight };
+        let want = case(1).run(bench, OF_FP8, 0);
+        for first in 1..4 {
+            let got = case(3).run(bench, OF_FP8, first);
+            assert_eq!(got, want[first * 10 * 4..], "{weight:?} from row {first}");
         }
     }
 }
@@ -199,7 +249,8 @@ pub(super) fn normed_products_match_the_reference<D: Driver>(bench: &mut Bench<D
 pub(super) fn a_products_bits_do_not_depend_on_its_rows<D: Driver>(bench: &mut Bench<D>) {
     let element = Element::Bf16;
     let (epilogue, has_bias, has_norm) = (Gemv::STORE_F32, true, true);
-    let case = |grid| Case { element, rows: 4, n: 10, k: 1032, epilogue, has_bias, has_norm, grid };
+    let (rows, n, k, weight) = (4, 10, 1032, Weight::Plain);
+    let case = |grid| Case { element, rows, n, k, epilogue, has_bias, has_norm, grid, weight };
     let want = case(1).run(bench, forms(element, 4)[0], 0);
     for first in 0..4 {
         for form in forms(element, 4 - first) {

@@ -5,8 +5,8 @@ use std::time::Duration;
 use candle_core::Tensor;
 use sconce_cuda_shim::ShimDriver;
 use sconce_kernels::{
-    Device as _, Dtype, Findings, KernelError, Ops as _, StepLimits, Verdict,
-    cuda::{Cuda, DevicePointer, Driver, KernelParams, Launch, Matmul},
+    Device as _, Dtype, Findings, KernelError, Ops as _, StepLimits, Verdict, WeightDtype,
+    cuda::{Cuda, DevicePointer, Driver, Fp8Matmul, Fp8Scaling, KernelParams, Launch, Matmul},
 };
 
 /// What is wrong with a device.
@@ -21,6 +21,8 @@ enum Fault {
     IdleLibrary,
     /// The kernel takes the context with it.
     Sticky,
+    /// Products of fp8 do not scale rows.
+    UnscaledRows,
     /// cuBLAS's results depend on the number of rows that it is given.
     ByRows,
 }
@@ -112,6 +114,20 @@ impl Driver for Faulty {
             }
             _ => self.shim.matmul(product),
         }
+    }
+
+    fn fp8_products(&self) -> &[Fp8Scaling] {
+        self.shim.fp8_products()
+    }
+
+    fn fp8_matmul(&mut self, product: &Fp8Matmul) -> Result<(), KernelError> {
+        self.launches += 1;
+        self.took += Duration::from_micros(100);
+        let mut product = *product;
+        if self.fault == Fault::UnscaledRows {
+            product.scales = product.scales.map(|[_, of_outputs]| [of_outputs; 2]);
+        }
+        self.shim.fp8_matmul(&product)
     }
 
     fn memory_info(&self) -> Result<(usize, usize), KernelError> {
@@ -226,6 +242,32 @@ fn a_form_that_ends_the_process_is_not_tried_again() {
     try_on(&mut device(Fault::None), &mut kept);
     let known = kept.trials().iter().find(|t| (t.operation.clone(), t.form.clone()) == failed);
     assert!(known.expect("it is known").fault().is_some());
+}
+
+/// By tensor cores too: a form that scales wrongly is named, and another one used.
+#[test]
+fn every_form_of_a_product_with_fp8_is_tried() {
+    let mut cuda = device(Fault::UnscaledRows);
+    let _w = cuda.matrix(&[tensor(numbers(N * K, 7), &[N, K])], WeightDtype::Fp8E4m3);
+    let mut found = Findings::new("the shim");
+    cuda.try_forms(&mut found, &mut |_| ()).expect("a form is right");
+    let forms = |rows| {
+        let operation = format!("{} and fp8", of_rows(rows));
+        let of_operation = found.trials().iter().filter(|trial| trial.operation == operation);
+        let forms: Vec<_> = of_operation.map(|t| (t.form.clone(), t.fault())).collect();
+        (forms, found.best(&operation).expect("a form is right"))
+    };
+    let (of_many, best) = forms(16);
+    let names: Vec<_> = of_many.iter().map(|(form, _)| form.as_str()).collect();
+    let all = ["cuBLASLt in fp8", "cuBLASLt in fp8, scaled after it", "cuBLAS"];
+    assert_eq!(names, all);
+    let wrong = of_many[0].1.as_deref().expect("rows are not scaled");
+    assert!(wrong.contains("wrong results"), "{of_many:?}");
+    assert!(of_many[1..].iter().all(|(_, fault)| fault.is_none()), "{of_many:?}");
+    assert_eq!(best, all[1]);
+    let (of_few, _) = forms(2);
+    assert!(of_few[0].0.starts_with("gemv") && of_few.len() == 4, "{of_few:?}");
+    assert!(of_few[0].1.is_none() && of_few[2].1.is_none(), "{of_few:?}");
 }
 
 /// The first row of products of 1, 3 and 130 equal rows, with and without a residual, on a

@@ -42,8 +42,14 @@ tests! {
     gated_products_match_the_reference
     normed_products_match_the_reference
     a_products_bits_do_not_depend_on_its_rows
+    products_of_few_rows_with_fp8_match_the_reference
+    a_products_bits_with_fp8_do_not_depend_on_its_rows
+    rows_are_quantized_by_their_largest_number
+    weights_in_e4m3_are_widened
+    sums_are_scaled_by_row_and_output
     rows_go_to_their_likeliest_experts
     experts_add_what_the_reference_says
+    experts_in_fp8_add_what_the_reference_says
     a_rows_bits_are_its_own_among_experts
     every_dtype_and_head_dim_matches_the_reference
     every_context_matches_the_reference
@@ -74,6 +80,11 @@ tests! {
 #[test]
 fn a_layer_over_ragged_batches_is_the_cpus() {
     cases::backend::a_layer_over_ragged_batches_is_the_cpus(ShimDriver::default);
+}
+
+#[test]
+fn products_with_fp8_by_every_form_match_the_reference() {
+    cases::fp8::products_with_fp8_by_every_form_match_the_reference(ShimDriver::default);
 }
 
 #[test]

@@ -305,15 +305,15 @@ fn product_case_must_find(name: &str, fault: (&str, &str), case: &str) {
 #[test]
 fn a_product_that_begins_before_its_rows_are_there_is_found() {
     let fault = (
-        "        }\n    }\n    __syncthreads();\n}\n\ntemplate <typename T, int M, int R, int U>",
-        "        }\n    }\n    __syncwarp();\n}\n\ntemplate <typename T, int M, int R, int U>",
+        "        }\n    }\n    __syncthreads();\n}\n\n// Adds to `sums`",
+        "        }\n    }\n    __syncwarp();\n}\n\n// Adds to `sums`",
     );
     product_case_must_find("staged", fault, "products_of_few_rows_match_the_reference");
 }
 
 #[test]
 fn a_run_beyond_a_rows_end_is_found() {
-    let fault = ("u * WARP < left", "u * WARP < left + 1");
+    let fault = ("u * WARP, u * WARP < left)", "u * WARP, u * WARP < left + 1)");
     product_case_must_find("run", fault, "products_of_few_rows_match_the_reference");
 }
 

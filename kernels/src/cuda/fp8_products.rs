@@ -1,0 +1,227 @@
+//! Products with weights in e4m3 for more than a few rows: widened for cuBLAS, which always
+//! works, or with quantized rows on tensor cores that multiply e4m3.
+
+use std::sync::PoisonError;
+
+use super::{
+    Cuda, DevicePointer, Driver, Fp8Matmul, Fp8Scaling, Launch, QuantizeRows, ScaleSums,
+    WidenWeight,
+    memory::{Fp8Scales, WeightKind},
+    names::of_dtype,
+    products::{MANY_ROWS, Operands},
+    word,
+};
+use crate::{Dtype, KernelError};
+
+/// Bytes of a part of a widened weight, or of a part of the sums that are scaled after they are
+/// made: the rest takes turns.
+const WIDE_BYTES: usize = 64 << 20;
+
+/// What products work in, allocated when weights are.
+pub(super) struct Fp8Room<M> {
+    /// A part of a widened weight, or of unscaled sums.
+    wide: Option<Memory<M>>,
+    /// Rows in e4m3.
+    rows: Option<Memory<M>>,
+    /// Their scales.
+    scales: Option<Memory<M>>,
+}
+
+struct Memory<M> {
+    address: DevicePointer,
+    bytes: usize,
+    _memory: M,
+}
+
+impl<M> Default for Fp8Room<M> {
+    fn default() -> Self {
+        Self { wide: None, rows: None, scales: None }
+    }
+}
+
+/// Has as many bytes at least. What had fewer is freed: nothing that was asked for uses it
+/// later than what is asked for now.
+fn ensure<D: Driver>(
+    driver: &D,
+    memory: &mut Option<Memory<D::Memory>>,
+    bytes: usize,
+) -> Result<(), KernelError> {
+    if memory.as_ref().is_none_or(|known| known.bytes < bytes) {
+        *memory = None;
+        let new = driver.allocate(bytes, "products with weights in fp8")?;
+        *memory = Some(Memory { address: driver.address(&new), bytes, _memory: new });
+    }
+    Ok(())
+}
+
+impl<D: Driver> Cuda<D> {
+    /// Makes room for products with a weight of so many outputs and inputs.
+    pub(super) fn make_fp8_room(&self, n: usize, k: usize) -> Result<(), KernelError> {
+        let rows = self.max_rows.max(MANY_ROWS);
+        let quantizes = !self.driver.fp8_products().is_empty() && !self.is_deterministic;
+        let sums = if quantizes { rows * n * size_of::<f32>() } else { 0 };
+        let wide = (n * k * self.dtype.size()).max(sums).min(WIDE_BYTES);
+        let mut room = self.fp8_room.lock().unwrap_or_else(PoisonError::into_inner);
+        ensure(&self.driver, &mut room.wide, wide)?;
+        if quantizes {
+            ensure(&self.driver, &mut room.rows, rows * k)?;
+            ensure(&self.driver, &mut room.scales, rows * size_of::<f32>())?;
+        }
+        Ok(())
+    }
+
+    /// Where a part of the room is, and its bytes; none where there is no such part.
+    fn fp8_place(&mut self, of: fn(&Fp8Room<D::Memory>) -> &Option<Memory<D::Memory>>) -> Place {
+        let room = self.fp8_room.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let nowhere = Place { address: DevicePointer::NULL, bytes: 0 };
+        of(room)
+            .as_ref()
+            .map_or(nowhere, |known| Place { address: known.address, bytes: known.bytes })
+    }
+
+    /// By cuBLAS, of the weight's rows widened part by part.
+    pub(super) fn by_widened(
+        &mut self,
+        accumulate: bool,
+        operands: &Operands,
+        scales: Fp8Scales,
+    ) -> Result<(), KernelError> {
+        let &Operands { w, out, out_dtype, n, k, .. } = operands;
+        let wide = self.fp8_place(|room| &room.wide);
+        let at_a_time = (wide.bytes / (k * self.dtype.size())).min(n);
+        if at_a_time == 0 {
+            return Err(KernelError::OutOfMemory {
+                what: format!("a row of a weight [{n}, {k}] that is widened"),
+                bytes: k * self.dtype.size(),
+            });
+        }
+        for first in (0..n).step_by(at_a_time) {
+            let outputs = at_a_time.min(n - first);
+            let pieces = k / 16;
+            let params = WidenWeight {
+                w: moved(w, first * k),
+                scales: moved(scales.address, first * scales.runs * size_of::<f32>()),
+                out: wide.address,
+                pieces: word(pieces),
+                rows: word(outputs),
+                runs: word(scales.runs),
+                padding: 0,
+            };
+            let kernel = of_dtype!("widen_weight", self.dtype);
+            self.launch(&self.elementwise("fp8", kernel, outputs * pieces), &params)?;
+            let part = Operands {
+                w: wide.address,
+                scales: None,
+                out: moved(out, first * out_dtype.size()),
+                n: outputs,
+                ..*operands
+            };
+            self.by_library(accumulate, &part, n)?;
+        }
+        Ok(())
+    }
+
+    /// Whether a product of e4m3 with e4m3 could be computed.
+    pub(super) fn has_fp8(
+        &self,
+        scaling: Fp8Scaling,
+        (rows, n, k): (usize, usize, usize),
+        kind: WeightKind,
+    ) -> bool {
+        let fits = n.is_multiple_of(16) && k.is_multiple_of(16);
+        kind == WeightKind::Fp8
+            && !self.is_deterministic
+            && fits
+            && rows <= self.max_rows.max(MANY_ROWS)
+            && self.driver.fp8_products().contains(&scaling)
+    }
+
+    /// By cuBLASLt, with rows in e4m3, if it can be; else false.
+    pub(super) fn by_fp8(
+        &mut self,
+        scaling: Fp8Scaling,
+        accumulate: bool,
+        operands: &Operands,
+    ) -> Result<bool, KernelError> {
+        let &Operands { x, w, out, out_dtype, rows, n, k, .. } = operands;
+        let kind = WeightKind::of(operands.scales);
+        let Some(scales) = operands.scales.filter(|_| out_dtype == self.dtype) else {
+            return Ok(false);
+        };
+        if !self.has_fp8(scaling, (rows, n, k), kind) {
+            return Ok(false);
+        }
+        let narrow = self.fp8_place(|room| &room.rows);
+        let row_scales = self.fp8_place(|room| &room.scales);
+        let wide = self.fp8_place(|room| &room.wide);
+        let size = size_of::<f32>();
+        let at_a_time = (wide.bytes / (rows * size) / 16 * 16).min(n);
+        if narrow.bytes < rows * k || row_scales.bytes < rows * size || at_a_time == 0 {
+            return Ok(false);
+        }
+        let params = QuantizeRows {
+            x,
+            out: narrow.address,
+            scales: row_scales.address,
+            pieces: word(k / 8),
+            rows: word(rows),
+        };
+        let kernel = of_dtype!("quantize_rows", self.dtype);
+        let launch =
+            Launch { file: "fp8", kernel, grid: [word(rows), 1], threads: 256, shared_bytes: 0 };
+        self.launch(&launch, &params)?;
+        let whole = Fp8Matmul {
+            x: narrow.address,
+            w,
+            scales: Some([row_scales.address, scales.address]),
+            out,
+            rows,
+            n,
+            k,
+            out_dtype,
+            accumulate,
+        };
+        if scaling == Fp8Scaling::Library {
+            self.driver.fp8_matmul(&whole)?;
+            return Ok(true);
+        }
+        for first in (0..n).step_by(at_a_time) {
+            let cols = at_a_time.min(n - first);
+            self.driver.fp8_matmul(&Fp8Matmul {
+                w: moved(w, first * k),
+                scales: None,
+                out: wide.address,
+                n: cols,
+                out_dtype: Dtype::F32,
+                accumulate: false,
+                ..whole
+            })?;
+            let params = ScaleSums {
+                sums: wide.address,
+                row_scales: row_scales.address,
+                col_scales: scales.address,
+                out,
+                rows: word(rows),
+                cols: word(cols),
+                first: word(first),
+                n: word(n),
+                adds: u32::from(accumulate),
+                padding: 0,
+            };
+            let kernel = of_dtype!("scale_sums", self.dtype);
+            self.launch(&self.elementwise("fp8", kernel, rows * cols / 8), &params)?;
+        }
+        Ok(true)
+    }
+}
+
+/// A part of the room.
+#[derive(Clone, Copy)]
+struct Place {
+    address: DevicePointer,
+    bytes: usize,
+}
+
+fn moved(at: DevicePointer, bytes: usize) -> DevicePointer {
+    DevicePointer(at.0 + bytes as u64)
+}
