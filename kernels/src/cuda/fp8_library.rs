@@ -4,7 +4,7 @@
 use std::{collections::HashMap, ffi::c_void};
 
 use cudarc::{
-    cublas::sys::{cublasComputeType_t, cublasOperation_t},
+    cublas::sys::cublasOperation_t,
     cublaslt::{
         result::{self, CublasError},
         sys,
@@ -102,7 +102,8 @@ impl Fp8Library {
         let w = layout(CUDA_R_8F_E4M3, k, n)?;
         let x = layout(CUDA_R_8F_E4M3, k, rows)?;
         let out = layout(out_type, n, rows)?;
-        let how = result::create_matmul_desc(cublasComputeType_t::CUBLAS_COMPUTE_32F, CUDA_R_32F)?;
+        let how =
+            result::create_matmul_desc(sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, CUDA_R_32F)?;
         let how = Descriptor(how, result::destroy_matmul_desc);
         set(&how, TRANSA, &CUBLAS_OP_T)?;
         set(&how, TRANSB, &CUBLAS_OP_N)?;
