@@ -102,12 +102,15 @@ pub(crate) fn cpu_isa() -> impl TypedValueParser<Value = Isa> {
 pub(crate) enum QuantizationFlag {
     /// 8-bit integers: one scale for each output, inputs quantized token by token; on a CPU
     Int8,
+    /// 8-bit floats (e4m3): one scale for each output, of layers' weights; on CUDA
+    Fp8,
 }
 
 impl QuantizationFlag {
     pub(crate) fn quantization(self) -> Quantization {
         match self {
             Self::Int8 => Quantization::Int8,
+            Self::Fp8 => Quantization::Fp8,
         }
     }
 }

@@ -269,6 +269,7 @@ fn banner(sconce: &Sconce, about: &About) -> String {
     let limits = sconce.engine().limits();
     let weights = match summary.quantization {
         Some(Quantization::Int8) => "int8",
+        Some(Quantization::Fp8) => "fp8",
         None => cache_dtype_name(summary.dtype.map(Into::into)),
     };
     let cache = cache_dtype_name(summary.kv_cache_dtype);

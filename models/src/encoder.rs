@@ -107,7 +107,7 @@ impl EncoderCheckpoint {
         Bert::build(&self.config, &mut Scope::root(&mut checker))?;
         let (checked, warnings) = checker.finish()?;
         let positions = self.config.max_position_embeddings;
-        let mut packer = Packer::new(files, checked, backend, (dtype, positions), progress);
+        let mut packer = Packer::new(files, checked, backend, (dtype.into(), positions), progress);
         let model = Box::new(Bert::build(&self.config, &mut Scope::root(&mut packer))?);
         let (_, weight_bytes) = packer.finish();
         Ok(LoadedEncoder { model, weight_bytes, warnings })

@@ -23,7 +23,7 @@ mod source;
 mod spec;
 mod workspace;
 
-pub use checkpoint::{Checkpoint, Loaded};
+pub use checkpoint::{Checkpoint, Loaded, WeightDtypes};
 pub use config::{Decoder, Mixture};
 pub use encoder::{Encoder, EncoderBackend, EncoderCheckpoint, LoadedEncoder};
 pub use error::ModelError;

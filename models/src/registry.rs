@@ -7,7 +7,7 @@ use serde_json::Map;
 
 use crate::{
     Model, ModelError,
-    config::{Fields, clip, refuse},
+    config::{Fields, StoredFp8, clip, refuse, stored_fp8},
     families::{
         gemma3::Gemma3ForCausalLM, llama::LlamaForCausalLM, mistral::MistralForCausalLM,
         qwen2::Qwen2ForCausalLM, qwen3::Qwen3ForCausalLM, qwen3_moe::Qwen3MoeForCausalLM,
@@ -140,18 +140,19 @@ where
     }
 }
 
-/// Reads a config.json as its family does.
+/// Reads a config.json as its family does, and whether weights are in fp8.
 ///
 /// # Errors
 /// A family that is not known, or a field that cannot be served, by name.
 pub(crate) fn read<B: Backend + 'static>(
     config: &Map<String, serde_json::Value>,
-) -> Result<Box<dyn Configured<B>>, ModelError> {
+) -> Result<(Box<dyn Configured<B>>, Option<StoredFp8>), ModelError> {
     let config = Fields::new("", config);
     let families = registry();
     let family = find(&families, &config)?;
+    let stored = stored_fp8(&config)?;
     refuse_other_kinds(&config)?;
-    (family.read)(&config)
+    Ok(((family.read)(&config)?, stored))
 }
 
 /// The family that `model_type` and `architectures` agree on. transformers goes by the
@@ -206,16 +207,8 @@ fn one_of(known: impl Iterator<Item = &'static str>, given: &[&str]) -> String {
     text
 }
 
-/// Fields whose mere presence makes another kind of model of it.
+/// A field whose mere presence makes another kind of model of it.
 fn refuse_other_kinds(config: &Fields<'_>) -> Result<(), ModelError> {
-    for field in ["quantization_config", "compression_config"] {
-        if let Some(quantization) = config.given(field) {
-            let method = quantization["quant_method"].as_str().unwrap_or("present");
-            let accepted = "absent: quantized checkpoints are not read, only f32, bf16 and f16 \
-                            weights (--quantization int8 quantizes those while loading)";
-            return Err(refuse(field, &clip(method), accepted.to_owned()));
-        }
-    }
     let empty = |value: &serde_json::Value| value.as_object().is_some_and(Map::is_empty);
     if config.given("per_layer_config").is_some_and(|value| !empty(value)) {
         let accepted = "absent: all layers have the same sizes".to_owned();

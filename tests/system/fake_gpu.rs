@@ -3,6 +3,7 @@
 mod device_time;
 mod faults;
 mod forms;
+mod fp8;
 mod graphs;
 mod models;
 mod overlap;

@@ -79,6 +79,7 @@ pub(crate) fn load(
     let weights = match options.quantization {
         None => dtype.into(),
         Some(Quantization::Int8) => WeightDtype::Int8,
+        Some(Quantization::Fp8) => return Err(LoadError::Kernel(crate::load::no_fp8_on_a_cpu())),
     };
     let started = Instant::now();
     let LoadedEncoder { model, weight_bytes, warnings } =

@@ -9,7 +9,7 @@ use sconce_kernels::{
     BLOCK_SIZE, Backend, CacheDtype, Dtype, KernelError, StepLimits, WeightDtype,
     cpu::{Cpu, CpuConfig, Isa},
 };
-use sconce_models::{Checkpoint, EncoderCheckpoint, Loaded, ModelSpec};
+use sconce_models::{Checkpoint, EncoderCheckpoint, Loaded, ModelSpec, WeightDtypes};
 use sconce_types::{CacheGroups, EmbeddingInfo, EnergyMeter, Executor};
 
 use crate::{
@@ -182,11 +182,41 @@ pub fn load_on_cpu(
     Ok(LoadedModel { info: ModelInfo { device, ..loaded.info }, ..loaded })
 }
 
-/// What weights become of a model that computes in this dtype.
+/// What weights become of a model that computes in this dtype on a CPU.
 fn weight_dtype(options: &LoadOptions, dtype: Dtype) -> WeightDtype {
     match options.quantization {
         None => dtype.into(),
         Some(Quantization::Int8) => WeightDtype::Int8,
+        Some(Quantization::Fp8) => WeightDtype::Fp8E4m3,
+    }
+}
+
+/// How weights are quantized on a device: as asked for, or as the checkpoint holds them, if the
+/// device computes with such weights; else they are widened.
+fn quantization<B: Backend + 'static>(
+    backend: &B,
+    options: &LoadOptions,
+    checkpoint: &Checkpoint<B>,
+) -> Result<Option<Quantization>, LoadError> {
+    match options.quantization {
+        Some(Quantization::Fp8) if !backend.takes_fp8() => {
+            Err(LoadError::Kernel(no_fp8_on_a_cpu()))
+        }
+        None if checkpoint.is_fp8() && backend.takes_fp8() => Ok(Some(Quantization::Fp8)),
+        None if checkpoint.is_fp8() => {
+            tracing::info!("weights in fp8 are widened: this device does not compute with them");
+            Ok(None)
+        }
+        asked => Ok(asked),
+    }
+}
+
+/// What `--quantization fp8` gets there.
+pub(crate) fn no_fp8_on_a_cpu() -> KernelError {
+    KernelError::Unsupported {
+        what: "--quantization fp8".to_owned(),
+        device: "a CPU",
+        accepted: "--quantization int8 is",
     }
 }
 
@@ -300,10 +330,11 @@ pub fn load_on<B: Backend + 'static>(
     let limits = StepLimits { max_num_batched_tokens, max_num_seqs, max_model_len };
     let backend = make(dtype, limits)?;
     end_phase(&mut times.device);
+    let quantization = quantization(&backend, options, &checkpoint)?;
     let device = backend.describe();
     let checkpoint_bytes = out_of_memory::checkpoint_bytes(&options.dir);
     let mut at = (Stage::Weights { checkpoint_bytes }, backend.memory_info()?);
-    let asked = Asked { options, checkpoint: &checkpoint, dtype, limits };
+    let asked = Asked { options, checkpoint: &checkpoint, dtype, quantization, limits };
     let placed = place(backend, &asked, &mut at, progress, || end_phase(&mut times.weights))
         .map_err(|error| out_of_memory::explain(error, at.1, &at.0))?;
     let Placed { mut forward, spec, weight_bytes, kv, mut cache, depth, form_faults } = placed;
@@ -325,7 +356,7 @@ pub fn load_on<B: Backend + 'static>(
             device,
             architecture: checkpoint.architecture().to_owned(),
             dtype,
-            quantization: options.quantization,
+            quantization,
             kv_cache_dtype: kv.layout.dtype,
             weight_bytes,
             vocab_size: spec.vocab_size,
@@ -374,6 +405,7 @@ struct Asked<'a, B: Backend> {
     options: &'a LoadOptions,
     checkpoint: &'a Checkpoint<B>,
     dtype: Dtype,
+    quantization: Option<Quantization>,
     limits: StepLimits,
 }
 
@@ -399,11 +431,15 @@ fn place<B: Backend + 'static>(
     progress: &mut dyn FnMut(LoadPhase, usize, usize),
     weights_are_loaded: impl FnOnce(),
 ) -> Result<Placed<B>, LoadError> {
-    let &Asked { options, checkpoint, dtype, limits } = asked;
+    let &Asked { options, checkpoint, dtype, quantization, limits } = asked;
     let StepLimits { max_num_batched_tokens, max_num_seqs, max_model_len } = limits;
-    let weight_dtype = weight_dtype(options, dtype);
+    let dtypes = match quantization {
+        None => WeightDtypes::from(WeightDtype::from(dtype)),
+        Some(Quantization::Int8) => WeightDtype::Int8.into(),
+        Some(Quantization::Fp8) => WeightDtypes::fp8(dtype),
+    };
     let Loaded { model, spec, weight_bytes, warnings } =
-        checkpoint.load(&backend, weight_dtype, max_model_len, &mut |done, all| {
+        checkpoint.load(&backend, dtypes, max_model_len, &mut |done, all| {
             progress(LoadPhase::Tensors, done, all);
         })?;
     for warning in warnings {

@@ -24,6 +24,10 @@ pub enum Quantization {
     /// embedding and output included; inputs are quantized token by token
     /// ([`sconce_kernels::WeightDtype::Int8`]). On CPUs.
     Int8,
+    /// 8-bit floats with one scale for each output, in the matrices of layers
+    /// ([`sconce_kernels::WeightDtype::Fp8E4m3`]); the embedding, the output over the
+    /// vocabulary and the choice of experts are left as they are. On CUDA devices.
+    Fp8,
 }
 
 /// What to load, and the limits that everything is sized for.

@@ -4,6 +4,7 @@
 mod decoder;
 mod fields;
 mod mixture;
+mod quantized;
 mod rope;
 mod windows;
 
@@ -11,6 +12,7 @@ pub use decoder::Decoder;
 pub(crate) use decoder::{Defaults, KvHeads};
 pub(crate) use fields::{Fields, clip, positive, refuse};
 pub use mixture::Mixture;
+pub(crate) use quantized::{BLOCK, StoredFp8, beside_config, stored_fp8};
 pub(crate) use rope::{ReadRope, of_global_layers, of_local_layers};
 pub(crate) use windows::{alternating_windows, optional_window, windows};
 

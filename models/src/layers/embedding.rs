@@ -23,7 +23,7 @@ impl<W: Weights> Embedding<W> {
         hidden_size: usize,
     ) -> Result<Self, ModelError> {
         s.hidden(hidden_size);
-        let weight = s.matrix(&[(name, vocab_size)], hidden_size)?;
+        let weight = s.vocabulary_matrix(&[(name, vocab_size)], hidden_size)?;
         Ok(Self { weight, hidden_size, scale: 1.0 })
     }
 

@@ -26,7 +26,8 @@ impl<W: Weights> LmHead<W> {
         hidden_size: usize,
     ) -> Result<Self, ModelError> {
         s.logits(vocab_size);
-        let weight = name.map(|name| s.matrix(&[(name, vocab_size)], hidden_size)).transpose()?;
+        let load = |name| s.vocabulary_matrix(&[(name, vocab_size)], hidden_size);
+        let weight = name.map(load).transpose()?;
         Ok(Self { weight, vocab_size, soft_cap: None })
     }
 

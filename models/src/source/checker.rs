@@ -5,8 +5,8 @@ use std::{collections::BTreeSet, sync::Arc};
 use candle_core::DType;
 use sconce_kernels::mapped::MappedSafetensors;
 
-use super::{Source, Stored, Weights};
-use crate::{ModelError, ModelSpec, RopeParams};
+use super::{Source, Stored, Weights, fp8};
+use crate::{ModelError, ModelSpec, RopeParams, config::StoredFp8};
 
 /// Tensors that old checkpoints hold, of what is computed here.
 const COMPUTED: [&str; 3] = [".rotary_emb.inv_freq", ".masked_bias", ".position_ids"];
@@ -24,6 +24,8 @@ fn shown(name: &str) -> String {
 /// Compares names, shapes and dtypes with the files.
 pub(crate) struct Checker<'a> {
     files: &'a MappedSafetensors,
+    /// Whether matrices may be in fp8.
+    stored: Option<StoredFp8>,
     problems: Vec<String>,
     warnings: Vec<String>,
     known: BTreeSet<String>,
@@ -46,6 +48,7 @@ impl<'a> Checker<'a> {
     pub(crate) fn new(files: &'a MappedSafetensors) -> Self {
         Self {
             files,
+            stored: None,
             problems: Vec::new(),
             warnings: Vec::new(),
             known: BTreeSet::new(),
@@ -53,6 +56,11 @@ impl<'a> Checker<'a> {
             checked: Checked::default(),
             spec: ModelSpec::default(),
         }
+    }
+
+    /// Of a checkpoint whose matrices may be in fp8, each with its scales.
+    pub(crate) fn of_fp8(self, stored: Option<StoredFp8>) -> Self {
+        Self { stored, ..self }
     }
 
     /// What was asked for, and what a person should know of the checkpoint, a line each:
@@ -101,6 +109,33 @@ impl<'a> Checker<'a> {
         }
     }
 
+    /// A matrix, which may be in fp8.
+    fn check_matrix(&mut self, name: &str, (n, k): (usize, usize)) {
+        let scale = self.stored.and_then(|_| fp8::scale_of(self.files, name));
+        let Some(scale) = scale else { return self.check(name, &[n, k]) };
+        for name in fp8::beside(name).chain([name.to_owned(), scale.clone()]) {
+            self.know(&name);
+        }
+        self.checked.order.extend([name.to_owned(), scale.clone()]);
+        if let Some((_, got)) = self.files.describe(name)
+            && got != [n, k]
+        {
+            self.problems.push(format!("{name} is {got:?}, but must be {:?}", [n, k]));
+        }
+        let problem = match self.files.describe(&scale) {
+            None => format!("{scale} is missing, and {name} is in fp8"),
+            Some((_, got)) if fp8::block(&got, (n, k)).is_none() => {
+                format!("{scale} is {got:?}, but must be {}", fp8::shapes((n, k)))
+            }
+            Some((Some(DType::F32 | DType::BF16 | DType::F16), _)) => return,
+            Some(_) => {
+                let dtype = self.files.dtype_name(&scale).unwrap_or_default();
+                format!("{scale} has dtype {dtype}, but must be f32, bf16 or f16")
+            }
+        };
+        self.problems.push(problem);
+    }
+
     fn check(&mut self, name: &str, shape: &[usize]) {
         self.know(name);
         self.checked.order.push(name.to_owned());
@@ -129,8 +164,12 @@ impl Source for Checker<'_> {
     type W = Unloaded;
 
     fn matrix(&mut self, parts: &[(String, usize)], k: usize) -> Result<(), ModelError> {
-        parts.iter().for_each(|(name, n)| self.check(name, &[*n, k]));
+        parts.iter().for_each(|(name, n)| self.check_matrix(name, (*n, k)));
         Ok(())
+    }
+
+    fn vocabulary_matrix(&mut self, parts: &[(String, usize)], k: usize) -> Result<(), ModelError> {
+        self.matrix(parts, k)
     }
 
     fn exact_matrix(&mut self, parts: &[(String, usize)], k: usize) -> Result<(), ModelError> {

@@ -5,6 +5,7 @@
 //! missing or does not fit without reading a byte of data, then over a [`Packer`].
 
 mod checker;
+mod fp8;
 mod packer;
 mod scope;
 
@@ -36,6 +37,13 @@ pub(crate) trait Source {
 
     /// Weights `[n, k]` on top of each other, by name and `n`.
     fn matrix(&mut self, parts: &[(String, usize)], k: usize) -> Result<Matrix<Self>, ModelError>;
+
+    /// The same, of the vocabulary: the embedding and the output.
+    fn vocabulary_matrix(
+        &mut self,
+        parts: &[(String, usize)],
+        k: usize,
+    ) -> Result<Matrix<Self>, ModelError>;
 
     /// The same, never quantized: for what decides, and takes little room.
     fn exact_matrix(

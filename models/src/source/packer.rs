@@ -4,16 +4,19 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
-use sconce_kernels::{Backend, KernelError, WeightDtype, mapped::MappedSafetensors};
+use sconce_kernels::{Backend, Fp8Weight, KernelError, WeightDtype, mapped::MappedSafetensors};
 
-use super::{Checked, Source, Stored};
-use crate::{ModelError, ModelSpec, RopeParams, read_ahead::ReadAhead};
+use super::{Checked, Source, Stored, fp8};
+use crate::{ModelError, ModelSpec, RopeParams, WeightDtypes, read_ahead::ReadAhead};
 
 /// Loads weights through candle and packs them for a backend.
 pub(crate) struct Packer<'a, B: Backend> {
+    files: Arc<MappedSafetensors>,
     weights: VarBuilder<'static>,
     backend: &'a B,
-    dtype: WeightDtype,
+    dtypes: WeightDtypes,
+    /// Whether the checkpoint has weights in fp8.
+    is_fp8: bool,
     max_positions: usize,
     loaded: usize,
     total: usize,
@@ -26,21 +29,25 @@ pub(crate) struct Packer<'a, B: Backend> {
 }
 
 impl<'a, B: Backend> Packer<'a, B> {
-    /// Every matrix becomes one of `dtype`, rotary tables have `max_positions`.
+    /// Matrices become what `dtypes` says, rotary tables have `max_positions`.
     pub(crate) fn new(
         files: Arc<MappedSafetensors>,
         checked: Checked,
         backend: &'a B,
-        (dtype, max_positions): (WeightDtype, usize),
+        (dtypes, max_positions): (WeightDtypes, usize),
         progress: &'a mut dyn FnMut(usize, usize),
     ) -> Self {
         let Checked { order, stored } = checked;
         let total = order.len();
-        let source = Box::new(AsStored { ahead: ReadAhead::new(Arc::clone(&files), order), files });
+        let is_fp8 = order.iter().any(|name| fp8::scale_of(&files, name).is_some());
+        let ahead = ReadAhead::new(Arc::clone(&files), order);
+        let source = Box::new(AsStored { ahead, files: Arc::clone(&files) });
         Self {
+            files,
+            is_fp8,
             weights: VarBuilder::from_backend(source, DType::F32, Device::Cpu),
             backend,
-            dtype,
+            dtypes,
             max_positions,
             loaded: 0,
             total,
@@ -64,8 +71,36 @@ impl<'a, B: Backend> Packer<'a, B> {
         dtype: WeightDtype,
     ) -> Result<B::Matrix, ModelError> {
         let parts: Vec<_> =
-            parts.iter().map(|(name, n)| self.load(name, (*n, k))).collect::<Result<_, _>>()?;
+            parts.iter().map(|(name, n)| self.widened(name, (*n, k))).collect::<Result<_, _>>()?;
         self.packed(&parts, dtype)
+    }
+
+    /// A matrix, out of fp8 if it is stored so.
+    fn widened(&mut self, name: &str, shape: (usize, usize)) -> Result<Tensor, ModelError> {
+        if fp8::scale_of(&self.files, name).is_none() {
+            return self.load(name, shape);
+        }
+        let weight = self.load_fp8(name, shape)?;
+        // Exact in f32; the backend rounds it once.
+        Ok(weight.to_tensor(DType::F32)?)
+    }
+
+    /// A matrix that is stored in fp8.
+    fn load_fp8(&mut self, name: &str, shape: (usize, usize)) -> Result<Fp8Weight, ModelError> {
+        let scale = fp8::scale_of(&self.files, name).expect("it is stored in fp8");
+        let weight = self.load(name, shape)?;
+        let shape = self.files.describe(&scale).map_or_else(Vec::new, |(_, shape)| shape);
+        let scales = self.load(&scale, shape)?;
+        Ok(fp8::weight(&weight, &scales)?)
+    }
+
+    /// What a matrix of layers becomes that is not stored in fp8 with all its parts.
+    fn of_layers(&self) -> WeightDtype {
+        match self.dtypes.layers {
+            // What the checkpoint leaves out of fp8 stays out of it.
+            WeightDtype::Fp8E4m3 if self.is_fp8 => self.dtypes.vocabulary,
+            dtype => dtype,
+        }
     }
 
     fn packed(&mut self, parts: &[Tensor], dtype: WeightDtype) -> Result<B::Matrix, ModelError> {
@@ -86,7 +121,23 @@ impl<B: Backend> Source for Packer<'_, B> {
     type W = B;
 
     fn matrix(&mut self, parts: &[(String, usize)], k: usize) -> Result<B::Matrix, ModelError> {
-        self.pack(parts, k, self.dtype)
+        let is_stored = |(name, _): &(String, usize)| fp8::scale_of(&self.files, name).is_some();
+        if self.dtypes.layers != WeightDtype::Fp8E4m3 || !parts.iter().all(is_stored) {
+            return self.pack(parts, k, self.of_layers());
+        }
+        let parts: Vec<_> =
+            parts.iter().map(|(name, n)| self.load_fp8(name, (*n, k))).collect::<Result<_, _>>()?;
+        let matrix = self.backend.fp8_matrix(&parts)?;
+        self.bytes += self.backend.matrix_bytes(&matrix);
+        Ok(matrix)
+    }
+
+    fn vocabulary_matrix(
+        &mut self,
+        parts: &[(String, usize)],
+        k: usize,
+    ) -> Result<B::Matrix, ModelError> {
+        self.pack(parts, k, self.dtypes.vocabulary)
     }
 
     fn exact_matrix(
@@ -94,8 +145,7 @@ impl<B: Backend> Source for Packer<'_, B> {
         parts: &[(String, usize)],
         k: usize,
     ) -> Result<B::Matrix, ModelError> {
-        let is_quantized = self.dtype == WeightDtype::Int8;
-        self.pack(parts, k, if is_quantized { WeightDtype::F32 } else { self.dtype })
+        self.pack(parts, k, self.dtypes.exact)
     }
 
     fn stack(
@@ -105,7 +155,7 @@ impl<B: Backend> Source for Packer<'_, B> {
     ) -> Result<B::Matrix, ModelError> {
         let stacked = self.load(name, (count, n, k))?;
         let part = stacked.reshape((count * n, k)).map_err(KernelError::from)?;
-        self.packed(&[part], self.dtype)
+        self.packed(&[part], self.of_layers())
     }
 
     fn leave(&mut self, _: &str) {}

@@ -44,6 +44,16 @@ impl<'a, S: Source> Scope<'a, S> {
         self.source.matrix(&parts, k)
     }
 
+    /// The same, of the embedding or the output over the vocabulary.
+    pub(crate) fn vocabulary_matrix(
+        &mut self,
+        parts: &[(&str, usize)],
+        k: usize,
+    ) -> Result<Matrix<S>, ModelError> {
+        let parts = self.names(parts, "weight");
+        self.source.vocabulary_matrix(&parts, k)
+    }
+
     /// The same, never quantized.
     pub(crate) fn exact_matrix(
         &mut self,

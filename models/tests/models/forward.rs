@@ -18,7 +18,7 @@ use crate::tiny::{
 const MAX_TOKENS: usize = 64;
 
 /// A model, its cache and its workspace.
-struct Runner {
+pub(crate) struct Runner {
     cpu: Cpu,
     model: Box<dyn Model<Cpu>>,
     spec: ModelSpec,
@@ -32,7 +32,7 @@ fn load(dir: &Path, cpu: &Cpu, weights: WeightDtype, max_positions: usize) -> Lo
 }
 
 impl Runner {
-    fn new(dir: &Path, dtype: Dtype) -> Self {
+    pub(crate) fn new(dir: &Path, dtype: Dtype) -> Self {
         Self::with_weights(dir, dtype, dtype.into())
     }
 
@@ -55,7 +55,7 @@ impl Runner {
     }
 
     /// The logits of every row of a step.
-    fn logits(&mut self, plan: &mut StepPlan) -> Vec<Vec<f32>> {
+    pub(crate) fn logits(&mut self, plan: &mut StepPlan) -> Vec<Vec<f32>> {
         plan.logit_rows = (0..plan.num_tokens() as u32).collect();
         self.chosen_logits(plan)
     }
@@ -75,7 +75,13 @@ impl Runner {
 }
 
 /// Appends a sequence with its whole table.
-fn push(plan: &mut StepPlan, slot: u32, tokens: &[u32], computed: usize, blocks: &[u32]) {
+pub(crate) fn push(
+    plan: &mut StepPlan,
+    slot: u32,
+    tokens: &[u32],
+    computed: usize,
+    blocks: &[u32],
+) {
     plan.edit_table(0, slot, 0, blocks);
     plan.push(slot, tokens, computed, &[blocks]);
 }

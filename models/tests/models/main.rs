@@ -5,6 +5,7 @@ mod checkpoint;
 mod config;
 mod encoder;
 mod forward;
+mod fp8;
 mod gemma;
 mod gguf;
 mod qwen;
