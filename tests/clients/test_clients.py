@@ -99,6 +99,29 @@ class OpenAI(unittest.TestCase):
         answer = client.responses.parse(model=MODEL, input=QUESTION, text_format=Weather)
         self.assertIsInstance(answer.output_parsed, Weather)
 
+    def test_tools_beside_a_form(self):
+        options = dict(model=MODEL, max_completion_tokens=200, temperature=0)
+        tool = openai.pydantic_function_tool(Weather, name="get_weather")
+        answer = client.chat.completions.parse(
+            **options, messages=self.messages, tools=[tool], response_format=Weather
+        )
+        message = answer.choices[0].message
+        calls = [call.function.parsed_arguments for call in message.tool_calls or []]
+        self.assertTrue(message.parsed or calls)
+        for said in calls or [message.parsed]:
+            self.assertIsInstance(said, Weather)
+        with client.chat.completions.stream(
+            **options, messages=self.messages, tools=[tool], response_format=Weather
+        ) as stream:
+            streamed = stream.get_final_completion().choices[0].message
+        self.assertEqual(streamed.content, message.content)
+        self.assertEqual(streamed.parsed, message.parsed)
+        told = client.chat.completions.parse(
+            **options, messages=self.messages, tools=[tool], response_format=Weather,
+            tool_choice="none",
+        )
+        self.assertIsInstance(told.choices[0].message.parsed, Weather)
+
     def test_responses(self):
         first = client.responses.create(model=MODEL, input=QUESTION, temperature=0)
         self.assertIn("Paris", first.output_text)
@@ -165,6 +188,26 @@ class Anthropic(unittest.TestCase):
         self.assertTrue(last.content)
         with claude.messages.stream(**options, tool_choice=choice) as stream:
             Weather.model_validate(stream.get_final_message().content[0].input)
+
+    def test_parsed_answers(self):
+        options = dict(model=MODEL, max_tokens=200, messages=self.messages)
+        answer = claude.messages.parse(**options, output_format=Weather)
+        self.assertIsInstance(answer.parsed_output, Weather)
+        with claude.messages.stream(**options, output_format=Weather) as stream:
+            self.assertIsInstance(stream.get_final_message().parsed_output, Weather)
+        schema = {"type": "json_schema", "schema": SCHEMA}
+        answer = claude.messages.create(**options, output_config={"format": schema})
+        Weather.model_validate_json(answer.content[0].text)
+        # By its older name, which the client no longer sends itself.
+        answer = claude.messages.create(**options, extra_body={"output_format": schema})
+        Weather.model_validate_json(answer.content[0].text)
+        tools = [self.tools[0] | {"strict": True}]
+        answer = claude.messages.parse(**options, output_format=Weather, tools=tools)
+        for block in answer.content:
+            if block.type == "tool_use":
+                Weather.model_validate(block.input)
+            else:
+                self.assertIsInstance(block.parsed_output, Weather)
 
     def test_errors(self):
         with self.assertRaises(anthropic.NotFoundError):
