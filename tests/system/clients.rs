@@ -1,5 +1,6 @@
 //! Clients and frameworks that people use drive the server: Anthropic's and OpenAI's for Python
-//! and TypeScript, litellm, LangChain, instructor, pydantic-ai, openai-agents.
+//! and TypeScript, litellm, LangChain with its standard tests, instructor, pydantic-ai,
+//! openai-agents.
 
 use std::{path::Path, process::Command};
 
@@ -27,6 +28,15 @@ fn pythons_clients_work() {
     let python = python::with("clients/requirements.txt");
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/test_clients.py");
     drive(&server(), Command::new(python).arg(script), "\nOK");
+}
+
+#[test]
+fn langchains_standard_tests_pass() {
+    let python = python::with("langchain/requirements.txt");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/langchain");
+    let mut pytest = Command::new(python);
+    pytest.args(["-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", "-rfE"]);
+    drive(&server(), pytest.env("PYTHONDONTWRITEBYTECODE", "1").arg(folder), " passed");
 }
 
 #[test]
