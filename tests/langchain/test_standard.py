@@ -9,8 +9,6 @@ import pytest
 from langchain_openai import ChatOpenAI
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 
-MAKES_UP = "the tool's schema allows more arguments, and the model makes some up beside the right one"
-
 
 class TestChatOpenAI(ChatModelIntegrationTests):
     @property
@@ -50,15 +48,6 @@ class TestChatOpenAI(ChatModelIntegrationTests):
     @pytest.mark.xfail(reason="the model must choose a tool by itself, and is too weak to")
     def test_unicode_tool_call_integration(self, model):
         super().test_unicode_tool_call_integration(model)
-
-    # Neither test can ask for strict tools.
-    @pytest.mark.xfail(reason=MAKES_UP)
-    def test_tool_calling(self, model):
-        super().test_tool_calling(model)
-
-    @pytest.mark.xfail(reason=MAKES_UP)
-    async def test_tool_calling_async(self, model):
-        await super().test_tool_calling_async(model)
 
     @pytest.mark.xfail(reason="the model must choose an object's keys by itself")
     def test_json_mode(self, model):

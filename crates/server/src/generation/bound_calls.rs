@@ -108,7 +108,7 @@ fn answer_tool(tool: &Tool, held: bool) -> Result<AnswerTool, ApiError> {
     }
 }
 
-/// A schema of the same properties, with any values.
+/// A schema of the same properties, with any values, and of any others.
 fn loosened(tool: &Tool) -> Value {
     let field = |name: &str| tool.parameters.as_ref().and_then(|schema| schema.get(name));
     let properties: Map<String, Value> = field("properties")
@@ -121,5 +121,8 @@ fn loosened(tool: &Tool) -> Value {
     if properties.is_empty() {
         return json!({ "type": "object" });
     }
-    json!({ "type": "object", "properties": properties, "required": required })
+    json!({
+        "type": "object", "properties": properties, "required": required,
+        "additionalProperties": true,
+    })
 }

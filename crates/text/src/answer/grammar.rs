@@ -51,7 +51,8 @@ struct Frame {
 
 impl ToolFormat {
     /// A grammar of calls of these tools as the format writes them, with arguments by
-    /// their schemas, or of what may be `beside` calls; with `parallel` of several calls,
+    /// their schemas (an object that lists its properties has no others, unless its schema says
+    /// something of others), or of what may be `beside` calls; with `parallel` of several calls,
     /// else of one. Markers that
     /// `special_token` knows are those tokens, others text. JSON has `, ` and `: ` between
     /// its parts and keys in the schema's order, as the models' templates write it.
@@ -270,7 +271,7 @@ impl Grammar<'_> {
     fn arguments(&mut self, tool: &AnswerTool) -> String {
         let schema = match &tool.parameters {
             Some(Value::Object(schema)) => {
-                let mut schema = schema.clone();
+                let mut schema = schema::closed(schema);
                 if !schema.contains_key("type") && !schema.contains_key("$ref") {
                     schema.insert("type".to_owned(), json!("object"));
                 }
@@ -347,7 +348,7 @@ impl Grammar<'_> {
             }
             self.text_until(end)
         } else {
-            let mut schema = property.as_object()?.clone();
+            let mut schema = schema::closed(property.as_object()?);
             for key in ["$defs", "definitions"] {
                 if let Some(definitions) = root.get(key) {
                     schema.insert(key.to_owned(), definitions.clone());

@@ -1,6 +1,6 @@
 //! The types that a tool's schema allows for a parameter.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::{AnswerTool, json::quote, literal::Literal};
 
@@ -68,6 +68,58 @@ impl Kinds {
 pub(super) fn allows_string(root: &Value, schema: &Value) -> bool {
     let kinds = kinds(root, schema);
     kinds == 0 || kinds & STRING != 0
+}
+
+/// Lets objects that list their properties have no others, as whoever writes a tool means it: what
+/// a function has no parameter for it cannot be called with. An object of which the schema says
+/// anything else stays as it is, as do all where several schemas apply to one object: what one
+/// lists is another to the others.
+pub(super) fn closed(schema: &Map<String, Value>) -> Map<String, Value> {
+    let mut schema = schema.clone();
+    if !schema.values().any(composes) && !is_composed(&schema) {
+        close(&mut schema);
+    }
+    schema
+}
+
+fn close(schema: &mut Map<String, Value>) {
+    for (key, within) in schema.iter_mut() {
+        match (key.as_str(), within) {
+            ("properties" | "$defs" | "definitions", Value::Object(schemas)) => {
+                schemas.values_mut().filter_map(Value::as_object_mut).for_each(close);
+            }
+            ("prefixItems" | "anyOf" | "oneOf", Value::Array(schemas)) => {
+                schemas.iter_mut().filter_map(Value::as_object_mut).for_each(close);
+            }
+            ("items" | "additionalProperties", Value::Object(within)) => close(within),
+            _ => {}
+        }
+    }
+    let others = ["additionalProperties", "patternProperties", "propertyNames", "minProperties"];
+    let Some(properties) = schema.get("properties").and_then(Value::as_object) else { return };
+    let mut required = schema.get("required").and_then(Value::as_array).into_iter().flatten();
+    let is_listed = |key: &Value| key.as_str().is_some_and(|key| properties.contains_key(key));
+    if required.all(is_listed) && !others.iter().any(|key| schema.contains_key(*key)) {
+        schema.insert("additionalProperties".to_owned(), Value::Bool(false));
+    }
+}
+
+/// Whether several schemas may apply to one object anywhere within. A property of such a name is
+/// taken for the keyword.
+fn composes(value: &Value) -> bool {
+    match value {
+        Value::Object(fields) => is_composed(fields) || fields.values().any(composes),
+        Value::Array(values) => values.iter().any(composes),
+        _ => false,
+    }
+}
+
+fn is_composed(schema: &Map<String, Value>) -> bool {
+    let has = |keys: &[&str]| keys.iter().any(|key| schema.contains_key(*key));
+    has(&["allOf", "not", "if", "$dynamicRef", "unevaluatedProperties"])
+        || has(&["dependentSchemas", "dependentRequired", "dependencies"])
+        || has(&["$ref", "anyOf", "oneOf"])
+            && has(&["properties", "patternProperties", "additionalProperties", "required"])
 }
 
 /// Whether JSON of a schema may begin as `{"name": …, "parameters": {` does, as far as can be told

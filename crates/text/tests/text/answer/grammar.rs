@@ -19,6 +19,56 @@ fn lines(lines: &[&str]) -> Option<String> {
     Some(lines.join("\n").replace("STYLE", STYLE) + "\n")
 }
 
+/// What the arguments of a call are held to by a tool's schema.
+fn held(schema: &Value) -> Value {
+    let grammar = plain(ToolFormat::Hermes, &[tool("f", Some(schema.clone()))]).expect("one");
+    let rule = grammar.lines().find_map(|line| line.strip_prefix("arguments_0: %json "));
+    let mut held: Value = serde_json::from_str(rule.expect("a rule of arguments")).expect("JSON");
+    held.as_object_mut().expect("an object").shift_remove("x-guidance");
+    held
+}
+
+#[test]
+fn objects_that_list_their_properties_have_no_others() {
+    let point = json!({ "type": "object", "properties": { "x": {} }, "required": ["x"] });
+    let mut closed = point.clone();
+    closed["additionalProperties"] = false.into();
+    let around = |point: &Value| {
+        json!({
+            "type": "object",
+            "properties": {
+                "a": point,
+                "b": { "type": "array", "items": point },
+                "c": { "anyOf": [{ "$ref": "#/$defs/point" }, { "type": "null" }] },
+            },
+            "$defs": { "point": point },
+            "additionalProperties": false,
+        })
+    };
+    assert_eq!(held(&around(&point)), around(&closed));
+    // What says anything of others, and objects of which several schemas apply, stay as they are.
+    let alone = [
+        json!({ "type": "object" }),
+        json!({ "type": "object", "properties": { "x": {} }, "additionalProperties": true }),
+        json!({ "type": "object", "properties": { "x": {} }, "patternProperties": { "^y": {} } }),
+        json!({ "type": "object", "properties": { "x": {} }, "minProperties": 2 }),
+        json!({ "type": "object", "properties": { "x": {} }, "required": ["x", "y"] }),
+        json!({ "type": "object", "allOf": [point.clone(), { "properties": { "y": {} } }] }),
+        json!({
+            "type": "object", "properties": { "y": {} }, "anyOf": [{ "$ref": "#/$defs/point" }],
+            "$defs": { "point": point },
+        }),
+        json!({
+            "type": "object", "additionalProperties": true,
+            "properties": { "p": { "$ref": "#/$defs/point", "required": ["y"] } },
+            "$defs": { "point": point },
+        }),
+    ];
+    for schema in alone {
+        assert_eq!(held(&schema), schema);
+    }
+}
+
 #[test]
 fn json_calls_have_a_rule_a_tool() {
     let tools = [
@@ -32,7 +82,7 @@ fn json_calls_have_a_rule_a_tool() {
         r#"start:  "<tool_call>" "\n" (call_1 | call_3) "\n" "</tool_call>" ("\n" "<tool_call>" "\n" (call_1 | call_3) "\n" "</tool_call>")* "#,
         r#"arguments_0: %json {"type":"object","additionalProperties":false,STYLE}"#,
         r#"call_1: "{\"name\": \"get_time\", \"arguments\": " arguments_0 "}""#,
-        r##"arguments_2: %json {"properties":{"x":{"$ref":"#/$defs/X"}},"$defs":{"X":{}},"type":"object",STYLE}"##,
+        r##"arguments_2: %json {"properties":{"x":{"$ref":"#/$defs/X"}},"$defs":{"X":{}},"additionalProperties":false,"type":"object",STYLE}"##,
         r#"call_3: "{\"name\": \"a\\\"b\", \"arguments\": " arguments_2 "}""#,
         r"TEXT: /(.|\n)*/",
     ]);
