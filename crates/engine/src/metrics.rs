@@ -14,6 +14,8 @@ use crate::tenant_metrics::{TenantFamilies, TenantUsage};
 
 /// Labels of `http_requests_total`.
 pub const HTTP_METHOD_LABELS: [&str; 3] = ["handler", "method", "status"];
+/// Why spans of traces are lost.
+pub const TRACE_LOSSES: [&str; 4] = ["queue_full", "export_failed", "rejected", "shutdown"];
 
 pub(crate) const TTFT_BUCKETS: &[f64] = &[
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
@@ -125,7 +127,7 @@ pub struct Metrics {
     pub step_overhead: Histogram,
     /// Spans that a collector has taken, which the server sends.
     pub trace_spans_exported: IntCounter,
-    /// Spans that no collector has taken, by reason.
+    /// Spans that no collector has taken, by one of [`TRACE_LOSSES`].
     pub trace_spans_dropped: IntCounterVec,
     /// HTTP requests, by [`HTTP_METHOD_LABELS`].
     pub http_requests: IntCounterVec,
@@ -153,6 +155,14 @@ impl Metrics {
         let reasons = NotReady::ALL.into_iter().map(NotReady::name);
         for reason in std::iter::once("capacity").chain(reasons) {
             waiting_by_reason.with_label_values(&[reason]).set(0);
+        }
+        let trace_spans_dropped = r.counter_vec(
+            "sconce:trace_spans_dropped_total",
+            "Spans that were not sent to the collector of traces, or not taken, by reason.",
+            &["reason"],
+        );
+        for reason in TRACE_LOSSES {
+            trace_spans_dropped.with_label_values(&[reason]);
         }
         Self {
             tenants,
@@ -320,11 +330,7 @@ impl Metrics {
                 "sconce:trace_spans_exported_total",
                 "Spans that were sent to the collector of traces, and taken.",
             ),
-            trace_spans_dropped: r.counter_vec(
-                "sconce:trace_spans_dropped_total",
-                "Spans that were not sent to the collector of traces, or not taken, by reason.",
-                &["reason"],
-            ),
+            trace_spans_dropped,
             http_requests: r.counter_vec(
                 "http_requests_total",
                 "HTTP requests by handler, method and status.",

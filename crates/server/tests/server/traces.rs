@@ -166,10 +166,11 @@ impl Traced {
         spans
     }
 
-    /// The lines of a metric.
+    /// The lines of a metric that are not 0.
     fn metric(&self, name: &str) -> Vec<String> {
         let text = self.app.engine.metrics().render(true);
-        text.lines().filter(|line| line.starts_with(name)).map(ToOwned::to_owned).collect()
+        let lines = text.lines().filter(|line| line.starts_with(name) && !line.ends_with(" 0"));
+        lines.map(ToOwned::to_owned).collect()
     }
 }
 
