@@ -5,7 +5,7 @@
 /// activations are f32 and an operation's input is rounded (to nearest, ties to
 /// even) where it meets weights of fewer bits; on CUDA, activations between
 /// operations are of this dtype.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Dtype {
     /// 32-bit floats.
     F32,

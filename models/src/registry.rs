@@ -140,13 +140,16 @@ where
     }
 }
 
-/// Reads a config.json as its family does, and whether weights are in fp8.
+/// A config.json as its family has read it, and how weights are stored in fp8, if they are.
+pub(crate) type KnownConfig<B> = (Box<dyn Configured<B>>, Option<StoredFp8>);
+
+/// Reads a config.json as its family does.
 ///
 /// # Errors
 /// A family that is not known, or a field that cannot be served, by name.
 pub(crate) fn read<B: Backend + 'static>(
     config: &Map<String, serde_json::Value>,
-) -> Result<(Box<dyn Configured<B>>, Option<StoredFp8>), ModelError> {
+) -> Result<KnownConfig<B>, ModelError> {
     let config = Fields::new("", config);
     let families = registry();
     let family = find(&families, &config)?;

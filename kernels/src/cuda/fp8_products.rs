@@ -54,6 +54,12 @@ fn ensure<D: Driver>(
     Ok(())
 }
 
+/// Where a part of the room is, and its bytes; none where there is no such part.
+fn place<M>(part: Option<&Memory<M>>) -> Place {
+    let nowhere = Place { address: DevicePointer::NULL, bytes: 0 };
+    part.map_or(nowhere, |part| Place { address: part.address, bytes: part.bytes })
+}
+
 impl<D: Driver> Cuda<D> {
     /// Makes room for products with a weight of so many outputs and inputs.
     pub(super) fn make_fp8_room(&self, n: usize, k: usize) -> Result<(), KernelError> {
@@ -70,13 +76,8 @@ impl<D: Driver> Cuda<D> {
         Ok(())
     }
 
-    /// Where a part of the room is, and its bytes; none where there is no such part.
-    fn fp8_place(&mut self, of: fn(&Fp8Room<D::Memory>) -> &Option<Memory<D::Memory>>) -> Place {
-        let room = self.fp8_room.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let nowhere = Place { address: DevicePointer::NULL, bytes: 0 };
-        of(room)
-            .as_ref()
-            .map_or(nowhere, |known| Place { address: known.address, bytes: known.bytes })
+    fn fp8_room(&mut self) -> &Fp8Room<D::Memory> {
+        self.fp8_room.get_mut().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// By cuBLAS, of the weight's rows widened part by part.
@@ -87,7 +88,7 @@ impl<D: Driver> Cuda<D> {
         scales: Fp8Scales,
     ) -> Result<(), KernelError> {
         let &Operands { w, out, out_dtype, n, k, .. } = operands;
-        let wide = self.fp8_place(|room| &room.wide);
+        let wide = place(self.fp8_room().wide.as_ref());
         let at_a_time = (wide.bytes / (k * self.dtype.size())).min(n);
         if at_a_time == 0 {
             return Err(KernelError::OutOfMemory {
@@ -151,9 +152,9 @@ impl<D: Driver> Cuda<D> {
         if !self.has_fp8(scaling, (rows, n, k), kind) {
             return Ok(false);
         }
-        let narrow = self.fp8_place(|room| &room.rows);
-        let row_scales = self.fp8_place(|room| &room.scales);
-        let wide = self.fp8_place(|room| &room.wide);
+        let narrow = place(self.fp8_room().rows.as_ref());
+        let row_scales = place(self.fp8_room().scales.as_ref());
+        let wide = place(self.fp8_room().wide.as_ref());
         let size = size_of::<f32>();
         let at_a_time = (wide.bytes / (rows * size) / 16 * 16).min(n);
         if narrow.bytes < rows * k || row_scales.bytes < rows * size || at_a_time == 0 {

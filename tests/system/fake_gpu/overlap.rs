@@ -6,7 +6,7 @@
 use std::{
     env,
     io::Read as _,
-    sync::atomic::{AtomicU64, AtomicUsize, Ordering},
+    sync::atomic::{AtomicUsize, Ordering},
     thread,
 };
 
@@ -88,10 +88,10 @@ fn steps(server: &Server) -> u64 {
 fn serve(fake_gpu: &[&str], most: u64, wanted: &[Wanted], alone: &[Answer]) -> (usize, usize) {
     let mut gpu = Gpu::start(&models::tiny(), fake_gpu, &FEW_BLOCKS);
     assert!(gpu.server.banner.contains("2 steps in flight"), "{}", gpu.server.banner);
-    let (answered, left) = (AtomicU64::new(0), AtomicUsize::new(0));
+    let left = AtomicUsize::new(0);
     thread::scope(|scope| {
         for client in 0..CLIENTS {
-            let (server, answered, left) = (&gpu.server, &answered, &left);
+            let (server, left) = (&gpu.server, &left);
             scope.spawn(move || {
                 let mut number = client;
                 while steps(server) < most {
@@ -103,20 +103,14 @@ fn serve(fake_gpu: &[&str], most: u64, wanted: &[Wanted], alone: &[Answer]) -> (
                     let len = leave_after.map_or(usize::MAX, |_| answer.tokens.len());
                     let right = alone[index].first(len);
                     assert_eq!(answer, right, "{fake_gpu:?}, request {index}, {leave_after:?}");
-                    answered.fetch_add(1, Ordering::Relaxed);
                     left.fetch_add(usize::from(leaves), Ordering::Relaxed);
                 }
             });
         }
     });
-    let (steps, left) = (steps(&gpu.server), left.into_inner());
+    let left = left.into_inner();
     let preempted = gpu.server.metric("vllm:num_preemptions_total") as usize;
     let discarded = gpu.server.metric("sconce:discarded_device_seconds_total");
-    eprintln!(
-        "{fake_gpu:?}: {steps} steps, {} answers, of which {left} clients left, {preempted} \
-         preemptions, {discarded} s discarded",
-        answered.into_inner()
-    );
     assert!(gpu.server.terminate().success(), "{fake_gpu:?}: {}", gpu.log());
     gpu.assert_clean("two steps in flight");
     assert!(discarded > 0.0, "no row of a step in flight was dead");
