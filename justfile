@@ -40,6 +40,10 @@ bench-scheduler:
 agreement:
     benches/serve/agreement
 
+# aiperf, guidellm and `vllm bench serve` against the server: no errors, and its counts of tokens.
+harnesses *args:
+    benches/harnesses/run {{ args }}
+
 # The CPU kernels beside the machine's measured ceilings.
 bench-kernels:
     cargo bench -p sconce-kernels

@@ -26,17 +26,13 @@ fn drive(server: &Server, command: &mut Command, says: &str) {
 #[test]
 fn pythons_clients_work() {
     let python = python::with("clients/requirements.txt");
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/test_clients.py");
-    drive(&server(), Command::new(python).arg(script), "\nOK");
-}
-
-#[test]
-fn langchains_standard_tests_pass() {
-    let python = python::with("langchain/requirements.txt");
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/langchain");
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    let server = server();
+    drive(&server, Command::new(&python).arg(tests.join("clients/test_clients.py")), "\nOK");
     let mut pytest = Command::new(python);
     pytest.args(["-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", "-rfE"]);
-    drive(&server(), pytest.env("PYTHONDONTWRITEBYTECODE", "1").arg(folder), " passed");
+    pytest.env("PYTHONDONTWRITEBYTECODE", "1").arg(tests.join("langchain"));
+    drive(&server, &mut pytest, " passed");
 }
 
 #[test]
