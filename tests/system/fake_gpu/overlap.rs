@@ -36,7 +36,7 @@ fn wanted() -> Vec<Wanted> {
         json!({ "repetition_penalty": 1.2, "frequency_penalty": 0.6, "presence_penalty": 0.4 });
     let ends: Vec<usize> = (0..VOCAB).step_by(11).collect();
     let ends = json!({ "stop_token_ids": ends, "min_tokens": 4 });
-    let form = json!({ "structured_outputs": { "regex": "[a-p]{30}" } });
+    let form = json!({ "structured_outputs": { "regex": "[a-p]{30}" }, "ignore_eos": false });
     let all = [
         (Ask::new(5, 40, 1), &penalties),
         (drawn(Ask::new(30, 30, 2)), &penalties),
@@ -141,12 +141,28 @@ fn answer(server: &Server) -> Option<Answer> {
     (head.starts_with("HTTP/1.1 200") && body.contains("choices")).then(|| Answer::of_body(body))
 }
 
-/// Which call of a function does this work for the answer, by the trace: one in its middle.
-fn in_the_middle(loading: &[Work], serving: &[Work], call: &str, of: &str) -> usize {
-    let is_call = |work: &&Work| work.name.starts_with(call);
-    let calls: Vec<_> = serving.iter().filter(is_call).collect();
-    let of: Vec<_> = (1..).zip(&calls).filter(|(_, work)| work.name.contains(of)).collect();
-    loading.iter().filter(is_call).count() + of[of.len() / 2].0
+const UPLOAD: &str = "cuMemcpyHtoDAsync_v2";
+const LAUNCH: &str = "cuLaunchKernel";
+
+/// Which call of a function does such work for the answer, by the trace: one in its middle.
+fn in_the_middle(
+    loading: &[Work],
+    serving: &[Work],
+    call: &str,
+    is_such: impl Fn(&[Work]) -> bool,
+) -> usize {
+    let is_call = |work: &Work| work.name.starts_with(call);
+    let calls = (0..serving.len()).filter(|&i| is_call(&serving[i]));
+    let such = (1..).zip(calls).filter(|&(_, i)| is_such(&serving[i..])).map(|(nth, _)| nth);
+    let such: Vec<usize> = such.collect();
+    loading.iter().filter(|work| is_call(work)).count() + such[such.len() / 2]
+}
+
+/// Whether an upload is of a step's lists, which its first kernels read, not of sampling's.
+fn is_of_a_step(work: &[Work]) -> bool {
+    let mut next = work[1..].iter().map(|work| work.name.as_str());
+    let next = next.find(|name| name.starts_with(UPLOAD) || name.contains("embedding_gather"));
+    next.is_some_and(|name| !name.starts_with(UPLOAD))
 }
 
 #[test]
@@ -159,12 +175,14 @@ fn a_mistake_between_two_steps_is_found() {
     assert_eq!(answer(&gpu.server).as_ref(), Some(&right));
     let serving = gpu.trace().split_off(loading.len());
     drop(gpu);
-    let nth = |call, of| in_the_middle(&loading, &serving, call, of);
+    let upload = in_the_middle(&loading, &serving, UPLOAD, is_of_a_step);
+    let is_sampling = |work: &[Work]| work[0].name.contains("sampling");
+    let sampling = in_the_middle(&loading, &serving, LAUNCH, is_sampling);
     for (mode, script, args) in [
         // A step's lists are those of the step before.
-        ("late", format!("skip cuMemcpyHtoDAsync_v2 {}", nth("cuMemcpyHtoDAsync_v2", "")), EAGER),
+        ("late", format!("skip {UPLOAD} {upload}"), EAGER),
         // What the slot sampled last is what it sampled a step ago.
-        ("late", format!("skip cuLaunchKernel {}", nth("cuLaunchKernel", "sampling")), EAGER),
+        ("late", format!("skip {LAUNCH} {sampling}"), EAGER),
         // It is looked for elsewhere.
         ("late", "stale 4 embedding_gather".to_owned(), ""),
         // Results are read before they are there.
