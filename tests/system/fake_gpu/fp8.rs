@@ -5,7 +5,7 @@ use std::{fs, path::PathBuf};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::{Value, json};
 
-use super::{Answer, Ask, EAGER, Gpu, models, refusal};
+use super::{Answer, Ask, Gpu, models, refusal};
 use crate::tiny::folder;
 
 const FP8: [&str; 2] = ["--quantization", "fp8"];
@@ -122,33 +122,6 @@ fn stored_weights_are_served_as_they_are() {
     for (own, other) in answers(&on_cpu).iter().zip(answers(&gpu)) {
         own.assert_near(&other, 0.1, "the CPU");
     }
-}
-
-/// Forms of products with fp8 weights are tried as others are, those by the device's tensor cores
-/// too.
-#[test]
-fn tensor_cores_multiply_fp8_where_there_are_any() {
-    const ROWS: &str = "product of 16 rows, 256 x 8192, Bf16 and fp8";
-    let cache = tempfile::tempdir().expect("a folder");
-    let path = cache.path().to_str().expect("UTF-8");
-    let args = [&FP8[..], &["--cache-dir", path, EAGER]].concat();
-    let h100 = Gpu::start(&models::wide(), &["--profile", "h100"], &args);
-    // 3,932,160 bytes of each of two layers, with their scales, beside 8 MiB of the vocabulary's.
-    assert!(h100.server.banner.contains("fp8, 16 MiB"), "{}", h100.server.banner);
-    let files = fs::read_dir(cache.path().join("forms")).expect("a folder of forms");
-    let texts = files.map(|file| fs::read_to_string(file.expect("a file").path()));
-    let text = texts.map(|text| text.expect("UTF-8")).collect::<String>();
-    let forms: Vec<_> = text.lines().filter_map(|line| line.strip_prefix(ROWS)).collect();
-    assert!(forms.len() == 3 && forms.iter().all(|form| form.contains("\tright\t")), "{forms:?}");
-    // Which has none, so that there is nothing to try.
-    let a100 = [&FP8[..], &[EAGER]].concat();
-    let a100 = Gpu::start(&models::wide(), &["--profile", "a100"], &a100);
-    let ask = Ask::new(40, 6, 1);
-    ask.answer(&h100.server).assert_near(&ask.answer(&a100.server), BOUND, "fp8");
-    let [on_h100, on_a100] = [&h100, &a100].map(|gpu| count(gpu, "cublasLtMatmul"));
-    assert!(on_h100 > 30 && on_a100 == 0, "{on_h100}, {on_a100}");
-    h100.assert_clean("h100");
-    a100.assert_clean("a100");
 }
 
 #[test]
