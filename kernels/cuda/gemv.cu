@@ -174,7 +174,8 @@ __device__ __forceinline__ void add_narrow_piece(const Vector<uint32_t> (&held)[
     }
 }
 
-// W: what the weight is of, T or e4m3.
+// W: what the weight is of, T or e4m3. Of gated units a warp has one, whose two rows are side by
+// side: R is 2 then.
 template <typename T, typename W, int M, int R, int U>
 __device__ __forceinline__ void gemv(const Gemv& p) {
     using Piece = Vector<uint32_t>;
@@ -185,14 +186,14 @@ __device__ __forceinline__ void gemv(const Gemv& p) {
     constexpr uint32_t RUN = 128 / 16;
     // Pieces of a row that are asked for at a time.
     constexpr int BATCH = U * WARP;
-    constexpr int HALF = R > 1 ? R / 2 : 1;
+    static_assert(R <= 2);
     DYNAMIC_SHARED(dynamic);
     const Piece* const staged = reinterpret_cast<const Piece*>(dynamic);
     const uint32_t pieces = p.k / Vector<W>::LEN;
     const uint32_t padded = (pieces + BATCH - 1) / BATCH * BATCH;
     const bool is_gated = p.epilogue >= SILU;
     const uint32_t outputs = is_gated ? p.n / 2 : p.n;
-    const uint32_t of_task = is_gated ? HALF : R;
+    const uint32_t of_task = is_gated ? 1 : R;
     const uint32_t tasks = (outputs + of_task - 1) / of_task;
     // Neighbouring tasks on different multiprocessors, so that the last are spread over all.
     const uint32_t stride = gridDim.x * (blockDim.x / WARP);
@@ -207,8 +208,8 @@ __device__ __forceinline__ void gemv(const Gemv& p) {
     const auto begin_task = [&](uint32_t task) {
 #pragma unroll
         for (int r = 0; r < R; ++r) {
-            const uint32_t output = min(task * of_task + (is_gated ? r % HALF : r), outputs - 1);
-            const uint32_t row = output + (is_gated && r >= HALF ? outputs : 0);
+            const uint32_t output = min(task * of_task + (is_gated ? 0 : r), outputs - 1);
+            const uint32_t row = output + (is_gated && r > 0 ? outputs : 0);
             from[r] = static_cast<const Piece*>(p.w) + uint64_t(row) * pieces + lane;
             if constexpr (IS_NARROW) {
                 scales_at[r] = row * p.runs;
@@ -269,7 +270,7 @@ __device__ __forceinline__ void gemv(const Gemv& p) {
             const float of_warp = warp_sum(sums[of / M][of % M]);
             sum = lane == of ? of_warp : sum;
         }
-        float gated = __shfl_sync(ALL_LANES, sum, (lane + HALF * M) % WARP);
+        float gated = __shfl_sync(ALL_LANES, sum, (lane + M) % WARP);
         const uint32_t output = task * of_task + lane / M;
         if (lane >= int(of_task) * M || output >= outputs) {
             continue;

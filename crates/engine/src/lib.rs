@@ -33,7 +33,7 @@ pub use bucket_counts::BucketCounts;
 pub use constraint::{ReadySignal, StopCheck, TokenConstraint};
 pub use engine::{Built, Engine, StartError};
 pub use handle::{EngineHandle, EngineLimits, EngineRequest, Health, SubmitError};
-pub use metrics::{HTTP_METHOD_LABELS, Metrics, TRACE_LOSSES};
+pub use metrics::{HTTP_METHOD_LABELS, Metrics, TraceLoss};
 pub use options::{EngineOptions, RecordSink, RecordedRequest};
 pub use sconce_scheduler::{
     BlockCode, CacheGroups, FakeExecutor, PrefixKey, SchedulerConfig, SchedulingPolicy, Unfit,

@@ -14,8 +14,34 @@ use crate::tenant_metrics::{TenantFamilies, TenantUsage};
 
 /// Labels of `http_requests_total`.
 pub const HTTP_METHOD_LABELS: [&str; 3] = ["handler", "method", "status"];
+
 /// Why spans of traces are lost.
-pub const TRACE_LOSSES: [&str; 4] = ["queue_full", "export_failed", "rejected", "shutdown"];
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TraceLoss {
+    /// The queue had no room.
+    QueueFull,
+    /// The collector was not reached, or refused them all.
+    ExportFailed,
+    /// The collector took others without them.
+    Rejected,
+    /// They came after the end.
+    Shutdown,
+}
+
+impl TraceLoss {
+    const ALL: [Self; 4] = [Self::QueueFull, Self::ExportFailed, Self::Rejected, Self::Shutdown];
+
+    /// The label of [`Metrics::trace_spans_dropped`].
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::QueueFull => "queue_full",
+            Self::ExportFailed => "export_failed",
+            Self::Rejected => "rejected",
+            Self::Shutdown => "shutdown",
+        }
+    }
+}
 
 pub(crate) const TTFT_BUCKETS: &[f64] = &[
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
@@ -127,7 +153,7 @@ pub struct Metrics {
     pub step_overhead: Histogram,
     /// Spans that a collector has taken, which the server sends.
     pub trace_spans_exported: IntCounter,
-    /// Spans that no collector has taken, by one of [`TRACE_LOSSES`].
+    /// Spans that no collector has taken, by [`TraceLoss::name`].
     pub trace_spans_dropped: IntCounterVec,
     /// HTTP requests, by [`HTTP_METHOD_LABELS`].
     pub http_requests: IntCounterVec,
@@ -161,8 +187,8 @@ impl Metrics {
             "Spans that were not sent to the collector of traces, or not taken, by reason.",
             &["reason"],
         );
-        for reason in TRACE_LOSSES {
-            trace_spans_dropped.with_label_values(&[reason]);
+        for loss in TraceLoss::ALL {
+            trace_spans_dropped.with_label_values(&[loss.name()]);
         }
         Self {
             tenants,

@@ -164,7 +164,7 @@ pub fn load_on_cpu(
     let mut device = String::new();
     let make = |dtype: Dtype, _: StepLimits| {
         let cpu = Cpu::new(config);
-        let weights = weight_dtype(options, dtype);
+        let weights = weight_dtype(options.quantization, dtype);
         device = cpu.describe_for(weights);
         let isa = cpu.isa();
         // What was asked for needs no advice.
@@ -182,9 +182,9 @@ pub fn load_on_cpu(
     Ok(LoadedModel { info: ModelInfo { device, ..loaded.info }, ..loaded })
 }
 
-/// What weights become of a model that computes in this dtype on a CPU.
-fn weight_dtype(options: &LoadOptions, dtype: Dtype) -> WeightDtype {
-    match options.quantization {
+/// What weights of layers become of a model that computes in this dtype.
+fn weight_dtype(quantization: Option<Quantization>, dtype: Dtype) -> WeightDtype {
+    match quantization {
         None => dtype.into(),
         Some(Quantization::Int8) => WeightDtype::Int8,
         Some(Quantization::Fp8) => WeightDtype::Fp8E4m3,
@@ -434,9 +434,8 @@ fn place<B: Backend + 'static>(
     let &Asked { options, checkpoint, dtype, quantization, limits } = asked;
     let StepLimits { max_num_batched_tokens, max_num_seqs, max_model_len } = limits;
     let dtypes = match quantization {
-        None => WeightDtypes::from(WeightDtype::from(dtype)),
-        Some(Quantization::Int8) => WeightDtype::Int8.into(),
         Some(Quantization::Fp8) => WeightDtypes::fp8(dtype),
+        _ => weight_dtype(quantization, dtype).into(),
     };
     let Loaded { model, spec, weight_bytes, warnings } =
         checkpoint.load(&backend, dtypes, max_model_len, &mut |done, all| {

@@ -9,15 +9,17 @@
 
 #include <cuda.h>
 
+#include "numbers.hpp"
 #include "product.hpp"
+
+using namespace numbers;
 
 namespace {
 
 // cublasStatus_t.
 enum Status { Success = 0, NotInitialized = 1, InvalidValue = 7, ExecutionFailed = 13, NotSupported = 15 };
-// cublasOperation_t, cudaDataType_t, cublasComputeType_t.
+// cublasOperation_t, cublasComputeType_t.
 enum { N = 0, T = 1 };
-enum { R_32F = 0, R_16F = 2, R_16BF = 14, R_8F_E4M3 = 28 };
 constexpr int COMPUTE_32F = 68;
 // cublasLtMatmulDescAttributes_t, cublasLtMatmulMatrixScale_t, cublasLtMatmulPreferenceAttributes_t.
 enum { TRANSA = 3, TRANSB = 4, A_SCALES = 17, B_SCALES = 18, A_MODE = 31, B_MODE = 32 };
@@ -52,44 +54,12 @@ struct Product {
     int c_type;
 };
 
-size_t size_of(int type) { return type == R_32F ? 4 : type == R_8F_E4M3 ? 1 : 2; }
-
 float widen(uint8_t bits) {
     const int exponent = bits >> 3 & 15, mantissa = bits & 7;
     const float size = (bits & 0x7f) == 0x7f ? std::nanf("")
                        : exponent == 0       ? std::ldexp(float(mantissa), -9)
                                              : std::ldexp(float(8 + mantissa), exponent - 10);
     return bits & 0x80 ? -size : size;
-}
-
-float load(const void* at, size_t i, int type) {
-    if (type == R_32F) {
-        return static_cast<const float*>(at)[i];
-    }
-    const uint16_t bits = static_cast<const uint16_t*>(at)[i];
-    if (type == R_16BF) {
-        const uint32_t word = uint32_t(bits) << 16;
-        float x;
-        memcpy(&x, &word, sizeof(x));
-        return x;
-    }
-    _Float16 half;
-    memcpy(&half, &bits, sizeof(half));
-    return float(half);
-}
-
-void store(void* at, size_t i, int type, float x) {
-    if (type == R_32F) {
-        static_cast<float*>(at)[i] = x;
-    } else if (type == R_16BF) {
-        uint32_t word;
-        memcpy(&word, &x, sizeof(word));
-        static_cast<uint16_t*>(at)[i] =
-            x != x ? 0x7fff : uint16_t((word + 0x7fff + (word >> 16 & 1)) >> 16);
-    } else {
-        const _Float16 half = _Float16(x);
-        memcpy(static_cast<uint16_t*>(at) + i, &half, sizeof(half));
-    }
 }
 
 // Sums side by side, so that the compiler makes vectors of them.
@@ -156,8 +126,7 @@ Status check(const Description& how, const Layout& a, const Layout& b, const Lay
     if (capability() < 89) {
         return refuse("no tensor core of this device multiplies e4m3", NotSupported);
     }
-    const bool is_known = c.type == R_32F || c.type == R_16F || c.type == R_16BF;
-    if (a.type != R_8F_E4M3 || b.type != R_8F_E4M3 || !is_known) {
+    if (a.type != R_8F_E4M3 || b.type != R_8F_E4M3 || !is_known(c.type)) {
         return refuse("only products of e4m3 with e4m3 are emulated", NotSupported);
     }
     if (how.transposed[0] != T || how.transposed[1] != N) {

@@ -207,6 +207,15 @@ impl CudaDriver {
     pub fn synchronize(&self) -> Result<(), KernelError> {
         self.stream.synchronize().map_err(|error| device_error("waiting for the device", error))
     }
+
+    /// A library's error, or that the device is lost: a library says no more than that a launch
+    /// failed, the driver says that.
+    fn unless_lost(&self, error: KernelError) -> KernelError {
+        match self.synchronize() {
+            Err(lost @ KernelError::Device { sticky: true, .. }) => lost,
+            _ => error,
+        }
+    }
 }
 
 impl Driver for CudaDriver {
@@ -361,11 +370,7 @@ impl Driver for CudaDriver {
                 CUBLAS_GEMM_DFALT,
             )
         };
-        done.map_err(|error| match self.synchronize() {
-            // cuBLAS says no more than that a launch failed; the driver, that it is lost.
-            Err(lost @ KernelError::Device { sticky: true, .. }) => lost,
-            _ => blas_error(OP, error),
-        })
+        done.map_err(|error| self.unless_lost(blas_error(OP, error)))
     }
 
     fn fp8_products(&self) -> &[Fp8Scaling] {
@@ -380,13 +385,12 @@ impl Driver for CudaDriver {
             workspace,
             workspace_bytes: BLAS_WORKSPACE_BYTES,
         };
-        self.fp8.multiply(place, product).map_err(|error| match self.synchronize() {
-            Err(lost @ KernelError::Device { sticky: true, .. }) => lost,
-            _ => KernelError::Device {
+        self.fp8.multiply(place, product).map_err(|error| {
+            self.unless_lost(KernelError::Device {
                 op: "a product in fp8".to_owned(),
                 reason: format!("{error:?}"),
                 sticky: false,
-            },
+            })
         })
     }
 

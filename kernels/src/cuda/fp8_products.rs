@@ -100,8 +100,8 @@ impl<D: Driver> Cuda<D> {
             let outputs = at_a_time.min(n - first);
             let pieces = k / 16;
             let params = WidenWeight {
-                w: moved(w, first * k),
-                scales: moved(scales.address, first * scales.runs * size_of::<f32>()),
+                w: w.behind(first * k),
+                scales: scales.address.behind(first * scales.runs * size_of::<f32>()),
                 out: wide.address,
                 pieces: word(pieces),
                 rows: word(outputs),
@@ -113,7 +113,7 @@ impl<D: Driver> Cuda<D> {
             let part = Operands {
                 w: wide.address,
                 scales: None,
-                out: moved(out, first * out_dtype.size()),
+                out: out.behind(first * out_dtype.size()),
                 n: outputs,
                 ..*operands
             };
@@ -189,7 +189,7 @@ impl<D: Driver> Cuda<D> {
         for first in (0..n).step_by(at_a_time) {
             let cols = at_a_time.min(n - first);
             self.driver.fp8_matmul(&Fp8Matmul {
-                w: moved(w, first * k),
+                w: w.behind(first * k),
                 scales: None,
                 out: wide.address,
                 n: cols,
@@ -221,8 +221,4 @@ impl<D: Driver> Cuda<D> {
 struct Place {
     address: DevicePointer,
     bytes: usize,
-}
-
-fn moved(at: DevicePointer, bytes: usize) -> DevicePointer {
-    DevicePointer(at.0 + bytes as u64)
 }

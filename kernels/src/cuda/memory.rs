@@ -246,7 +246,7 @@ impl<M> CudaKvCache<M> {
         let start = |layer: &KvLayer| {
             let before: usize = page_lens[..layer.region].iter().sum();
             let bytes = layout.num_blocks * before * layout.dtype.size();
-            DevicePointer(address.0 + bytes as u64)
+            address.behind(bytes)
         };
         let tables = driver.allocate(layout.table_bytes(limits), "block tables")?;
         Ok(Self {

@@ -148,7 +148,7 @@ impl<D: Driver> Ops for Cuda<D> {
         x.check(OP, "x", (step.sizes.num_tokens, x.cols), self.dtype)?;
         out.check(OP, "out", (range.len(), x.cols), self.dtype)?;
         let params = EmbeddingGather {
-            token_ids: DevicePointer(list.0 + (range.start * size_of::<u32>()) as u64),
+            token_ids: list.behind(range.start * size_of::<u32>()),
             table: x.address,
             out: out.address,
             last_sampled: DevicePointer::NULL,

@@ -15,6 +15,12 @@ pub struct DevicePointer(pub u64);
 impl DevicePointer {
     /// Nothing.
     pub const NULL: Self = Self(0);
+
+    /// What lies so many bytes behind it.
+    #[must_use]
+    pub const fn behind(self, bytes: usize) -> Self {
+        Self(self.0 + bytes as u64)
+    }
 }
 
 /// A kernel's one parameter.

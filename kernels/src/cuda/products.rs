@@ -208,7 +208,7 @@ impl<D: Driver> Cuda<D> {
         // whole tiles.
         for first in (0..rows).step_by(Self::TILE_ROWS) {
             let moved = |at: DevicePointer, cols: usize, dtype: Dtype| {
-                DevicePointer(at.0 + (first * cols * dtype.size()) as u64)
+                at.behind(first * cols * dtype.size())
             };
             let (x, out) = (moved(x, k, dtype), moved(out, out_stride, out_dtype));
             self.driver.matmul(&Matmul { x, out, rows: Self::TILE_ROWS, ..whole })?;

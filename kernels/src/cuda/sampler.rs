@@ -163,7 +163,7 @@ impl<M> SamplingBuffers<M> {
     ) -> Result<(), KernelError> {
         for (index, requests) in requests.chunks(self.max_rows).enumerate() {
             let at = index * self.max_rows * vocab_size * size_of::<f32>();
-            self.draw(driver, DevicePointer(logits.0 + at as u64), vocab_size, requests)?;
+            self.draw(driver, logits.behind(at), vocab_size, requests)?;
             let with_top = requests.iter().any(|request| request.num_logprobs.is_some());
             let (rows, tops) = self.results(driver, requests.len(), with_top)?;
             let wanted = requests.iter().map(|request| request.num_logprobs);
@@ -234,7 +234,7 @@ impl<M> SamplingBuffers<M> {
         while done < requests.len() {
             let count = self.list(&requests[done..], vocab_size)?;
             let at = done * vocab_size * size_of::<f32>();
-            let logits = DevicePointer(logits.0 + at as u64);
+            let logits = logits.behind(at);
             self.launch(driver, logits, vocab_size, (done, requests.len()))?;
             done += count;
         }
@@ -327,10 +327,7 @@ impl<M> SamplingBuffers<M> {
     ) -> Result<(), KernelError> {
         let Self { staging, workspace, rows, uncounted, biases, banned, seen, masks, .. } = self;
         staging.clear();
-        let raw = |list: usize| {
-            DevicePointer(self.raw_address.0 + (list * self.max_listed * size_of::<f32>()) as u64)
-        };
-        let behind = |at: DevicePointer, bytes: usize| DevicePointer(at.0 + bytes as u64);
+        let raw = |list: usize| self.raw_address.behind(list * self.max_listed * size_of::<f32>());
         let tops = first * MAX_TOP * size_of::<TopToken>();
         let [runs, candidates, likeliest, bins] = workspace.of_runs;
         let uncounted_rows = staging.push(uncounted)?;
@@ -344,8 +341,8 @@ impl<M> SamplingBuffers<M> {
             bias_raw: raw(0),
             banned_raw: raw(1),
             seen_raw: raw(2),
-            out: behind(self.out_address, first * size_of::<SampledRow>()),
-            top: behind(top_address(self.out_address, all_rows), tops),
+            out: self.out_address.behind(first * size_of::<SampledRow>()),
+            top: top_address(self.out_address, all_rows).behind(tops),
             last_sampled: self.last_sampled,
             slices: workspace.slices,
             runs,
@@ -388,7 +385,7 @@ impl<M> SamplingBuffers<M> {
             self.staging.clear();
             let [runs, candidates, likeliest, bins] = self.workspace.of_runs;
             let params = TokenLogprobs {
-                logits: DevicePointer(logits.0 + at as u64),
+                logits: logits.behind(at),
                 tokens: self.staging.push(tokens)?,
                 num_top: self.staging.push(num_top)?,
                 out: self.out_address,
@@ -491,7 +488,7 @@ const fn mask_words(vocab_size: usize) -> usize {
 
 /// Where the likeliest tokens lie behind `rows` results.
 fn top_address(out: DevicePointer, rows: usize) -> DevicePointer {
-    DevicePointer(out.0 + (rows * size_of::<SampledRow>()) as u64)
+    out.behind(rows * size_of::<SampledRow>())
 }
 
 fn top_of(tops: &[TopToken], row: usize, num_top: u32) -> Vec<(u32, f32)> {

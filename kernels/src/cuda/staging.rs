@@ -56,7 +56,7 @@ impl<M> Staging<M> {
         }
         self.bytes.resize(at, 0);
         self.bytes.extend_from_slice(list);
-        Ok(DevicePointer(self.address.0 + at as u64))
+        Ok(self.address.behind(at))
     }
 
     /// Adds a list and `filler` behind it, up to `len` elements in all: what follows then lies

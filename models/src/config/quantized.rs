@@ -14,7 +14,7 @@ const READ: &str = "absent, or one of fp8's (compressed-tensors with format floa
                     loading)";
 
 /// Rows and columns of a block of a weight that has a scale, where blocks have.
-pub(crate) const BLOCK: usize = 128;
+pub(crate) const BLOCK: usize = sconce_kernels::fp8::RUN;
 
 /// That weights are in e4m3, each with a scale, or one for each output, or one for each block of
 /// [`BLOCK`] x [`BLOCK`]: which, a weight's own scales tell.
@@ -102,8 +102,8 @@ fn compressed_tensors(own: &Fields<'_>) -> Result<(), ModelError> {
 }
 
 fn eight_bit_floats(own: &Fields<'_>) -> Result<(), ModelError> {
-    if own.size("num_bits", 8, 64)? != 8 {
-        let bits = own.size("num_bits", 8, 64)?;
+    let bits = own.size("num_bits", 8, 64)?;
+    if bits != 8 {
         return Err(refuse(own.path("num_bits"), &bits, "8".to_owned()));
     }
     match own.nullable_string("type")? {

@@ -22,7 +22,7 @@ use opentelemetry_sdk::{
     trace::{Span, SpanData, SpanProcessor},
 };
 use prost::Message as _;
-use sconce_engine::Metrics;
+use sconce_engine::{Metrics, TraceLoss};
 use tokio::{
     sync::{
         mpsc::{self, error::TrySendError},
@@ -49,8 +49,8 @@ struct Losses {
 }
 
 impl Losses {
-    fn note(&self, reason: &str, spans: u64) {
-        self.metrics.trace_spans_dropped.with_label_values(&[reason]).inc_by(spans);
+    fn note(&self, loss: TraceLoss, spans: u64) {
+        self.metrics.trace_spans_dropped.with_label_values(&[loss.name()]).inc_by(spans);
         self.untold.fetch_add(spans, Ordering::Relaxed);
     }
 }
@@ -86,8 +86,8 @@ impl SpanProcessor for SpanQueue {
         }
         match self.spans.try_send(span) {
             Ok(()) => {}
-            Err(TrySendError::Full(_)) => self.losses.note("queue_full", 1),
-            Err(TrySendError::Closed(_)) => self.losses.note("shutdown", 1),
+            Err(TrySendError::Full(_)) => self.losses.note(TraceLoss::QueueFull, 1),
+            Err(TrySendError::Closed(_)) => self.losses.note(TraceLoss::Shutdown, 1),
         }
     }
 
@@ -169,13 +169,13 @@ impl Export {
         let rejected = match self.collector.post(request.encode_to_vec()).await {
             Ok(answer) => self.rejected(&answer).min(spans),
             Err(failure) => {
-                self.losses.note("export_failed", spans);
+                self.losses.note(TraceLoss::ExportFailed, spans);
                 self.failure = Some(failure.to_string());
                 return;
             }
         };
         if rejected > 0 {
-            self.losses.note("rejected", rejected);
+            self.losses.note(TraceLoss::Rejected, rejected);
         }
         self.losses.metrics.trace_spans_exported.inc_by(spans - rejected);
     }

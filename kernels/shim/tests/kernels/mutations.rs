@@ -325,7 +325,7 @@ fn rows_of_a_task_that_come_too_late_are_found() {
 
 #[test]
 fn a_unit_gated_by_another_is_found() {
-    let fault = ("(lane + HALF * M) % WARP", "(lane + HALF) % WARP");
+    let fault = ("(lane + M) % WARP", "(lane + 1) % WARP");
     product_case_must_find("gate", fault, "gated_products_match_the_reference");
 }
 
