@@ -88,8 +88,9 @@ pub(crate) async fn respond(
 ) -> Result<Response, ApiError> {
     let mut deltas = Deltas::new(choices);
     let first = deltas.next().await;
+    // An error that is ready together with the first delta comes after it all the same.
     if let Turn::Deltas(first) = &first
-        && let Some(error) = first.iter().find_map(|(_, delta)| delta.as_ref().err())
+        && let Some((_, Err(error))) = first.first()
     {
         return Err(error.clone().into());
     }

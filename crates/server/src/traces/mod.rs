@@ -125,6 +125,8 @@ impl Traces {
         let _ = stop.send(());
         if tokio::time::timeout(within, &mut task).await.is_err() {
             task.abort();
+            // From then on what comes is known to be lost.
+            let _ = task.await;
             tracing::warn!(
                 "the collector of traces did not take the last spans within {} s: they are lost",
                 within.as_secs_f64()
