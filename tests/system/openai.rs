@@ -9,9 +9,11 @@ use crate::{embeddings, process::Server, python};
 fn the_openai_client_works() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path().to_str().expect("UTF-8");
-    let args = ["--served-model-name", "served", "--api-key", "secret", "--batch-dir", folder];
-    drive("test_embeddings.py", &embeddings::serve(&args[..4]));
-    drive("test_client.py", &Server::start(&args));
+    let shared = ["--served-model-name", "served", "--api-key", "secret"];
+    drive("test_embeddings.py", &embeddings::serve(&shared));
+    // Fewer slots than the batch that is given up has requests.
+    let own = ["--batch-dir", folder, "--max-num-seqs", "64"];
+    drive("test_client.py", &Server::start(&[&shared[..], &own].concat()));
 }
 
 /// Runs a script of unittest against a server.
