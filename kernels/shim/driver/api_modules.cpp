@@ -268,7 +268,7 @@ CUresult cuLaunchKernel(CUfunction handle, unsigned grid_x, unsigned grid_y, uns
     op.name = "cuLaunchKernel of " + function->name;
     op.spans = addresses(frozen);
     op.run = [launch, frozen] { shim::launch(launch, frozen.data(), frozen.size()); };
-    op.ns = kernel_ns(*d.settings.profile, function->name, uint64_t(grid_x) * grid_y * grid_z);
+    op.ns = d.settings.slower * kernel_ns(*d.settings.profile, function->name, uint64_t(grid_x) * grid_y * grid_z);
     return ask_launch(*stream, std::move(op));
 }
 

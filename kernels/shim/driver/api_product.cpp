@@ -36,7 +36,8 @@ int sconce_fake_enqueue(void* stream_handle, const sconce_fake_work* work) {
     const std::vector<unsigned char> arguments(bytes, bytes + work->arguments_bytes);
     const auto run = work->run;
     op.run = [run, arguments] { run(arguments.data()); };
-    op.ns = product_ns(*device().settings.profile, work->flops, work->bytes);
+    const Settings& settings = device().settings;
+    op.ns = settings.slower * product_ns(*settings.profile, work->flops, work->bytes);
     return ask_launch(*stream, std::move(op));
 }
 

@@ -58,6 +58,7 @@ Settings read_settings() {
         refuse("SCONCE_FAKE_GPU_MODE", mode, "it may be eager, late or random");
     }
     settings.seed = number("SCONCE_FAKE_GPU_SEED", "1");
+    settings.slower = number("SCONCE_FAKE_GPU_SLOWER", "1");
     settings.driver_version = int(number("SCONCE_FAKE_GPU_DRIVER", "13000"));
     const std::string checks = variable("SCONCE_FAKE_GPU_CHECKS", "abort");
     if (checks != "abort" && checks != "report") {

@@ -3,6 +3,8 @@
 //   SCONCE_FAKE_GPU_MEMORY    bytes of the device's memory; the profile's unless set
 //   SCONCE_FAKE_GPU_MODE      when work runs: eager, late or random; eager unless set
 //   SCONCE_FAKE_GPU_SEED      of the mode `random`
+//   SCONCE_FAKE_GPU_SLOWER    how many times a kernel's usual (virtual) time each takes; 1 unless
+//                             set
 //   SCONCE_FAKE_GPU_DRIVER    what cuDriverGetVersion says; 13000 unless set
 //   SCONCE_FAKE_GPU_CHECKS    abort (unless set), or report: go on after a fault that a
 //                             GPU would not have noticed
@@ -34,6 +36,7 @@ struct Settings {
     size_t memory_bytes;
     Mode mode;
     uint64_t seed;
+    uint64_t slower;
     int driver_version;
     bool aborts;
     Faults faults;

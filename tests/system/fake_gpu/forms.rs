@@ -12,10 +12,13 @@ const FAULT: &str = "wrong * 3 gemv_bf16_m1_r2_u4";
 /// What log-probabilities are off by, of logits that other forms of products made.
 const BOUND: f32 = 0.2;
 
+/// Each call is so slow that it is timed few times: emulated, that takes as long.
+const SLOWER: [&str; 2] = ["--slower", "10000"];
+
 /// A server whose forms are kept in a folder.
 fn start(cache: &Path, fake_gpu: &[&str]) -> Gpu {
     let cache = cache.to_str().expect("UTF-8");
-    Gpu::start(&models::wide(), fake_gpu, &["--cache-dir", cache])
+    Gpu::start(&models::wide(), &[&SLOWER, fake_gpu].concat(), &["--cache-dir", cache])
 }
 
 /// What is kept of an operation's forms: the form, and the verdict.
@@ -41,7 +44,7 @@ fn forms_are_tried_at_the_first_start_only_and_the_faster_is_used() {
     let ask = Ask::new(5, 6, 1);
     let answer = ask.answer(&first.server);
     assert!(first.log().contains("trying the forms"), "{}", first.log());
-    assert!(tried >= 9 && count(&first, "gemv_bf16_m1_r2_u4") > tried + 6, "{tried}");
+    assert!(tried >= 6 && count(&first, "gemv_bf16_m1_r2_u4") > tried + 6, "{tried}");
     first.assert_clean("the first start");
     let forms = kept(cache.path());
     assert!(forms.iter().all(|(_, verdict)| verdict == "right"), "{forms:?}");
@@ -87,7 +90,7 @@ fn the_doctor_tries_forms_again_and_says_so_without_a_gpu() {
     drop(start(cache.path(), &[]));
     let faults = script_file(FAULT);
     let mut command = with_fake_gpu();
-    command.arg("--faults").arg(faults.path()).arg(env!("CARGO_BIN_EXE_sconce"));
+    command.args(SLOWER).arg("--faults").arg(faults.path()).arg(env!("CARGO_BIN_EXE_sconce"));
     let said = doctor(command, cache.path());
     assert!(said.contains("NVIDIA H100") && said.contains(OPERATION), "{said}");
     assert_eq!(said.matches("WRONG: ").count(), 1, "{said}");
