@@ -15,8 +15,11 @@ use crate::{error::ApiError, state::IdSource};
 pub(crate) struct AnswerFormats {
     tools: Option<ToolFormat>,
     reasoning: Option<ReasoningFormat>,
-    /// What ends a thought, where one thing does.
+    /// What begins a thought, and what ends one, where one thing does.
+    opening: Option<Arc<[TokenId]>>,
     closing: Option<Arc<[TokenId]>>,
+    /// What models write behind a thought.
+    line_break: Arc<[TokenId]>,
     /// Special tokens that mark thoughts, and those with the ones that mark calls.
     thought_markers: Arc<[TokenId]>,
     all_markers: Arc<[TokenId]>,
@@ -39,12 +42,13 @@ impl AnswerFormats {
             text.special_tokens(|token| parser.wants(token)).into()
         };
         // A tokenizer that refuses a few characters has no such token.
-        let closing = reasoning.and_then(ReasoningFormat::closing);
-        let closing = closing.and_then(|closing| text.encode(closing, false).ok()).map(Into::into);
+        let tokens = |text_of: &str| text.encode(text_of, false).ok().map(Arc::<[TokenId]>::from);
         Self {
             tools,
             reasoning,
-            closing,
+            opening: reasoning.and_then(ReasoningFormat::opening).and_then(tokens),
+            closing: reasoning.and_then(ReasoningFormat::closing).and_then(tokens),
+            line_break: tokens("\n\n").unwrap_or_default(),
             thought_markers: markers(None),
             all_markers: markers(tools),
         }
@@ -81,9 +85,9 @@ impl AnswerFormats {
         self.tools?.grammar(tools, beside, is_parallel, &special)
     }
 
-    /// How thoughts are marked, if they are.
-    pub(crate) fn reasoning(&self) -> Option<ReasoningFormat> {
-        self.reasoning
+    /// Whether an analysis of Harmony's is read as a thought.
+    pub(crate) fn reads_analysis(&self) -> bool {
+        self.reasoning == Some(ReasoningFormat::OpenAiGptOss)
     }
 
     /// Whether JSON of a schema cannot be told from the model's calls.
@@ -105,7 +109,11 @@ impl AnswerFormats {
                            --tool-call-parser, or the builder's tool_call_parser, names it";
             return Err(ApiError::invalid(Some("tools"), message));
         }
+        let may_think = self.reasoning.is_some_and(|format| format.may_begin_after(&prompt_end));
+        let opening = self.opening.as_ref().filter(|_| may_think);
         Ok(AnswerReading {
+            opening: opening.map(Arc::clone).unwrap_or_default(),
+            line_break: Arc::clone(&self.line_break),
             tools: format,
             reasoning: self.reasoning,
             known: tools.answer_tools(),
@@ -129,6 +137,10 @@ pub(crate) struct AnswerReading {
     reasoning: Option<ReasoningFormat>,
     known: Arc<[AnswerTool]>,
     prompt_end: String,
+    /// What an answer may open a thought with; empty if it may not, or the prompt has.
+    pub(crate) opening: Arc<[TokenId]>,
+    /// What may stand behind one.
+    pub(crate) line_break: Arc<[TokenId]>,
     /// Special tokens that a detokenizer is to show.
     pub(crate) markers: Arc<[TokenId]>,
     is_parallel: bool,

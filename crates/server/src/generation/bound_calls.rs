@@ -49,7 +49,7 @@ pub(crate) fn bound(
             return Err(beside_form(form, why));
         }
         (Some(_), Some((json, _))) => {
-            Beside::Form { json, reasoning: generator.answers.reasoning() }
+            Beside::Form { json, analysis: generator.answers.reads_analysis() }
         }
     };
     if matches!(beside, Beside::Text) && !tools.list.iter().any(|tool| tool.strict) {

@@ -8,6 +8,7 @@ pub(crate) mod choice;
 pub(crate) mod conversation;
 mod decoder;
 pub(crate) mod encoder;
+mod formed;
 pub(crate) mod generator;
 pub(crate) mod inputs;
 pub(crate) mod settings;

@@ -3,14 +3,13 @@
 use std::{sync::Arc, time::Duration};
 
 use sconce_engine::{ReadySignal, TokenConstraint};
-use sconce_grammar::{Constraint, Grammar, Source};
-use sconce_text::Detokenizer;
-use sconce_types::{TenantId, TokenId};
+use sconce_grammar::{Grammar, Source};
+use sconce_types::TenantId;
 use serde_json::Value;
 
 use super::{
-    answers::{AnswerReader, AnswerReading},
     choice::{Choice, Start},
+    formed::{Before, Formed},
     generator::Generator,
     settings::Settings,
     thought_budget::BoundedThoughts,
@@ -128,7 +127,7 @@ pub(crate) async fn make_ready(
     let (turn, is_kept) = (Turn::of(&settings.caller, 0), kept.is_some());
     let make = move || {
         let grammar = kept.map_or_else(|| grammars.compile(tenant, &source), Ok)?;
-        waiting.into_iter().for_each(|waiting| waiting.make_ready(grammar.constraint()));
+        waiting.into_iter().for_each(|waiting| waiting.make_ready(&grammar));
         Ok(())
     };
     let made = async {
@@ -147,26 +146,22 @@ pub(crate) async fn make_ready(
 /// A choice's request that waits for its grammar. Dropping it ends the request.
 pub(crate) struct Waiting {
     signal: ReadySignal,
-    thought: Option<Thought>,
+    before: Before,
     bounded: Option<BoundedThoughts>,
     token_limits: Option<TokenLimits>,
 }
 
 impl Waiting {
     pub(crate) fn new(signal: ReadySignal, start: &Start, settings: &Settings) -> Self {
-        let reading = start.reading.as_ref();
-        let thought = reading.and_then(|reading| {
-            let ends = &settings.params.eos_token_ids;
-            Thought::opened(reading, &start.detokenizer, ends)
-        });
+        let before = Before::of(start, &settings.params.eos_token_ids);
         let bounded = BoundedThoughts::of(settings, start);
-        Self { signal, thought, bounded, token_limits: settings.token_limits.clone() }
+        Self { signal, before, bounded, token_limits: settings.token_limits.clone() }
     }
 
-    /// The request generates under this constraint.
-    pub(crate) fn make_ready(self, constraint: Constraint) {
-        let Self { signal, thought, bounded, token_limits } = self;
-        let constrained: Box<dyn TokenConstraint> = Box::new(Constrained { constraint, thought });
+    /// The request generates by this grammar.
+    pub(crate) fn make_ready(self, grammar: &Grammar) {
+        let Self { signal, before, bounded, token_limits } = self;
+        let constrained: Box<dyn TokenConstraint> = Box::new(Formed::new(grammar.clone(), before));
         let constrained = match bounded {
             Some(bounded) => bounded.around(constrained),
             None => constrained,
@@ -175,74 +170,5 @@ impl Waiting {
             Some(limits) => limits.around(Some(constrained)),
             None => constrained,
         }));
-    }
-}
-
-/// What the engine asks. What a prompt has opened for the model to think is no part of the
-/// answer's form, which begins with the token after it.
-struct Constrained {
-    constraint: Constraint,
-    thought: Option<Thought>,
-}
-
-/// A model's thought, as long as it has not ended.
-struct Thought {
-    reader: AnswerReader,
-    detokenizer: Detokenizer,
-    text: String,
-    /// Not before the answer.
-    end_tokens: Arc<[TokenId]>,
-}
-
-impl Thought {
-    /// One that the prompt has opened, if it has.
-    fn opened(
-        reading: &AnswerReading,
-        detokenizer: &Detokenizer,
-        end_tokens: &Arc<[TokenId]>,
-    ) -> Option<Self> {
-        let reader = AnswerReader::new(reading);
-        reader.is_reasoning().then(|| Self {
-            reader,
-            detokenizer: detokenizer.clone(),
-            text: String::new(),
-            end_tokens: Arc::clone(end_tokens),
-        })
-    }
-
-    /// Takes a token; says whether it ends the thought.
-    fn ends_with(&mut self, token: TokenId) -> bool {
-        self.text.clear();
-        self.detokenizer.push(token, &mut self.text);
-        self.reader.push(&self.text, false, &mut Vec::new());
-        !self.reader.is_reasoning()
-    }
-}
-
-impl TokenConstraint for Constrained {
-    fn fill_mask(&mut self, words: &mut [u32]) -> bool {
-        let Some(thought) = &self.thought else { return self.constraint.fill_mask(words) };
-        words.fill(u32::MAX);
-        for &token in thought.end_tokens.iter() {
-            if let Some(word) = words.get_mut(token as usize / 32) {
-                *word &= !(1 << (token % 32));
-            }
-        }
-        true
-    }
-
-    fn accept(&mut self, token: TokenId) {
-        match &mut self.thought {
-            None => self.constraint.accept(token),
-            Some(thought) => {
-                if thought.ends_with(token) {
-                    self.thought = None;
-                }
-            }
-        }
-    }
-
-    fn failure(&self) -> Option<String> {
-        self.constraint.failure().map(|error| error.to_string())
     }
 }

@@ -134,7 +134,7 @@ impl Generator {
         let grammar = structure::compiled(self, &settings)?;
         let mut choice = Choice::submit(self, &settings, &start, 0, false)?;
         if let (Some(grammar), Some(waiting)) = (grammar, choice.waiting.take()) {
-            waiting.make_ready(grammar.constraint());
+            waiting.make_ready(&grammar);
         }
         Ok(choice)
     }

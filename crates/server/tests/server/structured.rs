@@ -339,6 +339,64 @@ fn a_thought_that_the_prompt_has_opened_is_free() {
     assert_eq!(message["reasoning_content"], "so \"no\"?", "{answer}");
 }
 
+fn enumerated(said: &str, content: &str, more: &Value) -> Value {
+    let mut body = json!({
+        "messages": [{ "role": "user", "content": content }], "max_tokens": 60,
+        "response_format": { "type": "json_schema", "json_schema": { "name": "x", "schema": { "enum": ["yes"] } } },
+    });
+    body.as_object_mut().expect("an object").extend(more.as_object().expect("fields").clone());
+    let (status, answer) = Writing::new(said).post(CHAT, &body);
+    assert_eq!(status, 200, "{answer}");
+    answer["choices"][0]["message"].clone()
+}
+
+/// The form begins behind the thought, or at once.
+#[test]
+fn a_thought_that_the_model_opens_is_free() {
+    for (said, thought) in [
+        ("<think>so \"no\"?</think>\"maybe\"", Some("so \"no\"?")),
+        ("<think>\nso?\n</think>\n\n\"maybe\"", Some("so?")),
+        // One line break is not what stands behind a thought: the second is made up for.
+        ("<think>so?</think>\n\"maybe\"", Some("so?")),
+        ("<think><think></think>\"yes\"", None),
+        ("\"maybe\"", None),
+    ] {
+        let message = enumerated(said, "well?", &json!({}));
+        assert_eq!(message["content"], "\"yes\"", "{said}: {message}");
+        if thought.is_some() {
+            assert_eq!(message["reasoning_content"].as_str(), thought, "{said}: {message}");
+        }
+    }
+    // What the prompt has ended is not begun again.
+    let message = enumerated("<think>so?", "well <think>\n\n</think>\n\n", &json!({}));
+    assert_eq!(
+        (&message["content"], &message["reasoning_content"]),
+        (&json!("\"yes\""), &Value::Null)
+    );
+    // It has its budget.
+    let more = json!({ "thinking_token_budget": 3 });
+    let message = enumerated("<think>so, so, so", "well?", &more);
+    assert_eq!(message["content"], "\"yes\"", "{message}");
+    assert_eq!(message["reasoning_content"], "so,", "{message}");
+}
+
+/// A form that begins as the marker does is told from it where they part.
+#[test]
+fn a_form_that_begins_as_a_thought_does_is_still_one() {
+    let regex = |said: &str| {
+        let more = json!({
+            "response_format": null, "structured_outputs": { "regex": "<th[a-z]{4}>" },
+        });
+        enumerated(said, "well?", &more)
+    };
+    assert_eq!(regex("<things>")["content"], "<things>");
+    let message = regex("<think>things</think><things>");
+    assert_eq!(
+        (&message["content"], &message["reasoning_content"]),
+        (&json!("<things>"), &json!("things"))
+    );
+}
+
 /// A string may hold what marks a thought elsewhere.
 #[test]
 fn all_of_an_answer_that_has_a_form_is_its_text() {

@@ -139,7 +139,7 @@ fn calls_of(answer: &Value) -> Vec<(String, Value)> {
 
 #[test]
 fn a_model_that_would_rather_not_calls_what_it_must() {
-    let server = Writing::new("I would rather not.");
+    let server = Writing::thoughtless("I would rather not.");
     let ask = |more: Value| {
         let mut body = ask(more);
         body["tools"] = unit_tools();

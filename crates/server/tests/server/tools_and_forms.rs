@@ -43,7 +43,12 @@ fn chat(more: &Value) -> Value {
 
 #[track_caller]
 fn answered(text: &str, more: &Value) -> Value {
-    let (status, answer) = Writing::new(text).post(CHAT, &chat(more));
+    answered_by(&Writing::new(text), more)
+}
+
+#[track_caller]
+fn answered_by(server: &Writing, more: &Value) -> Value {
+    let (status, answer) = server.post(CHAT, &chat(more));
     assert_eq!(status, 200, "{answer}");
     answer["choices"][0].clone()
 }
@@ -115,7 +120,11 @@ fn the_choice_of_tools_says_which_of_them_there_may_be() {
     // A call that is asked for leaves no room for the form.
     let named = json!({ "type": "function", "function": { "name": "weather" } });
     for choice in [json!("required"), named] {
-        let called = answered(FORMED, &json!({ "tool_choice": choice }));
+        let thinking = format!("<think>hm</think>{FORMED}");
+        let called = answered(&thinking, &json!({ "tool_choice": choice }));
+        assert_eq!(called["message"]["reasoning"], "hm", "{called}");
+        let server = Writing::thoughtless(FORMED);
+        let called = answered_by(&server, &json!({ "tool_choice": choice }));
         assert!(["Bern", "Rome"].map(Value::from).contains(&city(&called)), "{called}");
         assert_eq!(called["message"]["content"], Value::Null, "{called}");
     }
@@ -165,7 +174,7 @@ fn the_other_wires_have_the_same() {
     assert_eq!(answer["content"][0]["input"], json!({ "city": "Bern" }), "{answer}");
     assert_eq!(answer["stop_reason"], "tool_use");
     let strict = extended(messages, &json!({ "tool_choice": { "type": "any" } }));
-    let answer = post(&told, "/v1/messages", &strict);
+    let answer = post(&Writing::thoughtless(FORMED), "/v1/messages", &strict);
     assert_eq!(answer["content"][0]["type"], "tool_use", "{answer}");
 }
 

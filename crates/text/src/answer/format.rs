@@ -265,6 +265,12 @@ impl ReasoningFormat {
         })
     }
 
+    /// The marker that begins reasoning, where the format has one.
+    #[must_use]
+    pub fn opening(self) -> Option<&'static str> {
+        Some(self.tags()?.0)
+    }
+
     /// The marker that ends reasoning, where the format has one.
     #[must_use]
     pub fn closing(self) -> Option<&'static str> {
@@ -279,6 +285,14 @@ impl ReasoningFormat {
             Self::Gemma4 => Some(("<|channel>thought", "<channel|>")),
             Self::OpenAiGptOss => None,
         }
+    }
+
+    /// Whether an answer to such a prompt may itself begin reasoning: the prompt has neither
+    /// begun it nor, as where a client wants none, ended it.
+    #[must_use]
+    pub fn may_begin_after(self, prompt_end: &str) -> bool {
+        let is_ended = |(_, close)| prompt_end.trim_end().ends_with(close);
+        !self.begins_inside(prompt_end) && !self.tags().is_some_and(is_ended)
     }
 
     /// Whether an answer to such a prompt begins within reasoning.

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use sconce_types::TokenId;
 use serde_json::{Map, Value, json};
 
-use super::{AnswerTool, ReasoningFormat, ToolFormat, json::quote, schema};
+use super::{AnswerTool, ToolFormat, json::quote, schema};
 
 /// What an answer may be beside calls.
 #[derive(Clone, Copy, Debug)]
@@ -18,13 +18,11 @@ pub enum Beside<'a> {
     Form {
         /// JSON of a schema: the body of a rule (`%json {…}`).
         json: &'a str,
-        /// How a thought is marked that may come before either.
-        reasoning: Option<ReasoningFormat>,
+        /// Whether either may follow an analysis, where the format is Harmony. Thoughts of other
+        /// formats are no part of the grammar.
+        analysis: bool,
     },
 }
-
-/// Line breaks and spaces between a thought and what follows.
-const AFTER_THOUGHT: &str = "/[ \\n]{0,4}/";
 
 /// The identifier of a special token, if the tokenizer has it.
 type SpecialToken<'a> = &'a dyn Fn(&str) -> Option<TokenId>;
@@ -79,9 +77,7 @@ impl ToolFormat {
             return None;
         }
         let Frame { mut before, open, close, between, after, trigger } = frame;
-        if let (Self::OpenAi, Beside::Form { reasoning, .. }) = (self, beside)
-            && reasoning != Some(ReasoningFormat::OpenAiGptOss)
-        {
+        if let (Self::OpenAi, Beside::Form { analysis: false, .. }) = (self, beside) {
             // An analysis would be read as text.
             before.clear();
         }
@@ -96,9 +92,7 @@ impl ToolFormat {
             (Beside::Nothing, _) => calls,
             (Beside::Text, Some(trigger)) => grammar.among_text(trigger, &calls),
             (Beside::Text, None) => grammar.instead_of_text(self, &calls),
-            (Beside::Form { json, reasoning }, _) => {
-                grammar.instead_of_form(self, &before, &calls, json, reasoning)
-            }
+            (Beside::Form { json, .. }, _) => grammar.instead_of_form(self, &before, &calls, json),
         };
         Some(format!("start: {start}\n{}TEXT: /(.|\\n)*/\n", grammar.rules))
     }
@@ -390,14 +384,13 @@ impl Grammar<'_> {
         format!("{text} | {calls}")
     }
 
-    /// Calls, or JSON of a form, and before either a thought.
+    /// Calls, or JSON of a form.
     fn instead_of_form(
         &mut self,
         format: ToolFormat,
         before: &str,
         calls: &str,
         json: &str,
-        reasoning: Option<ReasoningFormat>,
     ) -> String {
         let (calls, form) = (self.rule("calls", calls), self.rule("form", json));
         if format == ToolFormat::OpenAi {
@@ -405,12 +398,7 @@ impl Grammar<'_> {
                 ["<|channel|>", "<|message|>"].map(|marker| self.marker(marker));
             return format!("{calls} | {before} {channel} \"final\" {message} {form}");
         }
-        let Some((open, close)) = reasoning.and_then(ReasoningFormat::tags) else {
-            return format!("{calls} | {form}");
-        };
-        let (open, rest) = (self.marker(open), self.text_until(close));
-        let thought = self.rule("thought", &format!("{open} {rest} {AFTER_THOUGHT}"));
-        format!("{thought}? ({calls} | {form})")
+        format!("{calls} | {form}")
     }
 }
 

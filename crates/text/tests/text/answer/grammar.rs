@@ -1,6 +1,6 @@
 //! Grammars of calls, by their text.
 
-use sconce_text::{AnswerTool, Beside, ReasoningFormat, ToolFormat};
+use sconce_text::{AnswerTool, Beside, ToolFormat};
 use serde_json::{Value, json};
 
 const STYLE: &str =
@@ -187,38 +187,26 @@ fn elements_have_a_rule_a_parameter() {
 #[test]
 fn a_form_stands_instead_of_calls() {
     let tools = [tool("f", None)];
-    let starts = |format: ToolFormat, reasoning, id: &dyn Fn(&str) -> Option<u32>| {
-        let beside = Beside::Form { json: "%json {}", reasoning };
-        let grammar = format.grammar(&tools, beside, false, id).expect("one");
-        let told = |line: &&str| {
-            ["start", "calls", "form", "thought", "until"].iter().any(|kind| line.starts_with(kind))
-        };
+    let starts = |format: ToolFormat, analysis| {
+        let beside = Beside::Form { json: "%json {}", analysis };
+        let grammar = format.grammar(&tools, beside, false, &|_| None).expect("one");
+        let told =
+            |line: &&str| ["start", "calls", "form"].iter().any(|kind| line.starts_with(kind));
         grammar.lines().filter(told).collect::<Vec<_>>().join("\n")
     };
     let calls = r#"calls_2:  "<tool_call>" "\n" (call_1) "\n" "</tool_call>"  "#;
     let form = "form_3: %json {}";
-    assert_eq!(
-        starts(ToolFormat::Hermes, None, &|_| None),
-        format!("start: calls_2 | form_3\n{calls}\n{form}")
-    );
-    assert_eq!(
-        starts(ToolFormat::Hermes, Some(ReasoningFormat::Qwen3), &|_| None),
-        format!(
-            "start: thought_5? (calls_2 | form_3)\n{calls}\n{form}\n\
-             until_4[lazy]: TEXT \"</think>\"\n\
-             thought_5: \"<think>\" until_4 /[ \\n]{{0,4}}/"
-        )
-    );
-    let tokens = |token: &str| match token {
-        "<think>" => Some(1),
-        "</think>" => Some(2),
-        _ => None,
-    };
-    let grammar = starts(ToolFormat::Hermes, Some(ReasoningFormat::Qwen3), &tokens);
-    assert!(grammar.ends_with("thought_4: <[1]> TEXT <[2]> /[ \\n]{0,4}/"), "{grammar}");
-    let harmony = starts(ToolFormat::OpenAi, Some(ReasoningFormat::OpenAiGptOss), &|_| None);
+    for analysis in [false, true] {
+        assert_eq!(
+            starts(ToolFormat::Hermes, analysis),
+            format!("start: calls_2 | form_3\n{calls}\n{form}")
+        );
+    }
+    let harmony = starts(ToolFormat::OpenAi, true);
     let start = "start: calls_4 | message_1? \"<|channel|>\" \"final\" \"<|message|>\" form_5";
     assert!(harmony.starts_with(start), "{harmony}");
+    let harmony = starts(ToolFormat::OpenAi, false);
+    assert!(!harmony.contains("message_1?"), "{harmony}");
 }
 
 #[test]
@@ -227,7 +215,7 @@ fn what_no_grammar_says_has_none() {
     for name in ToolFormat::names() {
         let format = ToolFormat::from_name(name).expect("it is known");
         let has = !matches!(format, ToolFormat::Pythonic | ToolFormat::Gemma3 | ToolFormat::Gemma4);
-        let form = Beside::Form { json: "%json {}", reasoning: None };
+        let form = Beside::Form { json: "%json {}", analysis: false };
         for beside in [Beside::Nothing, Beside::Text, form] {
             let grammar = format.grammar(&tools, beside, true, &|_| None);
             assert_eq!(grammar.is_some(), has, "{name}");
