@@ -68,6 +68,8 @@ struct SampledRow {
     // If log-probabilities are asked for.
     float logprob;
     uint32_t num_top;
+    // Of token_logprobs: the token's place among all, from 1.
+    uint32_t rank;
 };
 
 struct TopToken {
@@ -101,7 +103,7 @@ struct SliceResult {
     // Of weights, adjusted, likewise.
     float weight;
     // The second launch's: weights beside the row's largest, and the number, of what is kept for
-    // certain.
+    // certain. Of token_logprobs: the number of tokens before the one that is asked about.
     float kept;
     uint32_t num_kept;
 };

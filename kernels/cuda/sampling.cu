@@ -90,6 +90,16 @@ struct TokenLogprobs {
     uint32_t vocab_size;
 };
 
+// How many of a thread's logits of a slice come before a token's: larger, or equal with a lower id.
+__device__ __forceinline__ uint32_t num_before(const Logits& own, uint32_t first, float logit, uint32_t token) {
+    uint32_t num = 0;
+#pragma unroll
+    for (int i = 0; i < PIECES * 4; ++i) {
+        num += own.x[i] > logit || (own.x[i] == logit && token_at(first, i) < token);
+    }
+    return num;
+}
+
 // Log-probabilities of given tokens, for prompts and scoring; NaN where the row has no
 // distribution. Grid: [runs, rows].
 KERNEL_RESIDENT(token_logprobs, TokenLogprobs, SAMPLE_THREADS, 2) {
@@ -101,6 +111,7 @@ KERNEL_RESIDENT(token_logprobs, TokenLogprobs, SAMPLE_THREADS, 2) {
     const Row row{const_cast<float*>(p.logits) + size_t(r) * p.vocab_size, p.vocab_size, nullptr};
     const Stream stream(row, bytes, work.first_slice(), work.end_slice());
     const uint32_t token = p.tokens[r];
+    const float logit = row.logits[token];
     const uint32_t num_top = p.num_top[r];
     if (threadIdx.x < 3) {
         taken[threadIdx.x] = 0;
@@ -108,10 +119,12 @@ KERNEL_RESIDENT(token_logprobs, TokenLogprobs, SAMPLE_THREADS, 2) {
     Likeliest likeliest{work.likeliest + blockIdx.x * LIKELIEST_ROOM, shared.list_bins(0), taken};
     NoBins no_bins;
     for (uint32_t slice = stream.first; slice < stream.end; ++slice) {
-        const Look look =
-            look_at(stream.take(slice), slice * SLICE, LOG2_E, num_top > 0, likeliest, false, no_bins);
+        const uint32_t first = slice * SLICE;
+        const Logits own = stream.take(slice);
+        const uint32_t before = block_total(num_before(own, first, logit, token));
+        const Look look = look_at(own, first, LOG2_E, num_top > 0, likeliest, false, no_bins);
         if (threadIdx.x == 0) {
-            work.slices[slice] = {look.best, look.best, look.sum, 0.0f, 0.0f, 0};
+            work.slices[slice] = {look.best, look.best, look.sum, 0.0f, 0.0f, before};
         }
     }
     if (threadIdx.x == 0) {
@@ -120,14 +133,15 @@ KERNEL_RESIDENT(token_logprobs, TokenLogprobs, SAMPLE_THREADS, 2) {
     if (!is_last(p.work.rows[r])) {
         return;
     }
-    SampledRow result{token, NAN, 0};
+    SampledRow result{token, NAN, 0, 0};
     uint32_t open = 0;
     const Best best = work.best(true);
     if (best.drawable()) {
         const float log_sum = log_sum_exp(work, best.largest());
         result.num_top = report_listed(work, best.largest(), num_top, log_sum, shared.room(),
                                        p.top + size_t(r) * MAX_TOP);
-        result.logprob = row.logits[token] - log_sum;
+        result.logprob = logit - log_sum;
+        result.rank = 1 + block_total(threadIdx.x < work.num_slices ? work.slices[threadIdx.x].num_kept : 0);
         open = result.num_top == NOT_ENOUGH ? LIKELIEST_OPEN : 0;
     }
     if (threadIdx.x == 0) {

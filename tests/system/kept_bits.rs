@@ -140,7 +140,7 @@ impl Hash {
         }
     }
 
-    fn add_logprobs(&mut self, TokenLogprobs { token, logprob, top }: &TokenLogprobs) {
+    fn add_logprobs(&mut self, TokenLogprobs { token, logprob, top, .. }: &TokenLogprobs) {
         for (token, logprob) in std::iter::once(&(*token, *logprob)).chain(top) {
             self.add(*token);
             self.add(logprob.to_bits());

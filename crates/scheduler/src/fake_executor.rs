@@ -446,5 +446,5 @@ fn next_token<'a>(
 /// Log-probabilities that a test can recognise: the asked token at -1, then -2, -3 …
 fn fake_logprobs(token: TokenId, num_top: u32) -> TokenLogprobs {
     let top = (0..num_top).map(|i| (token.wrapping_add(i), -1.0 - i as f32)).collect();
-    TokenLogprobs { token, logprob: -1.0, top }
+    TokenLogprobs { token, logprob: -1.0, rank: None, top }
 }

@@ -84,7 +84,7 @@ impl RowSampler {
         let logprobs = reported.take().map(|(log_sum, top)| {
             let changed = self.raw.iter().find(|&&(changed, _)| changed == token);
             let logit = changed.map_or(logits[token as usize], |&(_, raw)| raw);
-            Logprobs { token, logprob: (f64::from(logit) - log_sum) as f32, top }
+            Logprobs { token, logprob: (f64::from(logit) - log_sum) as f32, rank: None, top }
         });
         Sampled::Token { token, logprobs }
     }
@@ -99,7 +99,8 @@ impl RowSampler {
     ) -> Logprobs {
         let log_sum = log_sum_exp(isa, logits, vector::max(isa, logits));
         let logprob = (f64::from(logits[token as usize]) - log_sum) as f32;
-        Logprobs { token, logprob, top: self.top(isa, logits, num_top, log_sum) }
+        let rank = Some(rank(logits, token as usize));
+        Logprobs { token, logprob, rank, top: self.top(isa, logits, num_top, log_sum) }
     }
 
     /// The likeliest tokens with their log-probabilities; those of no
@@ -245,6 +246,14 @@ impl RowSampler {
         let last_within = || self.floats.iter().rposition(|&weight| weight > 0.0);
         (start + within.or_else(last_within).unwrap_or(0)) as u32
     }
+}
+
+/// A token's place by its logit, the largest being 1; equals by lower id.
+fn rank(logits: &[f32], token: usize) -> u32 {
+    let own = logits[token];
+    let before = logits[..token].iter().map(|&logit| u32::from(logit >= own)).sum::<u32>();
+    let behind = logits[token..].iter().map(|&logit| u32::from(logit > own)).sum::<u32>();
+    before + behind + 1
 }
 
 /// `ln Σ exp(logit)`.

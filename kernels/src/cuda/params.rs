@@ -309,6 +309,7 @@ pub struct SampledRow {
     pub token: u32,
     pub logprob: f32,
     pub num_top: u32,
+    pub rank: u32,
 }
 
 impl Sampling {

@@ -409,6 +409,7 @@ impl<M> SamplingBuffers<M> {
             out.extend(rows.iter().enumerate().map(|(i, row)| Logprobs {
                 token: row.token,
                 logprob: row.logprob,
+                rank: Some(row.rank),
                 top: top_of(tops, i, row.num_top),
             }));
         }
@@ -444,14 +445,14 @@ fn read_sampled(
     out: &mut Vec<Sampled>,
 ) {
     out.extend(rows.iter().zip(wanted).enumerate().map(|(i, (row, wanted))| {
-        let &SampledRow { token, logprob, num_top } = row;
+        let &SampledRow { token, logprob, num_top, rank: _ } = row;
         match token {
             SampledRow::NON_FINITE => return Sampled::NonFinite,
             SampledRow::NOTHING_ALLOWED => return Sampled::NothingAllowed,
             _ => {}
         }
-        let top = || top_of(tops, i, num_top);
-        Sampled::Token { token, logprobs: wanted.map(|_| Logprobs { token, logprob, top: top() }) }
+        let logprobs = |_| Logprobs { token, logprob, rank: None, top: top_of(tops, i, num_top) };
+        Sampled::Token { token, logprobs: wanted.map(logprobs) }
     }));
 }
 

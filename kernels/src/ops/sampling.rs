@@ -114,6 +114,9 @@ pub struct Logprobs {
     pub token: u32,
     /// Its log-probability.
     pub logprob: f32,
+    /// Its place among all tokens, the likeliest being 1, ties by lower id; `None` of a token that
+    /// was drawn, whose place is not counted.
+    pub rank: Option<u32>,
     /// The likeliest tokens, most likely first; ties by lower id. Tokens of
     /// probability 0 are left out.
     pub top: Vec<(u32, f32)>,
@@ -164,7 +167,7 @@ pub(crate) fn logprobs(
     let fits = tokens.is_empty() || largest < vocab_size;
     ensure(fits, OP, "a token id", || largest.to_string(), expected)?;
     let first = out.len();
-    let empty = Logprobs { token: 0, logprob: 0.0, top: Vec::new() };
+    let empty = Logprobs { token: 0, logprob: 0.0, rank: None, top: Vec::new() };
     out.resize(first + tokens.len(), empty);
     let results = SharedMut::new(&mut out[first..]);
     cpu.pool.run(tokens.len(), &|thread, row| {

@@ -209,6 +209,18 @@ fn log_probabilities_are_of_the_raw_logits() {
         cpu.logprobs(&rows, &[best, 0, 3_999], &[0, 3, 50], &mut out).expect("shapes fit");
         assert_eq!(out.iter().map(|l| l.token).collect::<Vec<_>>(), [best, 0, 3_999]);
         out.iter().zip([0, 3, 50]).for_each(|(got, num_top)| check(got, num_top));
+        for got in &out {
+            let place = order.iter().position(|&token| token == got.token as usize);
+            assert_eq!(got.rank, place.map(|place| place as u32 + 1), "{got:?}");
+        }
+        // Equals by their ids.
+        let level = buffer(&cpu, &[1.0, 2.0, 2.0, -1.0, 2.0, -0.0, 0.0].repeat(7), 7);
+        let mut out = Vec::new();
+        cpu.logprobs(&level, &[0, 1, 2, 3, 4, 5, 6], &[0; 7], &mut out).expect("shapes fit");
+        assert_eq!(
+            out.iter().map(|got| got.rank).collect::<Vec<_>>(),
+            [4, 1, 2, 7, 3, 5, 6].map(Some)
+        );
         assert!(cpu.logprobs(&rows, &[4_000], &[0], &mut out).is_err());
         assert!(cpu.logprobs(&rows, &[1], &[], &mut out).is_err());
     }

@@ -16,8 +16,7 @@ const LEAST: f32 = -9999.0;
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct PromptLogprob {
     logprob: f64,
-    /// Its place among the likeliest, from 1; null for the prompt's own token where it is none of
-    /// those that were asked for.
+    /// Its place among all tokens by likelihood, from 1.
     #[schema(required)]
     rank: Option<u32>,
     /// Its text, with U+FFFD for what is a part of a character.
@@ -47,12 +46,11 @@ pub(super) fn prompt_logprobs(
         let decoded_token = text.token_text(token).text;
         (token, PromptLogprob { logprob: shortest(logprob.max(LEAST)), rank, decoded_token })
     };
-    let of_token = |TokenLogprobs { token, logprob, top }: &TokenLogprobs| {
+    let of_token = |TokenLogprobs { token, logprob, rank, top }: &TokenLogprobs| {
         let ranked = top.iter().zip(1..);
-        let rank = ranked.clone().find(|((other, _), _)| other == token).map(|(_, rank)| rank);
         let others = ranked.take(num_top as usize).filter(|((other, _), _)| other != token);
         let others = others.map(|(&(other, logprob), rank)| entry(other, logprob, Some(rank)));
-        Some(ByToken(once(entry(*token, *logprob, rank)).chain(others).collect()))
+        Some(ByToken(once(entry(*token, *logprob, *rank)).chain(others).collect()))
     };
     once(None).chain(logprobs.iter().map(of_token)).collect()
 }

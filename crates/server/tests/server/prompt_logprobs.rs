@@ -12,7 +12,7 @@ fn server() -> Server {
     Server::new(&[], &[(id("A"), -0.5), (id("▁world"), -1.25), (id("B"), -2.0)])
 }
 
-fn at(token: &str, logprob: f64, rank: Option<u32>, text: &str) -> (String, Value) {
+fn at(token: &str, logprob: f64, rank: u32, text: &str) -> (String, Value) {
     let told = json!({ "logprob": logprob, "rank": rank, "decoded_token": text });
     (id(token).to_string(), told)
 }
@@ -31,13 +31,13 @@ fn chat(more: Value) -> Value {
 #[test]
 fn each_token_of_a_prompt_is_told_with_the_likeliest_in_its_place() {
     let server = server();
-    let own = |rank| at("▁world", -1.25, rank, " world");
-    let (likeliest, third) = (at("A", -0.5, Some(1), "A"), at("B", -2.0, Some(3), "B"));
+    let own = at("▁world", -1.25, 2, " world");
+    let (likeliest, third) = (at("A", -0.5, 1, "A"), at("B", -2.0, 3, "B"));
     for (count, expected) in [
-        (0, place([own(None)])),
-        (1, place([own(None), likeliest.clone()])),
-        (2, place([own(Some(2)), likeliest.clone()])),
-        (3, place([own(Some(2)), likeliest.clone(), third.clone()])),
+        (0, place([own.clone()])),
+        (1, place([own.clone(), likeliest.clone()])),
+        (2, place([own.clone(), likeliest.clone()])),
+        (3, place([own.clone(), likeliest.clone(), third.clone()])),
     ] {
         let expected = json!([null, expected]);
         let answer = server.post(CHAT, &chat(json!({ "prompt_logprobs": count, "n": 2 })));
@@ -55,16 +55,13 @@ fn completions_tell_them_by_choice_and_beside_an_echo() {
     let more = json!({ "prompt_logprobs": 3, "n": 2, "max_tokens": 1 });
     let answer = server.complete(prompt.clone(), more);
     let of_c = place([
-        at("C", -9.0, None, "C"),
-        at("A", -0.5, Some(1), "A"),
-        at("▁world", -1.25, Some(2), " world"),
-        at("B", -2.0, Some(3), "B"),
+        at("C", -9.0, 1000 + id("C"), "C"),
+        at("A", -0.5, 1, "A"),
+        at("▁world", -1.25, 2, " world"),
+        at("B", -2.0, 3, "B"),
     ]);
-    let of_b = place([
-        at("B", -2.0, Some(3), "B"),
-        at("A", -0.5, Some(1), "A"),
-        at("▁world", -1.25, Some(2), " world"),
-    ]);
+    let of_b =
+        place([at("B", -2.0, 3, "B"), at("A", -0.5, 1, "A"), at("▁world", -1.25, 2, " world")]);
     for (index, expected) in
         [json!([null, of_c, of_b]), json!([null])].iter().flat_map(|one| [one, one]).enumerate()
     {

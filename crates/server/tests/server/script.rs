@@ -108,9 +108,12 @@ impl ScriptedExecutor {
             slot.last = batch.token_ids[range.end - 1];
         }
         let logprobs = |token: TokenId, num_top: u32| {
-            let standing = self.top.iter().find(|&&(other, _)| other == token);
+            let standing = self.top.iter().zip(1..).find(|((other, _), _)| *other == token);
+            // Whatever it does not know comes behind all that it knows.
+            let rank = Some(standing.map_or(1000 + token, |(_, rank)| rank));
             let top = self.top.iter().take(num_top as usize).copied().collect();
-            TokenLogprobs { token, logprob: standing.map_or(-9.0, |&(_, logprob)| logprob), top }
+            let logprob = standing.map_or(-9.0, |(&(_, logprob), _)| logprob);
+            TokenLogprobs { token, logprob, rank, top }
         };
         let start = sequence.num_computed_tokens;
         let end = slot.prompt.len().min(start + len + 1);

@@ -59,7 +59,8 @@ impl Executor for Writer {
             *written += 1;
             let first = || (0..=END).find(|&token| mask.allows(token)).expect("one is allowed");
             let token = if mask.allows(token) { token } else { first() };
-            let logprobs = TokenLogprobs { token, logprob: -0.25, top: vec![(token, -0.25)] };
+            let logprobs =
+                TokenLogprobs { token, logprob: -0.25, rank: None, top: vec![(token, -0.25)] };
             self.result.push_row(SampleOutcome::Sampled, Some(token), Some(logprobs), Vec::new());
         }
         Ok(())
@@ -84,6 +85,15 @@ impl Writing {
 
     /// The same with calls in another form.
     pub(crate) fn of(tool_format: &str, text: &str) -> Self {
+        Self::with(tool_format, Some("qwen3"), text)
+    }
+
+    /// A server of a model that calls as Hermes does, and does not think.
+    pub(crate) fn thoughtless(text: &str) -> Self {
+        Self::with("hermes", None, text)
+    }
+
+    fn with(tool_format: &str, reasoning_format: Option<&str>, text: &str) -> Self {
         let written: Vec<TokenId> = text.bytes().map(TokenId::from).collect();
         let config = SchedulerConfig {
             max_num_seqs: 8,
@@ -111,7 +121,7 @@ impl Writing {
         let config = ServerConfig {
             served_model_names: vec!["writer".into()],
             tool_call_parser: ToolFormat::from_name(tool_format),
-            reasoning_parser: ReasoningFormat::from_name("qwen3"),
+            reasoning_parser: reasoning_format.and_then(ReasoningFormat::from_name),
             ..ServerConfig::default()
         };
         let router = router(engine, Arc::new(text), config);

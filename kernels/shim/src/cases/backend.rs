@@ -303,6 +303,9 @@ fn check_samples(seen: &Seen) {
         assert_eq!(logprobs.top[0], (*token, logprobs.logprob));
         assert_eq!((scored.token as usize, scored.top.len()), (i * 70, i));
         near(scored.token, scored.logprob);
+        let own = row[i * 70];
+        let before = row.iter().zip(0..).filter(|&(&x, id)| x > own || x == own && id < i * 70);
+        assert_eq!(scored.rank, Some(before.count() as u32 + 1), "row {i}");
         for &(token, logprob) in &scored.top {
             near(token, logprob);
         }

@@ -14,6 +14,7 @@ mod sampling;
 pub mod sampling_masks;
 mod sampling_runs;
 mod sampling_wide;
+mod token_logprobs;
 
 use sconce_kernels::cuda::Driver;
 
@@ -75,6 +76,7 @@ pub fn all<D: Driver>() -> Vec<Case<D>> {
         sampling_wide::a_slice_that_cannot_be_drawn_from_ends_its_row,
         sampling_runs::a_row_is_the_same_however_its_slices_are_shared_out,
         sampling_runs::wide_nuclei_are_settled_by_a_second_look,
+        token_logprobs::given_tokens_are_scored_and_ranked,
         sampling_masks::only_what_a_mask_allows_is_drawn,
         sampling_masks::a_mask_of_all_changes_no_bits_nor_do_neighbours_masks,
         sampling_masks::a_row_with_nothing_left_says_so,

@@ -93,7 +93,7 @@ pub(super) fn sample_in_runs<D: Driver>(
         bias_raw: raw[0],
         banned_raw: raw[1],
         seen_raw: raw[2],
-        out: bench.buffer(&vec![0_u32; rows.len() * 3]),
+        out: bench.buffer(&vec![0_u8; rows.len() * size_of::<SampledRow>()]),
         top: bench.buffer(&vec![0_u32; rows.len() * MAX_TOP * 2]),
         last_sampled: bench.buffer(&vec![KEPT_BEFORE; rows.len()]),
         slices: of_slices,

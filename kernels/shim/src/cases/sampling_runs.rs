@@ -32,7 +32,7 @@ fn requests() -> Vec<SampleRequest<'static>> {
 }
 
 /// Rows whose lists fill in different ways.
-fn rows() -> Vec<(&'static str, Vec<f32>)> {
+pub(super) fn rows() -> Vec<(&'static str, Vec<f32>)> {
     // A few far above all others, which are equal.
     let mut stairs = vec![-90.0; LEN];
     for i in 0..100 {
