@@ -16,6 +16,10 @@ pub(crate) struct Args {
     /// Draw the times here, as SVG
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
+    /// Draw a step's phases here, as SVG: what the host and the device did; for Sconce, with an
+    /// administrator's key where it has keys
+    #[arg(long, value_name = "FILE")]
+    profile: Option<PathBuf>,
     /// Print the prompts as JSON and ask no server
     #[arg(long)]
     list_prompts: bool,
@@ -30,8 +34,17 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
     // One thread: the server it measures often has the other cores.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let profile = || runtime.block_on(sconce_bench::profile(&args.bench));
+    // Asked for at once, so that a server without one is known before the load.
+    let before = args.profile.as_ref().map(|_| profile()).transpose();
+    let before = before.context("--profile")?;
     let report = runtime.block_on(sconce_bench::bench(&args.bench))?;
     println!("{report}");
+    if let (Some(path), Some(before)) = (&args.profile, before) {
+        let profile = profile()?.since(&before);
+        println!("\n{profile}");
+        sconce_bench::plot_profile(&profile, path)?;
+    }
     if let Some(path) = &args.save_result {
         let text = serde_json::to_string_pretty(&report)?;
         std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;

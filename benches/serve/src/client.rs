@@ -7,6 +7,7 @@ use hyper::{
     header::{AUTHORIZATION, CONTENT_TYPE, HOST},
 };
 use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::net::TcpStream;
 
@@ -117,9 +118,17 @@ impl Server {
     }
 
     async fn first_model(&self) -> Result<String, ClientError> {
-        let response = self.send("GET", "/v1/models", None).await?;
-        let models: Value = serde_json::from_slice(&whole(response).await?)?;
+        let models: Value = self.get("/v1/models").await?;
         models["data"][0]["id"].as_str().map(ToOwned::to_owned).ok_or(ClientError::NoModel)
+    }
+
+    /// What the server has at a path, as JSON.
+    ///
+    /// # Errors
+    /// No connection, a status other than success, or no such JSON.
+    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        let response = self.send("GET", path, None).await?;
+        Ok(serde_json::from_slice(&whole(response).await?)?)
     }
 
     /// Posts a request and reads its stream.

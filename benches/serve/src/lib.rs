@@ -15,11 +15,13 @@ mod arrivals;
 mod client;
 mod load;
 mod plot;
+mod profile;
 mod report;
 mod sse;
 mod workload;
 
 pub use client::{ClientError, EventStream, Server, ServerArgs};
-pub use load::{BenchArgs, BenchError, bench, prompts};
+pub use load::{BenchArgs, BenchError, bench, profile, prompts};
 pub use plot::{PlotError, plot};
+pub use profile::{Profile, plot_profile};
 pub use report::{Report, Summary, percentile};

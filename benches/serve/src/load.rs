@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use tokio::{sync::Semaphore, task::JoinSet};
 
 use crate::{
-    ClientError, Report, Server, ServerArgs,
+    ClientError, Profile, Report, Server, ServerArgs,
     arrivals::arrivals,
     report::{Objectives, Sample, Samples},
     workload::{Ask, WorkloadArgs},
@@ -169,6 +169,15 @@ pub fn prompts(args: &BenchArgs) -> Result<String, BenchError> {
     asks.extend(args.workload.asks(args.num_warmups, &mut rng));
     let asks = asks.iter().map(|ask| json!({"prompt": ask.prompt, "max_tokens": ask.max_tokens}));
     Ok(Value::from_iter(asks).to_string())
+}
+
+/// The server's last steps.
+///
+/// # Errors
+/// As [`Profile::of`].
+pub async fn profile(args: &BenchArgs) -> Result<Profile, ClientError> {
+    let (server, _) = args.server.connect().await?;
+    Profile::of(&server).await
 }
 
 /// Loads the server as the flags say and reports what came of it; an interrupt

@@ -16,6 +16,9 @@ pub enum PlotError {
     /// It could not be drawn.
     #[error("the plot could not be drawn: {0}")]
     Draw(String),
+    /// There is nothing to draw.
+    #[error("the server computed no step meanwhile")]
+    NoSteps,
     /// It could not be written.
     #[error("{}: {source}", path.display())]
     Io {

@@ -20,7 +20,7 @@ use sconce_types::{
 };
 
 use crate::{
-    EngineHandle, EngineLimits, EngineOptions, Metrics, RecordSink, RequestError,
+    EngineHandle, EngineLimits, EngineOptions, Metrics, RecordSink, RequestError, StepTimes,
     admission::{self, Deadline, Door},
     engine::panic_message,
     flight::{Flight, Step},
@@ -242,6 +242,7 @@ impl<E: Executor> EngineLoop<E> {
             return self.end_unlaunched_step(newest, &error);
         }
         self.deliver_step(&step.batch, step_ended);
+        self.note_times(&step, waited, step_ended);
         self.flight.recycle(step.batch);
         let overhead = (waited - turn_started) + step_ended.elapsed();
         self.metrics.step_overhead.observe(overhead.as_secs_f64());
@@ -266,7 +267,7 @@ impl<E: Executor> EngineLoop<E> {
             let launched = Instant::now();
             let outcome = executor.launch(&batch);
             let must_wait = batch.num_constrained > 0 && !self.flight.is_empty();
-            let step = Step { batch, launched };
+            let step = Step { batch, scheduled, launched, sampled: None };
             if let Err(error) = outcome {
                 return Err(self.end_unlaunched_step(step, &error));
             }
@@ -297,10 +298,30 @@ impl<E: Executor> EngineLoop<E> {
         }
         let executor = executor.as_mut().expect("a turn is taken with an executor");
         executor.sample(masks)?;
+        let sampled = Instant::now();
         for row in masks.skipped() {
             scheduler.skip_sample(batch.sequences[row].request);
         }
+        flight.note_sampled(sampled);
         Ok(())
+    }
+
+    /// Keeps when a step's phases began and ended.
+    fn note_times(&self, step: &Step, awaited: Instant, returned: Instant) {
+        let since_start = |at: Instant| at.saturating_duration_since(self.shared.started);
+        self.shared.timeline.push(StepTimes {
+            step: step.batch.step,
+            num_sequences: step.batch.sequences.len(),
+            num_tokens: step.batch.num_tokens,
+            scheduled: since_start(step.scheduled),
+            launched: since_start(step.launched),
+            staged: since_start(self.result.staged.unwrap_or(step.launched)),
+            sampled: since_start(step.sampled.unwrap_or(step.launched)),
+            awaited: since_start(awaited),
+            returned: since_start(returned),
+            delivered: since_start(Instant::now()),
+            device: self.result.device_time,
+        });
     }
 
     /// Tells requests of the blocks that a step gave them, and those that it admitted.

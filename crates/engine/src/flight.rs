@@ -8,8 +8,11 @@ use sconce_types::ScheduledBatch;
 #[derive(Debug)]
 pub(crate) struct Step {
     pub(crate) batch: ScheduledBatch,
-    /// When it was launched.
+    /// When it was scheduled, and when launched.
+    pub(crate) scheduled: Instant,
     pub(crate) launched: Instant,
+    /// When all of it was launched, once it was.
+    pub(crate) sampled: Option<Instant>,
 }
 
 /// Steps in flight, the oldest first, and the memory of those that have ended.
@@ -52,6 +55,13 @@ impl Flight {
     /// The newest step, if it has yet to be sampled; it counts as sampled from now on.
     pub(crate) fn take_unsampled(&mut self) -> Option<&Step> {
         std::mem::take(&mut self.is_unsampled).then(|| self.steps.back()).flatten()
+    }
+
+    /// Notes that all of the newest step was launched.
+    pub(crate) fn note_sampled(&mut self, now: Instant) {
+        if let Some(newest) = self.steps.back_mut() {
+            newest.sampled = Some(now);
+        }
     }
 
     /// Takes the oldest step out.

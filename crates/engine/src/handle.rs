@@ -17,8 +17,8 @@ use sconce_types::{
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use crate::{
-    Capacity, Metrics, Overload, ReadySignal, RequestClock, RequestStream, Snapshot, StopCheck,
-    TokenConstraint, admission,
+    Capacity, Metrics, Overload, ReadySignal, RequestClock, RequestStream, Snapshot, StepTimes,
+    StopCheck, TokenConstraint, admission,
     shared::{Message, Permit, Shared, Submission},
 };
 
@@ -207,6 +207,12 @@ impl EngineHandle {
     #[must_use]
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
+    }
+
+    /// When the phases of the last steps began and ended, the oldest first.
+    #[must_use]
+    pub fn step_times(&self) -> Vec<StepTimes> {
+        self.shared.timeline.steps()
     }
 
     /// Requests taken and not yet ended.

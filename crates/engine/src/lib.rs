@@ -26,6 +26,7 @@ mod snapshot;
 mod stream;
 mod tenant_metrics;
 mod tenants;
+mod timeline;
 mod times;
 
 pub use admission::Capacity;
@@ -42,4 +43,5 @@ pub use sconce_types::End;
 pub use snapshot::{Snapshot, TenantSnapshot};
 pub use stream::{Overload, RequestError, RequestEvent, RequestStream, TokenEvent};
 pub use tenant_metrics::TenantUsage;
+pub use timeline::StepTimes;
 pub use times::{Preemption, RequestClock, RequestTimes};

@@ -14,6 +14,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::{
     Capacity, RequestClock, RequestEvent, Snapshot, StopCheck, TokenConstraint, admission::Door,
+    timeline::Timeline,
 };
 
 /// What is told to the engine's thread.
@@ -79,6 +80,8 @@ pub(crate) struct Shared {
     pub(crate) unfinished: AtomicUsize,
     pub(crate) drained: Notify,
     pub(crate) next_id: AtomicU64,
+    /// A lock that is held for less than a microsecond, but where a picture is made.
+    pub(crate) timeline: Timeline,
 }
 
 impl Shared {
@@ -99,6 +102,7 @@ impl Shared {
             unfinished: AtomicUsize::new(0),
             drained: Notify::new(),
             next_id: AtomicU64::new(0),
+            timeline: Timeline::default(),
         }
     }
 

@@ -1,6 +1,9 @@
 //! A model's way from a batch to logits, and what is made of them.
 
-use std::{ops::Range, time::Duration};
+use std::{
+    ops::Range,
+    time::{Duration, Instant},
+};
 
 use sconce_kernels::{
     AttentionKind, Backend, KernelError, StepLimits, StepPlan,
@@ -25,6 +28,8 @@ pub(crate) struct Forward<B: Backend> {
     replayed: Option<BufPlace>,
     /// Whether recorded steps are replayed.
     pub(crate) replays: bool,
+    /// When the step was staged.
+    pub(crate) staged: Option<Instant>,
 }
 
 impl<B: Backend> Forward<B> {
@@ -53,6 +58,7 @@ impl<B: Backend> Forward<B> {
             rows: 0,
             replayed: None,
             replays: true,
+            staged: None,
         })
     }
 
@@ -111,12 +117,15 @@ impl<B: Backend> Forward<B> {
         plan: &mut StepPlan,
         cache: &mut B::KvCache,
     ) -> Result<Buf, KernelError> {
-        let Self { graphs, backend, model, step, workspace, rows, replayed, replays, .. } = self;
+        let Self {
+            graphs, backend, model, step, workspace, rows, replayed, replays, staged, ..
+        } = self;
         let recorded = graphs.of(plan).filter(|_| *replays);
         plan.bucket = recorded.map(|recorded| recorded.rows);
         *rows = plan.num_tokens();
         *replayed = recorded.map(|recorded| recorded.logits);
         backend.stage(plan, step, cache)?;
+        *staged = Some(Instant::now());
         match recorded {
             Some(recorded) => {
                 backend.replay(&recorded.graph, step)?;

@@ -127,6 +127,7 @@ impl<B: Backend> ModelRunner<B> {
         batch.sequences.iter().for_each(|_| step.result.push(SampleOutcome::Nothing));
         step.sampled.clear();
         let hidden = self.forward.hidden(&mut self.plan, &mut self.cache)?;
+        step.result.staged = self.forward.staged;
         self.score_prompts(&hidden, &mut step.result)?;
         self.hidden = Some(hidden);
         self.flight.push_back(step);
@@ -354,6 +355,6 @@ fn slot(slots: &[Option<SlotState>], slot: Slot) -> &SlotState {
     slots[slot.index()].as_ref().expect("a scheduled sequence was admitted to its slot")
 }
 
-fn token_logprobs(Logprobs { token, logprob, top }: Logprobs) -> TokenLogprobs {
-    TokenLogprobs { token, logprob, top }
+fn token_logprobs(Logprobs { token, logprob, rank, top }: Logprobs) -> TokenLogprobs {
+    TokenLogprobs { token, logprob, rank, top }
 }

@@ -8,7 +8,7 @@ use axum::{
     http::{HeaderMap, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
 };
-use sconce_engine::Health;
+use sconce_engine::{Health, StepTimes};
 use sconce_tenants::{Principal, TenantEntry};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -83,6 +83,61 @@ struct TenantTargets {
     /// For each token after it.
     #[schema(required)]
     tpot_seconds: Option<f64>,
+}
+
+/// The engine's last steps, the oldest first.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct StepList {
+    #[schema(inline)]
+    object: List,
+    data: Vec<StepPhases>,
+}
+
+/// When the phases of a step began and ended, in microseconds since the engine's start. Phases of
+/// steps that overlap lie beside each other.
+#[derive(Serialize, ToSchema)]
+struct StepPhases {
+    /// Counted from 0.
+    step: u64,
+    sequences: usize,
+    /// Tokens that it computed.
+    tokens: usize,
+    /// The scheduler began.
+    scheduled_us: f64,
+    /// The executor began to plan the step and to send its inputs to the device.
+    launched_us: f64,
+    /// It began to launch kernels.
+    staged_us: f64,
+    /// All was launched.
+    sampled_us: f64,
+    /// The engine began to wait for results.
+    awaited_us: f64,
+    /// They were there.
+    returned_us: f64,
+    /// They were handed out.
+    delivered_us: f64,
+    /// What the device took, by its own clock; null where it has none.
+    #[schema(required)]
+    device_us: Option<f64>,
+}
+
+impl From<StepTimes> for StepPhases {
+    fn from(times: StepTimes) -> Self {
+        let us = |time: Duration| time.as_nanos() as f64 / 1e3;
+        Self {
+            step: times.step,
+            sequences: times.num_sequences,
+            tokens: times.num_tokens,
+            scheduled_us: us(times.scheduled),
+            launched_us: us(times.launched),
+            staged_us: us(times.staged),
+            sampled_us: us(times.sampled),
+            awaited_us: us(times.awaited),
+            returned_us: us(times.returned),
+            delivered_us: us(times.delivered),
+            device_us: times.device.map(us),
+        }
+    }
 }
 
 /// How much there is to do.
@@ -187,6 +242,18 @@ impl TenantDescription {
             },
         }
     }
+}
+
+/// When the last steps' phases began and ended
+///
+/// Of the last 1,024 steps; `sconce bench --profile` draws them.
+#[utoipa::path(
+    get, path = "/admin/steps", tag = "Administration", operation_id = "listSteps",
+    responses((status = 200, description = "The steps, the oldest first", body = StepList)),
+)]
+pub(crate) async fn steps(State(state): State<AppState>, _: AsAdmin) -> Json<StepList> {
+    let data = state.engine.step_times().into_iter().map(StepPhases::from).collect();
+    Json(StepList { object: List::Word, data })
 }
 
 /// Empty the prefix cache

@@ -61,6 +61,7 @@ pub fn router(engine: EngineHandle, text: Arc<TextModel>, config: ServerConfig) 
         ("/reset_prefix_cache", post(admin::reset_prefix_cache)),
         ("/admin/reload", post(admin::reload)),
         ("/admin/tenants", get(admin::tenants)),
+        ("/admin/steps", get(admin::steps)),
     ])
     .route("/v1/responses/{*id}", get(responses::retrieve).delete(responses::delete))
     .route("/v1/models/{*id}", get(models::retrieve))

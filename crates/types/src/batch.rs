@@ -1,6 +1,10 @@
 //! What a scheduler asks of an executor in one step, and what it gets back.
 
-use std::{ops::Range, sync::Arc, time::Duration};
+use std::{
+    ops::Range,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use crate::{BlockId, RequestId, SamplingParams, Slot, TokenId};
 
@@ -236,6 +240,9 @@ pub struct StepResult {
     pub step: u64,
     /// What the step took on the device; `None` where the device does not measure that.
     pub device_time: Option<Duration>,
+    /// When the step's inputs were on their way to the device, after which it was launched; where
+    /// the executor says it.
+    pub staged: Option<Instant>,
     /// One row for each of [`ScheduledBatch::sequences`], in their order.
     pub rows: Vec<RowResult>,
     /// Sampled tokens of all rows.
@@ -252,6 +259,7 @@ impl StepResult {
     pub fn clear(&mut self, step: u64) {
         self.step = step;
         self.device_time = None;
+        self.staged = None;
         self.rows.clear();
         self.tokens.clear();
         self.logprobs.clear();
@@ -336,6 +344,9 @@ pub struct TokenLogprobs {
     pub token: TokenId,
     /// Its natural-log probability.
     pub logprob: f32,
+    /// Its place among all tokens, the likeliest being 1, ties by lower id; counted for prompts'
+    /// tokens only.
+    pub rank: Option<u32>,
     /// The likeliest tokens, most likely first; ties by lower id.
     pub top: Vec<(TokenId, f32)>,
 }

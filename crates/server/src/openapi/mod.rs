@@ -93,6 +93,7 @@ use crate::{
         openapi,
         admin::reload,
         admin::tenants,
+        admin::steps,
         admin::reset_prefix_cache,
     ),
     // Those of errors and events, which no handler's types lead to.

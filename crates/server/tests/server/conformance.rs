@@ -272,6 +272,7 @@ fn an_answer_of_every_operation_is_what_the_document_says() {
         "/metrics",
         "/openapi.json",
         "/admin/tenants",
+        "/admin/steps",
         "/v1/nothing",
     ] {
         asking.ask(fake, ("GET", path), &Value::Null);

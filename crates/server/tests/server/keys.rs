@@ -51,6 +51,7 @@ fn without_keys_pages_of_other_sites_administrate_nothing() {
     let routes = [
         ("POST", "/admin/reload", 400),
         ("GET", "/admin/tenants", 200),
+        ("GET", "/admin/steps", 200),
         ("POST", "/reset_prefix_cache", 200),
     ];
     let local = ("host", &b"127.0.0.1:8000"[..]);
