@@ -44,6 +44,10 @@ fn main() -> Result<()> {
     let here = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fatbins(&here, &out)?;
+    if env::var_os("CARGO_FEATURE_NVTX").is_some() {
+        let include = toolkit(&here)?.join("include");
+        cc::Build::new().file(here.join("stubs/nvtx.c")).include(include).compile("sconce_nvtx");
+    }
     if env::var("CARGO_CFG_TARGET_OS")? == "linux" && env::var("CARGO_CFG_TARGET_ARCH")? == "x86_64"
     {
         stubs(&here, &out)?;
@@ -93,13 +97,17 @@ fn stubs(here: &Path, out: &Path) -> Result<()> {
             .compile(library);
     }
     // candle links the runtime by its shared name; what is linked is its static form.
-    let home = PathBuf::from(run(&mut Command::new(here.join("cuda/toolkit")))?);
+    let home = toolkit(here)?;
     let folders = ["lib", "lib64", "targets/x86_64-linux/lib"];
     let archives = folders.map(|folder| home.join(folder).join("libcudart_static.a"));
     let archive = archives.iter().find(|path| path.is_file());
     let archive = archive.ok_or_else(|| format!("no libcudart_static.a in {}", home.display()))?;
     fs::copy(archive, out.join("libcudart.a"))?;
     Ok(())
+}
+
+fn toolkit(here: &Path) -> Result<PathBuf> {
+    Ok(PathBuf::from(run(&mut Command::new(here.join("cuda/toolkit")))?))
 }
 
 /// The functions that bindings declare.

@@ -2,16 +2,19 @@
 //! into a program of its own: what is wrong in a kernel ends that program, with a
 //! message, and not the tests.
 
-#[expect(unreachable_pub, reason = "the library exports it")]
 #[path = "src/compile.rs"]
 mod compile;
 
 use std::{env, error::Error, fs, path::PathBuf};
 
+/// What programs of any kernels have in common.
+const PARTS: [&str; 2] = ["shim.cpp", "main.cpp"];
+
 fn main() -> Result<(), Box<dyn Error>> {
     let here = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
     let cuda = here.join("../cuda");
-    let program = PathBuf::from(env::var("OUT_DIR")?).join("shim");
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    let program = out.join("shim");
     let mut kernels = Vec::new();
     for entry in fs::read_dir(&cuda)? {
         let path = entry?.path();
@@ -20,10 +23,14 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     }
     kernels.sort();
-    let compiler = cc::Build::new().cpp(true).get_compiler();
-    compile::compile(compiler.path(), &here, &cuda, &kernels, &program)?;
+    let cxx = cc::Build::new().cpp(true).get_compiler();
+    let compiler = compile::Compiler { path: cxx.path(), shim: &here };
+    let parts = PARTS.map(|name| here.join(name));
+    let parts = compiler.objects(&here, &parts, &out)?;
+    compiler.program(&cuda, &kernels, &parts, &program)?;
     println!("cargo::rustc-env=SCONCE_SHIM={}", program.display());
-    println!("cargo::rustc-env=SCONCE_SHIM_CXX={}", compiler.path().display());
+    println!("cargo::rustc-env=SCONCE_SHIM_CXX={}", cxx.path().display());
+    println!("cargo::rustc-env=SCONCE_SHIM_PARTS={}", out.display());
     for name in [
         "build.rs",
         "src/compile.rs",

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "launch.hpp"
+#include "shim.hpp"
 
 namespace {
 
@@ -59,6 +60,11 @@ int main() {
             const Buffer& buffer = buffers.at(expect<uint32_t>());
             const char* address = static_cast<char*>(buffer.data) + expect<uint64_t>();
             memcpy(params.data() + offset, &address, sizeof(address));
+        }
+        if (shim::find_kernel(launch.kernel) == nullptr) {
+            fprintf(stderr, "%s: no such kernel\n", launch.kernel.c_str());
+            // What src/lib.rs knows it by.
+            return 4;
         }
         shim::launch(launch, params.data(), params.size());
         for (Buffer& buffer : buffers) {

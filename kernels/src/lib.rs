@@ -20,6 +20,7 @@ mod kv_layout;
 pub mod mapped;
 pub mod ops;
 mod plan;
+mod ranges;
 pub mod reference;
 mod sampler;
 
@@ -35,6 +36,7 @@ pub use ops::{
     encoder::{EncoderBackend, EncoderOps, TableRow},
 };
 pub use plan::{StepLimits, StepPlan, TableEdit};
+pub use ranges::{Range, range};
 pub use sampler::Sampler;
 
 /// All that a model runs on.

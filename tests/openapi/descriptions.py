@@ -16,6 +16,8 @@ import requests
 import yaml
 
 BASE = os.environ["SCONCE_BASE_URL"]
+# A model whose answers may begin with a thought, which it would never end.
+THINKING = os.environ["SCONCE_THINKING_URL"]
 EMBEDDING = os.environ["SCONCE_EMBEDDING_URL"]
 PLACE = "#/components/schemas/"
 
@@ -139,9 +141,9 @@ def get(path):
     return requests.get(BASE + path, timeout=60).json()
 
 
-def events(path, body):
+def events(path, body, base=BASE):
     """The data of a stream's events."""
-    response = requests.post(BASE + path, json=body | {"stream": True}, timeout=60)
+    response = requests.post(base + path, json=body | {"stream": True}, timeout=60)
     assert response.status_code == 200, response.text
     data = [line[6:] for line in response.text.splitlines() if line.startswith("data: ")]
     return [json.loads(event) for event in data if event != "[DONE]"]
@@ -168,13 +170,17 @@ def as_whole(chunk):
     return {name: value for name, value in chunk.items() if (name, value) != ("usage", None)}
 
 
+def place(more):
+    return THINKING if more is THOUGHT else BASE
+
+
 def chats():
     tools = {"tools": [{"type": "function", "function": FUNCTION}], "tool_choice": "required"}
     schema = {"name": "city", "schema": PARAMETERS}
     form = {"response_format": {"type": "json_schema", "json_schema": schema}}
     either = tools | form | {"tool_choice": "auto"}
     for more in (THOUGHT, tools, METERED, {"n": 2}, {"stop": ["c"]}, LOGPROBS, form, either):
-        yield {"messages": MESSAGES, "max_tokens": 90} | more
+        yield place(more), {"messages": MESSAGES, "max_tokens": 90} | more
 
 
 def completions():
@@ -190,13 +196,13 @@ def inputs():
     told = {"instructions": "Be brief", "user": "me", "metadata": {"a": "b"}}
     either = form | {"tools": [tool]}
     for more in (THOUGHT, tools, named, form, either, told, {"max_output_tokens": 3}):
-        yield {"input": "Hello", "max_output_tokens": 90} | more
+        yield place(more), {"input": "Hello", "max_output_tokens": 90} | more
 
 
 def check_openai(api):
-    for body in chats():
-        api.check("CreateChatCompletionResponse", answer("/v1/chat/completions", body))
-        for event in events("/v1/chat/completions", body):
+    for base, body in chats():
+        api.check("CreateChatCompletionResponse", answer("/v1/chat/completions", body, base))
+        for event in events("/v1/chat/completions", body, base):
             api.check("CreateChatCompletionStreamResponse", event)
     usage = {"stream_options": {"include_usage": True}, "messages": MESSAGES, "max_tokens": 3}
     for event in events("/v1/chat/completions", usage):
@@ -206,12 +212,12 @@ def check_openai(api):
         for event in events("/v1/completions", body):
             api.check("CreateCompletionResponse", as_whole(event))
     kinds = set()
-    for body in inputs():
-        response = answer("/v1/responses", body)
+    for base, body in inputs():
+        response = answer("/v1/responses", body, base)
         kinds |= {item["type"] for item in response["output"]}
         api.check("Response", response)
-        api.check("Response", requests.get(f"{BASE}/v1/responses/{response['id']}").json())
-        for event in events("/v1/responses", body):
+        api.check("Response", requests.get(f"{base}/v1/responses/{response['id']}").json())
+        for event in events("/v1/responses", body, base):
             api.check("ResponseStreamEvent", event)
             kinds.add(event["type"])
     expected = {"message", "reasoning", "function_call", "response.reasoning_text.done"}
@@ -334,14 +340,15 @@ def check_anthropic(api):
     kinds = set()
     for more in ({}, tools, thought, form, older, either, {"stop_sequences": ["c"]}):
         body = {"model": model, "messages": MESSAGES, "max_tokens": 90} | more
-        said = answer("/v1/messages", body)
+        base = THINKING if more is thought else BASE
+        said = answer("/v1/messages", body, base)
         kinds |= {block["type"] for block in said["content"]}
         api.check("Message", completed(said))
-        for event in events("/v1/messages", body):
+        for event in events("/v1/messages", body, base):
             api.check("MessageStreamEvent", completed(event))
             kinds.add(event["type"])
         count = {key: body[key] for key in body if key not in ("max_tokens", "stop_sequences")}
-        api.check("CountMessageTokensResponse", answer("/v1/messages/count_tokens", count))
+        api.check("CountMessageTokensResponse", answer("/v1/messages/count_tokens", count, base))
     assert {"text", "tool_use", "thinking", "content_block_delta"} <= kinds, kinds
     for body in ({"model": model}, {"model": "none", "messages": MESSAGES, "max_tokens": 1}):
         status, error = post("/v1/messages", body)

@@ -8,6 +8,8 @@ mod graphs;
 mod models;
 mod overlap;
 mod planted;
+#[cfg(feature = "nvtx")]
+mod ranges;
 mod serving;
 mod start;
 

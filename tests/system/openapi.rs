@@ -27,22 +27,27 @@ fn run(script: &str, variables: &[(&str, &str)], says: &str) {
 fn null(args: &[&str]) -> Server {
     let mut command = sconce();
     command.args(["serve", "null", "--port", "0", "--tool-call-parser", "hermes"]);
-    command.args(["--reasoning-parser", "qwen3", "--disable-access-log"]).args(args);
+    command.arg("--disable-access-log").args(args);
     Server::spawn(command)
 }
 
 /// Both in turn: they share the environment.
 #[test]
 fn answers_are_as_the_server_and_the_makers_of_the_apis_describe_them() {
-    let server = null(&["--api-key", "secret", "--max-model-len", "512"]);
+    const THINKS: [&str; 2] = ["--reasoning-parser", "qwen3"];
+    let server = null(&[&THINKS[..], &["--api-key", "secret", "--max-model-len", "512"]].concat());
     let base = format!("http://{}", server.address);
     let variables = [("SCONCE_BASE_URL", &*base), ("SCONCE_API_KEY", "secret")];
     run("fuzz.py", &variables, "every answer is as the document says");
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path().to_str().expect("UTF-8");
-    let (server, encoder) = (null(&["--batch-dir", folder]), embeddings::serve(&[]));
-    let base = format!("http://{}", server.address);
-    let embedding = format!("http://{}", encoder.address);
-    let variables = [("SCONCE_BASE_URL", &*base), ("SCONCE_EMBEDDING_URL", &*embedding)];
+    let servers = [null(&["--batch-dir", folder]), null(&THINKS), embeddings::serve(&[])];
+    let [base, thinking, embedding] =
+        servers.each_ref().map(|server| format!("http://{}", server.address));
+    let variables = [
+        ("SCONCE_BASE_URL", &*base),
+        ("SCONCE_THINKING_URL", &*thinking),
+        ("SCONCE_EMBEDDING_URL", &*embedding),
+    ];
     run("descriptions.py", &variables, "every answer is as described");
 }

@@ -8,6 +8,7 @@ use std::{
 use sconce_kernels::{
     AttentionKind, Backend, KernelError, StepLimits, StepPlan,
     ops::sampling::{Logprobs, SampleRequest, Sampled},
+    range,
 };
 use sconce_models::{Buf, BufPlace, Model, Pass, Workspace};
 
@@ -124,8 +125,12 @@ impl<B: Backend> Forward<B> {
         plan.bucket = recorded.map(|recorded| recorded.rows);
         *rows = plan.num_tokens();
         *replayed = recorded.map(|recorded| recorded.logits);
-        backend.stage(plan, step, cache)?;
+        {
+            let _range = range(c"stage");
+            backend.stage(plan, step, cache)?;
+        }
         *staged = Some(Instant::now());
+        let _range = range(c"forward");
         match recorded {
             Some(recorded) => {
                 backend.replay(&recorded.graph, step)?;

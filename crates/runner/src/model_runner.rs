@@ -5,6 +5,7 @@ use std::{collections::VecDeque, time::Duration};
 use sconce_kernels::{
     Backend, KernelError, StepPlan, TableEdit,
     ops::sampling::{Logprobs, SampleRequest, Sampled},
+    range,
 };
 use sconce_models::Buf;
 use sconce_types::{
@@ -115,6 +116,7 @@ impl<B: Backend> ModelRunner<B> {
     }
 
     fn compute(&mut self, batch: &ScheduledBatch) -> Result<(), KernelError> {
+        let _range = range(c"launch");
         for admitted in &batch.admitted {
             let slot = SlotState::new(admitted, self.groups.len());
             self.slots[admitted.slot.index()] = Some(slot);
@@ -208,6 +210,7 @@ impl<B: Backend> ModelRunner<B> {
     }
 
     fn sample_rows(&mut self, masks: &TokenMasks) -> Result<(), KernelError> {
+        let _range = range(c"sample");
         let Self { slots, flight, forward, depth, .. } = self;
         let step = flight.back_mut().expect("a step is launched before it is sampled");
         let overlaps = *depth > 1;
@@ -251,6 +254,7 @@ impl<B: Backend> ModelRunner<B> {
 
     /// Waits for the oldest step in flight, and tells slots what it sampled.
     fn read_oldest(&mut self) -> Result<InFlight, KernelError> {
+        let _range = range(c"wait");
         let mut step = self.flight.pop_front().expect("a step is launched before it is read");
         let device_time = if self.depth > 1 {
             let device_time = self.forward.wait_step(&mut step.sampled)?;

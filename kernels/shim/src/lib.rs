@@ -10,8 +10,9 @@
 use std::{
     collections::BTreeSet,
     io::{Read as _, Write as _},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use sconce_kernels::cuda::{DevicePointer, Launch};
@@ -21,14 +22,38 @@ pub mod cases;
 mod compile;
 mod driver;
 
+use compile::Compiler;
+
 pub use bench::Bench;
-pub use compile::compile;
 pub use driver::{ShimDriver, ShimGraph};
 
 /// The compiler that built the shim.
 #[must_use]
 pub fn compiler() -> &'static Path {
     Path::new(env!("SCONCE_SHIM_CXX"))
+}
+
+/// Builds the shim with other kernels, which may include headers from `cuda`.
+///
+/// # Errors
+/// The compiler failed; what it said is in the error.
+pub fn build(cuda: &Path, kernels: &[PathBuf], program: &Path) -> std::io::Result<()> {
+    let built = Path::new(env!("SCONCE_SHIM_PARTS"));
+    let parts = ["shim.o", "main.o"].map(|name| built.join(name));
+    let shim = Path::new(env!("CARGO_MANIFEST_DIR"));
+    Compiler { path: compiler(), shim }.program(cuda, kernels, &parts, program)
+}
+
+/// Whether a launch was of a kernel that the shim was not built with.
+static HAS_MISSED_A_KERNEL: AtomicBool = AtomicBool::new(false);
+
+/// How the program ends where it has no such kernel.
+const NO_SUCH_KERNEL: i32 = 4;
+
+/// Whether a launch was of a kernel that its shim was not built with: then what it found says
+/// nothing of the kernels.
+pub fn has_missed_a_kernel() -> bool {
+    HAS_MISSED_A_KERNEL.load(Ordering::Relaxed)
 }
 
 /// What launches' parameters point to.
@@ -113,7 +138,11 @@ impl Shim {
         received.map_err(|error| {
             self.input = None;
             match self.program.wait() {
-                Ok(status) => format!("{}: {status}", launch.kernel),
+                Ok(status) => {
+                    let is_missing = status.code() == Some(NO_SUCH_KERNEL);
+                    HAS_MISSED_A_KERNEL.fetch_or(is_missing, Ordering::Relaxed);
+                    format!("{}: {status}", launch.kernel)
+                }
                 Err(_) => format!("{}: {error}", launch.kernel),
             }
         })

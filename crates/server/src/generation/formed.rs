@@ -186,6 +186,8 @@ impl TokenConstraint for Formed {
                 match marker.take(token, constraint) {
                     Taken::Form => Before::Nothing,
                     Taken::Marker { is_whole: false } => Before::Opening(thought, marker),
+                    // A form that begins so has the thought in it.
+                    Taken::Marker { is_whole: true } if marker.may_be_form => Before::Nothing,
                     Taken::Marker { is_whole: true } => {
                         if marker.is_in_form {
                             *constraint = grammar.constraint();

@@ -383,14 +383,17 @@ fn a_thought_that_the_model_opens_is_free() {
 /// A form that begins as the marker does is told from it where they part.
 #[test]
 fn a_form_that_begins_as_a_thought_does_is_still_one() {
-    let regex = |said: &str| {
-        let more = json!({
-            "response_format": null, "structured_outputs": { "regex": "<th[a-z]{4}>" },
-        });
+    let by = |regex: &str, said: &str| {
+        let more = json!({ "response_format": null, "structured_outputs": { "regex": regex } });
         enumerated(said, "well?", &more)
     };
-    assert_eq!(regex("<things>")["content"], "<things>");
-    let message = regex("<think>things</think><things>");
+    // One that has a thought in it bounds that too.
+    let message = by("<think>[a-z]{3}</think>[a-z]{4}", "<think>abcdef</think>text");
+    assert_eq!(message["reasoning_content"], "abc", "{message}");
+    assert_eq!(message["content"].as_str().map(str::len), Some(4), "{message}");
+    let things = |said: &str| by("<th[a-z]{4}>", said);
+    assert_eq!(things("<things>")["content"], "<things>");
+    let message = things("<think>things</think><things>");
     assert_eq!(
         (&message["content"], &message["reasoning_content"]),
         (&json!("<things>"), &json!("things"))

@@ -72,6 +72,7 @@ tests! {
     a_slice_that_cannot_be_drawn_from_ends_its_row
     a_row_is_the_same_however_its_slices_are_shared_out
     wide_nuclei_are_settled_by_a_second_look
+    given_tokens_are_scored_and_ranked
     only_what_a_mask_allows_is_drawn
     a_mask_of_all_changes_no_bits_nor_do_neighbours_masks
     a_row_with_nothing_left_says_so

@@ -12,7 +12,7 @@ use sconce_cuda_shim::{
     },
 };
 
-use super::mutations::{only_heads_of_64, with_changed};
+use super::mutations::{only_f16_heads_of_64, with_changed};
 
 const KERNELS: [&str; 2] = ["decode_attention.cu", "prefill_attention.cu"];
 /// Compiles these products, emulated, in place of `mma` where they are used.
@@ -57,7 +57,7 @@ fn faults_of_warp_groups_are_found() {
     ];
     for (index, fault) in faults.into_iter().enumerate() {
         let name = format!("warpgroup{index}");
-        let edit = |text: String| only_heads_of_64(&text);
+        let edit = |text: String| only_f16_heads_of_64(&text);
         let outcome = with_changed(&KERNELS, &name, &[EMULATED, fault], edit, |bench| {
             Case::new(Element::F16, (1, 4, 64), &[(601, 20), (75, 70)]).check(bench, packed())
         });
