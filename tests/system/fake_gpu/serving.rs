@@ -13,7 +13,9 @@ const BOUND: f32 = 0.1;
 /// where they grow together somebody is preempted.
 pub(super) const FEW_BLOCKS: [&str; 4] =
     ["--max-model-len", "128", "--kv-cache-memory-bytes", "64K"];
-const SEEDS: u64 = 50;
+const ORDERS: usize = 50;
+/// Orders for each seed: a start takes as long as a few of them.
+const OF_A_SEED: usize = 4;
 /// Which of the scenario's clients leave, and after how many tokens.
 pub(super) const LEAVER: (usize, usize) = (4, 3);
 
@@ -65,18 +67,23 @@ fn answers_are_the_same_bits_in_any_batch_whenever_the_device_runs() {
     };
     let (next, preempted, cancelled) =
         (AtomicU64::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
-    let replayed = AtomicUsize::new(0);
+    let (replayed, orders) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let run = |fake_gpu: &[&str], label: &str| {
         let mut gpu = Gpu::start(&model, fake_gpu, &FEW_BLOCKS);
-        for (index, (answer, alone)) in together(&gpu).iter().zip(&alone).enumerate() {
-            let len = if index == LEAVER.0 { answer.tokens.len() } else { usize::MAX };
-            assert_eq!(*answer, alone.first(len), "{label}, request {index}");
-        }
-        let metric = |name: &str| gpu.server.metric(name) as usize;
-        preempted.fetch_add(metric("vllm:num_preemptions_total"), Ordering::Relaxed);
         let asked: usize = scenario().iter().map(|ask| ask.max_tokens).sum();
-        let given = metric("vllm:generation_tokens_total");
-        cancelled.fetch_add(usize::from(given < asked), Ordering::Relaxed);
+        let mut given = 0;
+        for order in 0..OF_A_SEED {
+            for (index, (answer, alone)) in together(&gpu).iter().zip(&alone).enumerate() {
+                let len = if index == LEAVER.0 { answer.tokens.len() } else { usize::MAX };
+                assert_eq!(*answer, alone.first(len), "{label}, order {order}, request {index}");
+            }
+            let before = given;
+            given = gpu.server.metric("vllm:generation_tokens_total") as usize;
+            cancelled.fetch_add(usize::from(given - before < asked), Ordering::Relaxed);
+            orders.fetch_add(1, Ordering::Relaxed);
+        }
+        let preemptions = gpu.server.metric("vllm:num_preemptions_total") as usize;
+        preempted.fetch_add(preemptions, Ordering::Relaxed);
         assert!(gpu.server.terminate().success(), "{label}");
         gpu.assert_clean(label);
         let is_replayed = |work: &&Work| work.name.starts_with("cuGraphLaunch of decode_attention");
@@ -84,15 +91,12 @@ fn answers_are_the_same_bits_in_any_batch_whenever_the_device_runs() {
     };
     run(&["--mode", "eager"], "eager");
     run(&["--mode", "late"], "late");
+    orders.store(0, Ordering::Relaxed);
     thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
-                loop {
+                while orders.load(Ordering::Relaxed) < ORDERS {
                     let seed = next.fetch_add(1, Ordering::Relaxed).to_string();
-                    if seed == SEEDS.to_string() {
-                        next.store(SEEDS, Ordering::Relaxed);
-                        break;
-                    }
                     run(&["--mode", "random", "--seed", &seed], &format!("seed {seed}"));
                 }
             });
