@@ -171,27 +171,34 @@ pub fn plot_profile(profile: &Profile, path: &Path) -> Result<(), PlotError> {
 fn draw(profile: &Profile, typical: usize, svg: &mut String) -> Drawn {
     let window =
         typical.saturating_sub(NEIGHBOURS)..profile.steps.len().min(typical + NEIGHBOURS + 1);
-    let steps = &profile.steps[window];
-    let from = steps.iter().map(|step| step.scheduled_us).fold(f64::INFINITY, f64::min);
-    let to = steps.iter().map(|step| step.delivered_us).fold(0.0, f64::max);
+    let window = &profile.steps[window];
+    let from = window.iter().map(|step| step.scheduled_us).fold(f64::INFINITY, f64::min);
+    let to = window.iter().map(|step| step.delivered_us).fold(0.0, f64::max);
+    // With those that overlap them.
+    let is_shown = |step: &&StepTimes| step.delivered_us > from && step.scheduled_us < to;
+    let steps: Vec<&StepTimes> = profile.steps.iter().filter(is_shown).collect();
     let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
     root.fill(&WHITE)?;
     let StepTimes { step, sequences, tokens, .. } = profile.steps[typical];
     let title =
         format!("Step {step} of {sequences} sequences and {tokens} tokens, and its neighbours");
     let root = root.titled(&title, ("sans-serif", 20))?;
+    let ms = |us: f64| (us.clamp(from, to) - from) / 1e3;
     let mut chart = ChartBuilder::on(&root)
         .margin(12)
         .x_label_area_size(40)
         .y_label_area_size(60)
-        .build_cartesian_2d(0.0..to - from, 0.0..2.0)?;
-    chart.configure_mesh().disable_mesh().disable_y_axis().x_desc("us").x_labels(10).draw()?;
+        .build_cartesian_2d(0.0..ms(to), 0.0..3.2)?;
+    chart.configure_mesh().disable_mesh().disable_y_axis().x_desc("ms").x_labels(10).draw()?;
+    for (name, at) in [("host", 1.35), ("device", 0.35)] {
+        let label = EmptyElement::at((0.0, at)) + Text::new(name, (-52, -7), ("sans-serif", 14));
+        chart.draw_series([label])?;
+    }
     let bar = |(begin, end): (f64, f64), lane: f64, colour: RGBColor| {
-        let corners = [(begin - from, lane + 0.1), (end.max(begin) - from, lane + 0.6)];
-        Rectangle::new(corners, colour.filled())
+        Rectangle::new([(ms(begin), lane + 0.1), (ms(end), lane + 0.6)], colour.filled())
     };
     for phase in &PHASES {
-        let legend = format!("{} {:.1}", phase.name, profile.median_of(phase));
+        let legend = format!("{}: {:.1} us", phase.name, profile.median_of(phase));
         let bars = steps.iter().map(|step| bar((phase.span)(step), 1.0, phase.colour));
         let colour = phase.colour;
         chart.draw_series(bars)?.label(legend).legend(move |at| square(at, colour));
@@ -204,13 +211,14 @@ fn draw(profile: &Profile, typical: usize, svg: &mut String) -> Drawn {
         let begin = free.max(step.staged_us);
         free = begin + time;
         bars.push(bar((begin, free), 0.0, DEVICE));
-        let label = format!("step {}: {time:.0} us", step.step);
-        let at = (begin - from, 0.8);
-        chart.draw_series([Text::new(label, at, ("sans-serif", 14))])?;
+        if begin < to {
+            let label = format!("step {}", step.step);
+            chart.draw_series([Text::new(label, (ms(begin), 0.8), ("sans-serif", 14))])?;
+        }
     }
     if let Some(median) = profile.median(|step| step.device_us) {
         let series = chart.draw_series(bars)?;
-        series.label(format!("device {median:.1}")).legend(|at| square(at, DEVICE));
+        series.label(format!("device: {median:.1} us")).legend(|at| square(at, DEVICE));
     }
     chart
         .configure_series_labels()
@@ -267,7 +275,7 @@ mod tests {
         let path = folder.path().join("profile.svg");
         plot_profile(&profile, &path).expect("it can be drawn");
         let svg = fs::read_to_string(&path).expect("it is there");
-        for words in ["of 8 sequences", "plan, upload 10.0", "device 60.0", "60 us"] {
+        for words in ["of 8 sequences", "plan, upload: 10.0 us", "device: 60.0 us", "step 4"] {
             assert!(svg.contains(words), "{words}: {svg}");
         }
     }
