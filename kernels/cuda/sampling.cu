@@ -111,7 +111,6 @@ KERNEL_RESIDENT(token_logprobs, TokenLogprobs, SAMPLE_THREADS, 2) {
     const Row row{const_cast<float*>(p.logits) + size_t(r) * p.vocab_size, p.vocab_size, nullptr};
     const Stream stream(row, bytes, work.first_slice(), work.end_slice());
     const uint32_t token = p.tokens[r];
-    const float logit = row.logits[token];
     const uint32_t num_top = p.num_top[r];
     if (threadIdx.x < 3) {
         taken[threadIdx.x] = 0;
@@ -121,10 +120,15 @@ KERNEL_RESIDENT(token_logprobs, TokenLogprobs, SAMPLE_THREADS, 2) {
     for (uint32_t slice = stream.first; slice < stream.end; ++slice) {
         const uint32_t first = slice * SLICE;
         const Logits own = stream.take(slice);
-        const uint32_t before = block_total(num_before(own, first, logit, token));
+        SliceResult& result = work.slices[slice];
+        const uint32_t before = block_total(num_before(own, first, row.logits[token], token));
+        if (threadIdx.x == 0) {
+            result.num_kept = before;
+        }
         const Look look = look_at(own, first, LOG2_E, num_top > 0, likeliest, false, no_bins);
         if (threadIdx.x == 0) {
-            work.slices[slice] = {look.best, look.best, look.sum, 0.0f, 0.0f, before};
+            result.raw = look.best;
+            result.sum = look.sum;
         }
     }
     if (threadIdx.x == 0) {
@@ -140,7 +144,7 @@ KERNEL_RESIDENT(token_logprobs, TokenLogprobs, SAMPLE_THREADS, 2) {
         const float log_sum = log_sum_exp(work, best.largest());
         result.num_top = report_listed(work, best.largest(), num_top, log_sum, shared.room(),
                                        p.top + size_t(r) * MAX_TOP);
-        result.logprob = logit - log_sum;
+        result.logprob = row.logits[token] - log_sum;
         result.rank = 1 + block_total(threadIdx.x < work.num_slices ? work.slices[threadIdx.x].num_kept : 0);
         open = result.num_top == NOT_ENOUGH ? LIKELIEST_OPEN : 0;
     }
