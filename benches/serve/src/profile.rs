@@ -1,6 +1,6 @@
 //! Where a step's time goes: a server's last steps as a picture and a table of medians.
 
-use std::{fmt, fs, path::Path};
+use std::{collections::BTreeMap, fmt, fs, path::Path};
 
 use plotters::prelude::*;
 use serde::Deserialize;
@@ -95,31 +95,27 @@ impl Profile {
 
     /// The steps of as many sequences as most have.
     fn usual(&self) -> Vec<usize> {
-        let of = |sequences: usize| {
-            let indices =
-                (0..self.steps.len()).filter(move |&i| self.steps[i].sequences == sequences);
-            indices.collect::<Vec<_>>()
-        };
-        let mut counts: Vec<usize> = self.steps.iter().map(|step| step.sequences).collect();
-        counts.sort_unstable();
-        counts.dedup();
-        counts.into_iter().map(of).max_by_key(Vec::len).unwrap_or_default()
+        let mut by_sequences: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        for (index, step) in self.steps.iter().enumerate() {
+            by_sequences.entry(step.sequences).or_default().push(index);
+        }
+        by_sequences.into_values().max_by_key(Vec::len).unwrap_or_default()
     }
 
-    /// The median of what a phase takes in the usual steps, in microseconds.
-    fn median(&self, of: impl Fn(&StepTimes) -> Option<f64>) -> Option<f64> {
-        let times = self.usual().into_iter().filter_map(|i| of(&self.steps[i]));
+    /// The median of a time in the usual steps, in microseconds.
+    fn median(&self, usual: &[usize], of: impl Fn(&StepTimes) -> Option<f64>) -> Option<f64> {
+        let times = usual.iter().filter_map(|&i| of(&self.steps[i]));
         let mut times: Vec<f64> = times.collect();
         times.sort_unstable_by(f64::total_cmp);
         (!times.is_empty()).then(|| percentile(&times, 50.0))
     }
 
-    fn median_of(&self, phase: &Phase) -> f64 {
+    fn median_of(&self, usual: &[usize], phase: &Phase) -> f64 {
         let time = |step: &StepTimes| {
             let (begin, end) = (phase.span)(step);
             Some((end - begin).max(0.0))
         };
-        self.median(time).unwrap_or(0.0)
+        self.median(usual, time).unwrap_or(0.0)
     }
 
     /// From one step's results to the next one's.
@@ -129,8 +125,8 @@ impl Profile {
     }
 
     /// The usual step that takes the median time.
-    fn typical(&self) -> Option<usize> {
-        let mut usual = self.usual();
+    fn typical(&self, usual: &[usize]) -> Option<usize> {
+        let mut usual = usual.to_vec();
         usual.sort_by(|&a, &b| {
             let [a, b] = [a, b].map(|index| self.gap(index).unwrap_or(f64::INFINITY));
             a.total_cmp(&b)
@@ -147,9 +143,9 @@ impl fmt::Display for Profile {
         let sequences = self.steps[first].sequences;
         write!(f, "{} steps of {sequences} sequences, medians in us", usual.len())?;
         for phase in &PHASES {
-            write!(f, "\n{:<22}{:>12.1}", phase.name, self.median_of(phase))?;
+            write!(f, "\n{:<22}{:>12.1}", phase.name, self.median_of(&usual, phase))?;
         }
-        if let Some(device) = self.median(|step| step.device_us) {
+        if let Some(device) = self.median(&usual, |step| step.device_us) {
             write!(f, "\n{:<22}{device:>12.1}", "device")?;
         }
         Ok(())
@@ -162,13 +158,15 @@ impl fmt::Display for Profile {
 /// # Errors
 /// There is no step, or a file that cannot be written.
 pub fn plot_profile(profile: &Profile, path: &Path) -> Result<(), PlotError> {
-    let typical = profile.typical().ok_or(PlotError::NoSteps)?;
+    let usual = profile.usual();
+    let typical = profile.typical(&usual).ok_or(PlotError::NoSteps)?;
     let mut svg = String::new();
-    draw(profile, typical, &mut svg).map_err(|error| PlotError::Draw(error.to_string()))?;
+    draw(profile, (&usual, typical), &mut svg)
+        .map_err(|error| PlotError::Draw(error.to_string()))?;
     fs::write(path, svg).map_err(|source| PlotError::Io { path: path.to_owned(), source })
 }
 
-fn draw(profile: &Profile, typical: usize, svg: &mut String) -> Drawn {
+fn draw(profile: &Profile, (usual, typical): (&[usize], usize), svg: &mut String) -> Drawn {
     let window =
         typical.saturating_sub(NEIGHBOURS)..profile.steps.len().min(typical + NEIGHBOURS + 1);
     let window = &profile.steps[window];
@@ -198,7 +196,7 @@ fn draw(profile: &Profile, typical: usize, svg: &mut String) -> Drawn {
         Rectangle::new([(ms(begin), lane + 0.1), (ms(end), lane + 0.6)], colour.filled())
     };
     for phase in &PHASES {
-        let legend = format!("{}: {:.1} us", phase.name, profile.median_of(phase));
+        let legend = format!("{}: {:.1} us", phase.name, profile.median_of(usual, phase));
         let bars = steps.iter().map(|step| bar((phase.span)(step), 1.0, phase.colour));
         let colour = phase.colour;
         chart.draw_series(bars)?.label(legend).legend(move |at| square(at, colour));
@@ -216,7 +214,7 @@ fn draw(profile: &Profile, typical: usize, svg: &mut String) -> Drawn {
             chart.draw_series([Text::new(label, (ms(begin), 0.8), ("sans-serif", 14))])?;
         }
     }
-    if let Some(median) = profile.median(|step| step.device_us) {
+    if let Some(median) = profile.median(usual, |step| step.device_us) {
         let series = chart.draw_series(bars)?;
         series.label(format!("device: {median:.1} us")).legend(|at| square(at, DEVICE));
     }
