@@ -15,6 +15,8 @@ from pathlib import Path
 BLOCK = 1 << 20
 # Bytes of a shard, about.
 SHARD = 4 << 30
+# Of tokens that are not to be generated the logits are smaller by this power of two.
+SILENCE = 8
 
 
 def bf16(number):
@@ -79,7 +81,7 @@ def elements(shape):
     return shape[0] * (shape[1] if len(shape) > 1 else 1)
 
 
-def write_shard(path, shard, numbers):
+def write_shard(path, shard, numbers, spoken):
     header, at = {}, 0
     for name, shape, _ in shard:
         end = at + 2 * elements(shape)
@@ -89,11 +91,20 @@ def write_shard(path, shard, numbers):
     text += b" " * (-len(text) % 8)
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        for _, shape, exponent in shard:
+        for name, shape, exponent in shard:
             if exponent is None:
                 file.write(struct.pack("<H", bf16(1.0)) * elements(shape))
+            elif name == "lm_head.weight" and spoken:
+                for token in range(shape[0]):
+                    numbers.write(file, shape[1], exponent if token in spoken else exponent - SILENCE)
             else:
                 numbers.write(file, elements(shape), exponent)
+
+
+def whole_words(path):
+    """Tokens that are text by themselves: each arrives at a client when it is generated."""
+    vocabulary = json.loads(path.read_text())["model"]["vocab"]
+    return {token for text, token in vocabulary.items() if text.lstrip("\u0120").isascii()}
 
 
 def write_model(a):
@@ -124,9 +135,10 @@ def write_model(a):
         shards[-1].append(tensor)
         size += 2 * elements(tensor[1])
     numbers, weight_map = Numbers(a.seed), {}
+    spoken = whole_words(a.words) if a.words else None
     for index, shard in enumerate(shards, 1):
         name = f"model-{index:05}-of-{len(shards):05}.safetensors"
-        write_shard(a.dir / name, shard, numbers)
+        write_shard(a.dir / name, shard, numbers, spoken)
         weight_map.update({tensor[0]: name for tensor in shard})
     total = sum(2 * elements(shape) for _, shape, _ in tensors(a))
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
@@ -184,6 +196,7 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--prompts", type=Path, help="write prompts too, as JSON")
     parser.add_argument("--num-prompts", type=int, default=64)
+    parser.add_argument("--words", type=Path, help="generate only whole words of this tokenizer.json")
     parser.add_argument("--tokenizer", type=Path, help="write a tokenizer of bytes into this folder")
     a = parser.parse_args()
     if a.dir:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Callable
 
 HERE = Path(__file__).resolve().parent
+# What pack left.
+PACKED = HERE.parents[1] / "target/gpu"
 # Numbers of a model of random weights, as models.py takes them.
 TINY = "--layers 2 --hidden 128 --intermediate 256 --heads 2 --kv-heads 1 --vocab 512"
 SMALL = "--layers 16 --hidden 1024 --intermediate 4096 --heads 16 --kv-heads 4 --vocab 49152"
@@ -68,6 +70,8 @@ class Models:
             words += ["--prompts", self.folder / "prompts.json", "--num-prompts", prompts]
         if self.run.dry:
             words += ["--tokenizer", self.folder / name]
+        else:
+            words += ["--words", PACKED / "tokenizer.json"]
         return self.run.start(python("models.py", *words), self.run.work / f"{name}.log")
 
     def take(self, name):
@@ -75,7 +79,7 @@ class Models:
         if self.making[name].wait(MODEL_SECONDS) != 0:
             raise RuntimeError((self.run.work / f"{name}.log").read_text()[-2000:])
         if not self.run.dry:
-            for file in (HERE.parents[1] / "target/gpu").glob("tokenizer*.json"):
+            for file in PACKED.glob("tokenizer*.json"):
                 shutil.copy(file, self.folder / name)
         return self.folder / name
 
