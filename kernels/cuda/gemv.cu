@@ -237,6 +237,8 @@ __device__ __forceinline__ void gemv(const Gemv& p) {
     for (int u = 0; u < U; ++u) {
         ask(u);
     }
+    // The weights are on their way while x is still being computed.
+    await_previous();
     stage_rows<T, M, PARTS>(p, reinterpret_cast<Vector<T>*>(dynamic), padded);
 
     for (; task < tasks; task += stride) {
@@ -303,13 +305,13 @@ __device__ __forceinline__ void gemv(const Gemv& p) {
 // Told that a multiprocessor holds one block, the compiler asks for the next pieces before it
 // adds these up, where registers last; of three and four rows they do not.
 #define GEMV(name, T, W, M, R, U)                                                             \
-    KERNEL(name##_m##M##_r##R##_u##U, Gemv, GEMV_THREADS) { gemv<T, W, M, R, U>(p); }
+    KERNEL_EARLY(name##_m##M##_r##R##_u##U, Gemv, GEMV_THREADS) { gemv<T, W, M, R, U>(p); }
 #define GEMV_EARLY(name, T, W, M, R, U)                                                       \
-    KERNEL_RESIDENT(name##_m##M##_r##R##_u##U, Gemv, GEMV_THREADS, 1) {                       \
+    KERNEL_EARLY_RESIDENT(name##_m##M##_r##R##_u##U, Gemv, GEMV_THREADS, 1) {                 \
         gemv<T, W, M, R, U>(p);                                                               \
     }
 #define GEMV_TWO(name, T, W, M, R, U)                                                         \
-    KERNEL_RESIDENT(name##_m##M##_r##R##_u##U##_b2, Gemv, GEMV_THREADS, 2) {                  \
+    KERNEL_EARLY_RESIDENT(name##_m##M##_r##R##_u##U##_b2, Gemv, GEMV_THREADS, 2) {            \
         gemv<T, W, M, R, U>(p);                                                               \
     }
 

@@ -9,7 +9,6 @@
 // in the same loop, so that tensor cores and the rest both have work (FlashAttention-3:
 // Shah et al., 2024).
 #include "prefill_rows.cuh"
-#include "prefill_warpgroups.cuh"
 
 constexpr int PREFILL_THREADS = 256;
 constexpr int PREFILL_WARPS = PREFILL_THREADS / WARP;
@@ -211,22 +210,14 @@ template <typename T, typename C, int D> __device__ __forceinline__ void prefill
     copy_async_wait<0>();
     // Q has been read by all; outputs take its place.
     __syncthreads();
-    store_prefill(sequence, all, reinterpret_cast<T*>(all_queries), own, first_dim, count, PREFILL_WARPS);
-}
-
-// By warps, or by groups of them where there are such products.
-template <typename T, typename C, int D> __device__ __forceinline__ void prefill(const PagedAttention& p) {
-#if WARPGROUP_PRODUCTS
-    if constexpr (sizeof(C) == 2 && D % SWIZZLED_COLUMNS == 0) {
-        prefill_by_groups<T, D>(p);
-        return;
-    }
-#endif
-    prefill_attention<T, C, D>(p);
+    T* const outputs = reinterpret_cast<T*>(all_queries);
+    stage_outputs<OUT>(sequence, all, outputs, own, first_dim);
+    __syncthreads();
+    sequence.store_rows(outputs, warp_id(), PREFILL_WARPS, count);
 }
 
 #define ATTENTION(name, T, C, D)                                                                   \
-    KERNEL(name##_d##D, PagedAttention, PREFILL_THREADS) { prefill<T, C, D>(p); }
+    KERNEL(name##_d##D, PagedAttention, PREFILL_THREADS) { prefill_attention<T, C, D>(p); }
 
 // Grid: [KV heads, work].
 ATTENTION_OF_HEAD_DIMS(prefill_attention_bf16, bf16, bf16)

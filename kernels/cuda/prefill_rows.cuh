@@ -164,12 +164,11 @@ __device__ __forceinline__ void merge_chunk(Partial<OUT>& all, const Partial<OUT
     }
 }
 
-// Writes the block's finished rows, of which this warp has 16, `own` rows from the block's
-// first, and dimensions from `first_dim` on. They go through `shared`, which no thread reads
-// for something else any more.
-template <typename T, typename C, int D, int OUT>
-__device__ __forceinline__ void store_prefill(const Sequence<T, C, D>& sequence, const Partial<OUT>& all, T* shared,
-                                              int own, int first_dim, int count, int warps) {
+// Puts a warp's 16 finished rows, `own` rows from the block's first, and their dimensions from
+// `first_dim` on, OUT of them, into shared memory, for `Sequence::store_rows`.
+template <int OUT, typename T, typename C, int D, int SUMMED>
+__device__ __forceinline__ void stage_outputs(const Sequence<T, C, D>& sequence, const Partial<SUMMED>& all, T* shared,
+                                              int own, int first_dim) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
         const float factor = sequence.normalizer(all.sum[r]);
@@ -189,6 +188,4 @@ __device__ __forceinline__ void store_prefill(const Sequence<T, C, D>& sequence,
             }
         }
     }
-    __syncthreads();
-    sequence.store_rows(shared, warp_id(), warps, count);
 }

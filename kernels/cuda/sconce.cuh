@@ -18,15 +18,43 @@ using bf16 = __nv_bfloat16;
 using f16 = __half;
 using e4m3 = __nv_fp8_e4m3;
 
-#define KERNEL(name, Params, threads)                                              \
-    extern "C" __global__ void __launch_bounds__(threads)                          \
-        name(const __grid_constant__ Params p)
+// Programmatic dependent launch (CUDA C++ Programming Guide): from compute capability 9.0 on a
+// kernel's blocks may start while the kernel before it still runs. Until `await_previous`
+// returns, a kernel reads only what no kernel of a step writes, and writes nothing.
+__device__ __forceinline__ void await_previous() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;\n" ::: "memory");
+#endif
+}
+
+// The next kernel's blocks may start where there is room for them, once all of this one's have.
+__device__ __forceinline__ void let_next_start() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
+#endif
+}
+
+#define KERNEL_BEGINNING(name, Params, first, ...)                                 \
+    static __device__ __forceinline__ void name##_body(const Params& p);           \
+    extern "C" __global__ void __launch_bounds__(__VA_ARGS__)                      \
+        name(const __grid_constant__ Params p) {                                   \
+        let_next_start();                                                          \
+        first;                                                                     \
+        name##_body(p);                                                            \
+    }                                                                              \
+    static __device__ __forceinline__ void name##_body(const Params& p)
+
+#define KERNEL(name, Params, threads) KERNEL_BEGINNING(name, Params, await_previous(), threads)
 
 // A kernel of whose blocks so many at least run side by side on a multiprocessor, which
 // bounds its registers; without that the compiler weighs spills against more blocks.
-#define KERNEL_RESIDENT(name, Params, threads, blocks)                               \
-    extern "C" __global__ void __launch_bounds__(threads, blocks)                  \
-        name(const __grid_constant__ Params p)
+#define KERNEL_RESIDENT(name, Params, threads, blocks)                             \
+    KERNEL_BEGINNING(name, Params, await_previous(), threads, blocks)
+
+// The same two, of a kernel that calls `await_previous` itself.
+#define KERNEL_EARLY(name, Params, threads) KERNEL_BEGINNING(name, Params, (void)0, threads)
+#define KERNEL_EARLY_RESIDENT(name, Params, threads, blocks)                       \
+    KERNEL_BEGINNING(name, Params, (void)0, threads, blocks)
 
 // A block's static shared memory: `name`, an array.
 #define SHARED(type, name, count) __shared__ type name[count]

@@ -5,12 +5,11 @@
 
 #include "kv_tiles.cuh"
 
-#ifndef WARPGROUP_PRODUCTS
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+// The shim emulates them.
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL) || !defined(__CUDACC__)
 #define WARPGROUP_PRODUCTS 1
 #else
 #define WARPGROUP_PRODUCTS 0
-#endif
 #endif
 
 #if WARPGROUP_PRODUCTS && defined(__CUDACC__)
@@ -46,6 +45,49 @@ template <int N> __device__ __forceinline__ void await_products() {
     asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(N) : "memory");
 }
 
+// Arrivals at a place in shared memory, in phases of `arrivals` each (PTX ISA, "mbarrier").
+struct Barrier {
+    uint64_t state;
+
+    __device__ __forceinline__ void begin(uint32_t arrivals) {
+        asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\n" ::"r"(shared_address(&state)), "r"(arrivals)
+                     : "memory");
+    }
+
+    __device__ __forceinline__ void arrive() {
+        asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(shared_address(&state)) : "memory");
+    }
+
+    // Waits for the end of the phase of that parity; the one before the first has parity 1.
+    __device__ __forceinline__ void await(uint32_t parity) {
+        asm volatile("{\n"
+                     ".reg .pred done;\n"
+                     "again:\n"
+                     "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+                     "@!done bra again;\n"
+                     "}\n" ::"r"(shared_address(&state)),
+                     "r"(parity)
+                     : "memory");
+    }
+};
+
+// Waits until so many threads have come to the block's barrier of that number, or comes to it
+// without a wait.
+__device__ __forceinline__ void sync_threads(int barrier, int threads) {
+    asm volatile("bar.sync %0, %1;\n" ::"r"(barrier), "r"(threads) : "memory");
+}
+__device__ __forceinline__ void arrive_threads(int barrier, int threads) {
+    asm volatile("bar.arrive %0, %1;\n" ::"r"(barrier), "r"(threads) : "memory");
+}
+
+// What registers the threads of a group have from here on.
+template <int REGISTERS> __device__ __forceinline__ void give_registers_back() {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;\n" ::"n"(REGISTERS));
+}
+template <int REGISTERS> __device__ __forceinline__ void take_registers() {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;\n" ::"n"(REGISTERS));
+}
+
 // Keeps the compiler from moving what touches these registers past this place.
 template <int TILES> __device__ __forceinline__ void pin(float (&d)[TILES][4]) {
 #pragma unroll
@@ -57,12 +99,24 @@ template <int TILES> __device__ __forceinline__ void pin(float (&d)[TILES][4]) {
     }
 }
 
-__device__ __forceinline__ void pin(float (&x)[2]) { asm volatile("" : "+f"(x[0]), "+f"(x[1])::"memory"); }
+template <int STEPS> __device__ __forceinline__ void pin(uint32_t (&a)[STEPS][4]) {
+#pragma unroll
+    for (int k = 0; k < STEPS; ++k) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            asm volatile("" : "+r"(a[k][i])::"memory");
+        }
+    }
+}
 
 // D = A * B, and what D was where `adds`: 64 rows by 64 columns, a sum over 16; a row of A,
 // and a column of B, lie in one row of shared memory.
 template <typename M>
 __device__ __forceinline__ void multiply_shared(float (&d)[8][4], Matrix a, Matrix b, int adds);
+
+// The same of A in registers.
+template <typename M>
+__device__ __forceinline__ void multiply_rows(float (&d)[8][4], const uint32_t (&a)[4], Matrix b, int adds);
 
 // D += A * B: 64 rows by 8 * TILES columns, a sum over 16; A is in registers, and a row of B
 // lies in rows of shared memory, 64 columns each.
@@ -92,14 +146,18 @@ __device__ __forceinline__ void multiply_registers(float (&d)[TILES][4], const u
                      : "l"(a), "l"(b), "r"(adds));                                                  \
     }
 
-#define PRODUCT_OF_REGISTERS_8(M, name)                                                             \
+#define PRODUCT_OF_ROWS(M, name)                                                                    \
     template <>                                                                                     \
-    __device__ __forceinline__ void multiply_registers<M, 8>(                                       \
-        float (&d)[8][4], const uint32_t (&a)[4], Matrix b) {                                     \
-        asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." name "." name " "                \
+    __device__ __forceinline__ void multiply_rows<M>(float (&d)[8][4], const uint32_t (&a)[4],     \
+                                                     Matrix b, int adds) {                          \
+        asm volatile("{\n"                                                                          \
+                     ".reg .pred p;\n"                                                              \
+                     "setp.ne.b32 p, %37, 0;\n"                                                     \
+                     "wgmma.mma_async.sync.aligned.m64n64k16.f32." name "." name " "                \
                      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "      \
                      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "\
-                     "{%32, %33, %34, %35}, %36, 1, 1, 1, 1;\n"                                     \
+                     "{%32, %33, %34, %35}, %36, p, 1, 1, 0;\n"                                    \
+                     "}\n"                                                                          \
                      : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]),                  \
                        "+f"(d[1][0]), "+f"(d[1][1]), "+f"(d[1][2]), "+f"(d[1][3]),                  \
                        "+f"(d[2][0]), "+f"(d[2][1]), "+f"(d[2][2]), "+f"(d[2][3]),                  \
@@ -108,18 +166,39 @@ __device__ __forceinline__ void multiply_registers(float (&d)[TILES][4], const u
                        "+f"(d[5][0]), "+f"(d[5][1]), "+f"(d[5][2]), "+f"(d[5][3]),                  \
                        "+f"(d[6][0]), "+f"(d[6][1]), "+f"(d[6][2]), "+f"(d[6][3]),                  \
                        "+f"(d[7][0]), "+f"(d[7][1]), "+f"(d[7][2]), "+f"(d[7][3])                   \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(adds));              \
+    }
+
+#define PRODUCT_OF_REGISTERS_9(M, name)                                                             \
+    template <>                                                                                     \
+    __device__ __forceinline__ void multiply_registers<M, 9>(                                       \
+        float (&d)[9][4], const uint32_t (&a)[4], Matrix b) {                                       \
+        asm volatile("wgmma.mma_async.sync.aligned.m64n72k16.f32." name "." name " "                \
+                     "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "      \
+                     "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
+                     "%32, %33, %34, %35}, "                                                        \
+                     "{%36, %37, %38, %39}, %40, 1, 1, 1, 1;\n"                                     \
+                     : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]),                  \
+                       "+f"(d[1][0]), "+f"(d[1][1]), "+f"(d[1][2]), "+f"(d[1][3]),                  \
+                       "+f"(d[2][0]), "+f"(d[2][1]), "+f"(d[2][2]), "+f"(d[2][3]),                  \
+                       "+f"(d[3][0]), "+f"(d[3][1]), "+f"(d[3][2]), "+f"(d[3][3]),                  \
+                       "+f"(d[4][0]), "+f"(d[4][1]), "+f"(d[4][2]), "+f"(d[4][3]),                  \
+                       "+f"(d[5][0]), "+f"(d[5][1]), "+f"(d[5][2]), "+f"(d[5][3]),                  \
+                       "+f"(d[6][0]), "+f"(d[6][1]), "+f"(d[6][2]), "+f"(d[6][3]),                  \
+                       "+f"(d[7][0]), "+f"(d[7][1]), "+f"(d[7][2]), "+f"(d[7][3]),                  \
+                       "+f"(d[8][0]), "+f"(d[8][1]), "+f"(d[8][2]), "+f"(d[8][3])                   \
                      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                         \
     }
 
 #define PRODUCT_OF_REGISTERS_16(M, name)                                                            \
     template <>                                                                                     \
     __device__ __forceinline__ void multiply_registers<M, 16>(                                      \
-        float (&d)[16][4], const uint32_t (&a)[4], Matrix b) {                                    \
+        float (&d)[16][4], const uint32_t (&a)[4], Matrix b) {                                      \
         asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." name "." name " "               \
                      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "      \
-                     "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "\
-                     "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "\
-                     "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "\
+                     "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
+                     "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+                     "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, " \
                      "{%64, %65, %66, %67}, %68, 1, 1, 1, 1;\n"                                     \
                      : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]),                  \
                        "+f"(d[1][0]), "+f"(d[1][1]), "+f"(d[1][2]), "+f"(d[1][3]),                  \
@@ -140,12 +219,47 @@ __device__ __forceinline__ void multiply_registers(float (&d)[TILES][4], const u
                      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                         \
     }
 
+#define PRODUCT_OF_REGISTERS_17(M, name)                                                            \
+    template <>                                                                                     \
+    __device__ __forceinline__ void multiply_registers<M, 17>(                                      \
+        float (&d)[17][4], const uint32_t (&a)[4], Matrix b) {                                      \
+        asm volatile("wgmma.mma_async.sync.aligned.m64n136k16.f32." name "." name " "               \
+                     "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "      \
+                     "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
+                     "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+                     "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, " \
+                     "%64, %65, %66, %67}, "                                                        \
+                     "{%68, %69, %70, %71}, %72, 1, 1, 1, 1;\n"                                     \
+                     : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]),                  \
+                       "+f"(d[1][0]), "+f"(d[1][1]), "+f"(d[1][2]), "+f"(d[1][3]),                  \
+                       "+f"(d[2][0]), "+f"(d[2][1]), "+f"(d[2][2]), "+f"(d[2][3]),                  \
+                       "+f"(d[3][0]), "+f"(d[3][1]), "+f"(d[3][2]), "+f"(d[3][3]),                  \
+                       "+f"(d[4][0]), "+f"(d[4][1]), "+f"(d[4][2]), "+f"(d[4][3]),                  \
+                       "+f"(d[5][0]), "+f"(d[5][1]), "+f"(d[5][2]), "+f"(d[5][3]),                  \
+                       "+f"(d[6][0]), "+f"(d[6][1]), "+f"(d[6][2]), "+f"(d[6][3]),                  \
+                       "+f"(d[7][0]), "+f"(d[7][1]), "+f"(d[7][2]), "+f"(d[7][3]),                  \
+                       "+f"(d[8][0]), "+f"(d[8][1]), "+f"(d[8][2]), "+f"(d[8][3]),                  \
+                       "+f"(d[9][0]), "+f"(d[9][1]), "+f"(d[9][2]), "+f"(d[9][3]),                  \
+                       "+f"(d[10][0]), "+f"(d[10][1]), "+f"(d[10][2]), "+f"(d[10][3]),              \
+                       "+f"(d[11][0]), "+f"(d[11][1]), "+f"(d[11][2]), "+f"(d[11][3]),              \
+                       "+f"(d[12][0]), "+f"(d[12][1]), "+f"(d[12][2]), "+f"(d[12][3]),              \
+                       "+f"(d[13][0]), "+f"(d[13][1]), "+f"(d[13][2]), "+f"(d[13][3]),              \
+                       "+f"(d[14][0]), "+f"(d[14][1]), "+f"(d[14][2]), "+f"(d[14][3]),              \
+                       "+f"(d[15][0]), "+f"(d[15][1]), "+f"(d[15][2]), "+f"(d[15][3]),              \
+                       "+f"(d[16][0]), "+f"(d[16][1]), "+f"(d[16][2]), "+f"(d[16][3])               \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                         \
+    }
+
 PRODUCT_OF_SHARED(bf16, "bf16")
-PRODUCT_OF_REGISTERS_8(bf16, "bf16")
+PRODUCT_OF_ROWS(bf16, "bf16")
+PRODUCT_OF_REGISTERS_9(bf16, "bf16")
 PRODUCT_OF_REGISTERS_16(bf16, "bf16")
+PRODUCT_OF_REGISTERS_17(bf16, "bf16")
 PRODUCT_OF_SHARED(f16, "f16")
-PRODUCT_OF_REGISTERS_8(f16, "f16")
+PRODUCT_OF_ROWS(f16, "f16")
+PRODUCT_OF_REGISTERS_9(f16, "f16")
 PRODUCT_OF_REGISTERS_16(f16, "f16")
+PRODUCT_OF_REGISTERS_17(f16, "f16")
 
 #endif
 
@@ -160,33 +274,3 @@ constexpr int SWIZZLED_UNIT = 8 * SWIZZLED_ROW;
 template <int ROWS> __device__ __forceinline__ int swizzled(int row, int piece) {
     return piece / 8 * (ROWS * SWIZZLED_ROW) + row * SWIZZLED_ROW + (piece % 8 ^ row % 8) * 16;
 }
-
-#if WARPGROUP_PRODUCTS
-
-// A tile for products of warp groups.
-template <typename Element, int D> struct Swizzled {
-    using C = Element;
-    static constexpr int HEAD_DIM = D;
-    static constexpr uint32_t LEN = TILE * D;
-
-    // As in `Padded`.
-    template <int WARPS, bool WHOLE>
-    static __device__ __forceinline__ void copy(C* tile, int page, const C* from, int rows) {
-        constexpr int PIECES = D / 8;
-        constexpr int ROUND = WARPS / TILE_PAGES * WARP;
-        static_assert(ROUND % PIECES == 0 && BLOCK_TOKENS * PIECES % ROUND == 0, "whole rows a round");
-        const int piece = warp_id() / TILE_PAGES * WARP + lane_id();
-        const int first_row = piece / PIECES;
-        unsigned char* to = reinterpret_cast<unsigned char*>(tile);
-#pragma unroll
-        for (int row = 0; row < BLOCK_TOKENS; row += ROUND / PIECES) {
-            copy_async(to + swizzled<TILE>(page * BLOCK_TOKENS + first_row + row, piece % PIECES),
-                       from + row * D + piece * 8, WHOLE || first_row + row < rows);
-        }
-    }
-
-    // Tensor cores read it by another way than threads wrote it.
-    static __device__ __forceinline__ void publish() { publish_shared(); }
-};
-
-#endif

@@ -33,12 +33,15 @@ struct Product {
     Matrix a;
     bool of_registers;
     Matrix b;
+    // Whether a row of B has what is summed over, or a column's.
+    bool is_transposed;
     bool adds;
     float (*to_float)(uint16_t bits);
 };
 
 struct Products {
-    std::vector<Product> queue;
+    // Committed groups, oldest first; the last is still open.
+    std::vector<std::vector<Product>> groups{1};
     // What accumulators held when their first product was asked for.
     std::map<float (*)[4], std::vector<float>> held;
 };
@@ -55,7 +58,7 @@ inline void ask(const Product& product) {
         own.held[product.d].assign(product.d[0], product.d[0] + product.tiles * 4);
         std::fill(product.d[0], product.d[0] + product.tiles * 4, std::nanf(""));
     }
-    own.queue.push_back(product);
+    own.groups.back().push_back(product);
 }
 
 inline void multiply(const Product& product, std::vector<float>& sums) {
@@ -69,13 +72,15 @@ inline void multiply(const Product& product, std::vector<float>& sums) {
             for (unsigned k = 0; k < 16; ++k) {
                 uint16_t left = product.rows[i / 2][k];
                 const unsigned char* right;
-                if (product.of_registers) {
-                    right = product.b.at + column / 64 * product.b.blocks + k / 8 * product.b.between +
-                            k % 8 * 128 + column % 64 * 2;
-                } else {
+                if (!product.of_registers) {
                     const unsigned of_group = warp * 16 + row;
                     left = swizzled_element(product.a.at + of_group / 8 * product.a.between +
                                             of_group % 8 * 128 + k * 2);
+                }
+                if (product.is_transposed) {
+                    right = product.b.at + column / 64 * product.b.blocks + k / 8 * product.b.between +
+                            k % 8 * 128 + column % 64 * 2;
+                } else {
                     right = product.b.at + column / 8 * product.b.between + column % 8 * 128 + k * 2;
                 }
                 sum += product.to_float(left) * product.to_float(swizzled_element(right));
@@ -99,43 +104,98 @@ inline shim::Matrix moved(shim::Matrix matrix, uint32_t bytes) {
 inline uint32_t shared_address(const void* at) { return uint32_t(reinterpret_cast<uintptr_t>(at)); }
 inline void publish_shared() {}
 inline void begin_products() {}
-inline void commit_products() {}
+inline void commit_products() { shim::products().groups.emplace_back(); }
 
 template <int N> void await_products() {
-    static_assert(N == 0, "all of them");
     shim::Products& own = shim::products();
-    for (const shim::Product& product : own.queue) {
-        shim::multiply(product, own.held[product.d]);
+    const size_t committed = own.groups.size() - 1;
+    const size_t done = committed - std::min(committed, size_t(N));
+    for (size_t i = 0; i < done; ++i) {
+        for (const shim::Product& product : own.groups[i]) {
+            shim::multiply(product, own.held[product.d]);
+        }
     }
-    for (const auto& [d, sums] : own.held) {
-        std::copy(sums.begin(), sums.end(), d[0]);
+    own.groups.erase(own.groups.begin(), own.groups.begin() + done);
+    for (auto held = own.held.begin(); held != own.held.end();) {
+        const auto& [d, sums] = *held;
+        bool is_under_way = false;
+        for (const auto& group : own.groups) {
+            for (const shim::Product& product : group) {
+                is_under_way = is_under_way || product.d == d;
+            }
+        }
+        if (is_under_way) {
+            ++held;
+        } else {
+            std::copy(sums.begin(), sums.end(), d[0]);
+            held = own.held.erase(held);
+        }
     }
-    own.queue.clear();
-    own.held.clear();
 }
 
 template <int TILES> void pin(float (&)[TILES][4]) {}
-inline void pin(float (&)[2]) {}
+template <int STEPS> void pin(uint32_t (&)[STEPS][4]) {}
 
 template <typename M> void multiply_shared(float (&d)[8][4], shim::Matrix a, shim::Matrix b, int adds) {
-    shim::ask({d, 8, {}, a, false, b, adds != 0, shim::float_of<M>});
+    shim::ask({d, 8, {}, a, false, b, false, adds != 0, shim::float_of<M>});
 }
 
+namespace shim {
+// The same of A in registers.
 template <typename M, int TILES>
-void multiply_registers(float (&d)[TILES][4], const uint32_t (&a)[4], shim::Matrix b) {
+void multiply_fragments(float (&d)[TILES][4], const uint32_t (&a)[4], Matrix b, bool is_transposed, bool adds) {
     struct Fragment {
         uint32_t a[4];
     } own;
     memcpy(own.a, a, sizeof(own.a));
-    shim::Product product = {d, TILES, {}, {}, true, b, true, shim::float_of<M>};
-    shim::together(own, [&](auto of) {
+    Product product = {d, TILES, {}, {}, true, b, is_transposed, adds, float_of<M>};
+    together(own, [&](auto of) {
         for (unsigned half = 0; half < 2; ++half) {
             for (unsigned k = 0; k < 16; ++k) {
-                const Fragment from = of(shim::lane() / 4 * 4 + k % 8 / 2);
+                const Fragment from = of(lane() / 4 * 4 + k % 8 / 2);
                 product.rows[half][k] = uint16_t(from.a[k / 8 * 2 + half] >> k % 2 * 16);
             }
         }
         return 0;
     });
-    shim::ask(product);
+    ask(product);
 }
+}  // namespace shim
+
+template <typename M>
+void multiply_rows(float (&d)[8][4], const uint32_t (&a)[4], shim::Matrix b, int adds) {
+    shim::multiply_fragments<M>(d, a, b, false, adds != 0);
+}
+
+template <typename M, int TILES>
+void multiply_registers(float (&d)[TILES][4], const uint32_t (&a)[4], shim::Matrix b) {
+    shim::multiply_fragments<M>(d, a, b, true, true);
+}
+
+// Arrivals at a place in shared memory, in phases.
+struct Barrier {
+    uint16_t arrivals, left;
+    uint32_t phase;
+
+    void begin(uint32_t number) {
+        arrivals = left = uint16_t(number);
+        phase = 0;
+    }
+
+    void arrive() {
+        if (--left == 0) {
+            left = arrivals;
+            ++phase;
+            shim::tell();
+        }
+    }
+
+    void await(uint32_t parity) {
+        shim::wait_until([this, parity] { return phase % 2 != parity; });
+    }
+};
+
+inline void sync_threads(int barrier, unsigned threads) { shim::sync_threads(barrier, threads, true); }
+inline void arrive_threads(int barrier, unsigned threads) { shim::sync_threads(barrier, threads, false); }
+template <int REGISTERS> void give_registers_back() {}
+template <int REGISTERS> void take_registers() {}

@@ -27,7 +27,7 @@ constexpr size_t STACK_BYTES = 256 * 1024;
 // Of `fiber_main` and of what it calls last.
 constexpr size_t FIRST_FRAMES_BYTES = 4096;
 
-enum class State { Ready, AtBlock, AtWarp, Done };
+enum class State { Ready, AtBlock, AtWarp, Waits, Done };
 
 struct Copy {
     void* to;
@@ -42,6 +42,9 @@ struct Fiber {
     State state;
     uint32_t mask;
     unsigned meetings;
+    bool has_awaited_previous;
+    // Of one that waits.
+    std::function<bool()> is_so;
     void* fake_stack;
     // Groups of copies that have not landed, oldest first; the last is still open.
     std::vector<std::vector<Copy>> copies;
@@ -56,6 +59,12 @@ std::map<std::string, Kernel>& kernels() {
     static std::map<std::string, Kernel> all;
     return all;
 }
+
+// Barriers of some of a block's threads, by their numbers: who came, and how often all have.
+struct Barrier {
+    unsigned threads, arrived, phase;
+};
+std::map<int, Barrier> barriers;
 
 std::vector<std::unique_ptr<Fiber>> fibers;
 std::vector<Warp> warps;
@@ -127,6 +136,9 @@ void fiber_main() {
             fail("a thread ended before its asynchronous copies were waited for");
         }
     }
+    if (!current->has_awaited_previous) {
+        fail("a thread ended without a wait for the kernels before it");
+    }
     current->state = State::Done;
     ++done;
     release_block_if_all_wait();
@@ -148,10 +160,12 @@ void run_block() {
     waiting = done = 0;
     ready.clear();
     static_shared.clear();
+    barriers.clear();
     for (unsigned i = 0; i < num_threads; ++i) {
         Fiber& fiber = *fibers[i];
         fiber.thread = i;
         fiber.meetings = 0;
+        fiber.has_awaited_previous = false;
         fiber.copies.assign(1, {});
 #if defined(__SANITIZE_ADDRESS__)
         // The thread that had this stack before never left its first frames.
@@ -168,12 +182,13 @@ void run_block() {
         to_fiber(fiber);
     }
     if (done < num_threads) {
-        unsigned at_warp = 0;
+        unsigned at_warp = 0, others = 0;
         for (unsigned i = 0; i < num_threads; ++i) {
             at_warp += fibers[i]->state == State::AtWarp;
+            others += fibers[i]->state == State::Waits;
         }
         fail(std::to_string(waiting) + " threads wait for their block, " + std::to_string(at_warp) +
-             " for their warp, and " + std::to_string(done) + " have ended: nobody can go on");
+             " for their warp, " + std::to_string(others) + " for some of their block, and " + std::to_string(done) + " have ended: nobody can go on");
     }
 }
 
@@ -222,6 +237,38 @@ void sync_block() {
     to_scheduler(false);
 }
 
+void wait_until(const std::function<bool()>& is_so) {
+    while (!is_so()) {
+        current->is_so = is_so;
+        current->state = State::Waits;
+        to_scheduler(false);
+    }
+}
+
+void tell() {
+    for (unsigned i = 0; i < num_threads; ++i) {
+        if (fibers[i]->state == State::Waits && fibers[i]->is_so()) {
+            release(*fibers[i]);
+        }
+    }
+}
+
+void sync_threads(int number, unsigned threads, bool waits) {
+    Barrier& barrier = barriers.emplace(number, Barrier{threads, 0, 0}).first->second;
+    if (barrier.threads != threads) {
+        fail("a barrier's threads differ in how many they are");
+    }
+    const unsigned phase = barrier.phase;
+    if (++barrier.arrived == threads) {
+        barrier.arrived = 0;
+        ++barrier.phase;
+        tell();
+    }
+    if (waits) {
+        wait_until([&barrier, phase] { return barrier.phase != phase; });
+    }
+}
+
 int sync_and_count(bool vote) {
     static int votes = 0;
     // The count before is read by all, and put back.
@@ -233,6 +280,8 @@ int sync_and_count(bool vote) {
     votes = 0;
     return count;
 }
+
+void await_previous() { current->has_awaited_previous = true; }
 
 void sync_warp(uint32_t mask) {
     Fiber& own = *current;

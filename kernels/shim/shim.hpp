@@ -51,8 +51,15 @@ void* shared_at(const void* place, size_t bytes);
 void sync_block();
 // The same, telling every thread how many voted for it.
 int sync_and_count(bool vote);
+// Waits until something is so that other threads bring about, who then call `tell`.
+void wait_until(const std::function<bool()>& is_so);
+void tell();
+// A barrier of so many threads, by its number.
+void sync_threads(int barrier, unsigned threads, bool waits);
 // Waits for the warp's lanes of `mask`.
 void sync_warp(uint32_t mask);
+// Waits for the kernels before: a thread that ends without it could have overtaken them.
+void await_previous();
 // This lane's 64 bytes that other lanes may read between two warp barriers.
 unsigned char* warp_slot(unsigned lane);
 unsigned lane();
@@ -116,14 +123,21 @@ template <typename T, typename See> auto together(const T& value, See see) {
 #define blockDim shim::block_dim
 #define gridDim shim::grid_dim
 
-#define KERNEL(name, Params, threads)                                                        \
+#define KERNEL_BEGINNING(name, Params, first, threads)                                        \
     static void name(const Params& p);                                                       \
     static const bool name##_is_registered = shim::register_kernel(                          \
-        #name, {[](const void* params) { name(*static_cast<const Params*>(params)); },       \
+        #name, {[](const void* params) {                                                     \
+                    first;                                                                   \
+                    name(*static_cast<const Params*>(params));                               \
+                },                                                                           \
                 sizeof(Params), threads});                                                   \
     static void name(const Params& p)
 
+#define KERNEL(name, Params, threads)                                                        \
+    KERNEL_BEGINNING(name, Params, shim::await_previous(), threads)
 #define KERNEL_RESIDENT(name, Params, threads, blocks) KERNEL(name, Params, threads)
+#define KERNEL_EARLY(name, Params, threads) KERNEL_BEGINNING(name, Params, (void)0, threads)
+#define KERNEL_EARLY_RESIDENT(name, Params, threads, blocks) KERNEL_EARLY(name, Params, threads)
 
 // Each place in the source (and each instance of a template) has its own memory.
 #define SHARED(type, name, count)                                                            \
@@ -132,6 +146,7 @@ template <typename T, typename See> auto together(const T& value, See see) {
 
 #define DYNAMIC_SHARED(name) unsigned char* name = shim::dynamic_shared
 
+inline void await_previous() { shim::await_previous(); }
 inline void __syncthreads() { shim::sync_block(); }
 inline int __syncthreads_count(int vote) { return shim::sync_and_count(vote != 0); }
 inline void __syncwarp(uint32_t mask = 0xffffffffu) { shim::sync_warp(mask); }

@@ -272,4 +272,21 @@ CUresult cuLaunchKernel(CUfunction handle, unsigned grid_x, unsigned grid_y, uns
     return ask_launch(*stream, std::move(op));
 }
 
+// Counted, and made to fail, as cuLaunchKernel. A kernel that may start early does not: here
+// kernels run one after another.
+CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction handle, void** params, void** extra) {
+    const Function* const function = function_of(handle);
+    for (unsigned i = 0; function != nullptr && i < config->numAttrs; ++i) {
+        if (config->attrs[i].id != CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION) {
+            return wrong(*function, "this attribute of a launch is not emulated", CUDA_ERROR_NOT_SUPPORTED);
+        }
+        if (device().settings.profile->major < 9) {
+            return wrong(*function, "dependent launches begin with compute capability 9.0");
+        }
+    }
+    return cuLaunchKernel(handle, config->gridDimX, config->gridDimY, config->gridDimZ, config->blockDimX,
+                          config->blockDimY, config->blockDimZ, config->sharedMemBytes, config->hStream,
+                          params, extra);
+}
+
 }  // extern "C"

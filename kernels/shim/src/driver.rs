@@ -158,6 +158,10 @@ impl Driver for ShimDriver {
         "the CUDA kernels on a CPU".to_owned()
     }
 
+    fn has_warp_groups(&self) -> bool {
+        true
+    }
+
     fn multiprocessors(&self) -> usize {
         2
     }

@@ -255,6 +255,23 @@ impl AttentionPlan {
         slots * tile_bytes(head_dim, cache_bytes) + Self::prompt_rows(head_dim) * (head_dim + 8) * 2
     }
 
+    /// Threads of a block of `prefill_groups.cu`.
+    pub const GROUPS_THREADS: u32 = 384;
+
+    /// Dynamic shared memory of a block of `prefill_groups.cu`, for elements of two bytes:
+    /// `GroupsShared`, and what aligns it.
+    #[must_use]
+    pub const fn groups_shared_bytes(head_dim: usize) -> usize {
+        const ALIGNMENT: usize = 1024;
+        const BARRIERS: usize = 2 * size_of::<u64>();
+        let is_shared = head_dim > 128;
+        let slots = if is_shared { 5 } else { 7 };
+        let ones = if is_shared { 0 } else { 64 };
+        let tile = TILE * (head_dim + ones) * 2;
+        let rows = Self::prompt_rows(head_dim) * (head_dim + 8) * 2;
+        ALIGNMENT + slots * (tile + BARRIERS) + rows
+    }
+
     /// Dynamic shared memory of a block of `decode_attention.cu` of so many columns.
     #[must_use]
     pub const fn decode_shared_bytes(head_dim: usize, cache_bytes: usize, columns: usize) -> usize {

@@ -58,6 +58,10 @@ pub struct CudaDriver {
     multiprocessors: usize,
     /// What a block may have.
     shared_bytes: usize,
+    /// Whether a kernel's blocks may start while the kernel before it still runs; each waits
+    /// for that itself (`await_previous` in `sconce.cuh`). What is compiled from PTX does not.
+    starts_early: bool,
+    has_warp_groups: bool,
     fp8: Fp8Library,
     fp8_scalings: &'static [Fp8Scaling],
 }
@@ -158,6 +162,8 @@ impl CudaDriver {
             setting,
             multiprocessors: usize::try_from(multiprocessors).unwrap_or(1),
             shared_bytes: usize::try_from(shared_bytes).unwrap_or(PLAIN_SHARED_BYTES),
+            starts_early: matches!(major, 9 | 10),
+            has_warp_groups: (major, minor) == (9, 0),
             fp8: Fp8Library::default(),
             fp8_scalings: fp8_library::scalings((major, minor)),
             stream,
@@ -174,11 +180,10 @@ impl CudaDriver {
                 sticky: false,
             })?;
             let function = module.load_function(launch.kernel).map_err(failed)?;
-            if launch.shared_bytes > 0 {
-                use sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT as SHARE;
-                // In percent: as many blocks at a time as the multiprocessor's memory holds.
-                function.set_attribute(SHARE, 100).map_err(failed)?;
-            }
+            use sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT as SHARE;
+            // In percent: as many blocks at a time as the multiprocessor's memory holds. The same
+            // for all: where two kernels differ in it, one waits for the other's end.
+            function.set_attribute(SHARE, 100).map_err(failed)?;
             self.functions.insert(launch.kernel.to_owned(), (function, PLAIN_SHARED_BYTES));
         }
         let (function, most) = self.functions.get_mut(launch.kernel).expect("it was put there");
@@ -232,6 +237,10 @@ impl Driver for CudaDriver {
 
     fn multiprocessors(&self) -> usize {
         self.multiprocessors
+    }
+
+    fn has_warp_groups(&self) -> bool {
+        self.has_warp_groups
     }
 
     fn shared_bytes(&self) -> usize {
@@ -303,20 +312,35 @@ impl Driver for CudaDriver {
     ) -> Result<(), KernelError> {
         let function = self.function(launch)?;
         let mut arguments = [std::ptr::from_ref(params).cast_mut().cast::<c_void>()];
+        let mut early = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: launch.grid[0],
+            gridDimY: launch.grid[1],
+            gridDimZ: 1,
+            blockDimX: launch.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: u32::try_from(launch.shared_bytes).unwrap_or(u32::MAX),
+            hStream: self.stream.cu_stream(),
+            attrs: &raw mut early,
+            numAttrs: u32::from(self.starts_early),
+        };
         // SAFETY: a kernel takes one parameter, declared as `P` in its `.cu` file, which
-        // the driver copies before it returns. That its addresses are of memory large
-        // enough is checked by the backend, which keeps that memory.
+        // the driver copies, as it does the attribute, before it returns. That its addresses
+        // are of memory large enough is checked by the backend, which keeps that memory.
         let launched = unsafe {
-            cuda::launch_kernel(
+            sys::cuLaunchKernelEx(
+                &raw const config,
                 function,
-                (launch.grid[0], launch.grid[1], 1),
-                (launch.threads, 1, 1),
-                u32::try_from(launch.shared_bytes).unwrap_or(u32::MAX),
-                self.stream.cu_stream(),
-                &mut arguments,
+                arguments.as_mut_ptr(),
+                std::ptr::null_mut(),
             )
         };
-        launched.map_err(|error| device_error(launch.kernel, error))
+        launched.result().map_err(|error| device_error(launch.kernel, error))
     }
 
     fn matmul(&mut self, product: &Matmul) -> Result<(), KernelError> {

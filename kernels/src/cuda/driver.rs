@@ -29,6 +29,12 @@ pub trait Driver: Send {
     /// Multiprocessors, which run blocks side by side.
     fn multiprocessors(&self) -> usize;
 
+    /// Whether tensor cores multiply what groups of four warps have in shared memory (`wgmma`,
+    /// which compute capability 9.0 alone has): `prefill_groups.cu` runs then.
+    fn has_warp_groups(&self) -> bool {
+        false
+    }
+
     /// Bytes of shared memory that a block may have.
     fn shared_bytes(&self) -> usize {
         // What compute capability 8.6 has, the least of all that kernels are compiled for.

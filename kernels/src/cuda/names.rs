@@ -51,6 +51,22 @@ pub(super) fn prefill_attention(
     }
 }
 
+/// `prefill_groups.cu`'s for activations, a cache and a head_dim, if there is one.
+pub(super) fn prefill_groups(
+    dtypes: (Dtype, CacheDtype),
+    head_dim: usize,
+) -> Option<&'static str> {
+    match (dtypes, head_dim) {
+        ((Dtype::Bf16, CacheDtype::Bf16), 64) => Some("prefill_groups_bf16_d64"),
+        ((Dtype::Bf16, CacheDtype::Bf16), 128) => Some("prefill_groups_bf16_d128"),
+        ((Dtype::Bf16, CacheDtype::Bf16), 256) => Some("prefill_groups_bf16_d256"),
+        ((Dtype::F16, CacheDtype::F16), 64) => Some("prefill_groups_f16_d64"),
+        ((Dtype::F16, CacheDtype::F16), 128) => Some("prefill_groups_f16_d128"),
+        ((Dtype::F16, CacheDtype::F16), 256) => Some("prefill_groups_f16_d256"),
+        _ => None,
+    }
+}
+
 /// `decode_attention.cu`'s for activations, a cache, a head_dim and rows of a block.
 pub(super) fn decode_attention(
     dtypes: (Dtype, CacheDtype),

@@ -373,12 +373,23 @@ impl<D: Driver> Ops for Cuda<D> {
         };
         let dtype = cache.layout.dtype;
         let dtypes = (self.dtype, dtype);
-        let prompts = Launch {
-            file: "prefill_attention",
-            kernel: names::prefill_attention(dtypes, head_dim).expect(CHECKED),
-            grid: [word(num_kv_heads), word(work.prompts.1)],
-            threads: 256,
-            shared_bytes: AttentionPlan::prompt_shared_bytes(head_dim, dtype.size()),
+        let grid = [word(num_kv_heads), word(work.prompts.1)];
+        let by_groups = names::prefill_groups(dtypes, head_dim);
+        let prompts = match by_groups.filter(|_| self.driver().has_warp_groups()) {
+            Some(kernel) => Launch {
+                file: "prefill_groups",
+                kernel,
+                grid,
+                threads: AttentionPlan::GROUPS_THREADS,
+                shared_bytes: AttentionPlan::groups_shared_bytes(head_dim),
+            },
+            None => Launch {
+                file: "prefill_attention",
+                kernel: names::prefill_attention(dtypes, head_dim).expect(CHECKED),
+                grid,
+                threads: 256,
+                shared_bytes: AttentionPlan::prompt_shared_bytes(head_dim, dtype.size()),
+            },
         };
         self.launch(&prompts, &launch_params)?;
         launch_params.work = work.decodes.0;

@@ -31,6 +31,8 @@ pub struct Case {
     pub cancelling: bool,
     /// What queries are multiplied with.
     pub magnitude: f32,
+    /// Prompts by `prefill_groups.cu`, and not by `prefill_attention.cu`.
+    pub by_groups: bool,
 }
 
 /// How work is shared out, which must change no bit.
@@ -73,6 +75,7 @@ impl Case {
             sequences,
             cancelling: false,
             magnitude: 1.0,
+            by_groups: false,
         }
     }
 
@@ -213,12 +216,19 @@ impl Case {
             dtypes = format!("{dtypes}_{}", self.cache_element.name());
         }
         let columns = AttentionPlan::decode_columns(group);
+        let prompts = if self.by_groups {
+            let shared_bytes = AttentionPlan::groups_shared_bytes(head_dim);
+            ("prefill_groups", (AttentionPlan::GROUPS_THREADS, shared_bytes))
+        } else {
+            let shared_bytes = AttentionPlan::prompt_shared_bytes(head_dim, size);
+            ("prefill_attention", (256, shared_bytes))
+        };
         let launches = [
             (
-                "prefill_attention",
-                format!("prefill_attention_{dtypes}_d{head_dim}"),
+                prompts.0,
+                format!("{}_{dtypes}_d{head_dim}", prompts.0),
                 &plan.prompts,
-                (256, AttentionPlan::prompt_shared_bytes(head_dim, size)),
+                prompts.1,
             ),
             (
                 "decode_attention",
@@ -421,6 +431,41 @@ pub(super) fn a_prompts_bits_do_not_depend_on_its_cuts<D: Driver>(bench: &mut Be
             let chunk = run(queries);
             assert!(whole.ends_with(&chunk), "{head_dim}, {mask:?}: the last {queries}");
         }
+    }
+}
+
+/// By groups of warps the numbers are those that warps have, wherever there are both.
+pub(super) fn groups_of_warps_attend_as_warps_do<D: Driver>(bench: &mut Bench<D>) {
+    if !bench.driver_mut().has_warp_groups() {
+        return;
+    }
+    let mut compare = |case: Case| {
+        let what = format!("{:?}, {:?}, {:?}", case.element, case.params, case.sequences);
+        let by_warps = case.run(bench, packed()).expect("the kernel runs");
+        let case = Case { by_groups: true, ..case };
+        let checked = case.check(bench, packed());
+        checked.unwrap_or_else(|error| panic!("{what}: {error}"));
+        let by_groups = case.run(bench, packed()).expect("the kernel runs");
+        assert!(by_groups == by_warps, "{what}: other bits");
+    };
+    // More than a chunk, a block's rows and the ring hold; borders of pages, tiles and blocks.
+    let prompts: &[(usize, usize)] = &[(17, 17), (129, 129), (700, 33), (64, 40), (513, 37)];
+    for element in Element::ACTIVATIONS {
+        for (group, head_dim) in [(4, 64), (8, 128), (3, 256)] {
+            compare(Case::new(element, (2, group, head_dim), &prompts[..4]));
+        }
+    }
+    for (head_dim, mask, soft_cap) in [
+        (64, Mask::Sliding(5), Some(4.0)),
+        (64, Mask::Sliding(300), None),
+        (128, Mask::Causal, Some(4.0)),
+        (128, Mask::None, None),
+        (256, Mask::Sliding(70), None),
+    ] {
+        let mut case = Case::new(Element::Bf16, (1, 2, head_dim), &prompts[2..]);
+        case.params.mask = mask;
+        case.params.soft_cap = soft_cap;
+        compare(case);
     }
 }
 

@@ -63,6 +63,7 @@ pub fn all<D: Driver>() -> Vec<Case<D>> {
         attention::queries_beyond_f16_match_the_reference,
         attention::a_rows_bits_depend_on_its_own_context_only,
         attention::a_prompts_bits_do_not_depend_on_its_cuts,
+        attention::groups_of_warps_attend_as_warps_do,
         sampling::the_drawn_token_is_the_references,
         sampling::log_probabilities_are_of_the_raw_logits,
         sampling::the_order_of_threads_and_the_neighbours_change_nothing,

@@ -59,6 +59,7 @@ tests! {
     queries_beyond_f16_match_the_reference
     a_rows_bits_depend_on_its_own_context_only
     a_prompts_bits_do_not_depend_on_its_cuts
+    groups_of_warps_attend_as_warps_do
     the_drawn_token_is_the_references
     log_probabilities_are_of_the_raw_logits
     the_order_of_threads_and_the_neighbours_change_nothing

@@ -1,0 +1,404 @@
+// Attention of prompts on compute capability 9.0, where tensor cores read K and V from shared
+// memory themselves: the same numbers in the same order as `prefill_attention.cu` has them,
+// for heads of 64, 128 and 256 dimensions of two bytes.
+//
+// A block has three groups of four warps. One copies tiles of K and V into a ring; the others
+// multiply, 64 rows each (with 256 dimensions the same 64 rows, and half of the outputs each).
+// They meet at the ring's barriers only, and take turns to start their products, so that one
+// has the tensor cores while the other turns scores into weights (FlashAttention-3: Shah et
+// al., 2024).
+#include "prefill_rows.cuh"
+#include "warpgroup.cuh"
+
+#if WARPGROUP_PRODUCTS
+
+constexpr int GROUP_WARPS = 4;
+constexpr int GROUP_THREADS = GROUP_WARPS * WARP;
+// That multiply.
+constexpr int GROUPS = 2;
+constexpr int GROUPS_THREADS = (1 + GROUPS) * GROUP_THREADS;
+// Of 512 that three groups' threads have together.
+constexpr int COPYING_REGISTERS = 40;
+constexpr int MULTIPLYING_REGISTERS = 232;
+// The block's barriers by number: 0 is that of all threads. Each of the two groups' turn, and
+// both groups' meeting.
+constexpr int TURN = 1;
+constexpr int MEETING = TURN + GROUPS;
+
+template <typename T, int D> struct GroupsShared {
+    // Groups of the same rows, and the dimensions of outputs of each.
+    static constexpr int SHARING = D > 128 ? 2 : 1;
+    static constexpr int OUT = D / SHARING;
+    static constexpr int ROWS = GROUPS * 64 / SHARING;
+    // Tiles of the ring, and how many of them are being copied at a time.
+    static constexpr int SLOTS = D > 128 ? 5 : 7;
+    static constexpr int AHEAD = D > 128 ? 1 : 3;
+    // Ones after a tile's last dimension, as far as one group's outputs end there: what weights
+    // make with them is their sum, which costs tensor cores less than products of its own.
+    static constexpr bool HAS_ONES = SHARING == 1;
+    static constexpr int SUMMED = OUT + (HAS_ONES ? 8 : 0);
+    static constexpr int TILE_LEN = TILE * (D + (HAS_ONES ? SWIZZLED_COLUMNS : 0));
+
+    // A warp's first row of the block's, and its first dimension of outputs.
+    static __device__ __forceinline__ int first_row(int warp) {
+        return SHARING > 1 ? warp % GROUP_WARPS * 16 : warp * 16;
+    }
+    static __device__ __forceinline__ int first_dim(int warp) { return SHARING > 1 ? warp / GROUP_WARPS * OUT : 0; }
+
+    T tiles[SLOTS][TILE_LEN];
+    // Q of 256 dimensions, [D / 64][ROWS][64] swizzled; at the end outputs, [ROWS, D + 8].
+    T rows[ROWS * (D + 8)];
+    // A tile is there; both groups are done with it.
+    Barrier full[SLOTS];
+    Barrier empty[SLOTS];
+};
+
+// Tiles in the order in which they are multiplied: K of the first, then K of the next and V of
+// the one before, in turns.
+template <typename T, int D> struct Tiles {
+    using Shared = GroupsShared<T, D>;
+
+    const Sequence<T, T, D>& sequence;
+    Shared& shared;
+    uint32_t first;
+    uint32_t end;
+
+    // Copies all of them, by one group.
+    __device__ __forceinline__ void copy() const {
+        const PagedAttention& p = sequence.p;
+        const size_t page_len = size_t(BLOCK_TOKENS) * D;
+        const T* const cache = static_cast<const T*>(p.cache) + sequence.kv_head * page_len;
+        const size_t half_stride = p.num_kv_heads * page_len;
+        const uint32_t* const blocks = p.block_tables + sequence.work.blocks;
+        // Of a page's first token; what lies before it may be another sequence's by now.
+        const uint32_t seen = uint32_t(sequence.first_seen(sequence.work.first_row)) / BLOCK_TOKENS * BLOCK_TOKENS;
+        const uint32_t count = 2 * ((end - first + TILE - 1) / TILE);
+        const int page = warp_id() % TILE_PAGES;
+        // Of this lane's tile of 32, the block that the warp's page is in; of the last tile of K,
+        // and of the one before, whose V is next.
+        uint32_t block = 0, key_block = 0, value_block = 0;
+        int slot = 0, filled = 0;
+        uint32_t parity = 1;
+        for (uint32_t n = 0; n < count + Shared::AHEAD; ++n) {
+            if (n < count) {
+                const bool is_key = n == 0 || (n % 2 == 1 && n + 1 < count);
+                const uint32_t tile = is_key ? (n + 1) / 2 : (n - 1) / 2;
+                const uint32_t token = first + tile * TILE + page * BLOCK_TOKENS;
+                if (is_key) {
+                    if (tile % WARP == 0) {
+                        const uint32_t lanes_token = token + lane_id() * TILE;
+                        block = lanes_token < end ? blocks[lanes_token / BLOCK_TOKENS] : 0;
+                    }
+                    value_block = key_block;
+                    key_block = __shfl_sync(ALL_LANES, block, tile % WARP);
+                } else if (n + 1 == count) {
+                    value_block = key_block;
+                }
+                const size_t half = is_key ? size_t(key_block) * 2 + KEYS : size_t(value_block) * 2 + VALUES;
+                const bool none = token < seen || token >= end;
+                const int rows = none ? 0 : int(min(end - token, uint32_t(BLOCK_TOKENS)));
+                shared.empty[slot].await(parity);
+                if (rows == BLOCK_TOKENS) {
+                    copy_page<true>(shared.tiles[slot], page, cache + half * half_stride, rows);
+                } else {
+                    copy_page<false>(shared.tiles[slot], page, cache + half * half_stride, rows);
+                }
+                slot = slot + 1 == Shared::SLOTS ? 0 : slot + 1;
+                parity ^= slot == 0 ? 1 : 0;
+            }
+            // An empty group keeps the count of groups in step.
+            copy_async_commit();
+            if (n >= Shared::AHEAD) {
+                copy_async_wait<Shared::AHEAD>();
+                // Tensor cores read it by another way than threads wrote it.
+                publish_shared();
+                __syncwarp();
+                if (lane_id() == 0) {
+                    shared.full[filled].arrive();
+                }
+                filled = filled + 1 == Shared::SLOTS ? 0 : filled + 1;
+            }
+        }
+    }
+
+private:
+    // Asks for a page of a tile, whose `rows` first tokens exist, by one warp.
+    template <bool WHOLE> static __device__ __forceinline__ void copy_page(T* tile, int page, const T* from, int rows) {
+        constexpr int PIECES = D / 8;
+        static_assert(BLOCK_TOKENS * PIECES % WARP == 0, "whole rounds");
+        unsigned char* const to = reinterpret_cast<unsigned char*>(tile);
+#pragma unroll
+        for (int i = 0; i < BLOCK_TOKENS * PIECES; i += WARP) {
+            const int row = (i + lane_id()) / PIECES, piece = (i + lane_id()) % PIECES;
+            copy_async(to + swizzled<TILE>(page * BLOCK_TOKENS + row, piece), from + row * D + piece * 8,
+                       WHOLE || row < rows);
+        }
+    }
+};
+
+// A group's 64 rows, as far as its tensor cores multiply them.
+template <typename T, int D> struct GroupOfWarps {
+    using Shared = GroupsShared<T, D>;
+    static constexpr int OUT = Shared::OUT;
+    // Q is in registers where there is room for it: what tensor cores read of shared memory is
+    // then half as much.
+    static constexpr bool HAS_QUERIES = D <= 128;
+
+    // Q, as `mma` has it.
+    uint32_t queries[HAS_QUERIES ? D / 16 : 1][4];
+    Matrix shared_queries;
+    int first_dim;
+
+    // Takes a lane's part of Q; `row` is its first one, of the sequence's.
+    __device__ __forceinline__ void load(const Sequence<T, T, D>& sequence, uint32_t row) {
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            const bool exists = row + 8 * r < sequence.num_rows;
+            const uint32_t* from =
+                reinterpret_cast<const uint32_t*>(sequence.query(exists ? row + 8 * r : 0)) + lane_id() % 4;
+#pragma unroll
+            for (int k = 0; k < D / 16; ++k) {
+#pragma unroll
+                for (int half = 0; half < 2; ++half) {
+                    queries[k][half * 2 + r] = exists ? from[k * 8 + half * 4] : 0;
+                }
+            }
+        }
+    }
+
+    // Brings the rows of all groups into shared memory, those that do not exist as zeros.
+    static __device__ __forceinline__ void stage(const Sequence<T, T, D>& sequence, T* rows) {
+        constexpr int PIECES = D / 8;
+        unsigned char* const to = reinterpret_cast<unsigned char*>(rows);
+#pragma unroll 4
+        for (int i = threadIdx.x - GROUP_THREADS; i < Shared::ROWS * PIECES; i += GROUPS * GROUP_THREADS) {
+            const uint32_t row = sequence.work.first_row + i / PIECES;
+            Vector<T> x = {};
+            if (row < sequence.num_rows) {
+                x = *reinterpret_cast<const Vector<T>*>(sequence.query(row) + i % PIECES * 8);
+            }
+            *reinterpret_cast<Vector<T>*>(to + swizzled<Shared::ROWS>(i / PIECES, i % PIECES)) = x;
+        }
+        publish_shared();
+        sync_threads(MEETING, GROUPS * GROUP_THREADS);
+    }
+
+    // Starts a tile's scores.
+    __device__ __forceinline__ void score(Scores& scores, const T* keys) const {
+        const Matrix from = matrix(keys, SWIZZLED_UNIT, 0);
+        pin(scores.x);
+        begin_products();
+#pragma unroll
+        for (int k = 0; k < D / 16; ++k) {
+            const Matrix of_keys = moved(from, k / 4 * (TILE * SWIZZLED_ROW) + k % 4 * 32);
+            if constexpr (HAS_QUERIES) {
+                multiply_rows<T>(scores.x, queries[k], of_keys, k);
+            } else {
+                const uint32_t at = k / 4 * (Shared::ROWS * SWIZZLED_ROW) + k % 4 * 32;
+                multiply_shared<T>(scores.x, moved(shared_queries, at), of_keys, k);
+            }
+        }
+        commit_products();
+    }
+
+    // Starts to add a tile's values.
+    __device__ __forceinline__ void accumulate(Partial<Shared::SUMMED>& chunk, const uint32_t (&weights)[TILE / 16][4],
+                                               const T* values) const {
+        const Matrix from = matrix(values + first_dim * TILE, SWIZZLED_UNIT, TILE * SWIZZLED_ROW);
+        pin(chunk.out);
+        begin_products();
+#pragma unroll
+        for (int k = 0; k < TILE / 16; ++k) {
+            multiply_registers<T>(chunk.out, weights[k], moved(from, k * 2 * SWIZZLED_UNIT));
+        }
+        commit_products();
+    }
+};
+
+// The ring as a group of warps that multiply sees it: tiles are taken, and given back, in
+// their order.
+template <typename T, int D> struct Taken {
+    using Shared = GroupsShared<T, D>;
+
+    Shared& shared;
+    int next = 0;
+    int oldest = 0;
+    uint32_t parity = 0;
+
+    __device__ __forceinline__ const T* take() {
+        shared.full[next].await(parity);
+        const T* const tile = shared.tiles[next];
+        next = next + 1 == Shared::SLOTS ? 0 : next + 1;
+        parity ^= next == 0 ? 1 : 0;
+        return tile;
+    }
+
+    __device__ __forceinline__ void give_back() {
+        // All lanes' products are done.
+        __syncwarp();
+        if (lane_id() == 0) {
+            shared.empty[oldest].arrive();
+        }
+        oldest = oldest + 1 == Shared::SLOTS ? 0 : oldest + 1;
+    }
+};
+
+template <typename T, int D>
+__device__ __forceinline__ void attend(const Sequence<T, T, D>& sequence, GroupsShared<T, D>& shared, int warp,
+                                       uint32_t first, uint32_t end) {
+    using Shared = GroupsShared<T, D>;
+    using Group = GroupOfWarps<T, D>;
+    const PagedAttention& p = sequence.p;
+    const int group = warp / GROUP_WARPS;
+    // The lane's first row, of the sequence's.
+    const int own = Shared::first_row(warp);
+    const uint32_t row = sequence.work.first_row + own + lane_id() / 4;
+    Rows rows;
+    rows.scale[0] = rows.scale[1] = p.scale;
+    rows.plain_first = sequence.first_seen(sequence.work.first_row + own + 15);
+    rows.plain_end = sequence.last_seen(sequence.work.first_row + own) + 1;
+
+    Group of_warps;
+    of_warps.first_dim = Shared::first_dim(warp);
+    if constexpr (Group::HAS_QUERIES) {
+        of_warps.load(sequence, row);
+    } else {
+        Group::stage(sequence, shared.rows);
+        of_warps.shared_queries = matrix(shared.rows, SWIZZLED_UNIT, 0);
+    }
+
+    Taken<T, D> tiles = {shared};
+    Partial<Shared::SUMMED> all;
+    Partial<Shared::SUMMED> chunk;
+    all.clear();
+    chunk.clear();
+    Scores scores = {};
+    of_warps.score(scores, tiles.take());
+    await_products<0>();
+    pin(scores.x);
+    tiles.give_back();
+    cap_and_mask(scores, rows, sequence, row, int(first), p.soft_cap);
+    float maxima[2] = {NEGATIVE_INFINITY, NEGATIVE_INFINITY};
+    Exponents of = raise_maxima(scores, rows, p.soft_cap, maxima);
+    // The first turn is the first group's.
+    if (group == 1) {
+        arrive_threads(TURN, GROUPS * GROUP_THREADS);
+    }
+    for (uint32_t token = first;;) {
+        const uint32_t next = token + TILE;
+        const bool is_last = next >= end;
+        if (token % CHUNK == 0) {
+            merge_chunk(all, chunk);
+            chunk.clear();
+        } else {
+            correct(chunk, of);
+        }
+        uint32_t weights[TILE / 16][4];
+#pragma unroll
+        for (int n = 0; n < TILE / 8; ++n) {
+            weigh<T>(scores, of, n, weights);
+        }
+        chunk.maximum[0] = maxima[0];
+        chunk.maximum[1] = maxima[1];
+
+        const T* const tile = tiles.take();
+        // After the last tile there are no keys: scores of its values are not used.
+        const T* const values = is_last ? tile : tiles.take();
+        pin(weights);
+        sync_threads(TURN + group, GROUPS * GROUP_THREADS);
+        of_warps.score(scores, tile);
+        of_warps.accumulate(chunk, weights, values);
+        if (group == 0 || !is_last) {
+            arrive_threads(TURN + 1 - group, GROUPS * GROUP_THREADS);
+        }
+        if constexpr (!Shared::HAS_ONES) {
+            add_weights<T>(chunk, weights);
+        }
+        await_products<1>();
+        pin(scores.x);
+        if (is_last) {
+            await_products<0>();
+            pin(chunk.out);
+            break;
+        }
+        tiles.give_back();
+        if (next % CHUNK == 0) {
+            maxima[0] = maxima[1] = NEGATIVE_INFINITY;
+        }
+        cap_and_mask(scores, rows, sequence, row, int(next), p.soft_cap);
+        of = raise_maxima(scores, rows, p.soft_cap, maxima);
+        await_products<0>();
+        pin(chunk.out);
+        tiles.give_back();
+        token = next;
+    }
+    merge_chunk(all, chunk);
+    if constexpr (!Group::HAS_QUERIES) {
+        // Q has been read by both; outputs take its place.
+        sync_threads(MEETING, GROUPS * GROUP_THREADS);
+    }
+    if constexpr (Shared::HAS_ONES) {
+        all.sum[0] = all.out[Shared::OUT / 8][0];
+        all.sum[1] = all.out[Shared::OUT / 8][2];
+    }
+    // Where they go is found again: registers that hold it are better used in the loop.
+    const int again = warp_id() - GROUP_WARPS;
+    stage_outputs<Shared::OUT>(sequence, all, shared.rows, Shared::first_row(again), Shared::first_dim(again));
+    sync_threads(MEETING, GROUPS * GROUP_THREADS);
+    sequence.store_rows(shared.rows, again, GROUPS * GROUP_WARPS, Shared::ROWS);
+}
+
+template <typename T, int D> __device__ __forceinline__ void prefill_by_groups(const PagedAttention& p) {
+    using Shared = GroupsShared<T, D>;
+    DYNAMIC_SHARED(unaligned);
+    unsigned char* const aligned = unaligned + (SWIZZLED_UNIT - shared_address(unaligned) % SWIZZLED_UNIT) % SWIZZLED_UNIT;
+    Shared& shared = *reinterpret_cast<Shared*>(aligned);
+    const Work& work = p.work[blockIdx.y];
+    const Sequence<T, T, D> sequence(p, work, blockIdx.x);
+    const int count = int(min(uint32_t(Shared::ROWS), sequence.num_rows - work.first_row));
+    const uint32_t end = uint32_t(sequence.last_seen(work.first_row + count - 1)) + 1;
+    const uint32_t first = uint32_t(sequence.first_seen(work.first_row)) / TILE * TILE;
+    if (threadIdx.x == 0) {
+        for (int slot = 0; slot < Shared::SLOTS; ++slot) {
+            shared.full[slot].begin(GROUP_WARPS);
+            shared.empty[slot].begin(GROUPS * GROUP_WARPS);
+        }
+    }
+    if constexpr (Shared::HAS_ONES) {
+        constexpr int PIECES = TILE * SWIZZLED_COLUMNS / 8;
+        Vector<T> ones;
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+            ones.x[i] = from_float<T>(1.0f);
+        }
+        for (int i = threadIdx.x; i < Shared::SLOTS * PIECES; i += GROUPS_THREADS) {
+            T* const tile = shared.tiles[i / PIECES];
+            reinterpret_cast<Vector<T>*>(tile + TILE * D)[i % PIECES] = ones;
+        }
+        publish_shared();
+    }
+    __syncthreads();
+    // The same in all of a warp, and told so.
+    const int warp = __shfl_sync(ALL_LANES, warp_id(), 0);
+    if (warp < GROUP_WARPS) {
+        give_registers_back<COPYING_REGISTERS>();
+        const Tiles<T, D> tiles = {sequence, shared, first, end};
+        tiles.copy();
+    } else {
+        take_registers<MULTIPLYING_REGISTERS>();
+        attend<T, D>(sequence, shared, warp - GROUP_WARPS, first, end);
+    }
+}
+
+#define PREFILL_GROUPS(name, T, D)                                                                 \
+    KERNEL_RESIDENT(name##_d##D, PagedAttention, GROUPS_THREADS, 1) { prefill_by_groups<T, D>(p); }
+
+// Grid: [KV heads, work].
+PREFILL_GROUPS(prefill_groups_bf16, bf16, 64)
+PREFILL_GROUPS(prefill_groups_bf16, bf16, 128)
+PREFILL_GROUPS(prefill_groups_bf16, bf16, 256)
+PREFILL_GROUPS(prefill_groups_f16, f16, 64)
+PREFILL_GROUPS(prefill_groups_f16, f16, 128)
+PREFILL_GROUPS(prefill_groups_f16, f16, 256)
+
+#endif
