@@ -175,7 +175,7 @@ def measured(results):
     steps = {
         (line["batch"], line["way"]): line["step_seconds"]
         for line in lines
-        if "step_seconds" in line and "way" in line
+        if "step_seconds" in line and "way" in line and line.get("case") == "8B Llama"
     }
     return kernels, steps
 

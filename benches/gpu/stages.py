@@ -16,7 +16,10 @@ PACKED = HERE.parents[1] / "target/gpu"
 # Numbers of a model of random weights, as models.py takes them.
 TINY = "--layers 2 --hidden 128 --intermediate 256 --heads 2 --kv-heads 1 --vocab 512"
 SMALL = "--layers 16 --hidden 1024 --intermediate 4096 --heads 16 --kv-heads 4 --vocab 49152"
+# As SmolLM2-135M.
+TINY_SERVED = "--layers 30 --hidden 576 --intermediate 1536 --heads 9 --kv-heads 3 --vocab 49152"
 LARGE = "--layers 32 --hidden 4096 --intermediate 14336 --heads 32 --kv-heads 8 --vocab 128256"
+SHAPES = {"small": SMALL, "smol": TINY_SERVED, "large": LARGE}
 # streams, prompt tokens, answer tokens, requests
 CELLS = [
     (1, 1024, 128, 4),
@@ -25,7 +28,13 @@ CELLS = [
     (256, 128, 512, 512),
     (8, 1024, 128, 16),
     (32, 128, 1024, 32),
+    (256, 1024, 1024, 256),
 ]
+# Where prompts arrive while others decode, with a bound on the time between tokens.
+ITL_FLAGS = ["--target-itl-ms", "20"]
+ITL_CELLS = [(128, 1024, 128, 256)]
+FP8_FLAGS = ["--quantization", "fp8"]
+FP8_CELLS = [(1, 1024, 128, 4), (256, 1024, 1024, 256)]
 # Seconds in which a model's folder is made.
 MODEL_SECONDS = 120
 
@@ -63,7 +72,7 @@ class Models:
         self.making = {name: self.make(name) for name in wanted}
 
     def make(self, name):
-        shape = TINY if self.run.dry else {"small": SMALL, "large": LARGE}[name]
+        shape = TINY if self.run.dry else SHAPES[name]
         words = [*shape.split(), "--dir", self.folder / name]
         if name == "small":
             prompts = "3" if self.run.dry else "256"
@@ -88,8 +97,10 @@ def prepare(run, names):
     wanted = []
     if {"first-light", "tokens"} & set(names):
         wanted.append("small")
-    if {"steps", "serving", "transformers"} & set(names):
+    if {"steps", "serving", "itl", "fp8", "transformers"} & set(names):
         wanted.append("large")
+    if "steps" in names:
+        wanted.append("smol")
     run.models = Models(run, wanted)
 
 
@@ -218,6 +229,9 @@ def steps(run):
     small = ["--batches", "1", "2", "--context", "20", "--steps", "4"] if run.dry else []
     model = run.models.take("large")
     run.case("steps", "8B Llama", gpu(run, "steps", "--model", model, *small), 120)
+    alone = small or ["--batches", "1"]
+    model = run.models.take("smol")
+    run.case("steps", "SmolLM2-135M", gpu(run, "steps", "--model", model, *alone), 60)
 
 
 def kernels(run):
@@ -226,15 +240,20 @@ def kernels(run):
         run.case("kernels", group, gpu(run, "kernels", "--only", group), 60)
 
 
-def serving(run):
-    flags = ["--max-model-len", "256" if run.dry else "2304"]
-    cells = [(2, 20, 4, 3)] if run.dry else CELLS
-    if run.was_finished("serving", [cell_name(cell) for cell in cells]):
-        return
-    with server(run, "serving", run.models.take("large"), flags) as url:
-        for cell in cells:
-            if url:
-                bench_cell(run, "serving", url, cell, 60)
+def serve_cells(stage, flags, cells):
+    """A stage that serves the large model with these flags, and measures these cells."""
+
+    def served(run):
+        length = ["--max-model-len", "256" if run.dry else "2304"]
+        chosen = [(2, 20, 4, 3)] if run.dry else cells
+        if run.was_finished(stage, [cell_name(cell) for cell in chosen]):
+            return
+        with server(run, stage, run.models.take("large"), [*length, *flags]) as url:
+            for cell in chosen:
+                if url:
+                    bench_cell(run, stage, url, cell, 60)
+
+    return served
 
 
 def attention(run):
@@ -260,7 +279,7 @@ def sanitizer(run):
     if not shutil.which("compute-sanitizer"):
         run.end_case("sanitizer", "compute-sanitizer", "not run", 0.0, "it is not installed")
         return
-    cases = ["embedding", "every_group", "rope", "gates", "order_of_threads"]
+    cases = ["embedding", "every_group", "rope", "gates", "order_of_threads", "few_rows_match", "groups_of"]
 
     def check(tool, case):
         command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9"]
@@ -278,7 +297,9 @@ STAGES = [
     Stage("tokens", 90, tokens),
     Stage("steps", 90, steps),
     Stage("kernels", 120, kernels),
-    Stage("serving", 180, serving),
+    Stage("serving", 180, serve_cells("serving", [], CELLS)),
+    Stage("itl", 60, serve_cells("itl", ITL_FLAGS, ITL_CELLS)),
+    Stage("fp8", 90, serve_cells("fp8", FP8_FLAGS, FP8_CELLS)),
     Stage("probes", 120, probes),
     Stage("attention", 40, attention),
     Stage("transformers", 90, transformers),

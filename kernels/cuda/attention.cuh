@@ -140,8 +140,8 @@ template <typename T, typename C, int D> struct Sequence {
                 p.block_tables + work.blocks, first, seen, end};
     }
 
-    template <typename Layout, int WARPS>
-    __device__ __forceinline__ PromptTiles<Layout, WARPS> tiles(C* slots, uint32_t first, uint32_t end) const {
+    template <int WARPS>
+    __device__ __forceinline__ PromptTiles<C, D, WARPS> tiles(C* slots, uint32_t first, uint32_t end) const {
         const size_t page = size_t(BLOCK_TOKENS) * D;
         const uint32_t seen = uint32_t(first_seen(work.first_row)) / BLOCK_TOKENS * BLOCK_TOKENS;
         return {slots, static_cast<const C*>(p.cache) + kv_head * page, p.num_kv_heads * page,

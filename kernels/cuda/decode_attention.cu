@@ -543,6 +543,8 @@ template <typename T, typename C, int D, int N> struct Decode {
             }
         }
         copy_async_wait<0>();
+        // Not before: blocks of what comes next would be between those of this kernel.
+        let_next_start();
         if (work.num_blocks == 1) {
             __syncthreads();
             store(all);
@@ -568,10 +570,10 @@ __device__ __forceinline__ void decode_attention(const PagedAttention& p) {
 template <int D> constexpr int RESIDENT = D > 128 ? 3 : 4;
 
 #define ATTENTION(name, T, C, D)                                                                   \
-    KERNEL_RESIDENT(name##_d##D##_r8, PagedAttention, DECODE_THREADS, RESIDENT<D>) {               \
+    KERNEL_LAST(name##_d##D##_r8, PagedAttention, DECODE_THREADS, RESIDENT<D>) {                   \
         decode_attention<T, C, D, 1>(p);                                                           \
     }                                                                                              \
-    KERNEL_RESIDENT(name##_d##D##_r16, PagedAttention, DECODE_THREADS, RESIDENT<D> - 1) {          \
+    KERNEL_LAST(name##_d##D##_r16, PagedAttention, DECODE_THREADS, RESIDENT<D> - 1) {              \
         decode_attention<T, C, D, 2>(p);                                                           \
     }
 

@@ -237,6 +237,11 @@ __device__ __forceinline__ void gemv(const Gemv& p) {
     for (int u = 0; u < U; ++u) {
         ask(u);
     }
+    if (p.norm != nullptr) {
+        for (uint32_t i = threadIdx.x; i * 32 < p.k; i += blockDim.x) {
+            prefetch(p.norm + i * 32);
+        }
+    }
     // The weights are on their way while x is still being computed.
     await_previous();
     stage_rows<T, M, PARTS>(p, reinterpret_cast<Vector<T>*>(dynamic), padded);

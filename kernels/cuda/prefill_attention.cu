@@ -161,7 +161,7 @@ template <typename T, typename C, int D> __device__ __forceinline__ void prefill
     const int count = int(min(uint32_t(Shared::ROWS), sequence.num_rows - work.first_row));
     const uint32_t end = uint32_t(sequence.last_seen(work.first_row + count - 1)) + 1;
     const uint32_t first = uint32_t(sequence.first_seen(work.first_row)) / TILE * TILE;
-    auto tiles = sequence.template tiles<Padded<C, D>, PREFILL_WARPS>(reinterpret_cast<C*>(shared), first, end);
+    auto tiles = sequence.template tiles<PREFILL_WARPS>(reinterpret_cast<C*>(shared), first, end);
     tiles.start();
     sequence.stage_queries(all_queries, warp_id(), PREFILL_WARPS, Shared::ROWS);
     const C* keys = tiles.take();

@@ -110,8 +110,6 @@ template <typename T, int D> struct Tiles {
             copy_async_commit();
             if (n >= Shared::AHEAD) {
                 copy_async_wait<Shared::AHEAD>();
-                // Tensor cores read it by another way than threads wrote it.
-                publish_shared();
                 __syncwarp();
                 if (lane_id() == 0) {
                     shared.full[filled].arrive();
@@ -273,7 +271,9 @@ __device__ __forceinline__ void attend(const Sequence<T, T, D>& sequence, Groups
     all.clear();
     chunk.clear();
     Scores scores = {};
-    of_warps.score(scores, tiles.take());
+    const T* const first_keys = tiles.take();
+    publish_shared();
+    of_warps.score(scores, first_keys);
     await_products<0>();
     pin(scores.x);
     tiles.give_back();
@@ -304,6 +304,9 @@ __device__ __forceinline__ void attend(const Sequence<T, T, D>& sequence, Groups
         const T* const tile = tiles.take();
         // After the last tile there are no keys: scores of its values are not used.
         const T* const values = is_last ? tile : tiles.take();
+        // Tensor cores read tiles by another way than threads wrote them. Those would wait for
+        // all that they have asked for since.
+        publish_shared();
         pin(weights);
         sync_threads(TURN + group, GROUPS * GROUP_THREADS);
         of_warps.score(scores, tile);
@@ -316,19 +319,20 @@ __device__ __forceinline__ void attend(const Sequence<T, T, D>& sequence, Groups
         }
         await_products<1>();
         pin(scores.x);
-        if (is_last) {
-            await_products<0>();
-            pin(chunk.out);
-            break;
+        if (!is_last) {
+            tiles.give_back();
+            if (next % CHUNK == 0) {
+                maxima[0] = maxima[1] = NEGATIVE_INFINITY;
+            }
+            cap_and_mask(scores, rows, sequence, row, int(next), p.soft_cap);
+            of = raise_maxima(scores, rows, p.soft_cap, maxima);
+            settle(of.correction);
         }
-        tiles.give_back();
-        if (next % CHUNK == 0) {
-            maxima[0] = maxima[1] = NEGATIVE_INFINITY;
-        }
-        cap_and_mask(scores, rows, sequence, row, int(next), p.soft_cap);
-        of = raise_maxima(scores, rows, p.soft_cap, maxima);
         await_products<0>();
         pin(chunk.out);
+        if (is_last) {
+            break;
+        }
         tiles.give_back();
         token = next;
     }

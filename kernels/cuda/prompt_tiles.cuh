@@ -4,23 +4,6 @@
 
 #include "kv_tiles.cuh"
 
-// A tile's place in shared memory, for ldmatrix: see `Tile`.
-template <typename Element, int D> struct Padded {
-    using C = Element;
-    static constexpr int HEAD_DIM = D;
-    // Elements of a tile.
-    static constexpr uint32_t LEN = Tile<C, D>::LEN;
-
-    // Asks for the warp's share of a tile's page, whose `rows` first tokens exist.
-    template <int WARPS, bool WHOLE>
-    static __device__ __forceinline__ void copy(C* tile, int page, const C* from, int rows) {
-        copy_page<C, D, WARPS, WHOLE>(tile + page * BLOCK_TOKENS * Tile<C, D>::STRIDE, from, rows);
-    }
-
-    // What threads do with what they copied before others multiply it.
-    static __device__ __forceinline__ void publish() {}
-};
-
 // Tiles of K and V in shared memory: three where there is room for them.
 template <typename C, int D> constexpr int prompt_slots = D * int(sizeof(C)) > 256 ? 2 : 3;
 
@@ -28,9 +11,10 @@ template <typename C, int D> constexpr int prompt_slots = D * int(sizeof(C)) > 2
 // second, V of the first, K of the third, V of the second and so on, of the tokens
 // [first, end) of one sequence. What is zero, and how warps share the copying, is as in
 // `Ring`.
-template <typename Layout, int WARPS> struct PromptTiles {
-    using C = typename Layout::C;
-    static constexpr int SLOTS = prompt_slots<C, Layout::HEAD_DIM>;
+template <typename C, int D, int WARPS> struct PromptTiles {
+    static constexpr int SLOTS = prompt_slots<C, D>;
+    // Elements of a tile.
+    static constexpr uint32_t LEN = Tile<C, D>::LEN;
     C* slots;
     // The layer's cache from its KV head on.
     const C* cache;
@@ -62,7 +46,6 @@ template <typename Layout, int WARPS> struct PromptTiles {
     // are done with the tile before, and `refill` must follow before the next one is taken.
     __device__ __forceinline__ const C* take() {
         copy_async_wait<SLOTS - 2>();
-        Layout::publish();
         __syncthreads();
         return slots + after(free);
     }
@@ -89,7 +72,7 @@ template <typename Layout, int WARPS> struct PromptTiles {
 
 private:
     static __device__ __forceinline__ uint32_t after(uint32_t slot) {
-        return slot == (SLOTS - 1) * Layout::LEN ? 0 : slot + Layout::LEN;
+        return slot == (SLOTS - 1) * LEN ? 0 : slot + LEN;
     }
 
     template <KeyOrValue HALF> __device__ __forceinline__ void ask(uint32_t token) {
@@ -111,10 +94,11 @@ private:
             const C* from = cache + half * half_stride;
             const bool none = page_token < seen || page_token >= end;
             const int rows = none ? 0 : int(min(end - page_token, uint32_t(BLOCK_TOKENS)));
+            C* const to = slots + free + page * BLOCK_TOKENS * Tile<C, D>::STRIDE;
             if (rows == BLOCK_TOKENS) {
-                Layout::template copy<WARPS, true>(slots + free, page, from, rows);
+                copy_page<C, D, WARPS, true>(to, from, rows);
             } else {
-                Layout::template copy<WARPS, false>(slots + free, page, from, rows);
+                copy_page<C, D, WARPS, false>(to, from, rows);
             }
         }
         // An empty group keeps the count of groups in step.

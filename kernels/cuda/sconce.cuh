@@ -38,23 +38,31 @@ __device__ __forceinline__ void let_next_start() {
     static __device__ __forceinline__ void name##_body(const Params& p);           \
     extern "C" __global__ void __launch_bounds__(__VA_ARGS__)                      \
         name(const __grid_constant__ Params p) {                                   \
-        let_next_start();                                                          \
         first;                                                                     \
         name##_body(p);                                                            \
     }                                                                              \
     static __device__ __forceinline__ void name##_body(const Params& p)
 
-#define KERNEL(name, Params, threads) KERNEL_BEGINNING(name, Params, await_previous(), threads)
+__device__ __forceinline__ void begin_kernel() {
+    let_next_start();
+    await_previous();
+}
+
+#define KERNEL(name, Params, threads) KERNEL_BEGINNING(name, Params, begin_kernel(), threads)
 
 // A kernel of whose blocks so many at least run side by side on a multiprocessor, which
 // bounds its registers; without that the compiler weighs spills against more blocks.
 #define KERNEL_RESIDENT(name, Params, threads, blocks)                             \
-    KERNEL_BEGINNING(name, Params, await_previous(), threads, blocks)
+    KERNEL_BEGINNING(name, Params, begin_kernel(), threads, blocks)
 
 // The same two, of a kernel that calls `await_previous` itself.
-#define KERNEL_EARLY(name, Params, threads) KERNEL_BEGINNING(name, Params, (void)0, threads)
+#define KERNEL_EARLY(name, Params, threads) KERNEL_BEGINNING(name, Params, let_next_start(), threads)
 #define KERNEL_EARLY_RESIDENT(name, Params, threads, blocks)                       \
-    KERNEL_BEGINNING(name, Params, (void)0, threads, blocks)
+    KERNEL_BEGINNING(name, Params, let_next_start(), threads, blocks)
+
+// And of one that calls `let_next_start` itself.
+#define KERNEL_LAST(name, Params, threads, blocks)                                 \
+    KERNEL_BEGINNING(name, Params, await_previous(), threads, blocks)
 
 // A block's static shared memory: `name`, an array.
 #define SHARED(type, name, count) __shared__ type name[count]
@@ -254,6 +262,14 @@ __device__ __forceinline__ Vector<uint32_t> load_stream(const Vector<uint32_t>* 
 #endif
     }
     return words;
+}
+
+// Brings 128 bytes, of which this is one, near.
+__device__ __forceinline__ void prefetch(const void* at) {
+#ifdef __CUDACC__
+    asm volatile("prefetch.global.L2 [%0];\n" ::"l"(at));
+#endif
+    (void)at;
 }
 
 // Two elements of one word, the low one first.

@@ -99,6 +99,18 @@ template <int TILES> __device__ __forceinline__ void pin(float (&d)[TILES][4]) {
     }
 }
 
+// Keeps the assembler from computing these numbers after products that are waited for later: a
+// pause of no time that never comes depends on them.
+__device__ __forceinline__ void settle(float (&x)[2]) {
+    asm volatile("{\n"
+                 ".reg .pred p, q;\n"
+                 "setp.eq.u32 p, %0, 0x7fffdead;\n"
+                 "setp.eq.or.u32 q, %1, 0x7fffdead, p;\n"
+                 "@q nanosleep.u32 0;\n"
+                 "}\n" ::"r"(__float_as_uint(x[0])),
+                 "r"(__float_as_uint(x[1])));
+}
+
 template <int STEPS> __device__ __forceinline__ void pin(uint32_t (&a)[STEPS][4]) {
 #pragma unroll
     for (int k = 0; k < STEPS; ++k) {

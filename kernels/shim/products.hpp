@@ -36,7 +36,7 @@ struct Product {
     // Whether a row of B has what is summed over, or a column's.
     bool is_transposed;
     bool adds;
-    float (*to_float)(uint16_t bits);
+    void (*multiply)(const Product& product, std::vector<float>& sums);
 };
 
 struct Products {
@@ -61,35 +61,40 @@ inline void ask(const Product& product) {
     own.groups.back().push_back(product);
 }
 
-inline void multiply(const Product& product, std::vector<float>& sums) {
+// The lane's sums, in order of k.
+template <typename M> void multiply(const Product& product, std::vector<float>& sums) {
     const unsigned warp = thread_index.x / 32 % 4;
+    const auto number = [](uint16_t bits) { return to_float(M{bits}); };
+    float left[2][16];
+    for (unsigned half = 0; half < 2; ++half) {
+        const unsigned of_group = warp * 16 + lane() / 4 + half * 8;
+        const unsigned char* const row = product.a.at + of_group / 8 * product.a.between + of_group % 8 * 128;
+        for (unsigned k = 0; k < 16; ++k) {
+            left[half][k] = number(product.of_registers ? product.rows[half][k] : swizzled_element(row + k * 2));
+        }
+    }
     for (int n = 0; n < product.tiles; ++n) {
-        for (int i = 0; i < 4; ++i) {
-            const unsigned row = lane() / 4 + i / 2 * 8;
-            const unsigned column = n * 8 + lane() % 4 * 2 + i % 2;
-            float& sum = sums[n * 4 + i];
-            sum = product.adds ? sum : 0.0f;
+        for (unsigned e = 0; e < 2; ++e) {
+            const unsigned column = n * 8 + lane() % 4 * 2 + e;
+            float right[16];
             for (unsigned k = 0; k < 16; ++k) {
-                uint16_t left = product.rows[i / 2][k];
-                const unsigned char* right;
-                if (!product.of_registers) {
-                    const unsigned of_group = warp * 16 + row;
-                    left = swizzled_element(product.a.at + of_group / 8 * product.a.between +
-                                            of_group % 8 * 128 + k * 2);
+                const unsigned char* const at =
+                    product.is_transposed
+                        ? product.b.at + column / 64 * product.b.blocks + k / 8 * product.b.between + k % 8 * 128 +
+                              column % 64 * 2
+                        : product.b.at + column / 8 * product.b.between + column % 8 * 128 + k * 2;
+                right[k] = number(swizzled_element(at));
+            }
+            for (unsigned half = 0; half < 2; ++half) {
+                float& sum = sums[n * 4 + half * 2 + e];
+                sum = product.adds ? sum : 0.0f;
+                for (unsigned k = 0; k < 16; ++k) {
+                    sum += left[half][k] * right[k];
                 }
-                if (product.is_transposed) {
-                    right = product.b.at + column / 64 * product.b.blocks + k / 8 * product.b.between +
-                            k % 8 * 128 + column % 64 * 2;
-                } else {
-                    right = product.b.at + column / 8 * product.b.between + column % 8 * 128 + k * 2;
-                }
-                sum += product.to_float(left) * product.to_float(swizzled_element(right));
             }
         }
     }
 }
-
-template <typename M> float float_of(uint16_t bits) { return to_float(M{bits}); }
 
 }  // namespace shim
 
@@ -112,7 +117,7 @@ template <int N> void await_products() {
     const size_t done = committed - std::min(committed, size_t(N));
     for (size_t i = 0; i < done; ++i) {
         for (const shim::Product& product : own.groups[i]) {
-            shim::multiply(product, own.held[product.d]);
+            product.multiply(product, own.held[product.d]);
         }
     }
     own.groups.erase(own.groups.begin(), own.groups.begin() + done);
@@ -135,9 +140,10 @@ template <int N> void await_products() {
 
 template <int TILES> void pin(float (&)[TILES][4]) {}
 template <int STEPS> void pin(uint32_t (&)[STEPS][4]) {}
+inline void settle(float (&)[2]) {}
 
 template <typename M> void multiply_shared(float (&d)[8][4], shim::Matrix a, shim::Matrix b, int adds) {
-    shim::ask({d, 8, {}, a, false, b, false, adds != 0, shim::float_of<M>});
+    shim::ask({d, 8, {}, a, false, b, false, adds != 0, shim::multiply<M>});
 }
 
 namespace shim {
@@ -148,7 +154,7 @@ void multiply_fragments(float (&d)[TILES][4], const uint32_t (&a)[4], Matrix b, 
         uint32_t a[4];
     } own;
     memcpy(own.a, a, sizeof(own.a));
-    Product product = {d, TILES, {}, {}, true, b, is_transposed, adds, float_of<M>};
+    Product product = {d, TILES, {}, {}, true, b, is_transposed, adds, multiply<M>};
     together(own, [&](auto of) {
         for (unsigned half = 0; half < 2; ++half) {
             for (unsigned k = 0; k < 16; ++k) {

@@ -136,6 +136,7 @@ template <typename T, typename See> auto together(const T& value, See see) {
 #define KERNEL(name, Params, threads)                                                        \
     KERNEL_BEGINNING(name, Params, shim::await_previous(), threads)
 #define KERNEL_RESIDENT(name, Params, threads, blocks) KERNEL(name, Params, threads)
+#define KERNEL_LAST(name, Params, threads, blocks) KERNEL(name, Params, threads)
 #define KERNEL_EARLY(name, Params, threads) KERNEL_BEGINNING(name, Params, (void)0, threads)
 #define KERNEL_EARLY_RESIDENT(name, Params, threads, blocks) KERNEL_EARLY(name, Params, threads)
 
@@ -147,6 +148,8 @@ template <typename T, typename See> auto together(const T& value, See see) {
 #define DYNAMIC_SHARED(name) unsigned char* name = shim::dynamic_shared
 
 inline void await_previous() { shim::await_previous(); }
+// Kernels run one after another.
+inline void let_next_start() {}
 inline void __syncthreads() { shim::sync_block(); }
 inline int __syncthreads_count(int vote) { return shim::sync_and_count(vote != 0); }
 inline void __syncwarp(uint32_t mask = 0xffffffffu) { shim::sync_warp(mask); }

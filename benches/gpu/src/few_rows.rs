@@ -80,7 +80,9 @@ pub(crate) fn run<D: Driver>(
                     }
                 })?;
                 let by = match form {
-                    ProductForm::Library | ProductForm::Fp8(_) => "cuBLAS".to_owned(),
+                    ProductForm::Library | ProductForm::Fp8(..) | ProductForm::Proposed(_) => {
+                        "cuBLAS".to_owned()
+                    }
                     ProductForm::FewRows(GemvForm { rows, ahead, threads, blocks }) => {
                         format!("{rows} rows, {ahead} ahead, {blocks} x {threads} threads")
                     }

@@ -56,7 +56,9 @@ pub(crate) fn run<D: Driver>(
                     forms.push(ProductForm::FewRows(GemvForm::DEFAULT));
                 }
                 if !has_runs {
-                    forms.extend(of_tensor_cores.iter().copied().map(ProductForm::Fp8));
+                    forms.extend(
+                        of_tensor_cores.iter().map(|&scaling| ProductForm::Fp8(scaling, 0)),
+                    );
                 }
                 for form in forms {
                     cuda.use_product_form(Some(form));

@@ -10,7 +10,7 @@ use std::{
 use half::{bf16, f16};
 use sconce_kernels::{
     Dtype, KernelError,
-    cuda::{DevicePointer, Driver, Fp8Matmul, Fp8Scaling, KernelParams, Launch, Matmul},
+    cuda::{Choice, DevicePointer, Driver, Fp8Matmul, Fp8Scaling, KernelParams, Launch, Matmul},
     fp8,
 };
 
@@ -239,6 +239,10 @@ impl Driver for ShimDriver {
             None => self.multiply(product),
         }
         Ok(())
+    }
+
+    fn choices(&mut self, _: &Matmul, _: Choice) -> Result<u8, KernelError> {
+        Ok(2)
     }
 
     fn fp8_products(&self) -> &[Fp8Scaling] {

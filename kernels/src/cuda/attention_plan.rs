@@ -346,6 +346,15 @@ mod tests {
     ];
 
     #[test]
+    fn groups_of_warps_fit_the_card_that_has_them() {
+        let (_, _, of_block) = SHARED_KIB.into_iter().find(|(c, ..)| *c == "9.0").expect("Hopper");
+        for head_dim in [64, 128, 256] {
+            let bytes = AttentionPlan::groups_shared_bytes(head_dim);
+            assert!(bytes <= of_block << 10, "{head_dim}: {bytes}");
+        }
+    }
+
+    #[test]
     fn every_launch_fits_every_card_from_ampere_on() {
         for (capability, of_multiprocessor, of_block) in SHARED_KIB {
             for head_dim in [64, 80, 96, 128, 256] {

@@ -23,9 +23,9 @@ use cudarc::{
 };
 
 use super::{
-    DevicePointer, Driver, Fp8Matmul, Fp8Scaling, KernelParams, Launch, Matmul,
+    Choice, DevicePointer, Driver, Fp8Matmul, Fp8Scaling, KernelParams, Launch, Matmul,
     flight::Steps,
-    fp8_library::{self, Fp8Library},
+    lt_library::{self, LtLibrary},
     start,
     uploads::Uploads,
 };
@@ -62,7 +62,7 @@ pub struct CudaDriver {
     /// for that itself (`await_previous` in `sconce.cuh`). What is compiled from PTX does not.
     starts_early: bool,
     has_warp_groups: bool,
-    fp8: Fp8Library,
+    lt: LtLibrary,
     fp8_scalings: &'static [Fp8Scaling],
 }
 
@@ -164,8 +164,8 @@ impl CudaDriver {
             shared_bytes: usize::try_from(shared_bytes).unwrap_or(PLAIN_SHARED_BYTES),
             starts_early: matches!(major, 9 | 10),
             has_warp_groups: (major, minor) == (9, 0),
-            fp8: Fp8Library::default(),
-            fp8_scalings: fp8_library::scalings((major, minor)),
+            lt: LtLibrary::default(),
+            fp8_scalings: lt_library::scalings((major, minor)),
             stream,
         })
     }
@@ -211,6 +211,33 @@ impl CudaDriver {
     /// The device failed.
     pub fn synchronize(&self) -> Result<(), KernelError> {
         self.stream.synchronize().map_err(|error| device_error("waiting for the device", error))
+    }
+
+    /// Where cuBLASLt computes.
+    fn place(&self) -> lt_library::Place {
+        lt_library::Place {
+            handle: (*self.blas.handle()).cast(),
+            stream: self.stream.cu_stream(),
+            workspace: DevicePointer(self.blas_workspace.device_ptr(&self.stream).0),
+            workspace_bytes: BLAS_WORKSPACE_BYTES,
+        }
+    }
+
+    /// How many algorithms cuBLASLt has for it; none, where it says that it cannot.
+    fn proposed(&mut self, product: &lt_library::Product) -> u8 {
+        let place = self.place();
+        self.lt.proposed(place, product).map_or(0, |all| u8::try_from(all.len()).unwrap_or(u8::MAX))
+    }
+
+    fn by_lt(&mut self, op: &str, product: &lt_library::Product) -> Result<(), KernelError> {
+        let place = self.place();
+        self.lt.multiply(place, product).map_err(|error| {
+            self.unless_lost(KernelError::Device {
+                op: op.to_owned(),
+                reason: format!("{error:?}"),
+                sticky: false,
+            })
+        })
     }
 
     /// A library's error, or that the device is lost: a library says no more than that a launch
@@ -350,6 +377,9 @@ impl Driver for CudaDriver {
         };
         const ONE: f32 = 1.0;
         const OP: &str = "a product";
+        if let Some(choice) = product.choice {
+            return self.by_lt(OP, &lt_library::Product::of(product, choice));
+        }
         let data_type = |dtype| match dtype {
             Dtype::F32 => cudaDataType::CUDA_R_32F,
             Dtype::F16 => cudaDataType::CUDA_R_16F,
@@ -402,20 +432,15 @@ impl Driver for CudaDriver {
     }
 
     fn fp8_matmul(&mut self, product: &Fp8Matmul) -> Result<(), KernelError> {
-        let workspace = DevicePointer(self.blas_workspace.device_ptr(&self.stream).0);
-        let place = fp8_library::Place {
-            handle: (*self.blas.handle()).cast(),
-            stream: self.stream.cu_stream(),
-            workspace,
-            workspace_bytes: BLAS_WORKSPACE_BYTES,
-        };
-        self.fp8.multiply(place, product).map_err(|error| {
-            self.unless_lost(KernelError::Device {
-                op: "a product in fp8".to_owned(),
-                reason: format!("{error:?}"),
-                sticky: false,
-            })
-        })
+        self.by_lt("a product in fp8", &product.into())
+    }
+
+    fn choices(&mut self, product: &Matmul, choice: Choice) -> Result<u8, KernelError> {
+        Ok(self.proposed(&lt_library::Product::of(product, choice)))
+    }
+
+    fn fp8_choices(&mut self, product: &Fp8Matmul) -> Result<u8, KernelError> {
+        Ok(self.proposed(&product.into()))
     }
 
     fn begin_capture(&mut self) -> Result<(), KernelError> {

@@ -133,6 +133,25 @@ pub trait Driver: Send {
     /// The device refused it.
     fn matmul(&mut self, product: &Matmul) -> Result<(), KernelError>;
 
+    /// How many algorithms a library proposes for a product of the choice's rows that is like
+    /// this one otherwise; the choice's rank is no matter.
+    ///
+    /// # Errors
+    /// The library failed.
+    fn choices(&mut self, product: &Matmul, choice: Choice) -> Result<u8, KernelError> {
+        let _ = (product, choice);
+        Ok(0)
+    }
+
+    /// The same of a product in e4m3.
+    ///
+    /// # Errors
+    /// The library failed.
+    fn fp8_choices(&mut self, product: &Fp8Matmul) -> Result<u8, KernelError> {
+        let _ = product;
+        Ok(u8::from(!self.fp8_products().is_empty()))
+    }
+
     /// How products of e4m3 with e4m3 may be scaled, if there are such.
     fn fp8_products(&self) -> &[Fp8Scaling] {
         &[]
@@ -216,6 +235,22 @@ pub struct Matmul {
     pub out_stride: usize,
     /// Whether `out` is added to.
     pub accumulate: bool,
+    /// The algorithm; `None`: the library's own choice.
+    pub choice: Option<Choice>,
+}
+
+/// One of the algorithms that a library proposes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// Its place among them.
+    pub rank: u8,
+    /// The rows of the product that they are proposed for.
+    pub rows: usize,
+}
+
+impl Choice {
+    /// As many are asked for.
+    pub const MOST: u8 = 6;
 }
 
 /// What scales the sums of e4m3 numbers.
@@ -249,4 +284,6 @@ pub struct Fp8Matmul {
     pub out_dtype: Dtype,
     /// Whether `out` is added to.
     pub accumulate: bool,
+    /// The algorithm.
+    pub choice: Choice,
 }

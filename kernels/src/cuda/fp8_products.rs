@@ -4,11 +4,11 @@
 use std::sync::PoisonError;
 
 use super::{
-    Cuda, DevicePointer, Driver, Fp8Matmul, Fp8Scaling, Launch, QuantizeRows, ScaleSums,
+    Choice, Cuda, DevicePointer, Driver, Fp8Matmul, Fp8Scaling, Launch, QuantizeRows, ScaleSums,
     WidenWeight,
     memory::{Fp8Scales, WeightKind},
     names::of_dtype,
-    products::{MANY_ROWS, Operands},
+    products::{FP8_ROWS, Operands},
     word,
 };
 use crate::{Dtype, KernelError};
@@ -63,7 +63,7 @@ fn place<M>(part: Option<&Memory<M>>) -> Place {
 impl<D: Driver> Cuda<D> {
     /// Makes room for products with a weight of so many outputs and inputs.
     pub(super) fn make_fp8_room(&self, n: usize, k: usize) -> Result<(), KernelError> {
-        let rows = self.max_rows.max(MANY_ROWS);
+        let rows = self.max_rows;
         let quantizes = !self.driver.fp8_products().is_empty() && !self.is_deterministic;
         let sums = if quantizes { rows * n * size_of::<f32>() } else { 0 };
         let wide = (n * k * self.dtype.size()).max(sums).min(WIDE_BYTES);
@@ -133,14 +133,43 @@ impl<D: Driver> Cuda<D> {
         kind == WeightKind::Fp8
             && !self.is_deterministic
             && fits
-            && rows <= self.max_rows.max(MANY_ROWS)
+            && rows <= self.max_rows
             && self.driver.fp8_products().contains(&scaling)
+    }
+
+    /// Whether cuBLASLt has an algorithm of that rank for it.
+    pub(super) fn has_fp8_proposed(
+        &mut self,
+        (scaling, rank): (Fp8Scaling, u8),
+        (rows, n, k): (usize, usize, usize),
+        kind: WeightKind,
+    ) -> Result<bool, KernelError> {
+        let Some(choice) = self.choice(rank, rows) else { return Ok(false) };
+        // Of so many rows any algorithm is near tensor cores' rate, and trials are long.
+        if !self.has_fp8(scaling, (rows, n, k), kind) || (rank > 0 && rows >= FP8_ROWS) {
+            return Ok(false);
+        }
+        let nowhere = DevicePointer::NULL;
+        let is_scaled = scaling == Fp8Scaling::Library;
+        let product = Fp8Matmul {
+            x: nowhere,
+            w: nowhere,
+            scales: is_scaled.then_some([nowhere; 2]),
+            out: nowhere,
+            rows,
+            n,
+            k,
+            out_dtype: if is_scaled { self.dtype } else { Dtype::F32 },
+            accumulate: false,
+            choice,
+        };
+        Ok(self.driver.fp8_choices(&product)? > rank)
     }
 
     /// By cuBLASLt, with rows in e4m3, if it can be; else false.
     pub(super) fn by_fp8(
         &mut self,
-        scaling: Fp8Scaling,
+        (scaling, rank): (Fp8Scaling, u8),
         accumulate: bool,
         operands: &Operands,
     ) -> Result<bool, KernelError> {
@@ -152,6 +181,7 @@ impl<D: Driver> Cuda<D> {
         if !self.has_fp8(scaling, (rows, n, k), kind) {
             return Ok(false);
         }
+        let Some(choice) = self.choice(rank, rows) else { return Ok(false) };
         let narrow = place(self.fp8_room().rows.as_ref());
         let row_scales = place(self.fp8_room().scales.as_ref());
         let wide = place(self.fp8_room().wide.as_ref());
@@ -181,14 +211,14 @@ impl<D: Driver> Cuda<D> {
             k,
             out_dtype,
             accumulate,
+            choice,
         };
         if scaling == Fp8Scaling::Library {
-            self.driver.fp8_matmul(&whole)?;
-            return Ok(true);
+            return self.by_choice(whole);
         }
         for first in (0..n).step_by(at_a_time) {
             let cols = at_a_time.min(n - first);
-            self.driver.fp8_matmul(&Fp8Matmul {
+            let part = Fp8Matmul {
                 w: w.behind(first * k),
                 scales: None,
                 out: wide.address,
@@ -196,7 +226,10 @@ impl<D: Driver> Cuda<D> {
                 out_dtype: Dtype::F32,
                 accumulate: false,
                 ..whole
-            })?;
+            };
+            if !self.by_choice(part)? {
+                return Ok(false);
+            }
             let params = ScaleSums {
                 sums: wide.address,
                 row_scales: row_scales.address,
@@ -213,6 +246,23 @@ impl<D: Driver> Cuda<D> {
             self.launch(&self.elementwise("fp8", kernel, rows * cols / 8), &params)?;
         }
         Ok(true)
+    }
+}
+
+impl<D: Driver> Cuda<D> {
+    /// By the chosen algorithm, or the likeliest where it cannot compute so many rows; false if
+    /// that cannot either.
+    fn by_choice(&mut self, product: Fp8Matmul) -> Result<bool, KernelError> {
+        let likeliest = Choice { rank: 0, rows: product.rows };
+        for choice in [product.choice, likeliest] {
+            match self.driver.fp8_matmul(&Fp8Matmul { choice, ..product }) {
+                // It was tried by another number of rows.
+                Err(KernelError::Device { sticky: false, .. })
+                    if product.choice.rows != product.rows => {}
+                other => return other.map(|()| true),
+            }
+        }
+        Ok(false)
     }
 }
 

@@ -12,9 +12,9 @@ mod device;
 mod driver;
 #[cfg(feature = "cuda")]
 mod flight;
-#[cfg(feature = "cuda")]
-mod fp8_library;
 mod fp8_products;
+#[cfg(feature = "cuda")]
+mod lt_library;
 mod memory;
 mod names;
 mod ops;
@@ -34,7 +34,7 @@ pub use attention_plan::{AttentionPlan, AttentionRoom, GroupTables, Work};
 pub use backend::{Cuda, CudaGraph};
 #[cfg(feature = "cuda")]
 pub use device::{CudaDriver, CudaMemory, RecordedGraph};
-pub use driver::{Driver, Fp8Matmul, Fp8Scaling, Launch, Matmul};
+pub use driver::{Choice, Driver, Fp8Matmul, Fp8Scaling, Launch, Matmul};
 pub use memory::{CudaBuffer, CudaKvCache, CudaMatrix, CudaVector};
 pub use params::{
     AddBias, AddExperts, CopyBlocks, CountLast, DevicePointer, EmbeddingGather, EntryEdit,

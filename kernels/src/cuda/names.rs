@@ -52,10 +52,7 @@ pub(super) fn prefill_attention(
 }
 
 /// `prefill_groups.cu`'s for activations, a cache and a head_dim, if there is one.
-pub(super) fn prefill_groups(
-    dtypes: (Dtype, CacheDtype),
-    head_dim: usize,
-) -> Option<&'static str> {
+pub(super) fn prefill_groups(dtypes: (Dtype, CacheDtype), head_dim: usize) -> Option<&'static str> {
     match (dtypes, head_dim) {
         ((Dtype::Bf16, CacheDtype::Bf16), 64) => Some("prefill_groups_bf16_d64"),
         ((Dtype::Bf16, CacheDtype::Bf16), 128) => Some("prefill_groups_bf16_d128"),

@@ -245,6 +245,20 @@ impl<D: Driver> Ops for Cuda<D> {
         self.gated(rows, activation, scratch, out)
     }
 
+    fn linear_of_normed(
+        &mut self,
+        rows: usize,
+        x: &Self::Buffer,
+        norm: (&Self::Vector, f32),
+        w: &Self::Matrix,
+        bias: Option<&Self::Vector>,
+        activation: Option<Activation>,
+        out: &mut Self::Buffer,
+    ) -> Result<bool, KernelError> {
+        let outcome = activation.map_or(Outcome::Store, Outcome::Gate);
+        self.product_of_normed((rows, outcome), (x, norm), w, bias, out)
+    }
+
     fn route(
         &mut self,
         rows: usize,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    Cuda, Driver, ProductForm,
+    Cuda, Driver, Gemv, ProductForm,
     memory::{Fp8Scales, WeightKind, decode, encode},
     products::{MANY_ROWS, Operands, Outcome},
 };
@@ -12,16 +12,22 @@ use crate::{
     reference,
 };
 
-/// Few rows, which have forms to choose from, and one number that stands for all others.
-const ROWS: [usize; 5] = [1, 2, 3, 4, MANY_ROWS];
+/// Few rows, each number by itself, and numbers that stand for others.
+fn all_rows() -> impl Iterator<Item = usize> {
+    (1..=Gemv::MAX_ROWS).chain(MANY_ROWS)
+}
+
 /// Random numbers, over and over: a prime, so that no two rows of a weight are alike.
 const PERIOD: usize = 65_521;
 /// Of weights that take turns, so that none is found in a cache.
 const WEIGHT_BYTES: usize = 256 << 20;
 /// Below that nothing can be said of times.
 const FEWEST_WEIGHT_BYTES: usize = 1 << 20;
-/// Outputs of a row that are compared with the reference; all must be finite.
+/// By so many rows every product is tried.
+const CHECKED_ROWS: usize = 16;
+/// Outputs of a row that are compared with the reference, and rows; all must be finite.
 const COMPARED: usize = 128;
+const COMPARED_ROWS: usize = 16;
 /// What is timed at a time lasts about so long.
 const REPETITION: Duration = Duration::from_micros(500);
 /// A call that takes so long is timed once: on an emulated device, or one that is very slow.
@@ -121,9 +127,8 @@ impl<D: Driver> Cuda<D> {
             weights = USUAL.to_vec();
         }
         for &(n, k, kind) in &weights {
-            let forget =
-                |&rows: &usize| found.forget(&Product { rows, n, k, kind }.name(self.dtype));
-            ROWS.iter().for_each(forget);
+            let forget = |rows: usize| found.forget(&Product { rows, n, k, kind }.name(self.dtype));
+            all_rows().for_each(forget);
         }
         self.try_products(&weights, found, keep)
     }
@@ -137,13 +142,23 @@ impl<D: Driver> Cuda<D> {
         keep: &mut dyn FnMut(&Findings),
     ) -> Result<(), KernelError> {
         let large = weights.iter().filter(|(n, k, _)| n * k >= ProductForm::LARGE);
-        let products: Vec<Product> =
-            large.flat_map(|&(n, k, kind)| ROWS.map(|rows| Product { rows, n, k, kind })).collect();
-        let unknown = |product: &&Product| {
+        let products: Vec<Product> = large
+            .flat_map(|&(n, k, kind)| all_rows().map(move |rows| Product { rows, n, k, kind }))
+            .filter(|product| product.rows <= self.max_rows)
+            .collect();
+        let (mut tried, mut unknown) = (Vec::new(), Vec::new());
+        for product in products {
+            let forms = self.forms_of(product)?;
+            // Where there is one form there is nothing to choose, but whether it is right.
+            if forms.len() < 2 && product.rows != CHECKED_ROWS {
+                continue;
+            }
             let name = product.name(self.dtype);
-            self.forms_of(**product).iter().any(|form| !found.knows(&name, &form.to_string()))
-        };
-        let unknown: Vec<Product> = products.iter().filter(unknown).copied().collect();
+            if forms.iter().any(|form| !found.knows(&name, &form.to_string())) {
+                unknown.push(product);
+            }
+            tried.push((product, forms));
+        }
         for (kind, _) in KINDS {
             let unknown: Vec<Product> =
                 unknown.iter().filter(|product| product.kind == kind).copied().collect();
@@ -160,9 +175,8 @@ impl<D: Driver> Cuda<D> {
             }
             keep(found);
         }
-        for product in products {
+        for (product, forms) in tried {
             let name = product.name(self.dtype);
-            let forms = self.forms_of(product);
             let best = found.best(&name);
             let form = forms.iter().find(|form| Some(&*form.to_string()) == best);
             match form {
@@ -185,16 +199,26 @@ impl<D: Driver> Cuda<D> {
     }
 
     /// Those that this device can compute it by.
-    fn forms_of(&self, Product { rows, n, k, kind }: Product) -> Vec<ProductForm> {
+    fn forms_of(
+        &mut self,
+        Product { rows, n, k, kind }: Product,
+    ) -> Result<Vec<ProductForm>, KernelError> {
         let sizes = (rows, n, k);
-        let can = |form: &ProductForm| match *form {
-            ProductForm::Library => true,
-            ProductForm::Fp8(scaling) => self.has_fp8(scaling, sizes, kind),
-            few @ ProductForm::FewRows(_) => {
-                self.few_rows_launch(few, false, sizes, kind).is_some()
+        let mut forms = Vec::new();
+        for form in ProductForm::all() {
+            let can = match form {
+                ProductForm::Library => true,
+                ProductForm::Fp8(scaling, rank) => {
+                    self.has_fp8_proposed((scaling, rank), sizes, kind)?
+                }
+                ProductForm::Proposed(rank) => self.has_proposed(rank, sizes, kind)?,
+                ProductForm::FewRows(_) => self.few_rows_launch(form, false, sizes, kind).is_some(),
+            };
+            if can {
+                forms.push(form);
             }
-        };
-        ProductForm::ALL.into_iter().filter(can).collect()
+        }
+        Ok(forms)
     }
 
     /// `None` where there is nothing to try, or too little memory.
@@ -264,7 +288,7 @@ impl<D: Driver> Cuda<D> {
         let product = Product { n: product.n.min(most), ..product };
         let exact = Expected::of(product, &room.numbers, false);
         let mut of_narrow_rows = None;
-        for form in self.forms_of(product) {
+        for form in self.forms_of(product)? {
             if found.knows(&operation, &form.to_string()) {
                 continue;
             }
@@ -274,7 +298,7 @@ impl<D: Driver> Cuda<D> {
             put(Verdict::Failed("the process ended in the trial".to_owned()));
             keep(found);
             let expected = match form {
-                ProductForm::Fp8(_) => {
+                ProductForm::Fp8(..) => {
                     of_narrow_rows.get_or_insert_with(|| Expected::of(product, &room.numbers, true))
                 }
                 _ => &exact,
@@ -304,6 +328,7 @@ impl<D: Driver> Cuda<D> {
             w: self.driver.address(&room.weights),
             scales: (kind != WeightKind::Plain).then_some(scales),
             bias: None,
+            norm: None,
             out: self.driver.address(&room.out),
             out_dtype,
             rows,
@@ -312,8 +337,10 @@ impl<D: Driver> Cuda<D> {
         };
         let (narrow, wide) = (operands(self.dtype), operands(Dtype::F32));
         let mut outcomes = vec![(Outcome::Store, narrow), (Outcome::Add, narrow)];
-        // What it leaves to another form is no test of it.
-        if !matches!(form, ProductForm::Fp8(_)) {
+        // What it leaves to another form is no test of it. Of many rows only a head's outputs,
+        // which have no such forms, are wide.
+        let leaves_it = matches!(form, ProductForm::Fp8(..) | ProductForm::Proposed(_));
+        if rows <= CHECKED_ROWS && !leaves_it {
             outcomes.push((Outcome::Store, wide));
         }
         let gated = self.few_rows_launch(form, true, (rows, n, k), kind);
@@ -353,7 +380,7 @@ impl<D: Driver> Cuda<D> {
         let outputs = if matches!(outcome, Outcome::Gate(_)) { n / 2 } else { n };
         // Nothing is left of it where results are written; what is added to is 1.
         let old = if outcome == Outcome::Add { 1.0 } else { f32::NAN };
-        let mut bytes = encode(&vec![old; rows * outputs], out_dtype);
+        let mut bytes = encode(&[old], out_dtype).repeat(rows * outputs);
         self.driver.upload(&mut room.out, 0, &bytes)?;
         self.by_form(form, outcome, operands)?;
         self.driver.download(&room.out, &mut bytes)?;
@@ -400,6 +427,8 @@ struct Expected {
     product: Product,
     /// Which outputs; of gated units the first half of all has them.
     outputs: Vec<usize>,
+    /// Which rows.
+    rows: Vec<usize>,
     /// `[rows, outputs]`
     sums: Vec<f64>,
     /// Of the outputs half of all further, what they gate.
@@ -414,19 +443,22 @@ impl Expected {
         let Product { rows, n, k, kind } = product;
         let half = (n / 2).max(1);
         // The first and the last, and some of those between.
-        let outputs: Vec<usize> = if half <= COMPARED {
-            (0..half).collect()
-        } else {
-            (0..COMPARED).map(|i| i * (half - 1) / (COMPARED - 1)).collect()
+        let spread = |all: usize, most: usize| -> Vec<usize> {
+            if all <= most {
+                return (0..all).collect();
+            }
+            (0..most).map(|i| i * (all - 1) / (most - 1)).collect()
         };
+        let (outputs, compared) = (spread(half, COMPARED), spread(rows, COMPARED_ROWS));
         // So long that every row of any place is a part of it.
         let [w, x] = numbers.each_ref().map(|numbers| {
             let len = PERIOD + k;
             numbers.iter().copied().cycle().take(len).collect::<Vec<_>>()
         });
         let row = |index: usize| index * k % PERIOD..index * k % PERIOD + k;
-        let rows_of_x: Vec<Vec<f64>> = (0..rows)
-            .map(|index| {
+        let rows_of_x: Vec<Vec<f64>> = compared
+            .iter()
+            .map(|&index| {
                 let exact = &x[row(index)];
                 if is_narrow { in_e4m3(exact) } else { exact.to_vec() }
             })
@@ -438,8 +470,8 @@ impl Expected {
         };
         let of = |first: usize| -> Vec<f64> {
             let outputs = &outputs;
-            let pairs =
-                (0..rows).flat_map(|r| outputs.iter().map(move |output| (r, first + output)));
+            let pairs = (0..rows_of_x.len())
+                .flat_map(|r| outputs.iter().map(move |output| (r, first + output)));
             let dot = |(r, output): (usize, usize)| -> f64 {
                 let runs = rows_of_x[r].chunks(of_run).zip(w[row(output)].chunks(of_run));
                 let of_run = |(run, (x, w)): (usize, (&[f64], &[f64]))| {
@@ -451,12 +483,12 @@ impl Expected {
             pairs.map(dot).collect()
         };
         let (sums, gated) = (of(0), of(n - half));
-        Self { product, outputs, sums, gated, is_narrow }
+        Self { product, outputs, rows: compared, sums, gated, is_narrow }
     }
 
     /// What is wrong with a form's results, if anything is.
     fn check(&self, outcome: Outcome, got: &[f32], dtype: Dtype) -> Result<(), String> {
-        let Product { rows, n, k, .. } = self.product;
+        let Product { n, k, .. } = self.product;
         let half = (n / 2).max(1);
         let is_gated = matches!(outcome, Outcome::Gate(_));
         let of_row = if is_gated { half } else { n };
@@ -475,9 +507,9 @@ impl Expected {
             }
             Err(format!("output {output} of row {row} is {got}, not {want}"))
         };
-        for row in 0..rows {
+        for (r, &row) in self.rows.iter().enumerate() {
             for (i, &output) in self.outputs.iter().enumerate() {
-                let at = row * self.outputs.len() + i;
+                let at = r * self.outputs.len() + i;
                 let (sum, gated) = (self.sums[at], self.gated[at]);
                 match outcome {
                     Outcome::Gate(activation) => {

@@ -4,8 +4,8 @@
 use std::fmt;
 
 use super::{
-    AddBias, Cuda, CudaBuffer, CudaMatrix, CudaVector, DevicePointer, Driver, Fp8Scaling, Gemv,
-    GemvForm, Launch, Matmul,
+    AddBias, Choice, Cuda, CudaBuffer, CudaMatrix, CudaVector, DevicePointer, Driver, Fp8Scaling,
+    Gemv, GemvForm, Launch, Matmul,
     memory::{Fp8Scales, WeightKind},
     names,
     ops::pieces,
@@ -13,8 +13,12 @@ use super::{
 };
 use crate::{Activation, Dtype, KernelError, cuda::names::of_dtype};
 
-/// Rows that stand for all larger numbers of them when forms are tried.
-pub(super) const MANY_ROWS: usize = 16;
+/// Numbers of more than a few rows that forms are tried by, each for what lies between it and
+/// the one before. What is beyond is cuBLAS's; a weight in e4m3 has one more number.
+pub(super) const MANY_ROWS: [usize; 7] = [8, 16, 32, 64, 128, 256, FP8_ROWS];
+pub(super) const FP8_ROWS: usize = 1024;
+/// Of a weight with more outputs, a head's, many rows are cuBLAS's.
+pub(super) const MOST_OUTPUTS: usize = 1 << 16;
 
 /// What computes a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,8 +29,10 @@ pub enum ProductForm {
     /// `gemv.cu`, where it can; else cuBLAS.
     FewRows(GemvForm),
     /// cuBLASLt's product of e4m3 with e4m3, in which the rows are quantized, where it can; else
-    /// cuBLAS.
-    Fp8(Fp8Scaling),
+    /// cuBLAS. The second is the algorithm's rank among those proposed.
+    Fp8(Fp8Scaling, u8),
+    /// cuBLASLt's, by the algorithm of that rank.
+    Proposed(u8),
 }
 
 /// What becomes of a product.
@@ -38,27 +44,43 @@ pub(super) enum Outcome {
 }
 
 impl ProductForm {
-    /// Elements of a weight from which on its forms are tried: with smaller ones, whose time is
-    /// a launch's, all is cuBLAS's.
-    pub(super) const LARGE: usize = 1 << 21;
+    /// Elements of a weight from which on its forms are tried: with smaller ones all is cuBLAS's.
+    pub(super) const LARGE: usize = 1 << 18;
 
     /// Forms that there may be, in the order in which they are preferred: what is timed is the
     /// product alone, and the kernel for few rows does what stands around it in the same launch.
-    pub(super) const ALL: [Self; 5] = [
-        Self::FewRows(GemvForm::DEFAULT),
-        Self::FewRows(GemvForm { blocks: 2, ..GemvForm::DEFAULT }),
-        Self::Fp8(Fp8Scaling::Library),
-        Self::Fp8(Fp8Scaling::Own),
-        Self::Library,
-    ];
+    pub(super) fn all() -> impl Iterator<Item = Self> {
+        let fp8 = |scaling| (0..Choice::MOST).map(move |rank| Self::Fp8(scaling, rank));
+        [
+            Self::FewRows(GemvForm::DEFAULT),
+            Self::FewRows(GemvForm { blocks: 2, ..GemvForm::DEFAULT }),
+        ]
+        .into_iter()
+        .chain(fp8(Fp8Scaling::Library))
+        .chain(fp8(Fp8Scaling::Own))
+        .chain([Self::Library])
+        .chain((0..Choice::MOST).map(Self::Proposed))
+    }
+
+    /// Those that are tried by so many rows stand for `rows` too.
+    pub(super) fn tried_rows(rows: usize) -> Option<usize> {
+        if rows <= Gemv::MAX_ROWS {
+            return Some(rows);
+        }
+        MANY_ROWS.into_iter().find(|tried| rows <= *tried)
+    }
 }
 
 impl fmt::Display for ProductForm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Library => f.write_str("cuBLAS"),
-            Self::Fp8(Fp8Scaling::Library) => f.write_str("cuBLASLt in fp8"),
-            Self::Fp8(Fp8Scaling::Own) => f.write_str("cuBLASLt in fp8, scaled after it"),
+            Self::Fp8(scaling, rank) => {
+                let after = if *scaling == Fp8Scaling::Own { ", scaled after it" } else { "" };
+                write!(f, "cuBLASLt in fp8{after}")?;
+                if *rank > 0 { write!(f, ", choice {rank}") } else { Ok(()) }
+            }
+            Self::Proposed(rank) => write!(f, "cuBLASLt, choice {rank}"),
             Self::FewRows(GemvForm { rows, ahead, threads, blocks }) => {
                 write!(f, "gemv, {rows} rows {ahead} ahead, {blocks} x {threads} threads")
             }
@@ -73,6 +95,8 @@ pub(super) struct Operands {
     pub(super) w: DevicePointer,
     pub(super) scales: Option<Fp8Scales>,
     pub(super) bias: Option<DevicePointer>,
+    /// Of an RMSNorm before the product, with its epsilon: the kernel for few rows has it.
+    pub(super) norm: Option<(DevicePointer, f32)>,
     pub(super) out: DevicePointer,
     pub(super) out_dtype: Dtype,
     pub(super) rows: usize,
@@ -158,18 +182,45 @@ impl<D: Driver> Cuda<D> {
         self.few_rows(self.form_of(&operands), Outcome::Gate(activation), &operands)
     }
 
+    /// `linear` or `linear_gated` of rows that are normed first, in one launch; false, and nothing
+    /// done, where it takes several.
+    pub(super) fn product_of_normed(
+        &mut self,
+        (rows, outcome): (usize, Outcome),
+        (x, (norm, eps)): (&CudaBuffer<D::Memory>, (&CudaVector<D::Memory>, f32)),
+        w: &CudaMatrix<D::Memory>,
+        bias: Option<&CudaVector<D::Memory>>,
+        out: &mut CudaBuffer<D::Memory>,
+    ) -> Result<bool, KernelError> {
+        const OP: &str = "linear_of_normed";
+        let is_gated = matches!(outcome, Outcome::Gate(_));
+        x.check(OP, "x", (rows, w.k), self.dtype)?;
+        norm.check(OP, "norm", w.k)?;
+        out.check(OP, "out", (rows, if is_gated { w.n / 2 } else { w.n }), self.dtype)?;
+        if let Some(bias) = bias {
+            bias.check(OP, "bias", w.n)?;
+        }
+        if rows == 0 || (is_gated && !w.n.is_multiple_of(2)) {
+            return Ok(false);
+        }
+        let plain = Operands::of(rows, x, w, bias, out);
+        let operands = Operands { norm: Some((norm.address, eps)), ..plain };
+        self.few_rows(self.form_of(&operands), outcome, &operands)
+    }
+
     /// What was not tried is cuBLAS's. A weight in e4m3 would be widened for that, so few rows
     /// have their own kernel even then, and many rows the form that so many are tried by.
     fn form_of(&self, operands: &Operands) -> ProductForm {
         let &Operands { rows, n, k, .. } = operands;
         let kind = WeightKind::of(operands.scales);
         let known = |rows| self.product_forms.get(&(rows, n, k, kind)).copied();
-        let form = self.product_form.or_else(|| known(rows));
+        let tried = ProductForm::tried_rows(rows);
+        let form = self.product_form.or_else(|| tried.and_then(known));
         if kind == WeightKind::Plain {
             return form.unwrap_or(ProductForm::Library);
         }
-        let of_many = || if rows > Gemv::MAX_ROWS { known(MANY_ROWS) } else { None };
-        form.or_else(of_many).unwrap_or(ProductForm::FewRows(GemvForm::DEFAULT))
+        let of_most = || if rows > Gemv::MAX_ROWS { known(FP8_ROWS) } else { None };
+        form.or_else(of_most).unwrap_or(ProductForm::FewRows(GemvForm::DEFAULT))
     }
 
     /// A form other than `gemv.cu`'s. Without a bias.
@@ -181,14 +232,81 @@ impl<D: Driver> Cuda<D> {
     ) -> Result<(), KernelError> {
         let stride = operands.n;
         let Some(scales) = operands.scales else {
+            if let ProductForm::Proposed(rank) = form
+                && self.by_proposed(rank, accumulate, operands)?
+            {
+                return Ok(());
+            }
             return self.by_library(accumulate, operands, stride);
         };
-        if let ProductForm::Fp8(scaling) = form
-            && self.by_fp8(scaling, accumulate, operands)?
+        if let ProductForm::Fp8(scaling, rank) = form
+            && self.by_fp8((scaling, rank), accumulate, operands)?
         {
             return Ok(());
         }
         self.by_widened(accumulate, operands, scales)
+    }
+
+    /// By an algorithm of cuBLASLt; false where it cannot compute so many rows.
+    fn by_proposed(
+        &mut self,
+        rank: u8,
+        accumulate: bool,
+        operands: &Operands,
+    ) -> Result<bool, KernelError> {
+        let Some(choice) = self.choice(rank, operands.rows) else { return Ok(false) };
+        let product = self.matmul_of(accumulate, operands, operands.n);
+        match self.driver.matmul(&Matmul { choice: Some(choice), ..product }) {
+            // It was tried by another number of rows.
+            Err(KernelError::Device { sticky: false, .. }) if choice.rows != operands.rows => {
+                Ok(false)
+            }
+            other => other.map(|()| true),
+        }
+    }
+
+    /// The algorithm of a rank among those that are proposed for so many rows as were tried.
+    pub(super) fn choice(&self, rank: u8, rows: usize) -> Option<Choice> {
+        if self.is_deterministic {
+            return None;
+        }
+        Some(Choice { rank, rows: ProductForm::tried_rows(rows).unwrap_or(FP8_ROWS) })
+    }
+
+    /// Whether cuBLASLt has an algorithm of that rank for a product with a weight as it is.
+    pub(super) fn has_proposed(
+        &mut self,
+        rank: u8,
+        (rows, n, k): (usize, usize, usize),
+        kind: WeightKind,
+    ) -> Result<bool, KernelError> {
+        let is_tried = rows > Gemv::MAX_ROWS && rows < FP8_ROWS && n <= MOST_OUTPUTS;
+        let Some(choice) =
+            self.choice(rank, rows).filter(|_| is_tried && kind == WeightKind::Plain)
+        else {
+            return Ok(false);
+        };
+        let nowhere = DevicePointer::NULL;
+        let operands = Operands {
+            x: nowhere,
+            w: nowhere,
+            scales: None,
+            bias: None,
+            norm: None,
+            out: nowhere,
+            out_dtype: self.dtype,
+            rows,
+            n,
+            k,
+        };
+        let product = self.matmul_of(false, &operands, n);
+        Ok(self.driver.choices(&product, choice)? > rank)
+    }
+
+    fn matmul_of(&self, accumulate: bool, operands: &Operands, out_stride: usize) -> Matmul {
+        let &Operands { x, w, out, out_dtype, rows, n, k, .. } = operands;
+        let (dtype, choice) = (self.dtype, None);
+        Matmul { x, w, out, rows, n, k, dtype, out_dtype, out_stride, accumulate, choice }
     }
 
     /// By cuBLAS, into rows of `out` that are `out_stride` apart.
@@ -198,9 +316,9 @@ impl<D: Driver> Cuda<D> {
         operands: &Operands,
         out_stride: usize,
     ) -> Result<(), KernelError> {
-        let &Operands { x, w, out, out_dtype, rows, n, k, .. } = operands;
+        let &Operands { x, out, out_dtype, rows, k, .. } = operands;
         let dtype = self.dtype;
-        let whole = Matmul { x, w, out, rows, n, k, dtype, out_dtype, out_stride, accumulate };
+        let whole = self.matmul_of(accumulate, operands, out_stride);
         if !self.is_deterministic {
             return self.driver.matmul(&whole);
         }
@@ -242,13 +360,13 @@ impl<D: Driver> Cuda<D> {
             w: operands.w,
             scales: operands.scales.map_or(DevicePointer::NULL, |scales| scales.address),
             bias: operands.bias.unwrap_or(DevicePointer::NULL),
-            norm: DevicePointer::NULL,
+            norm: operands.norm.map_or(DevicePointer::NULL, |(norm, _)| norm),
             out: operands.out,
             n: word(n),
             k: word(k),
             epilogue,
             runs: operands.scales.map_or(0, |scales| word(scales.runs)),
-            eps: 0.0,
+            eps: operands.norm.map_or(0.0, |(_, eps)| eps),
             padding: 0,
         };
         self.launch(&launch, &params)?;
@@ -296,6 +414,7 @@ impl Operands {
             w: w.address,
             scales: w.scales,
             bias: bias.map(|bias| bias.address),
+            norm: None,
             out: out.address,
             out_dtype: out.dtype,
             rows,

@@ -194,6 +194,27 @@ pub trait Ops: Device {
         self.gated(rows, activation, scratch, out)
     }
 
+    /// [`Ops::linear`], or with an activation [`Ops::linear_gated`], of rows that
+    /// [`Ops::rms_norm`] norms first, by `norm [k]` and epsilon, in one operation. False, and
+    /// nothing done, where the device has none for so many rows and this weight.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    #[expect(clippy::too_many_arguments, reason = "an operation's operands are its contract")]
+    fn linear_of_normed(
+        &mut self,
+        rows: usize,
+        x: &Self::Buffer,
+        norm: (&Self::Vector, f32),
+        w: &Self::Matrix,
+        bias: Option<&Self::Vector>,
+        activation: Option<Activation>,
+        out: &mut Self::Buffer,
+    ) -> Result<bool, KernelError> {
+        let _ = (rows, x, norm, w, bias, activation, out);
+        Ok(false)
+    }
+
     /// Columns of the scratch of [`Ops::linear_gated`] with a weight of `n` rows: 0 where
     /// the device fuses it.
     fn gated_scratch_cols(&self, n: usize) -> usize {

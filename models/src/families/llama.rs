@@ -94,10 +94,8 @@ impl<B: Backend> Model<B> for Llama<B> {
     fn forward(&self, p: &mut Pass<'_, B>) -> Result<Buf, KernelError> {
         let mut h = self.embed_tokens.forward(p)?;
         for layer in &self.layers {
-            let x = layer.input_layernorm.forward(p, &h)?;
-            layer.self_attn.add_to(p, x, &mut h)?;
-            let x = layer.post_attention_layernorm.forward(p, &h)?;
-            layer.mlp.add_to(p, x, &mut h)?;
+            layer.self_attn.add_to(p, &layer.input_layernorm, &mut h)?;
+            layer.mlp.add_to(p, &layer.post_attention_layernorm, &mut h)?;
         }
         Ok(h)
     }

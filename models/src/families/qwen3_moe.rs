@@ -90,12 +90,14 @@ impl<B: Backend> Model<B> for Qwen3Moe<B> {
     fn forward(&self, p: &mut Pass<'_, B>) -> Result<Buf, KernelError> {
         let mut h = self.embed_tokens.forward(p)?;
         for layer in &self.layers {
-            let x = layer.input_layernorm.forward(p, &h)?;
-            layer.self_attn.add_to(p, x, &mut h)?;
-            let x = layer.post_attention_layernorm.forward(p, &h)?;
+            layer.self_attn.add_to(p, &layer.input_layernorm, &mut h)?;
+            let norm = &layer.post_attention_layernorm;
             match &layer.mlp {
-                Mlp::Dense(mlp) => mlp.add_to(p, x, &mut h)?,
-                Mlp::Sparse(experts) => experts.add_to(p, x, &mut h)?,
+                Mlp::Dense(mlp) => mlp.add_to(p, norm, &mut h)?,
+                Mlp::Sparse(experts) => {
+                    let x = norm.forward(p, &h)?;
+                    experts.add_to(p, x, &mut h)?;
+                }
             }
         }
         Ok(h)

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use sconce_kernels::{AttentionParams, Backend, KernelError, Mask};
 
-use super::{Linear, Norm};
+use super::{Linear, Norm, RmsNorm};
 use crate::{
     Buf, ModelError, Pass, RopeParams,
     config::Decoder,
@@ -110,28 +110,29 @@ impl<W: Weights> QkNorm<W> {
 }
 
 impl<B: Backend> Attention<B> {
-    /// Attends from `x [rows, hidden_size]`, and adds to the residual `h`, of the same shape.
+    /// Attends from `h [rows, hidden_size]`, normed, and adds to it.
     pub(crate) fn add_to(
         &self,
         p: &mut Pass<'_, B>,
-        x: Buf,
+        norm: &RmsNorm<B>,
         h: &mut Buf,
     ) -> Result<(), KernelError> {
-        let heads = self.attend(p, x)?;
+        let qkv = norm.project(p, h, &self.qkv_proj, None)?;
+        let heads = self.attend(p, qkv)?;
         self.o_proj.add_to(p, heads, h)
     }
 
     /// Attends from `x [rows, hidden_size]`, and gives what is to be added, in its shape.
     pub(crate) fn forward(&self, p: &mut Pass<'_, B>, x: Buf) -> Result<Buf, KernelError> {
-        let heads = self.attend(p, x)?;
+        let qkv = self.qkv_proj.forward(p, x)?;
+        let heads = self.attend(p, qkv)?;
         self.o_proj.forward(p, heads)
     }
 
-    /// The heads' outputs end to end, `[rows, num_heads * head_dim]`.
-    fn attend(&self, p: &mut Pass<'_, B>, x: Buf) -> Result<Buf, KernelError> {
+    /// Of Q, K and V end to end the heads' outputs end to end, `[rows, num_heads * head_dim]`.
+    fn attend(&self, p: &mut Pass<'_, B>, mut qkv: Buf) -> Result<Buf, KernelError> {
         let Self { params, layer, rope, qk_norm, .. } = self;
         let qk_norm = qk_norm.as_ref().map(|norm| (&norm.q_norm, &norm.k_norm, norm.eps));
-        let mut qkv = self.qkv_proj.forward(p, x)?;
         let in_place = p.ws.get_mut(&mut qkv);
         p.ops.rope_and_cache(p.step, params, rope, qk_norm, *layer, in_place, p.cache)?;
         let mut out = p.take(params.num_heads * params.head_dim)?;

@@ -49,6 +49,26 @@ impl<B: Backend> Linear<B> {
         Ok(out)
     }
 
+    /// Of rows that are normed first, with an activation as [`Self::gated`]; `None` where the
+    /// device takes two operations for it.
+    pub(crate) fn of_normed(
+        &self,
+        p: &mut Pass<'_, B>,
+        x: &Buf,
+        norm: (&B::Vector, f32),
+        activation: Option<Activation>,
+    ) -> Result<Option<Buf>, KernelError> {
+        let Self { weight, bias, n } = self;
+        let mut out = p.take(if activation.is_some() { n / 2 } else { *n })?;
+        let (from, to) = p.ws.pair(x, &mut out);
+        let bias = bias.as_ref();
+        if p.ops.linear_of_normed(p.rows, from, norm, weight, bias, activation, to)? {
+            return Ok(Some(out));
+        }
+        p.ws.free(out);
+        Ok(None)
+    }
+
     /// Adds to the residual `h [rows, n]`, in one operation.
     pub(crate) fn add_to(
         &self,

@@ -2,7 +2,7 @@
 
 use sconce_kernels::{Activation, Backend, KernelError};
 
-use super::Linear;
+use super::{Linear, RmsNorm};
 use crate::{
     Buf, ModelError, Pass,
     source::{Scope, Source, Weights},
@@ -35,14 +35,14 @@ impl<W: Weights> GatedMlp<W> {
 }
 
 impl<B: Backend> GatedMlp<B> {
-    /// Of `x [rows, hidden_size]`, added to the residual `h`, of the same shape.
+    /// Of `h [rows, hidden_size]`, normed, added to it.
     pub(crate) fn add_to(
         &self,
         p: &mut Pass<'_, B>,
-        x: Buf,
+        norm: &RmsNorm<B>,
         h: &mut Buf,
     ) -> Result<(), KernelError> {
-        let activated = self.gate_up_proj.gated(p, x, self.activation)?;
+        let activated = norm.project(p, h, &self.gate_up_proj, Some(self.activation))?;
         self.down_proj.add_to(p, activated, h)
     }
 

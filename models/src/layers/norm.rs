@@ -1,7 +1,8 @@
 //! Norms.
 
-use sconce_kernels::{Backend, KernelError};
+use sconce_kernels::{Activation, Backend, KernelError};
 
+use super::Linear;
 use crate::{
     Buf, ModelError, Pass,
     source::{Scope, Source, Vector, Weights},
@@ -63,6 +64,24 @@ impl<B: Backend> RmsNorm<B> {
         let (from, to) = p.ws.pair(x, &mut out);
         p.ops.rms_norm(p.rows, from, &self.weight, self.eps, to)?;
         Ok(out)
+    }
+
+    /// A projection of `x [rows, n]`, normed, with an activation as [`Linear::gated`].
+    pub(crate) fn project(
+        &self,
+        p: &mut Pass<'_, B>,
+        x: &Buf,
+        linear: &Linear<B>,
+        activation: Option<Activation>,
+    ) -> Result<Buf, KernelError> {
+        if let Some(out) = linear.of_normed(p, x, (&self.weight, self.eps), activation)? {
+            return Ok(out);
+        }
+        let normed = self.forward(p, x)?;
+        match activation {
+            None => linear.forward(p, normed),
+            Some(activation) => linear.gated(p, normed, activation),
+        }
     }
 
     /// Of `x [rows, n]`, added to the residual `h`, of the same shape, in one operation.

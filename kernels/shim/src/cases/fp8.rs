@@ -239,7 +239,7 @@ impl<D: Driver> Rows<D> {
         cuda.linear_gated(rows, x, w, None, silu, scratch, &mut gated).expect("a product");
         let gated = cuda.read(&gated, rows).expect("it can be read");
         let meant = rows_of(&weight.to_tensor(DType::F32).expect("numbers")).concat();
-        let is_narrow = matches!(form, ProductForm::Fp8(_)) && weight.runs() == 1;
+        let is_narrow = matches!(form, ProductForm::Fp8(..)) && weight.runs() == 1;
         for (row, x) in numbers.iter().take(rows).enumerate() {
             let x = if is_narrow { quantized(x) } else { x.clone() };
             let sums = reference::linear(&x, &meant, None);
@@ -287,8 +287,8 @@ pub fn products_with_fp8_by_every_form_match_the_reference<D: Driver>(device: im
         assert_eq!(of_rows.cuda.matrix_bytes(&stored), N * K + 12 * N);
         for form in [
             ProductForm::FewRows(GemvForm::DEFAULT),
-            ProductForm::Fp8(Fp8Scaling::Library),
-            ProductForm::Fp8(Fp8Scaling::Own),
+            ProductForm::Fp8(Fp8Scaling::Library, 0),
+            ProductForm::Fp8(Fp8Scaling::Own, 0),
             ProductForm::Library,
         ] {
             for rows in ROWS {

@@ -6,7 +6,9 @@ use candle_core::Tensor;
 use sconce_cuda_shim::ShimDriver;
 use sconce_kernels::{
     Device as _, Dtype, Findings, KernelError, Ops as _, StepLimits, Verdict, WeightDtype,
-    cuda::{Cuda, DevicePointer, Driver, Fp8Matmul, Fp8Scaling, KernelParams, Launch, Matmul},
+    cuda::{
+        Choice, Cuda, DevicePointer, Driver, Fp8Matmul, Fp8Scaling, KernelParams, Launch, Matmul,
+    },
 };
 
 /// What is wrong with a device.
@@ -23,6 +25,10 @@ enum Fault {
     Sticky,
     /// Products of fp8 do not scale rows.
     UnscaledRows,
+    /// The second of the library's algorithms is faster than its own choice.
+    QuickProposal,
+    /// It is, and loses a part of the sums.
+    WrongProposal,
     /// cuBLAS's results depend on the number of rows that it is given.
     ByRows,
 }
@@ -103,11 +109,20 @@ impl Driver for Faulty {
         }
     }
 
+    fn choices(&mut self, _: &Matmul, _: Choice) -> Result<u8, KernelError> {
+        let has_choices = matches!(self.fault, Fault::QuickProposal | Fault::WrongProposal);
+        Ok(if has_choices { 2 } else { 0 })
+    }
+
     fn matmul(&mut self, product: &Matmul) -> Result<(), KernelError> {
         self.launches += 1;
-        self.took += Duration::from_micros(600);
+        let is_second = product.choice.is_some_and(|choice| choice.rank == 1);
+        self.took += Duration::from_micros(if is_second { 200 } else { 600 });
         match self.fault {
             Fault::IdleLibrary => Ok(()),
+            Fault::WrongProposal if is_second => {
+                self.shim.matmul(&Matmul { k: product.k / 2, ..*product })
+            }
             // As if a part of the sums were lost.
             Fault::ByRows => {
                 self.shim.matmul(&Matmul { k: product.k - product.rows % 64, ..*product })
@@ -215,6 +230,24 @@ fn a_form_that_is_refused_or_wrong_is_named_and_not_used() {
         for rows in [1, 2, 3, 4, 16] {
             assert_eq!(found.best(&of_rows(rows)), Some("cuBLAS"));
         }
+    }
+}
+
+/// Of those that the library proposes the fastest right one, by the number of rows.
+#[test]
+fn a_faster_algorithm_is_used_if_it_is_right() {
+    let second = "cuBLASLt, choice 1";
+    for (fault, best) in [(Fault::QuickProposal, second), (Fault::WrongProposal, "cuBLAS")] {
+        let mut found = Findings::new("the shim");
+        let mut cuda = device(fault);
+        try_on(&mut cuda, &mut found);
+        for rows in [8, 16] {
+            assert_eq!(found.best(&of_rows(rows)), Some(best));
+        }
+        // No step has so many rows.
+        assert_eq!(found.best(&of_rows(32)), None);
+        let wrong = found.trials().iter().find(|trial| trial.form == second).expect("it is tried");
+        assert_eq!(wrong.fault().is_some(), fault == Fault::WrongProposal, "{wrong:?}");
     }
 }
 

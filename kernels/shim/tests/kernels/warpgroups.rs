@@ -20,7 +20,7 @@ fn faults_of_warp_groups_are_found() {
         // Scores that are read while they are under way.
         ("await_products<1>();\n        pin(scores.x);", "pin(scores.x);"),
         // Sums that are corrected while values are added.
-        ("await_products<0>();\n        pin(chunk.out);\n        tiles", "pin(chunk.out);\n        tiles"),
+        ("await_products<0>();\n        pin(chunk.out);", "pin(chunk.out);"),
         // A tile that is read before it is there, and one that is overwritten too early.
         ("shared.full[next].await(parity);", ""),
         ("shared.empty[slot].await(parity);", ""),
