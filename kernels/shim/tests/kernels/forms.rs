@@ -233,6 +233,47 @@ fn a_form_that_is_refused_or_wrong_is_named_and_not_used() {
     }
 }
 
+/// Rows that are normed in the product's launch are those that were normed before it, and other
+/// forms leave them to two.
+#[test]
+fn few_rows_are_normed_in_their_product() {
+    use sconce_kernels::{
+        Activation,
+        cuda::{GemvForm, ProductForm},
+    };
+    let mut cuda = device(Fault::None);
+    let w = cuda.matrix(&[tensor(numbers(N * K, 7), &[N, K])], Dtype::Bf16.into()).expect("room");
+    let norm = cuda.vector(&[tensor(numbers(K, 11), &[K])]).expect("room");
+    let nothing = cuda.buffer(3, 8).expect("room");
+    let narrow = cuda.matrix(&[tensor(numbers(K * 8, 3), &[K, 8])], Dtype::Bf16.into());
+    let bias = cuda.vector(&[tensor(numbers(K, 5), &[K])]).expect("room");
+    let mut x = cuda.buffer(3, K).expect("room");
+    cuda.linear(3, &nothing, &narrow.expect("room"), Some(&bias), &mut x).expect("a product");
+    cuda.use_product_form(Some(ProductForm::FewRows(GemvForm::DEFAULT)));
+    for activation in [None, Some(Activation::Silu)] {
+        let outputs = if activation.is_some() { N / 2 } else { N };
+        let (mut one, mut two) =
+            (cuda.buffer(3, outputs).expect("room"), cuda.buffer(3, outputs).expect("room"));
+        let is_one = cuda.linear_of_normed(3, &x, (&norm, 1e-5), &w, None, activation, &mut one);
+        assert!(is_one.expect("a product"));
+        let mut normed = cuda.buffer(3, K).expect("room");
+        cuda.rms_norm(3, &x, &norm, 1e-5, &mut normed).expect("a norm");
+        match activation {
+            None => cuda.linear(3, &normed, &w, None, &mut two),
+            Some(activation) => cuda.linear_gated(3, &normed, &w, None, activation, None, &mut two),
+        }
+        .expect("a product");
+        let (one, two) = (cuda.read(&one, 3).expect("read"), cuda.read(&two, 3).expect("read"));
+        for (one, two) in one.into_iter().zip(two) {
+            assert!((one - two).abs() <= two.abs() / 64.0 + 0.05, "{activation:?}: {one}, {two}");
+        }
+    }
+    cuda.use_product_form(Some(ProductForm::Library));
+    let mut out = cuda.buffer(3, N).expect("room");
+    let is_one = cuda.linear_of_normed(3, &x, (&norm, 1e-5), &w, None, None, &mut out);
+    assert!(!is_one.expect("nothing is done"));
+}
+
 /// Of those that the library proposes the fastest right one, by the number of rows.
 #[test]
 fn a_faster_algorithm_is_used_if_it_is_right() {
