@@ -205,11 +205,17 @@ def p50_p99(latencies):
 def serving(results):
     def rows():
         for stage, model in SERVED:
+            lengths = set()
             for line in results.of(stage):
                 if "streams" in line:
+                    # Without a seed of its own, prompts are those of the cell before.
+                    is_cached = "seed" not in line and line["input_len"] in lengths
+                    lengths.add(line["input_len"])
                     cell = (stage, line["streams"], line["input_len"], line["output_len"])
                     name, is_met = SERVED_TARGETS.get(cell, ("", None))
                     target = f"{name}: {met(is_met(line))}" if is_met and not results.fake else ""
+                    if is_cached:
+                        target = "prompts in part in the prefix cache: not judged"
                     yield (
                         f"| Sconce, HTTP, {model} | {line['streams']} | {line['input_len']},"
                         f" {line['output_len']} | {line['output_throughput']:.0f}"

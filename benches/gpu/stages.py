@@ -178,12 +178,15 @@ def bench_cell(run, stage, url, cell, seconds):
     command = [run.binaries / "sconce", "bench", "--base-url", url, "--model", "model", "--disable-tqdm"]
     command += ["--max-concurrency", streams, "--num-prompts", requests]
     command += ["--random-input-len", input_len, "--random-output-len", output_len]
+    # Other prompts than other cells': the server keeps what they computed.
+    seed = streams * 1_000_003 + output_len
+    command += ["--seed", seed]
     command += ["--save-result", path]
 
     def take(_):
         measured = json.loads(path.read_text())
         keys = ["output_throughput", "ttft_ms", "itl_ms"]
-        line = {"streams": streams, "input_len": input_len, "output_len": output_len}
+        line = {"streams": streams, "input_len": input_len, "output_len": output_len, "seed": seed}
         line |= {key: measured[key] for key in keys}
         run.write({"stage": stage, "case": name, **line})
 

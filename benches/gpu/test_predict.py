@@ -24,9 +24,12 @@ class Predicted(unittest.TestCase):
         self.assertEqual(kernels["decode attention"].operations, 32_768_000)
         self.assertEqual(kernels["rms_norm"].bytes, 32_768 + 16_384)
         self.assertEqual(kernels["rope_and_cache"].bytes, 49_152 + 1_024)
-        self.assertEqual(kernels["silu_mul"].bytes, 172_032)
         self.assertEqual(kernels["head"].bytes, 1_050_673_152 + 16_384 + 1_026_048)
         self.assertEqual(kernels["sampling"].bytes, 1_026_048)
+        # The products of two rows norm and gate.
+        self.assertEqual(sum(k.times for k in kernels.values()), 196)
+        kernels = {k.name: k for k in predict.decode_step(predict.Shape(), 8, 1000, NOTHING)}
+        self.assertEqual(kernels["silu_mul"].bytes, 4 * 172_032)
         self.assertEqual(sum(k.times for k in kernels.values()), 292)
 
     def test_a_step_is_no_faster_than_its_bounds_and_a_graph_no_slower_than_launches(self):
@@ -53,7 +56,7 @@ class Predicted(unittest.TestCase):
     def test_what_is_measured_is_only_what_a_log_has(self):
         with tempfile.TemporaryDirectory() as folder:
             log = Path(folder) / "results.jsonl"
-            lines = [{"kernel": "linear down 32", "seconds": 987.6e-6}, {"batch": 32, "way": "graphs", "step_seconds": 6.25e-3}]
+            lines = [{"kernel": "linear down 32", "seconds": 987.6e-6}, {"batch": 32, "way": "graphs", "case": "8B Llama", "step_seconds": 6.25e-3}]
             log.write_text("".join(json.dumps(line) + "\n" for line in lines))
             table = "\n".join(predict.tables(NOTHING, *predict.measured(Path(folder))))
             self.assertEqual(table.count("987.6"), 1)

@@ -5,8 +5,8 @@ use std::time::Duration;
 use candle_core::Tensor;
 
 use crate::{
-    AttentionKind, Findings, Fp8Weight, KernelError, KvLayout, StepLimits, StepPlan, WeightDtype,
-    ops::Routing,
+    AttentionKind, CacheDtype, Findings, Fp8Weight, KernelError, KvLayout, StepLimits, StepPlan,
+    WeightDtype, ops::Routing,
 };
 
 /// A device and what lies in its memory. One thread owns it.
@@ -41,8 +41,9 @@ pub trait Device: Send {
         None
     }
 
-    /// Tries the forms of operations on weights like those that were made, as far as `found`
-    /// does not know them, and uses the best of each from then on. `keep` is told what is
+    /// Tries the forms of operations on weights like those that were made, and of attention with
+    /// `heads` of so many dimensions over a cache of that dtype, as far as `found` does not know
+    /// them, and uses the best of each from then on. `keep` is told what is
     /// known whenever a form is about to be tried, which then counts as one that failed: it
     /// may end the process.
     ///
@@ -50,10 +51,11 @@ pub trait Device: Send {
     /// The device failed, or no form of an operation gives what it should.
     fn try_forms(
         &mut self,
+        heads: &[(usize, CacheDtype)],
         found: &mut Findings,
         keep: &mut dyn FnMut(&Findings),
     ) -> Result<(), KernelError> {
-        let _ = (found, keep);
+        let _ = (heads, found, keep);
         Ok(())
     }
 

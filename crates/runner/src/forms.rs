@@ -3,7 +3,7 @@
 
 use std::{path::Path, time::Instant};
 
-use sconce_kernels::{Backend, Findings, KernelError};
+use sconce_kernels::{Backend, CacheDtype, Findings, KernelError};
 
 /// A form of an operation that is not used, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,12 +49,14 @@ pub(crate) fn try_again<D: sconce_kernels::cuda::Driver>(
 }
 
 /// Has the backend, on which a model is loaded, use the best forms of its operations; `folder`
-/// has what was found before, and gets what is found now.
+/// has what was found before, and gets what is found now. `heads` are the model's, each with the
+/// dtype of its cache.
 ///
 /// # Errors
 /// The device failed, or no form of an operation is right.
 pub(crate) fn choose<B: Backend>(
     backend: &mut B,
+    heads: &[(usize, CacheDtype)],
     folder: &Path,
 ) -> Result<Vec<FormFault>, KernelError> {
     let Some(setting) = backend.setting() else { return Ok(Vec::new()) };
@@ -63,14 +65,14 @@ pub(crate) fn choose<B: Backend>(
     let mut keep = |now: &Findings| {
         if !std::mem::replace(&mut is_told, true) {
             tracing::info!(
-                "trying the forms of products on {setting}; it takes some seconds, once"
+                "trying the forms of products and attention on {setting}; it takes some seconds, once"
             );
         }
         if let Err(error) = now.write(folder) {
             tracing::debug!("{}: {error}", folder.display());
         }
     };
-    backend.try_forms(&mut found, &mut keep)?;
+    backend.try_forms(heads, &mut found, &mut keep)?;
     if is_told {
         let seconds = started.elapsed().as_secs_f64();
         tracing::info!("tried them in {seconds:.1} s; sconce doctor shows what came of it");

@@ -253,7 +253,9 @@ mod cuda {
     pub(super) fn examine(folder: &Path) -> Result<Examined, LoadError> {
         let driver = open()?;
         let device = driver.describe();
-        let limits = StepLimits { max_num_batched_tokens: 16, max_num_seqs: 16, max_model_len: 16 };
+        // As many rows as products are tried by.
+        let limits =
+            StepLimits { max_num_batched_tokens: 1024, max_num_seqs: 16, max_model_len: 16 };
         let mut cuda = Cuda::new(driver, Dtype::Bf16, limits)?;
         let (before, found, error) = forms::try_again(&mut cuda, folder);
         Ok(Examined { device, before, found, error })
@@ -444,14 +446,17 @@ fn place<B: Backend + 'static>(
     for warning in warnings {
         tracing::warn!("{}: {warning}", options.dir.display());
     }
-    let form_faults = match &options.forms_dir {
-        Some(folder) => forms::choose(&mut backend, folder)?,
-        None => Vec::new(),
-    };
-    weights_are_loaded();
     let cache_dtype = options.kv_cache_dtype.unwrap_or(dtype.into());
     let depth = if options.async_scheduling && backend.overlaps() { 2 } else { 1 };
     let mut kv = KvPlan::new(&spec, cache_dtype, &limits, depth)?;
+    let form_faults = match &options.forms_dir {
+        Some(folder) => {
+            let heads = kv.attention.iter().map(|kind| (kind.params.head_dim, cache_dtype));
+            forms::choose(&mut backend, &Vec::from_iter(heads), folder)?
+        }
+        None => Vec::new(),
+    };
+    weights_are_loaded();
     let blocks_per_seq = kv.groups.peak_blocks(max_model_len, max_num_batched_tokens, depth);
     let needed_bytes = blocks_per_seq * kv.layout.block_bytes();
     let share = options.gpu_memory_utilization;

@@ -1,5 +1,5 @@
-// libcublasLt.so.13: products of e4m3 with e4m3 as they are called, over the fake driver. Sums
-// are in f32, in an order that depends on k only.
+// libcublasLt.so.13: products of e4m3 with e4m3, and of two bytes with two bytes, as they are
+// called, over the fake driver. Sums are in f32, in an order that depends on k only.
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -51,7 +51,7 @@ struct Product {
     size_t m, n, k, ldc;
     float beta;
     uint64_t a, b, c, a_scales, b_scales;
-    int c_type;
+    int type, c_type;
 };
 
 float widen(uint8_t bits) {
@@ -67,10 +67,14 @@ __attribute__((target_clones("avx2", "default"))) float dot(const float* a, cons
                                                             size_t k) {
     constexpr size_t LANES = 16;
     float sums[LANES] = {};
-    for (size_t i = 0; i < k; i += LANES) {
+    size_t i = 0;
+    for (; i + LANES <= k; i += LANES) {
         for (size_t lane = 0; lane < LANES; ++lane) {
             sums[lane] += a[i + lane] * b[i + lane];
         }
+    }
+    for (size_t lane = 0; i + lane < k; ++lane) {
+        sums[lane] += a[i + lane] * b[i + lane];
     }
     float sum = 0.0f;
     for (float of_lane : sums) {
@@ -90,7 +94,8 @@ void multiply(const void* arguments) {
     const auto widened = [&](uint64_t at, size_t len) {
         std::vector<float> numbers(len);
         for (size_t i = 0; i < len; ++i) {
-            numbers[i] = table[reinterpret_cast<const uint8_t*>(at)[i]];
+            numbers[i] = p.type == R_8F_E4M3 ? table[reinterpret_cast<const uint8_t*>(at)[i]]
+                                             : load(reinterpret_cast<const void*>(at), i, p.type);
         }
         return numbers;
     };
@@ -123,19 +128,23 @@ int capability() {
 
 // What the library's documentation asks of such products ("cublasLtMatmul", FP8 kernels).
 Status check(const Description& how, const Layout& a, const Layout& b, const Layout& c) {
-    if (capability() < 89) {
+    const bool is_narrow = a.type == R_8F_E4M3;
+    if (is_narrow && capability() < 89) {
         return refuse("no tensor core of this device multiplies e4m3", NotSupported);
     }
-    if (a.type != R_8F_E4M3 || b.type != R_8F_E4M3 || !is_known(c.type)) {
-        return refuse("only products of e4m3 with e4m3 are emulated", NotSupported);
+    if (a.type != b.type || !(is_narrow || a.type == R_16F || a.type == R_16BF) || !is_known(c.type)) {
+        return refuse("only products of e4m3 with e4m3, and of two bytes, are emulated", NotSupported);
     }
     if (how.transposed[0] != T || how.transposed[1] != N) {
-        return refuse("of e4m3, A is to be transposed and B not", NotSupported);
+        return refuse("A is to be transposed and B not", NotSupported);
     }
-    if (a.rows % 16 != 0 || a.columns % 16 != 0 || a.rows != b.rows || a.columns != c.rows ||
+    if (is_narrow && (a.rows % 16 != 0 || a.columns % 16 != 0)) {
+        return refuse("dimensions of e4m3 are no multiples of 16", NotSupported);
+    }
+    if (a.rows != b.rows || a.columns != c.rows ||
         b.columns != c.columns || a.stride != int64_t(a.rows) || b.stride != int64_t(b.rows) ||
         c.stride < int64_t(c.rows)) {
-        return refuse("dimensions do not fit, or are no multiples of 16", NotSupported);
+        return refuse("dimensions do not fit", NotSupported);
     }
     for (int i = 0; i < 2; ++i) {
         if (how.modes[i] == VECTOR && (capability() != 90 || how.scales[i] == 0)) {
@@ -224,9 +233,13 @@ int cublasLtMatmulAlgoGetHeuristic(void*, void* description, void* a, void* b, v
     if (status != Success) {
         return status;
     }
-    *found = {};
-    found->algorithm[0] = layout(a).columns;
-    *num_found = 1;
+    // Two that differ in nothing but their names.
+    *num_found = wanted < 2 ? wanted : 2;
+    for (int i = 0; i < *num_found; ++i) {
+        found[i] = {};
+        found[i].algorithm[0] = layout(a).columns;
+        found[i].algorithm[1] = uint64_t(i);
+    }
     return Success;
 }
 
@@ -258,10 +271,11 @@ int cublasLtMatmul(void*, void* description, const void* alpha, const void* a, v
     const size_t m = of_a.columns, n = of_b.columns, k = of_a.rows;
     const Product product{m, n, k, size_t(of_c.stride), *static_cast<const float*>(beta),
                           address(a), address(b), address(c), how.scales[0], how.scales[1],
-                          of_c.type};
+                          of_a.type, of_c.type};
+    const size_t element = of_a.type == R_8F_E4M3 ? 1 : size_of(of_a.type);
     sconce_fake_operand operands[5] = {
-        {product.a, m * k, "A"},
-        {product.b, n * k, "B"},
+        {product.a, m * k * element, "A"},
+        {product.b, n * k * element, "B"},
         {product.c, ((n - 1) * product.ldc + m) * size_of(of_c.type), "C"},
     };
     size_t num_operands = 3;
@@ -275,9 +289,9 @@ int cublasLtMatmul(void*, void* description, const void* alpha, const void* a, v
     for (size_t i = 0; i < num_operands; ++i) {
         bytes += operands[i].bytes;
     }
-    // Twice as fast as products in two bytes.
+    // Of e4m3 twice as fast as of two bytes.
     const sconce_fake_work work{"cublasLtMatmul", operands, num_operands,
-                                uint64_t(m) * n * k, bytes, multiply, &product, sizeof(product)};
+                                uint64_t(m) * n * k * element, bytes, multiply, &product, sizeof(product)};
     return sconce_fake_enqueue(stream, &work) == 0 ? Success : ExecutionFailed;
 }
 

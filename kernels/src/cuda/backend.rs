@@ -1,7 +1,7 @@
 //! The CUDA backend: memory, steps, sampling. Its operations are in `ops.rs`.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -17,8 +17,8 @@ use super::{
     sampler::SamplingBuffers,
 };
 use crate::{
-    AttentionKind, AttentionParams, Device, Dtype, Findings, Fp8Weight, KernelError, KvLayout,
-    Routing, Sampler, StepLimits, StepPlan, WeightDtype,
+    AttentionKind, AttentionParams, CacheDtype, Device, Dtype, Findings, Fp8Weight, KernelError,
+    KvLayout, Routing, Sampler, StepLimits, StepPlan, WeightDtype,
     ops::sampling::{Logprobs, SampleRequest, Sampled},
     plan::below_in,
 };
@@ -43,6 +43,9 @@ pub struct Cuda<D: Driver> {
     pub(super) weights: Mutex<BTreeSet<(usize, usize, WeightKind)>>,
     /// Rows that a product has at most.
     pub(super) max_rows: usize,
+    /// Sizes of heads whose prompts' attention is not computed by groups of warps, where it could
+    /// be.
+    pub(super) by_warps: HashSet<usize>,
     /// What products with weights in e4m3 work in.
     pub(super) fp8_room: Mutex<Fp8Room<D::Memory>>,
 }
@@ -90,6 +93,7 @@ impl<D: Driver> Cuda<D> {
             weights: Mutex::default(),
             max_rows: limits.max_num_batched_tokens.max(limits.max_num_seqs),
             fp8_room: Mutex::default(),
+            by_warps: HashSet::new(),
         })
     }
 
@@ -167,15 +171,16 @@ impl<D: Driver> Device for Cuda<D> {
 
     fn try_forms(
         &mut self,
+        heads: &[(usize, CacheDtype)],
         found: &mut Findings,
         keep: &mut dyn FnMut(&Findings),
     ) -> Result<(), KernelError> {
         // There is one form of products then.
-        if self.is_deterministic {
-            return Ok(());
+        if !self.is_deterministic {
+            let weights = self.weights.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            self.try_products(&Vec::from_iter(weights), found, keep)?;
         }
-        let weights = self.weights.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        self.try_products(&Vec::from_iter(weights), found, keep)
+        self.try_attention(heads, found, keep)
     }
 
     fn memory_info(&self) -> Result<Option<(usize, usize)>, KernelError> {

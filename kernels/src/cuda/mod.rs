@@ -6,6 +6,7 @@
 //! that tests them without one.
 
 mod attention_plan;
+mod attention_trials;
 mod backend;
 #[cfg(feature = "cuda")]
 mod device;

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::{
     AttentionPlan, Cuda, CudaBuffer, CudaVector, DevicePointer, Driver, EmbeddingGather, Gated,
-    KernelParams, Launch, PagedAttention, RmsNorm, RopeAndCache, SoftCap,
+    KernelParams, Launch, PagedAttention, RmsNorm, RopeAndCache, SoftCap, attention_trials,
     backend::Partials,
     names::{self, of_dtype},
     products::Outcome,
@@ -388,23 +388,8 @@ impl<D: Driver> Ops for Cuda<D> {
         let dtype = cache.layout.dtype;
         let dtypes = (self.dtype, dtype);
         let grid = [word(num_kv_heads), word(work.prompts.1)];
-        let by_groups = names::prefill_groups(dtypes, head_dim);
-        let prompts = match by_groups.filter(|_| self.driver().has_warp_groups()) {
-            Some(kernel) => Launch {
-                file: "prefill_groups",
-                kernel,
-                grid,
-                threads: AttentionPlan::GROUPS_THREADS,
-                shared_bytes: AttentionPlan::groups_shared_bytes(head_dim),
-            },
-            None => Launch {
-                file: "prefill_attention",
-                kernel: names::prefill_attention(dtypes, head_dim).expect(CHECKED),
-                grid,
-                threads: 256,
-                shared_bytes: AttentionPlan::prompt_shared_bytes(head_dim, dtype.size()),
-            },
-        };
+        let form = self.prompt_form(dtypes, head_dim);
+        let prompts = attention_trials::launch(form, dtypes, head_dim, grid).expect(CHECKED);
         self.launch(&prompts, &launch_params)?;
         launch_params.work = work.decodes.0;
         let columns = AttentionPlan::decode_columns(group);

@@ -18,7 +18,7 @@ fn all_rows() -> impl Iterator<Item = usize> {
 }
 
 /// Random numbers, over and over: a prime, so that no two rows of a weight are alike.
-const PERIOD: usize = 65_521;
+pub(super) const PERIOD: usize = 65_521;
 /// Of weights that take turns, so that none is found in a cache.
 const WEIGHT_BYTES: usize = 256 << 20;
 /// Below that nothing can be said of times.
@@ -31,7 +31,7 @@ const COMPARED_ROWS: usize = 16;
 /// What is timed at a time lasts about so long.
 const REPETITION: Duration = Duration::from_micros(500);
 /// A call that takes so long is timed once: on an emulated device, or one that is very slow.
-const SLOW: Duration = Duration::from_millis(5);
+pub(super) const SLOW: Duration = Duration::from_millis(5);
 
 /// A product that is tried.
 #[derive(Clone, Copy, Debug)]
@@ -91,6 +91,12 @@ fn weight_of(operation: &str) -> Option<Weight> {
     Some((n.parse().ok()?, k.parse().ok()?, *kind))
 }
 
+/// Random numbers in [-1, 1).
+pub(super) fn pattern(seed: u64) -> Vec<f32> {
+    let number = move |i: u32| (uniform(seed, i) * 2.0 - 1.0) as f32;
+    (0..).take(PERIOD).map(number).collect()
+}
+
 /// The scale of number `i` of a weight's scales in trials.
 fn trial_scale(i: usize) -> f32 {
     0.5 + (i % 5) as f32 / 8.0
@@ -110,7 +116,8 @@ struct Room<M> {
 }
 
 impl<D: Driver> Cuda<D> {
-    /// Tries again what `found` knows of products, or those of usual weights if it knows none.
+    /// Tries again what `found` knows of products, or those of usual weights if it knows none,
+    /// and of attention.
     ///
     /// # Errors
     /// As [`crate::Device::try_forms`].
@@ -130,7 +137,8 @@ impl<D: Driver> Cuda<D> {
             let forget = |rows: usize| found.forget(&Product { rows, n, k, kind }.name(self.dtype));
             all_rows().for_each(forget);
         }
-        self.try_products(&weights, found, keep)
+        self.try_products(&weights, found, keep)?;
+        self.try_attention_again(found, keep)
     }
 
     /// Tries what is not known of products with weights of these outputs and inputs, and has
@@ -141,7 +149,7 @@ impl<D: Driver> Cuda<D> {
         found: &mut Findings,
         keep: &mut dyn FnMut(&Findings),
     ) -> Result<(), KernelError> {
-        let large = weights.iter().filter(|(n, k, _)| n * k >= ProductForm::LARGE);
+        let large = weights.iter().filter(|(n, k, _)| ProductForm::is_tried(*n, *k));
         let products: Vec<Product> = large
             .flat_map(|&(n, k, kind)| all_rows().map(move |rows| Product { rows, n, k, kind }))
             .filter(|product| product.rows <= self.max_rows)
@@ -237,15 +245,11 @@ impl<D: Driver> Cuda<D> {
         if weight_bytes < FEWEST_WEIGHT_BYTES {
             return Ok(None);
         }
-        let random = |seed| {
-            let number = move |i: u32| (uniform(seed, i) * 2.0 - 1.0) as f32;
-            (0..).take(PERIOD).map(number).collect::<Vec<_>>()
-        };
         let of_weights = match kind {
-            WeightKind::Plain => encode(&random(1), self.dtype),
-            _ => random(1).into_iter().map(fp8::narrow).collect(),
+            WeightKind::Plain => encode(&pattern(1), self.dtype),
+            _ => pattern(1).into_iter().map(fp8::narrow).collect(),
         };
-        let of_x = encode(&random(2), self.dtype);
+        let of_x = encode(&pattern(2), self.dtype);
         let of_scales: Vec<f32> = (0..num_scales).map(trial_scale).collect();
         let what = "trials of products";
         let filled = |size: usize, numbers: &[u8]| {

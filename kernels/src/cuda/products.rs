@@ -44,8 +44,13 @@ pub(super) enum Outcome {
 }
 
 impl ProductForm {
-    /// Elements of a weight from which on its forms are tried: with smaller ones all is cuBLAS's.
-    pub(super) const LARGE: usize = 1 << 18;
+    /// Whether the forms of products with such a weight are tried: with smaller ones all is
+    /// cuBLAS's.
+    pub(super) const fn is_tried(n: usize, k: usize) -> bool {
+        const ELEMENTS: usize = 1 << 18;
+        const INPUTS: usize = 256;
+        k >= INPUTS && n * k >= ELEMENTS
+    }
 
     /// Forms that there may be, in the order in which they are preferred: what is timed is the
     /// product alone, and the kernel for few rows does what stands around it in the same launch.

@@ -5,7 +5,8 @@ use std::time::Duration;
 use candle_core::Tensor;
 use sconce_cuda_shim::ShimDriver;
 use sconce_kernels::{
-    Device as _, Dtype, Findings, KernelError, Ops as _, StepLimits, Verdict, WeightDtype,
+    CacheDtype, Device as _, Dtype, Findings, KernelError, Ops as _, StepLimits, Trial, Verdict,
+    WeightDtype,
     cuda::{
         Choice, Cuda, DevicePointer, Driver, Fp8Matmul, Fp8Scaling, KernelParams, Launch, Matmul,
     },
@@ -19,6 +20,8 @@ enum Fault {
     Refused,
     /// It does nothing.
     Idle,
+    /// Attention of prompts by groups of warps does nothing.
+    IdleGroups,
     /// cuBLAS does nothing.
     IdleLibrary,
     /// The kernel takes the context with it.
@@ -65,6 +68,14 @@ impl Driver for Faulty {
         self.shim.multiprocessors()
     }
 
+    fn has_warp_groups(&self) -> bool {
+        self.shim.has_warp_groups()
+    }
+
+    fn shared_bytes(&self) -> usize {
+        self.shim.shared_bytes()
+    }
+
     fn allocate(&self, bytes: usize, what: &str) -> Result<Self::Memory, KernelError> {
         self.shim.allocate(bytes, what)
     }
@@ -105,6 +116,7 @@ impl Driver for Faulty {
                 sticky,
             }),
             Fault::Idle if launch.file == "gemv" => Ok(()),
+            Fault::IdleGroups if launch.file == "prefill_groups" => Ok(()),
             _ => self.shim.launch(launch, params),
         }
     }
@@ -175,7 +187,7 @@ fn tensor(numbers: Vec<f32>, shape: &[usize]) -> Tensor {
 fn try_on(cuda: &mut Cuda<Faulty>, found: &mut Findings) {
     let weight = numbers(N * K, 7);
     let w = cuda.matrix(&[tensor(weight.clone(), &[N, K])], Dtype::Bf16.into()).expect("room");
-    cuda.try_forms(found, &mut |_| ()).expect("a form is right");
+    cuda.try_forms(&[], found, &mut |_| ()).expect("a form is right");
     // Rows of x are a bias on top of nothing.
     let (row, nothing) = (numbers(K, 5), cuda.buffer(2, 8).expect("room"));
     let narrow = cuda.matrix(&[tensor(numbers(K * 8, 3), &[K, 8])], Dtype::Bf16.into());
@@ -230,6 +242,23 @@ fn a_form_that_is_refused_or_wrong_is_named_and_not_used() {
         for rows in [1, 2, 3, 4, 16] {
             assert_eq!(found.best(&of_rows(rows)), Some("cuBLAS"));
         }
+    }
+}
+
+/// Attention of prompts by groups of warps, where they are right; what has no such form is not
+/// tried.
+#[test]
+fn attention_of_prompts_is_tried_too() {
+    let operation = "attention of prompts, heads of 64, Bf16";
+    for (fault, best) in [(Fault::None, "groups of warps"), (Fault::IdleGroups, "warps")] {
+        let mut found = Findings::new("the shim");
+        let heads = [(64, CacheDtype::Bf16), (80, CacheDtype::Bf16), (128, CacheDtype::Fp8E4m3)];
+        device(fault).try_forms(&heads, &mut found, &mut |_| ()).expect("a form is right");
+        assert_eq!(found.best(operation), Some(best));
+        assert_eq!(found.trials().len(), 2, "{found:?}");
+        let faults: Vec<_> = found.trials().iter().filter_map(Trial::fault).collect();
+        assert_eq!(faults.len(), usize::from(fault == Fault::IdleGroups), "{faults:?}");
+        assert!(faults.iter().all(|how| how.contains("of row 0 is NaN")), "{faults:?}");
     }
 }
 
@@ -297,7 +326,7 @@ fn a_product_without_a_right_form_is_an_error() {
     let mut cuda = device(Fault::IdleLibrary);
     let _w = cuda.matrix(&[tensor(numbers(N * K, 7), &[N, K])], Dtype::Bf16.into());
     let mut found = Findings::new("the shim");
-    let error = cuda.try_forms(&mut found, &mut |_| ()).expect_err("16 rows are cuBLAS's");
+    let error = cuda.try_forms(&[], &mut found, &mut |_| ()).expect_err("16 rows are cuBLAS's");
     assert!(error.to_string().starts_with(&of_rows(16)), "{error}");
     assert!(is_own(found.best(&of_rows(4))));
 }
@@ -308,7 +337,7 @@ fn a_form_that_ends_the_process_is_not_tried_again() {
     let mut cuda = device(Fault::Sticky);
     let _w = cuda.matrix(&[tensor(numbers(N * K, 7), &[N, K])], Dtype::Bf16.into());
     let (mut found, mut kept) = (Findings::new("the shim"), Findings::default());
-    let lost = cuda.try_forms(&mut found, &mut |now| kept = now.clone());
+    let lost = cuda.try_forms(&[], &mut found, &mut |now| kept = now.clone());
     assert!(matches!(lost, Err(KernelError::Device { sticky: true, .. })));
     let last = kept.trials().last().expect("what was being tried");
     assert!(matches!(last.verdict, Verdict::Failed(_)) && last.form.starts_with("gemv"));
@@ -324,7 +353,7 @@ fn every_form_of_a_product_with_fp8_is_tried() {
     let mut cuda = device(Fault::UnscaledRows);
     let _w = cuda.matrix(&[tensor(numbers(N * K, 7), &[N, K])], WeightDtype::Fp8E4m3);
     let mut found = Findings::new("the shim");
-    cuda.try_forms(&mut found, &mut |_| ()).expect("a form is right");
+    cuda.try_forms(&[], &mut found, &mut |_| ()).expect("a form is right");
     let forms = |rows| {
         let operation = format!("{} and fp8", of_rows(rows));
         let of_operation = found.trials().iter().filter(|trial| trial.operation == operation);
