@@ -284,7 +284,7 @@ impl<D: Driver> Cuda<D> {
         found: &mut Findings,
         keep: &mut dyn FnMut(&Findings),
     ) -> Result<(), KernelError> {
-        let operation = product.name(self.dtype);
+        let (operation, forms) = (product.name(self.dtype), self.forms_of(product)?);
         // As many outputs as there are weights for: times are in proportion.
         let most = room.weight_bytes / Product { n: 1, ..product }.weight_bytes(self.dtype);
         // Whole tiles of tensor cores, if there are any.
@@ -292,7 +292,7 @@ impl<D: Driver> Cuda<D> {
         let product = Product { n: product.n.min(most), ..product };
         let exact = Expected::of(product, &room.numbers, false);
         let mut of_narrow_rows = None;
-        for form in self.forms_of(product)? {
+        for form in forms {
             if found.knows(&operation, &form.to_string()) {
                 continue;
             }
@@ -414,10 +414,11 @@ impl<D: Driver> Cuda<D> {
             }
             Ok::<_, KernelError>(cuda.driver.finish()?.unwrap_or_default() / calls)
         };
-        let about = time(self, 3)?;
-        if about >= SLOW {
-            return Ok(about);
+        let first = time(self, 1)?;
+        if first >= SLOW {
+            return Ok(first);
         }
+        let about = time(self, 3)?;
         let calls = REPETITION.as_nanos() / about.as_nanos().max(1);
         let calls = u32::try_from(calls).unwrap_or(u32::MAX).clamp(2, 64);
         let mut times = [time(self, calls)?, time(self, calls)?, time(self, calls)?];

@@ -17,8 +17,10 @@ use crate::{Activation, Dtype, KernelError, cuda::names::of_dtype};
 /// the one before. What is beyond is cuBLAS's; a weight in e4m3 has one more number.
 pub(super) const MANY_ROWS: [usize; 7] = [8, 16, 32, 64, 128, 256, FP8_ROWS];
 pub(super) const FP8_ROWS: usize = 1024;
-/// Of a weight with more outputs, a head's, many rows are cuBLAS's.
+/// Of a weight with more outputs, a head's, many rows are cuBLAS's, and of one with fewer
+/// elements, whose time is a launch's.
 pub(super) const MOST_OUTPUTS: usize = 1 << 16;
+const LARGE: usize = 1 << 21;
 
 /// What computes a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -285,7 +287,8 @@ impl<D: Driver> Cuda<D> {
         (rows, n, k): (usize, usize, usize),
         kind: WeightKind,
     ) -> Result<bool, KernelError> {
-        let is_tried = rows > Gemv::MAX_ROWS && rows < FP8_ROWS && n <= MOST_OUTPUTS;
+        let is_tried =
+            (Gemv::MAX_ROWS + 1..FP8_ROWS).contains(&rows) && n <= MOST_OUTPUTS && n * k >= LARGE;
         let Some(choice) =
             self.choice(rank, rows).filter(|_| is_tried && kind == WeightKind::Plain)
         else {

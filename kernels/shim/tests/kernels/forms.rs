@@ -107,7 +107,9 @@ impl Driver for Faulty {
         params: &P,
     ) -> Result<(), KernelError> {
         self.launches += 1;
-        self.took += Duration::from_micros(300);
+        // Attention is emulated slowly: so long that it is timed once.
+        let is_attention = launch.file.starts_with("prefill");
+        self.took += Duration::from_micros(if is_attention { 6_000 } else { 300 });
         let sticky = self.fault == Fault::Sticky;
         match self.fault {
             Fault::Refused | Fault::Sticky if launch.file == "gemv" => Err(KernelError::Device {
