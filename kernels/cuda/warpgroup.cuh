@@ -99,8 +99,9 @@ template <int TILES> __device__ __forceinline__ void pin(float (&d)[TILES][4]) {
     }
 }
 
-// Keeps the assembler from computing these numbers after products that are waited for later: a
-// pause of no time that never comes depends on them.
+// Has these numbers computed before the wait for products that follows, behind which the assembler
+// would move them: a `nanosleep` depends on them that is never executed, since no float that is
+// computed has these bits.
 __device__ __forceinline__ void settle(float (&x)[2]) {
     asm volatile("{\n"
                  ".reg .pred p, q;\n"

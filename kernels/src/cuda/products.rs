@@ -277,7 +277,7 @@ impl<D: Driver> Cuda<D> {
         if self.is_deterministic {
             return None;
         }
-        Some(Choice { rank, rows: ProductForm::tried_rows(rows).unwrap_or(FP8_ROWS) })
+        Some(Choice { rank, rows: ProductForm::tried_rows(rows).unwrap_or(rows) })
     }
 
     /// Whether cuBLASLt has an algorithm of that rank for a product with a weight as it is.
