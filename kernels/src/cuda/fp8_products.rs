@@ -228,7 +228,15 @@ impl<D: Driver> Cuda<D> {
                 ..whole
             };
             if !self.by_choice(part)? {
-                return Ok(false);
+                if first == 0 {
+                    return Ok(false);
+                }
+                // What was added to the outputs before must not be added again.
+                return Err(KernelError::Device {
+                    op: "a product in fp8".to_owned(),
+                    reason: format!("no algorithm for {rows} rows and {cols} outputs of {k}"),
+                    sticky: false,
+                });
             }
             let params = ScaleSums {
                 sums: wide.address,
@@ -250,8 +258,8 @@ impl<D: Driver> Cuda<D> {
 }
 
 impl<D: Driver> Cuda<D> {
-    /// By the chosen algorithm, or the likeliest where it cannot compute so many rows; false if
-    /// that cannot either.
+    /// By the chosen algorithm, or the likeliest where that cannot compute so many rows; false,
+    /// and nothing done, if neither can.
     fn by_choice(&mut self, product: Fp8Matmul) -> Result<bool, KernelError> {
         let likeliest = Choice { rank: 0, rows: product.rows };
         for choice in [product.choice, likeliest] {
