@@ -256,7 +256,7 @@ impl<D: Driver> Ops for Cuda<D> {
         out: &mut Self::Buffer,
     ) -> Result<bool, KernelError> {
         let outcome = activation.map_or(Outcome::Store, Outcome::Gate);
-        self.product_of_normed((rows, outcome), (x, norm), w, bias, out)
+        self.product_of_normed((rows, outcome), x, norm, w, bias, out)
     }
 
     fn route(

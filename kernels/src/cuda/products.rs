@@ -194,7 +194,8 @@ impl<D: Driver> Cuda<D> {
     pub(super) fn product_of_normed(
         &mut self,
         (rows, outcome): (usize, Outcome),
-        (x, (norm, eps)): (&CudaBuffer<D::Memory>, (&CudaVector<D::Memory>, f32)),
+        x: &CudaBuffer<D::Memory>,
+        (norm, eps): (&CudaVector<D::Memory>, f32),
         w: &CudaMatrix<D::Memory>,
         bias: Option<&CudaVector<D::Memory>>,
         out: &mut CudaBuffer<D::Memory>,
