@@ -448,7 +448,7 @@ pub(super) fn groups_of_warps_attend_as_warps_do<D: Driver>(bench: &mut Bench<D>
         assert!(by_groups == by_warps, "{what}: other bits");
     };
     // More than a chunk, a block's rows and the ring hold; borders of pages, tiles and blocks.
-    let prompts: &[(usize, usize)] = &[(17, 17), (513, 33), (64, 40), (129, 129)];
+    let prompts: &[(usize, usize)] = &[(17, 17), (330, 33), (64, 40), (129, 129)];
     for element in Element::ACTIVATIONS {
         for (shape, num) in [((2, 4, 64), 4), ((1, 2, 128), 3), ((1, 3, 256), 2)] {
             compare(Case::new(element, shape, &prompts[..num]));

@@ -8,7 +8,7 @@ use sconce_cuda_shim::cases::{
 
 use super::mutations::{only_f16_heads_of_64, with_changed};
 
-const KERNELS: [&str; 2] = ["decode_attention.cu", "prefill_groups.cu"];
+const KERNELS: [&str; 1] = ["prefill_groups.cu"];
 
 #[test]
 fn faults_of_warp_groups_are_found() {
