@@ -4,6 +4,8 @@
 
 use std::{fs, io, path::Path, time::Duration};
 
+use crate::KernelError;
+
 /// What the file begins with; another number, another format.
 const HEAD: &str = "sconce forms 1";
 /// A form is left for one further down its operation's list only if that takes less than so
@@ -121,6 +123,43 @@ impl Findings {
         match self.trials.iter_mut().find(same) {
             Some(known) => *known = trial,
             None => self.trials.push(trial),
+        }
+    }
+
+    /// Tries a form that is not known yet; `attempt` says what came of it. `keep` is told
+    /// before that it failed: it may end the process.
+    ///
+    /// # Errors
+    /// The device is lost: nothing more can be tried, and what was kept names the form.
+    pub(crate) fn try_form(
+        &mut self,
+        operation: &str,
+        form: &str,
+        keep: &mut dyn FnMut(&Self),
+        attempt: impl FnOnce() -> Result<Verdict, KernelError>,
+    ) -> Result<(), KernelError> {
+        if self.knows(operation, form) {
+            return Ok(());
+        }
+        let trial =
+            |verdict| Trial { operation: operation.to_owned(), form: form.to_owned(), verdict };
+        self.put(trial(Verdict::Failed("the process ended in the trial".to_owned())));
+        keep(self);
+        let verdict = match attempt() {
+            Err(lost @ KernelError::Device { sticky: true, .. }) => return Err(lost),
+            Err(error) => Verdict::Failed(error.to_string()),
+            Ok(verdict) => verdict,
+        };
+        self.put(trial(verdict));
+        Ok(())
+    }
+
+    /// The error of an operation that was tried and has no right form.
+    pub(crate) fn none_is_right(operation: &str) -> KernelError {
+        KernelError::Device {
+            op: operation.to_owned(),
+            reason: "no form of it gives right results".to_owned(),
+            sticky: false,
         }
     }
 

@@ -10,7 +10,7 @@ use std::{
 use half::{bf16, f16};
 use sconce_kernels::{
     Dtype, KernelError,
-    cuda::{Choice, DevicePointer, Driver, Fp8Matmul, Fp8Scaling, KernelParams, Launch, Matmul},
+    cuda::{DevicePointer, Driver, Fp8Matmul, Fp8Scaling, KernelParams, Launch, Matmul},
     fp8,
 };
 
@@ -241,7 +241,7 @@ impl Driver for ShimDriver {
         Ok(())
     }
 
-    fn choices(&mut self, _: &Matmul, _: Choice) -> Result<u8, KernelError> {
+    fn choices(&mut self, _: &Matmul) -> Result<u8, KernelError> {
         Ok(2)
     }
 

@@ -10,8 +10,8 @@ use super::{
     word,
 };
 use crate::{
-    AttentionParams, BLOCK_SIZE, CacheDtype, Dtype, Findings, KernelError, Mask, StepPlan, Trial,
-    Verdict, reference,
+    AttentionParams, BLOCK_SIZE, CacheDtype, Dtype, Findings, KernelError, Mask, StepPlan, Verdict,
+    reference,
 };
 
 /// What computes attention of prompts.
@@ -140,30 +140,14 @@ impl<D: Driver> Cuda<D> {
         head_dims.dedup();
         for head_dim in head_dims {
             let operation = operation(head_dim, self.dtype);
-            for (form, name) in FORMS {
-                if found.knows(&operation, name) {
-                    continue;
+            if FORMS.iter().any(|(_, name)| !found.knows(&operation, name)) {
+                for (form, name) in FORMS {
+                    found.try_form(&operation, name, keep, || self.try_prompts(form, head_dim))?;
                 }
-                let mut put = |verdict| {
-                    let (operation, form) = (operation.clone(), name.to_owned());
-                    found.put(Trial { operation, form, verdict });
-                };
-                put(Verdict::Failed("the process ended in the trial".to_owned()));
-                keep(found);
-                let verdict = match self.try_prompts(form, head_dim) {
-                    Ok(verdict) => verdict,
-                    Err(lost @ KernelError::Device { sticky: true, .. }) => return Err(lost),
-                    Err(error) => Verdict::Failed(error.to_string()),
-                };
-                let form = name.to_owned();
-                found.put(Trial { operation: operation.clone(), form, verdict });
                 keep(found);
             }
-            let best = found.best(&operation).ok_or_else(|| KernelError::Device {
-                op: operation.clone(),
-                reason: "no form of it gives right results".to_owned(),
-                sticky: false,
-            })?;
+            let best = found.best(&operation);
+            let best = best.ok_or_else(|| Findings::none_is_right(&operation))?;
             if best == FORMS[0].1 {
                 self.by_warps.remove(&head_dim);
             } else {

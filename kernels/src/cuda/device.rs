@@ -23,7 +23,7 @@ use cudarc::{
 };
 
 use super::{
-    Choice, DevicePointer, Driver, Fp8Matmul, Fp8Scaling, KernelParams, Launch, Matmul,
+    DevicePointer, Driver, Fp8Matmul, Fp8Scaling, KernelParams, Launch, Matmul,
     flight::Steps,
     lt_library::{self, LtLibrary},
     start,
@@ -435,8 +435,9 @@ impl Driver for CudaDriver {
         self.by_lt("a product in fp8", &product.into())
     }
 
-    fn choices(&mut self, product: &Matmul, choice: Choice) -> Result<u8, KernelError> {
-        Ok(self.proposed(&lt_library::Product::of(product, choice)))
+    fn choices(&mut self, product: &Matmul) -> Result<u8, KernelError> {
+        let chosen = product.choice.map(|choice| lt_library::Product::of(product, choice));
+        Ok(chosen.map_or(0, |product| self.proposed(&product)))
     }
 
     fn fp8_choices(&mut self, product: &Fp8Matmul) -> Result<u8, KernelError> {

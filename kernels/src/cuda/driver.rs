@@ -133,13 +133,13 @@ pub trait Driver: Send {
     /// The device refused it.
     fn matmul(&mut self, product: &Matmul) -> Result<(), KernelError>;
 
-    /// How many algorithms a library proposes for a product of the choice's rows that is like
-    /// this one otherwise; the choice's rank is no matter.
+    /// How many algorithms a library proposes for a product of its choice's rows that is like this
+    /// one otherwise; the choice's rank is no matter.
     ///
     /// # Errors
     /// The library failed.
-    fn choices(&mut self, product: &Matmul, choice: Choice) -> Result<u8, KernelError> {
-        let _ = (product, choice);
+    fn choices(&mut self, product: &Matmul) -> Result<u8, KernelError> {
+        let _ = product;
         Ok(0)
     }
 

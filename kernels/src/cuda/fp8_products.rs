@@ -255,9 +255,7 @@ impl<D: Driver> Cuda<D> {
         }
         Ok(true)
     }
-}
 
-impl<D: Driver> Cuda<D> {
     /// By the chosen algorithm, or the likeliest where that cannot compute so many rows; false,
     /// and nothing done, if neither can.
     fn by_choice(&mut self, product: Fp8Matmul) -> Result<bool, KernelError> {

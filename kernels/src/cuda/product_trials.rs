@@ -8,8 +8,7 @@ use super::{
     products::{MANY_ROWS, Operands, Outcome},
 };
 use crate::{
-    Activation, Dtype, Findings, KernelError, Trial, Verdict, fp8, ops::sampling::uniform,
-    reference,
+    Activation, Dtype, Findings, KernelError, Verdict, fp8, ops::sampling::uniform, reference,
 };
 
 /// Few rows, each number by itself, and numbers that stand for others.
@@ -194,13 +193,7 @@ impl<D: Driver> Cuda<D> {
                 }
                 // There was no room to try any.
                 None if found.trials().iter().all(|trial| trial.operation != name) => {}
-                None => {
-                    return Err(KernelError::Device {
-                        op: name,
-                        reason: "no form of it gives right results".to_owned(),
-                        sticky: false,
-                    });
-                }
+                None => return Err(Findings::none_is_right(&name)),
             }
         }
         Ok(())
@@ -293,27 +286,14 @@ impl<D: Driver> Cuda<D> {
         let exact = Expected::of(product, &room.numbers, false);
         let mut of_narrow_rows = None;
         for form in forms {
-            if found.knows(&operation, &form.to_string()) {
-                continue;
-            }
-            let mut put = |verdict| {
-                found.put(Trial { operation: operation.clone(), form: form.to_string(), verdict });
-            };
-            put(Verdict::Failed("the process ended in the trial".to_owned()));
-            keep(found);
-            let expected = match form {
-                ProductForm::Fp8(..) => {
-                    of_narrow_rows.get_or_insert_with(|| Expected::of(product, &room.numbers, true))
-                }
-                _ => &exact,
-            };
-            let verdict = match self.try_form(form, product, room, expected) {
-                Ok(verdict) => verdict,
-                // Nothing more can be tried, and what is kept names the form.
-                Err(lost @ KernelError::Device { sticky: true, .. }) => return Err(lost),
-                Err(error) => Verdict::Failed(error.to_string()),
-            };
-            found.put(Trial { operation: operation.clone(), form: form.to_string(), verdict });
+            found.try_form(&operation, &form.to_string(), keep, || {
+                let expected = match form {
+                    ProductForm::Fp8(..) => of_narrow_rows
+                        .get_or_insert_with(|| Expected::of(product, &room.numbers, true)),
+                    _ => &exact,
+                };
+                self.try_form(form, product, room, expected)
+            })?;
         }
         Ok(())
     }

@@ -290,26 +290,24 @@ impl<D: Driver> Cuda<D> {
     ) -> Result<bool, KernelError> {
         let is_tried =
             (Gemv::MAX_ROWS + 1..FP8_ROWS).contains(&rows) && n <= MOST_OUTPUTS && n * k >= LARGE;
-        let Some(choice) =
-            self.choice(rank, rows).filter(|_| is_tried && kind == WeightKind::Plain)
-        else {
+        let choice = self.choice(rank, rows);
+        if !is_tried || kind != WeightKind::Plain || choice.is_none() {
             return Ok(false);
-        };
-        let nowhere = DevicePointer::NULL;
-        let operands = Operands {
-            x: nowhere,
-            w: nowhere,
-            scales: None,
-            bias: None,
-            norm: None,
-            out: nowhere,
-            out_dtype: self.dtype,
+        }
+        let product = Matmul {
+            x: DevicePointer::NULL,
+            w: DevicePointer::NULL,
+            out: DevicePointer::NULL,
             rows,
             n,
             k,
+            dtype: self.dtype,
+            out_dtype: self.dtype,
+            out_stride: n,
+            accumulate: false,
+            choice,
         };
-        let product = self.matmul_of(false, &operands, n);
-        Ok(self.driver.choices(&product, choice)? > rank)
+        Ok(self.driver.choices(&product)? > rank)
     }
 
     fn matmul_of(&self, accumulate: bool, operands: &Operands, out_stride: usize) -> Matmul {

@@ -7,9 +7,7 @@ use sconce_cuda_shim::ShimDriver;
 use sconce_kernels::{
     CacheDtype, Device as _, Dtype, Findings, KernelError, Ops as _, StepLimits, Trial, Verdict,
     WeightDtype,
-    cuda::{
-        Choice, Cuda, DevicePointer, Driver, Fp8Matmul, Fp8Scaling, KernelParams, Launch, Matmul,
-    },
+    cuda::{Cuda, DevicePointer, Driver, Fp8Matmul, Fp8Scaling, KernelParams, Launch, Matmul},
 };
 
 /// What is wrong with a device.
@@ -123,7 +121,7 @@ impl Driver for Faulty {
         }
     }
 
-    fn choices(&mut self, _: &Matmul, _: Choice) -> Result<u8, KernelError> {
+    fn choices(&mut self, _: &Matmul) -> Result<u8, KernelError> {
         let has_choices = matches!(self.fault, Fault::QuickProposal | Fault::WrongProposal);
         Ok(if has_choices { 2 } else { 0 })
     }
