@@ -110,6 +110,12 @@ def cases(results):
                 f" {line['transformers']}; the worst lies"
                 f" {line['worst_margin_in_deviations']:.3f} deviations behind"
             )
+    for line in results.of("churn"):
+        yield (
+            f"- {line['tokens'] - line['different']} of {line['tokens']} tokens of {line['requests']} requests"
+            f" in {line['steps']} steps with graphs and two in flight, of whom {line['left']} left and"
+            f" {line['preemptions']} were preempted, are those of eager steps"
+        )
     for line in results.of("first-light"):
         if "same_in_company" in line:
             yield (

@@ -93,7 +93,7 @@ class Models:
 
 def prepare(run, names):
     wanted = []
-    if {"first-light", "tokens"} & set(names):
+    if {"first-light", "tokens", "churn"} & set(names):
         wanted.append("small")
     if {"steps", "serving", "itl", "fp8", "transformers"} & set(names):
         wanted.append("large")
@@ -226,6 +226,14 @@ def tokens(run):
         run.case("tokens", "compared", python("torch_side.py", "tokens", folder, *map(str, made)), 60)
 
 
+def churn(run):
+    """Tokens of a long run of requests that come and go are those of eager steps."""
+    size = ["--max-num-seqs", "4", "--requests", "24", "--prompt-len", "40", "--max-tokens", "12"]
+    size = size if run.dry else []
+    command = gpu(run, "churn", "--model", run.models.take("small"), *size)
+    run.case("churn", "graphs and overlap", command, 60)
+
+
 def steps(run):
     small = ["--batches", "1", "2", "--context", "20", "--steps", "4"] if run.dry else []
     model = run.models.take("large")
@@ -296,6 +304,7 @@ STAGES = [
     Stage("checks", 120, checks),
     Stage("ceilings", 40, ceilings),
     Stage("tokens", 90, tokens),
+    Stage("churn", 60, churn),
     Stage("steps", 90, steps),
     Stage("kernels", 120, kernels),
     Stage("fp8", 90, serve_cells("fp8", FP8_FLAGS, FP8_CELLS)),

@@ -8,7 +8,7 @@
 //
 // A weight in e4m3 has a scale for each row, or for each run of 128 of a row's elements. It is
 // widened in registers, and multiplied with the same x.
-#include "activation.cuh"
+#include "few_rows.cuh"
 
 struct Gemv {
     // [rows, k]
@@ -36,10 +36,6 @@ struct Gemv {
 };
 
 static_assert(sizeof(Gemv) == 72, "as params.rs has it");
-
-// What becomes of a sum: it is stored, added to what `out` holds, stored in f32; or, of
-// gated units, gates another.
-enum Epilogue : uint32_t { STORE, ADD, STORE_F32, SILU, GELU };
 
 // A block, one a multiprocessor: what is in flight is then 64 KiB with R * U = 8.
 constexpr int GEMV_THREADS = 512;
@@ -289,21 +285,7 @@ __device__ __forceinline__ void gemv(const Gemv& p) {
                 gated *= WIDENED_UNIT * (is_per_row ? p.scales[outputs + output] : 1.0f);
             }
         }
-        if (p.bias != nullptr) {
-            sum += p.bias[output];
-        }
-        const uint64_t to = uint64_t(lane % M) * outputs + output;
-        T* const out = static_cast<T*>(p.out);
-        if (p.epilogue == STORE_F32) {
-            static_cast<float*>(p.out)[to] = sum;
-        } else if (p.epilogue == ADD) {
-            out[to] = from_float<T>(to_float(out[to]) + sum);
-        } else if (!is_gated) {
-            out[to] = from_float<T>(sum);
-        } else {
-            const float up = gated + (p.bias != nullptr ? p.bias[outputs + output] : 0.0f);
-            out[to] = from_float<T>((p.epilogue == SILU ? silu(sum) : gelu(sum)) * up);
-        }
+        finish_sum<T>(p, lane % M, output, outputs, sum, gated);
     }
 }
 

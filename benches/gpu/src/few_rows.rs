@@ -3,7 +3,7 @@
 use anyhow::Result;
 use sconce_kernels::{
     Activation, Device as _, Dtype, Ops as _,
-    cuda::{Cuda, Driver, GemvForm, ProductForm},
+    cuda::{Cuda, Driver, Gemv, GemvForm, ProductForm, SkinnyPlan},
 };
 
 use crate::{
@@ -51,7 +51,7 @@ pub(crate) fn run<D: Driver>(
             .map(|_| cuda.matrix(&numbers, Dtype::Bf16.into()))
             .collect::<Result<Vec<_>, _>>()?;
         let outputs = if operation == Operation::Gated { n / 2 } else { n };
-        for rows in [1, 2, 4] {
+        for rows in [1, 2, 4, 8, 16] {
             let x = activations(cuda, 50, rows, k)?;
             let mut scratch = cuda.buffer(rows, n)?;
             let mut out = match operation {
@@ -63,7 +63,9 @@ pub(crate) fn run<D: Driver>(
                 Operation::Gated if form.rows == 1 => false,
                 _ => rows == 1 || (form.blocks == 1 && (form.rows > 1 || rows == 2)),
             };
-            let own = FORMS.into_iter().filter(can).map(ProductForm::FewRows);
+            let of_gemv = FORMS.into_iter().filter(|form| rows <= Gemv::MAX_ROWS && can(form));
+            let skinny = SkinnyPlan::ROWS.contains(&rows).then_some(ProductForm::Skinny);
+            let own = of_gemv.map(ProductForm::FewRows).chain(skinny);
             for form in [ProductForm::Library].into_iter().chain(own) {
                 cuda.use_product_form(Some(form));
                 let time = seconds_in(REPETITIONS, cuda, dry_run, |cuda, call| {
@@ -83,6 +85,7 @@ pub(crate) fn run<D: Driver>(
                     ProductForm::Library | ProductForm::Fp8(..) | ProductForm::Proposed(_) => {
                         "cuBLAS".to_owned()
                     }
+                    ProductForm::Skinny => "skinny".to_owned(),
                     ProductForm::FewRows(GemvForm { rows, ahead, threads, blocks }) => {
                         format!("{rows} rows, {ahead} ahead, {blocks} x {threads} threads")
                     }

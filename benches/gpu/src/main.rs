@@ -8,6 +8,7 @@
 use clap::{Parser, Subcommand};
 
 mod check;
+mod churn;
 mod few_rows;
 mod fp8;
 mod kernels;
@@ -51,6 +52,9 @@ enum Command {
     Steps(steps::Args),
     /// Greedy tokens of prompts, batched
     Tokens(tokens::Args),
+    /// Requests that come, go and are preempted, with graphs and two steps in flight, against
+    /// eager steps
+    Churn(churn::Args),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -62,6 +66,7 @@ fn main() -> anyhow::Result<()> {
         Command::Kernels { only, .. } => kernels::run(device()?, *only, cli.dry_run)?,
         Command::Steps(args) => steps::run(device()?, args)?,
         Command::Tokens(args) => tokens::run(device()?, args)?,
+        Command::Churn(args) => churn::run(device()?, args)?,
     }
     Ok(())
 }

@@ -6,21 +6,43 @@ use anyhow::Result;
 use sconce_kernels::cuda::{Cuda, Driver};
 use sconce_runner::{LoadOptions, LoadedModel, ModelRunner};
 
-/// Loads a model, for so many sequences of so many tokens.
+/// For how much a model is loaded.
+#[derive(Clone, Copy)]
+pub(crate) struct Limits {
+    /// Sequences of a step.
+    pub(crate) max_num_seqs: usize,
+    /// Tokens of a sequence.
+    pub(crate) max_model_len: usize,
+    /// Tokens of a step.
+    pub(crate) max_batched: usize,
+}
+
+/// How products are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Products {
+    /// By the form that is fastest for a number of rows.
+    Fastest,
+    /// So that no row's bits depend on how many others there are.
+    Deterministic,
+}
+
+/// Loads a model.
 pub(crate) fn load<D: Driver + 'static>(
     driver: D,
     dir: &Path,
-    max_num_seqs: usize,
-    max_model_len: usize,
-    max_num_batched_tokens: usize,
+    limits: Limits,
+    products: Products,
 ) -> Result<LoadedModel<ModelRunner<Cuda<D>>>> {
+    let Limits { max_num_seqs, max_model_len, max_batched } = limits;
     let options = LoadOptions {
         forms_dir: Some(std::env::temp_dir().join("sconce-gpu-forms")),
         max_model_len: Some(max_model_len),
         max_num_seqs,
-        max_num_batched_tokens: Some(max_num_batched_tokens),
+        max_num_batched_tokens: Some(max_batched),
         ..LoadOptions::new(dir)
     };
-    let make = |dtype, limits| Ok(Cuda::new(driver, dtype, limits)?);
-    Ok(sconce_runner::load_on(&options, max_num_batched_tokens, make, &mut |_, _, _| {})?)
+    let is_deterministic = products == Products::Deterministic;
+    let make =
+        |dtype, limits| Ok(Cuda::new(driver, dtype, limits)?.deterministic(is_deterministic));
+    Ok(sconce_runner::load_on(&options, max_batched, make, &mut |_, _, _| {})?)
 }

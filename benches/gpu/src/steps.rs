@@ -9,7 +9,8 @@ use sconce_types::Executor as _;
 use serde_json::json;
 
 use crate::{
-    model, report,
+    model::{self, Limits, Products},
+    report,
     tokens::{self, Step, Way},
 };
 
@@ -43,7 +44,8 @@ pub(crate) fn run<D: Driver + 'static>(driver: D, args: &Args) -> Result<()> {
         |num_seqs: usize| num_seqs * args.context / (max_batched - num_seqs.min(max_batched - 1));
     let answer = |num_seqs: usize| ways + beside(num_seqs) + 1;
     let longest = args.context + answer(most);
-    let mut loaded = model::load(driver, &args.model, most, longest, max_batched)?;
+    let limits = Limits { max_num_seqs: most, max_model_len: longest, max_batched };
+    let mut loaded = model::load(driver, &args.model, limits, Products::Fastest)?;
     // A step reads a few rows of it only.
     let config: serde_json::Value =
         serde_json::from_str(&std::fs::read_to_string(args.model.join("config.json"))?)?;

@@ -4,13 +4,16 @@ use std::{collections::VecDeque, path::PathBuf, sync::Arc, time::Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use sconce_kernels::cuda::Driver;
-use sconce_scheduler::{Request, Scheduler, SchedulerConfig, SchedulingPolicy};
+use sconce_scheduler::{Output, Request, Scheduler, SchedulerConfig, SchedulingPolicy};
 use sconce_types::{
     Executor, RequestId, SamplingParams, ScheduledBatch, StepResult, TokenId, TokenMasks,
 };
 use serde_json::json;
 
-use crate::{model, report};
+use crate::{
+    model::{self, Limits, Products},
+    report,
+};
 
 /// Flags of `tokens`.
 #[derive(Debug, clap::Args)]
@@ -84,7 +87,8 @@ pub(crate) fn run<D: Driver + 'static>(driver: D, args: &Args) -> Result<()> {
     let prompts: Vec<Vec<TokenId>> = serde_json::from_str(&text)?;
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(1) + args.max_tokens as usize;
     let max_batched = 2048.min(longest * args.max_num_seqs);
-    let mut loaded = model::load(driver, &args.model, args.max_num_seqs, longest, max_batched)?;
+    let limits = Limits { max_num_seqs: args.max_num_seqs, max_model_len: longest, max_batched };
+    let mut loaded = model::load(driver, &args.model, limits, Products::Fastest)?;
     let config = SchedulerConfig {
         max_num_seqs: args.max_num_seqs,
         max_num_batched_tokens: max_batched,
@@ -111,25 +115,82 @@ pub(crate) fn requests<E: Executor>(
     config: SchedulerConfig,
     prompts: Vec<Vec<TokenId>>,
     max_tokens: u32,
-    mut way: impl FnMut(&mut E, usize) -> Way,
+    way: impl FnMut(&mut E, usize) -> Way,
 ) -> Result<Run> {
     let mut scheduler = Scheduler::new(config)?;
     let params = SamplingParams { max_tokens, temperature: 0.0, ..SamplingParams::default() };
     let params = Arc::new(params);
     let num_requests = prompts.len();
-    let mut run = Run { tokens: vec![Vec::new(); num_requests], steps: Vec::new() };
+    let run = Run { tokens: vec![Vec::new(); num_requests], steps: Vec::new() };
     for (id, prompt) in (0..).zip(prompts) {
         let params = Arc::clone(&params);
         scheduler.add(Request::new(RequestId(id), prompt, params))?;
     }
+    let mut all = AtOnce { run, way, decodes: 0 };
+    drive(executor, &mut scheduler, &mut all)?;
+    let done = all.run.tokens.iter().all(|tokens| tokens.len() == max_tokens as usize);
+    ensure!(done, "a request ended early");
+    Ok(all.run)
+}
+
+/// Requests that are all there from the start.
+struct AtOnce<W> {
+    run: Run,
+    way: W,
+    decodes: usize,
+}
+
+impl<E, W: FnMut(&mut E, usize) -> Way> Course<E> for AtOnce<W> {
+    fn before(&mut self, executor: &mut E, _: &mut Scheduler) -> Result<Way> {
+        Ok((self.way)(executor, self.decodes))
+    }
+
+    fn launched(&mut self, batch: &ScheduledBatch) {
+        let all = self.run.tokens.len();
+        self.decodes += usize::from(batch.num_tokens == all && batch.sequences.len() == all);
+    }
+
+    fn after(&mut self, step: Step, outputs: &[Output]) -> Result<()> {
+        self.run.steps.push(step);
+        for output in outputs {
+            self.run.tokens[usize::try_from(output.request.0)?].extend(output.token);
+        }
+        Ok(())
+    }
+}
+
+/// Who comes and goes while steps are run, and what is seen of them.
+pub(crate) trait Course<E> {
+    /// Before a step is scheduled; says how it is computed.
+    ///
+    /// # Errors
+    /// A request is refused.
+    fn before(&mut self, executor: &mut E, scheduler: &mut Scheduler) -> Result<Way>;
+
+    /// A step was launched.
+    fn launched(&mut self, _: &ScheduledBatch) {}
+
+    /// A step has ended, with these outputs.
+    ///
+    /// # Errors
+    /// An output that was not asked for.
+    fn after(&mut self, step: Step, outputs: &[Output]) -> Result<()>;
+}
+
+/// Runs steps until there is nothing to do.
+pub(crate) fn drive<E: Executor>(
+    executor: &mut E,
+    scheduler: &mut Scheduler,
+    course: &mut impl Course<E>,
+) -> Result<()> {
     let mut result = StepResult::default();
     let masks = TokenMasks::default();
     let mut outputs = Vec::new();
     let mut flight: VecDeque<(ScheduledBatch, Way, Instant)> = VecDeque::new();
-    let (mut decodes, mut ended) = (0, Instant::now());
+    let mut ended = Instant::now();
     loop {
         loop {
-            let way = way(executor, decodes);
+            let way = course.before(executor, scheduler)?;
             let depth = if way == Way::Overlap { executor.depth() } else { 1 };
             if flight.len() >= depth {
                 break;
@@ -142,30 +203,23 @@ pub(crate) fn requests<E: Executor>(
             let started = Instant::now();
             executor.launch(&batch)?;
             executor.sample(&masks)?;
-            let is_decode =
-                batch.num_tokens == num_requests && batch.sequences.len() == num_requests;
-            decodes += usize::from(is_decode);
+            course.launched(&batch);
             flight.push_back((batch, way, started));
         }
-        let Some((batch, way, started)) = flight.pop_front() else { break };
+        let Some((batch, way, started)) = flight.pop_front() else { return Ok(()) };
         executor.wait(&mut result)?;
         let began = started.max(ended);
         ended = Instant::now();
-        run.steps.push(Step {
+        let step = Step {
             way,
             seconds: (ended - began).as_secs_f64(),
             device_seconds: result.device_time.map(|time| time.as_secs_f64()),
             sequences: batch.sequences.len(),
             context: batch.sequences.iter().map(|s| s.num_computed_tokens + s.input.len()).sum(),
             tokens: batch.num_tokens,
-        });
+        };
         scheduler.commit(&batch, &mut result, &mut outputs);
-        for output in outputs.drain(..) {
-            let index = usize::try_from(output.request.0)?;
-            run.tokens[index].extend(output.token);
-        }
+        course.after(step, &outputs)?;
+        outputs.clear();
     }
-    let done = run.tokens.iter().all(|tokens| tokens.len() == max_tokens as usize);
-    ensure!(done, "a request ended early");
-    Ok(run)
 }

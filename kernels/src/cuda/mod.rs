@@ -11,6 +11,7 @@ mod backend;
 #[cfg(feature = "cuda")]
 mod device;
 mod driver;
+mod few_rows;
 #[cfg(feature = "cuda")]
 mod flight;
 mod fp8_products;
@@ -36,13 +37,14 @@ pub use backend::{Cuda, CudaGraph};
 #[cfg(feature = "cuda")]
 pub use device::{CudaDriver, CudaMemory, RecordedGraph};
 pub use driver::{Choice, Driver, Fp8Matmul, Fp8Scaling, Launch, Matmul};
+pub use few_rows::SkinnyPlan;
 pub use memory::{CudaBuffer, CudaKvCache, CudaMatrix, CudaVector};
 pub use params::{
     AddBias, AddExperts, CopyBlocks, CountLast, DevicePointer, EmbeddingGather, EntryEdit,
     ExpertProduct, Gated, Gemv, GemvForm, KernelParams, MAX_SAMPLE_SLICES, MAX_TOP, PagedAttention,
     QuantizeRows, RmsNorm, RopeAndCache, Route, SAMPLE_RUN_BYTES, SAMPLE_SHARED_BYTES,
     SAMPLE_SLICE, SAMPLE_SLICE_BYTES, SAMPLE_STATE_BYTES, SampleRow, SampledRow, Sampling,
-    ScaleSums, SoftCap, SortByExpert, TableEdits, TokenLogprobs, UncountedRow, WidenWeight,
+    ScaleSums, Skinny, SoftCap, SortByExpert, TableEdits, TokenLogprobs, UncountedRow, WidenWeight,
 };
 pub use products::ProductForm;
 pub use routes::CudaRoutes;

@@ -89,6 +89,19 @@ pub(super) fn decode_attention(
     }
 }
 
+/// `skinny.cu`'s for groups of eight rows and tiles of a task, if there is one.
+pub(super) fn skinny(dtype: Dtype, groups: usize, tiles: usize) -> Option<&'static str> {
+    Some(match (groups, tiles) {
+        (1, 1) => of_dtype!("skinny", dtype, "_g1_t1"),
+        (1, 2) => of_dtype!("skinny", dtype, "_g1_t2"),
+        (1, 3) => of_dtype!("skinny", dtype, "_g1_t3"),
+        (2, 1) => of_dtype!("skinny", dtype, "_g2_t1"),
+        (2, 2) => of_dtype!("skinny", dtype, "_g2_t2"),
+        (2, 3) => of_dtype!("skinny", dtype, "_g2_t3"),
+        _ => return None,
+    })
+}
+
 /// `gemv.cu`'s for activations, a weight in e4m3 or in their dtype, so many rows and a form, if
 /// there is one.
 pub(super) fn gemv(

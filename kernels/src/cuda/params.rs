@@ -97,6 +97,21 @@ params! {
 const _: () = assert!(size_of::<Gemv>() == 72, "as gemv.cu has it");
 
 params! {
+    /// `skinny.cu`; grid, shared memory and the kernel as [`SkinnyPlan`] has them, 512 threads.
+    Skinny {
+        x, w, bias, norm, out;
+        n: u32,
+        k: u32,
+        rows: u32,
+        epilogue: u32,
+        panel: u32,
+        eps: f32,
+    }
+}
+
+const _: () = assert!(size_of::<Skinny>() == 64, "as skinny.cu has it");
+
+params! {
     /// `fp8.cu`'s `quantize_rows`; grid `[rows]`, 256 threads.
     QuantizeRows { x, out, scales; pieces: u32, rows: u32 }
 }

@@ -213,7 +213,9 @@ impl<D: Driver> Cuda<D> {
                     self.has_fp8_proposed((scaling, rank), sizes, kind)?
                 }
                 ProductForm::Proposed(rank) => self.has_proposed(rank, sizes, kind)?,
-                ProductForm::FewRows(_) => self.few_rows_launch(form, false, sizes, kind).is_some(),
+                ProductForm::FewRows(_) | ProductForm::Skinny => {
+                    self.has_own_kernel(form, false, sizes, kind)
+                }
             };
             if can {
                 forms.push(form);
@@ -327,8 +329,7 @@ impl<D: Driver> Cuda<D> {
         if rows <= CHECKED_ROWS && !leaves_it {
             outcomes.push((Outcome::Store, wide));
         }
-        let gated = self.few_rows_launch(form, true, (rows, n, k), kind);
-        if gated.is_some() && n.is_multiple_of(2) {
+        if n.is_multiple_of(2) && self.has_own_kernel(form, true, (rows, n, k), kind) {
             outcomes.push((Outcome::Gate(Activation::Silu), narrow));
         }
         for (outcome, operands) in outcomes {

@@ -1,13 +1,12 @@
-//! Products with weights, and which form computes each: cuBLAS, or the kernel for few rows.
-//! `fp8_products.rs` has what weights in e4m3 have of their own.
+//! Products with weights, and which form computes each: cuBLAS, or a kernel for few rows
+//! (`few_rows.rs`). `fp8_products.rs` has what weights in e4m3 have of their own.
 
 use std::fmt;
 
 use super::{
     AddBias, Choice, Cuda, CudaBuffer, CudaMatrix, CudaVector, DevicePointer, Driver, Fp8Scaling,
-    Gemv, GemvForm, Launch, Matmul,
+    Gemv, GemvForm, Matmul,
     memory::{Fp8Scales, WeightKind},
-    names,
     ops::pieces,
     word,
 };
@@ -30,6 +29,8 @@ pub enum ProductForm {
     Library,
     /// `gemv.cu`, where it can; else cuBLAS.
     FewRows(GemvForm),
+    /// `skinny.cu`, where it can; else cuBLAS.
+    Skinny,
     /// cuBLASLt's product of e4m3 with e4m3, in which the rows are quantized, where it can; else
     /// cuBLAS. The second is the algorithm's rank among those proposed.
     Fp8(Fp8Scaling, u8),
@@ -55,12 +56,13 @@ impl ProductForm {
     }
 
     /// Forms that there may be, in the order in which they are preferred: what is timed is the
-    /// product alone, and the kernel for few rows does what stands around it in the same launch.
+    /// product alone, and kernels for few rows do what stands around it in the same launch.
     pub(super) fn all() -> impl Iterator<Item = Self> {
         let fp8 = |scaling| (0..Choice::MOST).map(move |rank| Self::Fp8(scaling, rank));
         [
             Self::FewRows(GemvForm::DEFAULT),
             Self::FewRows(GemvForm { blocks: 2, ..GemvForm::DEFAULT }),
+            Self::Skinny,
         ]
         .into_iter()
         .chain(fp8(Fp8Scaling::Library))
@@ -82,6 +84,7 @@ impl fmt::Display for ProductForm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Library => f.write_str("cuBLAS"),
+            Self::Skinny => f.write_str("skinny"),
             Self::Fp8(scaling, rank) => {
                 let after = if *scaling == Fp8Scaling::Own { ", scaled after it" } else { "" };
                 write!(f, "cuBLASLt in fp8{after}")?;
@@ -102,7 +105,7 @@ pub(super) struct Operands {
     pub(super) w: DevicePointer,
     pub(super) scales: Option<Fp8Scales>,
     pub(super) bias: Option<DevicePointer>,
-    /// Of an RMSNorm before the product, with its epsilon: the kernel for few rows has it.
+    /// Of an RMSNorm before the product, with its epsilon: kernels for few rows have it.
     pub(super) norm: Option<(DevicePointer, f32)>,
     pub(super) out: DevicePointer,
     pub(super) out_dtype: Dtype,
@@ -231,7 +234,7 @@ impl<D: Driver> Cuda<D> {
         form.or_else(of_most).unwrap_or(ProductForm::FewRows(GemvForm::DEFAULT))
     }
 
-    /// A form other than `gemv.cu`'s. Without a bias.
+    /// A form without a kernel of its own. Without a bias.
     pub(super) fn many_rows(
         &mut self,
         form: ProductForm,
@@ -339,72 +342,6 @@ impl<D: Driver> Cuda<D> {
             self.driver.matmul(&Matmul { x, out, rows: Self::TILE_ROWS, ..whole })?;
         }
         Ok(())
-    }
-
-    /// Launches `gemv.cu` if that is the form and can compute it; else false.
-    pub(super) fn few_rows(
-        &mut self,
-        form: ProductForm,
-        outcome: Outcome,
-        operands: &Operands,
-    ) -> Result<bool, KernelError> {
-        let &Operands { rows, n, k, out_dtype, .. } = operands;
-        let epilogue = match outcome {
-            Outcome::Store if out_dtype == Dtype::F32 => Gemv::STORE_F32,
-            Outcome::Store => Gemv::STORE,
-            Outcome::Add if out_dtype == Dtype::F32 => return Ok(false),
-            Outcome::Add => Gemv::ADD,
-            Outcome::Gate(Activation::Silu) => Gemv::SILU,
-            Outcome::Gate(Activation::GeluTanh) => Gemv::GELU,
-        };
-        let is_gated = matches!(outcome, Outcome::Gate(_));
-        let kind = WeightKind::of(operands.scales);
-        let Some(launch) = self.few_rows_launch(form, is_gated, (rows, n, k), kind) else {
-            return Ok(false);
-        };
-        let params = Gemv {
-            x: operands.x,
-            w: operands.w,
-            scales: operands.scales.map_or(DevicePointer::NULL, |scales| scales.address),
-            bias: operands.bias.unwrap_or(DevicePointer::NULL),
-            norm: operands.norm.map_or(DevicePointer::NULL, |(norm, _)| norm),
-            out: operands.out,
-            n: word(n),
-            k: word(k),
-            epilogue,
-            runs: operands.scales.map_or(0, |scales| word(scales.runs)),
-            eps: operands.norm.map_or(0.0, |(_, eps)| eps),
-            padding: 0,
-        };
-        self.launch(&launch, &params)?;
-        Ok(true)
-    }
-
-    /// How `gemv.cu` is launched, if the form is of it and the device can compute it so.
-    pub(super) fn few_rows_launch(
-        &self,
-        form: ProductForm,
-        is_gated: bool,
-        (rows, n, k): (usize, usize, usize),
-        kind: WeightKind,
-    ) -> Option<Launch<'static>> {
-        let ProductForm::FewRows(form) = form else { return None };
-        if self.is_deterministic {
-            return None;
-        }
-        let is_narrow = kind != WeightKind::Plain;
-        let kernel = names::gemv((self.dtype, is_narrow), rows, form)?;
-        let shared_bytes = form.shared_bytes(rows, k, if is_narrow { 1 } else { 2 });
-        let resident = self.driver.shared_bytes() / (shared_bytes + GemvForm::OTHER_SHARED_BYTES);
-        // Of a gated unit a warp has both rows.
-        if resident == 0 || (is_gated && form.rows == 1) {
-            return None;
-        }
-        let blocks = self.driver.multiprocessors() * resident.min(form.blocks as usize);
-        let tasks = if is_gated { n / 2 } else { n }.div_ceil(form.outputs(is_gated));
-        let warps = form.threads as usize / 32;
-        let grid = [word(blocks.min(tasks.div_ceil(warps))), 1];
-        Some(Launch { file: "gemv", kernel, grid, threads: form.threads, shared_bytes })
     }
 }
 

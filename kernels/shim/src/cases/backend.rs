@@ -254,6 +254,7 @@ pub fn a_layer_over_ragged_batches_is_the_cpus<D: Driver>(device: impl Fn() -> D
     let few_rows = Some(ProductForm::FewRows(GemvForm::DEFAULT));
     for (dtype, cache, tolerance, products) in [
         (Dtype::Bf16, CacheDtype::Bf16, 2e-2, few_rows),
+        (Dtype::Bf16, CacheDtype::Bf16, 2e-2, Some(ProductForm::Skinny)),
         (Dtype::F16, CacheDtype::F16, 3e-3, None),
         // Three bits of mantissa.
         (Dtype::Bf16, CacheDtype::Fp8E4m3, 8e-2, None),

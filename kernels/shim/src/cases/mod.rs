@@ -46,6 +46,8 @@ pub fn all<D: Driver>() -> Vec<Case<D>> {
         products::gated_products_match_the_reference,
         products::normed_products_match_the_reference,
         products::a_products_bits_do_not_depend_on_its_rows,
+        products::skinny_products_match_the_reference,
+        products::a_skinny_products_bits_do_not_depend_on_its_rows,
         products::products_of_few_rows_with_fp8_match_the_reference,
         products::a_products_bits_with_fp8_do_not_depend_on_its_rows,
         fp8::rows_are_quantized_by_their_largest_number,

@@ -2,7 +2,7 @@
 
 use sconce_kernels::{
     Activation,
-    cuda::{DevicePointer, Driver, Gemv, GemvForm, Launch},
+    cuda::{DevicePointer, Driver, Gemv, GemvForm, Launch, Skinny, SkinnyPlan},
     reference,
 };
 
@@ -12,7 +12,21 @@ use super::{
 };
 use crate::Bench;
 
-/// Every form that there is for so many rows, in blocks of two warps.
+/// A kernel and how it is launched.
+#[derive(Clone, Copy, Debug)]
+enum Form {
+    Gemv(GemvForm),
+    /// Tiles side by side, and units of a panel.
+    Skinny(usize, usize),
+}
+
+impl From<GemvForm> for Form {
+    fn from(form: GemvForm) -> Self {
+        Self::Gemv(form)
+    }
+}
+
+/// Every form of `gemv.cu` that there is for so many rows, in blocks of two warps.
 fn forms(element: Element, rows: usize) -> Vec<GemvForm> {
     let all: &[(u32, u32, u32)] = match (element, rows) {
         (Element::Bf16, 1) => &[(2, 4, 1), (1, 8, 1), (2, 4, 2), (1, 8, 2)],
@@ -69,7 +83,7 @@ impl Case {
     }
 
     /// What the kernel leaves for the rows from one on, in bytes.
-    fn run<D: Driver>(&self, bench: &mut Bench<D>, form: GemvForm, first: usize) -> Vec<u8> {
+    fn run<D: Driver>(&self, bench: &mut Bench<D>, form: Form, first: usize) -> Vec<u8> {
         let &Self { element, n, k, epilogue, .. } = self;
         let rows = self.rows - first;
         let of_rows = first * self.outputs();
@@ -84,33 +98,62 @@ impl Case {
         };
         let (bias, norm) = (given(self.has_bias, self.bias()), given(self.has_norm, self.norm()));
         let (weight, scales) = self.weight.stored(element, &self.w(), k);
-        let params = Gemv {
-            x: bench.buffer(&element.encode(&self.x()[first * k..])),
-            w: bench.buffer(&weight),
-            scales: if scales.is_empty() { DevicePointer::NULL } else { bench.buffer(&scales) },
-            bias,
-            norm,
-            out: bench.buffer(&out),
-            n: n as u32,
-            k: k as u32,
-            epilogue,
-            runs: self.weight.runs(k) as u32,
-            eps: EPS,
-            padding: 0,
-        };
-        let GemvForm { rows: r, ahead, threads, blocks } = form;
-        let end = if blocks == 2 { "_b2" } else { "" };
+        let x = bench.buffer(&element.encode(&self.x()[first * k..]));
+        let (w, out) = (bench.buffer(&weight), bench.buffer(&out));
+        let (n, k, grid) = (n as u32, k as u32, [self.grid, 1]);
         let types = self.weight.names(element);
-        let kernel = format!("gemv_{types}_m{rows}_r{r}_u{ahead}{end}");
-        let launch = Launch {
-            file: "gemv",
-            kernel: &kernel,
-            grid: [self.grid, 1],
-            threads,
-            shared_bytes: form.shared_bytes(rows, k, self.weight.element_bytes()),
-        };
-        bench.launch(&launch, &params).expect("the kernel runs");
-        bench.read(params.out)
+        match form {
+            Form::Gemv(form) => {
+                let scales =
+                    if scales.is_empty() { DevicePointer::NULL } else { bench.buffer(&scales) };
+                let runs = self.weight.runs(self.k) as u32;
+                let params = Gemv {
+                    x,
+                    w,
+                    scales,
+                    bias,
+                    norm,
+                    out,
+                    n,
+                    k,
+                    epilogue,
+                    runs,
+                    eps: EPS,
+                    padding: 0,
+                };
+                let GemvForm { rows: r, ahead, threads, blocks } = form;
+                let end = if blocks == 2 { "_b2" } else { "" };
+                let kernel = format!("gemv_{types}_m{rows}_r{r}_u{ahead}{end}");
+                let shared_bytes = form.shared_bytes(rows, self.k, self.weight.element_bytes());
+                let launch = Launch { file: "gemv", kernel: &kernel, grid, threads, shared_bytes };
+                bench.launch(&launch, &params)
+            }
+            Form::Skinny(tiles, panel) => {
+                let groups = rows.div_ceil(8);
+                let (rows, panel_units) = (rows as u32, panel as u32);
+                let params = Skinny {
+                    x,
+                    w,
+                    bias,
+                    norm,
+                    out,
+                    n,
+                    k,
+                    rows,
+                    epilogue,
+                    panel: panel_units,
+                    eps: EPS,
+                };
+                let kernel = format!("skinny_{types}_g{groups}_t{tiles}");
+                let shared_bytes = SkinnyPlan::shared_bytes(groups, tiles, panel);
+                let threads = SkinnyPlan::THREADS;
+                let launch =
+                    Launch { file: "skinny", kernel: &kernel, grid, threads, shared_bytes };
+                bench.launch(&launch, &params)
+            }
+        }
+        .expect("the kernel runs");
+        bench.read(out)
     }
 
     fn want(&self) -> Vec<f64> {
@@ -141,7 +184,8 @@ impl Case {
         want
     }
 
-    fn check<D: Driver>(&self, bench: &mut Bench<D>, form: GemvForm) {
+    fn check<D: Driver>(&self, bench: &mut Bench<D>, form: impl Into<Form>) {
+        let form = form.into();
         let &Self { element, rows, n, k, epilogue, .. } = self;
         let bytes = self.run(bench, form, 0);
         let (got, epsilon) = if epilogue == Gemv::STORE_F32 {
@@ -210,6 +254,43 @@ pub(super) fn normed_products_match_the_reference<D: Driver>(bench: &mut Bench<D
     }
 }
 
+/// Fewer units than warps and more, one panel and several, tiles that no task has, more tasks than
+/// blocks and more blocks than tasks: outputs, inputs, grid, units of a panel.
+const SKINNY_SHAPES: [(usize, usize, u32, usize); 4] =
+    [(32, 64, 3, 1), (96, 192, 1, 3), (64, 1088, 2, 17), (160, 2112, 2, 16)];
+
+pub(super) fn skinny_products_match_the_reference<D: Driver>(bench: &mut Bench<D>) {
+    const EPILOGUES: [u32; 5] = [Gemv::STORE, Gemv::ADD, Gemv::STORE_F32, Gemv::SILU, Gemv::GELU];
+    let mut index = 0;
+    for element in Element::ACTIVATIONS {
+        for (n, k, grid, panel) in SKINNY_SHAPES {
+            for rows in [2, 7, 8, 9, 16] {
+                let epilogue = EPILOGUES[index % EPILOGUES.len()];
+                let tiles = if epilogue >= Gemv::SILU { 2 } else { 1 + index / 2 % 3 };
+                let (has_bias, has_norm) = (index % 3 == 0, index % 4 == 0 && panel * 64 == k);
+                let weight = Weight::Plain;
+                let case = Case { element, rows, n, k, epilogue, has_bias, has_norm, grid, weight };
+                case.check(bench, Form::Skinny(tiles, panel));
+                index += 1;
+            }
+            // So that every shape meets every outcome.
+            index += 1;
+        }
+    }
+}
+
+/// Nor on the tiles, the panels or the grid.
+pub(super) fn a_skinny_products_bits_do_not_depend_on_its_rows<D: Driver>(bench: &mut Bench<D>) {
+    let (element, epilogue, has_bias, has_norm) = (Element::Bf16, Gemv::STORE_F32, true, false);
+    let (rows, n, k, weight) = (11, 48, 2112, Weight::Plain);
+    let case = |grid| Case { element, rows, n, k, epilogue, has_bias, has_norm, grid, weight };
+    let want = case(1).run(bench, Form::Skinny(1, 33), 0);
+    for (first, tiles, panel) in [(0, 3, 33), (0, 2, 32), (2, 1, 16), (3, 2, 33), (9, 3, 16)] {
+        let got = case(2).run(bench, Form::Skinny(tiles, panel), first);
+        assert_eq!(got, want[first * n * 4..], "{tiles} tiles, panels of {panel}, from {first}");
+    }
+}
+
 /// The one form of weights in e4m3, in blocks of two warps.
 const OF_FP8: GemvForm = GemvForm { threads: 64, ..GemvForm::DEFAULT };
 
@@ -237,9 +318,9 @@ pub(super) fn a_products_bits_with_fp8_do_not_depend_on_its_rows<D: Driver>(benc
         let (epilogue, has_bias, has_norm) = (Gemv::STORE_F32, true, false);
         let (element, rows, n, k) = (Element::Bf16, 4, 10, 1040);
         let case = |grid| Case { element, rows, n, k, epilogue, has_bias, has_norm, grid, weight };
-        let want = case(1).run(bench, OF_FP8, 0);
+        let want = case(1).run(bench, OF_FP8.into(), 0);
         for first in 1..4 {
-            let got = case(3).run(bench, OF_FP8, first);
+            let got = case(3).run(bench, OF_FP8.into(), first);
             assert_eq!(got, want[first * 10 * 4..], "{weight:?} from row {first}");
         }
     }
@@ -251,10 +332,10 @@ pub(super) fn a_products_bits_do_not_depend_on_its_rows<D: Driver>(bench: &mut B
     let (epilogue, has_bias, has_norm) = (Gemv::STORE_F32, true, true);
     let (rows, n, k, weight) = (4, 10, 1032, Weight::Plain);
     let case = |grid| Case { element, rows, n, k, epilogue, has_bias, has_norm, grid, weight };
-    let want = case(1).run(bench, forms(element, 4)[0], 0);
+    let want = case(1).run(bench, forms(element, 4)[0].into(), 0);
     for first in 0..4 {
         for form in forms(element, 4 - first) {
-            let got = case(3).run(bench, form, first);
+            let got = case(3).run(bench, form.into(), first);
             assert_eq!(got, want[first * 10 * 4..], "{form:?} from row {first}");
         }
     }

@@ -14,13 +14,15 @@ use sconce_kernels::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
     None,
-    /// The kernel for few rows is refused.
+    /// The kernels for few rows are refused.
     Refused,
-    /// It does nothing.
+    /// They do nothing.
     Idle,
+    /// That on tensor cores is the fastest.
+    QuickSkinny,
     /// Attention of prompts by groups of warps does nothing.
     IdleGroups,
-    /// cuBLAS does nothing.
+    /// cuBLAS does nothing, nor does the kernel on tensor cores.
     IdleLibrary,
     /// The kernel takes the context with it.
     Sticky,
@@ -105,17 +107,26 @@ impl Driver for Faulty {
         params: &P,
     ) -> Result<(), KernelError> {
         self.launches += 1;
-        // Attention is emulated slowly: so long that it is timed once.
-        let is_attention = launch.file.starts_with("prefill");
-        self.took += Duration::from_micros(if is_attention { 6_000 } else { 300 });
+        // What tensor cores do is emulated slowly: it takes so long that it is timed once.
+        self.took += Duration::from_micros(match launch.file {
+            "skinny" | "prefill_attention" | "prefill_groups" => 6_000,
+            _ if self.fault == Fault::QuickSkinny => 20_000,
+            _ => 300,
+        });
         let sticky = self.fault == Fault::Sticky;
+        let refused = || KernelError::Device {
+            op: launch.kernel.to_owned(),
+            reason: "planted".to_owned(),
+            sticky,
+        };
         match self.fault {
-            Fault::Refused | Fault::Sticky if launch.file == "gemv" => Err(KernelError::Device {
-                op: launch.kernel.to_owned(),
-                reason: "planted".to_owned(),
-                sticky,
-            }),
-            Fault::Idle if launch.file == "gemv" => Ok(()),
+            Fault::Refused if is_own_kernel(launch.file) => Err(refused()),
+            Fault::Sticky if launch.file == "gemv" => Err(refused()),
+            Fault::QuickProposal | Fault::WrongProposal if launch.file == "skinny" => {
+                Err(refused())
+            }
+            Fault::Idle if is_own_kernel(launch.file) => Ok(()),
+            Fault::IdleLibrary if launch.file == "skinny" => Ok(()),
             Fault::IdleGroups if launch.file == "prefill_groups" => Ok(()),
             _ => self.shim.launch(launch, params),
         }
@@ -129,7 +140,11 @@ impl Driver for Faulty {
     fn matmul(&mut self, product: &Matmul) -> Result<(), KernelError> {
         self.launches += 1;
         let is_second = product.choice.is_some_and(|choice| choice.rank == 1);
-        self.took += Duration::from_micros(if is_second { 200 } else { 600 });
+        self.took += Duration::from_micros(match self.fault {
+            Fault::QuickSkinny => 20_000,
+            _ if is_second => 200,
+            _ => 600,
+        });
         match self.fault {
             Fault::IdleLibrary => Ok(()),
             Fault::WrongProposal if is_second => {
@@ -164,7 +179,9 @@ impl Driver for Faulty {
 
 /// Outputs and inputs of a weight that is large enough to be tried.
 const N: usize = 256;
-const K: usize = 8192;
+const K: usize = 1024;
+/// So many inputs that the library's algorithms are tried too.
+const MANY_INPUTS: usize = 8192;
 
 fn device(fault: Fault) -> Cuda<Faulty> {
     let (shim, took) = (ShimDriver::default(), Duration::ZERO);
@@ -185,21 +202,26 @@ fn tensor(numbers: Vec<f32>, shape: &[usize]) -> Tensor {
 /// Adds to what is found out on a device with a large weight; then two rows multiplied with it
 /// are right.
 fn try_on(cuda: &mut Cuda<Faulty>, found: &mut Findings) {
-    let weight = numbers(N * K, 7);
-    let w = cuda.matrix(&[tensor(weight.clone(), &[N, K])], Dtype::Bf16.into()).expect("room");
+    try_inputs(cuda, found, K);
+}
+
+/// The same with a weight of so many inputs.
+fn try_inputs(cuda: &mut Cuda<Faulty>, found: &mut Findings, k: usize) {
+    let weight = numbers(N * k, 7);
+    let w = cuda.matrix(&[tensor(weight.clone(), &[N, k])], Dtype::Bf16.into()).expect("room");
     cuda.try_forms(&[], found, &mut |_| ()).expect("a form is right");
     // Rows of x are a bias on top of nothing.
-    let (row, nothing) = (numbers(K, 5), cuda.buffer(2, 8).expect("room"));
-    let narrow = cuda.matrix(&[tensor(numbers(K * 8, 3), &[K, 8])], Dtype::Bf16.into());
-    let (narrow, bias) = (narrow.expect("room"), cuda.vector(&[tensor(row.clone(), &[K])]));
+    let (row, nothing) = (numbers(k, 5), cuda.buffer(2, 8).expect("room"));
+    let narrow = cuda.matrix(&[tensor(numbers(k * 8, 3), &[k, 8])], Dtype::Bf16.into());
+    let (narrow, bias) = (narrow.expect("room"), cuda.vector(&[tensor(row.clone(), &[k])]));
     let bias = bias.expect("room");
-    let mut x = cuda.buffer(2, K).expect("room");
+    let mut x = cuda.buffer(2, k).expect("room");
     cuda.linear(2, &nothing, &narrow, Some(&bias), &mut x).expect("a product");
     let mut out = cuda.buffer(2, N).expect("room");
     cuda.linear(2, &x, &w, None, &mut out).expect("a product");
     let got = cuda.read(&out, 2).expect("it can be read");
     for (i, got) in got.into_iter().enumerate() {
-        let row_of_w = &weight[i % N * K..][..K];
+        let row_of_w = &weight[i % N * k..][..k];
         let want: f64 = row_of_w.iter().zip(&row).map(|(w, x)| f64::from(w * x)).sum();
         let near = (f64::from(got) - want).abs() <= want.abs() / 128.0 + 0.01;
         assert!(near, "output {i} is {got}, not {want}");
@@ -207,10 +229,18 @@ fn try_on(cuda: &mut Cuda<Faulty>, found: &mut Findings) {
 }
 
 fn of_rows(rows: usize) -> String {
-    format!("product of {rows} rows, {N} x {K}, Bf16")
+    of_inputs(rows, K)
 }
 
-fn is_own(form: Option<&str>) -> bool {
+fn of_inputs(rows: usize, k: usize) -> String {
+    format!("product of {rows} rows, {N} x {k}, Bf16")
+}
+
+fn is_own_kernel(file: &str) -> bool {
+    matches!(file, "gemv" | "skinny")
+}
+
+fn is_gemv(form: Option<&str>) -> bool {
     form.expect("a form is right").starts_with("gemv")
 }
 
@@ -220,7 +250,7 @@ fn the_faster_form_is_used_and_known_forms_are_not_tried_again() {
     let mut found = Findings::new("the shim");
     try_on(&mut cuda, &mut found);
     for rows in 1..=4 {
-        assert!(is_own(found.best(&of_rows(rows))), "{found:?}");
+        assert!(is_gemv(found.best(&of_rows(rows))), "{found:?}");
     }
     assert_eq!(found.best(&of_rows(16)), Some("cuBLAS"));
     let mut again = device(Fault::None);
@@ -229,15 +259,28 @@ fn the_faster_form_is_used_and_known_forms_are_not_tried_again() {
     assert_eq!(again.driver().launches, 3);
 }
 
+/// Of two rows and of sixteen, and what lies between; one row has no such form.
+#[test]
+fn the_kernel_on_tensor_cores_is_used_where_it_is_faster() {
+    let mut found = Findings::new("the shim");
+    try_on(&mut device(Fault::QuickSkinny), &mut found);
+    for rows in [2, 3, 4, 8, 16] {
+        assert_eq!(found.best(&of_rows(rows)), Some("skinny"));
+    }
+    assert!(is_gemv(found.best(&of_rows(1))));
+}
+
 #[test]
 fn a_form_that_is_refused_or_wrong_is_named_and_not_used() {
     for (fault, word) in [(Fault::Refused, "planted"), (Fault::Idle, "output 0 of row 0")] {
         let mut found = Findings::new("the shim");
         try_on(&mut device(fault), &mut found);
         let faults: Vec<_> = found.trials().iter().filter_map(|t| Some((t, t.fault()?))).collect();
-        assert!(faults.len() >= 4, "{faults:?}");
+        // One kernel of up to four rows, in two ways of one; the other of 2, 3, 4, 8 and 16.
+        assert_eq!(faults.len(), 5 + 5, "{faults:?}");
         for (trial, fault) in faults {
-            assert!(trial.form.starts_with("gemv") && fault.contains(word), "{trial:?}");
+            let file = trial.form.split(',').next().expect("a name");
+            assert!(is_own_kernel(file) && fault.contains(word), "{trial:?}");
         }
         for rows in [1, 2, 3, 4, 16] {
             assert_eq!(found.best(&of_rows(rows)), Some("cuBLAS"));
@@ -278,8 +321,10 @@ fn few_rows_are_normed_in_their_product() {
     let bias = cuda.vector(&[tensor(numbers(K, 5), &[K])]).expect("room");
     let mut x = cuda.buffer(3, K).expect("room");
     cuda.linear(3, &nothing, &narrow.expect("room"), Some(&bias), &mut x).expect("a product");
-    cuda.use_product_form(Some(ProductForm::FewRows(GemvForm::DEFAULT)));
-    for activation in [None, Some(Activation::Silu)] {
+    let forms = [ProductForm::FewRows(GemvForm::DEFAULT), ProductForm::Skinny];
+    let activations = [None, Some(Activation::Silu)];
+    for (form, activation) in forms.iter().flat_map(|form| activations.map(|of| (form, of))) {
+        cuda.use_product_form(Some(*form));
         let outputs = if activation.is_some() { N / 2 } else { N };
         let (mut one, mut two) =
             (cuda.buffer(3, outputs).expect("room"), cuda.buffer(3, outputs).expect("room"));
@@ -294,7 +339,10 @@ fn few_rows_are_normed_in_their_product() {
         .expect("a product");
         let (one, two) = (cuda.read(&one, 3).expect("read"), cuda.read(&two, 3).expect("read"));
         for (one, two) in one.into_iter().zip(two) {
-            assert!((one - two).abs() <= two.abs() / 64.0 + 0.05, "{activation:?}: {one}, {two}");
+            assert!(
+                (one - two).abs() <= two.abs() / 64.0 + 0.05,
+                "{form}, {activation:?}: {one}, {two}"
+            );
         }
     }
     cuda.use_product_form(Some(ProductForm::Library));
@@ -310,12 +358,12 @@ fn a_faster_algorithm_is_used_if_it_is_right() {
     for (fault, best) in [(Fault::QuickProposal, second), (Fault::WrongProposal, "cuBLAS")] {
         let mut found = Findings::new("the shim");
         let mut cuda = device(fault);
-        try_on(&mut cuda, &mut found);
+        try_inputs(&mut cuda, &mut found, MANY_INPUTS);
         for rows in [8, 16] {
-            assert_eq!(found.best(&of_rows(rows)), Some(best));
+            assert_eq!(found.best(&of_inputs(rows, MANY_INPUTS)), Some(best));
         }
         // No step has so many rows.
-        assert_eq!(found.best(&of_rows(32)), None);
+        assert_eq!(found.best(&of_inputs(32, MANY_INPUTS)), None);
         let wrong = found.trials().iter().find(|trial| trial.form == second).expect("it is tried");
         assert_eq!(wrong.fault().is_some(), fault == Fault::WrongProposal, "{wrong:?}");
     }
@@ -326,9 +374,10 @@ fn a_product_without_a_right_form_is_an_error() {
     let mut cuda = device(Fault::IdleLibrary);
     let _w = cuda.matrix(&[tensor(numbers(N * K, 7), &[N, K])], Dtype::Bf16.into());
     let mut found = Findings::new("the shim");
-    let error = cuda.try_forms(&[], &mut found, &mut |_| ()).expect_err("16 rows are cuBLAS's");
-    assert!(error.to_string().starts_with(&of_rows(16)), "{error}");
-    assert!(is_own(found.best(&of_rows(4))));
+    let error =
+        cuda.try_forms(&[], &mut found, &mut |_| ()).expect_err("8 rows have no other form");
+    assert!(error.to_string().starts_with(&of_rows(8)), "{error}");
+    assert!(is_gemv(found.best(&of_rows(4))));
 }
 
 /// What was kept before the process ended says which form it was, and it is not tried again.

@@ -42,6 +42,8 @@ tests! {
     gated_products_match_the_reference
     normed_products_match_the_reference
     a_products_bits_do_not_depend_on_its_rows
+    skinny_products_match_the_reference
+    a_skinny_products_bits_do_not_depend_on_its_rows
     products_of_few_rows_with_fp8_match_the_reference
     a_products_bits_with_fp8_do_not_depend_on_its_rows
     rows_are_quantized_by_their_largest_number

@@ -1,0 +1,205 @@
+//! Long runs of requests that come, go and are preempted, with graphs and two steps in flight:
+//! each token must be the one that eager steps, one at a time, give.
+
+use std::{path::PathBuf, sync::Arc};
+
+use anyhow::{Result, ensure};
+use sconce_kernels::cuda::{Cuda, Driver};
+use sconce_runner::ModelRunner;
+use sconce_scheduler::{Output, Request, Scheduler, SchedulerConfig, SchedulingPolicy};
+use sconce_types::{Executor as _, RequestId, SamplingParams, TokenId};
+use serde_json::json;
+
+use crate::{
+    model::{self, Limits, Products},
+    report,
+    tokens::{self, Course, Step, Way},
+};
+
+/// Flags of `churn`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The model's directory
+    #[arg(long)]
+    model: PathBuf,
+    /// Requests at once
+    #[arg(long, default_value_t = 64)]
+    max_num_seqs: usize,
+    /// Requests in all
+    #[arg(long, default_value_t = 2000)]
+    requests: usize,
+    /// Tokens of the longest prompt
+    #[arg(long, default_value_t = 400)]
+    prompt_len: usize,
+    /// Tokens of the longest answer
+    #[arg(long, default_value_t = 200)]
+    max_tokens: u32,
+}
+
+/// Of requests that leave early one in so many.
+const LEAVE: u64 = 5;
+/// Blocks that there are, as a share of what full seats would need: too few.
+const BLOCKS: f64 = 0.4;
+
+/// A request of the run.
+#[derive(Clone)]
+struct Wanted {
+    prompt: Vec<TokenId>,
+    max_tokens: u32,
+    /// Tokens after which its client leaves.
+    leaves_after: Option<usize>,
+}
+
+/// Numbers that look random (Steele et al., "Fast splittable pseudorandom number generators").
+fn mixed(number: u64) -> u64 {
+    let mut x = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+impl Wanted {
+    fn of(index: usize, args: &Args, vocab_size: usize) -> Self {
+        let draw = |what: u64, below: usize| {
+            (mixed((index as u64) << 8 | what) % below.max(1) as u64) as usize
+        };
+        let prompt_len = 1 + draw(0, args.prompt_len);
+        let max_tokens = 1 + draw(1, args.max_tokens as usize);
+        let token = |i: usize| draw(1000 + i as u64 * 0x1_0000, vocab_size) as TokenId;
+        let leaves = (draw(2, usize::MAX) as u64).is_multiple_of(LEAVE);
+        Self {
+            prompt: (0..prompt_len).map(token).collect(),
+            max_tokens: max_tokens as u32,
+            leaves_after: leaves.then(|| draw(3, max_tokens)),
+        }
+    }
+}
+
+/// A run of them, in one way.
+struct Churn<'a> {
+    wanted: &'a [Wanted],
+    way: Way,
+    /// Requests that have come.
+    come: usize,
+    tokens: Vec<Vec<TokenId>>,
+    /// Who is to leave before the next step.
+    leaving: Vec<RequestId>,
+    left: usize,
+    steps: usize,
+    preemptions: u64,
+    seats: usize,
+}
+
+impl<'a> Churn<'a> {
+    fn new(wanted: &'a [Wanted], way: Way, seats: usize) -> Self {
+        let tokens = vec![Vec::new(); wanted.len()];
+        let (come, leaving, left, steps, preemptions) = (0, Vec::new(), 0, 0, 0);
+        Self { wanted, way, come, tokens, leaving, left, steps, preemptions, seats }
+    }
+
+    /// Whether requests come a few at a time, and leave.
+    fn is_churning(&self) -> bool {
+        self.way != Way::Eager
+    }
+}
+
+impl<D: Driver> Course<ModelRunner<Cuda<D>>> for Churn<'_> {
+    fn before(
+        &mut self,
+        runner: &mut ModelRunner<Cuda<D>>,
+        scheduler: &mut Scheduler,
+    ) -> Result<Way> {
+        runner.set_replays(self.way != Way::Eager);
+        for id in self.leaving.drain(..) {
+            self.left += usize::from(scheduler.cancel(id));
+        }
+        // Now and then a few, so that steps of prompts and of decodes alone take turns.
+        let stats = scheduler.stats();
+        self.preemptions = stats.preemptions;
+        let waiting = stats.waiting + stats.running;
+        let comes = if !self.is_churning() || waiting == 0 {
+            self.seats
+        } else if mixed(self.steps as u64).is_multiple_of(4) {
+            (mixed(self.steps as u64 + 1) % 4) as usize
+        } else {
+            0
+        };
+        let room = (2 * self.seats).saturating_sub(waiting);
+        for _ in 0..comes.min(room).min(self.wanted.len() - self.come) {
+            let Wanted { prompt, max_tokens, .. } = self.wanted[self.come].clone();
+            let params =
+                SamplingParams { max_tokens, temperature: 0.0, ..SamplingParams::default() };
+            let id = RequestId(self.come as u64);
+            scheduler.add(Request::new(id, prompt, Arc::new(params)))?;
+            self.come += 1;
+        }
+        Ok(self.way)
+    }
+
+    fn after(&mut self, _: Step, outputs: &[Output]) -> Result<()> {
+        self.steps += 1;
+        for output in outputs {
+            let index = usize::try_from(output.request.0)?;
+            self.tokens[index].extend(output.token);
+            let leaves_after = self.wanted[index].leaves_after.filter(|_| self.is_churning());
+            if leaves_after.is_some_and(|after| self.tokens[index].len() > after) {
+                self.leaving.push(output.request);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Runs the same requests twice, and compares their tokens.
+pub(crate) fn run<D: Driver + 'static>(driver: D, args: &Args) -> Result<()> {
+    let longest = args.prompt_len + args.max_tokens as usize;
+    let seats = args.max_num_seqs;
+    let max_batched = 512.min(longest * seats);
+    let limits = Limits { max_num_seqs: seats, max_model_len: longest, max_batched };
+    // Products of any other kind depend on how many sequences a step has.
+    let mut loaded = model::load(driver, &args.model, limits, Products::Deterministic)?;
+    let few = ((longest * seats) as f64 / 16.0 * BLOCKS) as usize;
+    let config = SchedulerConfig {
+        max_num_seqs: seats,
+        max_num_batched_tokens: max_batched,
+        max_model_len: longest,
+        num_blocks: loaded.info.num_blocks.min(few.max(2 * longest.div_ceil(16))),
+        max_queued: args.requests,
+        groups: loaded.info.groups,
+        depth: loaded.runner.depth(),
+        prefix_cache: None,
+        policy: SchedulingPolicy::Fair,
+    };
+    let vocab_size = loaded.info.vocab_size;
+    let wanted: Vec<Wanted> =
+        (0..args.requests).map(|index| Wanted::of(index, args, vocab_size)).collect();
+    let mut of_way = |way, depth| -> Result<Churn<'_>> {
+        let config = SchedulerConfig { depth, ..config };
+        let mut churn = Churn::new(&wanted, way, seats);
+        tokens::drive(&mut loaded.runner, &mut Scheduler::new(config)?, &mut churn)?;
+        ensure!(churn.come == wanted.len(), "{} of {} requests came", churn.come, wanted.len());
+        Ok(churn)
+    };
+    let eager = of_way(Way::Eager, 1)?;
+    let churned = of_way(Way::Overlap, config.depth)?;
+    let (mut compared, mut different, mut short) = (0, 0, 0);
+    for (wanted, (want, got)) in wanted.iter().zip(eager.tokens.iter().zip(&churned.tokens)) {
+        ensure!(want.len() == wanted.max_tokens as usize, "an eager request ended early");
+        compared += got.len();
+        different += got.iter().zip(want).filter(|(got, want)| got != want).count();
+        // Who leaves has a token more where a step was in flight.
+        short += usize::from(wanted.leaves_after.is_none() && got.len() != want.len());
+    }
+    report(&json!({
+        "steps": churned.steps,
+        "eager_steps": eager.steps,
+        "requests": args.requests,
+        "left": churned.left,
+        "preemptions": churned.preemptions,
+        "tokens": compared,
+        "different": different,
+    }));
+    ensure!(different == 0 && short == 0, "{different} tokens differ, {short} answers are short");
+    ensure!(churned.left > 0 && churned.preemptions > 0, "nobody left, or nobody was preempted");
+    Ok(())
+}
