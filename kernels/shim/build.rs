@@ -8,7 +8,7 @@ mod compile;
 use std::{env, error::Error, fs, path::PathBuf};
 
 /// What programs of any kernels have in common.
-const PARTS: [&str; 2] = ["shim.cpp", "main.cpp"];
+const PARTS: [&str; 3] = ["shim.cpp", "tensor_core.cpp", "main.cpp"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let here = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
@@ -35,6 +35,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         "build.rs",
         "src/compile.rs",
         "shim.cpp",
+        "tensor_core.cpp",
         "shim.hpp",
         "products.hpp",
         "fiber.hpp",

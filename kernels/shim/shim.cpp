@@ -53,6 +53,11 @@ struct Fiber {
 struct Warp {
     unsigned char slots[32 * 64];
     unsigned char met[2][32 * 64];
+    unsigned char made[2][32 * 16];
+    // Which of the block's meetings that is of, counted from one.
+    unsigned made_at[2];
+    // Lanes that wait for all of the warp, those that wait for some, and those that have ended.
+    unsigned waiting, waiting_for_some, ended;
 };
 
 std::map<std::string, Kernel>& kernels() {
@@ -140,6 +145,7 @@ void fiber_main() {
         fail("a thread ended without a wait for the kernels before it");
     }
     current->state = State::Done;
+    ++warps[current->thread / 32].ended;
     ++done;
     release_block_if_all_wait();
     to_scheduler(true);
@@ -161,6 +167,10 @@ void run_block() {
     ready.clear();
     static_shared.clear();
     barriers.clear();
+    for (Warp& warp : warps) {
+        warp.made_at[0] = warp.made_at[1] = 0;
+        warp.waiting = warp.waiting_for_some = warp.ended = 0;
+    }
     for (unsigned i = 0; i < num_threads; ++i) {
         Fiber& fiber = *fibers[i];
         fiber.thread = i;
@@ -285,9 +295,18 @@ void await_previous() { current->has_awaited_previous = true; }
 
 void sync_warp(uint32_t mask) {
     Fiber& own = *current;
+    Warp& warp = warps[own.thread / 32];
     own.state = State::AtWarp;
     own.mask = mask;
     const unsigned first = own.thread / 32 * 32;
+    const bool is_whole = mask == 0xffffffffu;
+    unsigned& waiting_so = is_whole ? warp.waiting : warp.waiting_for_some;
+    ++waiting_so;
+    // Nobody looks for the others where all wait for all.
+    if (is_whole && warp.waiting < 32 && warp.waiting_for_some == 0 && warp.ended == 0 && first + 32 <= num_threads) {
+        to_scheduler(false);
+        return;
+    }
     bool all = true;
     for (unsigned lane = 0; lane < 32; ++lane) {
         if (!(mask >> lane & 1)) {
@@ -312,7 +331,18 @@ void sync_warp(uint32_t mask) {
             release(*fibers[first + lane]);
         }
     }
+    waiting_so -= unsigned(__builtin_popcount(mask));
     own.state = State::Ready;
+}
+
+const unsigned char* make_once(const unsigned char* met, void (*make)(const unsigned char* met, void* made)) {
+    Warp& warp = warps[current->thread / 32];
+    const unsigned meeting = current->meetings, place = (meeting - 1) % 2;
+    if (warp.made_at[place] != meeting) {
+        make(met, warp.made[place]);
+        warp.made_at[place] = meeting;
+    }
+    return warp.made[place];
 }
 
 const unsigned char* meet(const void* value, size_t bytes) {

@@ -66,6 +66,9 @@ unsigned lane();
 // Leaves up to 64 bytes for the whole warp and returns all lanes', 64 bytes apart;
 // they stay until this lane's next meeting but one.
 const unsigned char* meet(const void* value, size_t bytes);
+// What `make` makes of all lanes' values, 16 bytes a lane: the first lane that has met makes it
+// for all. It stays as long as they do.
+const unsigned char* make_once(const unsigned char* met, void (*make)(const unsigned char* met, void* made));
 void copy_async(void* shared, const void* global, bool valid);
 void copy_async_commit();
 void copy_async_wait(int still_under_way);
@@ -226,9 +229,11 @@ struct e4m3 {
 inline float to_float(float x) { return x; }
 inline float to_float(bf16 x) { return __uint_as_float(uint32_t(x.bits) << 16); }
 inline float to_float(f16 x) {
-    _Float16 half;
-    memcpy(&half, &x.bits, sizeof(half));
-    return float(half);
+    // The exponents' biases are 112 apart; a product with a power of two is exact.
+    const uint32_t magnitude = uint32_t(x.bits & 0x7fff) << 13;
+    const bool is_finite = (x.bits & 0x7c00) != 0x7c00;
+    const uint32_t bits = is_finite ? __float_as_uint(__uint_as_float(magnitude) * 0x1p112f) : magnitude | 0x7f800000;
+    return __uint_as_float(bits | uint32_t(x.bits & 0x8000) << 16);
 }
 inline float to_float(e4m3 x) {
     const int exponent = x.bits >> 3 & 15;
@@ -309,44 +314,27 @@ inline void widen_crossed(uint32_t bytes, uint32_t& low, uint32_t& high) {
     widen(swapped, low, high);
 }
 
-// One 16x8x16 product; fragments as the PTX ISA lays them out.
+namespace shim {
+// A lane's part of a 16x8x16 product, as the PTX ISA lays it out.
+struct Fragments {
+    uint32_t a[4];
+    uint32_t b[2];
+    float d[4];
+};
+// Makes all lanes' results, four floats each, of the fragments that lanes left.
+template <typename T> void warp_product(const unsigned char* met, void* made);
+template <> void warp_product<bf16>(const unsigned char* met, void* made);
+template <> void warp_product<f16>(const unsigned char* met, void* made);
+}  // namespace shim
+
 template <typename T>
 void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-    struct Fragments {
-        uint32_t a[4];
-        uint32_t b[2];
-    } own;
+    shim::Fragments own;
     memcpy(own.a, a, sizeof(own.a));
     memcpy(own.b, b, sizeof(own.b));
-    struct Result {
-        float x[4];
-    };
-    auto element = [](uint32_t word, int i) {
-        T x;
-        memcpy(&x, reinterpret_cast<const char*>(&word) + i * sizeof(T), sizeof(T));
-        return to_float(x);
-    };
-    const Result result = shim::together(own, [&](auto of) {
-        Fragments all[32];
-        for (unsigned lane = 0; lane < 32; ++lane) {
-            all[lane] = of(lane);
-        }
-        Result result;
-        const unsigned lane = shim::lane();
-        for (int i = 0; i < 4; ++i) {
-            const unsigned row = lane / 4 + 8 * (i / 2);
-            const unsigned column = lane % 4 * 2 + i % 2;
-            float sum = d[i];
-            for (unsigned k = 0; k < 16; ++k) {
-                const uint32_t left = all[row % 8 * 4 + k % 8 / 2].a[k / 8 * 2 + row / 8];
-                const uint32_t right = all[column * 4 + k % 8 / 2].b[k / 8];
-                sum += element(left, k % 2) * element(right, k % 2);
-            }
-            result.x[i] = sum;
-        }
-        return result;
-    });
-    memcpy(d, result.x, sizeof(d));
+    memcpy(own.d, d, sizeof(own.d));
+    const unsigned char* made = shim::make_once(shim::meet(&own, sizeof(own)), shim::warp_product<T>);
+    memcpy(d, made + shim::lane() * sizeof(d), sizeof(d));
 }
 
 namespace shim {

@@ -39,7 +39,7 @@ pub fn compiler() -> &'static Path {
 /// The compiler failed; what it said is in the error.
 pub fn build(cuda: &Path, kernels: &[PathBuf], program: &Path) -> std::io::Result<()> {
     let built = Path::new(env!("SCONCE_SHIM_PARTS"));
-    let parts = ["shim.o", "main.o"].map(|name| built.join(name));
+    let parts = ["shim.o", "tensor_core.o", "main.o"].map(|name| built.join(name));
     let shim = Path::new(env!("CARGO_MANIFEST_DIR"));
     Compiler { path: compiler(), shim }.program(cuda, kernels, &parts, program)
 }

@@ -1,5 +1,7 @@
 //! The kernels' element types, and inputs of them.
 
+use std::sync::LazyLock;
+
 use half::{bf16, f16};
 use sconce_kernels::ops::sampling::uniform;
 
@@ -92,12 +94,16 @@ fn from_e4m3(bits: u8) -> f64 {
 
 /// The nearest of all values, the even one of two.
 fn to_e4m3(x: f32) -> u8 {
+    // Positive values, in their order.
+    static VALUES: LazyLock<[f64; 0x7f]> =
+        LazyLock::new(|| std::array::from_fn(|bits| from_e4m3(bits as u8)));
     let magnitude = f64::from(x.abs());
-    let nearest = (0_u8..0x7f).min_by(|&a, &b| {
-        let distance = |bits: u8| (from_e4m3(bits) - magnitude).abs();
-        distance(a).total_cmp(&distance(b)).then((a & 1).cmp(&(b & 1)))
-    });
-    nearest.expect("there are values") | if x.is_sign_negative() { 0x80 } else { 0 }
+    let above = VALUES.partition_point(|&value| value < magnitude);
+    let (low, high) = (above.saturating_sub(1), above.min(VALUES.len() - 1));
+    let distance = |bits: usize| (VALUES[bits] - magnitude).abs();
+    let order = distance(low).total_cmp(&distance(high)).then((low & 1).cmp(&(high & 1)));
+    let nearest = if order.is_le() { low } else { high };
+    nearest as u8 | if x.is_sign_negative() { 0x80 } else { 0 }
 }
 
 /// Numbers in [-1, 1), the same for the same seed.

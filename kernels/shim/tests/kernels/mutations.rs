@@ -346,20 +346,20 @@ fn a_unit_gated_by_another_is_found() {
     product_case_must_find("gate", fault, "gated_products_match_the_reference");
 }
 
-/// Sums of a task overwrite those of the task before while these are still read; rows are looked
-/// for in a panel as if it were all of them.
+/// Sums are added up before all are there; rows are looked for in a panel as if it were all of
+/// them.
 #[test]
 fn a_skinny_products_faults_are_found() {
     let faults = [
         (
-            "// All have read the sums of the task before.\n        __syncthreads();",
-            "// All have read the sums of the task before.\n        __syncwarp();",
+            "own[3]};\n            }\n        }\n        __syncthreads();",
+            "own[3]};\n            }\n        }\n        __syncwarp();",
         ),
         ("(unit - first) * UNIT_PIECES + half", "unit * UNIT_PIECES + half"),
     ];
     for (index, fault) in faults.into_iter().enumerate() {
         let name = format!("skinny{index}");
-        product_case_must_find(&name, fault, "skinny_products_match_the_reference");
+        case_must_find_in(&["skinny.cu"], &name, fault, "skinny_products_match_the_reference");
     }
 }
 
