@@ -37,6 +37,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         "shim.cpp",
         "shim.hpp",
         "products.hpp",
+        "tensor_map.hpp",
         "fiber.hpp",
         "main.cpp",
         "launch.hpp",
