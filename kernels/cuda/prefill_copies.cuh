@@ -44,6 +44,9 @@ template <typename T, int D> struct PieceCopies {
     // Of 512 that three groups' threads have together.
     static constexpr int COPYING_REGISTERS = 40;
     static constexpr int MULTIPLYING_REGISTERS = 232;
+    // Columns of eight tokens that are weighed before the group's turn to multiply, and not while
+    // tensor cores have its next scores: all, for want of registers.
+    static constexpr int EARLY = TILE / 8;
 
     __device__ __forceinline__ void prepare() const {}
 
@@ -123,6 +126,8 @@ template <typename T, int D> struct BulkCopies {
     static constexpr bool ARE_PUBLISHED = true;
     static constexpr int COPYING_REGISTERS = 24;
     static constexpr int MULTIPLYING_REGISTERS = 240;
+    // What is left takes about as long as scores; with more of it left numbers are spilled.
+    static constexpr int EARLY = 4;
     static constexpr uint32_t PAGE_BYTES = BLOCK_TOKENS * D * sizeof(T);
 
     // The cache's rows, [block][K, V][KV head][token].

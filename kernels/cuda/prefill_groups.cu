@@ -95,18 +95,26 @@ template <typename T, int D> struct GroupOfWarps {
 template <typename T, int D> struct Taken {
     using Shared = GroupsShared<T, D>;
 
-    Shared& shared;
-    int next = 0;
-    int oldest = 0;
-    uint32_t parity = 0;
+    // A tile's slot, and the parity of the phase in which it is filled.
+    struct Place {
+        int slot;
+        uint32_t parity;
 
-    __device__ __forceinline__ const T* take() {
-        shared.full[next].await(parity);
-        const T* const tile = shared.tiles[next];
-        next = next + 1 == Shared::SLOTS ? 0 : next + 1;
-        parity ^= next == 0 ? 1 : 0;
-        return tile;
-    }
+        __device__ __forceinline__ Place after() const {
+            const bool is_last = slot + 1 == Shared::SLOTS;
+            return {is_last ? 0 : slot + 1, parity ^ (is_last ? 1 : 0)};
+        }
+    };
+
+    Shared& shared;
+    // The next tile, and the one after it.
+    Place next = {0, 0};
+    Place second = {1, 0};
+    int oldest = 0;
+
+    __device__ __forceinline__ const T* tile(const Place& place) const { return shared.tiles[place.slot]; }
+
+    __device__ __forceinline__ void await(const Place& place) const { shared.full[place.slot].await(place.parity); }
 
     __device__ __forceinline__ void give_back() {
         // All lanes' products are done.
@@ -118,7 +126,7 @@ template <typename T, int D> struct Taken {
     }
 };
 
-template <typename T, int D, bool ARE_PUBLISHED>
+template <typename T, int D, typename Copies>
 __device__ __forceinline__ void attend(const Sequence<T, T, D>& sequence, GroupsShared<T, D>& shared, int warp,
                                        uint32_t first, uint32_t end) {
     using Shared = GroupsShared<T, D>;
@@ -148,11 +156,13 @@ __device__ __forceinline__ void attend(const Sequence<T, T, D>& sequence, Groups
     all.clear();
     chunk.clear();
     Scores scores = {};
-    const T* const first_keys = tiles.take();
-    if constexpr (!ARE_PUBLISHED) {
+    tiles.await(tiles.next);
+    if constexpr (!Copies::ARE_PUBLISHED) {
         publish_shared();
     }
-    of_warps.score(scores, first_keys);
+    of_warps.score(scores, tiles.tile(tiles.next));
+    tiles.next = tiles.second;
+    tiles.second = tiles.next.after();
     await_products<0>();
     pin(scores.x);
     tiles.give_back();
@@ -163,58 +173,82 @@ __device__ __forceinline__ void attend(const Sequence<T, T, D>& sequence, Groups
     if (group == 1) {
         arrive_threads(TURN, GROUPS * GROUP_THREADS);
     }
+    bool begins_chunk = first % CHUNK == 0;
     for (uint32_t token = first;;) {
         const uint32_t next = token + TILE;
         const bool is_last = next >= end;
-        if (token % CHUNK == 0) {
+        // After the last tile there are no keys: scores of its values are not used.
+        const auto of_keys = tiles.next;
+        const auto of_values = is_last ? tiles.next : tiles.second;
+        Scores shifted = scores;
+#pragma unroll
+        for (int n = 0; n < TILE / 8; ++n) {
+            shift(shifted, of, n);
+        }
+        pin(shifted.x);
+        uint32_t weights[TILE / 16][4];
+#pragma unroll
+        for (int n = 0; n < Copies::EARLY; ++n) {
+            weigh<T>(shifted, n, weights);
+            pin(weights[n / 2][n % 2 * 2]);
+            pin(weights[n / 2][n % 2 * 2 + 1]);
+        }
+        tiles.await(of_keys);
+        if constexpr (!Copies::ARE_PUBLISHED) {
+            tiles.await(of_values);
+            publish_shared();
+        }
+        sync_threads(TURN + group, GROUPS * GROUP_THREADS);
+        of_warps.score(scores, tiles.tile(of_keys));
+        // While tensor cores multiply these.
+        if (begins_chunk) {
             merge_chunk(all, chunk);
             chunk.clear();
         } else {
             correct(chunk, of);
         }
-        uint32_t weights[TILE / 16][4];
 #pragma unroll
-        for (int n = 0; n < TILE / 8; ++n) {
-            weigh<T>(scores, of, n, weights);
+        for (int n = Copies::EARLY; n < TILE / 8; ++n) {
+            weigh<T>(shifted, n, weights);
         }
         chunk.maximum[0] = maxima[0];
         chunk.maximum[1] = maxima[1];
-
-        const T* const tile = tiles.take();
-        // After the last tile there are no keys: scores of its values are not used.
-        const T* const values = is_last ? tile : tiles.take();
-        if constexpr (!ARE_PUBLISHED) {
-            publish_shared();
+        if constexpr (Copies::ARE_PUBLISHED) {
+            tiles.await(of_values);
         }
         pin(weights);
-        sync_threads(TURN + group, GROUPS * GROUP_THREADS);
-        of_warps.score(scores, tile);
-        of_warps.accumulate(chunk, weights, values);
+        of_warps.accumulate(chunk, weights, tiles.tile(of_values));
         if (group == 0 || !is_last) {
             arrive_threads(TURN + 1 - group, GROUPS * GROUP_THREADS);
         }
+        // While products are under way: the values before have been read.
+        if (token != first) {
+            tiles.give_back();
+        }
+        tiles.next = of_values.after();
+        tiles.second = tiles.next.after();
         if constexpr (!Shared::HAS_ONES) {
             add_weights<T>(chunk, weights);
         }
         await_products<1>();
         pin(scores.x);
-        if (!is_last) {
-            tiles.give_back();
-            if (next % CHUNK == 0) {
-                maxima[0] = maxima[1] = NEGATIVE_INFINITY;
-            }
-            cap_and_mask(scores, rows, sequence, row, int(next), p.soft_cap);
-            of = raise_maxima(scores, rows, p.soft_cap, maxima);
-            settle(of.correction);
-        }
-        await_products<0>();
-        pin(chunk.out);
         if (is_last) {
             break;
         }
+        begins_chunk = next % CHUNK == 0;
+        if (begins_chunk) {
+            maxima[0] = maxima[1] = NEGATIVE_INFINITY;
+        }
+        cap_and_mask(scores, rows, sequence, row, int(next), p.soft_cap);
+        of = raise_maxima(scores, rows, p.soft_cap, maxima);
+        settle(of.correction);
         tiles.give_back();
+        await_products<0>();
+        pin(chunk.out);
         token = next;
     }
+    await_products<0>();
+    pin(chunk.out);
     merge_chunk(all, chunk);
     if constexpr (!Group::HAS_QUERIES) {
         // Q has been read by both; outputs take its place.
@@ -273,7 +307,7 @@ __device__ __forceinline__ void prefill_by_groups(const PagedAttention& p, const
         copies.copy(sequence, shared, first, end);
     } else {
         take_registers<Copies::MULTIPLYING_REGISTERS>();
-        attend<T, D, Copies::ARE_PUBLISHED>(sequence, shared, warp - GROUP_WARPS, first, end);
+        attend<T, D, Copies>(sequence, shared, warp - GROUP_WARPS, first, end);
     }
 }
 

@@ -120,14 +120,21 @@ __device__ __forceinline__ Exponents raise_maxima(const Scores& scores, const Ro
     return of;
 }
 
-// Weights of the tile's columns [8 * n, 8 * n + 8), as tensor cores have them.
+// Weights of the tile's columns [8 * n, 8 * n + 8) as powers of two, in the scores' place.
+__device__ __forceinline__ void shift(Scores& scores, const Exponents& of, int n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        scores.x[n][i] = fmaf(scores.x[n][i], of.factor[i / 2], -of.base[i / 2]);
+    }
+}
+
+// These weights, as tensor cores have them.
 template <typename M>
-__device__ __forceinline__ void weigh(const Scores& scores, const Exponents& of, int n,
-                                      uint32_t (&weights)[TILE / 16][4]) {
+__device__ __forceinline__ void weigh(const Scores& shifted, int n, uint32_t (&weights)[TILE / 16][4]) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-        const float low = power_of_two(fmaf(scores.x[n][2 * r], of.factor[r], -of.base[r]));
-        const float high = power_of_two(fmaf(scores.x[n][2 * r + 1], of.factor[r], -of.base[r]));
+        const float low = power_of_two(shifted.x[n][2 * r]);
+        const float high = power_of_two(shifted.x[n][2 * r + 1]);
         weights[n / 2][n % 2 * 2 + r] = pack<M>(low, high);
     }
 }

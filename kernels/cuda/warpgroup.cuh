@@ -117,6 +117,8 @@ template <int TILES> __device__ __forceinline__ void pin(float (&d)[TILES][4]) {
     }
 }
 
+__device__ __forceinline__ void pin(uint32_t& word) { asm volatile("" : "+r"(word)::"memory"); }
+
 // Has these numbers computed before the wait for products that follows, behind which the assembler
 // would move them: a `nanosleep` depends on them that is never executed, since no float that is
 // computed has these bits.

@@ -39,7 +39,7 @@ fn faults_of_warp_groups_are_found() {
         // Scores that are read while they are under way.
         ("await_products<1>();\n        pin(scores.x);", "pin(scores.x);"),
         // A tile that is read before it is there, and one that is overwritten too early.
-        ("shared.full[next].await(parity);", ""),
+        ("shared.full[place.slot].await(place.parity);", "(void)place;"),
         ("shared.empty[slot].await(parity);\n                if", "if"),
         // A tile that is published while it is copied.
         ("copy_async_wait<Shared::AHEAD>();", "copy_async_wait<Shared::AHEAD + 1>();"),
