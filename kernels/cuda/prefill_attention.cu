@@ -123,7 +123,8 @@ __device__ __forceinline__ void weigh_tile(Scores& scores, const M* queries, con
         }
 #pragma unroll
         for (int n = COLUMNS * (step - 1) / (STEPS - 1); n < COLUMNS * step / (STEPS - 1); ++n) {
-            weigh<M>(scores, of, n, weights);
+            shift(scores, of, n);
+            weigh<M>(scores, n, weights);
         }
     }
     correct(chunk, of);

@@ -7,132 +7,9 @@
 // They meet at the ring's barriers only, and take turns to start their products, so that one
 // has the tensor cores while the other turns scores into weights (FlashAttention-3: Shah et
 // al., 2024).
-#include "prefill_rows.cuh"
-#include "warpgroup.cuh"
+#include "prefill_copies.cuh"
 
 #if WARPGROUP_PRODUCTS
-
-constexpr int GROUP_WARPS = 4;
-constexpr int GROUP_THREADS = GROUP_WARPS * WARP;
-// That multiply.
-constexpr int GROUPS = 2;
-constexpr int GROUPS_THREADS = (1 + GROUPS) * GROUP_THREADS;
-// Of 512 that three groups' threads have together.
-constexpr int COPYING_REGISTERS = 40;
-constexpr int MULTIPLYING_REGISTERS = 232;
-// The block's barriers by number: 0 is that of all threads. Each of the two groups' turn, and
-// both groups' meeting.
-constexpr int TURN = 1;
-constexpr int MEETING = TURN + GROUPS;
-
-template <typename T, int D> struct GroupsShared {
-    // Groups of the same rows, and the dimensions of outputs of each.
-    static constexpr int SHARING = D > 128 ? 2 : 1;
-    static constexpr int OUT = D / SHARING;
-    static constexpr int ROWS = GROUPS * 64 / SHARING;
-    // Tiles of the ring, and how many of them are being copied at a time.
-    static constexpr int SLOTS = D > 128 ? 5 : 7;
-    static constexpr int AHEAD = D > 128 ? 1 : 3;
-    // Ones after a tile's last dimension, as far as one group's outputs end there: what weights
-    // make with them is their sum, which costs tensor cores less than products of its own.
-    static constexpr bool HAS_ONES = SHARING == 1;
-    static constexpr int SUMMED = OUT + (HAS_ONES ? 8 : 0);
-    static constexpr int TILE_LEN = TILE * (D + (HAS_ONES ? SWIZZLED_COLUMNS : 0));
-
-    // A warp's first row of the block's, and its first dimension of outputs.
-    static __device__ __forceinline__ int first_row(int warp) {
-        return SHARING > 1 ? warp % GROUP_WARPS * 16 : warp * 16;
-    }
-    static __device__ __forceinline__ int first_dim(int warp) { return SHARING > 1 ? warp / GROUP_WARPS * OUT : 0; }
-
-    T tiles[SLOTS][TILE_LEN];
-    // Q of 256 dimensions, [D / 64][ROWS][64] swizzled; at the end outputs, [ROWS, D + 8].
-    T rows[ROWS * (D + 8)];
-    // A tile is there; both groups are done with it.
-    Barrier full[SLOTS];
-    Barrier empty[SLOTS];
-};
-
-// Tiles in the order in which they are multiplied: K of the first, then K of the next and V of
-// the one before, in turns.
-template <typename T, int D> struct Tiles {
-    using Shared = GroupsShared<T, D>;
-
-    const Sequence<T, T, D>& sequence;
-    Shared& shared;
-    uint32_t first;
-    uint32_t end;
-
-    // Copies all of them, by one group.
-    __device__ __forceinline__ void copy() const {
-        const PagedAttention& p = sequence.p;
-        const size_t page_len = size_t(BLOCK_TOKENS) * D;
-        const T* const cache = static_cast<const T*>(p.cache) + sequence.kv_head * page_len;
-        const size_t half_stride = p.num_kv_heads * page_len;
-        const uint32_t* const blocks = p.block_tables + sequence.work.blocks;
-        // Of a page's first token; what lies before it may be another sequence's by now.
-        const uint32_t seen = uint32_t(sequence.first_seen(sequence.work.first_row)) / BLOCK_TOKENS * BLOCK_TOKENS;
-        const uint32_t count = 2 * ((end - first + TILE - 1) / TILE);
-        const int page = warp_id() % TILE_PAGES;
-        // Of this lane's tile of 32, the block that the warp's page is in; of the last tile of K,
-        // and of the one before, whose V is next.
-        uint32_t block = 0, key_block = 0, value_block = 0;
-        int slot = 0, filled = 0;
-        uint32_t parity = 1;
-        for (uint32_t n = 0; n < count + Shared::AHEAD; ++n) {
-            if (n < count) {
-                const bool is_key = n == 0 || (n % 2 == 1 && n + 1 < count);
-                const uint32_t tile = is_key ? (n + 1) / 2 : (n - 1) / 2;
-                const uint32_t token = first + tile * TILE + page * BLOCK_TOKENS;
-                if (is_key) {
-                    if (tile % WARP == 0) {
-                        const uint32_t lanes_token = token + lane_id() * TILE;
-                        block = lanes_token < end ? blocks[lanes_token / BLOCK_TOKENS] : 0;
-                    }
-                    value_block = key_block;
-                    key_block = __shfl_sync(ALL_LANES, block, tile % WARP);
-                } else if (n + 1 == count) {
-                    value_block = key_block;
-                }
-                const size_t half = is_key ? size_t(key_block) * 2 + KEYS : size_t(value_block) * 2 + VALUES;
-                const bool none = token < seen || token >= end;
-                const int rows = none ? 0 : int(min(end - token, uint32_t(BLOCK_TOKENS)));
-                shared.empty[slot].await(parity);
-                if (rows == BLOCK_TOKENS) {
-                    copy_page<true>(shared.tiles[slot], page, cache + half * half_stride, rows);
-                } else {
-                    copy_page<false>(shared.tiles[slot], page, cache + half * half_stride, rows);
-                }
-                slot = slot + 1 == Shared::SLOTS ? 0 : slot + 1;
-                parity ^= slot == 0 ? 1 : 0;
-            }
-            // An empty group keeps the count of groups in step.
-            copy_async_commit();
-            if (n >= Shared::AHEAD) {
-                copy_async_wait<Shared::AHEAD>();
-                __syncwarp();
-                if (lane_id() == 0) {
-                    shared.full[filled].arrive();
-                }
-                filled = filled + 1 == Shared::SLOTS ? 0 : filled + 1;
-            }
-        }
-    }
-
-private:
-    // Asks for a page of a tile, whose `rows` first tokens exist, by one warp.
-    template <bool WHOLE> static __device__ __forceinline__ void copy_page(T* tile, int page, const T* from, int rows) {
-        constexpr int PIECES = D / 8;
-        static_assert(BLOCK_TOKENS * PIECES % WARP == 0, "whole rounds");
-        unsigned char* const to = reinterpret_cast<unsigned char*>(tile);
-#pragma unroll
-        for (int i = 0; i < BLOCK_TOKENS * PIECES; i += WARP) {
-            const int row = (i + lane_id()) / PIECES, piece = (i + lane_id()) % PIECES;
-            copy_async(to + swizzled<TILE>(page * BLOCK_TOKENS + row, piece), from + row * D + piece * 8,
-                       WHOLE || row < rows);
-        }
-    }
-};
 
 // A group's 64 rows, as far as its tensor cores multiply them.
 template <typename T, int D> struct GroupOfWarps {
@@ -218,30 +95,38 @@ template <typename T, int D> struct GroupOfWarps {
 template <typename T, int D> struct Taken {
     using Shared = GroupsShared<T, D>;
 
-    Shared& shared;
-    int next = 0;
-    int oldest = 0;
-    uint32_t parity = 0;
+    // A tile's slot, and the parity of the phase in which it is filled.
+    struct Place {
+        int slot;
+        uint32_t parity;
 
-    __device__ __forceinline__ const T* take() {
-        shared.full[next].await(parity);
-        const T* const tile = shared.tiles[next];
-        next = next + 1 == Shared::SLOTS ? 0 : next + 1;
-        parity ^= next == 0 ? 1 : 0;
-        return tile;
-    }
+        __device__ __forceinline__ Place after() const {
+            const bool is_last = slot + 1 == Shared::SLOTS;
+            return {is_last ? 0 : slot + 1, parity ^ (is_last ? 1 : 0)};
+        }
+    };
+
+    Shared& shared;
+    // The next tile, and the one after it.
+    Place next = {0, 0};
+    Place second = {1, 0};
+    int oldest = 0;
+
+    __device__ __forceinline__ const T* tile(const Place& place) const { return shared.tiles[place.slot]; }
+
+    __device__ __forceinline__ void await(const Place& place) const { shared.full[place.slot].await(place.parity); }
 
     __device__ __forceinline__ void give_back() {
         // All lanes' products are done.
         __syncwarp();
-        if (lane_id() == 0) {
+        if (is_elected()) {
             shared.empty[oldest].arrive();
         }
         oldest = oldest + 1 == Shared::SLOTS ? 0 : oldest + 1;
     }
 };
 
-template <typename T, int D>
+template <typename T, int D, typename Copies>
 __device__ __forceinline__ void attend(const Sequence<T, T, D>& sequence, GroupsShared<T, D>& shared, int warp,
                                        uint32_t first, uint32_t end) {
     using Shared = GroupsShared<T, D>;
@@ -271,9 +156,13 @@ __device__ __forceinline__ void attend(const Sequence<T, T, D>& sequence, Groups
     all.clear();
     chunk.clear();
     Scores scores = {};
-    const T* const first_keys = tiles.take();
-    publish_shared();
-    of_warps.score(scores, first_keys);
+    tiles.await(tiles.next);
+    if constexpr (!Copies::ARE_PUBLISHED) {
+        publish_shared();
+    }
+    of_warps.score(scores, tiles.tile(tiles.next));
+    tiles.next = tiles.second;
+    tiles.second = tiles.next.after();
     await_products<0>();
     pin(scores.x);
     tiles.give_back();
@@ -284,58 +173,82 @@ __device__ __forceinline__ void attend(const Sequence<T, T, D>& sequence, Groups
     if (group == 1) {
         arrive_threads(TURN, GROUPS * GROUP_THREADS);
     }
+    bool begins_chunk = first % CHUNK == 0;
     for (uint32_t token = first;;) {
         const uint32_t next = token + TILE;
         const bool is_last = next >= end;
-        if (token % CHUNK == 0) {
+        // After the last tile there are no keys: scores of its values are not used.
+        const auto of_keys = tiles.next;
+        const auto of_values = is_last ? tiles.next : tiles.second;
+        Scores shifted = scores;
+#pragma unroll
+        for (int n = 0; n < TILE / 8; ++n) {
+            shift(shifted, of, n);
+        }
+        pin(shifted.x);
+        uint32_t weights[TILE / 16][4];
+#pragma unroll
+        for (int n = 0; n < Copies::EARLY; ++n) {
+            weigh<T>(shifted, n, weights);
+            pin(weights[n / 2][n % 2 * 2]);
+            pin(weights[n / 2][n % 2 * 2 + 1]);
+        }
+        tiles.await(of_keys);
+        if constexpr (!Copies::ARE_PUBLISHED) {
+            tiles.await(of_values);
+            publish_shared();
+        }
+        sync_threads(TURN + group, GROUPS * GROUP_THREADS);
+        of_warps.score(scores, tiles.tile(of_keys));
+        // While tensor cores multiply these.
+        if (begins_chunk) {
             merge_chunk(all, chunk);
             chunk.clear();
         } else {
             correct(chunk, of);
         }
-        uint32_t weights[TILE / 16][4];
 #pragma unroll
-        for (int n = 0; n < TILE / 8; ++n) {
-            weigh<T>(scores, of, n, weights);
+        for (int n = Copies::EARLY; n < TILE / 8; ++n) {
+            weigh<T>(shifted, n, weights);
         }
         chunk.maximum[0] = maxima[0];
         chunk.maximum[1] = maxima[1];
-
-        const T* const tile = tiles.take();
-        // After the last tile there are no keys: scores of its values are not used.
-        const T* const values = is_last ? tile : tiles.take();
-        // Tensor cores read tiles by another way than threads wrote them. Those would wait for
-        // all that they have asked for since.
-        publish_shared();
+        if constexpr (Copies::ARE_PUBLISHED) {
+            tiles.await(of_values);
+        }
         pin(weights);
-        sync_threads(TURN + group, GROUPS * GROUP_THREADS);
-        of_warps.score(scores, tile);
-        of_warps.accumulate(chunk, weights, values);
+        of_warps.accumulate(chunk, weights, tiles.tile(of_values));
         if (group == 0 || !is_last) {
             arrive_threads(TURN + 1 - group, GROUPS * GROUP_THREADS);
         }
+        // While products are under way: the values before have been read.
+        if (token != first) {
+            tiles.give_back();
+        }
+        tiles.next = of_values.after();
+        tiles.second = tiles.next.after();
         if constexpr (!Shared::HAS_ONES) {
             add_weights<T>(chunk, weights);
         }
         await_products<1>();
         pin(scores.x);
-        if (!is_last) {
-            tiles.give_back();
-            if (next % CHUNK == 0) {
-                maxima[0] = maxima[1] = NEGATIVE_INFINITY;
-            }
-            cap_and_mask(scores, rows, sequence, row, int(next), p.soft_cap);
-            of = raise_maxima(scores, rows, p.soft_cap, maxima);
-            settle(of.correction);
-        }
-        await_products<0>();
-        pin(chunk.out);
         if (is_last) {
             break;
         }
+        begins_chunk = next % CHUNK == 0;
+        if (begins_chunk) {
+            maxima[0] = maxima[1] = NEGATIVE_INFINITY;
+        }
+        cap_and_mask(scores, rows, sequence, row, int(next), p.soft_cap);
+        of = raise_maxima(scores, rows, p.soft_cap, maxima);
+        settle(of.correction);
         tiles.give_back();
+        await_products<0>();
+        pin(chunk.out);
         token = next;
     }
+    await_products<0>();
+    pin(chunk.out);
     merge_chunk(all, chunk);
     if constexpr (!Group::HAS_QUERIES) {
         // Q has been read by both; outputs take its place.
@@ -352,7 +265,8 @@ __device__ __forceinline__ void attend(const Sequence<T, T, D>& sequence, Groups
     sequence.store_rows(shared.rows, again, GROUPS * GROUP_WARPS, Shared::ROWS);
 }
 
-template <typename T, int D> __device__ __forceinline__ void prefill_by_groups(const PagedAttention& p) {
+template <typename T, int D, typename Copies>
+__device__ __forceinline__ void prefill_by_groups(const PagedAttention& p, const Copies& copies) {
     using Shared = GroupsShared<T, D>;
     DYNAMIC_SHARED(unaligned);
     unsigned char* const aligned = unaligned + (SWIZZLED_UNIT - shared_address(unaligned) % SWIZZLED_UNIT) % SWIZZLED_UNIT;
@@ -363,8 +277,9 @@ template <typename T, int D> __device__ __forceinline__ void prefill_by_groups(c
     const uint32_t end = uint32_t(sequence.last_seen(work.first_row + count - 1)) + 1;
     const uint32_t first = uint32_t(sequence.first_seen(work.first_row)) / TILE * TILE;
     if (threadIdx.x == 0) {
+        copies.prepare();
         for (int slot = 0; slot < Shared::SLOTS; ++slot) {
-            shared.full[slot].begin(GROUP_WARPS);
+            shared.full[slot].begin(Copies::ARRIVALS);
             shared.empty[slot].begin(GROUPS * GROUP_WARPS);
         }
     }
@@ -379,23 +294,27 @@ template <typename T, int D> __device__ __forceinline__ void prefill_by_groups(c
             T* const tile = shared.tiles[i / PIECES];
             reinterpret_cast<Vector<T>*>(tile + TILE * D)[i % PIECES] = ones;
         }
+    }
+    // Tensor cores see the ones then, and copies the barriers that they tell.
+    if constexpr (Shared::HAS_ONES || Copies::ARE_PUBLISHED) {
         publish_shared();
     }
     __syncthreads();
     // The same in all of a warp, and told so.
     const int warp = __shfl_sync(ALL_LANES, warp_id(), 0);
     if (warp < GROUP_WARPS) {
-        give_registers_back<COPYING_REGISTERS>();
-        const Tiles<T, D> tiles = {sequence, shared, first, end};
-        tiles.copy();
+        give_registers_back<Copies::COPYING_REGISTERS>();
+        copies.copy(sequence, shared, first, end);
     } else {
-        take_registers<MULTIPLYING_REGISTERS>();
-        attend<T, D>(sequence, shared, warp - GROUP_WARPS, first, end);
+        take_registers<Copies::MULTIPLYING_REGISTERS>();
+        attend<T, D, Copies>(sequence, shared, warp - GROUP_WARPS, first, end);
     }
 }
 
 #define PREFILL_GROUPS(name, T, D)                                                                 \
-    KERNEL_RESIDENT(name##_d##D, PagedAttention, GROUPS_THREADS, 1) { prefill_by_groups<T, D>(p); }
+    KERNEL_RESIDENT(name##_d##D, PagedAttention, GROUPS_THREADS, 1) {                              \
+        prefill_by_groups<T, D>(p, PieceCopies<T, D>{});                                           \
+    }
 
 // Grid: [KV heads, work].
 PREFILL_GROUPS(prefill_groups_bf16, bf16, 64)
@@ -404,5 +323,24 @@ PREFILL_GROUPS(prefill_groups_bf16, bf16, 256)
 PREFILL_GROUPS(prefill_groups_f16, f16, 64)
 PREFILL_GROUPS(prefill_groups_f16, f16, 128)
 PREFILL_GROUPS(prefill_groups_f16, f16, 256)
+
+struct BulkAttention {
+    PagedAttention attention;
+    // The layer's cache, rows of head_dim elements.
+    TileMap map;
+};
+
+#define PREFILL_BULK(name, T, D)                                                                   \
+    KERNEL_RESIDENT(name##_d##D, BulkAttention, GROUPS_THREADS, 1) {                               \
+        prefill_by_groups<T, D>(p.attention, BulkCopies<T, D>{p.map});                             \
+    }
+
+// The same grid.
+PREFILL_BULK(prefill_bulk_bf16, bf16, 64)
+PREFILL_BULK(prefill_bulk_bf16, bf16, 128)
+PREFILL_BULK(prefill_bulk_bf16, bf16, 256)
+PREFILL_BULK(prefill_bulk_f16, f16, 64)
+PREFILL_BULK(prefill_bulk_f16, f16, 128)
+PREFILL_BULK(prefill_bulk_f16, f16, 256)
 
 #endif

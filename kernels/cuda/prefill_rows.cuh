@@ -88,17 +88,31 @@ __device__ __forceinline__ float base_of(float maximum) {
 __device__ __forceinline__ Exponents raise_maxima(const Scores& scores, const Rows& rows, float soft_cap,
                                                   float (&maxima)[2]) {
     Exponents of;
+    float largest[2] = {NEGATIVE_INFINITY, NEGATIVE_INFINITY};
+#pragma unroll
+    for (int n = 0; n < TILE / 8; ++n) {
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            largest[r] = fmaxf(largest[r], fmaxf(scores.x[n][2 * r], scores.x[n][2 * r + 1]));
+        }
+    }
+    // Both rows side by side: a lane waits for two exchanges, not for four.
+#pragma unroll
+    for (int with = 1; with < 4; with *= 2) {
+        float others[2];
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            others[r] = __shfl_xor_sync(ALL_LANES, largest[r], with);
+        }
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            largest[r] = fmaxf(largest[r], others[r]);
+        }
+    }
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
         of.factor[r] = soft_cap > 0.0f ? soft_cap : rows.scale[r];
-        float largest = NEGATIVE_INFINITY;
-#pragma unroll
-        for (int n = 0; n < TILE / 8; ++n) {
-            largest = fmaxf(largest, fmaxf(scores.x[n][2 * r], scores.x[n][2 * r + 1]));
-        }
-        largest = fmaxf(largest, __shfl_xor_sync(ALL_LANES, largest, 1));
-        largest = fmaxf(largest, __shfl_xor_sync(ALL_LANES, largest, 2));
-        const float maximum = fmaxf(maxima[r], largest * of.factor[r]);
+        const float maximum = fmaxf(maxima[r], largest[r] * of.factor[r]);
         of.base[r] = base_of(maximum);
         of.correction[r] = power_of_two(maxima[r] - of.base[r]);
         maxima[r] = maximum;
@@ -106,14 +120,21 @@ __device__ __forceinline__ Exponents raise_maxima(const Scores& scores, const Ro
     return of;
 }
 
-// Weights of the tile's columns [8 * n, 8 * n + 8), as tensor cores have them.
+// Weights of the tile's columns [8 * n, 8 * n + 8) as powers of two, in the scores' place.
+__device__ __forceinline__ void shift(Scores& scores, const Exponents& of, int n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        scores.x[n][i] = fmaf(scores.x[n][i], of.factor[i / 2], -of.base[i / 2]);
+    }
+}
+
+// These weights, as tensor cores have them.
 template <typename M>
-__device__ __forceinline__ void weigh(const Scores& scores, const Exponents& of, int n,
-                                      uint32_t (&weights)[TILE / 16][4]) {
+__device__ __forceinline__ void weigh(const Scores& shifted, int n, uint32_t (&weights)[TILE / 16][4]) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-        const float low = power_of_two(fmaf(scores.x[n][2 * r], of.factor[r], -of.base[r]));
-        const float high = power_of_two(fmaf(scores.x[n][2 * r + 1], of.factor[r], -of.base[r]));
+        const float low = power_of_two(shifted.x[n][2 * r]);
+        const float high = power_of_two(shifted.x[n][2 * r + 1]);
         weights[n / 2][n % 2 * 2 + r] = pack<M>(low, high);
     }
 }

@@ -45,6 +45,18 @@ template <int N> __device__ __forceinline__ void await_products() {
     asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(N) : "memory");
 }
 
+// Whether this is the one lane of its warp that does what one has to.
+__device__ __forceinline__ bool is_elected() {
+    uint32_t elected;
+    asm volatile("{\n"
+                 ".reg .pred p;\n"
+                 "elect.sync _|p, 0xffffffff;\n"
+                 "selp.u32 %0, 1, 0, p;\n"
+                 "}\n"
+                 : "=r"(elected));
+    return elected != 0;
+}
+
 // Arrivals at a place in shared memory, in phases of `arrivals` each (PTX ISA, "mbarrier").
 struct Barrier {
     uint64_t state;
@@ -56,6 +68,12 @@ struct Barrier {
 
     __device__ __forceinline__ void arrive() {
         asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(shared_address(&state)) : "memory");
+    }
+
+    // The phase does not end before so many bytes more have come.
+    __device__ __forceinline__ void expect(uint32_t bytes) {
+        asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;\n" ::"r"(shared_address(&state)), "r"(bytes)
+                     : "memory");
     }
 
     // Waits for the end of the phase of that parity; the one before the first has parity 1.
@@ -98,6 +116,8 @@ template <int TILES> __device__ __forceinline__ void pin(float (&d)[TILES][4]) {
         }
     }
 }
+
+__device__ __forceinline__ void pin(uint32_t& word) { asm volatile("" : "+r"(word)::"memory"); }
 
 // Has these numbers computed before the wait for products that follows, behind which the assembler
 // would move them: a `nanosleep` depends on them that is never executed, since no float that is

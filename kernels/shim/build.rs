@@ -38,6 +38,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         "tensor_core.cpp",
         "shim.hpp",
         "products.hpp",
+        "tensor_map.hpp",
         "fiber.hpp",
         "main.cpp",
         "launch.hpp",

@@ -140,6 +140,7 @@ template <int N> void await_products() {
 
 template <int TILES> void pin(float (&)[TILES][4]) {}
 template <int STEPS> void pin(uint32_t (&)[STEPS][4]) {}
+inline void pin(uint32_t&) {}
 inline void settle(float (&)[2]) {}
 
 template <typename M> void multiply_shared(float (&d)[8][4], shim::Matrix a, shim::Matrix b, int adds) {
@@ -178,28 +179,69 @@ void multiply_registers(float (&d)[TILES][4], const uint32_t (&a)[4], shim::Matr
     shim::multiply_fragments<M>(d, a, b, true, true);
 }
 
-// Arrivals at a place in shared memory, in phases.
+inline bool is_elected() { return shim::lane() == 0; }
+
+// Arrivals at a place in shared memory, in phases; one that expects bytes ends when they have come
+// too.
 struct Barrier {
-    uint16_t arrivals, left;
-    uint32_t phase;
+    uint8_t arrivals, left;
+    uint16_t phase;
+    int32_t bytes;
 
     void begin(uint32_t number) {
-        arrivals = left = uint16_t(number);
+        arrivals = left = uint8_t(number);
         phase = 0;
+        bytes = 0;
     }
 
     void arrive() {
-        if (--left == 0) {
-            left = arrivals;
-            ++phase;
-            shim::tell();
+        if (left == 0) {
+            shim::fail("more arrivals at a barrier than a phase has");
         }
+        --left;
+        end_phase();
+    }
+
+    void expect(uint32_t more) {
+        bytes += int32_t(more);
+        if (bytes > MOST_BYTES) {
+            shim::fail("a barrier expects more bytes than it can count");
+        }
+    }
+
+    // A device counts bytes that come before they are expected; here they are a mistake.
+    void come(uint32_t some) {
+        bytes -= int32_t(some);
+        if (bytes < 0) {
+            shim::fail("more bytes have come than a barrier expects");
+        }
+        end_phase();
     }
 
     void await(uint32_t parity) {
         shim::wait_until([this, parity] { return phase % 2 != parity; });
     }
+
+private:
+    // PTX ISA, "mbarrier", "Size and alignment".
+    static constexpr int32_t MOST_BYTES = (1 << 20) - 1;
+
+    void end_phase() {
+        if (left == 0 && bytes == 0) {
+            left = arrivals;
+            ++phase;
+            shim::tell();
+        }
+    }
 };
+static_assert(sizeof(Barrier) == sizeof(uint64_t), "as a device has it");
+
+// Brings the map of a tensor near.
+struct TileMap;
+inline void prefetch_map(const TileMap&) {}
+inline void copy_box(void* to, const TileMap& map, int column, int row, Barrier& barrier) {
+    shim::copy_box(to, &map, column, row, [&barrier](uint32_t bytes) { barrier.come(bytes); });
+}
 
 inline void sync_threads(int barrier, unsigned threads) { shim::sync_threads(barrier, threads, true); }
 inline void arrive_threads(int barrier, unsigned threads) { shim::sync_threads(barrier, threads, false); }

@@ -9,6 +9,7 @@
 
 #include "fiber.hpp"
 #include "launch.hpp"
+#include "tensor_map.hpp"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -26,6 +27,10 @@ namespace {
 constexpr size_t STACK_BYTES = 256 * 1024;
 // Of `fiber_main` and of what it calls last.
 constexpr size_t FIRST_FRAMES_BYTES = 4096;
+// Of so many turns one is a box's that lands.
+constexpr unsigned BOX_LANDS = 16;
+// Of a kernel's parameters, the most that a device wants.
+constexpr size_t PARAMS_ALIGNMENT = 128;
 
 enum class State { Ready, AtBlock, AtWarp, Waits, Done };
 
@@ -33,6 +38,14 @@ struct Copy {
     void* to;
     const void* from;
     bool valid;
+};
+
+// A box of a tensor that has not landed.
+struct Box {
+    unsigned char* to;
+    TensorMap map;
+    int64_t column, row;
+    std::function<void(uint32_t)> tell;
 };
 
 struct Fiber {
@@ -74,6 +87,7 @@ std::map<int, Barrier> barriers;
 std::vector<std::unique_ptr<Fiber>> fibers;
 std::vector<Warp> warps;
 std::vector<unsigned> ready;
+std::vector<Box> boxes;
 unsigned num_threads, waiting, done;
 Fiber* current;
 Context scheduler;
@@ -162,9 +176,32 @@ void land(std::vector<Copy>& group) {
     group.clear();
 }
 
+// One of the boxes, any of them.
+void land_box() {
+    std::swap(boxes[shuffle() % boxes.size()], boxes.back());
+    const Box box = boxes.back();
+    boxes.pop_back();
+    const TensorMap& map = box.map;
+    const size_t bytes = map.box_columns * sizeof(uint16_t);
+    for (int64_t row = 0; row < map.box_rows; ++row) {
+        for (size_t piece = 0; piece < bytes; piece += 16) {
+            const int64_t from_row = box.row + row, from_column = box.column + int64_t(piece / sizeof(uint16_t));
+            const auto at = reinterpret_cast<uintptr_t>(box.to + row * bytes + piece);
+            auto* const to = reinterpret_cast<void*>(at ^ (at >> 3 & 0x70));
+            if (from_row < 0 || uint64_t(from_row) >= map.rows || from_column < 0 || from_column >= map.columns) {
+                memset(to, 0, 16);
+            } else {
+                memcpy(to, reinterpret_cast<const uint16_t*>(map.address) + from_row * map.columns + from_column, 16);
+            }
+        }
+    }
+    box.tell(uint32_t(map.box_rows * bytes));
+}
+
 void run_block() {
     waiting = done = 0;
     ready.clear();
+    boxes.clear();
     static_shared.clear();
     barriers.clear();
     for (Warp& warp : warps) {
@@ -185,11 +222,18 @@ void run_block() {
         fiber.context.begin(fiber.stack, STACK_BYTES, fiber_main);
         release(fiber);
     }
-    while (!ready.empty()) {
+    while (!ready.empty() || (!boxes.empty() && done < num_threads)) {
+        if (!boxes.empty() && (ready.empty() || shuffle() % BOX_LANDS == 0)) {
+            land_box();
+            continue;
+        }
         std::swap(ready[shuffle() % ready.size()], ready.back());
         Fiber& fiber = *fibers[ready.back()];
         ready.pop_back();
         to_fiber(fiber);
+    }
+    if (!boxes.empty()) {
+        fail("the block ended before the boxes that it asked for had landed");
     }
     if (done < num_threads) {
         unsigned at_warp = 0, others = 0;
@@ -373,6 +417,23 @@ void copy_async_wait(int still_under_way) {
     groups.erase(groups.begin(), groups.begin() + landing);
 }
 
+void copy_box(void* shared, const void* map_at, int column, int row, const std::function<void(uint32_t)>& tell) {
+    TensorMap map;
+    memcpy(&map, map_at, sizeof(map));
+    if (reinterpret_cast<uintptr_t>(map_at) % 64 != 0 || map.mark != TENSOR_MAP_MARK) {
+        fail("a box is asked for by what is no map of a tensor");
+    }
+    if (reinterpret_cast<uintptr_t>(shared) % 128 != 0) {
+        fail("a swizzled box goes to an address that is no multiple of 128");
+    }
+    if (column % 8 != 0 || map.columns % 8 != 0) {
+        fail("boxes that begin or end within a piece of 16 bytes are not emulated");
+    }
+    // What was there is lost from now on.
+    memset(shared, 0xff, size_t(map.box_rows) * map.box_columns * sizeof(uint16_t));
+    boxes.push_back({static_cast<unsigned char*>(shared), map, column, row, tell});
+}
+
 void launch(const Launch& launch, const void* params, size_t params_bytes) {
     running_name = launch.kernel;
     current = nullptr;
@@ -380,7 +441,6 @@ void launch(const Launch& launch, const void* params, size_t params_bytes) {
     if (running == nullptr) {
         fail("no such kernel");
     }
-    running_params = params;
     if (params_bytes != running->params_bytes) {
         fail("its parameters have " + std::to_string(running->params_bytes) + " bytes, not " +
              std::to_string(params_bytes));
@@ -389,6 +449,12 @@ void launch(const Launch& launch, const void* params, size_t params_bytes) {
     if (num_threads > running->max_threads) {
         fail("it was compiled for fewer threads a block");
     }
+    void* own_params = nullptr;
+    if (posix_memalign(&own_params, PARAMS_ALIGNMENT, params_bytes) != 0) {
+        fail("no memory");
+    }
+    memcpy(own_params, params, params_bytes);
+    running_params = own_params;
     shuffle.seed(launch.seed);
     block_dim = {num_threads, 1, 1};
     grid_dim = {launch.grid[0], launch.grid[1], launch.grid[2]};
@@ -420,6 +486,7 @@ void launch(const Launch& launch, const void* params, size_t params_bytes) {
         run_block();
         free(shared);
     }
+    free(own_params);
 }
 
 }  // namespace shim

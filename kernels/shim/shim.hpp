@@ -1,7 +1,8 @@
 // CUDA's execution model on a CPU, for tests: a grid's blocks run one after another,
 // a block's threads as fibers that switch at barriers, in an order shuffled by a
 // seed. What a thread has not been promised it does not see: shared memory starts as
-// NaN, and asynchronous copies land only when they are waited for. A barrier that
+// NaN, and asynchronous copies land only when they are waited for, boxes of tensors at
+// any time, the latest being when nobody can go on without. A barrier that
 // can never be reached, a warp instruction that lanes reach with different masks and
 // a thread that leaves its warp behind end the process with a message; memory errors
 // are AddressSanitizer's.
@@ -72,6 +73,8 @@ const unsigned char* make_once(const unsigned char* met, void (*make)(const unsi
 void copy_async(void* shared, const void* global, bool valid);
 void copy_async_commit();
 void copy_async_wait(int still_under_way);
+// Asks for a box of a tensor, by its map; `tell` is called with its bytes when it has landed.
+void copy_box(void* shared, const void* map, int column, int row, const std::function<void(uint32_t)>& tell);
 
 using Body = void (*)(const void* params);
 struct Kernel {

@@ -11,7 +11,7 @@ use clap::ValueEnum as _;
 use sconce_kernels::{
     Activation, AttentionKind, AttentionParams, BLOCK_SIZE, CacheDtype, Device as _, Dtype,
     KvLayout, Mask, Ops as _, StepLimits, StepPlan,
-    cuda::{Cuda, CudaBuffer, CudaKvCache, CudaMatrix, CudaStep, Driver},
+    cuda::{Cuda, CudaBuffer, CudaKvCache, CudaMatrix, CudaStep, Driver, PromptForm},
     ops::sampling::uniform,
 };
 use serde_json::json;
@@ -34,6 +34,8 @@ struct Sizes {
     decode_fp8: &'static [(usize, usize)],
     /// Tokens that are computed, those before them in the cache, and the group.
     prefills: &'static [(usize, usize, usize)],
+    /// The same that are measured by every form too.
+    prefills_by_form: &'static [(usize, usize, usize)],
     sample_rows: &'static [usize],
     vocab_size: usize,
     gemm_rows: &'static [usize],
@@ -48,6 +50,7 @@ const FULL: Sizes = Sizes {
     decode_contexts: &[1024, 4096],
     decode_fp8: &[(32, 4096), (128, 1024)],
     prefills: &[(1024, 0, 4), (8192, 0, 4), (8192, 0, 8), (512, 7680, 4), (64, 32_704, 4)],
+    prefills_by_form: &[(1024, 0, 4), (8192, 0, 4)],
     sample_rows: &[1, 32, 256],
     vocab_size: 128_256,
     gemm_rows: &[1, 8, 32, 128, 256, 2048, 8192],
@@ -62,6 +65,7 @@ const DRY: Sizes = Sizes {
     decode_contexts: &[40],
     decode_fp8: &[(2, 40)],
     prefills: &[(24, 0, 4), (5, 19, 8)],
+    prefills_by_form: &[(24, 0, 4)],
     sample_rows: &[1, 2],
     vocab_size: 512,
     gemm_rows: &[2],
@@ -130,7 +134,11 @@ pub(crate) fn run<D: Driver>(driver: D, only: Option<Group>, dry_run: bool) -> R
             }
             Group::Prefill => {
                 for &(new, cached, group) in sizes.prefills {
-                    prefill(&mut cuda, group, (new, cached), dry_run)?;
+                    prefill(&mut cuda, group, (new, cached), &[None], dry_run)?;
+                }
+                let forms = PromptForm::ALL.map(Some);
+                for &(new, cached, group) in sizes.prefills_by_form {
+                    prefill(&mut cuda, group, (new, cached), &forms, dry_run)?;
                 }
             }
             Group::Sampling => {
@@ -381,11 +389,12 @@ fn decode<D: Driver>(
     Ok(())
 }
 
-/// A prompt's last `new` tokens, after `cached` ones.
+/// A prompt's last `new` tokens, after `cached` ones, by each of the forms.
 fn prefill<D: Driver>(
     cuda: &mut Cuda<D>,
     group: usize,
     (new, cached): (usize, usize),
+    forms: &[Option<PromptForm>],
     dry_run: bool,
 ) -> Result<()> {
     let params = attention_params(group);
@@ -400,13 +409,18 @@ fn prefill<D: Driver>(
     plan.edit_table(0, 0, 0, &blocks);
     plan.push(0, &vec![0; new], cached, &[&blocks]);
     let step = staged(cuda, &params, &limits, &plan, &mut cache)?;
-    let time = seconds(cuda, dry_run, |cuda, _| {
-        cuda.paged_attention(&step, &params, 0, &qkv, &cache, &mut out)
-    })?;
     // Two products over what is cached, and over half of a square.
     let seen = new as f64 * (cached as f64 + (new as f64 + 1.0) / 2.0);
     let operations = 4.0 * seen * (params.num_heads * params.head_dim) as f64;
     let after = if cached > 0 { format!(" after {cached}") } else { String::new() };
-    result(&format!("prefill attention, {new}{after}, GQA {group}"), time, 0, operations);
+    for &form in forms {
+        cuda.use_prompt_form(form);
+        let time = seconds(cuda, dry_run, |cuda, _| {
+            cuda.paged_attention(&step, &params, 0, &qkv, &cache, &mut out)
+        })?;
+        let by = form.map_or_else(String::new, |form| format!(", by {form}"));
+        result(&format!("prefill attention, {new}{after}, GQA {group}{by}"), time, 0, operations);
+    }
+    cuda.use_prompt_form(None);
     Ok(())
 }

@@ -10,7 +10,7 @@ use std::{
 use half::{bf16, f16};
 use sconce_kernels::{
     Dtype, KernelError,
-    cuda::{DevicePointer, Driver, Fp8Matmul, Fp8Scaling, KernelParams, Launch, Matmul},
+    cuda::{DevicePointer, Driver, Fp8Matmul, Fp8Scaling, KernelParams, Launch, Matmul, TileMap},
     fp8,
 };
 
@@ -160,6 +160,20 @@ impl Driver for ShimDriver {
 
     fn has_warp_groups(&self) -> bool {
         true
+    }
+
+    /// As `tensor_map.hpp` has it; what a device would refuse is a mistake.
+    fn tile_map(&self, at: DevicePointer, rows: usize, columns: usize) -> Option<TileMap> {
+        const MARK: u64 = 0x7e45_04a9;
+        const BOX: [u64; 2] = [64, 16];
+        assert!(at.0.is_multiple_of(16) && columns.is_multiple_of(8), "a tensor is not aligned");
+        assert!((1..1 << 32).contains(&rows) && (1..1 << 32).contains(&columns), "no such tensor");
+        let mut map = [0; 16];
+        map[0] = at.0;
+        map[1] = rows as u64;
+        map[2] = columns as u64 | MARK << 32;
+        map[3] = BOX[0] | BOX[1] << 32;
+        Some(TileMap(map))
     }
 
     fn multiprocessors(&self) -> usize {

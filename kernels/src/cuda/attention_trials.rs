@@ -1,9 +1,13 @@
 //! Attention of prompts by each of its forms, on random numbers: which are right, and how fast.
 
-use std::time::{Duration, Instant};
+use std::{
+    fmt,
+    time::{Duration, Instant},
+};
 
 use super::{
-    AttentionPlan, AttentionRoom, Cuda, DevicePointer, Driver, GroupTables, Launch, PagedAttention,
+    AttentionPlan, AttentionRoom, BulkAttention, Cuda, DevicePointer, Driver, GroupTables, Launch,
+    PagedAttention,
     memory::{decode, encode},
     names,
     product_trials::{PERIOD, SLOW, pattern},
@@ -14,18 +18,45 @@ use crate::{
     reference,
 };
 
-/// What computes attention of prompts.
+/// What computes attention of prompts. No bit of it depends on the form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum PromptForm {
-    /// `prefill_groups.cu`, where a device has groups of warps that multiply.
+pub enum PromptForm {
+    /// `prefill_groups.cu`, where a device has groups of warps that multiply and copies of boxes.
+    Boxes,
+    /// The same with copies by threads.
     Groups,
     /// `prefill_attention.cu`.
     Warps,
 }
 
-/// In the order in which they are preferred.
-const FORMS: [(PromptForm, &str); 2] =
-    [(PromptForm::Groups, "groups of warps"), (PromptForm::Warps, "warps")];
+impl PromptForm {
+    /// In the order in which they are preferred.
+    pub const ALL: [Self; 3] = [Self::Boxes, Self::Groups, Self::Warps];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Boxes => "groups of warps, bulk copies",
+            Self::Groups => "groups of warps",
+            Self::Warps => "warps",
+        }
+    }
+}
+
+impl fmt::Display for PromptForm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Attention of prompts, as it is launched.
+pub(super) struct Prompts {
+    pub(super) dtypes: (Dtype, CacheDtype),
+    pub(super) head_dim: usize,
+    /// Rows of `head_dim` elements of the layer's whole cache.
+    pub(super) cache_rows: usize,
+    pub(super) grid: [u32; 2],
+    pub(super) params: PagedAttention,
+}
 
 /// A prompt whose attention is tried: KV heads, of four Q heads each, tokens of context, and how
 /// many of the last ask.
@@ -47,8 +78,7 @@ const CALLS: u32 = 8;
 
 /// What an attention's launch reads and writes, on a device.
 struct Placed<M> {
-    params: PagedAttention,
-    grid: [u32; 2],
+    prompts: Prompts,
     out: M,
     out_bytes: usize,
     /// Keeps them where they are.
@@ -86,16 +116,12 @@ fn head_dim_of(operation: &str) -> Option<usize> {
 }
 
 /// How attention of prompts is launched by a form, if there is one for these dtypes.
-pub(super) fn launch(
-    form: PromptForm,
-    dtypes: (Dtype, CacheDtype),
-    head_dim: usize,
-    grid: [u32; 2],
-) -> Option<Launch<'static>> {
+fn launch(form: PromptForm, prompts: &Prompts) -> Option<Launch<'static>> {
+    let Prompts { dtypes, head_dim, grid, .. } = *prompts;
     Some(match form {
-        PromptForm::Groups => Launch {
+        PromptForm::Boxes | PromptForm::Groups => Launch {
             file: "prefill_groups",
-            kernel: names::prefill_groups(dtypes, head_dim)?,
+            kernel: names::prefill_groups(dtypes, head_dim, form == PromptForm::Boxes)?,
             grid,
             threads: AttentionPlan::GROUPS_THREADS,
             shared_bytes: AttentionPlan::groups_shared_bytes(head_dim),
@@ -111,13 +137,42 @@ pub(super) fn launch(
 }
 
 impl<D: Driver> Cuda<D> {
-    /// The form that attention of prompts takes: groups, where the device and these dtypes have
-    /// them and no trial found otherwise.
+    /// Has attention of prompts take this form where it can; `None`: the best.
+    pub fn use_prompt_form(&mut self, form: Option<PromptForm>) {
+        self.prompt_form = form;
+    }
+
+    /// The form that attention of prompts takes: where the device and these dtypes have all, that
+    /// which was asked for or found best.
     pub(super) fn prompt_form(&self, dtypes: (Dtype, CacheDtype), head_dim: usize) -> PromptForm {
-        let has_groups = self.driver.has_warp_groups()
-            && names::prefill_groups(dtypes, head_dim).is_some()
-            && !self.by_warps.contains(&head_dim);
-        if has_groups { PromptForm::Groups } else { PromptForm::Warps }
+        if !self.driver.has_warp_groups()
+            || names::prefill_groups(dtypes, head_dim, false).is_none()
+        {
+            return PromptForm::Warps;
+        }
+        let found = self.prompt_form.or_else(|| self.prompt_forms.get(&head_dim).copied());
+        found.unwrap_or(PromptForm::ALL[0])
+    }
+
+    /// Launches attention of prompts by a form that there is for it; without boxes where the
+    /// device maps no tensors.
+    pub(super) fn launch_prompts(
+        &mut self,
+        form: PromptForm,
+        prompts: &Prompts,
+    ) -> Result<(), KernelError> {
+        const THERE_IS_ONE: &str = "there is such a form";
+        let Prompts { params, cache_rows, head_dim, .. } = *prompts;
+        if form == PromptForm::Boxes
+            && !prompts.grid.contains(&0)
+            && let Some(map) = self.driver.tile_map(params.cache, cache_rows, head_dim)
+        {
+            let launch = launch(form, prompts).expect(THERE_IS_ONE);
+            let params = BulkAttention { attention: params, padding: [0; 10], map };
+            return self.launch(&launch, &params);
+        }
+        let form = if form == PromptForm::Boxes { PromptForm::Groups } else { form };
+        self.launch(&launch(form, prompts).expect(THERE_IS_ONE), &params)
     }
 
     /// Tries what is not known of attention of prompts with heads of these sizes, each with the
@@ -132,7 +187,7 @@ impl<D: Driver> Cuda<D> {
             return Ok(());
         }
         let has_choice = |(head_dim, cache): &&(usize, CacheDtype)| {
-            names::prefill_groups((self.dtype, *cache), *head_dim).is_some()
+            names::prefill_groups((self.dtype, *cache), *head_dim, false).is_some()
         };
         let mut head_dims: Vec<usize> =
             kinds.iter().filter(has_choice).map(|(head_dim, _)| *head_dim).collect();
@@ -140,18 +195,17 @@ impl<D: Driver> Cuda<D> {
         head_dims.dedup();
         for head_dim in head_dims {
             let operation = operation(head_dim, self.dtype);
-            if FORMS.iter().any(|(_, name)| !found.knows(&operation, name)) {
-                for (form, name) in FORMS {
-                    found.try_form(&operation, name, keep, || self.try_prompts(form, head_dim))?;
+            if PromptForm::ALL.iter().any(|form| !found.knows(&operation, form.name())) {
+                for form in PromptForm::ALL {
+                    let attempt = || self.try_prompts(form, head_dim);
+                    found.try_form(&operation, form.name(), keep, attempt)?;
                 }
                 keep(found);
             }
             let best = found.best(&operation);
             let best = best.ok_or_else(|| Findings::none_is_right(&operation))?;
-            if best == FORMS[0].1 {
-                self.by_warps.remove(&head_dim);
-            } else {
-                self.by_warps.insert(head_dim);
+            if let Some(form) = PromptForm::ALL.into_iter().find(|form| form.name() == best) {
+                self.prompt_forms.insert(head_dim, form);
             }
         }
         Ok(())
@@ -174,13 +228,23 @@ impl<D: Driver> Cuda<D> {
 
     fn try_prompts(&mut self, form: PromptForm, head_dim: usize) -> Result<Verdict, KernelError> {
         let small = self.placed(SMALL, head_dim)?;
+        let Prompts { params, cache_rows, .. } = small.prompts;
+        if form == PromptForm::Boxes
+            && self.driver.tile_map(params.cache, cache_rows, head_dim).is_none()
+        {
+            return Err(KernelError::Unsupported {
+                what: "a map of a tensor".to_owned(),
+                device: "this device",
+                accepted: "tiles are copied by threads",
+            });
+        }
         // The first loads what there is to load.
-        self.time(form, head_dim, &small, 1)?;
+        self.time(form, &small, 1)?;
         if let Err(how) = self.compare(&small, head_dim)? {
             return Ok(Verdict::Wrong(how));
         }
         let started = Instant::now();
-        let about = self.time(form, head_dim, &small, 1)?;
+        let about = self.time(form, &small, 1)?;
         // An emulated device may keep time of its own.
         if about >= SLOW || started.elapsed() >= SLOW {
             return Ok(Verdict::Right(about));
@@ -189,22 +253,19 @@ impl<D: Driver> Cuda<D> {
             Err(KernelError::OutOfMemory { .. }) => small,
             other => other?,
         };
-        self.time(form, head_dim, &timed, CALLS).map(Verdict::Right)
+        self.time(form, &timed, CALLS).map(Verdict::Right)
     }
 
     /// Of one call.
     fn time(
         &mut self,
         form: PromptForm,
-        head_dim: usize,
         placed: &Placed<D::Memory>,
         calls: u32,
     ) -> Result<Duration, KernelError> {
-        let dtypes = (self.dtype, self.dtype.into());
-        let launch = launch(form, dtypes, head_dim, placed.grid).expect("it was looked for");
         self.driver.begin_step()?;
         for _ in 0..calls {
-            self.launch(&launch, &placed.params)?;
+            self.launch_prompts(form, &placed.prompts)?;
         }
         Ok(self.driver.finish()?.unwrap_or_default() / calls)
     }
@@ -232,7 +293,8 @@ impl<D: Driver> Cuda<D> {
         };
         let num_heads = num_kv_heads * GROUP;
         let q = random(3, tokens * num_heads * head_dim)?;
-        let cache = random(4, blocks.len() * 2 * num_kv_heads * BLOCK_SIZE * head_dim)?;
+        let cache_rows = blocks.len() * 2 * num_kv_heads * BLOCK_SIZE;
+        let cache = random(4, cache_rows * head_dim)?;
         let table = place(bytemuck::cast_slice(&blocks))?;
         let work = place(bytemuck::cast_slice(&plan.prompts))?;
         // Nothing is left of it where results are written.
@@ -240,25 +302,31 @@ impl<D: Driver> Cuda<D> {
         let out = place(&encode(&[f32::NAN], self.dtype).repeat(elements))?;
         let (scale, soft_cap) = AttentionPlan::score_factors(&params, 1.0);
         let address = |memory: &D::Memory| self.driver.address(memory);
+        let params = PagedAttention {
+            work: address(&work),
+            q: address(&q),
+            cache: address(&cache),
+            out: address(&out),
+            block_tables: address(&table),
+            partials: DevicePointer::NULL,
+            tickets: DevicePointer::NULL,
+            q_stride: word(num_heads * head_dim),
+            num_kv_heads: word(num_kv_heads),
+            group: word(GROUP),
+            window: 0,
+            scale,
+            soft_cap,
+            v_scale: 1.0,
+            causal: 1,
+        };
         Ok(Placed {
-            params: PagedAttention {
-                work: address(&work),
-                q: address(&q),
-                cache: address(&cache),
-                out: address(&out),
-                block_tables: address(&table),
-                partials: DevicePointer::NULL,
-                tickets: DevicePointer::NULL,
-                q_stride: word(num_heads * head_dim),
-                num_kv_heads: word(num_kv_heads),
-                group: word(GROUP),
-                window: 0,
-                scale,
-                soft_cap,
-                v_scale: 1.0,
-                causal: 1,
+            prompts: Prompts {
+                dtypes: (self.dtype, self.dtype.into()),
+                head_dim,
+                cache_rows,
+                grid: [word(num_kv_heads), word(plan.prompts.len())],
+                params,
             },
-            grid: [word(num_kv_heads), word(plan.prompts.len())],
             out,
             out_bytes: elements * self.dtype.size(),
             _read: [q, cache, table, work],

@@ -1,7 +1,7 @@
 //! The CUDA backend: memory, steps, sampling. Its operations are in `ops.rs`.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeSet, HashMap},
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -10,7 +10,7 @@ use candle_core::Tensor;
 
 use super::{
     AttentionPlan, AttentionRoom, CudaBuffer, CudaKvCache, CudaMatrix, CudaRoutes, CudaStep,
-    CudaVector, DevicePointer, Driver, ProductForm,
+    CudaVector, DevicePointer, Driver, ProductForm, PromptForm,
     fp8_products::Fp8Room,
     memory::{WeightKind, decode},
     names,
@@ -43,9 +43,10 @@ pub struct Cuda<D: Driver> {
     pub(super) weights: Mutex<BTreeSet<(usize, usize, WeightKind)>>,
     /// Rows that a product has at most.
     pub(super) max_rows: usize,
-    /// Sizes of heads whose prompts' attention is not computed by groups of warps, where it could
-    /// be.
-    pub(super) by_warps: HashSet<usize>,
+    /// The form of attention of prompts, where one was asked for.
+    pub(super) prompt_form: Option<PromptForm>,
+    /// Those that were found best, by the size of heads.
+    pub(super) prompt_forms: HashMap<usize, PromptForm>,
     /// What products with weights in e4m3 work in.
     pub(super) fp8_room: Mutex<Fp8Room<D::Memory>>,
 }
@@ -93,7 +94,8 @@ impl<D: Driver> Cuda<D> {
             weights: Mutex::default(),
             max_rows: limits.max_num_batched_tokens.max(limits.max_num_seqs),
             fp8_room: Mutex::default(),
-            by_warps: HashSet::new(),
+            prompt_form: None,
+            prompt_forms: HashMap::new(),
         })
     }
 

@@ -23,10 +23,10 @@ use cudarc::{
 };
 
 use super::{
-    DevicePointer, Driver, Fp8Matmul, Fp8Scaling, KernelParams, Launch, Matmul,
+    DevicePointer, Driver, Fp8Matmul, Fp8Scaling, KernelParams, Launch, Matmul, TileMap,
     flight::Steps,
     lt_library::{self, LtLibrary},
-    start,
+    start, tile_map,
     uploads::Uploads,
 };
 use crate::{Dtype, KernelError};
@@ -268,6 +268,10 @@ impl Driver for CudaDriver {
 
     fn has_warp_groups(&self) -> bool {
         self.has_warp_groups
+    }
+
+    fn tile_map(&self, at: DevicePointer, rows: usize, columns: usize) -> Option<TileMap> {
+        tile_map::encode(at, rows, columns)
     }
 
     fn shared_bytes(&self) -> usize {

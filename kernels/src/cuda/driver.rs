@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use super::{DevicePointer, KernelParams};
+use super::{DevicePointer, KernelParams, TileMap};
 use crate::{Dtype, KernelError};
 
 /// A device with one stream: what is asked of it happens in order, later than the
@@ -33,6 +33,13 @@ pub trait Driver: Send {
     /// which compute capability 9.0 alone has): `prefill_groups.cu` runs then.
     fn has_warp_groups(&self) -> bool {
         false
+    }
+
+    /// What copies boxes of 16 rows of 64 elements of two bytes out of a tensor of `rows` rows of
+    /// `columns` (`bulk_copies.cuh`), if the device has such copies.
+    fn tile_map(&self, at: DevicePointer, rows: usize, columns: usize) -> Option<TileMap> {
+        let _ = (at, rows, columns);
+        None
     }
 
     /// Bytes of shared memory that a block may have.

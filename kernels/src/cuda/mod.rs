@@ -30,9 +30,12 @@ mod staging;
 mod start;
 mod step;
 #[cfg(feature = "cuda")]
+mod tile_map;
+#[cfg(feature = "cuda")]
 mod uploads;
 
 pub use attention_plan::{AttentionPlan, AttentionRoom, GroupTables, Work};
+pub use attention_trials::PromptForm;
 pub use backend::{Cuda, CudaGraph};
 #[cfg(feature = "cuda")]
 pub use device::{CudaDriver, CudaMemory, RecordedGraph};
@@ -40,11 +43,12 @@ pub use driver::{Choice, Driver, Fp8Matmul, Fp8Scaling, Launch, Matmul};
 pub use few_rows::SkinnyPlan;
 pub use memory::{CudaBuffer, CudaKvCache, CudaMatrix, CudaVector};
 pub use params::{
-    AddBias, AddExperts, CopyBlocks, CountLast, DevicePointer, EmbeddingGather, EntryEdit,
-    ExpertProduct, Gated, Gemv, GemvForm, KernelParams, MAX_SAMPLE_SLICES, MAX_TOP, PagedAttention,
-    QuantizeRows, RmsNorm, RopeAndCache, Route, SAMPLE_RUN_BYTES, SAMPLE_SHARED_BYTES,
-    SAMPLE_SLICE, SAMPLE_SLICE_BYTES, SAMPLE_STATE_BYTES, SampleRow, SampledRow, Sampling,
-    ScaleSums, Skinny, SoftCap, SortByExpert, TableEdits, TokenLogprobs, UncountedRow, WidenWeight,
+    AddBias, AddExperts, BulkAttention, CopyBlocks, CountLast, DevicePointer, EmbeddingGather,
+    EntryEdit, ExpertProduct, Gated, Gemv, GemvForm, KernelParams, MAX_SAMPLE_SLICES, MAX_TOP,
+    PagedAttention, QuantizeRows, RmsNorm, RopeAndCache, Route, SAMPLE_RUN_BYTES,
+    SAMPLE_SHARED_BYTES, SAMPLE_SLICE, SAMPLE_SLICE_BYTES, SAMPLE_STATE_BYTES, SampleRow,
+    SampledRow, Sampling, ScaleSums, Skinny, SoftCap, SortByExpert, TableEdits, TileMap,
+    TokenLogprobs, UncountedRow, WidenWeight,
 };
 pub use products::ProductForm;
 pub use routes::CudaRoutes;

@@ -51,15 +51,30 @@ pub(super) fn prefill_attention(
     }
 }
 
-/// `prefill_groups.cu`'s for activations, a cache and a head_dim, if there is one.
-pub(super) fn prefill_groups(dtypes: (Dtype, CacheDtype), head_dim: usize) -> Option<&'static str> {
-    match (dtypes, head_dim) {
-        ((Dtype::Bf16, CacheDtype::Bf16), 64) => Some("prefill_groups_bf16_d64"),
-        ((Dtype::Bf16, CacheDtype::Bf16), 128) => Some("prefill_groups_bf16_d128"),
-        ((Dtype::Bf16, CacheDtype::Bf16), 256) => Some("prefill_groups_bf16_d256"),
-        ((Dtype::F16, CacheDtype::F16), 64) => Some("prefill_groups_f16_d64"),
-        ((Dtype::F16, CacheDtype::F16), 128) => Some("prefill_groups_f16_d128"),
-        ((Dtype::F16, CacheDtype::F16), 256) => Some("prefill_groups_f16_d256"),
+/// `prefill_groups.cu`'s for activations, a cache and a head_dim, if there is one: that which
+/// copies pieces, or boxes.
+pub(super) fn prefill_groups(
+    (dtype, cache): (Dtype, CacheDtype),
+    head_dim: usize,
+    by_boxes: bool,
+) -> Option<&'static str> {
+    macro_rules! of_head_dim {
+        ($end:literal) => {
+            match (dtype, cache, by_boxes) {
+                (Dtype::Bf16, CacheDtype::Bf16, false) => {
+                    Some(concat!("prefill_groups_bf16", $end))
+                }
+                (Dtype::F16, CacheDtype::F16, false) => Some(concat!("prefill_groups_f16", $end)),
+                (Dtype::Bf16, CacheDtype::Bf16, true) => Some(concat!("prefill_bulk_bf16", $end)),
+                (Dtype::F16, CacheDtype::F16, true) => Some(concat!("prefill_bulk_f16", $end)),
+                _ => None,
+            }
+        };
+    }
+    match head_dim {
+        64 => of_head_dim!("_d64"),
+        128 => of_head_dim!("_d128"),
+        256 => of_head_dim!("_d256"),
         _ => None,
     }
 }

@@ -4,14 +4,15 @@ use std::ops::Range;
 
 use super::{
     AttentionPlan, Cuda, CudaBuffer, CudaVector, DevicePointer, Driver, EmbeddingGather, Gated,
-    KernelParams, Launch, PagedAttention, RmsNorm, RopeAndCache, SoftCap, attention_trials,
+    KernelParams, Launch, PagedAttention, RmsNorm, RopeAndCache, SoftCap,
+    attention_trials::Prompts,
     backend::Partials,
     names::{self, of_dtype},
     products::Outcome,
     word,
 };
 use crate::{
-    Activation, AttentionParams, Dtype, KernelError, Mask, Ops,
+    Activation, AttentionParams, BLOCK_SIZE, Dtype, KernelError, Mask, Ops,
     ops::{embedding::check_logit_rows, gated::needed_scratch, unknown_kind},
 };
 
@@ -388,9 +389,14 @@ impl<D: Driver> Ops for Cuda<D> {
         let dtype = cache.layout.dtype;
         let dtypes = (self.dtype, dtype);
         let grid = [word(num_kv_heads), word(work.prompts.1)];
-        let form = self.prompt_form(dtypes, head_dim);
-        let prompts = attention_trials::launch(form, dtypes, head_dim, grid).expect(CHECKED);
-        self.launch(&prompts, &launch_params)?;
+        let prompts = Prompts {
+            dtypes,
+            head_dim,
+            cache_rows: cache.layout.num_blocks * 2 * num_kv_heads * BLOCK_SIZE,
+            grid,
+            params: launch_params,
+        };
+        self.launch_prompts(self.prompt_form(dtypes, head_dim), &prompts)?;
         launch_params.work = work.decodes.0;
         let columns = AttentionPlan::decode_columns(group);
         let decodes = Launch {

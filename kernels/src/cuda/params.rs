@@ -223,6 +223,37 @@ params! {
     }
 }
 
+/// A tensor as its device has it described, for copies of boxes of it.
+#[derive(Clone, Copy, Debug, NoUninit)]
+#[repr(C)]
+pub struct TileMap(pub [u64; 16]);
+
+/// `prefill_groups.cu`'s kernels that copy by boxes; grid and threads as the others there.
+#[derive(Clone, Copy, Debug, NoUninit)]
+#[repr(C)]
+#[expect(missing_docs, reason = "the .cu file says what each field is")]
+pub struct BulkAttention {
+    pub attention: PagedAttention,
+    pub padding: [u32; 10],
+    pub map: TileMap,
+}
+
+impl KernelParams for BulkAttention {
+    // Those of an emulated device's map begin it.
+    const POINTERS: &'static [usize] = &[
+        offset_of!(Self, attention.work),
+        offset_of!(Self, attention.q),
+        offset_of!(Self, attention.cache),
+        offset_of!(Self, attention.out),
+        offset_of!(Self, attention.block_tables),
+        offset_of!(Self, attention.partials),
+        offset_of!(Self, attention.tickets),
+        offset_of!(Self, map),
+    ];
+}
+
+const _: () = assert!(offset_of!(BulkAttention, map) == 128, "as prefill_groups.cu has it");
+
 params! {
     /// `sampling.cu`, 512 threads, [`SAMPLE_SHARED_BYTES`]: `sampling` of grid `[runs, rows]`,
     /// then `sampling_rest` of the same where a request has filters or reports tokens.

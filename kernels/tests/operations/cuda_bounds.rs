@@ -41,9 +41,11 @@ fn the_shared_memory_of_attention_is_what_its_plan_asks_for() {
         }
     }
     for head_dim in [64, 128, 256] {
-        let kernel = format!("prefill_groups_bf16_d{head_dim}");
-        let bytes = AttentionPlan::groups_shared_bytes(head_dim);
-        assert_eq!(dynamic_shared(&kernel), Some(bytes), "{kernel}");
+        for stem in ["prefill_groups", "prefill_bulk"] {
+            let kernel = format!("{stem}_bf16_d{head_dim}");
+            let bytes = AttentionPlan::groups_shared_bytes(head_dim);
+            assert_eq!(dynamic_shared(&kernel), Some(bytes), "{kernel}");
+        }
     }
     assert_eq!(dynamic_shared("rms_norm_bf16"), None);
 }

@@ -3,7 +3,8 @@
 use sconce_kernels::{
     AttentionParams, BLOCK_SIZE, Mask, StepPlan,
     cuda::{
-        AttentionPlan, AttentionRoom, DevicePointer, Driver, GroupTables, Launch, PagedAttention,
+        AttentionPlan, AttentionRoom, BulkAttention, DevicePointer, Driver, GroupTables, Launch,
+        PagedAttention, PromptForm,
     },
     reference,
 };
@@ -17,6 +18,7 @@ const TABLES: GroupTables = GroupTables { first: 3, blocks_per_seq: 320 };
 
 /// A step: for each sequence its context's length and how many of its last tokens
 /// ask; and what attention is to do.
+#[derive(Clone)]
 pub struct Case {
     /// The dtype of activations.
     pub element: Element,
@@ -31,8 +33,8 @@ pub struct Case {
     pub cancelling: bool,
     /// What queries are multiplied with.
     pub magnitude: f32,
-    /// Prompts by `prefill_groups.cu`, and not by `prefill_attention.cu`.
-    pub by_groups: bool,
+    /// How prompts are computed.
+    pub form: PromptForm,
 }
 
 /// How work is shared out, which must change no bit.
@@ -75,7 +77,7 @@ impl Case {
             sequences,
             cancelling: false,
             magnitude: 1.0,
-            by_groups: false,
+            form: PromptForm::Warps,
         }
     }
 
@@ -216,15 +218,17 @@ impl Case {
             dtypes = format!("{dtypes}_{}", self.cache_element.name());
         }
         let columns = AttentionPlan::decode_columns(group);
-        let prompts = if self.by_groups {
-            let shared_bytes = AttentionPlan::groups_shared_bytes(head_dim);
-            ("prefill_groups", (AttentionPlan::GROUPS_THREADS, shared_bytes))
-        } else {
-            let shared_bytes = AttentionPlan::prompt_shared_bytes(head_dim, size);
-            ("prefill_attention", (256, shared_bytes))
+        let of_groups = AttentionPlan::groups_shared_bytes(head_dim);
+        let (file, stem, threads, shared_bytes) = match self.form {
+            PromptForm::Boxes => ("prefill_groups", "prefill_bulk", 384, of_groups),
+            PromptForm::Groups => ("prefill_groups", "prefill_groups", 384, of_groups),
+            PromptForm::Warps => {
+                let shared_bytes = AttentionPlan::prompt_shared_bytes(head_dim, size);
+                ("prefill_attention", "prefill_attention", 256, shared_bytes)
+            }
         };
         let launches = [
-            (prompts.0, format!("{}_{dtypes}_d{head_dim}", prompts.0), &plan.prompts, prompts.1),
+            (file, format!("{stem}_{dtypes}_d{head_dim}"), &plan.prompts, (threads, shared_bytes)),
             (
                 "decode_attention",
                 format!("decode_attention_{dtypes}_d{head_dim}_r{columns}"),
@@ -239,7 +243,15 @@ impl Case {
             params.work = bench.buffer(work);
             let grid = [num_kv_heads as u32, work.len() as u32];
             let launch = Launch { file, kernel: &kernel, grid, threads, shared_bytes };
-            bench.launch(&launch, &params).map_err(|error| error.to_string())?;
+            let launched = if kernel.starts_with("prefill_bulk") {
+                let rows = POOL * 2 * num_kv_heads * BLOCK_SIZE;
+                let map = bench.driver_mut().tile_map(params.cache, rows, head_dim);
+                let map = map.ok_or("the device maps no tensors")?;
+                bench.launch(&launch, &BulkAttention { attention: params, padding: [0; 10], map })
+            } else {
+                bench.launch(&launch, &params)
+            };
+            launched.map_err(|error| error.to_string())?;
         }
         let tickets = bench.read::<u32>(params.tickets);
         if tickets.iter().any(|&ticket| ticket != 0) {
@@ -442,10 +454,11 @@ pub(super) fn groups_of_warps_attend_as_warps_do<D: Driver>(bench: &mut Bench<D>
     let mut compare = |case: Case| {
         let what = format!("{:?}, {:?}, {:?}", case.element, case.params, case.sequences);
         let by_warps = case.run(bench, packed()).expect("the kernel runs");
-        let case = Case { by_groups: true, ..case };
-        let by_groups = case.run(bench, packed()).expect("the kernel runs");
-        case.compare(&by_groups).unwrap_or_else(|error| panic!("{what}: {error}"));
-        assert!(by_groups == by_warps, "{what}: other bits");
+        case.compare(&by_warps).unwrap_or_else(|error| panic!("{what}: {error}"));
+        for form in [PromptForm::Groups, PromptForm::Boxes] {
+            let by_groups = Case { form, ..case.clone() }.run(bench, packed());
+            assert!(by_groups.expect("the kernel runs") == by_warps, "{what}: {form}: other bits");
+        }
     };
     // More than a chunk, a block's rows and the ring hold; borders of pages, tiles and blocks.
     let prompts: &[(usize, usize)] = &[(17, 17), (330, 33), (64, 40), (129, 129)];

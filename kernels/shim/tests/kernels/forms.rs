@@ -7,7 +7,9 @@ use sconce_cuda_shim::ShimDriver;
 use sconce_kernels::{
     CacheDtype, Device as _, Dtype, Findings, KernelError, Ops as _, StepLimits, Trial, Verdict,
     WeightDtype,
-    cuda::{Cuda, DevicePointer, Driver, Fp8Matmul, Fp8Scaling, KernelParams, Launch, Matmul},
+    cuda::{
+        Cuda, DevicePointer, Driver, Fp8Matmul, Fp8Scaling, KernelParams, Launch, Matmul, TileMap,
+    },
 };
 
 /// What is wrong with a device.
@@ -22,6 +24,10 @@ enum Fault {
     QuickSkinny,
     /// Attention of prompts by groups of warps does nothing.
     IdleGroups,
+    /// It does nothing where it copies by boxes.
+    IdleBoxes,
+    /// The device maps no tensors.
+    NoMaps,
     /// cuBLAS does nothing, nor does the kernel on tensor cores.
     IdleLibrary,
     /// The kernel takes the context with it.
@@ -70,6 +76,10 @@ impl Driver for Faulty {
 
     fn has_warp_groups(&self) -> bool {
         self.shim.has_warp_groups()
+    }
+
+    fn tile_map(&self, at: DevicePointer, rows: usize, columns: usize) -> Option<TileMap> {
+        self.shim.tile_map(at, rows, columns).filter(|_| self.fault != Fault::NoMaps)
     }
 
     fn shared_bytes(&self) -> usize {
@@ -128,6 +138,7 @@ impl Driver for Faulty {
             Fault::Idle if is_own_kernel(launch.file) => Ok(()),
             Fault::IdleLibrary if launch.file == "skinny" => Ok(()),
             Fault::IdleGroups if launch.file == "prefill_groups" => Ok(()),
+            Fault::IdleBoxes if launch.kernel.starts_with("prefill_bulk") => Ok(()),
             _ => self.shim.launch(launch, params),
         }
     }
@@ -288,20 +299,25 @@ fn a_form_that_is_refused_or_wrong_is_named_and_not_used() {
     }
 }
 
-/// Attention of prompts by groups of warps, where they are right; what has no such form is not
-/// tried.
+/// Attention of prompts by groups of warps and with copies of boxes, where these are right; what
+/// has no such form is not tried.
 #[test]
 fn attention_of_prompts_is_tried_too() {
     let operation = "attention of prompts, heads of 64, Bf16";
-    for (fault, best) in [(Fault::None, "groups of warps"), (Fault::IdleGroups, "warps")] {
+    for (fault, num_faults, best, word) in [
+        (Fault::None, 0, "groups of warps, bulk copies", ""),
+        (Fault::IdleBoxes, 1, "groups of warps", "of row 0 is NaN"),
+        (Fault::NoMaps, 1, "groups of warps", "a map of a tensor"),
+        (Fault::IdleGroups, 2, "warps", "of row 0 is NaN"),
+    ] {
         let mut found = Findings::new("the shim");
         let heads = [(64, CacheDtype::Bf16), (80, CacheDtype::Bf16), (128, CacheDtype::Fp8E4m3)];
         device(fault).try_forms(&heads, &mut found, &mut |_| ()).expect("a form is right");
-        assert_eq!(found.best(operation), Some(best));
-        assert_eq!(found.trials().len(), 2, "{found:?}");
+        assert_eq!(found.best(operation), Some(best), "{found:?}");
+        assert_eq!(found.trials().len(), 3, "{found:?}");
         let faults: Vec<_> = found.trials().iter().filter_map(Trial::fault).collect();
-        assert_eq!(faults.len(), usize::from(fault == Fault::IdleGroups), "{faults:?}");
-        assert!(faults.iter().all(|how| how.contains("of row 0 is NaN")), "{faults:?}");
+        assert_eq!(faults.len(), num_faults, "{faults:?}");
+        assert!(faults.iter().all(|how| how.contains(word)), "{faults:?}");
     }
 }
 

@@ -92,8 +92,7 @@ pub(crate) fn only_f16_heads_of_64(text: &str) -> String {
         let is_of_bf16 = line.starts_with("ATTENTION_OF_HEAD_DIMS(") && line.contains(", bf16, ");
         let is_of_other_heads =
             line.contains(instance) && !line.contains("C, 64)") && !line.contains("C, D)");
-        let is_of_other_groups =
-            line.starts_with("PREFILL_GROUPS(") && !line.contains("f16, f16, 64)");
+        let is_of_other_groups = line.starts_with("PREFILL_") && !line.contains("f16, f16, 64)");
         !is_of_bf16 && !is_of_other_heads && !is_of_other_groups
     };
     text.lines().filter(stays).flat_map(|line| [line, "\n"]).collect()
