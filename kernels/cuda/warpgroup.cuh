@@ -76,13 +76,25 @@ struct Barrier {
                      : "memory");
     }
 
-    // Waits for the end of the phase of that parity; the one before the first has parity 1.
+    // Waits for the end of the phase of that parity; the one before the first has parity 1. A wait
+    // that takes ten seconds, more than any grid, ends the kernel with an error: a trial of it is
+    // over then, and names it.
     __device__ __forceinline__ void await(uint32_t parity) {
         asm volatile("{\n"
-                     ".reg .pred done;\n"
+                     ".reg .pred ended, over;\n"
+                     ".reg .u64 since, now;\n"
+                     "mbarrier.try_wait.parity.shared::cta.b64 ended, [%0], %1;\n"
+                     "@ended bra done;\n"
+                     "mov.u64 since, %globaltimer;\n"
                      "again:\n"
-                     "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-                     "@!done bra again;\n"
+                     "mbarrier.try_wait.parity.shared::cta.b64 ended, [%0], %1;\n"
+                     "@ended bra done;\n"
+                     "mov.u64 now, %globaltimer;\n"
+                     "sub.u64 now, now, since;\n"
+                     "setp.gt.u64 over, now, 10000000000;\n"
+                     "@over trap;\n"
+                     "bra again;\n"
+                     "done:\n"
                      "}\n" ::"r"(shared_address(&state)),
                      "r"(parity)
                      : "memory");

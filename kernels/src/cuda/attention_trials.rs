@@ -143,7 +143,7 @@ impl<D: Driver> Cuda<D> {
     }
 
     /// The form that attention of prompts takes: where the device and these dtypes have all, that
-    /// which was asked for or found best.
+    /// which was asked for or found best. Boxes are not used before they were tried.
     pub(super) fn prompt_form(&self, dtypes: (Dtype, CacheDtype), head_dim: usize) -> PromptForm {
         if !self.driver.has_warp_groups()
             || names::prefill_groups(dtypes, head_dim, false).is_none()
@@ -151,7 +151,7 @@ impl<D: Driver> Cuda<D> {
             return PromptForm::Warps;
         }
         let found = self.prompt_form.or_else(|| self.prompt_forms.get(&head_dim).copied());
-        found.unwrap_or(PromptForm::ALL[0])
+        found.unwrap_or(PromptForm::Groups)
     }
 
     /// Launches attention of prompts by a form that there is for it; without boxes where the
