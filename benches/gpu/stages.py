@@ -33,6 +33,9 @@ ITL_FLAGS = ["--target-itl-ms", "20"]
 ITL_CELLS = [(128, 1024, 128, 256)]
 FP8_FLAGS = ["--quantization", "fp8"]
 FP8_CELLS = [(256, 1024, 1024, 256), (1, 1024, 128, 4)]
+# Keys and values too, which are most of what such a step reads.
+FP8_KV_FLAGS = [*FP8_FLAGS, "--kv-cache-dtype", "fp8"]
+FP8_KV_CELLS = FP8_CELLS[:1]
 # Seconds in which a model's folder is made.
 MODEL_SECONDS = 120
 
@@ -95,7 +98,7 @@ def prepare(run, names):
     wanted = []
     if {"first-light", "tokens", "churn"} & set(names):
         wanted.append("small")
-    if {"steps", "serving", "itl", "fp8", "transformers"} & set(names):
+    if {"steps", "serving", "itl", "fp8", "fp8-kv", "transformers"} & set(names):
         wanted.append("large")
     if "steps" in names:
         wanted.append("smol")
@@ -280,6 +283,8 @@ def probes(run):
 def transformers(run):
     command = torch_side(run, "batching", run.models.take("large"))
     run.case("transformers", "continuous batching", command, 120)
+    command = torch_side(run, "static", run.models.take("large"))
+    run.case("transformers", "static cache", command, 60)
 
 
 def sanitizer(run):
@@ -308,10 +313,11 @@ STAGES = [
     Stage("steps", 90, steps),
     Stage("kernels", 120, kernels),
     Stage("fp8", 90, serve_cells("fp8", FP8_FLAGS, FP8_CELLS)),
+    Stage("fp8-kv", 60, serve_cells("fp8-kv", FP8_KV_FLAGS, FP8_KV_CELLS)),
     Stage("itl", 60, serve_cells("itl", ITL_FLAGS, ITL_CELLS)),
     Stage("serving", 180, serve_cells("serving", [], CELLS)),
     Stage("probes", 120, probes),
     Stage("attention", 40, attention),
-    Stage("transformers", 90, transformers),
+    Stage("transformers", 150, transformers),
     Stage("sanitizer", 120, sanitizer),
 ]

@@ -5,6 +5,7 @@
     torch_side.py attention [--dry-run]
     torch_side.py tokens FOLDER BATCH...
     torch_side.py batching MODEL [--dry-run]
+    torch_side.py static MODEL [--dry-run]
 
 Without PyTorch, which only a dry run may lack, what needs it is skipped, and says so.
 """
@@ -198,6 +199,53 @@ def batching(model_dir):
         )
 
 
+def static(model_dir):
+    """A decode step of transformers with a static cache, recorded as a CUDA graph if that can be."""
+    if torch is None:
+        print("skipped: no PyTorch")
+        return
+    from transformers import AutoModelForCausalLM, StaticCache
+
+    where = device()
+    model = AutoModelForCausalLM.from_pretrained(
+        model_dir, dtype=torch.bfloat16, attn_implementation="sdpa"
+    )
+    model = model.to(where).eval()
+    for batch, context in [(1, 1024), (32, 1024)] if where == "cuda" else [(2, 8)]:
+        cache = StaticCache(config=model.config, max_cache_len=context + 8)
+        ids = torch.randint(0, model.config.vocab_size, (batch, context), device=where)
+        with torch.inference_mode():
+            positions = torch.arange(context, device=where)
+            model(ids, past_key_values=cache, cache_position=positions, logits_to_keep=1)
+            token, position = ids[:, :1].clone(), torch.tensor([context], device=where)
+
+            def step(cache=cache, token=token, position=position):
+                model(token, past_key_values=cache, cache_position=position)
+
+            way, call = "static cache, eager", step
+            if where == "cuda":
+                try:
+                    call, way = recorded(step), "static cache, CUDA graph"
+                except Exception as error:  # It may synchronize, which no graph may.
+                    print(f"no graph: {error}", file=sys.stderr)
+            report(
+                engine="transformers", batch=batch, context=context, way=way, step_seconds=seconds(call, [()])
+            )
+
+
+def recorded(call):
+    """A call's kernels as a CUDA graph, to be replayed."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
 def main():
     arguments = [argument for argument in sys.argv[2:] if argument != "--dry-run"]
     command = sys.argv[1]
@@ -211,6 +259,8 @@ def main():
         tokens(Path(arguments[0]), arguments[1:])
     elif command == "batching":
         batching(Path(arguments[0]))
+    elif command == "static":
+        static(Path(arguments[0]))
     else:
         sys.exit(f"unknown command {command}; see {__file__}")
 

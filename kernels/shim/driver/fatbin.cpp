@@ -14,8 +14,10 @@ constexpr uint64_t OF_ONE_ARCHITECTURE = 0x200000;
 // The header's byte that CUDA 13's cubins have there; those before had 0x33.
 constexpr unsigned char OS_ABI_OF_CUDA_13 = 0x41;
 // Attributes of a kernel's .nv.info section.
-constexpr unsigned char MAX_THREADS = 0x05, PARAM_BYTES = 0x19;
-constexpr unsigned char IS_BYTES = 4, IS_HALF = 3;
+constexpr unsigned char MAX_THREADS = 0x05, PARAMETER = 0x17;
+constexpr unsigned char IS_BYTES = 4;
+// Of a parameter's third word, the bits before its bytes.
+constexpr int BEFORE_BYTES = 18;
 
 struct Header {
     uint32_t magic;
@@ -46,10 +48,11 @@ void read_info(const unsigned char* data, size_t bytes, KernelImage& kernel) {
         const unsigned char format = data[offset], attribute = data[offset + 1];
         const auto value = at<uint16_t>(data, offset + 2);
         offset += 4;
-        if (format == IS_HALF && attribute == PARAM_BYTES) {
-            kernel.params_bytes = value;
-        }
         if (format == IS_BYTES) {
+            // One parameter; where it is aligned to, its place among the constants may begin later.
+            if (attribute == PARAMETER && value >= 12 && offset + 12 <= bytes) {
+                kernel.params_bytes = at<uint32_t>(data, offset + 8) >> BEFORE_BYTES;
+            }
             if (attribute == MAX_THREADS && value >= 12 && offset + 12 <= bytes) {
                 kernel.max_threads = at<uint32_t>(data, offset) * at<uint32_t>(data, offset + 4) *
                                      at<uint32_t>(data, offset + 8);

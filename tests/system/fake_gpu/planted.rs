@@ -44,7 +44,7 @@ fn an_unset_shared_memory_attribute_is_found() {
     let (code, said) = refusal(&models::tiny_with(128), "skip cuFuncSetAttribute *", &[], &[]);
     assert_eq!(code, Some(1), "{said}");
     let message = "(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES)";
-    assert!(said.contains("prefill_bulk") && said.contains(message), "{said}");
+    assert!(said.contains("prefill_groups") && said.contains(message), "{said}");
 }
 
 /// Whichever of a step's uploads or launches is missing, the answer tells: memory that was

@@ -154,11 +154,16 @@ CASE(for_a_newer_driver) { load(CUDA_ERROR_INVALID_IMAGE, fatbin("add_bias")); }
 CASE(other_parameters) {
     start();
     std::vector<char> image = fatbin("add_bias");
-    const char says[] = {3, 0x19, 24, 0};
+    // The third word has them from its bit 18 on.
+    const char says[] = {4, 0x17, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0};
     int changed = 0;
-    for (size_t at = 0; at + 4 <= image.size(); ++at) {
-        if (memcmp(&image[at], says, 4) == 0) {
-            image[at + 2] = 16;
+    for (size_t at = 0; at + sizeof(says) + 4 <= image.size(); ++at) {
+        if (memcmp(&image[at], says, sizeof(says)) == 0) {
+            uint32_t word;
+            memcpy(&word, &image[at + sizeof(says)], sizeof(word));
+            CHECK(word >> 18 == 24);
+            word ^= (24 ^ 16) << 18;
+            memcpy(&image[at + sizeof(says)], &word, sizeof(word));
             ++changed;
         }
     }
