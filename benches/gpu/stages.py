@@ -138,6 +138,9 @@ def server(run, stage, model, flags):
     log = run.work / f"{stage}.server.log"
     command = [run.binaries / "sconce", "serve", model, "--device", "cuda", "--port", "0"]
     command += ["--served-model-name", "model", *flags]
+    if run.dry:
+        # A graph for each number of sequences is emulated once.
+        command += ["--max-num-seqs", "4"]
     started = time.monotonic()
     process = run.start(command, log)
     url = None
