@@ -97,7 +97,7 @@ params! {
 const _: () = assert!(size_of::<Gemv>() == 72, "as gemv.cu has it");
 
 params! {
-    /// `skinny.cu`; grid, shared memory and the kernel as [`SkinnyPlan`] has them, 512 threads.
+    /// `skinny.cu`; grid, shared memory and the kernel as [`super::SkinnyPlan`] has them, 512 threads.
     Skinny {
         x, w, bias, norm, out;
         n: u32,
