@@ -161,18 +161,24 @@ def tokens(folder, batches):
         sys.exit(f"{same} of {count} tokens are transformers', the worst {worst} behind")
 
 
+def served(model_dir, where):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        model_dir, dtype=torch.bfloat16, attn_implementation="sdpa"
+    )
+    return model.to(where).eval()
+
+
 def batching(model_dir):
     """Output tokens a second of transformers' continuous batching."""
     if torch is None:
         print("skipped: no PyTorch")
         return
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers import GenerationConfig
 
     where = device()
-    model = AutoModelForCausalLM.from_pretrained(
-        model_dir, dtype=torch.bfloat16, attn_implementation="sdpa"
-    )
-    model = model.to(where).eval()
+    model = served(model_dir, where)
     if not hasattr(model, "generate_batch"):
         print("skipped: this transformers has no generate_batch")
         return
@@ -204,13 +210,10 @@ def static(model_dir):
     if torch is None:
         print("skipped: no PyTorch")
         return
-    from transformers import AutoModelForCausalLM, StaticCache
+    from transformers import StaticCache
 
     where = device()
-    model = AutoModelForCausalLM.from_pretrained(
-        model_dir, dtype=torch.bfloat16, attn_implementation="sdpa"
-    )
-    model = model.to(where).eval()
+    model = served(model_dir, where)
     for batch, context in [(1, 1024), (32, 1024)] if where == "cuda" else [(2, 8)]:
         cache = StaticCache(config=model.config, max_cache_len=context + 8)
         ids = torch.randint(0, model.config.vocab_size, (batch, context), device=where)

@@ -11,3 +11,4 @@ mod gated;
 mod int8;
 mod linear;
 mod sampling;
+mod skinny;
