@@ -234,7 +234,7 @@ def tokens(run):
 
 def churn(run):
     """Tokens of a long run of requests that come and go are those of eager steps."""
-    size = ["--max-num-seqs", "4", "--requests", "24", "--prompt-len", "40", "--max-tokens", "12"]
+    size = ["--max-num-seqs", "4", "--requests", "48", "--prompt-len", "40", "--max-tokens", "24"]
     size = size if run.dry else []
     command = gpu(run, "churn", "--model", run.models.take("small"), *size)
     run.case("churn", "graphs and overlap", command, 60)

@@ -162,6 +162,7 @@ def tokens(folder, batches):
 
 
 def served(model_dir, where):
+    """A model as transformers is measured with it, in bf16."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(

@@ -1,10 +1,32 @@
-// What becomes of a sum of a product of few rows, whichever kernel computed it.
+// What products of few rows have around them, whichever kernel computes them: RMSNorm of their
+// rows before, and what becomes of a sum.
 #pragma once
 
 #include "activation.cuh"
 
 // It is stored, added to what `out` holds, stored in f32; or, of gated units, gates another.
 enum Epilogue : uint32_t { STORE, ADD, STORE_F32, SILU, GELU };
+
+// Adds the squares of a piece's elements, one after the other.
+template <typename T> __device__ __forceinline__ void add_squares(float& squares, const Vector<T>& piece) {
+#pragma unroll
+    for (int e = 0; e < Vector<T>::LEN; ++e) {
+        const float value = to_float(piece.x[e]);
+        squares += value * value;
+    }
+}
+
+// A row's piece number `i`, times the row's scale and the norm's weights.
+template <typename T>
+__device__ __forceinline__ Vector<T> normed(Vector<T> piece, uint32_t i, float scale, const float* norm) {
+    const Vector<float>* weights = reinterpret_cast<const Vector<float>*>(norm + i * Vector<T>::LEN);
+#pragma unroll
+    for (int e = 0; e < Vector<T>::LEN; ++e) {
+        const float weight = weights[e / Vector<float>::LEN].x[e % Vector<float>::LEN];
+        piece.x[e] = from_float<T>(to_float(piece.x[e]) * scale * weight);
+    }
+    return piece;
+}
 
 // Writes the output `output` of `outputs` of a row; of gated units `gated` is what the sum gates,
 // and biases and sums of `outputs` more follow those of the gates.

@@ -60,11 +60,7 @@ __device__ __forceinline__ void stage_rows(const Gemv& p, Vector<T>* staged, uin
                 piece = x[m * pieces + i];
             }
             staged[place(m, i)] = piece;
-#pragma unroll
-            for (int e = 0; e < Piece::LEN; ++e) {
-                const float value = to_float(piece.x[e]);
-                squares[m] += value * value;
-            }
+            add_squares(squares[m], piece);
         }
     }
     if (p.norm != nullptr) {
@@ -86,15 +82,7 @@ __device__ __forceinline__ void stage_rows(const Gemv& p, Vector<T>* staged, uin
             const float scale = rsqrtf(sum / float(p.k) + p.eps);
             // A thread's own pieces, so nothing else has to be there yet.
             for (uint32_t i = threadIdx.x; i < pieces; i += blockDim.x) {
-                Piece piece = staged[place(m, i)];
-                const Vector<float>* weights =
-                    reinterpret_cast<const Vector<float>*>(p.norm + i * Piece::LEN);
-#pragma unroll
-                for (int e = 0; e < Piece::LEN; ++e) {
-                    const float weight = weights[e / Vector<float>::LEN].x[e % Vector<float>::LEN];
-                    piece.x[e] = from_float<T>(to_float(piece.x[e]) * scale * weight);
-                }
-                staged[place(m, i)] = piece;
+                staged[place(m, i)] = normed(staged[place(m, i)], i, scale, p.norm);
             }
         }
     }

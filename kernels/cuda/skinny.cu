@@ -74,12 +74,7 @@ template <typename T, int ROWS> struct Panel {
         if (p.norm != nullptr) {
             float squares = 0.0f;
             for (uint32_t i = from; i < pieces; i += STEP) {
-                const Piece piece = to[i];
-#pragma unroll
-                for (int e = 0; e < Piece::LEN; ++e) {
-                    const float value = to_float(piece.x[e]);
-                    squares += value * value;
-                }
+                add_squares(squares, to[i]);
             }
             SHARED(float, partial, SKINNY_WARPS);
             squares = warp_sum(squares);
@@ -94,14 +89,7 @@ template <typename T, int ROWS> struct Panel {
             }
             const float scale = rsqrtf(sum / float(p.k) + p.eps);
             for (uint32_t i = from; i < pieces; i += STEP) {
-                Piece piece = to[i];
-                const Vector<float>* weights = reinterpret_cast<const Vector<float>*>(p.norm + i * Piece::LEN);
-#pragma unroll
-                for (int e = 0; e < Piece::LEN; ++e) {
-                    const float weight = weights[e / Vector<float>::LEN].x[e % Vector<float>::LEN];
-                    piece.x[e] = from_float<T>(to_float(piece.x[e]) * scale * weight);
-                }
-                to[i] = piece;
+                to[i] = normed(to[i], i, scale, p.norm);
             }
         }
     }

@@ -7,9 +7,6 @@ mod compile;
 
 use std::{env, error::Error, fs, path::PathBuf};
 
-/// What programs of any kernels have in common.
-const PARTS: [&str; 3] = ["shim.cpp", "tensor_core.cpp", "main.cpp"];
-
 fn main() -> Result<(), Box<dyn Error>> {
     let here = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
     let cuda = here.join("../cuda");
@@ -25,7 +22,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     kernels.sort();
     let cxx = cc::Build::new().cpp(true).get_compiler();
     let compiler = compile::Compiler { path: cxx.path(), shim: &here };
-    let parts = PARTS.map(|name| here.join(name));
+    let parts = compile::PARTS.map(|name| here.join(name));
     let parts = compiler.objects(&here, &parts, &out)?;
     compiler.program(&cuda, &kernels, &parts, &program)?;
     println!("cargo::rustc-env=SCONCE_SHIM={}", program.display());

@@ -4,10 +4,13 @@
 use std::{path::PathBuf, sync::Arc};
 
 use anyhow::{Result, ensure};
-use sconce_kernels::cuda::{Cuda, Driver};
+use sconce_kernels::{
+    cuda::{Cuda, Driver},
+    ops::sampling::uniform,
+};
 use sconce_runner::ModelRunner;
-use sconce_scheduler::{Output, Request, Scheduler, SchedulerConfig, SchedulingPolicy};
-use sconce_types::{Executor as _, RequestId, SamplingParams, TokenId};
+use sconce_scheduler::{Output, Request, Scheduler, SchedulerConfig};
+use sconce_types::{RequestId, SamplingParams, TokenId};
 use serde_json::json;
 
 use crate::{
@@ -36,8 +39,8 @@ pub(crate) struct Args {
     max_tokens: u32,
 }
 
-/// Of requests that leave early one in so many.
-const LEAVE: u64 = 5;
+/// One in so many requests leaves early.
+const LEAVE: usize = 5;
 /// Blocks that there are, as a share of what full seats would need: too few.
 const BLOCKS: f64 = 0.4;
 
@@ -50,27 +53,22 @@ struct Wanted {
     leaves_after: Option<usize>,
 }
 
-/// Numbers that look random (Steele et al., "Fast splittable pseudorandom number generators").
-fn mixed(number: u64) -> u64 {
-    let mut x = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
+/// One of the numbers below `below` that look random: the `index`th of a sequence.
+fn draw(sequence: u64, index: usize, below: usize) -> usize {
+    (uniform(sequence, index as u32) * below as f64) as usize
 }
 
 impl Wanted {
     fn of(index: usize, args: &Args, vocab_size: usize) -> Self {
-        let draw = |what: u64, below: usize| {
-            (mixed((index as u64) << 8 | what) % below.max(1) as u64) as usize
-        };
-        let prompt_len = 1 + draw(0, args.prompt_len);
-        let max_tokens = 1 + draw(1, args.max_tokens as usize);
-        let token = |i: usize| draw(1000 + i as u64 * 0x1_0000, vocab_size) as TokenId;
-        let leaves = (draw(2, usize::MAX) as u64).is_multiple_of(LEAVE);
+        let own = 1 + index as u64;
+        let prompt_len = 1 + draw(own, 0, args.prompt_len);
+        let max_tokens = 1 + draw(own, 1, args.max_tokens as usize);
+        let leaves = draw(own, 2, LEAVE) == 0;
+        let token = |i: usize| draw(own, 4 + i, vocab_size) as TokenId;
         Self {
             prompt: (0..prompt_len).map(token).collect(),
             max_tokens: max_tokens as u32,
-            leaves_after: leaves.then(|| draw(3, max_tokens)),
+            leaves_after: leaves.then(|| draw(own, 3, max_tokens)),
         }
     }
 }
@@ -119,8 +117,8 @@ impl<D: Driver> Course<ModelRunner<Cuda<D>>> for Churn<'_> {
         let waiting = stats.waiting + stats.running;
         let comes = if !self.is_churning() || waiting == 0 {
             self.seats
-        } else if mixed(self.steps as u64).is_multiple_of(4) {
-            (mixed(self.steps as u64 + 1) % 4) as usize
+        } else if draw(0, 2 * self.steps, 4) == 0 {
+            draw(0, 2 * self.steps + 1, 4)
         } else {
             0
         };
@@ -159,17 +157,9 @@ pub(crate) fn run<D: Driver + 'static>(driver: D, args: &Args) -> Result<()> {
     // Products of any other kind depend on how many sequences a step has.
     let mut loaded = model::load(driver, &args.model, limits, Products::Deterministic)?;
     let few = ((longest * seats) as f64 / 16.0 * BLOCKS) as usize;
-    let config = SchedulerConfig {
-        max_num_seqs: seats,
-        max_num_batched_tokens: max_batched,
-        max_model_len: longest,
-        num_blocks: loaded.info.num_blocks.min(few.max(2 * longest.div_ceil(16))),
-        max_queued: args.requests,
-        groups: loaded.info.groups,
-        depth: loaded.runner.depth(),
-        prefix_cache: None,
-        policy: SchedulingPolicy::Fair,
-    };
+    let config = limits.scheduler(&loaded, args.requests);
+    let num_blocks = config.num_blocks.min(few.max(2 * longest.div_ceil(16)));
+    let config = SchedulerConfig { num_blocks, ..config };
     let vocab_size = loaded.info.vocab_size;
     let wanted: Vec<Wanted> =
         (0..args.requests).map(|index| Wanted::of(index, args, vocab_size)).collect();

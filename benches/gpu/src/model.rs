@@ -5,6 +5,8 @@ use std::path::Path;
 use anyhow::Result;
 use sconce_kernels::cuda::{Cuda, Driver};
 use sconce_runner::{LoadOptions, LoadedModel, ModelRunner};
+use sconce_scheduler::{SchedulerConfig, SchedulingPolicy};
+use sconce_types::Executor;
 
 /// For how much a model is loaded.
 #[derive(Clone, Copy)]
@@ -15,6 +17,27 @@ pub(crate) struct Limits {
     pub(crate) max_model_len: usize,
     /// Tokens of a step.
     pub(crate) max_batched: usize,
+}
+
+impl Limits {
+    /// A scheduler of all that a model was loaded for, for so many requests.
+    pub(crate) fn scheduler<E: Executor>(
+        self,
+        loaded: &LoadedModel<E>,
+        max_queued: usize,
+    ) -> SchedulerConfig {
+        SchedulerConfig {
+            max_num_seqs: self.max_num_seqs,
+            max_num_batched_tokens: self.max_batched,
+            max_model_len: self.max_model_len,
+            num_blocks: loaded.info.num_blocks,
+            max_queued,
+            groups: loaded.info.groups,
+            depth: loaded.runner.depth(),
+            prefix_cache: None,
+            policy: SchedulingPolicy::Fair,
+        }
+    }
 }
 
 /// How products are computed.

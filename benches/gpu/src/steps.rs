@@ -4,7 +4,6 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use sconce_kernels::cuda::Driver;
-use sconce_scheduler::{SchedulerConfig, SchedulingPolicy};
 use sconce_types::Executor as _;
 use serde_json::json;
 
@@ -62,17 +61,7 @@ pub(crate) fn run<D: Driver + 'static>(driver: D, args: &Args) -> Result<()> {
         "graph_seconds": loaded.info.load_times.graphs.as_secs_f64(),
     }));
     for &num_seqs in &args.batches {
-        let config = SchedulerConfig {
-            max_num_seqs: num_seqs,
-            max_num_batched_tokens: max_batched,
-            max_model_len: longest,
-            num_blocks: loaded.info.num_blocks,
-            max_queued: num_seqs,
-            groups: loaded.info.groups,
-            depth: loaded.runner.depth(),
-            prefix_cache: None,
-            policy: SchedulingPolicy::Fair,
-        };
+        let config = Limits { max_num_seqs: num_seqs, ..limits }.scheduler(&loaded, num_seqs);
         let vocab_size = loaded.info.vocab_size;
         let token = |s: usize, i: usize| ((s * 7_919 + i * 104_729) % vocab_size) as u32;
         let prompt = |s| (0..args.context).map(|i| token(s, i)).collect();

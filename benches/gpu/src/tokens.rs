@@ -4,7 +4,7 @@ use std::{collections::VecDeque, path::PathBuf, sync::Arc, time::Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use sconce_kernels::cuda::Driver;
-use sconce_scheduler::{Output, Request, Scheduler, SchedulerConfig, SchedulingPolicy};
+use sconce_scheduler::{Output, Request, Scheduler, SchedulerConfig};
 use sconce_types::{
     Executor, RequestId, SamplingParams, ScheduledBatch, StepResult, TokenId, TokenMasks,
 };
@@ -89,17 +89,7 @@ pub(crate) fn run<D: Driver + 'static>(driver: D, args: &Args) -> Result<()> {
     let max_batched = 2048.min(longest * args.max_num_seqs);
     let limits = Limits { max_num_seqs: args.max_num_seqs, max_model_len: longest, max_batched };
     let mut loaded = model::load(driver, &args.model, limits, Products::Fastest)?;
-    let config = SchedulerConfig {
-        max_num_seqs: args.max_num_seqs,
-        max_num_batched_tokens: max_batched,
-        max_model_len: longest,
-        num_blocks: loaded.info.num_blocks,
-        max_queued: prompts.len(),
-        groups: loaded.info.groups,
-        depth: loaded.runner.depth(),
-        prefix_cache: None,
-        policy: SchedulingPolicy::Fair,
-    };
+    let config = limits.scheduler(&loaded, prompts.len());
     let runner = &mut loaded.runner;
     let run = requests(runner, config, prompts, args.max_tokens, |_, _| Way::Overlap)?;
     for (index, tokens) in run.tokens.iter().enumerate() {

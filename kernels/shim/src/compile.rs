@@ -23,6 +23,9 @@ const FLAGS: &[&str] = &[
     "-fno-sanitize-recover=all",
 ];
 
+/// What programs of any kernels have in common.
+pub(crate) const PARTS: [&str; 3] = ["shim.cpp", TRUSTED, "main.cpp"];
+
 /// The file that reads none of a kernel's memory, and computes the most.
 const TRUSTED: &str = "tensor_core.cpp";
 

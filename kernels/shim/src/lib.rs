@@ -22,7 +22,7 @@ pub mod cases;
 mod compile;
 mod driver;
 
-use compile::Compiler;
+use compile::{Compiler, PARTS};
 
 pub use bench::Bench;
 pub use driver::{ShimDriver, ShimGraph};
@@ -39,7 +39,7 @@ pub fn compiler() -> &'static Path {
 /// The compiler failed; what it said is in the error.
 pub fn build(cuda: &Path, kernels: &[PathBuf], program: &Path) -> std::io::Result<()> {
     let built = Path::new(env!("SCONCE_SHIM_PARTS"));
-    let parts = ["shim.o", "tensor_core.o", "main.o"].map(|name| built.join(name));
+    let parts = PARTS.map(|name| built.join(name).with_extension("o"));
     let shim = Path::new(env!("CARGO_MANIFEST_DIR"));
     Compiler { path: compiler(), shim }.program(cuda, kernels, &parts, program)
 }

@@ -123,9 +123,10 @@ impl<D: Driver> Cuda<D> {
         operands: &Operands,
     ) -> Result<bool, KernelError> {
         let Some(epilogue) = epilogue(outcome, operands.out_dtype) else { return Ok(false) };
+        let end = (matches!(outcome, Outcome::Gate(_)), epilogue);
         match form {
-            ProductForm::FewRows(form) => self.by_gemv(form, (outcome, epilogue), operands),
-            ProductForm::Skinny => self.by_skinny((outcome, epilogue), operands),
+            ProductForm::FewRows(form) => self.by_gemv(form, end, operands),
+            ProductForm::Skinny => self.by_skinny(end, operands),
             ProductForm::Library | ProductForm::Fp8(..) | ProductForm::Proposed(_) => Ok(false),
         }
     }
@@ -148,11 +149,10 @@ impl<D: Driver> Cuda<D> {
     fn by_gemv(
         &mut self,
         form: GemvForm,
-        (outcome, epilogue): (Outcome, u32),
+        (is_gated, epilogue): (bool, u32),
         operands: &Operands,
     ) -> Result<bool, KernelError> {
         let &Operands { rows, n, k, .. } = operands;
-        let is_gated = matches!(outcome, Outcome::Gate(_));
         let kind = WeightKind::of(operands.scales);
         let Some(launch) = self.gemv_launch(form, is_gated, (rows, n, k), kind) else {
             return Ok(false);
@@ -203,11 +203,10 @@ impl<D: Driver> Cuda<D> {
 
     fn by_skinny(
         &mut self,
-        (outcome, epilogue): (Outcome, u32),
+        (is_gated, epilogue): (bool, u32),
         operands: &Operands,
     ) -> Result<bool, KernelError> {
         let &Operands { rows, n, k, .. } = operands;
-        let is_gated = matches!(outcome, Outcome::Gate(_));
         let kind = WeightKind::of(operands.scales);
         let ends = (is_gated, operands.norm.is_some());
         let Some(plan) = self.skinny_plan((rows, n, k), ends, kind) else { return Ok(false) };

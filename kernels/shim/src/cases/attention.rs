@@ -219,9 +219,12 @@ impl Case {
         }
         let columns = AttentionPlan::decode_columns(group);
         let of_groups = AttentionPlan::groups_shared_bytes(head_dim);
+        let threads_of_groups = AttentionPlan::GROUPS_THREADS;
         let (file, stem, threads, shared_bytes) = match self.form {
-            PromptForm::Boxes => ("prefill_groups", "prefill_bulk", 384, of_groups),
-            PromptForm::Groups => ("prefill_groups", "prefill_groups", 384, of_groups),
+            PromptForm::Boxes => ("prefill_groups", "prefill_bulk", threads_of_groups, of_groups),
+            PromptForm::Groups => {
+                ("prefill_groups", "prefill_groups", threads_of_groups, of_groups)
+            }
             PromptForm::Warps => {
                 let shared_bytes = AttentionPlan::prompt_shared_bytes(head_dim, size);
                 ("prefill_attention", "prefill_attention", 256, shared_bytes)
@@ -461,7 +464,7 @@ pub(super) fn groups_of_warps_attend_as_warps_do<D: Driver>(bench: &mut Bench<D>
         }
     };
     // More than a chunk, a block's rows and the ring hold; borders of pages, tiles and blocks.
-    let prompts: &[(usize, usize)] = &[(17, 17), (330, 33), (64, 40), (129, 129)];
+    let prompts: &[(usize, usize)] = &[(17, 17), (513, 33), (64, 40), (129, 129)];
     for element in Element::ACTIVATIONS {
         for (shape, num) in [((2, 4, 64), 4), ((1, 2, 128), 3), ((1, 3, 256), 2)] {
             compare(Case::new(element, shape, &prompts[..num]));
