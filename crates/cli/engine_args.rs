@@ -78,6 +78,10 @@ pub(crate) struct EngineArgs {
     /// Launch each kernel of a decode step by itself on a GPU: record no CUDA graphs
     #[arg(long)]
     enforce_eager: bool,
+    /// On a GPU have each decode read all of its context, also the first tokens that it has in
+    /// common with others in the prefix cache
+    #[arg(long)]
+    disable_cascade_attn: bool,
     /// Sequences of the decode steps that are recorded as CUDA graphs on a GPU, such as 1,2,4,8
     /// [default: 1,2,4,8 and every eighth up to --max-num-seqs, at most 256]
     #[arg(long, value_name = "SIZES", value_delimiter = ',')]
@@ -122,6 +126,7 @@ impl EngineArgs {
             kv_cache_memory_bytes: self.kv_cache_memory_bytes,
             gpu_memory_utilization: self.gpu_memory_utilization,
             enforce_eager: self.enforce_eager,
+            cascade_attn: !self.disable_cascade_attn,
             cuda_graph_sizes: self.cuda_graph_sizes.clone(),
             async_scheduling: self.async_scheduling || !self.no_async_scheduling,
             threads: self.threads,

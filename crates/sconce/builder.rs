@@ -59,6 +59,9 @@ impl Builder {
         gpu_memory_utilization: f64 => std::convert::identity,
         /// Whether no decode steps are recorded as CUDA graphs on a GPU.
         enforce_eager: bool => std::convert::identity,
+        /// Whether the first tokens that decodes have in common are read once for all of them,
+        /// where a GPU gains by it.
+        cascade_attn: bool => std::convert::identity,
         /// Whether a step is launched on a GPU before the one before it is read back.
         async_scheduling: bool => std::convert::identity,
         /// Whether no token's numbers may depend on what is computed beside it on a GPU.

@@ -75,6 +75,9 @@ pub struct Options {
     pub gpu_memory_utilization: f64,
     /// Whether no decode steps are recorded as CUDA graphs on a GPU.
     pub enforce_eager: bool,
+    /// Whether the first tokens that decodes have in common in the prefix cache are read once for
+    /// all of them, where a GPU gains by it.
+    pub cascade_attn: bool,
     /// The sequences of the decode steps that are recorded; if not given 1, 2, 4, 8 and every
     /// eighth up to `max_num_seqs`, at most 256.
     pub cuda_graph_sizes: Option<Vec<usize>>,
@@ -127,6 +130,7 @@ impl Options {
             kv_cache_memory_bytes: None,
             gpu_memory_utilization: 0.9,
             enforce_eager: false,
+            cascade_attn: true,
             cuda_graph_sizes: None,
             async_scheduling: true,
             threads: None,
@@ -360,6 +364,7 @@ impl Sconce {
             kv_cache_memory_bytes: options.kv_cache_memory_bytes,
             gpu_memory_utilization: options.gpu_memory_utilization,
             enforce_eager: options.enforce_eager,
+            cascade_attn: options.cascade_attn,
             cuda_graph_sizes: options.cuda_graph_sizes.clone(),
             async_scheduling: options.async_scheduling,
             threads: options.threads,

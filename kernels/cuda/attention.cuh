@@ -26,10 +26,11 @@ struct Work {
     // decode_attention only, from here on. The block's chunks.
     uint32_t first_chunk;
     uint32_t num_chunks;
-    // All chunks that the rows see.
-    uint32_t first_seen;
-    uint32_t num_seen;
-    // Blocks that share these chunks; 1: no partial results are written.
+    // Partial results that are added up to the rows': of the chunk `first_partial` and those before
+    // it, then of one chunk each.
+    uint32_t first_partial;
+    uint32_t num_partials;
+    // Blocks that leave partial results, of which the last adds up; 0: this one has all chunks.
     uint32_t num_blocks;
     // Where the rows' partials start, and their ticket; both for KV head 0.
     uint32_t partial;
@@ -49,7 +50,7 @@ struct PagedAttention {
     // wholly below what a sequence's first row sees refer to is not read.
     const uint32_t* block_tables;
     // [partials, head_dim + PARTIAL_HEAD], f32: maximum, sum, and after them outputs;
-    // for each KV head [chunks seen, rows].
+    // of a sequence, for each KV head [num_partials, rows].
     float* partials;
     // [tickets], zero before and after.
     uint32_t* tickets;
@@ -148,58 +149,6 @@ template <typename T, typename C, int D> struct Sequence {
                 p.block_tables + work.blocks, first, seen, end};
     }
 
-    // Brings rows [first_row, first_row + count) into shared memory, as tensor cores are
-    // to have them, those that do not exist as zeros; and what scores of each are
-    // multiplied with for that. A warp takes rows `first`, `first + step` and so on.
-    __device__ __forceinline__ void stage_queries(M* queries, int first, int step, int count) const {
-        constexpr int LEN = 8;
-        const int dim = lane_id() * LEN;
-        for (int r = first; r < count; r += step) {
-            const uint32_t row = work.first_row + r;
-            Vector<T> x = {};
-            if (row < num_rows && dim < D) {
-                x = *reinterpret_cast<const Vector<T>*>(query(row) + dim);
-            }
-            float factor = 1.0f;
-            uint32_t words[LEN / 2];
-            if constexpr (std::is_same_v<T, M>) {
-                memcpy(words, &x, sizeof(words));
-            } else {
-                // bf16 as f16: a power of two brings the row's largest to [1, 2), and
-                // what is not 2^-24 of that is 0.
-                float largest = 0.0f;
-#pragma unroll
-                for (int i = 0; i < LEN; ++i) {
-                    largest = fmaxf(largest, fabsf(to_float(x.x[i])));
-                }
-#pragma unroll
-                for (int offset = WARP / 2; offset > 0; offset /= 2) {
-                    largest = fmaxf(largest, __shfl_xor_sync(ALL_LANES, largest, offset));
-                }
-                const uint32_t exponent = __float_as_uint(largest) & 0x7f800000u;
-                factor = exponent == 0 ? 1.0f : __uint_as_float(exponent);
-                const float inverse = 1.0f / factor;
-#pragma unroll
-                for (int i = 0; i < LEN / 2; ++i) {
-                    words[i] = pack<M>(to_float(x.x[2 * i]) * inverse, to_float(x.x[2 * i + 1]) * inverse);
-                }
-            }
-            if (dim < D) {
-                uint32_t* to = reinterpret_cast<uint32_t*>(queries + r * Q_STRIDE);
-#pragma unroll
-                for (int i = 0; i < LEN / 2; ++i) {
-                    // See `widen` in keys: a lane's dimensions 4j to 4j + 3 of 16 are those
-                    // that tensor cores call 2j, 2j + 1, 2j + 8 and 2j + 9.
-                    const int word = dim / 2 + i;
-                    to[sizeof(C) == 1 ? word / 8 * 8 + word % 2 * 4 + word % 8 / 2 : word] = words[i];
-                }
-            }
-            if (lane_id() == 0) {
-                *reinterpret_cast<float*>(queries + r * Q_STRIDE + D) = factor;
-            }
-        }
-    }
-
     // What the scores of a row that was staged at `query` are multiplied with to be powers
     // of two, or with a cap, to be the tangent's argument.
     __device__ __forceinline__ float scale(const M* query) const {
@@ -213,7 +162,11 @@ template <typename T, typename C, int D> struct Sequence {
     }
 
     __device__ __forceinline__ const T* query(uint32_t row) const {
-        const size_t token = work.first_query + row / p.group;
+        return query_in(work.first_query + row / p.group, row);
+    }
+
+    // What a row of the batch has for a packed row's head.
+    __device__ __forceinline__ const T* query_in(size_t token, uint32_t row) const {
         const size_t head = size_t(kv_head) * p.group + row % p.group;
         return static_cast<const T*>(p.q) + token * p.q_stride + head * D;
     }
@@ -237,3 +190,58 @@ template <typename T, typename C, int D> struct Sequence {
         }
     }
 };
+
+// Brings `count` rows of a Sequence, or of what has its rows elsewhere, into shared memory, as tensor
+// cores are to have them, those that do not exist as zeros; and what scores of each are multiplied
+// with for that. A warp takes rows `first`, `first + step` and so on.
+template <typename T, typename C, int D, typename S>
+__device__ __forceinline__ void stage_queries(const S& sequence, Multiplied<T, C>* queries, int first, int step,
+                                              int count) {
+    using M = Multiplied<T, C>;
+    constexpr int LEN = 8;
+    const int dim = lane_id() * LEN;
+    for (int r = first; r < count; r += step) {
+        const uint32_t row = sequence.work.first_row + r;
+        Vector<T> x = {};
+        if (row < sequence.num_rows && dim < D) {
+            x = *reinterpret_cast<const Vector<T>*>(sequence.query(row) + dim);
+        }
+        float factor = 1.0f;
+        uint32_t words[LEN / 2];
+        if constexpr (std::is_same_v<T, M>) {
+            memcpy(words, &x, sizeof(words));
+        } else {
+            // bf16 as f16: a power of two brings the row's largest to [1, 2), and
+            // what is not 2^-24 of that is 0.
+            float largest = 0.0f;
+#pragma unroll
+            for (int i = 0; i < LEN; ++i) {
+                largest = fmaxf(largest, fabsf(to_float(x.x[i])));
+            }
+#pragma unroll
+            for (int offset = WARP / 2; offset > 0; offset /= 2) {
+                largest = fmaxf(largest, __shfl_xor_sync(ALL_LANES, largest, offset));
+            }
+            const uint32_t exponent = __float_as_uint(largest) & 0x7f800000u;
+            factor = exponent == 0 ? 1.0f : __uint_as_float(exponent);
+            const float inverse = 1.0f / factor;
+#pragma unroll
+            for (int i = 0; i < LEN / 2; ++i) {
+                words[i] = pack<M>(to_float(x.x[2 * i]) * inverse, to_float(x.x[2 * i + 1]) * inverse);
+            }
+        }
+        if (dim < D) {
+            uint32_t* to = reinterpret_cast<uint32_t*>(queries + r * S::Q_STRIDE);
+#pragma unroll
+            for (int i = 0; i < LEN / 2; ++i) {
+                // See `widen` in keys: a lane's dimensions 4j to 4j + 3 of 16 are those
+                // that tensor cores call 2j, 2j + 1, 2j + 8 and 2j + 9.
+                const int word = dim / 2 + i;
+                to[sizeof(C) == 1 ? word / 8 * 8 + word % 2 * 4 + word % 8 / 2 : word] = words[i];
+            }
+        }
+        if (lane_id() == 0) {
+            *reinterpret_cast<float*>(queries + r * S::Q_STRIDE + D) = factor;
+        }
+    }
+}

@@ -252,7 +252,7 @@ template <typename T, typename C, int D, int N> struct Decode {
     // Where the block's rows' partials of a chunk start.
     __device__ __forceinline__ float* partials(uint32_t chunk) const {
         const Work& work = sequence.work;
-        const size_t of_head = size_t(sequence.kv_head) * work.num_seen + (chunk - work.first_seen);
+        const size_t of_head = size_t(sequence.kv_head) * work.num_partials + (chunk - work.first_partial);
         return sequence.p.partials + (work.partial + of_head * count) * (D + PARTIAL_HEAD);
     }
 
@@ -305,15 +305,15 @@ template <typename T, typename C, int D, int N> struct Decode {
         sequence.store_rows(rows, warp_id(), DECODE_WARPS, int(count));
     }
 
-    // Adds up the partials of all chunks and writes the rows; what each chunk weighs is
-    // found for many at once.
+    // Adds up the partials of all chunks, those of a shared prefix among them, and writes the
+    // rows; what each chunk weighs is found for many at once.
     __device__ __forceinline__ void merge_partials() const {
         const Work& work = sequence.work;
         constexpr int LEN = 4;
         constexpr int HELD = (Shared::ROWS * D / LEN + DECODE_THREADS - 1) / DECODE_THREADS;
         // [rows, MERGED_AT_ONCE]: of what is there, of the chunk, and the chunk's sum.
         Vector<float>* weights = reinterpret_cast<Vector<float>*>(shared);
-        const float* all = partials(work.first_seen);
+        const float* all = partials(work.first_partial);
         float out[HELD][LEN];
         float sum[HELD];
 #pragma unroll
@@ -329,8 +329,8 @@ template <typename T, typename C, int D, int N> struct Decode {
         for (int r = 0; r < Shared::ROWS / DECODE_WARPS; ++r) {
             maximum[r] = NEGATIVE_INFINITY;
         }
-        for (uint32_t first = 0; first < work.num_seen; first += MERGED_AT_ONCE) {
-            const uint32_t num = min(work.num_seen - first, uint32_t(MERGED_AT_ONCE));
+        for (uint32_t first = 0; first < work.num_partials; first += MERGED_AT_ONCE) {
+            const uint32_t num = min(work.num_partials - first, uint32_t(MERGED_AT_ONCE));
             // Those of the chunks before have been read.
             __syncthreads();
 #pragma unroll
@@ -430,7 +430,7 @@ template <typename T, typename C, int D, int N> struct Decode {
         auto ring = sequence.template ring<DECODE_WARPS, Shared::SLOTS>(reinterpret_cast<C*>(shared),
                                                                         first, end);
         ring.start();
-        sequence.stage_queries(queries(), warp_id(), DECODE_WARPS, Shared::ROWS);
+        stage_queries<T, C, D>(sequence, queries(), warp_id(), DECODE_WARPS, Shared::ROWS);
         __syncthreads();
         uint32_t q[TILES][N][2];
         float scale[N][2];
@@ -534,7 +534,7 @@ template <typename T, typename C, int D, int N> struct Decode {
             const C* values = ring.take();
             accumulate_values(chunk, values);
             if ((token + TILE) % CHUNK == 0 || token + TILE >= end) {
-                if (work.num_blocks == 1) {
+                if (work.num_blocks == 0) {
                     merge(all, chunk);
                 } else {
                     store_partial(chunk, token / CHUNK);
@@ -545,7 +545,7 @@ template <typename T, typename C, int D, int N> struct Decode {
         copy_async_wait<0>();
         // Not before: blocks of what comes next would be between those of this kernel.
         let_next_start();
-        if (work.num_blocks == 1) {
+        if (work.num_blocks == 0) {
             __syncthreads();
             store(all);
         } else if (is_last()) {

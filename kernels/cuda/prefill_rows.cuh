@@ -167,6 +167,11 @@ __device__ __forceinline__ void add_weights(Partial<OUT>& chunk, const uint32_t 
     chunk.sum[1] = sum[2];
 }
 
+// Two floats, stored at once.
+struct alignas(8) Pair {
+    float x[2];
+};
+
 template <int OUT>
 __device__ __forceinline__ void merge_chunk(Partial<OUT>& all, const Partial<OUT>& chunk) {
 #pragma unroll
@@ -181,6 +186,30 @@ __device__ __forceinline__ void merge_chunk(Partial<OUT>& all, const Partial<OUT
                 float& out = all.out[n][2 * r + e];
                 out = merged(weights, out, chunk.out[n][2 * r + e]);
             }
+        }
+    }
+}
+
+// Writes a lane's share of one of its two rows: `out` is where the partial's dimensions go, `head`
+// where maximum and sum do, if they are to be written.
+template <typename C, int OUT>
+__device__ __forceinline__ void store_row(const Partial<OUT>& partial, int r, bool has_head, float* head, float* out) {
+    const int j = lane_id() % 4;
+    if (has_head && j == 0) {
+        head[0] = partial.maximum[r];
+        head[1] = partial.sum[r];
+    }
+#pragma unroll
+    for (int n = 0; n < OUT / 16; ++n) {
+        const float(&low)[4] = partial.out[2 * n];
+        const float(&high)[4] = partial.out[2 * n + 1];
+        // Of e4m3 one tile of 8 columns has the even dimensions of 16, the other the odd ones.
+        if constexpr (sizeof(C) == 1) {
+            *reinterpret_cast<Vector<float>*>(out + n * 16 + 4 * j) = {
+                {low[2 * r], high[2 * r], low[2 * r + 1], high[2 * r + 1]}};
+        } else {
+            *reinterpret_cast<Pair*>(out + n * 16 + 2 * j) = {{low[2 * r], low[2 * r + 1]}};
+            *reinterpret_cast<Pair*>(out + n * 16 + 8 + 2 * j) = {{high[2 * r], high[2 * r + 1]}};
         }
     }
 }

@@ -59,6 +59,14 @@ pub trait Device: Send {
         Ok(())
     }
 
+    /// How many tokens of context fewer must be read in a step, over all sequences that have a
+    /// prefix in common, for it to pay that they share it ([`StepPlan::share_prefix`]), in layers
+    /// that attend in this way over a cache of that dtype. `None`: it never does.
+    fn least_shared(&self, attention: &AttentionKind, cache: CacheDtype) -> Option<usize> {
+        let _ = (attention, cache);
+        None
+    }
+
     /// Free and total bytes of the device's memory; `None` where it is the machine's.
     ///
     /// # Errors

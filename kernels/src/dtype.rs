@@ -27,7 +27,7 @@ impl Dtype {
 }
 
 /// What K and V are stored as.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CacheDtype {
     /// As [`Dtype::F32`].
     F32,

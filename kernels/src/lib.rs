@@ -35,7 +35,7 @@ pub use ops::{
     Activation, Ops, Routing,
     encoder::{EncoderBackend, EncoderOps, TableRow},
 };
-pub use plan::{StepLimits, StepPlan, TableEdit};
+pub use plan::{SharedPrefix, StepLimits, StepPlan, TableEdit};
 pub use ranges::{Range, range};
 pub use sampler::Sampler;
 

@@ -1,5 +1,7 @@
 //! All that varies from step to step, as the device is told of it.
 
+use std::ops::Range;
+
 use crate::{BLOCK_SIZE, KernelError, KvLayout};
 
 /// What a device has room for; everything is sized from it.
@@ -34,6 +36,22 @@ pub struct TableEdit {
     pub block: u32,
 }
 
+/// First tokens that several sequences of a step have in common, in the same blocks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SharedPrefix {
+    /// The cache group in whose blocks they are.
+    pub group: u32,
+    /// How many, a multiple of [`Self::UNIT`].
+    pub num_tokens: u32,
+    /// Which of [`StepPlan::sharers`] they are the prefix of.
+    pub sharers: Range<usize>,
+}
+
+impl SharedPrefix {
+    /// Tokens that attention computes a partial result of.
+    pub const UNIT: usize = 256;
+}
+
 /// The input of a forward pass: tokens of several sequences laid end to end, with what
 /// attention needs to tell them apart. Sequence `s` owns rows
 /// `cu_seqlens_q[s] .. cu_seqlens_q[s + 1]`; they are its last tokens, so row `r` of it
@@ -65,6 +83,12 @@ pub struct StepPlan {
     /// The rows that get logits, in any order, a row more than once if need be; at most as
     /// many as the limits' rows and sequences together.
     pub logit_rows: Vec<u32>,
+    /// Prefixes that a device may read once for all who share them
+    /// ([`crate::Device::least_shared`]), which changes no result.
+    pub prefixes: Vec<SharedPrefix>,
+    /// Sequences of one row each that share a prefix, in ascending order, prefix by prefix; each
+    /// sequence in one prefix of a group at most.
+    pub sharers: Vec<u32>,
     /// Of a step that is recorded or replayed ([`crate::Device::capture`]): the rows that are
     /// computed, at least as many as there are. What is beyond them is padding: token 0 at
     /// position 0, which is written nowhere, and sees nothing.
@@ -87,6 +111,8 @@ impl StepPlan {
             slots: Vec::new(),
             table_edits: Vec::new(),
             logit_rows: Vec::new(),
+            prefixes: Vec::new(),
+            sharers: Vec::new(),
             bucket: None,
         }
     }
@@ -102,10 +128,13 @@ impl StepPlan {
             slots,
             table_edits,
             logit_rows,
+            prefixes,
+            sharers,
             bucket,
         } = self;
         *bucket = None;
-        for list in [token_ids, positions, context_lens, slots, logit_rows] {
+        prefixes.clear();
+        for list in [token_ids, positions, context_lens, slots, logit_rows, sharers] {
             list.clear();
         }
         kv_slots.iter_mut().for_each(Vec::clear);
@@ -139,7 +168,7 @@ impl StepPlan {
 
     /// The rows of sequence `s`.
     #[must_use]
-    pub fn rows(&self, s: usize) -> std::ops::Range<usize> {
+    pub fn rows(&self, s: usize) -> Range<usize> {
         self.cu_seqlens_q[s] as usize..self.cu_seqlens_q[s + 1] as usize
     }
 
@@ -198,6 +227,28 @@ impl StepPlan {
         self.table_edits.extend(edits);
     }
 
+    /// Notes that these sequences, in ascending order, have their first `num_tokens` tokens in the
+    /// same blocks of a group.
+    pub fn share_prefix(&mut self, group: u32, num_tokens: usize, sequences: &[u32]) {
+        let first = self.sharers.len();
+        self.sharers.extend_from_slice(sequences);
+        self.prefixes.push(SharedPrefix {
+            group,
+            num_tokens: below_2_32(num_tokens),
+            sharers: first..self.sharers.len(),
+        });
+    }
+
+    /// Tokens of context that sequences have in common with another and need not read again, where
+    /// a device reads prefixes once.
+    #[must_use]
+    pub fn num_shared_tokens(&self) -> usize {
+        let of_prefix = |prefix: &SharedPrefix| {
+            prefix.num_tokens as usize * prefix.sharers.len().saturating_sub(1)
+        };
+        self.prefixes.iter().map(of_prefix).sum()
+    }
+
     /// Takes over another plan's contents, in this one's memory.
     pub(crate) fn copy_from(&mut self, other: &Self) {
         let Self {
@@ -209,6 +260,8 @@ impl StepPlan {
             slots,
             table_edits,
             logit_rows,
+            prefixes,
+            sharers,
             bucket,
         } = self;
         *bucket = other.bucket;
@@ -220,6 +273,49 @@ impl StepPlan {
         slots.clone_from(&other.slots);
         table_edits.clone_from(&other.table_edits);
         logit_rows.clone_from(&other.logit_rows);
+        prefixes.clone_from(&other.prefixes);
+        sharers.clone_from(&other.sharers);
+    }
+
+    /// Checks that prefixes are of whole units of sequences that have one row and see them all.
+    fn check_prefixes(&self, layout: &KvLayout) -> Result<(), KernelError> {
+        let wrong = |got: String| KernelError::Shape {
+            op: "stage",
+            what: "a shared prefix",
+            got,
+            expected: "whole chunks, before the one row of each of its sequences".to_owned(),
+        };
+        for (index, prefix) in self.prefixes.iter().enumerate() {
+            let SharedPrefix { group, num_tokens, ref sharers } = *prefix;
+            let Some(sequences) = self.sharers.get(sharers.clone()) else {
+                return Err(wrong(format!("sharers {sharers:?} of {}", self.sharers.len())));
+            };
+            let others = self.prefixes[..index].iter().filter(|other| other.group == group);
+            let is_new = |sequence: &u32| {
+                let is_other = |other: &SharedPrefix| {
+                    self.sharers[other.sharers.clone()].binary_search(sequence).is_ok()
+                };
+                !others.clone().any(is_other)
+            };
+            let fits = |&sequence: &u32| {
+                let s = sequence as usize;
+                s < self.num_seqs() && self.rows(s).len() == 1 && num_tokens < self.context_lens[s]
+            };
+            let is_whole =
+                num_tokens > 0 && (num_tokens as usize).is_multiple_of(SharedPrefix::UNIT);
+            if !is_whole
+                || (group as usize) >= layout.num_groups
+                || sequences.is_empty()
+                || !sequences.is_sorted_by(|a, b| a < b)
+                || !sequences.iter().all(|sequence| fits(sequence) && is_new(sequence))
+            {
+                return Err(wrong(format!("{num_tokens} tokens of sequences {sequences:?}")));
+            }
+        }
+        if self.bucket.is_some() && !self.prefixes.is_empty() {
+            return Err(wrong("one in a step with a bucket".to_owned()));
+        }
+        Ok(())
     }
 
     /// Checks that the lists fit each other, the limits and the cache, and tells what
@@ -304,6 +400,7 @@ impl StepPlan {
         for kv_slots in &self.kv_slots {
             below("a row's place in the cache", largest(kv_slots), layout.num_blocks * BLOCK_SIZE)?;
         }
+        self.check_prefixes(layout)?;
         let largest_of = |field: fn(&TableEdit) -> u32| self.table_edits.iter().map(field).max();
         below("an edit's group", largest_of(|edit| edit.group), layout.num_groups)?;
         below("an edit's slot", largest_of(|edit| edit.slot), limits.max_num_seqs)?;

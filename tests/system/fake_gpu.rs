@@ -8,6 +8,7 @@ mod graphs;
 mod models;
 mod overlap;
 mod planted;
+mod prefixes;
 #[cfg(feature = "nvtx")]
 mod ranges;
 mod serving;

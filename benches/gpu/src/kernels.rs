@@ -32,6 +32,8 @@ struct Sizes {
     decode_contexts: &'static [usize],
     /// Batch and context with an e4m3 cache.
     decode_fp8: &'static [(usize, usize)],
+    /// Batch, context, and how many of its tokens all have in common.
+    decode_shared: &'static [(usize, usize, usize)],
     /// Tokens that are computed, those before them in the cache, and the group.
     prefills: &'static [(usize, usize, usize)],
     /// The same that are measured by every form too.
@@ -49,6 +51,7 @@ const FULL: Sizes = Sizes {
     decode_batches: &[1, 8, 32, 128],
     decode_contexts: &[1024, 4096],
     decode_fp8: &[(32, 4096), (128, 1024)],
+    decode_shared: &[(128, 4096, 3840), (128, 1024, 768), (32, 8192, 7936), (8, 8192, 7936)],
     prefills: &[(1024, 0, 4), (8192, 0, 4), (8192, 0, 8), (512, 7680, 4), (64, 32_704, 4)],
     prefills_by_form: &[(1024, 0, 4), (8192, 0, 4)],
     sample_rows: &[1, 32, 256],
@@ -64,6 +67,7 @@ const DRY: Sizes = Sizes {
     decode_batches: &[2],
     decode_contexts: &[40],
     decode_fp8: &[(2, 40)],
+    decode_shared: &[(4, 270, 256)],
     prefills: &[(24, 0, 4), (5, 19, 8)],
     prefills_by_form: &[(24, 0, 4)],
     sample_rows: &[1, 2],
@@ -94,7 +98,8 @@ pub(crate) fn run<D: Driver>(driver: D, only: Option<Group>, dry_run: bool) -> R
     let sizes = if dry_run { DRY } else { FULL };
     let batches = sizes.decode_batches.iter().chain(sizes.gemm_rows).chain(sizes.sample_rows);
     let most = batches.copied().max().unwrap_or(1);
-    let context = sizes.decode_contexts.iter().copied().max().unwrap_or(1);
+    let shared = sizes.decode_shared.iter().map(|&(_, context, _)| context);
+    let context = sizes.decode_contexts.iter().copied().chain(shared).max().unwrap_or(1);
     let prefills = sizes.prefills.iter().map(|(new, cached, _)| new + cached);
     let longest = prefills.fold(context, usize::max).next_multiple_of(16);
     let limits = StepLimits {
@@ -129,6 +134,9 @@ pub(crate) fn run<D: Driver>(driver: D, only: Option<Group>, dry_run: bool) -> R
                     }
                     for &shape in sizes.decode_fp8 {
                         decode(&mut cuda, group, shape, CacheDtype::Fp8E4m3, dry_run)?;
+                    }
+                    for &shape in sizes.decode_shared {
+                        decode_shared(&mut cuda, group, shape, dry_run)?;
                     }
                 }
             }
@@ -386,6 +394,50 @@ fn decode<D: Driver>(
     let fp8 = if dtype == CacheDtype::Fp8E4m3 { ", fp8 cache" } else { "" };
     let name = format!("decode attention, {num_seqs} x {context}, GQA {group}{fp8}");
     result(&name, time, bytes, 0.0);
+    Ok(())
+}
+
+/// Decodes with their first tokens in common, read by each of them and once for all.
+fn decode_shared<D: Driver>(
+    cuda: &mut Cuda<D>,
+    group: usize,
+    (num_seqs, context, shared): (usize, usize, usize),
+    dry_run: bool,
+) -> Result<()> {
+    let params = attention_params(group);
+    let limits = limits_of(num_seqs, context.next_multiple_of(BLOCK_SIZE));
+    let of_shared = shared / BLOCK_SIZE;
+    let of_own = limits.blocks_per_seq() - of_shared;
+    let layout = layout(&params, 1, of_shared + num_seqs * of_own);
+    let mut cache = filled_cache(cuda, &params, &layout, &limits)?;
+    let cols = (params.num_heads + 2 * params.num_kv_heads) * params.head_dim;
+    let qkv = activations(cuda, 90, num_seqs, cols)?;
+    let mut out = cuda.buffer(num_seqs, params.num_heads * params.head_dim)?;
+    let mut plan = StepPlan::new(1);
+    for s in 0..num_seqs {
+        let own = of_shared + s * of_own..of_shared + (s + 1) * of_own;
+        let blocks: Vec<u32> = (0..of_shared).chain(own).map(|block| block as u32).collect();
+        plan.edit_table(0, s as u32, 0, &blocks);
+        plan.push(s as u32, &[0], context - 1, &[&blocks]);
+    }
+    // Each token once.
+    let tokens = shared + num_seqs * (context - shared);
+    let bytes = tokens * 2 * params.num_kv_heads * params.head_dim * CacheDtype::Bf16.size();
+    for together in [false, true] {
+        if together {
+            let all: Vec<u32> = (0..num_seqs as u32).collect();
+            plan.share_prefix(0, shared, &all);
+        }
+        let step = staged(cuda, &params, &limits, &plan, &mut cache)?;
+        let time = seconds(cuda, dry_run, |cuda, _| {
+            cuda.paged_attention(&step, &params, 0, &qkv, &cache, &mut out)
+        })?;
+        let by = if together { "once for all" } else { "by each" };
+        let name = format!(
+            "shared decode attention, {num_seqs} x {context}, GQA {group}: {shared} read {by}"
+        );
+        result(&name, time, bytes, 0.0);
+    }
     Ok(())
 }
 

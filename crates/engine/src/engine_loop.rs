@@ -234,6 +234,7 @@ impl<E: Executor> EngineLoop<E> {
         self.scheduler.commit(&step.batch, &mut self.result, &mut self.outputs);
         self.note_released(&step.batch, step_ended);
         self.observe_iteration(&step.batch);
+        self.metrics.shared_prefix_tokens.inc_by(self.result.num_shared_tokens as u64);
         self.note_tokens(&step.batch);
         // The device first: its next step waits for the masks that these tokens lead to.
         if let Err(error) = self.sample_newest() {

@@ -107,6 +107,8 @@ pub struct Metrics {
     pub not_ready_expired: IntCounterVec,
     /// Device time that no request is billed: of rows whose requests had ended meanwhile.
     pub discarded_device_seconds: Counter,
+    /// Tokens of context that decodes had in common with another, and did not read again.
+    pub shared_prefix_tokens: IntCounter,
     /// Joules that no request is billed: used while no step ran, or unread.
     pub idle_energy_joules: Counter,
     /// Whether the ledger cannot be written at the moment.
@@ -351,6 +353,10 @@ impl Metrics {
                 "sconce:step_overhead_seconds",
                 "Time of an engine step outside the executor.",
                 STEP_BUCKETS,
+            ),
+            shared_prefix_tokens: r.counter(
+                "sconce:shared_prefix_tokens_total",
+                "Tokens of context that decodes had in common with another, and did not read again.",
             ),
             trace_spans_exported: r.counter(
                 "sconce:trace_spans_exported_total",

@@ -109,7 +109,7 @@ impl<B: Backend> Forward<B> {
 
     /// Stages a step, computes it and writes its keys and values into the cache; the hidden
     /// states of its rows, good until the next step. A decode step is replayed if one of its
-    /// bucket was recorded.
+    /// bucket was recorded, unless sequences share a prefix: recorded ones share none.
     ///
     /// # Errors
     /// The backend failed, or the plan does not fit the limits or the cache.
@@ -121,7 +121,7 @@ impl<B: Backend> Forward<B> {
         let Self {
             graphs, backend, model, step, workspace, rows, replayed, replays, staged, ..
         } = self;
-        let recorded = graphs.of(plan).filter(|_| *replays);
+        let recorded = graphs.of(plan).filter(|_| *replays && plan.prefixes.is_empty());
         plan.bucket = recorded.map(|recorded| recorded.rows);
         *rows = plan.num_tokens();
         *replayed = recorded.map(|recorded| recorded.logits);

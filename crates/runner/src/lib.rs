@@ -15,6 +15,7 @@ mod memory;
 mod model_runner;
 mod options;
 mod out_of_memory;
+mod prefixes;
 mod slot;
 
 pub use encoder::EncoderRunner;

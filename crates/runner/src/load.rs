@@ -21,6 +21,7 @@ use crate::{
     kv_plan::KvPlan,
     memory,
     out_of_memory::{self, Stage},
+    prefixes::Prefixes,
 };
 
 /// Kernels and the scheduler count the same blocks.
@@ -351,8 +352,9 @@ pub fn load_on<B: Backend + 'static>(
             kv.num_padded + spec.cache_layers.len()
         );
     }
+    let prefixes = Prefixes::new(shared_groups(&forward.backend, options, &kv));
     Ok(LoadedModel {
-        runner: ModelRunner::new(forward, cache, max_num_seqs, kv.groups, depth),
+        runner: ModelRunner::new(forward, cache, max_num_seqs, kv.groups, depth, prefixes),
         meter: None,
         info: ModelInfo {
             device,
@@ -374,6 +376,17 @@ pub fn load_on<B: Backend + 'static>(
             form_faults,
         },
     })
+}
+
+/// The cache groups in which it may pay that sequences share prefixes, and from how many tokens
+/// on.
+fn shared_groups<B: Backend>(backend: &B, options: &LoadOptions, kv: &KvPlan) -> Vec<(u32, usize)> {
+    let groups = (0..).take(kv.groups.len()).filter(|_| options.cascade_attn);
+    let least = |group: u32| {
+        let kinds = kv.attention.iter().filter(|kind| kind.group == group as usize);
+        kinds.filter_map(|kind| backend.least_shared(kind, kv.layout.dtype)).max()
+    };
+    groups.filter_map(|group| Some((group, least(group)?))).collect()
 }
 
 /// Records decode steps, unless that is not wanted, or the device records nothing; tells how

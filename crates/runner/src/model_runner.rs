@@ -13,7 +13,7 @@ use sconce_types::{
     ScheduledBatch, Slot, StepResult, TokenId, TokenLogprobs, TokenMask, TokenMasks,
 };
 
-use crate::{forward::Forward, slot::SlotState};
+use crate::{forward::Forward, prefixes::Prefixes, slot::SlotState};
 
 /// The executor for real models: weights, KV cache and workspace of one model
 /// on one backend. Everything is allocated before it is ready.
@@ -25,6 +25,7 @@ pub struct ModelRunner<B: Backend> {
     groups: CacheGroups,
     slots: Vec<Option<SlotState>>,
     plan: StepPlan,
+    prefixes: Prefixes,
     /// The hidden states of the step, until they are sampled from.
     hidden: Option<Buf>,
     /// The prompt tokens whose log-probabilities are asked for, in the order of the plan's
@@ -60,9 +61,11 @@ impl<B: Backend> ModelRunner<B> {
         max_num_seqs: usize,
         groups: CacheGroups,
         depth: usize,
+        prefixes: Prefixes,
     ) -> Self {
         Self {
             depth,
+            prefixes,
             flight: VecDeque::with_capacity(depth),
             spare: Vec::new(),
             num_ended: 0,
@@ -120,6 +123,7 @@ impl<B: Backend> ModelRunner<B> {
         for admitted in &batch.admitted {
             let slot = SlotState::new(admitted, self.groups.len());
             self.slots[admitted.slot.index()] = Some(slot);
+            self.prefixes.forget();
         }
         self.prepare(batch);
         let mut step = self.spare.pop().unwrap_or_default();
@@ -130,6 +134,7 @@ impl<B: Backend> ModelRunner<B> {
         step.sampled.clear();
         let hidden = self.forward.hidden(&mut self.plan, &mut self.cache)?;
         step.result.staged = self.forward.staged;
+        step.result.num_shared_tokens = self.plan.num_shared_tokens();
         self.score_prompts(&hidden, &mut step.result)?;
         self.hidden = Some(hidden);
         self.flight.push_back(step);
@@ -139,12 +144,14 @@ impl<B: Backend> ModelRunner<B> {
     /// Fills the plan from the scheduled batch: its rows, and those that get logits, first
     /// of prompts, then of what is sampled.
     fn prepare(&mut self, batch: &ScheduledBatch) {
-        let Self { plan, slots, targets, depth, .. } = self;
+        let Self { plan, prefixes, slots, targets, depth, .. } = self;
         plan.clear();
         targets.clear();
         for edit in &batch.table_edits {
             let slot = slots[edit.slot.index()].as_mut();
-            slot.expect("a table belongs to an admitted sequence").edit_table(edit);
+            if slot.expect("a table belongs to an admitted sequence").edit_table(edit) {
+                prefixes.forget();
+            }
             plan.table_edits.push(TableEdit {
                 group: edit.group,
                 slot: edit.slot.0,
@@ -170,6 +177,7 @@ impl<B: Backend> ModelRunner<B> {
                 }
             }
         }
+        prefixes.note(plan, |group, of| &slot(slots, Slot(of)).tables()[group as usize]);
         for (s, sequence) in batch.sequences.iter().enumerate() {
             let slot = slot(slots, sequence.slot);
             for (i, row) in plan.rows(s).enumerate() {

@@ -55,6 +55,9 @@ pub struct LoadOptions {
     pub gpu_memory_utilization: f64,
     /// Whether no steps are recorded as CUDA graphs on a GPU.
     pub enforce_eager: bool,
+    /// Whether the first tokens that decodes have in common in the prefix cache are read once for
+    /// all of them, where a GPU gains by it.
+    pub cascade_attn: bool,
     /// The sequences of the decode steps that are recorded; if not given 1, 2, 4, 8 and every
     /// eighth up to `max_num_seqs`, at most 256. A step of fewer is padded to the next.
     pub cuda_graph_sizes: Option<Vec<usize>>,
@@ -89,6 +92,7 @@ impl LoadOptions {
             kv_cache_memory_bytes: None,
             gpu_memory_utilization: 0.9,
             enforce_eager: false,
+            cascade_attn: true,
             cuda_graph_sizes: None,
             async_scheduling: true,
             threads: None,

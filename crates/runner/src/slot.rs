@@ -54,13 +54,15 @@ impl SlotState {
         slot
     }
 
-    /// Takes a new entry of its block table.
-    pub(crate) fn edit_table(&mut self, edit: &TableEdit) {
+    /// Takes a new entry of its block table; whether there was another.
+    pub(crate) fn edit_table(&mut self, edit: &TableEdit) -> bool {
         let (table, index) = (&mut self.tables[edit.group as usize], edit.index as usize);
-        if table.len() <= index {
+        let replaces = index < table.len();
+        if !replaces {
             table.resize(index + 1, 0);
         }
         table[index] = edit.block.0;
+        replaces
     }
 
     /// Its block tables, by cache group.

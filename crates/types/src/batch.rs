@@ -243,6 +243,9 @@ pub struct StepResult {
     /// When the step's inputs were on their way to the device, after which it was launched; where
     /// the executor says it.
     pub staged: Option<Instant>,
+    /// Tokens of context that sequences had in common with another, and that were not read again
+    /// for each of them.
+    pub num_shared_tokens: usize,
     /// One row for each of [`ScheduledBatch::sequences`], in their order.
     pub rows: Vec<RowResult>,
     /// Sampled tokens of all rows.
@@ -260,6 +263,7 @@ impl StepResult {
         self.step = step;
         self.device_time = None;
         self.staged = None;
+        self.num_shared_tokens = 0;
         self.rows.clear();
         self.tokens.clear();
         self.logprobs.clear();

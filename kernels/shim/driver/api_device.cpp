@@ -95,7 +95,7 @@ CUresult cuDeviceGet(CUdevice* handle, int ordinal) {
 
 CUresult cuDeviceGetName(char* name, int bytes, CUdevice ordinal) {
     CALL(Init);
-    snprintf(name, size_t(bytes), "%s", device().settings.profile->product);
+    snprintf(name, size_t(bytes), "%s", device().settings.profile.product);
     return check_device(ordinal);
 }
 
@@ -103,7 +103,7 @@ CUresult cuDeviceGetUuid_v2(CUuuid* uuid, CUdevice ordinal) {
     CALL(Init);
     memset(uuid->bytes, 0, sizeof(uuid->bytes));
     memcpy(uuid->bytes, "fake", 4);
-    memcpy(uuid->bytes + 10, device().settings.profile->name, 4);
+    memcpy(uuid->bytes + 10, device().settings.profile.name, 4);
     return check_device(ordinal);
 }
 
@@ -121,7 +121,7 @@ CUresult cuDeviceTotalMem_v2(size_t* bytes, CUdevice ordinal) {
 CUresult cuDeviceGetAttribute(int* value, CUdevice_attribute which, CUdevice ordinal) {
     CALL(Init);
     bool known;
-    *value = attribute(*device().settings.profile, which, known);
+    *value = attribute(device().settings.profile, which, known);
     if (!known) {
         return refuse(CUDA_ERROR_INVALID_VALUE,
                       "attribute " + std::to_string(which) + " is not emulated",
@@ -183,7 +183,7 @@ CUresult cuCtxSynchronize(void) {
 uint64_t sconce_fake_energy_mj(void) {
     const std::lock_guard<std::mutex> lock(device().mutex);
     initialize();
-    return device().busy_ns * device().settings.profile->watts / 1'000'000;
+    return device().busy_ns * device().settings.profile.watts / 1'000'000;
 }
 
 }  // extern "C"

@@ -121,7 +121,7 @@ CUresult copy(CUdeviceptr to, CUdeviceptr from, size_t bytes, Stream& stream) {
     op.spans = {{address(to), bytes, "where it copies to"},
                 {address(from), bytes, "where it copies from"}};
     op.run = [=] { memmove(host(to), host(from), bytes); };
-    return ask(stream, std::move(op), true, 2 * bytes, device().settings.profile->bytes_a_ns);
+    return ask(stream, std::move(op), true, 2 * bytes, device().settings.profile.bytes_a_ns);
 }
 
 CUresult fill(CUdeviceptr to, unsigned char byte, size_t bytes, Stream& stream) {
@@ -141,7 +141,7 @@ CUresult fill(CUdeviceptr to, unsigned char byte, size_t bytes, Stream& stream) 
         madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
         memset(reinterpret_cast<void*>(last), 0, address(to) + bytes - last);
     };
-    return ask(stream, std::move(op), false, bytes, device().settings.profile->bytes_a_ns);
+    return ask(stream, std::move(op), false, bytes, device().settings.profile.bytes_a_ns);
 }
 
 }  // namespace

@@ -56,7 +56,7 @@ std::vector<Span> addresses(const std::vector<unsigned char>& params) {
 
 CUresult check_launch(const Function& function, const unsigned (&grid)[3],
                       const unsigned (&block)[3], unsigned shared) {
-    const Profile& profile = *device().settings.profile;
+    const Profile& profile = device().settings.profile;
     constexpr unsigned GRID[] = {0x7fffffff, 65535, 65535}, BLOCK[] = {1024, 1024, 64};
     for (int i = 0; i < 3; ++i) {
         if (grid[i] == 0 || grid[i] > GRID[i] || block[i] == 0 || block[i] > BLOCK[i]) {
@@ -130,7 +130,7 @@ CUresult cuModuleLoadData(CUmodule* result, const void* data) {
         module->image.is_ptx = true;
     } else {
         std::string why = "there is no image";
-        const Profile& profile = *d.settings.profile;
+        const Profile& profile = d.settings.profile;
         const Bad bad = bytes == nullptr
                             ? Bad::NotAnImage
                             : read_fatbin(bytes, profile.major, profile.minor,
@@ -193,7 +193,7 @@ CUresult cuFuncSetAttribute(CUfunction handle, CUfunction_attribute attribute, i
     if (attribute != CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES) {
         return CUDA_SUCCESS;
     }
-    const Profile& profile = *device().settings.profile;
+    const Profile& profile = device().settings.profile;
     const int most = profile.shared_opt_in - int(function->image.shared_bytes);
     if (value < 0 || value > most) {
         return wrong(*function, std::to_string(value) +
@@ -268,7 +268,7 @@ CUresult cuLaunchKernel(CUfunction handle, unsigned grid_x, unsigned grid_y, uns
     op.name = "cuLaunchKernel of " + function->name;
     op.spans = addresses(frozen);
     op.run = [launch, frozen] { shim::launch(launch, frozen.data(), frozen.size()); };
-    op.ns = d.settings.slower * kernel_ns(*d.settings.profile, function->name, uint64_t(grid_x) * grid_y * grid_z);
+    op.ns = d.settings.slower * kernel_ns(d.settings.profile, function->name, uint64_t(grid_x) * grid_y * grid_z);
     return ask_launch(*stream, std::move(op));
 }
 
@@ -280,7 +280,7 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction handle, void*
         if (config->attrs[i].id != CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION) {
             return wrong(*function, "this attribute of a launch is not emulated", CUDA_ERROR_NOT_SUPPORTED);
         }
-        if (device().settings.profile->major < 9) {
+        if (device().settings.profile.major < 9) {
             return wrong(*function, "dependent launches begin with compute capability 9.0");
         }
     }

@@ -37,7 +37,7 @@ int sconce_fake_enqueue(void* stream_handle, const sconce_fake_work* work) {
     const auto run = work->run;
     op.run = [run, arguments] { run(arguments.data()); };
     const Settings& settings = device().settings;
-    op.ns = settings.slower * product_ns(*settings.profile, work->flops, work->bytes);
+    op.ns = settings.slower * product_ns(settings.profile, work->flops, work->bytes);
     return ask_launch(*stream, std::move(op));
 }
 

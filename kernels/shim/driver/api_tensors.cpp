@@ -26,7 +26,7 @@ CUresult cuTensorMapEncodeTiled(CUtensorMap* result, CUtensorMapDataType type, c
     CALL(Init);
     constexpr cuuint64_t MOST_DIM = cuuint64_t(1) << 32, MOST_STRIDE = cuuint64_t(1) << 40;
     constexpr cuuint32_t BYTES = 2, SWIZZLED = 128, MOST_BOX = 256, MOST_STEP = 8;
-    if (device().settings.profile->major < 9) {
+    if (device().settings.profile.major < 9) {
         return refuse(CUDA_ERROR_NOT_SUPPORTED, "maps of tensors begin with compute capability 9.0", TENSORS);
     }
     if (reinterpret_cast<uintptr_t>(result) % alignof(CUtensorMap) != 0) {

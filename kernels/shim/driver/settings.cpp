@@ -35,13 +35,18 @@ uint64_t number(const char* name, const char* otherwise) {
 Settings read_settings() {
     Settings settings{};
     const std::string profile = variable("SCONCE_FAKE_GPU_PROFILE", "h100");
-    settings.profile = find_profile(profile);
-    if (settings.profile == nullptr) {
+    const Profile* found = find_profile(profile);
+    if (found == nullptr) {
         refuse("SCONCE_FAKE_GPU_PROFILE", profile, "it may be " + profile_names());
+    }
+    settings.profile = *found;
+    const uint64_t multiprocessors = number("SCONCE_FAKE_GPU_MULTIPROCESSORS", "0");
+    if (multiprocessors != 0) {
+        settings.profile.multiprocessors = int(multiprocessors);
     }
     settings.memory_bytes = number("SCONCE_FAKE_GPU_MEMORY", "0");
     if (settings.memory_bytes == 0) {
-        settings.memory_bytes = settings.profile->memory_bytes;
+        settings.memory_bytes = settings.profile.memory_bytes;
     }
     if (settings.memory_bytes < CONTEXT_BYTES) {
         refuse("SCONCE_FAKE_GPU_MEMORY", std::to_string(settings.memory_bytes),

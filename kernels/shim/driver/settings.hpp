@@ -1,6 +1,7 @@
 // What the environment asks of the fake driver:
 //   SCONCE_FAKE_GPU_PROFILE   which GPU it is (profiles.cpp); h100 unless set
 //   SCONCE_FAKE_GPU_MEMORY    bytes of the device's memory; the profile's unless set
+//   SCONCE_FAKE_GPU_MULTIPROCESSORS   how many it has; the profile's unless set
 //   SCONCE_FAKE_GPU_MODE      when work runs: eager, late or random; eager unless set
 //   SCONCE_FAKE_GPU_SEED      of the mode `random`
 //   SCONCE_FAKE_GPU_SLOWER    how many times a kernel's usual (virtual) time each takes; 1 unless
@@ -32,7 +33,7 @@ enum class Mode {
 };
 
 struct Settings {
-    const Profile* profile;
+    Profile profile;
     size_t memory_bytes;
     Mode mode;
     uint64_t seed;

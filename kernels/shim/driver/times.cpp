@@ -14,7 +14,7 @@ struct Row {
     uint64_t block_ns;
 };
 constexpr Row TABLE[] = {
-    {"prefill_attention", 4000}, {"decode_attention", 4000}, {"sample", 20'000},
+    {"prefill_attention", 4000}, {"prefix_attention", 4000}, {"decode_attention", 4000}, {"sample", 20'000},
     {"token_logprobs", 20'000}, {"rms_norm", 500}, {"gemv", 500}, {"rope", 300}, {"embedding", 300},
     {"", 1000},
 };

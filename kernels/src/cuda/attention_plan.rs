@@ -1,20 +1,21 @@
-//! How attention is shared out among blocks: two launches, of rows of prompts and of decodes.
+//! How attention is shared out among blocks: three launches, of rows of prompts, of decodes over
+//! the prefixes that they share, and of decodes over the rest.
 //!
 //! How a context is shared out among blocks changes no result: chunks and the order in
-//! which they are added up are fixed (`attention.cuh`), and both kernels keep to it. So
+//! which they are added up are fixed (`attention.cuh`), and all kernels keep to it. So
 //! this is about speed only.
 
 use std::cmp::Reverse;
 
 use bytemuck::NoUninit;
 
-use super::word;
-use crate::{AttentionParams, Mask, StepPlan};
+use super::{Sharer, prefix_plan::Shared, word};
+use crate::{AttentionParams, Mask, SharedPrefix, StepPlan};
 
 /// Context tokens of a chunk.
-const CHUNK: usize = 256;
+pub(super) const CHUNK: usize = SharedPrefix::UNIT;
 /// Packed rows of a sequence that `decode_attention.cu` computes, at most.
-const DECODE_ROWS: usize = 16;
+pub(super) const DECODE_ROWS: usize = 16;
 /// Tokens of a tile of K or V.
 const TILE: usize = 64;
 /// Floats before a partial result's outputs.
@@ -49,8 +50,8 @@ pub struct Work {
     pub first_row: u32,
     pub first_chunk: u32,
     pub num_chunks: u32,
-    pub first_seen: u32,
-    pub num_seen: u32,
+    pub first_partial: u32,
+    pub num_partials: u32,
     pub num_blocks: u32,
     pub partial: u32,
     pub ticket: u32,
@@ -59,6 +60,8 @@ pub struct Work {
 /// Where a cache group's block tables lie among all of the cache's.
 #[derive(Clone, Copy, Debug)]
 pub struct GroupTables {
+    /// The group.
+    pub group: usize,
     /// The entry that slot 0's begins with.
     pub first: usize,
     /// Entries of a slot.
@@ -82,6 +85,10 @@ pub struct AttentionRoom {
 pub struct AttentionPlan {
     /// Of `prefill_attention.cu`, the grid's second dimension: `[num_work]`.
     pub prompts: Vec<Work>,
+    /// Of `prefix_attention.cu`, likewise.
+    pub prefixes: Vec<Work>,
+    /// The sequences that share prefixes.
+    pub sharers: Vec<Sharer>,
     /// Of `decode_attention.cu`, likewise.
     pub decodes: Vec<Work>,
     /// Rows of partial results that the workspace must hold.
@@ -90,6 +97,8 @@ pub struct AttentionPlan {
     pub num_tickets: usize,
     /// Decodes before they are shared out.
     whole: Vec<Work>,
+    /// By sequence: what is computed of its context for others too, if anything is.
+    pub(super) shared: Vec<Option<Shared>>,
 }
 
 impl AttentionPlan {
@@ -101,9 +110,11 @@ impl AttentionPlan {
         tables: GroupTables,
         room: AttentionRoom,
     ) {
-        self.prompts.clear();
-        self.decodes.clear();
-        self.whole.clear();
+        for work in [&mut self.prompts, &mut self.prefixes, &mut self.decodes, &mut self.whole] {
+            work.clear();
+        }
+        (self.num_partials, self.num_tickets) = (0, 0);
+        self.share_prefixes(step, params, tables, room);
         let AttentionParams { num_heads, num_kv_heads, head_dim, .. } = *params;
         let group = num_heads / num_kv_heads;
         for sequence in 0..step.num_seqs() {
@@ -123,20 +134,28 @@ impl AttentionPlan {
                     .extend(firsts.map(|first_row| Work { first_row: word(first_row), ..work }));
                 continue;
             }
+            if let Some(shared) = self.shared[sequence] {
+                let num_chunks = context_len.div_ceil(CHUNK) - shared.num_chunks;
+                self.whole.push(Work {
+                    first_chunk: word(shared.num_chunks),
+                    num_chunks: word(num_chunks),
+                    first_partial: word(shared.added_up - 1),
+                    num_partials: word(shared.num_partials() + num_chunks),
+                    partial: word(shared.partial),
+                    ..work
+                });
+                continue;
+            }
             let columns = Self::decode_columns(group);
             for first_row in (0..rows).step_by(columns) {
                 let position = |row: usize| context_len - queries.len() + row / group;
                 let first_seen = params.mask.first_seen(position(first_row)) / CHUNK;
                 let last_row = rows.min(first_row + columns) - 1;
                 let end = params.mask.seen_end(position(last_row), context_len);
-                let num_seen = word(end.div_ceil(CHUNK) - first_seen);
                 self.whole.push(Work {
                     first_row: word(first_row),
                     first_chunk: word(first_seen),
-                    num_chunks: num_seen,
-                    first_seen: word(first_seen),
-                    num_seen,
-                    num_blocks: 1,
+                    num_chunks: word(end.div_ceil(CHUNK) - first_seen),
                     ..work
                 });
             }
@@ -150,39 +169,41 @@ impl AttentionPlan {
 
     /// Shares decodes' chunks out among blocks, the longest sequences first.
     fn share_out(&mut self, group: usize, num_kv_heads: usize, room: AttentionRoom) {
-        (self.num_partials, self.num_tickets) = (0, 0);
-        self.whole.sort_by_key(|work| Reverse(work.num_seen));
+        self.whole.sort_by_key(|work| Reverse(work.num_chunks));
         let most = chunks_of_block(&self.whole, num_kv_heads, room);
         for work in &self.whole {
-            let num_seen = work.num_seen as usize;
-            let mut num_blocks = num_seen.div_ceil(most);
-            let rows = (work.num_queries as usize * group - work.first_row as usize)
-                .min(Self::decode_columns(group));
-            let partials = num_seen * num_kv_heads * rows;
-            if self.num_partials + partials > room.max_partials {
-                num_blocks = 1;
+            let num_chunks = work.num_chunks as usize;
+            let mut num_blocks = num_chunks.div_ceil(most);
+            let mut work = *work;
+            // There is room for those of sequences that share a prefix.
+            if work.num_partials == 0 {
+                let rows = (work.num_queries as usize * group - work.first_row as usize)
+                    .min(Self::decode_columns(group));
+                let partials = num_chunks * num_kv_heads * rows;
+                if num_blocks == 1 || self.num_partials + partials > room.max_partials {
+                    self.decodes.push(work);
+                    continue;
+                }
+                (work.first_partial, work.num_partials) = (work.first_chunk, work.num_chunks);
+                work.partial = word(self.num_partials);
+                self.num_partials += partials;
             }
-            if num_blocks == 1 {
-                self.decodes.push(*work);
-                continue;
-            }
+            num_blocks = num_blocks.max(1);
             // As even as they can be, each with one chunk at least.
-            let border = |block: usize| num_seen * block / num_blocks;
+            let border = |block: usize| num_chunks * block / num_blocks;
             self.decodes.extend((0..num_blocks).map(|block| Work {
-                first_chunk: work.first_seen + word(border(block)),
+                first_chunk: work.first_chunk + word(border(block)),
                 num_chunks: word(border(block + 1) - border(block)),
                 num_blocks: word(num_blocks),
-                partial: word(self.num_partials),
                 ticket: word(self.num_tickets),
-                ..*work
+                ..work
             }));
-            self.num_partials += partials;
             self.num_tickets += num_kv_heads;
         }
     }
 
     /// Packed rows of a block of `prefill_attention.cu`.
-    const fn prompt_rows(head_dim: usize) -> usize {
+    pub(super) const fn prompt_rows(head_dim: usize) -> usize {
         if head_dim > 128 { 64 } else { 128 }
     }
 
@@ -247,13 +268,16 @@ impl AttentionPlan {
         num * (head_dim + PARTIAL_HEAD) * size_of::<f32>()
     }
 
-    /// Dynamic shared memory of a block of `prefill_attention.cu`, for activations of two
+    /// Dynamic shared memory of a block of `prefill_attention.cu`, and of `prefix_attention.cu`, for activations of two
     /// bytes and a cache of `cache_bytes` an element.
     #[must_use]
     pub const fn prompt_shared_bytes(head_dim: usize, cache_bytes: usize) -> usize {
         let slots = if head_dim * cache_bytes > 256 { 2 } else { 3 };
         slots * tile_bytes(head_dim, cache_bytes) + Self::prompt_rows(head_dim) * (head_dim + 8) * 2
     }
+
+    /// Threads of a block of `prefill_attention.cu`, and of `prefix_attention.cu`.
+    pub const PROMPT_THREADS: u32 = 256;
 
     /// Threads of a block of `prefill_groups.cu`.
     pub const GROUPS_THREADS: u32 = 384;
@@ -301,9 +325,10 @@ const fn tile_bytes(head_dim: usize, cache_bytes: usize) -> usize {
 /// sorted, the longest first. There are no more pieces than there is room for: with all of
 /// the longest's chunks in one block, there are as few as can be.
 fn chunks_of_block(whole: &[Work], num_kv_heads: usize, room: AttentionRoom) -> usize {
-    let longest = whole.first().map_or(1, |work| work.num_seen as usize).max(1);
+    let longest = whole.first().map_or(1, |work| work.num_chunks as usize).max(1);
     let cost = |size: usize| {
-        let pieces: usize = whole.iter().map(|work| (work.num_seen as usize).div_ceil(size)).sum();
+        let pieces: usize =
+            whole.iter().map(|work| (work.num_chunks as usize).div_ceil(size)).sum();
         if pieces > room.max_decodes && size < longest {
             return f64::INFINITY;
         }
@@ -325,7 +350,7 @@ fn chunks_of_block(whole: &[Work], num_kv_heads: usize, room: AttentionRoom) -> 
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::collections::BTreeSet;
 
     use proptest::prelude::*;
@@ -376,7 +401,7 @@ mod tests {
         }
     }
 
-    fn params(num_kv_heads: usize, group: usize) -> AttentionParams {
+    pub(in crate::cuda) fn params(num_kv_heads: usize, group: usize) -> AttentionParams {
         AttentionParams {
             num_heads: num_kv_heads * group,
             num_kv_heads,
@@ -395,7 +420,7 @@ mod tests {
         step
     }
 
-    const TABLES: GroupTables = GroupTables { first: 1000, blocks_per_seq: 5000 };
+    const TABLES: GroupTables = GroupTables { group: 0, first: 1000, blocks_per_seq: 5000 };
 
     const H200: AttentionRoom =
         AttentionRoom { multiprocessors: 132, max_partials: usize::MAX, max_decodes: usize::MAX };
@@ -416,7 +441,8 @@ mod tests {
                 let mut next = 0;
                 for piece in &pieces {
                     assert_eq!(piece.first_chunk, next);
-                    assert_eq!(piece.num_blocks as usize, pieces.len());
+                    let sharing = if pieces.len() > 1 { pieces.len() } else { 0 };
+                    assert_eq!(piece.num_blocks as usize, sharing);
                     next += piece.num_chunks;
                 }
                 assert_eq!(next as usize, context.div_ceil(CHUNK));
@@ -482,7 +508,7 @@ mod tests {
         // Of a window each sees what its own rows do.
         let windowed = AttentionParams { mask: Mask::Sliding(46), ..params(1, 3) };
         plan.plan(&batch, &windowed, TABLES, whole);
-        let seen: Vec<_> = plan.decodes.iter().map(|work| work.first_seen).collect();
+        let seen: Vec<_> = plan.decodes.iter().map(|work| work.first_chunk).collect();
         assert_eq!(seen, [0, 1]);
     }
     proptest! {

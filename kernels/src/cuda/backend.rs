@@ -1,7 +1,7 @@
 //! The CUDA backend: memory, steps, sampling. Its operations are in `ops.rs`.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -11,6 +11,7 @@ use candle_core::Tensor;
 use super::{
     AttentionPlan, AttentionRoom, CudaBuffer, CudaKvCache, CudaMatrix, CudaRoutes, CudaStep,
     CudaVector, DevicePointer, Driver, ProductForm, PromptForm,
+    attention_plan::DECODE_ROWS,
     fp8_products::Fp8Room,
     memory::{WeightKind, decode},
     names,
@@ -18,7 +19,7 @@ use super::{
 };
 use crate::{
     AttentionKind, AttentionParams, CacheDtype, Device, Dtype, Findings, Fp8Weight, KernelError,
-    KvLayout, Routing, Sampler, StepLimits, StepPlan, WeightDtype,
+    KvLayout, Mask, Routing, Sampler, SharedPrefix, StepLimits, StepPlan, WeightDtype,
     ops::sampling::{Logprobs, SampleRequest, Sampled},
     plan::below_in,
 };
@@ -47,6 +48,10 @@ pub struct Cuda<D: Driver> {
     pub(super) prompt_form: Option<PromptForm>,
     /// Those that were found best, by the size of heads.
     pub(super) prompt_forms: HashMap<usize, PromptForm>,
+    /// Whether attention shares prefixes, where that was asked for or refused.
+    pub(super) shares_prefixes: Option<bool>,
+    /// Of which heads, over which cache, it was found faster.
+    pub(super) sharing: HashSet<(usize, CacheDtype)>,
     /// What products with weights in e4m3 work in.
     pub(super) fp8_room: Mutex<Fp8Room<D::Memory>>,
 }
@@ -96,6 +101,8 @@ impl<D: Driver> Cuda<D> {
             fp8_room: Mutex::default(),
             prompt_form: None,
             prompt_forms: HashMap::new(),
+            shares_prefixes: None,
+            sharing: HashSet::new(),
         })
     }
 
@@ -182,7 +189,20 @@ impl<D: Driver> Device for Cuda<D> {
             let weights = self.weights.lock().unwrap_or_else(PoisonError::into_inner).clone();
             self.try_products(&Vec::from_iter(weights), found, keep)?;
         }
-        self.try_attention(heads, found, keep)
+        self.try_attention(heads, found, keep)?;
+        self.try_prefixes(heads, found, keep)
+    }
+
+    /// Some chunks' time for each multiprocessor: what a launch and more partial results cost, and
+    /// that no graph is replayed.
+    fn least_shared(&self, attention: &AttentionKind, cache: CacheDtype) -> Option<usize> {
+        const CHUNKS: usize = 8;
+        let AttentionParams { num_heads, num_kv_heads, head_dim, mask, .. } = attention.params;
+        let has_kernel = num_heads / num_kv_heads <= DECODE_ROWS
+            && !matches!(mask, Mask::Sliding(_))
+            && names::prefix_attention((self.dtype, cache), head_dim).is_some();
+        let chunks = (CHUNKS * self.driver.multiprocessors()).div_ceil(num_kv_heads);
+        (has_kernel && self.shares(head_dim, cache)).then_some(chunks * SharedPrefix::UNIT)
     }
 
     fn memory_info(&self) -> Result<Option<(usize, usize)>, KernelError> {

@@ -268,7 +268,8 @@ impl<M> CudaKvCache<M> {
     /// Where a group's block tables lie.
     pub(super) fn group_tables(&self, group: usize) -> GroupTables {
         let blocks_per_seq = self.limits.blocks_per_seq();
-        GroupTables { first: group * self.limits.max_num_seqs * blocks_per_seq, blocks_per_seq }
+        let first = group * self.limits.max_num_seqs * blocks_per_seq;
+        GroupTables { group, first, blocks_per_seq }
     }
 
     /// Where a layer starts, and its group.

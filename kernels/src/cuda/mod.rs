@@ -5,6 +5,8 @@
 //! the `.cu` files declare, so that the same launches run on a device and in the shim
 //! that tests them without one.
 
+mod attention;
+mod attention_batch;
 mod attention_plan;
 mod attention_trials;
 mod backend;
@@ -21,6 +23,8 @@ mod memory;
 mod names;
 mod ops;
 mod params;
+mod prefix_plan;
+mod prefix_trials;
 mod product_trials;
 mod products;
 mod routes;
@@ -34,8 +38,9 @@ mod tile_map;
 #[cfg(feature = "cuda")]
 mod uploads;
 
+pub use attention::PromptForm;
 pub use attention_plan::{AttentionPlan, AttentionRoom, GroupTables, Work};
-pub use attention_trials::PromptForm;
+
 pub use backend::{Cuda, CudaGraph};
 #[cfg(feature = "cuda")]
 pub use device::{CudaDriver, CudaMemory, RecordedGraph};
@@ -45,9 +50,9 @@ pub use memory::{CudaBuffer, CudaKvCache, CudaMatrix, CudaVector};
 pub use params::{
     AddBias, AddExperts, BulkAttention, CopyBlocks, CountLast, DevicePointer, EmbeddingGather,
     EntryEdit, ExpertProduct, Gated, Gemv, GemvForm, KernelParams, MAX_SAMPLE_SLICES, MAX_TOP,
-    PagedAttention, QuantizeRows, RmsNorm, RopeAndCache, Route, SAMPLE_RUN_BYTES,
+    PagedAttention, PrefixAttention, QuantizeRows, RmsNorm, RopeAndCache, Route, SAMPLE_RUN_BYTES,
     SAMPLE_SHARED_BYTES, SAMPLE_SLICE, SAMPLE_SLICE_BYTES, SAMPLE_STATE_BYTES, SampleRow,
-    SampledRow, Sampling, ScaleSums, Skinny, SoftCap, SortByExpert, TableEdits, TileMap,
+    SampledRow, Sampling, ScaleSums, Sharer, Skinny, SoftCap, SortByExpert, TableEdits, TileMap,
     TokenLogprobs, UncountedRow, WidenWeight,
 };
 pub use products::ProductForm;

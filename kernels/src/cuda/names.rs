@@ -51,6 +51,21 @@ pub(super) fn prefill_attention(
     }
 }
 
+/// `prefix_attention.cu`'s for activations, a cache and a head_dim.
+pub(super) fn prefix_attention(
+    dtypes: (Dtype, CacheDtype),
+    head_dim: usize,
+) -> Option<&'static str> {
+    match head_dim {
+        64 => of_cache!("prefix_attention", "_d64", dtypes),
+        80 => of_cache!("prefix_attention", "_d80", dtypes),
+        96 => of_cache!("prefix_attention", "_d96", dtypes),
+        128 => of_cache!("prefix_attention", "_d128", dtypes),
+        256 => of_cache!("prefix_attention", "_d256", dtypes),
+        _ => None,
+    }
+}
+
 /// `prefill_groups.cu`'s for activations, a cache and a head_dim, if there is one: that which
 /// copies pieces, or boxes.
 pub(super) fn prefill_groups(

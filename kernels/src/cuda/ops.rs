@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::{
     AttentionPlan, Cuda, CudaBuffer, CudaVector, DevicePointer, Driver, EmbeddingGather, Gated,
     KernelParams, Launch, PagedAttention, RmsNorm, RopeAndCache, SoftCap,
-    attention_trials::Prompts,
+    attention::{Attention, CHECKED},
     backend::Partials,
     names::{self, of_dtype},
     products::Outcome,
@@ -15,9 +15,6 @@ use crate::{
     Activation, AttentionParams, BLOCK_SIZE, Dtype, KernelError, Mask, Ops,
     ops::{embedding::check_logit_rows, gated::needed_scratch, unknown_kind},
 };
-
-/// A cache is refused when it is made if no kernel takes it.
-const CHECKED: &str = "the cache was checked when it was made";
 
 impl<D: Driver> Cuda<D> {
     /// Launches a kernel, unless there is nothing for it to do.
@@ -366,47 +363,32 @@ impl<D: Driver> Ops for Cuda<D> {
         let Some(Partials { partials, tickets, .. }) = self.partials else {
             return Err(unknown_kind(OP, params, cache_group));
         };
-        let group = num_heads / num_kv_heads;
         let (k_scale, v_scale) = cache.scales;
         let (scale, soft_cap) = AttentionPlan::score_factors(params, k_scale);
-        let mut launch_params = PagedAttention {
-            work: work.prompts.0,
-            q: qkv.address,
-            cache: layer,
-            out: out.address,
-            block_tables: cache.tables,
-            partials,
-            tickets,
-            q_stride: word(q_stride),
-            num_kv_heads: word(num_kv_heads),
-            group: word(group),
-            window: params.mask.window(),
-            scale,
-            soft_cap,
-            v_scale,
-            causal: u32::from(params.mask != Mask::None),
-        };
-        let dtype = cache.layout.dtype;
-        let dtypes = (self.dtype, dtype);
-        let grid = [word(num_kv_heads), word(work.prompts.1)];
-        let prompts = Prompts {
-            dtypes,
+        let attention = Attention {
+            dtypes: (self.dtype, cache.layout.dtype),
             head_dim,
             cache_rows: cache.layout.num_blocks * 2 * num_kv_heads * BLOCK_SIZE,
-            grid,
-            params: launch_params,
+            params: PagedAttention {
+                work: DevicePointer::NULL,
+                q: qkv.address,
+                cache: layer,
+                out: out.address,
+                block_tables: cache.tables,
+                partials,
+                tickets,
+                q_stride: word(q_stride),
+                num_kv_heads: word(num_kv_heads),
+                group: word(num_heads / num_kv_heads),
+                window: params.mask.window(),
+                scale,
+                soft_cap,
+                v_scale,
+                causal: u32::from(params.mask != Mask::None),
+            },
         };
-        self.launch_prompts(self.prompt_form(dtypes, head_dim), &prompts)?;
-        launch_params.work = work.decodes.0;
-        let columns = AttentionPlan::decode_columns(group);
-        let decodes = Launch {
-            file: "decode_attention",
-            kernel: names::decode_attention(dtypes, head_dim, columns).expect(CHECKED),
-            grid: [word(num_kv_heads), word(work.decodes.1)],
-            threads: 128,
-            shared_bytes: AttentionPlan::decode_shared_bytes(head_dim, dtype.size(), columns),
-        };
-        self.launch(&decodes, &launch_params)
+        let form = self.prompt_form(attention.dtypes, head_dim);
+        self.launch_attention(form, &attention, &work)
     }
 
     fn soft_cap(

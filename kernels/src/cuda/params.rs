@@ -223,6 +223,39 @@ params! {
     }
 }
 
+/// `prefix_attention.cu`; grid, threads and shared memory as `prefill_attention.cu`'s.
+#[derive(Clone, Copy, Debug, NoUninit)]
+#[repr(C)]
+#[expect(missing_docs, reason = "the .cu file says what each field is")]
+pub struct PrefixAttention {
+    pub attention: PagedAttention,
+    pub sharers: DevicePointer,
+}
+
+impl KernelParams for PrefixAttention {
+    const POINTERS: &'static [usize] = &[
+        offset_of!(Self, attention.work),
+        offset_of!(Self, attention.q),
+        offset_of!(Self, attention.cache),
+        offset_of!(Self, attention.out),
+        offset_of!(Self, attention.block_tables),
+        offset_of!(Self, attention.partials),
+        offset_of!(Self, attention.tickets),
+        offset_of!(Self, sharers),
+    ];
+}
+
+/// A sequence that shares a prefix with others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, NoUninit)]
+#[repr(C)]
+#[expect(missing_docs, reason = "the .cu file says what each field is")]
+pub struct Sharer {
+    pub query: u32,
+    pub partial: u32,
+    pub num_partials: u32,
+    pub padding: u32,
+}
+
 /// A tensor as its device has it described, for copies of boxes of it.
 #[derive(Clone, Copy, Debug, NoUninit)]
 #[repr(C)]

@@ -137,7 +137,8 @@ impl<D: Driver> Cuda<D> {
             all_rows().for_each(forget);
         }
         self.try_products(&weights, found, keep)?;
-        self.try_attention_again(found, keep)
+        self.try_attention_again(found, keep)?;
+        self.try_prefixes_again(found, keep)
     }
 
     /// Tries what is not known of products with weights of these outputs and inputs, and has

@@ -1,7 +1,7 @@
 //! A step on the device: its plan, and how its attention is shared out, in one copy.
 
 use super::{
-    AttentionPlan, AttentionRoom, CudaKvCache, DevicePointer, Driver, EntryEdit, Launch,
+    AttentionPlan, AttentionRoom, CudaKvCache, DevicePointer, Driver, EntryEdit, Launch, Sharer,
     TableEdits, Work,
     staging::{Staging, room},
     word,
@@ -46,6 +46,8 @@ struct PlannedAttention {
 #[derive(Clone, Copy, Default)]
 pub(super) struct AttentionWork {
     pub(super) prompts: (DevicePointer, usize),
+    pub(super) prefixes: (DevicePointer, usize),
+    pub(super) sharers: DevicePointer,
     pub(super) decodes: (DevicePointer, usize),
 }
 
@@ -67,7 +69,13 @@ impl<M> CudaStep<M> {
                 attention.max_partials,
             );
             let recorded = recorded_decodes(&kind.params, *attention, max_num_seqs, limits);
-            room::<Work>(prompts) + room::<Work>(decodes.max(recorded.unwrap_or(0)))
+            let multiprocessors = attention.multiprocessors;
+            let prefixes =
+                AttentionPlan::most_prefix_work(&kind.params, max_num_seqs, multiprocessors);
+            room::<Work>(prompts)
+                + room::<Work>(decodes.max(recorded.unwrap_or(0)))
+                + room::<Work>(prefixes)
+                + room::<Sharer>(max_num_seqs)
         });
         let capacity = (2 + num_groups) * room::<u32>(max_num_batched_tokens)
             + room::<u32>(max_num_batched_tokens + max_num_seqs)
@@ -135,12 +143,15 @@ impl<M> CudaStep<M> {
                 room.max_decodes = most.ok_or_else(|| not_recorded(&kind.params))?;
             }
             attention.plan(plan, &kind.params, cache.group_tables(kind.group), room);
-            let AttentionPlan { prompts, decodes, .. } = &*attention;
+            let AttentionPlan { prompts, prefixes, sharers, decodes, .. } = &*attention;
             let num_decodes = plan.bucket.map_or(decodes.len(), |_| room.max_decodes);
             *work = AttentionWork {
                 prompts: (staging.push(prompts)?, prompts.len()),
                 // Work without queries is none.
                 decodes: (staging.push_padded(decodes, num_decodes, Work::default())?, num_decodes),
+                // Steps with a bucket have none.
+                prefixes: (staging.push(prefixes)?, prefixes.len()),
+                sharers: staging.push(sharers)?,
             };
             self.places.extend([work.decodes.0.0, num_decodes as u64]);
         }

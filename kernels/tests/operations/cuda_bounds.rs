@@ -30,9 +30,11 @@ fn dynamic_shared(kernel: &str) -> Option<usize> {
 fn the_shared_memory_of_attention_is_what_its_plan_asks_for() {
     for head_dim in [64, 80, 96, 128, 256] {
         for (cache, cache_bytes) in [("bf16", 2), ("f16", 2), ("bf16_e4m3", 1), ("f16_e4m3", 1)] {
-            let kernel = format!("prefill_attention_{cache}_d{head_dim}");
             let bytes = AttentionPlan::prompt_shared_bytes(head_dim, cache_bytes);
-            assert_eq!(dynamic_shared(&kernel), Some(bytes), "{kernel}");
+            for stem in ["prefill_attention", "prefix_attention"] {
+                let kernel = format!("{stem}_{cache}_d{head_dim}");
+                assert_eq!(dynamic_shared(&kernel), Some(bytes), "{kernel}");
+            }
             for columns in [8, 16] {
                 let kernel = format!("decode_attention_{cache}_d{head_dim}_r{columns}");
                 let bytes = AttentionPlan::decode_shared_bytes(head_dim, cache_bytes, columns);

@@ -4,7 +4,7 @@ use sconce_kernels::{
     AttentionParams, BLOCK_SIZE, Mask, StepPlan,
     cuda::{
         AttentionPlan, AttentionRoom, BulkAttention, DevicePointer, Driver, GroupTables, Launch,
-        PagedAttention, PromptForm,
+        PagedAttention, PrefixAttention, PromptForm,
     },
     reference,
 };
@@ -14,7 +14,7 @@ use crate::Bench;
 
 const POOL: usize = 480;
 /// Where the cases' block tables begin among others, and the entries of a slot.
-const TABLES: GroupTables = GroupTables { first: 3, blocks_per_seq: 320 };
+const TABLES: GroupTables = GroupTables { group: 0, first: 3, blocks_per_seq: 320 };
 
 /// A step: for each sequence its context's length and how many of its last tokens
 /// ask; and what attention is to do.
@@ -31,6 +31,10 @@ pub struct Case {
     /// All tokens weigh the same, and the second chunk's values take the first's
     /// away and leave what is 4,096 times smaller: how they are added up shows.
     pub cancelling: bool,
+    /// Sequences of one query and a longer context have so many first tokens in common,
+    pub shared: usize,
+    /// which are computed once.
+    pub together: bool,
     /// What queries are multiplied with.
     pub magnitude: f32,
     /// How prompts are computed.
@@ -76,6 +80,8 @@ impl Case {
             params,
             sequences,
             cancelling: false,
+            shared: 0,
+            together: false,
             magnitude: 1.0,
             form: PromptForm::Warps,
         }
@@ -91,8 +97,12 @@ impl Case {
         let (len, _) = self.sequences[sequence];
         let scale = [self.scales().0, self.scales().1][half as usize];
         let cols = self.params.num_kv_heads * self.params.head_dim;
-        let mut stored: Vec<f32> =
-            numbers(100 + half + len as u64 * 2, len * cols).iter().map(|x| x / scale).collect();
+        let numbers = |seed: u64, len: usize| numbers(100 + half + seed * 2, len * cols);
+        let mut stored = numbers(len as u64, len);
+        if self.shares(sequence) {
+            stored[..self.shared * cols].copy_from_slice(&numbers(POOL as u64, self.shared));
+        }
+        stored.iter_mut().for_each(|x| *x /= scale);
         if self.cancelling && half == 1 {
             let chunk = 256 * cols;
             for i in chunk..stored.len() {
@@ -112,14 +122,22 @@ impl Case {
         numbers(99 + len as u64 * 2, all).iter().map(|x| x * self.magnitude).collect()
     }
 
+    /// Whether a sequence has the common first tokens.
+    fn shares(&self, sequence: usize) -> bool {
+        let (len, queries) = self.sequences[sequence];
+        self.shared > 0 && queries == 1 && len > self.shared
+    }
+
     /// The blocks of each sequence.
     fn blocks(&self) -> Vec<Vec<u32>> {
-        let mut used = 0;
-        let of_sequence = self.sequences.iter().map(|&(len, _)| {
+        let of_shared = self.shared / BLOCK_SIZE;
+        let mut used = of_shared;
+        let of_sequence = (0..self.sequences.len()).map(|s| {
+            let common = if self.shares(s) { of_shared } else { 0 };
             let first = used;
-            used += len.div_ceil(BLOCK_SIZE);
+            used += self.sequences[s].0.div_ceil(BLOCK_SIZE) - common;
             // 7 is prime to the pool's size, so this is a permutation.
-            (first..used).map(|i| (i * 7 % POOL) as u32).collect()
+            (0..common).chain(first..used).map(|i| (i * 7 % POOL) as u32).collect()
         });
         let blocks = of_sequence.collect();
         assert!(used < POOL, "the pool is too small for the case");
@@ -136,7 +154,7 @@ impl Case {
     /// The step, and the block tables: of all slots, no block where none may be read.
     fn plan(&self, blocks: &[Vec<u32>]) -> (StepPlan, Vec<u32>) {
         let mut plan = StepPlan::new(1);
-        let GroupTables { first, blocks_per_seq } = TABLES;
+        let GroupTables { first, blocks_per_seq, .. } = TABLES;
         let mut tables = vec![u32::MAX; first + blocks.len() * blocks_per_seq];
         for (s, blocks) in blocks.iter().enumerate() {
             let (len, queries) = self.sequences[s];
@@ -145,6 +163,10 @@ impl Case {
             let needed = self.first_needed(s) / BLOCK_SIZE..blocks.len();
             let table = &mut tables[first + slot * blocks_per_seq..][..blocks_per_seq];
             table[needed.clone()].copy_from_slice(&blocks[needed]);
+        }
+        if self.together {
+            let sharers = (0..blocks.len()).filter(|&s| self.shares(s)).map(|s| s as u32);
+            plan.share_prefix(0, self.shared, &Vec::from_iter(sharers));
         }
         (plan, tables)
     }
@@ -220,18 +242,23 @@ impl Case {
         let columns = AttentionPlan::decode_columns(group);
         let of_groups = AttentionPlan::groups_shared_bytes(head_dim);
         let threads_of_groups = AttentionPlan::GROUPS_THREADS;
+        let of_warps =
+            (AttentionPlan::PROMPT_THREADS, AttentionPlan::prompt_shared_bytes(head_dim, size));
         let (file, stem, threads, shared_bytes) = match self.form {
             PromptForm::Boxes => ("prefill_groups", "prefill_bulk", threads_of_groups, of_groups),
             PromptForm::Groups => {
                 ("prefill_groups", "prefill_groups", threads_of_groups, of_groups)
             }
-            PromptForm::Warps => {
-                let shared_bytes = AttentionPlan::prompt_shared_bytes(head_dim, size);
-                ("prefill_attention", "prefill_attention", 256, shared_bytes)
-            }
+            PromptForm::Warps => ("prefill_attention", "prefill_attention", of_warps.0, of_warps.1),
         };
         let launches = [
             (file, format!("{stem}_{dtypes}_d{head_dim}"), &plan.prompts, (threads, shared_bytes)),
+            (
+                "prefix_attention",
+                format!("prefix_attention_{dtypes}_d{head_dim}"),
+                &plan.prefixes,
+                of_warps,
+            ),
             (
                 "decode_attention",
                 format!("decode_attention_{dtypes}_d{head_dim}_r{columns}"),
@@ -251,6 +278,10 @@ impl Case {
                 let map = bench.driver_mut().tile_map(params.cache, rows, head_dim);
                 let map = map.ok_or("the device maps no tensors")?;
                 bench.launch(&launch, &BulkAttention { attention: params, padding: [0; 10], map })
+            } else if file == "prefix_attention" {
+                let attention = PagedAttention { causal: 0, ..params };
+                let sharers = bench.buffer(&plan.sharers);
+                bench.launch(&launch, &PrefixAttention { attention, sharers })
             } else {
                 bench.launch(&launch, &params)
             };
@@ -511,6 +542,47 @@ fn bits_are_of_the_context<D: Driver>(
     for queries in [2, 40] {
         let rows = run(&case(&[(LEN, queries)]), spread());
         assert_eq!(&rows[rows.len() - row..], &want[..], "{what}: as the last of {queries} rows");
+    }
+}
+
+/// Sequences that have three chunks in common; others, and prompts, beside them. They share
+/// nothing yet.
+#[must_use]
+pub fn sharing(element: Element, cache: Element, heads: (usize, usize, usize), num: usize) -> Case {
+    let mut sequences: Vec<_> = (0..num).map(|i| (769 + i % 7 * 30, 1)).collect();
+    sequences.splice(1..1, [(40, 1), (260, 3), (70, 30)]);
+    Case { cache_element: cache, shared: 768, ..Case::new(element, heads, &sequences) }
+}
+
+/// A prefix that is computed once gives the bits that it gives each sequence by itself, however
+/// it is shared out.
+pub(super) fn a_shared_prefix_changes_no_bit<D: Driver>(bench: &mut Bench<D>) {
+    // With the blocks that compute a piece of it.
+    let mut cases = [
+        // 140 rows of a KV head.
+        (2, sharing(Element::Bf16, Element::Bf16, (1, 10, 64), 14)),
+        (2, sharing(Element::F16, Element::E4m3, (2, 3, 80), 4)),
+        (1, sharing(Element::Bf16, Element::E4m3, (1, 8, 128), 4)),
+        (1, sharing(Element::F16, Element::F16, (1, 4, 96), 4)),
+        // 70 rows: more than a block's of so many dimensions.
+        (2, sharing(Element::Bf16, Element::Bf16, (1, 7, 256), 10)),
+        (1, sharing(Element::Bf16, Element::E4m3, (1, 2, 256), 3)),
+    ];
+    for (index, (blocks, case)) in cases.iter_mut().enumerate() {
+        if index % 3 == 1 {
+            case.params.soft_cap = Some(2.0);
+        }
+        let what = format!("{:?} over {:?}, {:?}", case.element, case.cache_element, case.params);
+        let each = case.run(bench, packed()).unwrap_or_else(|error| panic!("{what}: {error}"));
+        case.compare(&each).unwrap_or_else(|error| panic!("{what}: {error}"));
+        case.together = true;
+        // In one piece, in two of one chunk and two, and chunk by chunk.
+        let pieces = |num: usize| How { multiprocessors: num * *blocks, ..spread() };
+        let hows = [pieces(2), pieces(1), spread()];
+        for how in &hows[..if index == 0 { 3 } else { 1 + index % 2 }] {
+            let together = case.run(bench, *how).unwrap_or_else(|error| panic!("{what}: {error}"));
+            assert!(together == each, "{what}, {how:?}: other bits");
+        }
     }
 }
 

@@ -5,8 +5,8 @@ use std::time::Duration;
 use candle_core::Tensor;
 use sconce_cuda_shim::ShimDriver;
 use sconce_kernels::{
-    CacheDtype, Device as _, Dtype, Findings, KernelError, Ops as _, StepLimits, Trial, Verdict,
-    WeightDtype,
+    AttentionKind, AttentionParams, CacheDtype, Device as _, Dtype, Findings, KernelError, Mask,
+    Ops as _, StepLimits, Trial, Verdict, WeightDtype,
     cuda::{
         Cuda, DevicePointer, Driver, Fp8Matmul, Fp8Scaling, KernelParams, Launch, Matmul, TileMap,
     },
@@ -28,6 +28,10 @@ enum Fault {
     IdleBoxes,
     /// The device maps no tensors.
     NoMaps,
+    /// Decodes take a third of the time where they share a prefix.
+    QuickPrefixes,
+    /// And what they share is not computed.
+    IdlePrefixes,
     /// cuBLAS does nothing, nor does the kernel on tensor cores.
     IdleLibrary,
     /// The kernel takes the context with it.
@@ -48,6 +52,8 @@ struct Faulty {
     fault: Fault,
     took: Duration,
     launches: usize,
+    /// Whether the step has shared a prefix.
+    has_shared: bool,
 }
 
 impl Driver for Faulty {
@@ -103,7 +109,7 @@ impl Driver for Faulty {
     }
 
     fn begin_step(&mut self) -> Result<(), KernelError> {
-        self.took = Duration::ZERO;
+        (self.took, self.has_shared) = (Duration::ZERO, false);
         Ok(())
     }
 
@@ -119,10 +125,13 @@ impl Driver for Faulty {
         self.launches += 1;
         // What tensor cores do is emulated slowly: it takes so long that it is timed once.
         self.took += Duration::from_micros(match launch.file {
-            "skinny" | "prefill_attention" | "prefill_groups" => 6_000,
+            "decode_attention" if !self.has_shared => 18_000,
+            "skinny" | "prefill_attention" | "prefill_groups" | "decode_attention" => 6_000,
+            "prefix_attention" if self.fault == Fault::None => 15_000,
             _ if self.fault == Fault::QuickSkinny => 20_000,
             _ => 300,
         });
+        self.has_shared |= launch.file == "prefix_attention";
         let sticky = self.fault == Fault::Sticky;
         let refused = || KernelError::Device {
             op: launch.kernel.to_owned(),
@@ -138,6 +147,7 @@ impl Driver for Faulty {
             Fault::Idle if is_own_kernel(launch.file) => Ok(()),
             Fault::IdleLibrary if launch.file == "skinny" => Ok(()),
             Fault::IdleGroups if launch.file == "prefill_groups" => Ok(()),
+            Fault::IdlePrefixes if launch.file == "prefix_attention" => Ok(()),
             Fault::IdleBoxes if launch.kernel.starts_with("prefill_bulk") => Ok(()),
             _ => self.shim.launch(launch, params),
         }
@@ -196,7 +206,7 @@ const MANY_INPUTS: usize = 8192;
 
 fn device(fault: Fault) -> Cuda<Faulty> {
     let (shim, took) = (ShimDriver::default(), Duration::ZERO);
-    let driver = Faulty { shim, fault, took, launches: 0 };
+    let driver = Faulty { shim, fault, took, launches: 0, has_shared: false };
     let limits = StepLimits { max_num_batched_tokens: 16, max_num_seqs: 4, max_model_len: 16 };
     Cuda::new(driver, Dtype::Bf16, limits).expect("the backend")
 }
@@ -304,6 +314,7 @@ fn a_form_that_is_refused_or_wrong_is_named_and_not_used() {
 #[test]
 fn attention_of_prompts_is_tried_too() {
     let operation = "attention of prompts, heads of 64, Bf16";
+    let is_of_prompts = |trial: &&Trial| trial.operation.starts_with("attention of prompts");
     for (fault, num_faults, best, word) in [
         (Fault::None, 0, "groups of warps, bulk copies", ""),
         (Fault::IdleBoxes, 1, "groups of warps", "of row 0 is NaN"),
@@ -314,10 +325,48 @@ fn attention_of_prompts_is_tried_too() {
         let heads = [(64, CacheDtype::Bf16), (80, CacheDtype::Bf16), (128, CacheDtype::Fp8E4m3)];
         device(fault).try_forms(&heads, &mut found, &mut |_| ()).expect("a form is right");
         assert_eq!(found.best(operation), Some(best), "{found:?}");
-        assert_eq!(found.trials().len(), 3, "{found:?}");
+        assert_eq!(found.trials().iter().filter(is_of_prompts).count(), 3, "{found:?}");
         let faults: Vec<_> = found.trials().iter().filter_map(Trial::fault).collect();
         assert_eq!(faults.len(), num_faults, "{faults:?}");
         assert!(faults.iter().all(|how| how.contains(word)), "{faults:?}");
+    }
+}
+
+/// Prefixes are shared where that is right, and faster; of another cache it is another question.
+#[test]
+fn sharing_prefixes_is_tried_too() {
+    let heads = [(64, CacheDtype::Bf16), (96, CacheDtype::Fp8E4m3)];
+    for (fault, num_faults, best) in [
+        (Fault::None, 0, "each by itself"),
+        (Fault::QuickPrefixes, 0, "together"),
+        (Fault::IdlePrefixes, 2, "each by itself"),
+    ] {
+        let mut found = Findings::new("the shim");
+        let mut cuda = device(fault);
+        cuda.try_forms(&heads, &mut found, &mut |_| ()).expect("a form is right");
+        for (head_dim, cache) in heads {
+            let operation = format!(
+                "attention over shared prefixes, heads of {head_dim}, Bf16, cache {cache:?}"
+            );
+            assert_eq!(found.best(&operation), Some(best), "{fault:?}: {found:?}");
+            let params = AttentionParams {
+                num_heads: 8,
+                num_kv_heads: 2,
+                head_dim,
+                scale: 1.0,
+                mask: Mask::Causal,
+                soft_cap: None,
+            };
+            let least = |params| cuda.least_shared(&AttentionKind { params, group: 0 }, cache);
+            // Eight chunks of each of two multiprocessors, read by two KV heads at once.
+            let expected = (best == "together").then_some(8 * 256);
+            assert_eq!(least(params), expected, "{fault:?}");
+            assert_eq!(least(AttentionParams { head_dim: 128, ..params }), None, "not tried");
+            assert_eq!(least(AttentionParams { mask: Mask::Sliding(300), ..params }), None);
+            assert_eq!(least(AttentionParams { num_heads: 34, ..params }), None);
+        }
+        let faults: Vec<_> = found.trials().iter().filter_map(Trial::fault).collect();
+        assert_eq!(faults.len(), num_faults, "{faults:?}");
     }
 }
 

@@ -62,6 +62,7 @@ tests! {
     a_rows_bits_depend_on_its_own_context_only
     a_prompts_bits_do_not_depend_on_its_cuts
     groups_of_warps_attend_as_warps_do
+    a_shared_prefix_changes_no_bit
     the_drawn_token_is_the_references
     log_probabilities_are_of_the_raw_logits
     the_order_of_threads_and_the_neighbours_change_nothing

@@ -12,12 +12,12 @@ use sconce_cuda_shim::{
     Bench, ShimDriver, build,
     cases::{
         self,
-        attention::{Case, spread},
+        attention::{Case, sharing, spread},
         element::Element,
     },
     has_missed_a_kernel,
 };
-use sconce_kernels::Mask;
+use sconce_kernels::{Mask, cuda::AttentionRoom};
 
 /// Replaces one piece of the attention kernel's source, builds the shim with it, and
 /// hands it to a check, which must not pass with it, but must without.
@@ -187,6 +187,29 @@ fn a_page_that_a_window_has_left_is_found() {
             let mut case = Case::new(Element::F16, (1, 4, 64), &[(601, 1), (300, 20)]);
             case.params.mask = Mask::Sliding(70);
             of_any_order(&case, bench)
+        });
+    }
+}
+
+/// Another sequence's query; a KV head's partial results among those of another; a chunk's added to
+/// those before it.
+#[test]
+fn a_prefix_that_is_shared_wrongly_is_found() {
+    let faults = [
+        ("this->query_in(sharer(row).query, row)", "(Sequence<T, C, D>::query(row))"),
+        ("* own.num_partials + index", "* (own.num_partials - 1) + index"),
+        ("            all.clear();\n", ""),
+    ];
+    for (index, fault) in faults.into_iter().enumerate() {
+        let kernels = ["prefix_attention.cu", "decode_attention.cu"];
+        must_be_found_in(&kernels, &format!("prefix{index}"), fault, |bench| {
+            let mut case = sharing(Element::F16, Element::F16, (2, 4, 64), 4);
+            case.sequences.retain(|&(_, queries)| queries == 1);
+            // Sequences before the others, that share nothing.
+            case.sequences.splice(0..0, [(300, 1), (40, 1)]);
+            case.together = true;
+            // In two pieces.
+            case.check(bench, AttentionRoom { multiprocessors: 4, ..spread() })
         });
     }
 }
