@@ -42,7 +42,8 @@ LAUNCH = 2.9e-6
 NODE = 1.0e-6
 # The same where all kernels are our own, which start while the one before still runs.
 EARLY_NODE = 0.3e-6
-# Rows that the kernel for few rows takes: with the norm before and the gate after it.
+# Rows that the kernel for few rows takes: with the norm before, and the gate or the rotation after
+# it.
 FEW_ROWS = 4
 
 # Shares of its bound that a kernel of a kind is expected to reach, and seconds that it takes
@@ -130,7 +131,7 @@ def decode_step(shape, rows, context, instructions):
     tiles = -(-context // 64)
     threads = 256
     own_norms = 1 if rows <= FEW_ROWS else 2 * layers + 1
-    own_gates = 0 if rows <= FEW_ROWS else layers
+    own_gates = own_rotations = 0 if rows <= FEW_ROWS else layers
     decode = f"decode_attention_bf16_d{s.head_dim}_r{16 if group > 8 else 8}"
     kernels = [
         Kernel("embedding", "elementwise", 1, 2 * row),
@@ -138,7 +139,7 @@ def decode_step(shape, rows, context, instructions):
                instructions=instructions.straight("rms_norm_bf16", rows * threads // 32)),
         product("qkv", s, rows, q + 2 * kv, s.hidden, layers),
         # Rotates Q in place, writes K and V to the cache; angles of a head in f32.
-        Kernel("rope_and_cache", "elementwise", layers,
+        Kernel("rope_and_cache", "elementwise", own_rotations,
                rows * (2 * (q + 2 * kv) * element + s.head_dim * 4)),
         # K and V of the context once, queries and outputs.
         Kernel("decode attention", "attention", layers,

@@ -3,9 +3,48 @@
 #pragma once
 
 #include "activation.cuh"
+#include "rope.cuh"
 
-// It is stored, added to what `out` holds, stored in f32; or, of gated units, gates another.
-enum Epilogue : uint32_t { STORE, ADD, STORE_F32, SILU, GELU };
+// It is stored, added to what `out` holds, stored in f32; or, of a pair of outputs, gates the
+// other, or is rotated with it and goes to the cache.
+enum Epilogue : uint32_t { STORE, ADD, STORE_F32, SILU, GELU, ROPE };
+
+// What becomes of Q, K and V where they are rotated in the launch of their product.
+struct RopeEnd {
+    // [max_positions, head_dim], f32: half of cosines, half of sines.
+    const float* table;
+    // [rows]
+    const uint32_t* positions;
+    // [rows]: block * 16 + offset, or NOWHERE
+    const uint32_t* slot_mapping;
+    // The layer's cache, of the dtype of activations, or of e4m3.
+    void* cache;
+    uint32_t num_heads;
+    uint32_t num_kv_heads;
+    uint32_t head_dim;
+    uint32_t is_e4m3;
+    // What an element of the cache is multiplied with when it is read.
+    float k_scale;
+    float v_scale;
+};
+
+// Which rows of a weight belong together where outputs come in pairs: a gate and what it gates,
+// half of the rows apart, or the dimensions of a head that are rotated with each other, half a head
+// apart.
+struct Pairs {
+    bool are;
+    // From a pair's first row to its second.
+    uint32_t apart;
+
+    template <typename P>
+    __device__ __forceinline__ explicit Pairs(const P& p)
+        : are(p.epilogue >= SILU), apart(p.epilogue == ROPE ? p.rope.head_dim / 2 : p.n / 2) {}
+
+    // The first row of a pair; of one output its row.
+    __device__ __forceinline__ uint32_t row(uint32_t output) const {
+        return are ? output + output / apart * apart : output;
+    }
+};
 
 // Adds the squares of a piece's elements, one after the other.
 template <typename T> __device__ __forceinline__ void add_squares(float& squares, const Vector<T>& piece) {
@@ -28,11 +67,58 @@ __device__ __forceinline__ Vector<T> normed(Vector<T> piece, uint32_t i, float s
     return piece;
 }
 
-// Writes the output `output` of `outputs` of a row; of gated units `gated` is what the sum gates,
+// Rotates two outputs of a head of Q or K, and writes Q where outputs go, K and V into the cache;
+// all as if they had been stored before.
+template <typename T, typename P>
+__device__ __forceinline__ void finish_rope(const P& p, uint32_t row, uint32_t first, float low, float high) {
+    const RopeEnd& end = p.rope;
+    const uint32_t half = end.head_dim / 2;
+    const uint32_t head = first / end.head_dim, dim = first % end.head_dim;
+    const bool is_value = head >= end.num_heads + end.num_kv_heads;
+    if (p.bias != nullptr) {
+        low += p.bias[first];
+        high += p.bias[first + half];
+    }
+    low = to_float(from_float<T>(low));
+    high = to_float(from_float<T>(high));
+    if (!is_value) {
+        const float* table = end.table + size_t(end.positions[row]) * end.head_dim;
+        rotate(low, high, table[dim], table[half + dim]);
+    }
+    if (head < end.num_heads) {
+        T* const out = static_cast<T*>(p.out) + uint64_t(row) * p.n + first;
+        out[0] = from_float<T>(low);
+        out[half] = from_float<T>(high);
+        return;
+    }
+    const uint32_t slot = end.slot_mapping[row];
+    if (slot == NOWHERE) {
+        return;
+    }
+    const uint32_t kv_head = (head - end.num_heads) % end.num_kv_heads;
+    const size_t at = cache_row(slot / BLOCK_TOKENS, is_value ? VALUES : KEYS, kv_head, end.num_kv_heads,
+                                slot % BLOCK_TOKENS, end.head_dim) + dim;
+    const float inverse = 1.0f / (is_value ? end.v_scale : end.k_scale);
+    if (end.is_e4m3 != 0) {
+        e4m3* const cached = static_cast<e4m3*>(end.cache) + at;
+        cached[0] = from_float<e4m3>(low * inverse);
+        cached[half] = from_float<e4m3>(high * inverse);
+    } else {
+        T* const cached = static_cast<T*>(end.cache) + at;
+        cached[0] = from_float<T>(low * inverse);
+        cached[half] = from_float<T>(high * inverse);
+    }
+}
+
+// Writes the output `output` of `outputs` of a row; of pairs `output` is the pair's number. Of gated units `gated` is what the sum gates,
 // and biases and sums of `outputs` more follow those of the gates.
 template <typename T, typename P>
 __device__ __forceinline__ void finish_sum(const P& p, uint32_t row, uint32_t output, uint32_t outputs, float sum,
                                            float gated) {
+    if (p.epilogue == ROPE) {
+        finish_rope<T>(p, row, Pairs(p).row(output), sum, gated);
+        return;
+    }
     if (p.bias != nullptr) {
         sum += p.bias[output];
     }

@@ -23,7 +23,8 @@ struct Gemv {
     const float* norm;
     // [rows, n], or [rows, n / 2] of gated units.
     void* out;
-    // Rows of the weight; of gated units the first half are gates.
+    // Rows of the weight; of gated units the first half are gates, with ROPE they are the heads of Q,
+    // K and V.
     uint32_t n;
     // A multiple of 8; of a weight in e4m3 of 16.
     uint32_t k;
@@ -33,9 +34,11 @@ struct Gemv {
     uint32_t runs;
     float eps;
     uint32_t padding;
+    // Of the epilogue ROPE.
+    RopeEnd rope;
 };
 
-static_assert(sizeof(Gemv) == 72, "as params.rs has it");
+static_assert(sizeof(Gemv) == 128, "as params.rs has it");
 
 // A block, one a multiprocessor: what is in flight is then 64 KiB with R * U = 8.
 constexpr int GEMV_THREADS = 512;
@@ -158,8 +161,8 @@ __device__ __forceinline__ void add_narrow_piece(const Vector<uint32_t> (&held)[
     }
 }
 
-// W: what the weight is of, T or e4m3. Of gated units a warp has one, whose two rows are side by
-// side: R is 2 then.
+// W: what the weight is of, T or e4m3. Of pairs a warp has one, whose two rows are side by side: R
+// is 2 then.
 template <typename T, typename W, int M, int R, int U>
 __device__ __forceinline__ void gemv(const Gemv& p) {
     using Piece = Vector<uint32_t>;
@@ -175,9 +178,9 @@ __device__ __forceinline__ void gemv(const Gemv& p) {
     const Piece* const staged = reinterpret_cast<const Piece*>(dynamic);
     const uint32_t pieces = p.k / Vector<W>::LEN;
     const uint32_t padded = (pieces + BATCH - 1) / BATCH * BATCH;
-    const bool is_gated = p.epilogue >= SILU;
-    const uint32_t outputs = is_gated ? p.n / 2 : p.n;
-    const uint32_t of_task = is_gated ? 1 : R;
+    const Pairs pairs(p);
+    const uint32_t outputs = pairs.are ? p.n / 2 : p.n;
+    const uint32_t of_task = pairs.are ? 1 : R;
     const uint32_t tasks = (outputs + of_task - 1) / of_task;
     // Neighbouring tasks on different multiprocessors, so that the last are spread over all.
     const uint32_t stride = gridDim.x * (blockDim.x / WARP);
@@ -192,8 +195,8 @@ __device__ __forceinline__ void gemv(const Gemv& p) {
     const auto begin_task = [&](uint32_t task) {
 #pragma unroll
         for (int r = 0; r < R; ++r) {
-            const uint32_t output = min(task * of_task + (is_gated ? 0 : r), outputs - 1);
-            const uint32_t row = output + (is_gated && r > 0 ? outputs : 0);
+            const uint32_t output = min(task * of_task + (pairs.are ? 0 : r), outputs - 1);
+            const uint32_t row = pairs.row(output) + (pairs.are && r > 0 ? pairs.apart : 0);
             from[r] = static_cast<const Piece*>(p.w) + uint64_t(row) * pieces + lane;
             if constexpr (IS_NARROW) {
                 scales_at[r] = row * p.runs;
@@ -268,9 +271,10 @@ __device__ __forceinline__ void gemv(const Gemv& p) {
         }
         if constexpr (IS_NARROW) {
             const bool is_per_row = p.runs == 1;
-            sum *= WIDENED_UNIT * (is_per_row ? p.scales[output] : 1.0f);
-            if (is_gated) {
-                gated *= WIDENED_UNIT * (is_per_row ? p.scales[outputs + output] : 1.0f);
+            const uint32_t row = pairs.row(output);
+            sum *= WIDENED_UNIT * (is_per_row ? p.scales[row] : 1.0f);
+            if (pairs.are) {
+                gated *= WIDENED_UNIT * (is_per_row ? p.scales[row + pairs.apart] : 1.0f);
             }
         }
         finish_sum<T>(p, lane % M, output, outputs, sum, gated);

@@ -2,7 +2,7 @@
 // half-split form of rotate_half), and writes K and V to their places in the cache.
 // A head of a token has 4, 8 or 16 lanes; a lane has 8 neighbouring dimensions and the
 // 8 that they are rotated with, each read and written at once.
-#include "kv_cache.cuh"
+#include "rope.cuh"
 
 struct RopeAndCache {
     // [tokens, (num_heads + 2 * num_kv_heads) * head_dim]: Q, K, V; Q is rotated in place.
@@ -29,8 +29,6 @@ struct RopeAndCache {
 };
 
 constexpr int ROPE_THREADS = 128;
-// Of a padded row, whose key and value are not written.
-constexpr uint32_t NOWHERE = 0xffffffffu;
 // Dimensions of a lane in each half of a head.
 constexpr uint32_t ROPE_DIMS = 8;
 
@@ -116,9 +114,7 @@ template <typename T, typename C> __device__ __forceinline__ void rope_and_cache
         read_dims(sines, table + high);
 #pragma unroll
         for (int e = 0; e < int(ROPE_DIMS); ++e) {
-            const float rotated = a[e] * cosines[e] - b[e] * sines[e];
-            b[e] = b[e] * cosines[e] + a[e] * sines[e];
-            a[e] = rotated;
+            rotate(a[e], b[e], cosines[e], sines[e]);
         }
     }
     if (is_query) {

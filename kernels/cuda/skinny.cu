@@ -22,7 +22,8 @@ struct Skinny {
     const float* norm;
     // [rows, n], or [rows, n / 2] of gated units.
     void* out;
-    // A multiple of 16, of gated units of 32: the first half are gates.
+    // A multiple of 16, of gated units of 32: the first half are gates. With ROPE they are the heads
+    // of Q, K and V, of multiples of 32 dimensions.
     uint32_t n;
     // A multiple of 64.
     uint32_t k;
@@ -33,9 +34,11 @@ struct Skinny {
     // Units of a panel: all, or a multiple of SKINNY_WARPS.
     uint32_t panel;
     float eps;
+    // Of the epilogue ROPE.
+    RopeEnd rope;
 };
 
-static_assert(sizeof(Skinny) == 64, "as params.rs has it");
+static_assert(sizeof(Skinny) == 120, "as params.rs has it");
 
 constexpr int SKINNY_THREADS = 512;
 constexpr int SKINNY_WARPS = SKINNY_THREADS / WARP;
@@ -109,11 +112,11 @@ template <typename T, int GROUPS, int TILES> __device__ __forceinline__ void ski
 
     const uint32_t units = p.k / (UNIT_PIECES * Vector<T>::LEN);
     const uint32_t row_pieces = units * UNIT_PIECES;
-    // Of gated units a task's first tile gates the second.
-    const bool is_gated = p.epilogue >= SILU;
-    const uint32_t outputs = is_gated ? p.n / 2 : p.n;
+    // Of pairs a task's first tile has the first rows, the second the others.
+    const Pairs pairs(p);
+    const uint32_t outputs = pairs.are ? p.n / 2 : p.n;
     const uint32_t tiles = outputs / OUTPUTS;
-    const uint32_t of_task = is_gated ? 1 : TILES;
+    const uint32_t of_task = pairs.are ? 1 : TILES;
     const uint32_t tasks = (tiles + of_task - 1) / of_task;
     // A tile's row g, and the one eight further on, and of each four pieces from t on.
     const int g = lane_id() / 4, t = lane_id() % 4;
@@ -127,8 +130,8 @@ template <typename T, int GROUPS, int TILES> __device__ __forceinline__ void ski
 #pragma unroll
         for (int tile = 0; tile < TILES; ++tile) {
             // What lies behind the last tile is computed again, and stored nowhere.
-            const uint32_t own = min(next_task * of_task + (is_gated ? 0 : tile), tiles - 1);
-            const uint32_t row = own * OUTPUTS + (is_gated && tile > 0 ? outputs : 0) + g;
+            const uint32_t own = min(next_task * of_task + (pairs.are ? 0 : tile), tiles - 1);
+            const uint32_t row = pairs.row(own * OUTPUTS) + (pairs.are && tile > 0 ? pairs.apart : 0) + g;
             from[tile] = static_cast<const Piece*>(p.w) + uint64_t(row) * row_pieces + t;
         }
     };
@@ -219,7 +222,7 @@ template <typename T, int GROUPS, int TILES> __device__ __forceinline__ void ski
             const uint32_t own = task * of_task + tile;
             if (row < p.rows && own < tiles) {
                 const uint32_t output = own * OUTPUTS + place / 16 + place / 2 % 2 * 8;
-                const float gated = is_gated ? sum_of(GROUPS + group, place) : 0.0f;
+                const float gated = pairs.are ? sum_of(GROUPS + group, place) : 0.0f;
                 finish_sum<T>(p, row, output, outputs, sum_of(tile_and_group, place), gated);
             }
         }

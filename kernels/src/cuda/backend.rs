@@ -52,6 +52,11 @@ pub struct Cuda<D: Driver> {
     pub(super) shares_prefixes: Option<bool>,
     /// Of which heads, over which cache, it was found faster.
     pub(super) sharing: HashSet<(usize, CacheDtype)>,
+    /// Whether Q, K and V of few rows are rotated in the launch of their product, where that was
+    /// asked for or refused.
+    pub(super) rotation: Option<bool>,
+    /// Of which heads, with which cache, it was found faster.
+    pub(super) rotating: HashSet<(usize, CacheDtype)>,
     /// What products with weights in e4m3 work in.
     pub(super) fp8_room: Mutex<Fp8Room<D::Memory>>,
 }
@@ -103,6 +108,8 @@ impl<D: Driver> Cuda<D> {
             prompt_forms: HashMap::new(),
             shares_prefixes: None,
             sharing: HashSet::new(),
+            rotation: None,
+            rotating: HashSet::new(),
         })
     }
 
@@ -190,7 +197,8 @@ impl<D: Driver> Device for Cuda<D> {
             self.try_products(&Vec::from_iter(weights), found, keep)?;
         }
         self.try_attention(heads, found, keep)?;
-        self.try_prefixes(heads, found, keep)
+        self.try_prefixes(heads, found, keep)?;
+        self.try_rotation(heads, found, keep)
     }
 
     /// Some chunks' time for each multiprocessor: what a launch and more partial results cost, and

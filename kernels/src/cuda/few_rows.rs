@@ -4,7 +4,7 @@
 use std::ops::RangeInclusive;
 
 use super::{
-    Cuda, DevicePointer, Driver, Gemv, GemvForm, Launch, ProductForm, Skinny,
+    Cuda, DevicePointer, Driver, Gemv, GemvForm, Launch, ProductForm, RopeEnd, Skinny,
     memory::WeightKind,
     names,
     products::{Operands, Outcome},
@@ -45,15 +45,15 @@ impl SkinnyPlan {
 
     /// For so many rows, outputs and inputs, on so many multiprocessors whose blocks may have so
     /// much shared memory; `None` where it cannot compute such a product. Norms need all of a row
-    /// at once, and gated units two tiles.
+    /// at once, and pairs of outputs two tiles.
     #[must_use]
     pub fn of(
         (rows, n, k): (usize, usize, usize),
-        (is_gated, is_normed): (bool, bool),
+        (are_pairs, is_normed): (bool, bool),
         multiprocessors: usize,
         shared_bytes: usize,
     ) -> Option<Self> {
-        let outputs = if is_gated { n / 2 } else { n };
+        let outputs = if are_pairs { n / 2 } else { n };
         let is_whole = outputs > 0
             && outputs.is_multiple_of(Self::OUTPUTS)
             && n.is_multiple_of(outputs)
@@ -65,7 +65,7 @@ impl SkinnyPlan {
         let all = outputs / Self::OUTPUTS;
         // What the busiest multiprocessor computes.
         let most = |tiles: usize| all.div_ceil(tiles).div_ceil(multiprocessors) * tiles;
-        let tiles = if is_gated {
+        let tiles = if are_pairs {
             2
         } else {
             let several = if most(3) < most(2) { 3 } else { 2 };
@@ -83,7 +83,7 @@ impl SkinnyPlan {
             let panels = units.div_ceil(room / Self::WARPS * Self::WARPS);
             units.div_ceil(panels).next_multiple_of(Self::WARPS)
         };
-        let tasks = if is_gated { all } else { all.div_ceil(tiles) };
+        let tasks = if are_pairs { all } else { all.div_ceil(tiles) };
         Some(Self {
             groups,
             tiles,
@@ -111,7 +111,26 @@ fn epilogue(outcome: Outcome, out_dtype: Dtype) -> Option<u32> {
         Outcome::Add => Gemv::ADD,
         Outcome::Gate(Activation::Silu) => Gemv::SILU,
         Outcome::Gate(Activation::GeluTanh) => Gemv::GELU,
+        Outcome::Rope(_) if out_dtype == Dtype::F32 => return None,
+        Outcome::Rope(_) => Gemv::ROPE,
     })
+}
+
+/// What becomes of a product.
+#[derive(Clone, Copy)]
+struct End {
+    epilogue: u32,
+    /// Whether its outputs come in pairs.
+    are_pairs: bool,
+    rope: RopeEnd,
+}
+
+impl End {
+    fn of(outcome: Outcome, out_dtype: Dtype) -> Option<Self> {
+        let rope = if let Outcome::Rope(end) = outcome { end } else { RopeEnd::default() };
+        let epilogue = epilogue(outcome, out_dtype)?;
+        Some(Self { epilogue, are_pairs: outcome.has_pairs(), rope })
+    }
 }
 
 impl<D: Driver> Cuda<D> {
@@ -122,8 +141,7 @@ impl<D: Driver> Cuda<D> {
         outcome: Outcome,
         operands: &Operands,
     ) -> Result<bool, KernelError> {
-        let Some(epilogue) = epilogue(outcome, operands.out_dtype) else { return Ok(false) };
-        let end = (matches!(outcome, Outcome::Gate(_)), epilogue);
+        let Some(end) = End::of(outcome, operands.out_dtype) else { return Ok(false) };
         match form {
             ProductForm::FewRows(form) => self.by_gemv(form, end, operands),
             ProductForm::Skinny => self.by_skinny(end, operands),
@@ -135,13 +153,13 @@ impl<D: Driver> Cuda<D> {
     pub(super) fn has_own_kernel(
         &self,
         form: ProductForm,
-        is_gated: bool,
+        are_pairs: bool,
         sizes: (usize, usize, usize),
         kind: WeightKind,
     ) -> bool {
         match form {
-            ProductForm::FewRows(form) => self.gemv_launch(form, is_gated, sizes, kind).is_some(),
-            ProductForm::Skinny => self.skinny_plan(sizes, (is_gated, false), kind).is_some(),
+            ProductForm::FewRows(form) => self.gemv_launch(form, are_pairs, sizes, kind).is_some(),
+            ProductForm::Skinny => self.skinny_plan(sizes, (are_pairs, false), kind).is_some(),
             ProductForm::Library | ProductForm::Fp8(..) | ProductForm::Proposed(_) => false,
         }
     }
@@ -149,12 +167,12 @@ impl<D: Driver> Cuda<D> {
     fn by_gemv(
         &mut self,
         form: GemvForm,
-        (is_gated, epilogue): (bool, u32),
+        end: End,
         operands: &Operands,
     ) -> Result<bool, KernelError> {
         let &Operands { rows, n, k, .. } = operands;
         let kind = WeightKind::of(operands.scales);
-        let Some(launch) = self.gemv_launch(form, is_gated, (rows, n, k), kind) else {
+        let Some(launch) = self.gemv_launch(form, end.are_pairs, (rows, n, k), kind) else {
             return Ok(false);
         };
         let params = Gemv {
@@ -166,10 +184,11 @@ impl<D: Driver> Cuda<D> {
             out: operands.out,
             n: word(n),
             k: word(k),
-            epilogue,
+            epilogue: end.epilogue,
             runs: operands.scales.map_or(0, |scales| word(scales.runs)),
             eps: operands.norm.map_or(0.0, |(_, eps)| eps),
             padding: 0,
+            rope: end.rope,
         };
         self.launch(&launch, &params)?;
         Ok(true)
@@ -179,7 +198,7 @@ impl<D: Driver> Cuda<D> {
     fn gemv_launch(
         &self,
         form: GemvForm,
-        is_gated: bool,
+        are_pairs: bool,
         (rows, n, k): (usize, usize, usize),
         kind: WeightKind,
     ) -> Option<Launch<'static>> {
@@ -190,25 +209,25 @@ impl<D: Driver> Cuda<D> {
         let kernel = names::gemv((self.dtype, is_narrow), rows, form)?;
         let shared_bytes = form.shared_bytes(rows, k, if is_narrow { 1 } else { 2 });
         let resident = self.driver.shared_bytes() / (shared_bytes + GemvForm::OTHER_SHARED_BYTES);
-        // Of a gated unit a warp has both rows.
-        if resident == 0 || (is_gated && form.rows == 1) {
+        // Of a pair a warp has both rows.
+        if resident == 0 || (are_pairs && form.rows == 1) {
             return None;
         }
         let blocks = self.driver.multiprocessors() * resident.min(form.blocks as usize);
-        let tasks = if is_gated { n / 2 } else { n }.div_ceil(form.outputs(is_gated));
+        let tasks = if are_pairs { n / 2 } else { n }.div_ceil(form.outputs(are_pairs));
         let warps = form.threads as usize / 32;
         let grid = [word(blocks.min(tasks.div_ceil(warps))), 1];
         Some(Launch { file: "gemv", kernel, grid, threads: form.threads, shared_bytes })
     }
 
-    fn by_skinny(
-        &mut self,
-        (is_gated, epilogue): (bool, u32),
-        operands: &Operands,
-    ) -> Result<bool, KernelError> {
+    fn by_skinny(&mut self, end: End, operands: &Operands) -> Result<bool, KernelError> {
         let &Operands { rows, n, k, .. } = operands;
         let kind = WeightKind::of(operands.scales);
-        let ends = (is_gated, operands.norm.is_some());
+        // A tile is of one half of a head.
+        if end.epilogue == Gemv::ROPE && !end.rope.head_dim.is_multiple_of(32) {
+            return Ok(false);
+        }
+        let ends = (end.are_pairs, operands.norm.is_some());
         let Some(plan) = self.skinny_plan((rows, n, k), ends, kind) else { return Ok(false) };
         let kernel = names::skinny(self.dtype, plan.groups, plan.tiles);
         let launch = Launch {
@@ -227,9 +246,10 @@ impl<D: Driver> Cuda<D> {
             n: word(n),
             k: word(k),
             rows: word(rows),
-            epilogue,
+            epilogue: end.epilogue,
             panel: word(plan.panel),
             eps: operands.norm.map_or(0.0, |(_, eps)| eps),
+            rope: end.rope,
         };
         self.launch(&launch, &params)?;
         Ok(true)

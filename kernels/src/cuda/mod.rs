@@ -27,6 +27,7 @@ mod prefix_plan;
 mod prefix_trials;
 mod product_trials;
 mod products;
+mod rope_trials;
 mod routes;
 mod sampler;
 mod staging;
@@ -50,10 +51,10 @@ pub use memory::{CudaBuffer, CudaKvCache, CudaMatrix, CudaVector};
 pub use params::{
     AddBias, AddExperts, BulkAttention, CopyBlocks, CountLast, DevicePointer, EmbeddingGather,
     EntryEdit, ExpertProduct, Gated, Gemv, GemvForm, KernelParams, MAX_SAMPLE_SLICES, MAX_TOP,
-    PagedAttention, PrefixAttention, QuantizeRows, RmsNorm, RopeAndCache, Route, SAMPLE_RUN_BYTES,
-    SAMPLE_SHARED_BYTES, SAMPLE_SLICE, SAMPLE_SLICE_BYTES, SAMPLE_STATE_BYTES, SampleRow,
-    SampledRow, Sampling, ScaleSums, Sharer, Skinny, SoftCap, SortByExpert, TableEdits, TileMap,
-    TokenLogprobs, UncountedRow, WidenWeight,
+    PagedAttention, PrefixAttention, QuantizeRows, RmsNorm, RopeAndCache, RopeEnd, Route,
+    SAMPLE_RUN_BYTES, SAMPLE_SHARED_BYTES, SAMPLE_SLICE, SAMPLE_SLICE_BYTES, SAMPLE_STATE_BYTES,
+    SampleRow, SampledRow, Sampling, ScaleSums, Sharer, Skinny, SoftCap, SortByExpert, TableEdits,
+    TileMap, TokenLogprobs, UncountedRow, WidenWeight,
 };
 pub use products::ProductForm;
 pub use routes::CudaRoutes;

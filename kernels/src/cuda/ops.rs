@@ -3,8 +3,9 @@
 use std::ops::Range;
 
 use super::{
-    AttentionPlan, Cuda, CudaBuffer, CudaVector, DevicePointer, Driver, EmbeddingGather, Gated,
-    KernelParams, Launch, PagedAttention, RmsNorm, RopeAndCache, SoftCap,
+    AttentionPlan, Cuda, CudaBuffer, CudaKvCache, CudaStep, CudaVector, DevicePointer, Driver,
+    EmbeddingGather, Gated, KernelParams, Launch, PagedAttention, RmsNorm, RopeAndCache, RopeEnd,
+    SoftCap,
     attention::{Attention, CHECKED},
     backend::Partials,
     names::{self, of_dtype},
@@ -12,11 +13,48 @@ use super::{
     word,
 };
 use crate::{
-    Activation, AttentionParams, BLOCK_SIZE, Dtype, KernelError, Mask, Ops,
+    Activation, AttentionParams, BLOCK_SIZE, CacheDtype, Dtype, KernelError, Mask, Ops,
     ops::{embedding::check_logit_rows, gated::needed_scratch, unknown_kind},
 };
 
 impl<D: Driver> Cuda<D> {
+    /// Rotates rows of Q, K and V, with norms of heads' weights and their epsilon where there are
+    /// some.
+    pub(super) fn rotate(
+        &mut self,
+        (rows, qkv): (usize, DevicePointer),
+        end: &RopeEnd,
+        norms: Option<(DevicePointer, DevicePointer, f32)>,
+        cache: CacheDtype,
+    ) -> Result<(), KernelError> {
+        let (q_norm, k_norm, eps) =
+            norms.unwrap_or((DevicePointer::NULL, DevicePointer::NULL, 0.0));
+        let params = RopeAndCache {
+            qkv,
+            rope: end.table,
+            positions: end.positions,
+            slot_mapping: end.slot_mapping,
+            q_norm,
+            k_norm,
+            cache: end.cache,
+            num_heads: end.num_heads,
+            num_kv_heads: end.num_kv_heads,
+            head_dim: end.head_dim,
+            eps,
+            k_scale: end.k_scale,
+            v_scale: end.v_scale,
+        };
+        let heads = end.num_heads + 2 * end.num_kv_heads;
+        let launch = Launch {
+            file: "rope_and_cache",
+            kernel: names::rope_and_cache((self.dtype, cache)).expect(CHECKED),
+            grid: RopeAndCache::grid(word(rows), heads, end.head_dim),
+            threads: RopeAndCache::THREADS,
+            shared_bytes: 0,
+        };
+        self.launch(&launch, &params)
+    }
+
     /// Launches a kernel, unless there is nothing for it to do.
     pub(super) fn launch<P: KernelParams>(
         &mut self,
@@ -301,45 +339,40 @@ impl<D: Driver> Ops for Cuda<D> {
         cache: &mut Self::KvCache,
     ) -> Result<(), KernelError> {
         const OP: &str = "rope_and_cache";
-        step.check_cache(OP, cache)?;
         let AttentionParams { num_heads, num_kv_heads, head_dim, .. } = *params;
-        let rows = step.sizes.num_tokens;
         let heads = num_heads + 2 * num_kv_heads;
+        let rows = step.sizes.num_tokens;
         qkv.check(OP, "qkv", (rows, heads * head_dim), self.dtype)?;
-        step.sizes.check_positions(OP, rope.len / head_dim)?;
+        let end = rope_end(OP, step, params, rope, (layer, cache))?;
         if let Some((q, k, _)) = qk_norm {
             q.check(OP, "Q's norm", head_dim)?;
             k.check(OP, "K's norm", head_dim)?;
         }
-        let norm = |of: fn(&(&CudaVector<_>, &CudaVector<_>, f32)) -> DevicePointer| {
-            qk_norm.as_ref().map_or(DevicePointer::NULL, of)
-        };
-        let (k_scale, v_scale) = cache.scales;
-        let (layer, group) = cache.layer(OP, layer, params)?;
-        let launch_params = RopeAndCache {
-            qkv: qkv.address,
-            rope: rope.address,
-            positions: step.positions,
-            slot_mapping: step.kv_slots[group],
-            q_norm: norm(|(q, ..)| q.address),
-            k_norm: norm(|(_, k, _)| k.address),
-            cache: layer,
-            num_heads: word(num_heads),
-            num_kv_heads: word(num_kv_heads),
-            head_dim: word(head_dim),
-            eps: qk_norm.map_or(0.0, |(.., eps)| eps),
-            k_scale,
-            v_scale,
-        };
-        let kernel = names::rope_and_cache((self.dtype, cache.layout.dtype));
-        let launch = Launch {
-            file: OP,
-            kernel: kernel.expect(CHECKED),
-            grid: RopeAndCache::grid(word(rows), word(heads), word(head_dim)),
-            threads: RopeAndCache::THREADS,
-            shared_bytes: 0,
-        };
-        self.launch(&launch, &launch_params)
+        let norms = qk_norm.map(|(q, k, eps)| (q.address, k.address, eps));
+        self.rotate((rows, qkv.address), &end, norms, cache.layout.dtype)
+    }
+
+    fn rope_of_normed(
+        &mut self,
+        step: &Self::Step,
+        params: &AttentionParams,
+        x: &Self::Buffer,
+        norm: (&Self::Vector, f32),
+        (w, bias): (&Self::Matrix, Option<&Self::Vector>),
+        rope: &Self::Vector,
+        layer: usize,
+        qkv: &mut Self::Buffer,
+        cache: &mut Self::KvCache,
+    ) -> Result<bool, KernelError> {
+        const OP: &str = "rope_of_normed";
+        if !self.rotates_in_product(params.head_dim, cache.layout.dtype) {
+            return Ok(false);
+        }
+        let end = rope_end(OP, step, params, rope, (layer, cache))?;
+        let heads = params.num_heads + 2 * params.num_kv_heads;
+        let rows = step.sizes.num_tokens;
+        qkv.check(OP, "qkv", (rows, heads * params.head_dim), self.dtype)?;
+        self.product_of_normed((rows, Outcome::Rope(end)), x, norm, w, bias, qkv)
     }
 
     fn paged_attention(
@@ -406,6 +439,33 @@ impl<D: Driver> Ops for Cuda<D> {
         let params = SoftCap { x: logits.address, elements: word(elements), cap };
         self.launch(&self.elementwise(OP, OP, elements.div_ceil(4)), &params)
     }
+}
+
+/// What rotates Q, K and V, and where these go, in a layer of the cache that the step was staged for.
+fn rope_end<M>(
+    op: &'static str,
+    step: &CudaStep<M>,
+    params: &AttentionParams,
+    rope: &CudaVector<M>,
+    (layer, cache): (usize, &CudaKvCache<M>),
+) -> Result<RopeEnd, KernelError> {
+    step.check_cache(op, cache)?;
+    let AttentionParams { num_heads, num_kv_heads, head_dim, .. } = *params;
+    step.sizes.check_positions(op, rope.len / head_dim)?;
+    let (k_scale, v_scale) = cache.scales;
+    let (layer, group) = cache.layer(op, layer, params)?;
+    Ok(RopeEnd {
+        table: rope.address,
+        positions: step.positions,
+        slot_mapping: step.kv_slots[group],
+        cache: layer,
+        num_heads: word(num_heads),
+        num_kv_heads: word(num_kv_heads),
+        head_dim: word(head_dim),
+        is_e4m3: u32::from(cache.layout.dtype == CacheDtype::Fp8E4m3),
+        k_scale,
+        v_scale,
+    })
 }
 
 /// A launch of a block for each row.

@@ -31,7 +31,10 @@ pub trait KernelParams: NoUninit {
 
 /// A parameter struct and where its pointers are.
 macro_rules! params {
-    ($(#[$doc:meta])* $name:ident { $($pointer:ident),* ; $($field:ident: $type:ty),* $(,)? }) => {
+    (
+        $(#[$doc:meta])* $name:ident { $($pointer:ident),* ; $($field:ident: $type:ty),* $(,)? }
+        $(with $($outer:ident . $inner:ident),*)?
+    ) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, NoUninit)]
         #[repr(C)]
@@ -42,7 +45,10 @@ macro_rules! params {
         }
 
         impl KernelParams for $name {
-            const POINTERS: &'static [usize] = &[$(offset_of!($name, $pointer)),*];
+            const POINTERS: &'static [usize] = &[
+                $(offset_of!($name, $pointer),)*
+                $($(offset_of!($name, $outer.$inner)),*)?
+            ];
         }
     };
 }
@@ -91,10 +97,28 @@ params! {
         runs: u32,
         eps: f32,
         padding: u32,
-    }
+        rope: RopeEnd,
+    } with rope.table, rope.positions, rope.slot_mapping, rope.cache
 }
 
-const _: () = assert!(size_of::<Gemv>() == 72, "as gemv.cu has it");
+const _: () = assert!(size_of::<Gemv>() == 128, "as gemv.cu has it");
+
+/// What becomes of Q, K and V in the launch of their product: `few_rows.cuh`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, NoUninit)]
+#[repr(C)]
+#[expect(missing_docs, reason = "the .cuh file says what each field is")]
+pub struct RopeEnd {
+    pub table: DevicePointer,
+    pub positions: DevicePointer,
+    pub slot_mapping: DevicePointer,
+    pub cache: DevicePointer,
+    pub num_heads: u32,
+    pub num_kv_heads: u32,
+    pub head_dim: u32,
+    pub is_e4m3: u32,
+    pub k_scale: f32,
+    pub v_scale: f32,
+}
 
 params! {
     /// `skinny.cu`; grid, shared memory and the kernel as [`super::SkinnyPlan`] has them, 512 threads.
@@ -106,10 +130,11 @@ params! {
         epilogue: u32,
         panel: u32,
         eps: f32,
-    }
+        rope: RopeEnd,
+    } with rope.table, rope.positions, rope.slot_mapping, rope.cache
 }
 
-const _: () = assert!(size_of::<Skinny>() == 64, "as skinny.cu has it");
+const _: () = assert!(size_of::<Skinny>() == 120, "as skinny.cu has it");
 
 params! {
     /// `fp8.cu`'s `quantize_rows`; grid `[rows]`, 256 threads.
@@ -477,6 +502,8 @@ impl Gemv {
     pub const SILU: u32 = 3;
     /// By way of GELU.
     pub const GELU: u32 = 4;
+    /// Those of each head are rotated, and go where outputs go and to the cache.
+    pub const ROPE: u32 = 5;
 }
 
 /// How `gemv.cu` is launched. No bit of a product depends on it.
@@ -506,9 +533,9 @@ impl GemvForm {
         rows * (k * 2).next_multiple_of(self.ahead as usize * 1024 / weight_bytes)
     }
 
-    /// Outputs that a warp computes side by side.
+    /// Outputs that a warp computes side by side, or pairs of them.
     #[must_use]
-    pub const fn outputs(self, is_gated: bool) -> usize {
-        if is_gated { self.rows as usize / 2 } else { self.rows as usize }
+    pub const fn outputs(self, are_pairs: bool) -> usize {
+        if are_pairs { self.rows as usize / 2 } else { self.rows as usize }
     }
 }

@@ -38,13 +38,15 @@ const LARGE: Decodes =
 /// Calls that are timed together.
 const CALLS: u32 = 4;
 
+const BEGIN: &str = "attention over shared prefixes, heads of ";
+
 fn operation(head_dim: usize, dtype: Dtype, cache: CacheDtype) -> String {
-    format!("attention over shared prefixes, heads of {head_dim}, {dtype:?}, cache {cache:?}")
+    format!("{BEGIN}{head_dim}, {dtype:?}, cache {cache:?}")
 }
 
-/// The head_dim, and whether the cache has the dtype of activations, in the name of an operation.
-fn kind_of(operation: &str, dtype: Dtype) -> Option<(usize, CacheDtype)> {
-    let rest = operation.strip_prefix("attention over shared prefixes, heads of ")?;
+/// The size of heads and the dtype of the cache in the name of an operation that begins like this.
+pub(super) fn kind_of(operation: &str, begin: &str, dtype: Dtype) -> Option<(usize, CacheDtype)> {
+    let rest = operation.strip_prefix(begin)?;
     let head_dim = rest.split_once(',')?.0.parse().ok()?;
     let caches = [dtype.into(), CacheDtype::Fp8E4m3];
     let cache = caches.into_iter().find(|cache| rest.ends_with(&format!("{cache:?}")))?;
@@ -101,7 +103,8 @@ impl<D: Driver> Cuda<D> {
         keep: &mut dyn FnMut(&Findings),
     ) -> Result<(), KernelError> {
         let dtype = self.dtype;
-        let known = found.trials().iter().filter_map(|trial| kind_of(&trial.operation, dtype));
+        let known =
+            found.trials().iter().filter_map(|trial| kind_of(&trial.operation, BEGIN, dtype));
         let mut kinds: Vec<_> = known.collect();
         kinds.dedup();
         if kinds.is_empty() {

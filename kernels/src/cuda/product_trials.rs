@@ -138,7 +138,8 @@ impl<D: Driver> Cuda<D> {
         }
         self.try_products(&weights, found, keep)?;
         self.try_attention_again(found, keep)?;
-        self.try_prefixes_again(found, keep)
+        self.try_prefixes_again(found, keep)?;
+        self.try_rotation_again(found, keep)
     }
 
     /// Tries what is not known of products with weights of these outputs and inputs, and has
@@ -502,6 +503,8 @@ impl Expected {
                     Outcome::Gate(activation) => {
                         near(row, output, reference::gated(activation, &[sum], &[gated])[0])?;
                     }
+                    // None is tried.
+                    Outcome::Rope(_) => {}
                     Outcome::Store | Outcome::Add => {
                         let old = f64::from(u8::from(outcome == Outcome::Add));
                         near(row, output, old + sum)?;

@@ -5,7 +5,7 @@ use std::fmt;
 
 use super::{
     AddBias, Choice, Cuda, CudaBuffer, CudaMatrix, CudaVector, DevicePointer, Driver, Fp8Scaling,
-    Gemv, GemvForm, Matmul,
+    Gemv, GemvForm, Matmul, RopeEnd,
     memory::{Fp8Scales, WeightKind},
     ops::pieces,
     word,
@@ -39,11 +39,20 @@ pub enum ProductForm {
 }
 
 /// What becomes of a product.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Outcome {
     Store,
     Add,
     Gate(Activation),
+    /// Of Q, K and V.
+    Rope(RopeEnd),
+}
+
+impl Outcome {
+    /// Whether its outputs come in pairs.
+    pub(super) const fn has_pairs(self) -> bool {
+        matches!(self, Self::Gate(_) | Self::Rope(_))
+    }
 }
 
 impl ProductForm {
@@ -192,8 +201,8 @@ impl<D: Driver> Cuda<D> {
         self.few_rows(self.form_of(&operands), Outcome::Gate(activation), &operands)
     }
 
-    /// `linear` or `linear_gated` of rows that are normed first, in one launch; false, and nothing
-    /// done, where it takes several.
+    /// `linear` or `linear_gated` of rows that are normed first, or Q, K and V of them rotated, in
+    /// one launch; false, and nothing done, where it takes several.
     pub(super) fn product_of_normed(
         &mut self,
         (rows, outcome): (usize, Outcome),

@@ -297,13 +297,37 @@ pub trait Ops: Device {
         cache: &mut Self::KvCache,
     ) -> Result<(), KernelError>;
 
+    /// [`Ops::rope_and_cache`], without norms of heads, of the outputs of [`Ops::linear_of_normed`]
+    /// of the step's rows by `w` and its bias, in one operation: Q is in `qkv`, K and V are in the
+    /// cache only. False, and nothing done, where the device has none for so many rows and this
+    /// weight.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, a position beyond the table.
+    #[expect(clippy::too_many_arguments, reason = "an operation's operands are its contract")]
+    fn rope_of_normed(
+        &mut self,
+        step: &Self::Step,
+        params: &AttentionParams,
+        x: &Self::Buffer,
+        norm: (&Self::Vector, f32),
+        w: (&Self::Matrix, Option<&Self::Vector>),
+        rope: &Self::Vector,
+        layer: usize,
+        qkv: &mut Self::Buffer,
+        cache: &mut Self::KvCache,
+    ) -> Result<bool, KernelError> {
+        let _ = (step, params, x, norm, w, rope, layer, qkv, cache);
+        Ok(false)
+    }
+
     /// Attention over the paged cache (Kwon et al., 2023) for a mixed batch of prefill
     /// chunks and decodes; every row sees what [`crate::Mask`] says. Head `h` of Q reads
     /// head `h / (num_heads / num_kv_heads)` of K and V (GQA, Ainslie et al., 2023). A
     /// block that lies wholly below what a sequence's first row sees is not read, whatever
     /// the block table has there: it may be another sequence's by now.
     ///
-    /// `qkv` as [`Ops::rope_and_cache`] left it (only Q is read),
+    /// `qkv` as [`Ops::rope_and_cache`] or [`Ops::rope_of_normed`] left it (only Q is read),
     /// `out [num_tokens, num_heads * head_dim]`. `params` and the layer's group are an
     /// [`crate::AttentionKind`] that the step was made for.
     ///

@@ -117,7 +117,13 @@ impl<B: Backend> Attention<B> {
         norm: &RmsNorm<B>,
         h: &mut Buf,
     ) -> Result<(), KernelError> {
-        let qkv = norm.project(p, h, &self.qkv_proj, None)?;
+        let qkv = match self.rotated(p, norm, h)? {
+            Some(qkv) => qkv,
+            None => {
+                let qkv = norm.project(p, h, &self.qkv_proj, None)?;
+                self.rotate(p, qkv)?
+            }
+        };
         let heads = self.attend(p, qkv)?;
         self.o_proj.add_to(p, heads, h)
     }
@@ -125,16 +131,45 @@ impl<B: Backend> Attention<B> {
     /// Attends from `x [rows, hidden_size]`, and gives what is to be added, in its shape.
     pub(crate) fn forward(&self, p: &mut Pass<'_, B>, x: Buf) -> Result<Buf, KernelError> {
         let qkv = self.qkv_proj.forward(p, x)?;
+        let qkv = self.rotate(p, qkv)?;
         let heads = self.attend(p, qkv)?;
         self.o_proj.forward(p, heads)
     }
 
-    /// Of Q, K and V end to end the heads' outputs end to end, `[rows, num_heads * head_dim]`.
-    fn attend(&self, p: &mut Pass<'_, B>, mut qkv: Buf) -> Result<Buf, KernelError> {
+    /// Q of `h [rows, hidden_size]`, normed, rotated, with K and V in the cache; `None` where the
+    /// device takes several operations for it.
+    fn rotated(
+        &self,
+        p: &mut Pass<'_, B>,
+        norm: &RmsNorm<B>,
+        h: &Buf,
+    ) -> Result<Option<Buf>, KernelError> {
+        let Self { params, layer, rope, qkv_proj, qk_norm, .. } = self;
+        if qk_norm.is_some() {
+            return Ok(None);
+        }
+        let mut out = p.take(qkv_proj.outputs())?;
+        let (from, to) = p.ws.pair(h, &mut out);
+        let (norm, w) = (norm.operands(), qkv_proj.operands());
+        if p.ops.rope_of_normed(p.step, params, from, norm, w, rope, *layer, to, p.cache)? {
+            return Ok(Some(out));
+        }
+        p.ws.free(out);
+        Ok(None)
+    }
+
+    /// Rotates Q of Q, K and V end to end, and puts K and V into the cache.
+    fn rotate(&self, p: &mut Pass<'_, B>, mut qkv: Buf) -> Result<Buf, KernelError> {
         let Self { params, layer, rope, qk_norm, .. } = self;
         let qk_norm = qk_norm.as_ref().map(|norm| (&norm.q_norm, &norm.k_norm, norm.eps));
         let in_place = p.ws.get_mut(&mut qkv);
         p.ops.rope_and_cache(p.step, params, rope, qk_norm, *layer, in_place, p.cache)?;
+        Ok(qkv)
+    }
+
+    /// Of rotated Q the heads' outputs end to end, `[rows, num_heads * head_dim]`.
+    fn attend(&self, p: &mut Pass<'_, B>, qkv: Buf) -> Result<Buf, KernelError> {
+        let Self { params, layer, .. } = self;
         let mut out = p.take(params.num_heads * params.head_dim)?;
         let (from, to) = p.ws.pair(&qkv, &mut out);
         p.ops.paged_attention(p.step, params, *layer, from, p.cache, to)?;

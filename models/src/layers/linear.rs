@@ -34,6 +34,16 @@ impl<W: Weights> Linear<W> {
 }
 
 impl<B: Backend> Linear<B> {
+    /// Weight and bias.
+    pub(super) fn operands(&self) -> (&B::Matrix, Option<&B::Vector>) {
+        (&self.weight, self.bias.as_ref())
+    }
+
+    /// `n`.
+    pub(super) fn outputs(&self) -> usize {
+        self.n
+    }
+
     /// `[rows, k]` to `[rows, n]`.
     pub(crate) fn forward(&self, p: &mut Pass<'_, B>, x: Buf) -> Result<Buf, KernelError> {
         let out = self.of(p, &x)?;

@@ -58,6 +58,11 @@ impl<W: Weights> RmsNorm<W> {
 }
 
 impl<B: Backend> RmsNorm<B> {
+    /// Weight and epsilon.
+    pub(super) fn operands(&self) -> (&B::Vector, f32) {
+        (&self.weight, self.eps)
+    }
+
     /// `[rows, n]`, beside `x`, which stays as the residual.
     pub(crate) fn forward(&self, p: &mut Pass<'_, B>, x: &Buf) -> Result<Buf, KernelError> {
         let mut out = p.take(self.n)?;
@@ -74,7 +79,7 @@ impl<B: Backend> RmsNorm<B> {
         linear: &Linear<B>,
         activation: Option<Activation>,
     ) -> Result<Buf, KernelError> {
-        if let Some(out) = linear.of_normed(p, x, (&self.weight, self.eps), activation)? {
+        if let Some(out) = linear.of_normed(p, x, self.operands(), activation)? {
             return Ok(out);
         }
         let normed = self.forward(p, x)?;

@@ -10,6 +10,7 @@ pub mod fp8;
 pub mod graphs;
 pub mod overlap;
 mod products;
+mod rope_products;
 mod sampling;
 pub mod sampling_masks;
 mod sampling_runs;
@@ -50,6 +51,7 @@ pub fn all<D: Driver>() -> Vec<Case<D>> {
         products::a_skinny_products_bits_do_not_depend_on_its_rows,
         products::products_of_few_rows_with_fp8_match_the_reference,
         products::a_products_bits_with_fp8_do_not_depend_on_its_rows,
+        rope_products::products_that_rotate_give_what_two_launches_do,
         fp8::rows_are_quantized_by_their_largest_number,
         fp8::weights_in_e4m3_are_widened,
         fp8::sums_are_scaled_by_row_and_output,

@@ -2,7 +2,7 @@
 
 use sconce_kernels::{
     Activation,
-    cuda::{DevicePointer, Driver, Gemv, GemvForm, Launch, Skinny, SkinnyPlan},
+    cuda::{DevicePointer, Driver, Gemv, GemvForm, Launch, RopeEnd, Skinny, SkinnyPlan},
     reference,
 };
 
@@ -120,6 +120,7 @@ impl Case {
                     runs,
                     eps: EPS,
                     padding: 0,
+                    rope: RopeEnd::default(),
                 };
                 let GemvForm { rows: r, ahead, threads, blocks } = form;
                 let end = if blocks == 2 { "_b2" } else { "" };
@@ -143,6 +144,7 @@ impl Case {
                     epilogue,
                     panel: panel_units,
                     eps: EPS,
+                    rope: RopeEnd::default(),
                 };
                 let kernel = format!("skinny_{types}_g{groups}_t{tiles}");
                 let shared_bytes = SkinnyPlan::shared_bytes(groups, tiles, panel);

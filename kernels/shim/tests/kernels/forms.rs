@@ -370,6 +370,26 @@ fn sharing_prefixes_is_tried_too() {
     }
 }
 
+/// Q, K and V of few rows are rotated in the launch of their product where that is right.
+#[test]
+fn rotations_are_tried_too() {
+    let heads = [(64, CacheDtype::Bf16), (80, CacheDtype::Fp8E4m3)];
+    for (fault, num_faults, best) in
+        [(Fault::None, 0, "in its launch"), (Fault::Idle, 2, "after it")]
+    {
+        let mut found = Findings::new("the shim");
+        device(fault).try_forms(&heads, &mut found, &mut |_| ()).expect("a form is right");
+        for (head_dim, cache) in heads {
+            let operation = format!(
+                "rotation of a product of few rows, heads of {head_dim}, Bf16, cache {cache:?}"
+            );
+            assert_eq!(found.best(&operation), Some(best), "{fault:?}: {found:?}");
+        }
+        let faults: Vec<_> = found.trials().iter().filter_map(Trial::fault).collect();
+        assert_eq!(faults.len(), num_faults, "{faults:?}");
+    }
+}
+
 /// Rows that are normed in the product's launch are those that were normed before it, and other
 /// forms leave them to two.
 #[test]

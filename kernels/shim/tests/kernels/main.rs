@@ -46,6 +46,7 @@ tests! {
     a_skinny_products_bits_do_not_depend_on_its_rows
     products_of_few_rows_with_fp8_match_the_reference
     a_products_bits_with_fp8_do_not_depend_on_its_rows
+    products_that_rotate_give_what_two_launches_do
     rows_are_quantized_by_their_largest_number
     weights_in_e4m3_are_widened
     sums_are_scaled_by_row_and_output

@@ -385,6 +385,22 @@ fn a_skinny_products_faults_are_found() {
     }
 }
 
+/// A pair's second row is looked for where gated units have it; a sine of another dimension.
+#[test]
+fn heads_that_are_rotated_wrongly_in_their_product_are_found() {
+    let kernels = ["gemv.cu", "skinny.cu", "rope_and_cache.cu"];
+    for (index, fault) in [
+        ("p.epilogue == ROPE ? p.rope.head_dim / 2 : p.n / 2", "p.n / 2"),
+        ("table[half + dim]", "table[half + (dim ^ 1)]"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let case = "products_that_rotate_give_what_two_launches_do";
+        case_must_find_in(&kernels, &format!("rotated{index}"), fault, case);
+    }
+}
+
 #[test]
 fn a_norm_of_another_row_is_found() {
     let fault = ("sum += partial[warp * M + m];", "sum += partial[warp * M];");
