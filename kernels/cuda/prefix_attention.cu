@@ -19,10 +19,10 @@ struct Sharer {
 };
 
 struct PrefixAttention {
+    const Sharer* sharers;
     // Not causal, without a window: `first_query` and `num_queries` of its work are of `sharers`,
     // `context_len` is the prefix's, in whole chunks, `blocks` the table of one of them.
     PagedAttention attention;
-    const Sharer* sharers;
 };
 
 // What a block's work refers to: as one sequence's, but that rows are those of sharers.

@@ -1,12 +1,11 @@
 //! Attention of prompts by each of its forms, on random numbers: which are right, and how fast.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::{
     Cuda, Driver, PromptForm,
     attention_batch::{AttentionBatch, GROUP, head_of, rounded, trial_params},
     names,
-    product_trials::SLOW,
 };
 use crate::{BLOCK_SIZE, CacheDtype, Dtype, Findings, KernelError, StepPlan, Verdict, reference};
 
@@ -115,17 +114,8 @@ impl<D: Driver> Cuda<D> {
         if let Err(how) = self.compare(&small, head_dim)? {
             return Ok(Verdict::Wrong(how));
         }
-        let started = Instant::now();
-        let about = self.time(form, &small, 1)?;
-        // An emulated device may keep time of its own.
-        if about >= SLOW || started.elapsed() >= SLOW {
-            return Ok(Verdict::Right(about));
-        }
-        let timed = match self.prompt_batch(LARGE, head_dim) {
-            Err(KernelError::OutOfMemory { .. }) => small,
-            other => other?,
-        };
-        self.time(form, &timed, CALLS).map(Verdict::Right)
+        let large = |cuda: &Self| cuda.prompt_batch(LARGE, head_dim);
+        self.time_trial(small, large, CALLS, |cuda, batch, calls| cuda.time(form, batch, calls))
     }
 
     /// Of one call.

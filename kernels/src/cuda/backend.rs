@@ -1,7 +1,7 @@
 //! The CUDA backend: memory, steps, sampling. Its operations are in `ops.rs`.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeSet, HashMap},
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -13,6 +13,7 @@ use super::{
     CudaVector, DevicePointer, Driver, ProductForm, PromptForm,
     attention_plan::DECODE_ROWS,
     fp8_products::Fp8Room,
+    head_trials::Heads,
     memory::{WeightKind, decode},
     names,
     sampler::SamplingBuffers,
@@ -50,13 +51,12 @@ pub struct Cuda<D: Driver> {
     pub(super) prompt_forms: HashMap<usize, PromptForm>,
     /// Whether attention shares prefixes, where that was asked for or refused.
     pub(super) shares_prefixes: Option<bool>,
-    /// Of which heads, over which cache, it was found faster.
-    pub(super) sharing: HashSet<(usize, CacheDtype)>,
     /// Whether Q, K and V of few rows are rotated in the launch of their product, where that was
     /// asked for or refused.
     pub(super) rotation: Option<bool>,
-    /// Of which heads, with which cache, it was found faster.
-    pub(super) rotating: HashSet<(usize, CacheDtype)>,
+    /// Of operations with two forms those that were found best, by their names' beginnings and by
+    /// heads.
+    pub(super) forms_of_heads: HashMap<(&'static str, Heads), &'static str>,
     /// What products with weights in e4m3 work in.
     pub(super) fp8_room: Mutex<Fp8Room<D::Memory>>,
 }
@@ -107,9 +107,8 @@ impl<D: Driver> Cuda<D> {
             prompt_form: None,
             prompt_forms: HashMap::new(),
             shares_prefixes: None,
-            sharing: HashSet::new(),
             rotation: None,
-            rotating: HashSet::new(),
+            forms_of_heads: HashMap::new(),
         })
     }
 
@@ -210,7 +209,7 @@ impl<D: Driver> Device for Cuda<D> {
             && !matches!(mask, Mask::Sliding(_))
             && names::prefix_attention((self.dtype, cache), head_dim).is_some();
         let chunks = (CHUNKS * self.driver.multiprocessors()).div_ceil(num_kv_heads);
-        (has_kernel && self.shares(head_dim, cache)).then_some(chunks * SharedPrefix::UNIT)
+        (has_kernel && self.shares((head_dim, cache))).then_some(chunks * SharedPrefix::UNIT)
     }
 
     fn memory_info(&self) -> Result<Option<(usize, usize)>, KernelError> {

@@ -17,6 +17,7 @@ mod few_rows;
 #[cfg(feature = "cuda")]
 mod flight;
 mod fp8_products;
+mod head_trials;
 #[cfg(feature = "cuda")]
 mod lt_library;
 mod memory;

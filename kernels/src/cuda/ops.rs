@@ -365,7 +365,7 @@ impl<D: Driver> Ops for Cuda<D> {
         cache: &mut Self::KvCache,
     ) -> Result<bool, KernelError> {
         const OP: &str = "rope_of_normed";
-        if !self.rotates_in_product(params.head_dim, cache.layout.dtype) {
+        if !self.rotates_in_product((params.head_dim, cache.layout.dtype)) {
             return Ok(false);
         }
         let end = rope_end(OP, step, params, rope, (layer, cache))?;

@@ -248,26 +248,13 @@ params! {
     }
 }
 
-/// `prefix_attention.cu`; grid, threads and shared memory as `prefill_attention.cu`'s.
-#[derive(Clone, Copy, Debug, NoUninit)]
-#[repr(C)]
-#[expect(missing_docs, reason = "the .cu file says what each field is")]
-pub struct PrefixAttention {
-    pub attention: PagedAttention,
-    pub sharers: DevicePointer,
-}
-
-impl KernelParams for PrefixAttention {
-    const POINTERS: &'static [usize] = &[
-        offset_of!(Self, attention.work),
-        offset_of!(Self, attention.q),
-        offset_of!(Self, attention.cache),
-        offset_of!(Self, attention.out),
-        offset_of!(Self, attention.block_tables),
-        offset_of!(Self, attention.partials),
-        offset_of!(Self, attention.tickets),
-        offset_of!(Self, sharers),
-    ];
+params! {
+    /// `prefix_attention.cu`; grid, threads and shared memory as `prefill_attention.cu`'s.
+    PrefixAttention {
+        sharers;
+        attention: PagedAttention,
+    } with attention.work, attention.q, attention.cache, attention.out, attention.block_tables,
+        attention.partials, attention.tickets
 }
 
 /// A sequence that shares a prefix with others.

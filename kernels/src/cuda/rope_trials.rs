@@ -1,24 +1,21 @@
 //! Whether Q, K and V of few rows are rotated, and written to the cache, in the launch of their
 //! product: if that is right, and faster, on a device.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::{
     Cuda, Driver, GemvForm, ProductForm, RopeEnd,
+    head_trials::{Heads, TwoForms},
     memory::encode,
-    names,
-    prefix_trials::kind_of,
-    product_trials::{SLOW, pattern},
+    product_trials::pattern,
     products::{Operands, Outcome},
     word,
 };
 use crate::{BLOCK_SIZE, CacheDtype, Dtype, Findings, KernelError, Verdict};
 
-/// In the order in which they are preferred.
-const FORMS: [&str; 2] = [IN_ONE, IN_TWO];
 const IN_ONE: &str = "in its launch";
-const IN_TWO: &str = "after it";
-const BEGIN: &str = "rotation of a product of few rows, heads of ";
+const ROTATION: TwoForms =
+    TwoForms { begin: "rotation of a product of few rows", forms: [IN_ONE, "after it"] };
 
 /// Heads of Q, heads of K and V, and inputs.
 type Sizes = (usize, usize, usize);
@@ -35,12 +32,9 @@ const MAX_POSITIONS: usize = 50;
 /// Calls that are timed together.
 const CALLS: u32 = 16;
 
-fn operation(head_dim: usize, dtype: Dtype, cache: CacheDtype) -> String {
-    format!("{BEGIN}{head_dim}, {dtype:?}, cache {cache:?}")
-}
-
 /// What the launches read and write.
 struct Placed<M> {
+    heads: Heads,
     operands: Operands,
     end: RopeEnd,
     out: (M, usize),
@@ -56,16 +50,16 @@ impl<D: Driver> Cuda<D> {
         self.rotation = in_product;
     }
 
-    /// Whether heads of this size go to a cache of that dtype so.
-    pub(super) fn rotates_in_product(&self, head_dim: usize, cache: CacheDtype) -> bool {
-        self.rotation.unwrap_or_else(|| self.rotating.contains(&(head_dim, cache)))
+    /// Whether such heads are.
+    pub(super) fn rotates_in_product(&self, heads: Heads) -> bool {
+        let found = || self.form_of_heads(&ROTATION, heads) == Some(IN_ONE);
+        self.rotation.unwrap_or_else(found)
     }
 
-    /// Tries what is not known of heads of these sizes, each with the dtype of its cache, and takes
-    /// the best form from then on.
+    /// Tries what is not known of it, and takes the best form for these heads from then on.
     pub(super) fn try_rotation(
         &mut self,
-        kinds: &[(usize, CacheDtype)],
+        heads: &[Heads],
         found: &mut Findings,
         keep: &mut dyn FnMut(&Findings),
     ) -> Result<(), KernelError> {
@@ -73,68 +67,37 @@ impl<D: Driver> Cuda<D> {
         if self.is_deterministic {
             return Ok(());
         }
-        for &(head_dim, cache) in kinds {
-            if names::rope_and_cache((self.dtype, cache)).is_none() {
-                continue;
-            }
-            let operation = operation(head_dim, self.dtype, cache);
-            if FORMS.iter().any(|form| !found.knows(&operation, form)) {
-                for form in FORMS {
-                    let attempt = || self.try_rotating(form == IN_ONE, head_dim, cache);
-                    found.try_form(&operation, form, keep, attempt)?;
-                }
-                keep(found);
-            }
-            if found.best(&operation) == Some(IN_ONE) {
-                self.rotating.insert((head_dim, cache));
-            } else {
-                self.rotating.remove(&(head_dim, cache));
-            }
-        }
-        Ok(())
+        self.try_two_forms(&ROTATION, heads, (found, keep), |cuda, form, heads| {
+            cuda.try_rotating(form == IN_ONE, heads)
+        })
     }
 
-    /// Tries again what `found` knows of it, or heads of 128 if it knows nothing.
+    /// Tries again what `found` knows of it.
     pub(super) fn try_rotation_again(
         &mut self,
         found: &mut Findings,
         keep: &mut dyn FnMut(&Findings),
     ) -> Result<(), KernelError> {
-        let dtype = self.dtype;
-        let known =
-            found.trials().iter().filter_map(|trial| kind_of(&trial.operation, BEGIN, dtype));
-        let mut kinds: Vec<_> = known.collect();
-        kinds.dedup();
-        if kinds.is_empty() {
-            kinds.push((128, dtype.into()));
-        }
-        kinds.iter().for_each(|&(head_dim, cache)| {
-            found.forget(&operation(head_dim, dtype, cache));
-        });
-        self.try_rotation(&kinds, found, keep)
+        let heads = self.forget_heads(&ROTATION, found);
+        self.try_rotation(&heads, found, keep)
     }
 
-    fn try_rotating(
-        &mut self,
-        in_one: bool,
-        head_dim: usize,
-        cache: CacheDtype,
-    ) -> Result<Verdict, KernelError> {
-        let kind = (head_dim, cache);
+    fn try_rotating(&mut self, in_one: bool, heads: Heads) -> Result<Verdict, KernelError> {
         if in_one {
             for (rows, form) in COMPARED {
-                let [one, two] = [self.placed(SMALL, rows, kind)?, self.placed(SMALL, rows, kind)?];
+                let [one, two] =
+                    [self.placed(SMALL, rows, heads)?, self.placed(SMALL, rows, heads)?];
                 self.driver.begin_step()?;
-                if !self.rotated(form, true, &one, cache)? {
-                    // Heads of 80, by tiles of 16: few rows of theirs take two launches.
+                if !self.rotated(form, true, &one)? {
+                    // Tiles of 16 outputs are not of one half of a head of 80.
                     if rows == 1 {
                         return Err(no_such_launch());
                     }
                     continue;
                 }
-                self.rotated(form, false, &two, cache)?;
+                self.rotated(form, false, &two)?;
                 self.driver.finish()?;
-                let [got, want] = [self.left(&one, head_dim)?, self.left(&two, head_dim)?];
+                let [got, want] = [self.left(&one)?, self.left(&two)?];
                 if let Some(at) = got.iter().zip(&want).position(|(got, want)| got != want) {
                     let (got, want) = (got[at], want[at]);
                     let how = format!("byte {at} of {rows} rows is {got:#x}, not {want:#x}");
@@ -142,20 +105,11 @@ impl<D: Driver> Cuda<D> {
                 }
             }
         }
-        let small = self.placed(SMALL, 1, kind)?;
+        let small = self.placed(SMALL, 1, heads)?;
+        let time = |cuda: &mut Self, placed: &_, calls| cuda.time_rotated(in_one, placed, calls);
         // The first loads what there is to load.
-        self.time_rotated(in_one, &small, cache, 1)?;
-        let started = Instant::now();
-        let about = self.time_rotated(in_one, &small, cache, 1)?;
-        // An emulated device may keep time of its own.
-        if about >= SLOW || started.elapsed() >= SLOW {
-            return Ok(Verdict::Right(about));
-        }
-        let timed = match self.placed(LARGE, 1, kind) {
-            Err(KernelError::OutOfMemory { .. }) => small,
-            other => other?,
-        };
-        self.time_rotated(in_one, &timed, cache, CALLS).map(Verdict::Right)
+        time(self, &small, 1)?;
+        self.time_trial(small, |cuda| cuda.placed(LARGE, 1, heads), CALLS, time)
     }
 
     /// Of one call.
@@ -163,13 +117,12 @@ impl<D: Driver> Cuda<D> {
         &mut self,
         in_one: bool,
         placed: &Placed<D::Memory>,
-        cache: CacheDtype,
         calls: u32,
     ) -> Result<Duration, KernelError> {
         let form = ProductForm::FewRows(GemvForm::DEFAULT);
         self.driver.begin_step()?;
         for _ in 0..calls {
-            if !self.rotated(form, in_one, placed, cache)? {
+            if !self.rotated(form, in_one, placed)? {
                 return Err(no_such_launch());
             }
         }
@@ -182,15 +135,14 @@ impl<D: Driver> Cuda<D> {
         form: ProductForm,
         in_one: bool,
         placed: &Placed<D::Memory>,
-        cache: CacheDtype,
     ) -> Result<bool, KernelError> {
-        let Placed { operands, end, .. } = placed;
+        let Placed { heads: (_, cache), operands, end, .. } = placed;
         let outcome = if in_one { Outcome::Rope(*end) } else { Outcome::Store };
         if !self.few_rows(form, outcome, operands)? {
             return Ok(false);
         }
         if !in_one {
-            self.rotate((operands.rows, operands.out), end, None, cache)?;
+            self.rotate((operands.rows, operands.out), end, None, *cache)?;
         }
         Ok(true)
     }
@@ -199,7 +151,7 @@ impl<D: Driver> Cuda<D> {
         &self,
         (num_heads, num_kv_heads, k): Sizes,
         rows: usize,
-        (head_dim, cache_dtype): (usize, CacheDtype),
+        (head_dim, cache_dtype): Heads,
     ) -> Result<Placed<D::Memory>, KernelError> {
         let n = (num_heads + 2 * num_kv_heads) * head_dim;
         let place = |bytes: &[u8]| {
@@ -228,6 +180,7 @@ impl<D: Driver> Cuda<D> {
         let cache = place(&vec![0xff; cache_bytes])?;
         let address = |memory: &D::Memory| self.driver.address(memory);
         Ok(Placed {
+            heads: (head_dim, cache_dtype),
             operands: Operands {
                 x: address(&x),
                 w: address(&w),
@@ -259,14 +212,14 @@ impl<D: Driver> Cuda<D> {
     }
 
     /// Q of each row, and the cache, in bytes.
-    fn left(&self, placed: &Placed<D::Memory>, head_dim: usize) -> Result<Vec<u8>, KernelError> {
+    fn left(&self, placed: &Placed<D::Memory>) -> Result<Vec<u8>, KernelError> {
         let read = |(memory, bytes): &(D::Memory, usize)| {
             let mut data = vec![0; *bytes];
             self.driver.download(memory, &mut data)?;
             Ok::<_, KernelError>(data)
         };
         let of_row = placed.operands.n * self.dtype.size();
-        let of_queries = placed.end.num_heads as usize * head_dim * self.dtype.size();
+        let of_queries = placed.end.num_heads as usize * placed.heads.0 * self.dtype.size();
         let mut left = read(&placed.cache)?;
         for row in read(&placed.out)?.chunks_exact(of_row) {
             left.extend_from_slice(&row[..of_queries]);

@@ -9,6 +9,7 @@ mod experts;
 pub mod fp8;
 pub mod graphs;
 pub mod overlap;
+pub mod prefixes;
 mod products;
 mod rope_products;
 mod sampling;
@@ -68,7 +69,7 @@ pub fn all<D: Driver>() -> Vec<Case<D>> {
         attention::a_rows_bits_depend_on_its_own_context_only,
         attention::a_prompts_bits_do_not_depend_on_its_cuts,
         attention::groups_of_warps_attend_as_warps_do,
-        attention::a_shared_prefix_changes_no_bit,
+        prefixes::a_shared_prefix_changes_no_bit,
         sampling::the_drawn_token_is_the_references,
         sampling::log_probabilities_are_of_the_raw_logits,
         sampling::the_order_of_threads_and_the_neighbours_change_nothing,

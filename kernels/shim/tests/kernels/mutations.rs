@@ -12,8 +12,9 @@ use sconce_cuda_shim::{
     Bench, ShimDriver, build,
     cases::{
         self,
-        attention::{Case, sharing, spread},
+        attention::{Case, spread},
         element::Element,
+        prefixes::sharing,
     },
     has_missed_a_kernel,
 };
