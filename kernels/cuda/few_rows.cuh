@@ -30,19 +30,19 @@ struct RopeEnd {
 
 // Which rows of a weight belong together where outputs come in pairs: a gate and what it gates,
 // half of the rows apart, or the dimensions of a head that are rotated with each other, half a head
-// apart.
-struct Pairs {
+// apart. ROTATES: whether there may be such.
+template <bool ROTATES> struct Pairs {
     bool are;
     // From a pair's first row to its second.
     uint32_t apart;
 
     template <typename P>
     __device__ __forceinline__ explicit Pairs(const P& p)
-        : are(p.epilogue >= SILU), apart(p.epilogue == ROPE ? p.rope.head_dim / 2 : p.n / 2) {}
+        : are(p.epilogue >= SILU), apart(ROTATES && p.epilogue == ROPE ? p.rope.head_dim / 2 : p.n / 2) {}
 
     // The first row of a pair; of one output its row.
     __device__ __forceinline__ uint32_t row(uint32_t output) const {
-        return are ? output + output / apart * apart : output;
+        return ROTATES && are ? output + output / apart * apart : output;
     }
 };
 
@@ -112,12 +112,14 @@ __device__ __forceinline__ void finish_rope(const P& p, uint32_t row, uint32_t f
 
 // Writes the output `output` of `outputs` of a row; of pairs `output` is the pair's number. Of gated units `gated` is what the sum gates,
 // and biases and sums of `outputs` more follow those of the gates.
-template <typename T, typename P>
+template <typename T, bool ROTATES, typename P>
 __device__ __forceinline__ void finish_sum(const P& p, uint32_t row, uint32_t output, uint32_t outputs, float sum,
                                            float gated) {
-    if (p.epilogue == ROPE) {
-        finish_rope<T>(p, row, Pairs(p).row(output), sum, gated);
-        return;
+    if constexpr (ROTATES) {
+        if (p.epilogue == ROPE) {
+            finish_rope<T>(p, row, Pairs<true>(p).row(output), sum, gated);
+            return;
+        }
     }
     if (p.bias != nullptr) {
         sum += p.bias[output];

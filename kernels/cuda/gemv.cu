@@ -162,8 +162,8 @@ __device__ __forceinline__ void add_narrow_piece(const Vector<uint32_t> (&held)[
 }
 
 // W: what the weight is of, T or e4m3. Of pairs a warp has one, whose two rows are side by side: R
-// is 2 then.
-template <typename T, typename W, int M, int R, int U>
+// is 2 then. ROTATES: it has the epilogue ROPE, for which others have no registers left.
+template <typename T, typename W, int M, int R, int U, bool ROTATES>
 __device__ __forceinline__ void gemv(const Gemv& p) {
     using Piece = Vector<uint32_t>;
     constexpr bool IS_NARROW = sizeof(W) == 1;
@@ -178,7 +178,7 @@ __device__ __forceinline__ void gemv(const Gemv& p) {
     const Piece* const staged = reinterpret_cast<const Piece*>(dynamic);
     const uint32_t pieces = p.k / Vector<W>::LEN;
     const uint32_t padded = (pieces + BATCH - 1) / BATCH * BATCH;
-    const Pairs pairs(p);
+    const Pairs<ROTATES> pairs(p);
     const uint32_t outputs = pairs.are ? p.n / 2 : p.n;
     const uint32_t of_task = pairs.are ? 1 : R;
     const uint32_t tasks = (outputs + of_task - 1) / of_task;
@@ -277,31 +277,33 @@ __device__ __forceinline__ void gemv(const Gemv& p) {
                 gated *= WIDENED_UNIT * (is_per_row ? p.scales[row + pairs.apart] : 1.0f);
             }
         }
-        finish_sum<T>(p, lane % M, output, outputs, sum, gated);
+        finish_sum<T, ROTATES>(p, lane % M, output, outputs, sum, gated);
     }
 }
 
 // Told that a multiprocessor holds one block, the compiler asks for the next pieces before it
 // adds these up, where registers last; of three and four rows they do not.
-#define GEMV(name, T, W, M, R, U)                                                             \
-    KERNEL_EARLY(name##_m##M##_r##R##_u##U, Gemv, GEMV_THREADS) { gemv<T, W, M, R, U>(p); }
+#define GEMV(name, T, W, M, R, U, ROTATES)                                                    \
+    KERNEL_EARLY(name##_m##M##_r##R##_u##U, Gemv, GEMV_THREADS) {                             \
+        gemv<T, W, M, R, U, ROTATES>(p);                                                      \
+    }
 #define GEMV_EARLY(name, T, W, M, R, U)                                                       \
     KERNEL_EARLY_RESIDENT(name##_m##M##_r##R##_u##U, Gemv, GEMV_THREADS, 1) {                 \
-        gemv<T, W, M, R, U>(p);                                                               \
+        gemv<T, W, M, R, U, (R > 1)>(p);                                                      \
     }
 #define GEMV_TWO(name, T, W, M, R, U)                                                         \
     KERNEL_EARLY_RESIDENT(name##_m##M##_r##R##_u##U##_b2, Gemv, GEMV_THREADS, 2) {            \
-        gemv<T, W, M, R, U>(p);                                                               \
+        gemv<T, W, M, R, U, false>(p);                                                        \
     }
 
 GEMV_EARLY(gemv_bf16, bf16, bf16, 1, 2, 4)
 GEMV_EARLY(gemv_bf16, bf16, bf16, 2, 2, 4)
-GEMV(gemv_bf16, bf16, bf16, 3, 2, 4)
-GEMV(gemv_bf16, bf16, bf16, 4, 2, 4)
+GEMV(gemv_bf16, bf16, bf16, 3, 2, 4, true)
+GEMV(gemv_bf16, bf16, bf16, 4, 2, 4, true)
 GEMV_EARLY(gemv_f16, f16, f16, 1, 2, 4)
 GEMV_EARLY(gemv_f16, f16, f16, 2, 2, 4)
-GEMV(gemv_f16, f16, f16, 3, 2, 4)
-GEMV(gemv_f16, f16, f16, 4, 2, 4)
+GEMV(gemv_f16, f16, f16, 3, 2, 4, true)
+GEMV(gemv_f16, f16, f16, 4, 2, 4, true)
 
 GEMV_TWO(gemv_bf16, bf16, bf16, 1, 2, 4)
 GEMV_EARLY(gemv_bf16, bf16, bf16, 1, 1, 8)
@@ -310,9 +312,9 @@ GEMV_EARLY(gemv_bf16, bf16, bf16, 2, 1, 8)
 
 GEMV_EARLY(gemv_bf16_e4m3, bf16, e4m3, 1, 2, 4)
 GEMV_EARLY(gemv_bf16_e4m3, bf16, e4m3, 2, 2, 4)
-GEMV(gemv_bf16_e4m3, bf16, e4m3, 3, 2, 4)
-GEMV(gemv_bf16_e4m3, bf16, e4m3, 4, 2, 4)
+GEMV(gemv_bf16_e4m3, bf16, e4m3, 3, 2, 4, true)
+GEMV(gemv_bf16_e4m3, bf16, e4m3, 4, 2, 4, false)
 GEMV_EARLY(gemv_f16_e4m3, f16, e4m3, 1, 2, 4)
 GEMV_EARLY(gemv_f16_e4m3, f16, e4m3, 2, 2, 4)
-GEMV(gemv_f16_e4m3, f16, e4m3, 3, 2, 4)
-GEMV(gemv_f16_e4m3, f16, e4m3, 4, 2, 4)
+GEMV(gemv_f16_e4m3, f16, e4m3, 3, 2, 4, true)
+GEMV(gemv_f16_e4m3, f16, e4m3, 4, 2, 4, false)

@@ -113,7 +113,7 @@ template <typename T, int GROUPS, int TILES> __device__ __forceinline__ void ski
     const uint32_t units = p.k / (UNIT_PIECES * Vector<T>::LEN);
     const uint32_t row_pieces = units * UNIT_PIECES;
     // Of pairs a task's first tile has the first rows, the second the others.
-    const Pairs pairs(p);
+    const Pairs<true> pairs(p);
     const uint32_t outputs = pairs.are ? p.n / 2 : p.n;
     const uint32_t tiles = outputs / OUTPUTS;
     const uint32_t of_task = pairs.are ? 1 : TILES;
@@ -223,7 +223,7 @@ template <typename T, int GROUPS, int TILES> __device__ __forceinline__ void ski
             if (row < p.rows && own < tiles) {
                 const uint32_t output = own * OUTPUTS + place / 16 + place / 2 % 2 * 8;
                 const float gated = pairs.are ? sum_of(GROUPS + group, place) : 0.0f;
-                finish_sum<T>(p, row, output, outputs, sum_of(tile_and_group, place), gated);
+                finish_sum<T, true>(p, row, output, outputs, sum_of(tile_and_group, place), gated);
             }
         }
     }
