@@ -110,8 +110,9 @@ __device__ __forceinline__ void finish_rope(const P& p, uint32_t row, uint32_t f
     }
 }
 
-// Writes the output `output` of `outputs` of a row; of pairs `output` is the pair's number. Of gated units `gated` is what the sum gates,
-// and biases and sums of `outputs` more follow those of the gates.
+// Writes the output `output` of `outputs` of a row, or the pair of that number, whose other output
+// `gated` is. Of gated units that is what the sum gates, and biases and sums of `outputs` more follow
+// those of the gates.
 template <typename T, bool ROTATES, typename P>
 __device__ __forceinline__ void finish_sum(const P& p, uint32_t row, uint32_t output, uint32_t outputs, float sum,
                                            float gated) {
