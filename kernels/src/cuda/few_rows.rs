@@ -172,12 +172,12 @@ impl<D: Driver> Cuda<D> {
     ) -> Result<bool, KernelError> {
         let &Operands { rows, n, k, .. } = operands;
         let kind = WeightKind::of(operands.scales);
-        let rotates = end.epilogue == Gemv::ROPE;
-        // What four rows of a weight in e4m3 take leaves no registers for it, nor do two blocks.
-        if rotates && kind != WeightKind::Plain && rows == Gemv::MAX_ROWS {
+        // What four rows of a weight in e4m3 take leaves no registers for a rotation, nor do two
+        // blocks; another form than the one that was found right is not taken instead.
+        let is_full = form.blocks > 1 || (kind != WeightKind::Plain && rows == Gemv::MAX_ROWS);
+        if end.epilogue == Gemv::ROPE && is_full {
             return Ok(false);
         }
-        let form = if rotates { GemvForm { blocks: 1, ..form } } else { form };
         let Some(launch) = self.gemv_launch(form, end.are_pairs, (rows, n, k), kind) else {
             return Ok(false);
         };
