@@ -55,19 +55,6 @@ impl<D: Driver> Cuda<D> {
         let blocks_per_seq = tables.first().map_or(0, Vec::len);
         let mut plan = AttentionPlan::default();
         plan.plan(step, params, GroupTables { group: 0, first: 0, blocks_per_seq }, room);
-        let place = |bytes: &[u8]| {
-            // Nothing has no address.
-            let mut memory = self.driver.allocate(bytes.len().max(1), "trials of attention")?;
-            if !bytes.is_empty() {
-                self.driver.upload(&mut memory, 0, bytes)?;
-            }
-            Ok::<_, KernelError>(memory)
-        };
-        let random = |numbers: Vec<u8>, bytes: usize| {
-            let mut all = numbers.repeat(bytes.div_ceil(numbers.len()));
-            all.truncate(bytes);
-            place(&all)
-        };
         let size = self.dtype.size();
         let num_blocks = tables.iter().flatten().max().map_or(0, |&block| block as usize + 1);
         let cache_rows = num_blocks * 2 * num_kv_heads * BLOCK_SIZE;
@@ -79,8 +66,10 @@ impl<D: Driver> Cuda<D> {
             numbers
         };
         let rows = step.num_tokens();
-        let q = random(encode(&pattern(3), self.dtype), rows * num_heads * head_dim * size)?;
-        let cache = random(numbers, cache_rows * head_dim * cache_dtype.size())?;
+        let place = |bytes: &[u8]| self.place(bytes);
+        let queries = encode(&pattern(3), self.dtype);
+        let q = self.place_over(&queries, rows * num_heads * head_dim * size)?;
+        let cache = self.place_over(&numbers, cache_rows * head_dim * cache_dtype.size())?;
         let table = place(bytemuck::cast_slice(&tables.concat()))?;
         // Nothing is left of it where results are written.
         let nan = encode(&[f32::NAN], self.dtype);

@@ -110,16 +110,18 @@ impl<D: Driver> Cuda<D> {
             });
         }
         // The first loads what there is to load.
-        self.time(form, &small, 1)?;
+        self.time_attention(form, &small, 1)?;
         if let Err(how) = self.compare(&small, head_dim)? {
             return Ok(Verdict::Wrong(how));
         }
         let large = |cuda: &Self| cuda.prompt_batch(LARGE, head_dim);
-        self.time_trial(small, large, CALLS, |cuda, batch, calls| cuda.time(form, batch, calls))
+        self.time_trial(small, large, CALLS, |cuda, batch, calls| {
+            cuda.time_attention(form, batch, calls)
+        })
     }
 
     /// Of one call.
-    fn time(
+    pub(super) fn time_attention(
         &mut self,
         form: PromptForm,
         batch: &AttentionBatch<D::Memory>,

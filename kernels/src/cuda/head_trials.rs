@@ -1,5 +1,5 @@
-//! Trials of forms between which the size of heads and the dtype of their cache decide, and how long
-//! a trial takes.
+//! Trials of forms between which the size of heads and the dtype of their cache decide; what trials
+//! compute with, and how long they take.
 
 use std::time::{Duration, Instant};
 
@@ -77,6 +77,27 @@ impl<D: Driver> Cuda<D> {
         }
         heads.iter().for_each(|&heads| found.forget(&of.name(heads, self.dtype)));
         heads
+    }
+
+    /// Memory with these bytes.
+    pub(super) fn place(&self, bytes: &[u8]) -> Result<D::Memory, KernelError> {
+        // Nothing has no address.
+        let mut memory = self.driver.allocate(bytes.len().max(1), "trials of forms")?;
+        if !bytes.is_empty() {
+            self.driver.upload(&mut memory, 0, bytes)?;
+        }
+        Ok(memory)
+    }
+
+    /// Memory with so many bytes of these numbers, over and over.
+    pub(super) fn place_over(
+        &self,
+        numbers: &[u8],
+        bytes: usize,
+    ) -> Result<D::Memory, KernelError> {
+        let mut all = numbers.repeat(bytes.div_ceil(numbers.len()));
+        all.truncate(bytes);
+        self.place(&all)
     }
 
     /// What a form takes that has been found right: `time` says what one of so many calls takes on

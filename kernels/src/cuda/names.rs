@@ -31,6 +31,20 @@ macro_rules! of_cache {
     };
 }
 
+/// The same for a head_dim, with its number at the end.
+macro_rules! of_head_dim {
+    ($stem:literal, $head_dim:expr, $dtypes:expr) => {
+        match $head_dim {
+            64 => of_cache!($stem, "_d64", $dtypes),
+            80 => of_cache!($stem, "_d80", $dtypes),
+            96 => of_cache!($stem, "_d96", $dtypes),
+            128 => of_cache!($stem, "_d128", $dtypes),
+            256 => of_cache!($stem, "_d256", $dtypes),
+            _ => None,
+        }
+    };
+}
+
 /// `rope_and_cache.cu`'s for activations and a cache.
 pub(super) fn rope_and_cache(dtypes: (Dtype, CacheDtype)) -> Option<&'static str> {
     of_cache!("rope_and_cache", "", dtypes)
@@ -41,14 +55,7 @@ pub(super) fn prefill_attention(
     dtypes: (Dtype, CacheDtype),
     head_dim: usize,
 ) -> Option<&'static str> {
-    match head_dim {
-        64 => of_cache!("prefill_attention", "_d64", dtypes),
-        80 => of_cache!("prefill_attention", "_d80", dtypes),
-        96 => of_cache!("prefill_attention", "_d96", dtypes),
-        128 => of_cache!("prefill_attention", "_d128", dtypes),
-        256 => of_cache!("prefill_attention", "_d256", dtypes),
-        _ => None,
-    }
+    of_head_dim!("prefill_attention", head_dim, dtypes)
 }
 
 /// `prefix_attention.cu`'s for activations, a cache and a head_dim.
@@ -56,14 +63,7 @@ pub(super) fn prefix_attention(
     dtypes: (Dtype, CacheDtype),
     head_dim: usize,
 ) -> Option<&'static str> {
-    match head_dim {
-        64 => of_cache!("prefix_attention", "_d64", dtypes),
-        80 => of_cache!("prefix_attention", "_d80", dtypes),
-        96 => of_cache!("prefix_attention", "_d96", dtypes),
-        128 => of_cache!("prefix_attention", "_d128", dtypes),
-        256 => of_cache!("prefix_attention", "_d256", dtypes),
-        _ => None,
-    }
+    of_head_dim!("prefix_attention", head_dim, dtypes)
 }
 
 /// `prefill_groups.cu`'s for activations, a cache and a head_dim, if there is one: that which
@@ -73,7 +73,7 @@ pub(super) fn prefill_groups(
     head_dim: usize,
     by_boxes: bool,
 ) -> Option<&'static str> {
-    macro_rules! of_head_dim {
+    macro_rules! of_size {
         ($end:literal) => {
             match (dtype, cache, by_boxes) {
                 (Dtype::Bf16, CacheDtype::Bf16, false) => {
@@ -87,9 +87,9 @@ pub(super) fn prefill_groups(
         };
     }
     match head_dim {
-        64 => of_head_dim!("_d64"),
-        128 => of_head_dim!("_d128"),
-        256 => of_head_dim!("_d256"),
+        64 => of_size!("_d64"),
+        128 => of_size!("_d128"),
+        256 => of_size!("_d256"),
         _ => None,
     }
 }

@@ -1,8 +1,6 @@
 //! Whether attention computes a prefix that sequences share once, for all of them: if that is
 //! right, and faster, on a device. No bit of a result depends on it.
 
-use std::time::Duration;
-
 use super::{
     Cuda, Driver, PromptForm,
     attention_batch::{AttentionBatch, trial_params},
@@ -71,15 +69,19 @@ impl<D: Driver> Cuda<D> {
     }
 
     fn try_sharing(&mut self, together: bool, heads: Heads) -> Result<Verdict, KernelError> {
+        // There are no prompts.
+        let time = |cuda: &mut Self, batch: &_, calls| {
+            cuda.time_attention(PromptForm::Warps, batch, calls)
+        };
         let small = self.decode_batch(SMALL, together, heads)?;
-        self.time_batch(&small, 1)?;
+        time(self, &small, 1)?;
         let got = self.attended(&small)?;
         if let Some(at) = got.iter().position(|x| !x.is_finite()) {
             return Ok(Verdict::Wrong(format!("number {at} is {}", got[at])));
         }
         if together {
             let plain = self.decode_batch(SMALL, false, heads)?;
-            self.time_batch(&plain, 1)?;
+            time(self, &plain, 1)?;
             let want = self.attended(&plain)?;
             let differs = |(a, b): (&f32, &f32)| a.to_bits() != b.to_bits();
             if let Some(at) = got.iter().zip(&want).position(differs) {
@@ -88,21 +90,7 @@ impl<D: Driver> Cuda<D> {
             }
         }
         let large = |cuda: &Self| cuda.decode_batch(LARGE, together, heads);
-        self.time_trial(small, large, CALLS, Self::time_batch)
-    }
-
-    /// Of one call.
-    fn time_batch(
-        &mut self,
-        batch: &AttentionBatch<D::Memory>,
-        calls: u32,
-    ) -> Result<Duration, KernelError> {
-        self.driver.begin_step()?;
-        for _ in 0..calls {
-            // There are no prompts.
-            self.launch_attention(PromptForm::Warps, &batch.attention, &batch.work)?;
-        }
-        Ok(self.driver.finish()?.unwrap_or_default() / calls)
+        self.time_trial(small, large, CALLS, time)
     }
 
     fn decode_batch(

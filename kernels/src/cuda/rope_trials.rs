@@ -154,16 +154,9 @@ impl<D: Driver> Cuda<D> {
         (head_dim, cache_dtype): Heads,
     ) -> Result<Placed<D::Memory>, KernelError> {
         let n = (num_heads + 2 * num_kv_heads) * head_dim;
-        let place = |bytes: &[u8]| {
-            let mut memory = self.driver.allocate(bytes.len(), "trials of rotations")?;
-            self.driver.upload(&mut memory, 0, bytes)?;
-            Ok::<_, KernelError>(memory)
-        };
+        let place = |bytes: &[u8]| self.place(bytes);
         let random = |seed, elements: usize, dtype: Dtype| {
-            let numbers = encode(&pattern(seed), dtype);
-            let mut bytes = numbers.repeat((elements * dtype.size()).div_ceil(numbers.len()));
-            bytes.truncate(elements * dtype.size());
-            place(&bytes)
+            self.place_over(&encode(&pattern(seed), dtype), elements * dtype.size())
         };
         let x = random(5, rows * k, self.dtype)?;
         let w = random(6, n * k, self.dtype)?;

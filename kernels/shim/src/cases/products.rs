@@ -14,7 +14,7 @@ use crate::Bench;
 
 /// A kernel and how it is launched.
 #[derive(Clone, Copy, Debug)]
-enum Form {
+pub(super) enum Form {
     Gemv(GemvForm),
     /// Tiles side by side, and units of a panel.
     Skinny(usize, usize),
@@ -51,6 +51,82 @@ struct Case {
 }
 
 const EPS: f32 = 1e-5;
+
+/// A product whose operands are on a device.
+pub(super) struct Placed {
+    pub(super) element: Element,
+    pub(super) weight: Weight,
+    /// Rows, outputs, inputs.
+    pub(super) sizes: (usize, usize, usize),
+    pub(super) grid: u32,
+    pub(super) x: DevicePointer,
+    pub(super) w: DevicePointer,
+    pub(super) scales: DevicePointer,
+    pub(super) bias: DevicePointer,
+    pub(super) norm: DevicePointer,
+    pub(super) out: DevicePointer,
+    pub(super) epilogue: u32,
+    pub(super) rope: RopeEnd,
+}
+
+impl Placed {
+    pub(super) fn launch<D: Driver>(&self, bench: &mut Bench<D>, form: Form) {
+        let &Self { element, weight, sizes: (rows, n, k), x, w, scales, bias, norm, out, .. } =
+            self;
+        let &Self { epilogue, rope, grid, .. } = self;
+        let types = weight.names(element);
+        let grid = [grid, 1];
+        match form {
+            Form::Gemv(form) => {
+                let params = Gemv {
+                    x,
+                    w,
+                    scales,
+                    bias,
+                    norm,
+                    out,
+                    n: n as u32,
+                    k: k as u32,
+                    epilogue,
+                    runs: weight.runs(k) as u32,
+                    eps: EPS,
+                    padding: 0,
+                    rope,
+                };
+                let GemvForm { rows: r, ahead, threads, blocks } = form;
+                let end = if blocks == 2 { "_b2" } else { "" };
+                let kernel = format!("gemv_{types}_m{rows}_r{r}_u{ahead}{end}");
+                let shared_bytes = form.shared_bytes(rows, k, weight.element_bytes());
+                let launch = Launch { file: "gemv", kernel: &kernel, grid, threads, shared_bytes };
+                bench.launch(&launch, &params)
+            }
+            Form::Skinny(tiles, panel) => {
+                let groups = rows.div_ceil(8);
+                let params = Skinny {
+                    x,
+                    w,
+                    bias,
+                    norm,
+                    out,
+                    n: n as u32,
+                    k: k as u32,
+                    rows: rows as u32,
+                    epilogue,
+                    panel: panel as u32,
+                    eps: EPS,
+                    rope,
+                };
+                let kernel = format!("skinny_{types}_g{groups}_t{tiles}");
+                let shared_bytes = SkinnyPlan::shared_bytes(groups, tiles, panel);
+                let threads = SkinnyPlan::THREADS;
+                let launch =
+                    Launch { file: "skinny", kernel: &kernel, grid, threads, shared_bytes };
+                bench.launch(&launch, &params)
+            }
+        }
+        .expect("the kernel runs");
+    }
+}
 
 impl Case {
     fn x(&self) -> Vec<f32> {
@@ -100,61 +176,22 @@ impl Case {
         let (weight, scales) = self.weight.stored(element, &self.w(), k);
         let x = bench.buffer(&element.encode(&self.x()[first * k..]));
         let (w, out) = (bench.buffer(&weight), bench.buffer(&out));
-        let (n, k, grid) = (n as u32, k as u32, [self.grid, 1]);
-        let types = self.weight.names(element);
-        match form {
-            Form::Gemv(form) => {
-                let scales =
-                    if scales.is_empty() { DevicePointer::NULL } else { bench.buffer(&scales) };
-                let runs = self.weight.runs(self.k) as u32;
-                let params = Gemv {
-                    x,
-                    w,
-                    scales,
-                    bias,
-                    norm,
-                    out,
-                    n,
-                    k,
-                    epilogue,
-                    runs,
-                    eps: EPS,
-                    padding: 0,
-                    rope: RopeEnd::default(),
-                };
-                let GemvForm { rows: r, ahead, threads, blocks } = form;
-                let end = if blocks == 2 { "_b2" } else { "" };
-                let kernel = format!("gemv_{types}_m{rows}_r{r}_u{ahead}{end}");
-                let shared_bytes = form.shared_bytes(rows, self.k, self.weight.element_bytes());
-                let launch = Launch { file: "gemv", kernel: &kernel, grid, threads, shared_bytes };
-                bench.launch(&launch, &params)
-            }
-            Form::Skinny(tiles, panel) => {
-                let groups = rows.div_ceil(8);
-                let (rows, panel_units) = (rows as u32, panel as u32);
-                let params = Skinny {
-                    x,
-                    w,
-                    bias,
-                    norm,
-                    out,
-                    n,
-                    k,
-                    rows,
-                    epilogue,
-                    panel: panel_units,
-                    eps: EPS,
-                    rope: RopeEnd::default(),
-                };
-                let kernel = format!("skinny_{types}_g{groups}_t{tiles}");
-                let shared_bytes = SkinnyPlan::shared_bytes(groups, tiles, panel);
-                let threads = SkinnyPlan::THREADS;
-                let launch =
-                    Launch { file: "skinny", kernel: &kernel, grid, threads, shared_bytes };
-                bench.launch(&launch, &params)
-            }
-        }
-        .expect("the kernel runs");
+        let scales = if scales.is_empty() { DevicePointer::NULL } else { bench.buffer(&scales) };
+        let placed = Placed {
+            element,
+            weight: self.weight,
+            sizes: (rows, n, k),
+            grid: self.grid,
+            x,
+            w,
+            scales,
+            bias,
+            norm,
+            out,
+            epilogue,
+            rope: RopeEnd::default(),
+        };
+        placed.launch(bench, form);
         bench.read(out)
     }
 

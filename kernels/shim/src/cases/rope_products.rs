@@ -1,13 +1,12 @@
 //! Q, K and V that are rotated in the launch of their product, beside two launches for it, each of
 //! which is held against its reference elsewhere.
 
-use sconce_kernels::cuda::{
-    DevicePointer, Driver, Gemv, GemvForm, Launch, RopeAndCache, RopeEnd, Skinny, SkinnyPlan,
-};
+use sconce_kernels::cuda::{DevicePointer, Driver, Gemv, GemvForm, Launch, RopeAndCache, RopeEnd};
 
 use super::{
     element::{Element, numbers},
     fp8::Weight,
+    products::{Form, Placed},
 };
 use crate::Bench;
 
@@ -31,7 +30,6 @@ struct Case {
 const NUM_BLOCKS: usize = 3;
 const MAX_POSITIONS: usize = 40;
 const NOWHERE: u32 = u32::MAX;
-const EPS: f32 = 1e-5;
 
 impl Case {
     fn heads(&self) -> usize {
@@ -77,54 +75,26 @@ impl Case {
         };
         let (epilogue, rope) =
             if in_one { (Gemv::ROPE, end) } else { (Gemv::STORE, RopeEnd::default()) };
-        let (n, k, grid) = (n as u32, k as u32, [2, 1]);
-        let types = weight.names(element);
-        if self.is_skinny {
-            let (groups, panel) = (rows.div_ceil(8), self.k / 64);
-            let params = Skinny {
-                x,
-                w,
-                bias,
-                norm,
-                out,
-                n,
-                k,
-                rows: rows as u32,
-                epilogue,
-                panel: panel as u32,
-                eps: EPS,
-                rope,
-            };
-            let kernel = format!("skinny_{types}_g{groups}_t2");
-            let shared_bytes = SkinnyPlan::shared_bytes(groups, 2, panel);
-            let threads = SkinnyPlan::THREADS;
-            let launch = Launch { file: "skinny", kernel: &kernel, grid, threads, shared_bytes };
-            bench.launch(&launch, &params)
+        let placed = Placed {
+            element,
+            weight,
+            sizes: (rows, n, k),
+            grid: 2,
+            x,
+            w,
+            scales,
+            bias,
+            norm,
+            out,
+            epilogue,
+            rope,
+        };
+        let form = if self.is_skinny {
+            Form::Skinny(2, k / 64)
         } else {
-            let form = GemvForm { threads: 64, ..GemvForm::DEFAULT };
-            let runs = weight.runs(self.k) as u32;
-            let params = Gemv {
-                x,
-                w,
-                scales,
-                bias,
-                norm,
-                out,
-                n,
-                k,
-                epilogue,
-                runs,
-                eps: EPS,
-                padding: 0,
-                rope,
-            };
-            let kernel = format!("gemv_{types}_m{rows}_r2_u4");
-            let shared_bytes = form.shared_bytes(rows, self.k, weight.element_bytes());
-            let threads = form.threads;
-            let launch = Launch { file: "gemv", kernel: &kernel, grid, threads, shared_bytes };
-            bench.launch(&launch, &params)
-        }
-        .expect("the product runs");
+            Form::Gemv(GemvForm { threads: 64, ..GemvForm::DEFAULT })
+        };
+        placed.launch(bench, form);
         if !in_one {
             let params = RopeAndCache {
                 qkv: out,
