@@ -86,8 +86,9 @@ template <typename Visit>
 __device__ __forceinline__ void for_tokens(const Row& row, uint32_t first, uint32_t end, Visit visit) {
 #pragma unroll 4
     for (uint32_t token = first + threadIdx.x; token < min(end, row.vocab_size); token += SAMPLE_THREADS) {
+        const float logit = row.logits[token];
         const bool is_allowed = row.allowed == nullptr || (row.allowed[token / 32] >> token % 32 & 1) != 0;
-        visit(is_allowed ? row.logits[token] : MINUS_INFINITY, token);
+        visit(is_allowed ? logit : MINUS_INFINITY, token);
     }
 }
 
@@ -131,16 +132,18 @@ __device__ __forceinline__ uint32_t token_in_slice(const Row& row, uint32_t slic
     SHARED(uint64_t, sums, PIECES * SAMPLE_WARPS);
     SHARED(uint32_t, found, 1);
     const uint32_t first = slice * SLICE;
-    const Logits logits = load_slice(row, first);
-    uint64_t of_piece[PIECES];
+    const auto amounts = [&](uint32_t token, uint64_t(&own)[4]) {
+        const Vector<float> piece = load_piece(row, token);
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+            own[e] = amount.of(piece.x[e], token + e);
+        }
+        return own[0] + own[1] + own[2] + own[3];
+    };
+    uint64_t own[4];
 #pragma unroll
     for (int piece = 0; piece < PIECES; ++piece) {
-        of_piece[piece] = 0;
-#pragma unroll
-        for (int i = piece * 4; i < piece * 4 + 4; ++i) {
-            of_piece[piece] += amount.of(logits.x[i], token_at(first, i));
-        }
-        const uint64_t of_warp = warp_total(of_piece[piece]);
+        const uint64_t of_warp = warp_total(amounts(token_at(first, piece * 4), own));
         if (lane_id() == 0) {
             sums[piece * SAMPLE_WARPS + warp_id()] = of_warp;
         }
@@ -149,26 +152,15 @@ __device__ __forceinline__ uint32_t token_in_slice(const Row& row, uint32_t slic
     const uint64_t total = warp_total(sums[lane_id()] + sums[lane_id() + WARP]);
     const Part piece_of_warp = part_at(sums, PIECES * SAMPLE_WARPS, number_of(total));
     if (warp_id() == int(piece_of_warp.index) % SAMPLE_WARPS) {
-        const int its = int(piece_of_warp.index) / SAMPLE_WARPS;
-        uint64_t sum = of_piece[0];
-        float x[4] = {logits.x[0], logits.x[1], logits.x[2], logits.x[3]};
-#pragma unroll
-        for (int piece = 1; piece < PIECES; ++piece) {
-            sum = piece == its ? of_piece[piece] : sum;
-#pragma unroll
-            for (int e = 0; e < 4; ++e) {
-                x[e] = piece == its ? logits.x[piece * 4 + e] : x[e];
-            }
-        }
-        uint64_t before = warp_sum_before(sum);
+        // Its logits once more: registers are few.
+        const uint32_t token = token_at(first, int(piece_of_warp.index) / SAMPLE_WARPS * 4);
+        uint64_t before = warp_sum_before(amounts(token, own));
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
-            const uint32_t token = token_at(first, its * 4 + e);
-            const uint64_t own = amount.of(x[e], token);
-            if (before <= piece_of_warp.left && piece_of_warp.left < before + own) {
-                found[0] = token;
+            if (before <= piece_of_warp.left && piece_of_warp.left < before + own[e]) {
+                found[0] = token + e;
             }
-            before += own;
+            before += own[e];
         }
     }
     __syncthreads();

@@ -158,10 +158,69 @@ __device__ __forceinline__ float least_logit(const SampleRow& request, const Wei
     return fminf(weights.largest - depth / weights.scale, weights.largest);
 }
 
-// Draws with filters from what runs told of; NOT_ENOUGH if that does not settle it.
-__device__ __forceinline__ uint32_t draw_listed(const SampleRow& request, const Row& row, const RowWork& work,
-                                                const Weights& weights, uint64_t* room, uint64_t* sums) {
+// What rejections need of a row, shared: registers are few.
+struct Rejection {
+    // Of all weights, where slices were weighed.
+    uint64_t total;
+    // What is kept as far as it is known: what the one border keeps, and perhaps what is between
+    // them.
+    Border certain;
+    Border possible;
+    // How many tokens were drawn, none of which is kept.
+    uint32_t draw;
+    // What is open if lists do not settle it; how many tokens the list keeps that does.
+    uint32_t open;
+    uint32_t len;
+};
+
+// Draws from a whole row until a token is kept: slices' sums of all weights lead to them.
+// NOT_ENOUGH where it is not known whether a token is, and after the last draw. The block has met
+// since `rejection` was written.
+__device__ __forceinline__ uint32_t draw_by_rejection(const SampleRow& request, const Row& row,
+                                                      const RowWork& work, const uint64_t* sums, float scale,
+                                                      Rejection& rejection) {
+    uint32_t draw = rejection.draw;
+#pragma unroll 1
+    for (; draw < REJECTIONS; ++draw) {
+        const uint64_t number = part_of(rejection.total, uniform_bits(request.seed, request.index, draw));
+        const uint32_t token = token_of_row(row, work, sums, number, Border{0, NON_FINITE}, scale);
+        const float logit = row.logits[token];
+        if (rejection.certain.keeps(logit, token)) {
+            return token;
+        }
+        if (rejection.possible.keeps(logit, token)) {
+            break;
+        }
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        rejection.draw = draw;
+    }
+    __syncthreads();
+    return NOT_ENOUGH;
+}
+
+// The place in the block's room with which sums pass a number, or `len`.
+__device__ __forceinline__ uint32_t place_passing(uint32_t len, uint64_t own, uint64_t before, uint64_t number) {
     SHARED(uint32_t, cell, 1);
+    if (threadIdx.x == 0) {
+        cell[0] = len;
+    }
+    __syncthreads();
+    if (before <= number && number < before + own) {
+        cell[0] = threadIdx.x;
+    }
+    __syncthreads();
+    const uint32_t place = cell[0];
+    __syncthreads();
+    return place;
+}
+
+// Puts what a row with filters keeps into the block's room, in order, from what runs told of; how
+// many that are, or NOT_ENOUGH if that does not settle it. `total`: of all weights, where there is
+// a nucleus of all.
+__device__ __forceinline__ uint32_t list_kept(const SampleRow& request, const Row& row, const RowWork& work,
+                                              const Weights& weights, uint64_t total, uint64_t* room) {
     static_assert(CANDIDATES <= SAMPLE_THREADS, "a thread has one");
     const bool has_top_k = request.has_top_k(row.vocab_size);
     const Firsts firsts = first_tokens(work, &RunResult::candidates, work.candidates, CANDIDATE_ROOM,
@@ -178,31 +237,22 @@ __device__ __forceinline__ uint32_t draw_listed(const SampleRow& request, const 
     if (!is_all && (has_top_k || request.min_p > 0.0f || !(request.top_p < 1.0f))) {
         return NOT_ENOUGH;
     }
-    // The place with which sums pass a number, or `len`.
-    const auto place_passing = [&](uint64_t own, uint64_t before, uint64_t number) {
-        if (threadIdx.x == 0) {
-            cell[0] = len;
-        }
-        __syncthreads();
-        if (before <= number && number < before + own) {
-            cell[0] = threadIdx.x;
-        }
-        __syncthreads();
-        return cell[0];
-    };
     if (request.top_p < 1.0f) {
         const uint64_t own = threadIdx.x < len ? weights.of(logit_of(word_key)) : 0;
         const auto before = block_sums(own);
-        const uint64_t total = is_all ? before.total : scale_slices(work, weights, sums);
-        const uint64_t target = Target{true, request.top_p, 0}.of(total);
-        const uint32_t last = place_passing(own, before.before, target - 1);
+        const uint64_t target = Target{true, request.top_p, 0}.of(is_all ? before.total : total);
+        const uint32_t last = place_passing(len, own, before.before, target - 1);
         if (last == len && !is_all) {
             return NOT_ENOUGH;
         }
         len = min(last + 1, len);
-        __syncthreads();
     }
-    // In order of ids.
+    return len;
+}
+
+// Draws from the first tokens of the block's room, in order of their ids.
+__device__ __forceinline__ uint32_t draw_listed(const SampleRow& request, const Weights& weights, uint64_t* room,
+                                                uint32_t len, uint32_t draw) {
     const uint64_t word = threadIdx.x < len ? room[threadIdx.x] : 0;
     if (threadIdx.x < len) {
         room[threadIdx.x] = word << 32 | ~uint32_t(word >> 32);
@@ -210,13 +260,14 @@ __device__ __forceinline__ uint32_t draw_listed(const SampleRow& request, const 
     block_sort(room, len);
     const uint64_t own = threadIdx.x < len ? weights.of(logit_of(uint32_t(room[threadIdx.x]))) : 0;
     const auto before = block_sums(own);
-    const uint64_t number = part_of(before.total, uniform_bits(request.seed, request.index));
-    return uint32_t(room[place_passing(own, before.before, number)] >> 32);
+    const uint64_t number = part_of(before.total, uniform_bits(request.seed, request.index, draw));
+    return uint32_t(room[place_passing(len, own, before.before, number)] >> 32);
 }
 
-// What a second look at the slices needs to settle a draw; what is open of it.
+// What is open of a draw that lists do not settle; where the border lies as far as bins tell.
+// `total`: of all weights, where there is a nucleus of all.
 __device__ __forceinline__ uint32_t open_draw(const SampleRow& request, const Row& row, const RowWork& work,
-                                              const Weights& weights, uint64_t* sums, Range& range) {
+                                              const Weights& weights, uint64_t total, Range& range) {
     const bool has_top_k = request.has_top_k(row.vocab_size);
     const float least = least_logit(request, weights);
     if (!request.needs_bins(row.vocab_size)) {
@@ -224,8 +275,7 @@ __device__ __forceinline__ uint32_t open_draw(const SampleRow& request, const Ro
         range = {least, least};
         return has_top_k || request.top_p < 1.0f ? DRAW_OPEN | SEARCH_OPEN : DRAW_OPEN;
     }
-    const uint64_t target = has_top_k ? request.top_k
-                                      : Target{true, request.top_p, 0}.of(scale_slices(work, weights, sums));
+    const uint64_t target = has_top_k ? request.top_k : Target{true, request.top_p, 0}.of(total);
     const Counted row_counted = counted(request, row.vocab_size);
     WeightBins bins{nullptr, &row_counted};
     bins.largest = weights.largest;
@@ -240,51 +290,97 @@ __device__ __forceinline__ uint32_t open_draw(const SampleRow& request, const Ro
     return has_top_k ? DRAW_OPEN : DRAW_OPEN | SEARCH_OPEN;
 }
 
+// Draws a token of a row: by rejection with the border that bins tell of, then, where that is too
+// little, with what is listed. NOT_ENOUGH if both are; `state` then says what a second look needs.
+__device__ __forceinline__ uint32_t draw_of_row(const SampleRow& request, const Row& row, const RowWork& work,
+                                                const Best& best, uint64_t* room, RowState& state) {
+    const Weights weights{best.largest(), request.scale()};
+    SHARED(uint64_t, sums, MAX_SLICES);
+    SHARED(Rejection, rejection, 1);
+    const bool is_filtered = request.is_filtered(row.vocab_size);
+    const bool by_rejection = !is_filtered || request.is_drawn_by_rejection(row.vocab_size);
+    const uint64_t total = by_rejection ? scale_slices(work, weights, sums) : 0;
+    bool by_list = false;
+    if (is_filtered) {
+        Range range{0.0f, 0.0f};
+        const uint32_t draw_open = open_draw(request, row, work, weights, total, range);
+        by_list = (draw_open & SEARCH_OPEN) != 0;
+        if (threadIdx.x == 0) {
+            state.range = range;
+            rejection[0].open = draw_open;
+            // The best is always kept.
+            rejection[0].certain = range.high <= weights.largest ? Border{key_of(range.high), NON_FINITE}
+                                                                 : Border{key_of(weights.largest), best.token()};
+            rejection[0].possible = {key_of(range.low), NON_FINITE};
+        }
+    } else if (threadIdx.x == 0) {
+        rejection[0].certain = {0, NON_FINITE};
+    }
+    if (threadIdx.x == 0) {
+        rejection[0].total = total;
+        rejection[0].draw = by_rejection ? 0 : REJECTIONS;
+    }
+    __syncthreads();
+#pragma unroll 1
+    for (;; by_list = true) {
+        if (by_list) {
+            const uint32_t len = request.needs_list(row.vocab_size)
+                                     ? list_kept(request, row, work, weights, rejection[0].total, room)
+                                     : NOT_ENOUGH;
+            if (len == NOT_ENOUGH) {
+                if (threadIdx.x == 0) {
+                    state.open |= rejection[0].open;
+                }
+                return NOT_ENOUGH;
+            }
+            if (threadIdx.x == 0) {
+                rejection[0].len = len;
+                const uint64_t last = room[len - 1];
+                rejection[0].certain = rejection[0].possible = {~uint32_t(last >> 32), uint32_t(last)};
+            }
+            __syncthreads();
+        }
+        const uint32_t token = draw_by_rejection(request, row, work, sums, weights.scale, rejection[0]);
+        if (token != NOT_ENOUGH) {
+            return token;
+        }
+        if (by_list) {
+            return draw_listed(request, weights, room, rejection[0].len, by_rejection ? REJECTIONS : 0);
+        }
+    }
+}
+
 // Finishes a row, but for what is left open.
 __device__ __forceinline__ void finish_row(const Sampling& p, const SampleRow& request, const Row& row,
                                            const RowWork& work, uint64_t* room, TopToken* top, SampledRow& out,
                                            RowState& state) {
-    SHARED(uint64_t, sums, MAX_SLICES);
     const Best raw = work.best(true);
     const bool has_logprobs = request.num_logprobs >= 0 && raw.drawable();
-    uint32_t open = 0;
+    if (threadIdx.x == 0) {
+        state.open = 0;
+    }
     if (has_logprobs) {
         const float log_sum = log_sum_exp(work, raw.largest());
         const uint32_t num_top =
             report_listed(work, raw.largest(), uint32_t(request.num_logprobs), log_sum, room, top);
-        open = num_top == NOT_ENOUGH ? LIKELIEST_OPEN : 0;
         if (threadIdx.x == 0) {
             out.num_top = num_top;
+            state.open = num_top == NOT_ENOUGH ? LIKELIEST_OPEN : 0;
         }
     }
     const Best best = request.is_adjusted() ? work.best(false) : raw;
     uint32_t token = NON_FINITE;
     if (raw.drawable() && !best.drawable()) {
         token = best.word == Best::BAD ? NON_FINITE : NOTHING_ALLOWED;
+    } else if (raw.drawable() && request.is_greedy()) {
+        token = best.token();
     } else if (raw.drawable()) {
-        const Weights weights{best.largest(), request.scale()};
-        if (request.is_greedy()) {
-            token = best.token();
-        } else if (request.is_filtered(row.vocab_size)) {
-            token = draw_listed(request, row, work, weights, room, sums);
-            if (token == NOT_ENOUGH) {
-                Range range{0.0f, 0.0f};
-                open |= open_draw(request, row, work, weights, sums, range);
-                if (threadIdx.x == 0) {
-                    state.range = range;
-                }
-            }
-        } else {
-            const uint64_t total = scale_slices(work, weights, sums);
-            const uint64_t number = part_of(total, uniform_bits(request.seed, request.index));
-            token = token_of_row(row, work, sums, number, Border{0, NON_FINITE}, weights.scale);
-        }
+        token = draw_of_row(request, row, work, best, room, state);
     }
     if (threadIdx.x == 0) {
         out.token = token;
         p.keep(request, token);
         out.num_top = has_logprobs ? out.num_top : 0;
-        state.open = open;
     }
     if (has_logprobs && token < NOTHING_ALLOWED) {
         const float logprob = raw_logit(p, request, row, token) - log_sum_exp(work, raw.largest());

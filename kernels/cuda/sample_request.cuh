@@ -5,6 +5,8 @@
 
 // With top-k of so many at most what is listed nearly always suffices.
 constexpr uint32_t MOST_LISTED = 128;
+// Draws from a whole row, before one from what it keeps.
+constexpr uint32_t REJECTIONS = 4;
 
 // One row's request.
 struct SampleRow {
@@ -36,6 +38,17 @@ struct SampleRow {
     }
     __device__ __forceinline__ bool is_filtered(uint32_t vocab_size) const {
         return has_top_k(vocab_size) || top_p < 1.0f || min_p > 0.0f;
+    }
+    // Whether tokens are drawn from the whole row until one is kept (rejection sampling), which
+    // needs no border but near it. What a small top-k keeps may be little of a row, and is listed.
+    __device__ __forceinline__ bool is_drawn_by_rejection(uint32_t vocab_size) const {
+        return is_filtered(vocab_size) && !(has_top_k(vocab_size) && top_k <= MOST_LISTED);
+    }
+    // Whether its largest logits are listed: rejections with a border that is known, or by counts
+    // but for a bin, seldom need them.
+    __device__ __forceinline__ bool needs_list(uint32_t vocab_size) const {
+        return is_filtered(vocab_size) && (!is_drawn_by_rejection(vocab_size) || top_p < 1.0f ||
+                                           (has_top_k(vocab_size) && min_p > 0.0f));
     }
     // Whether its border may be searched for by sums: a nucleus, or more tokens than are listed.
     __device__ __forceinline__ bool needs_bins(uint32_t vocab_size) const {

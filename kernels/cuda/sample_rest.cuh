@@ -35,6 +35,7 @@ __device__ __forceinline__ void finish_rest(const Sampling& p, const SampleRow& 
                                             uint64_t* room, TopToken* top, SampledRow& out, RowState& state) {
     SHARED(uint64_t, sums, MAX_SLICES);
     SHARED(uint64_t, searched_sums, MAX_SLICES);
+    SHARED(Rejection, rejection, 1);
     Amount drawn{{0, NON_FINITE}, false, {work.best(false).largest(), request.scale()}};
     if ((open & (DRAW_OPEN | SEARCH_OPEN)) == DRAW_OPEN) {
         open |= settle(request, row, work, drawn.weights, range, room, sums, drawn.border) ? 0 : SEARCH_OPEN;
@@ -78,12 +79,25 @@ __device__ __forceinline__ void finish_rest(const Sampling& p, const SampleRow& 
     }
     uint32_t token = out.token;
     if (open & DRAW_OPEN) {
-        if (open & SEARCH_OPEN) {
-            sum_slices(row, drawn, room, sums);
+        const bool by_rejection = request.is_drawn_by_rejection(row.vocab_size);
+        const uint64_t total = by_rejection ? scale_slices(work, drawn.weights, searched_sums) : 0;
+        if (threadIdx.x == 0) {
+            rejection[0].total = total;
+            rejection[0].certain = rejection[0].possible = drawn.border;
+            rejection[0].draw = by_rejection ? 0 : REJECTIONS;
         }
-        const uint64_t total = block_total(threadIdx.x < work.num_slices ? sums[threadIdx.x] : 0);
-        const uint64_t number = part_of(total, uniform_bits(request.seed, request.index));
-        token = token_of_row(row, work, sums, number, drawn.border, drawn.weights.scale);
+        __syncthreads();
+        token = draw_by_rejection(request, row, work, searched_sums, drawn.weights.scale, rejection[0]);
+        if (token == NOT_ENOUGH) {
+            drawn.border = rejection[0].certain;
+            if (open & SEARCH_OPEN) {
+                sum_slices(row, drawn, room, sums);
+            }
+            const uint64_t total = block_total(threadIdx.x < work.num_slices ? sums[threadIdx.x] : 0);
+            const uint32_t draw = by_rejection ? REJECTIONS : 0;
+            const uint64_t number = part_of(total, uniform_bits(request.seed, request.index, draw));
+            token = token_of_row(row, work, sums, number, drawn.border, drawn.weights.scale);
+        }
     }
     // All have read what was there.
     __syncthreads();

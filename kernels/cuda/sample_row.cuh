@@ -69,30 +69,39 @@ __device__ __forceinline__ bool is_aligned(const Row& row) {
     return row.vocab_size % 4 == 0 && reinterpret_cast<uintptr_t>(row.logits) % 16 == 0;
 }
 
-__device__ __forceinline__ Logits load_slice(const Row& row, uint32_t first) {
-    Logits own;
+// Four neighbours, the first of which is a multiple of four: like a thread's logits of a slice.
+__device__ __forceinline__ Vector<float> load_piece(const Row& row, uint32_t token) {
+    Vector<float> four{{MINUS_INFINITY, MINUS_INFINITY, MINUS_INFINITY, MINUS_INFINITY}};
+    if (token >= row.vocab_size) {
+        return four;
+    }
     if (is_aligned(row)) {
-#pragma unroll
-        for (int piece = 0; piece < PIECES; ++piece) {
-            const uint32_t token = token_at(first, piece * 4);
-            Vector<float> four{{MINUS_INFINITY, MINUS_INFINITY, MINUS_INFINITY, MINUS_INFINITY}};
-            if (token < row.vocab_size) {
-                four = *reinterpret_cast<const Vector<float>*>(row.logits + token);
-            }
-#pragma unroll
-            for (int e = 0; e < 4; ++e) {
-                own.x[piece * 4 + e] = four.x[e];
-            }
-        }
+        four = *reinterpret_cast<const Vector<float>*>(row.logits + token);
     } else {
 #pragma unroll
-        for (int i = 0; i < PIECES * 4; ++i) {
-            const uint32_t token = token_at(first, i);
-            own.x[i] = token < row.vocab_size ? row.logits[token] : MINUS_INFINITY;
+        for (uint32_t e = 0; e < 4; ++e) {
+            four.x[e] = token + e < row.vocab_size ? row.logits[token + e] : MINUS_INFINITY;
         }
     }
     if (row.allowed != nullptr) {
-        leave_out(row, first, own);
+        const uint32_t bits = row.allowed[token / 32] >> token % 32;
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+            four.x[e] = bits >> e & 1 ? four.x[e] : MINUS_INFINITY;
+        }
+    }
+    return four;
+}
+
+__device__ __forceinline__ Logits load_slice(const Row& row, uint32_t first) {
+    Logits own;
+#pragma unroll
+    for (int piece = 0; piece < PIECES; ++piece) {
+        const Vector<float> four = load_piece(row, token_at(first, piece * 4));
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+            own.x[piece * 4 + e] = four.x[e];
+        }
     }
     return own;
 }
@@ -319,10 +328,10 @@ __device__ __forceinline__ void block_sort(uint64_t* words, uint32_t len) {
     }
 }
 
-// A number in [0, 1), of 53 bits, of the request's own sequence (Philox4x32-10,
-// Salmon et al., 2011).
-__device__ __forceinline__ uint64_t uniform_bits(const uint32_t (&seed)[2], uint32_t index) {
-    uint32_t counter[4] = {index, 0, 0, 0};
+// A number in [0, 1), of 53 bits, of the request's own sequence: for each token's draws one after
+// another (Philox4x32-10, Salmon et al., 2011).
+__device__ __forceinline__ uint64_t uniform_bits(const uint32_t (&seed)[2], uint32_t index, uint32_t draw) {
+    uint32_t counter[4] = {index, draw, 0, 0};
     uint32_t key[2] = {seed[0], seed[1]};
     for (int round = 0; round < 10; ++round) {
         if (round > 0) {

@@ -139,7 +139,7 @@ __device__ __forceinline__ void scan_run(const Sampling& p, const SampleRow& req
         taken[threadIdx.x] = 0;
     }
     // What is asked, in one register.
-    constexpr uint32_t HAS_LISTS = 1, IS_FILTERED = 2, HAS_BINS = 4, LISTS_RAW = 8, LOOKS_RAW = 16, LOOKS_DRAWN = 32,
+    constexpr uint32_t HAS_LISTS = 1, LISTS_DRAWN = 2, HAS_BINS = 4, LISTS_RAW = 8, LOOKS_RAW = 16, LOOKS_DRAWN = 32,
                        SUMS_RAW = 64, SUMS_WEIGHTS = 128;
     uint32_t asked = 0;
     if (request.num_logprobs >= 0) {
@@ -154,8 +154,8 @@ __device__ __forceinline__ void scan_run(const Sampling& p, const SampleRow& req
         // One look is enough for both where the raw row is drawn from.
         const bool is_filtered = request.is_filtered(p.vocab_size);
         const bool has_bins = is_filtered && request.needs_bins(p.vocab_size);
-        asked |= LOOKS_DRAWN | (is_filtered ? IS_FILTERED : 0) | (has_bins ? HAS_BINS : 0);
-        if (!is_filtered || (has_bins && request.top_p < 1.0f)) {
+        asked |= LOOKS_DRAWN | (request.needs_list(p.vocab_size) ? LISTS_DRAWN : 0) | (has_bins ? HAS_BINS : 0);
+        if (!is_filtered || request.is_drawn_by_rejection(p.vocab_size)) {
             asked |= SUMS_WEIGHTS;
         }
         if (threadIdx.x == 0) {
@@ -187,7 +187,7 @@ __device__ __forceinline__ void scan_run(const Sampling& p, const SampleRow& req
                 leave_out(row, first, own);
             }
             const float factor = asked & SUMS_WEIGHTS ? request.scale() * LOG2_E : 0.0f;
-            const Look look = look_at(own, first, factor, (asked & IS_FILTERED) != 0, candidates,
+            const Look look = look_at(own, first, factor, (asked & LISTS_DRAWN) != 0, candidates,
                                       (asked & HAS_BINS) != 0, bins);
             if (threadIdx.x == 0) {
                 result.adjusted = look.best;

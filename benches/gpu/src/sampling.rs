@@ -21,7 +21,7 @@ use crate::{
 /// What rows ask.
 fn settings() -> [(&'static str, SampleRequest<'static>); 7] {
     let greedy = SampleRequest::default();
-    let base = SampleRequest { temperature: 0.8, seed: 7, ..greedy };
+    let base = SampleRequest { temperature: 0.8, ..greedy };
     [
         ("greedy", greedy),
         ("temperature", base),
@@ -46,7 +46,8 @@ pub(crate) fn whole<D: Driver>(
     let mut logits = cuda.logits_buffer(rows, vocab_size)?;
     cuda.linear(rows, &x, &head, None, &mut logits)?;
     for (name, request) in &settings()[..5] {
-        let requests = vec![*request; rows];
+        let requests: Vec<_> =
+            (0..rows as u64).map(|seed| SampleRequest { seed, ..*request }).collect();
         let mut sampled = Vec::with_capacity(rows);
         let time = seconds(cuda, dry_run, |cuda, _| {
             sampled.clear();
@@ -109,7 +110,7 @@ pub(crate) fn kernels<D: Driver>(
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
             top_k: request.top_k,
-            seed: [7, 0],
+            seed: [0; 2],
             index: 0,
             num_logprobs: request.num_logprobs.map_or(-1, |num| num as i32),
             bias: [0; 2],
@@ -118,7 +119,9 @@ pub(crate) fn kernels<D: Driver>(
             mask: -1,
             slot: -1,
         };
-        let requests = vec![row; rows];
+        // Each row draws for itself, as it does in a server.
+        let requests: Vec<_> =
+            (0..rows as u32).map(|seed| SampleRow { seed: [seed, 0], ..row }).collect();
         cuda.driver_mut().upload(&mut memories[1], 0, bytemuck::cast_slice(&requests))?;
         let at = |i: usize| cuda.driver().address(&memories[i]);
         let params = Sampling {

@@ -1,11 +1,14 @@
 //! Sampling from one row of logits; see [`crate::ops::sampling`] for the contract.
 //!
-//! Nothing sorts the whole vocabulary. Filters first throw away, in one pass,
+//! Nothing sorts the whole vocabulary. Whether one drawn token survives is a sum or a count of
+//! those before it. Where survivors must be known, filters first throw away, in one pass,
 //! what certainly falls out; selections in linear time find the exact borders.
-//! The draw walks the survivors in order of their ids.
+//! Draws walk tokens in order of their ids.
 
 use super::{Isa, vector};
-use crate::ops::sampling::{Logprobs, SampleRequest, Sampled, SeenToken, uniform};
+use crate::ops::sampling::{
+    Logprobs, REJECTIONS, SampleRequest, Sampled, SeenToken, uniform_of_draw,
+};
 
 /// Logits whose largest are looked up together.
 const BLOCK: usize = 64;
@@ -41,7 +44,8 @@ struct Candidate {
 impl Candidate {
     /// Likeliest first; equals by lower id.
     fn order(&self, other: &Self) -> std::cmp::Ordering {
-        other.logit.total_cmp(&self.logit).then(self.token.cmp(&other.token))
+        // The zeros are equal.
+        (other.logit + 0.0).total_cmp(&(self.logit + 0.0)).then(self.token.cmp(&other.token))
     }
 }
 
@@ -152,33 +156,105 @@ impl RowSampler {
 
     /// Draws a token; `max` is the largest logit, and finite.
     fn draw(&mut self, isa: Isa, logits: &[f32], max: f32, request: &SampleRequest<'_>) -> u32 {
-        let scale = 1.0 / request.temperature.min(EVEN_ABOVE);
-        let uniform = uniform(request.seed, request.index);
-        let min_p = (request.min_p > 0.0).then_some(request.min_p.min(1.0));
-        let top_k = Some(request.top_k as usize).filter(|&k| k > 0 && k < logits.len());
-        let top_p = (request.top_p < 1.0).then_some(f64::from(request.top_p.max(0.0)));
-        if min_p.is_none() && top_k.is_none() && top_p.is_none() {
-            return self.draw_from_all(isa, logits, max, scale, uniform);
+        let weights = Weights { isa, max, scale: 1.0 / request.temperature.min(EVEN_ABOVE) };
+        let filters = Filters::of(request, logits.len());
+        let number = |draw| uniform_of_draw(request.seed, request.index, draw);
+        if filters.is_none() {
+            self.sum_blocks(logits, weights);
+            return self.draw_from_all(logits, weights, number(0));
         }
+        let mut draw = 0;
+        if request.is_drawn_by_rejection(logits.len()) {
+            let total = self.sum_blocks(logits, weights);
+            while draw < REJECTIONS {
+                let token = self.draw_from_all(logits, weights, number(draw));
+                match self.survives(logits, weights, filters, total, token) {
+                    Some(true) => return token,
+                    Some(false) => draw += 1,
+                    None => break,
+                }
+            }
+            self.find_survivors(logits, weights, filters, Some(total));
+            while draw < REJECTIONS {
+                let token = self.draw_from_all(logits, weights, number(draw));
+                if self.candidates.binary_search_by_key(&token, |c| c.token).is_ok() {
+                    return token;
+                }
+                draw += 1;
+            }
+        } else {
+            self.find_survivors(logits, weights, filters, None);
+        }
+        self.draw_from_survivors(number(draw))
+    }
 
+    /// Whether a token survives, where one look at the row tells.
+    fn survives(
+        &mut self,
+        logits: &[f32],
+        weights: Weights,
+        filters: Filters,
+        total: f64,
+        token: u32,
+    ) -> Option<bool> {
+        let token = token as usize;
+        match filters {
+            Filters { min_p: Some(min_p), top_k: None, top_p: None } => {
+                Some(logits[token] >= weights.bound(f64::from(min_p).ln()))
+            }
+            Filters { min_p: None, top_k: Some(k), top_p: None } => {
+                Some(rank(logits, token) as usize <= k)
+            }
+            Filters { min_p: None, top_k: None, top_p: Some(top_p) } => Some(
+                logits[token] == weights.max && first_equal(logits, weights.max) as usize == token
+                    || self.sum_before(logits, weights, token) < top_p * total,
+            ),
+            _ => None,
+        }
+    }
+
+    /// The sum of the weights of tokens that come before one: with larger logits, or equal ones
+    /// and lower ids.
+    fn sum_before(&mut self, logits: &[f32], weights: Weights, token: usize) -> f64 {
+        let own = logits[token];
+        let mut sum = 0.0;
+        for (block, start) in logits.chunks(SUM_BLOCK).zip((0..).step_by(SUM_BLOCK)) {
+            let (lower, higher) = block.split_at(token.saturating_sub(start).min(block.len()));
+            self.floats.clear();
+            let kept = |keeps: bool, x: f32| if keeps { x } else { f32::NEG_INFINITY };
+            self.floats.extend(lower.iter().map(|&x| kept(x >= own, x)));
+            self.floats.extend(higher.iter().map(|&x| kept(x > own, x)));
+            sum += weights.sum(&self.floats);
+        }
+        sum
+    }
+
+    /// Makes candidates, in order of their ids, of the tokens that filters keep. `total`: the sum
+    /// of all weights, where it is known.
+    fn find_survivors(
+        &mut self,
+        logits: &[f32],
+        weights: Weights,
+        filters: Filters,
+        total: Option<f64>,
+    ) {
         // A first bound throws most of the vocabulary away. Tokens less likely
         // than (1 - top_p) / vocabulary are together less likely than
         // 1 - top_p, so those above reach top_p; half of that is a margin for
         // rounding.
-        let scaled_bound = |log: f64| (f64::from(max) + log / f64::from(scale)) as f32;
-        let mut total = None;
+        let Filters { min_p, top_k, top_p } = filters;
+        let mut nucleus_of = None;
         let mut bound =
-            min_p.map_or(f32::NEG_INFINITY, |min_p| scaled_bound(f64::from(min_p).ln()));
+            min_p.map_or(f32::NEG_INFINITY, |min_p| weights.bound(f64::from(min_p).ln()));
         if let Some(k) = top_k {
-            bound = bound.max(self.bound_of_kth(isa, logits, k));
+            bound = bound.max(self.bound_of_kth(weights.isa, logits, k));
         } else if let (Some(top_p), None) = (top_p, min_p) {
-            let sum = vector::sum_exp(isa, logits, max, scale);
-            total = Some(sum);
-            bound = scaled_bound(((1.0 - top_p) * 0.5 / logits.len() as f64 * sum).ln());
+            let sum = total.unwrap_or_else(|| weights.sum(logits));
+            nucleus_of = Some(sum);
+            bound = weights.bound(((1.0 - top_p) * 0.5 / logits.len() as f64 * sum).ln());
         }
-        // The likeliest token always stays, however the bound was rounded.
-        self.collect(logits, bound.min(max));
-        self.weigh(isa, max, scale);
+        self.collect(logits, bound);
+        self.weigh(weights);
 
         self.selected.clear();
         self.selected.extend_from_slice(&self.candidates);
@@ -188,13 +264,16 @@ impl RowSampler {
         let border = match top_p {
             Some(top_p) => {
                 let sum = || self.selected.iter().map(|c| f64::from(c.weight)).sum::<f64>();
-                let total = total.unwrap_or_else(sum);
+                let total = nucleus_of.unwrap_or_else(sum);
                 nucleus_border(&mut self.selected, top_p * total)
             }
             None => self.selected.iter().copied().max_by(Candidate::order).expect("one stays"),
         };
         self.candidates.retain(|c| c.order(&border).is_le());
+    }
 
+    /// Draws from the candidates.
+    fn draw_from_survivors(&self, uniform: f64) -> u32 {
         let total: f64 = self.candidates.iter().map(|c| f64::from(c.weight)).sum();
         let mut left = uniform * total;
         let drawn = self.candidates.iter().find(|c| {
@@ -205,27 +284,24 @@ impl RowSampler {
     }
 
     /// Computes the candidates' weights.
-    fn weigh(&mut self, isa: Isa, max: f32, scale: f32) {
+    fn weigh(&mut self, weights: Weights) {
         self.floats.clear();
-        self.floats.extend(self.candidates.iter().map(|c| (c.logit - max) * scale));
-        vector::exp_and_sum(isa, &mut self.floats, 0.0);
+        self.floats.extend(self.candidates.iter().map(|c| c.logit));
+        weights.weigh(&mut self.floats);
         for (candidate, &weight) in self.candidates.iter_mut().zip(&self.floats) {
             candidate.weight = weight;
         }
     }
 
-    /// Draws where no filter is on: sums of blocks first, then within one block.
-    fn draw_from_all(
-        &mut self,
-        isa: Isa,
-        logits: &[f32],
-        max: f32,
-        scale: f32,
-        uniform: f64,
-    ) -> u32 {
+    /// Sums the weights of blocks; the sum of all.
+    fn sum_blocks(&mut self, logits: &[f32], weights: Weights) -> f64 {
         self.sums.clear();
-        let blocks = logits.chunks(SUM_BLOCK);
-        self.sums.extend(blocks.map(|block| vector::sum_exp(isa, block, max, scale)));
+        self.sums.extend(logits.chunks(SUM_BLOCK).map(|block| weights.sum(block)));
+        self.sums.iter().sum()
+    }
+
+    /// Draws from all tokens: by the sums of blocks first, then within one block.
+    fn draw_from_all(&mut self, logits: &[f32], weights: Weights, uniform: f64) -> u32 {
         let mut left = uniform * self.sums.iter().sum::<f64>();
         // Rounding may carry the target past the last weight that counts.
         let last = self.sums.iter().rposition(|&sum| sum > 0.0).expect("the largest weighs 1");
@@ -237,14 +313,63 @@ impl RowSampler {
         let start = block * SUM_BLOCK;
         let end = logits.len().min(start + SUM_BLOCK);
         self.floats.clear();
-        self.floats.extend(logits[start..end].iter().map(|&x| (x - max) * scale));
-        vector::exp_and_sum(isa, &mut self.floats, 0.0);
+        self.floats.extend_from_slice(&logits[start..end]);
+        weights.weigh(&mut self.floats);
         let within = self.floats.iter().position(|&weight| {
             left -= f64::from(weight);
             left < 0.0
         });
         let last_within = || self.floats.iter().rposition(|&weight| weight > 0.0);
         (start + within.or_else(last_within).unwrap_or(0)) as u32
+    }
+}
+
+/// Likelihoods beside the likeliest token's: `exp((logit - max) * scale)`.
+#[derive(Clone, Copy)]
+struct Weights {
+    isa: Isa,
+    max: f32,
+    scale: f32,
+}
+
+impl Weights {
+    /// The sum of logits' weights.
+    fn sum(self, logits: &[f32]) -> f64 {
+        vector::sum_exp(self.isa, logits, self.max, self.scale)
+    }
+
+    /// Makes weights of logits.
+    fn weigh(self, logits: &mut [f32]) {
+        logits.iter_mut().for_each(|x| *x = (*x - self.max) * self.scale);
+        vector::exp_and_sum(self.isa, logits, 0.0);
+    }
+
+    /// The logit of the weight with this logarithm. The likeliest token always reaches it,
+    /// however it is rounded.
+    fn bound(self, log: f64) -> f32 {
+        ((f64::from(self.max) + log / f64::from(self.scale)) as f32).min(self.max)
+    }
+}
+
+/// What of a row may be drawn.
+#[derive(Clone, Copy)]
+struct Filters {
+    min_p: Option<f32>,
+    top_k: Option<usize>,
+    top_p: Option<f64>,
+}
+
+impl Filters {
+    fn of(request: &SampleRequest<'_>, vocab_size: usize) -> Self {
+        Self {
+            min_p: (request.min_p > 0.0).then_some(request.min_p.min(1.0)),
+            top_k: Some(request.top_k as usize).filter(|&k| k > 0 && k < vocab_size),
+            top_p: (request.top_p < 1.0).then_some(f64::from(request.top_p.max(0.0))),
+        }
+    }
+
+    const fn is_none(self) -> bool {
+        self.min_p.is_none() && self.top_k.is_none() && self.top_p.is_none()
     }
 }
 

@@ -5,8 +5,14 @@
 //! that are not allowed are left out; greedy rows take the likeliest token (ties: the lowest id); others divide by
 //! the temperature, then keep min-p, top-k and top-p survivors and draw one.
 //!
-//! The draw is a Philox4x32-10 number (Salmon et al., 2011) of
-//! `(seed, index)`: it depends on nothing else, so a request's tokens are the
+//! Filters draw by rejection: up to [`REJECTIONS`] tokens are drawn from all that have a
+//! probability, the first that survives is the row's, and only if none does one is drawn from the
+//! survivors. The distribution is the same, but of most rows it is enough to know whether one
+//! token survives. A top-k of at most [`SMALL_TOP_K`], which may keep little of a row, draws from
+//! the survivors at once.
+//!
+//! A draw is a Philox4x32-10 number (Salmon et al., 2011) of
+//! `(seed, index, draw)`: it depends on nothing else, so a request's tokens are the
 //! same in any batch and after any preemption.
 #![expect(unsafe_code, reason = "tasks write disjoint rows")]
 
@@ -15,6 +21,11 @@ use crate::{
     KernelError,
     cpu::{Cpu, CpuBuffer, SharedMut},
 };
+
+/// Tokens that filters draw from a whole row before one from the survivors.
+pub const REJECTIONS: u32 = 4;
+/// The largest top-k whose survivors are drawn from at once.
+pub const SMALL_TOP_K: u32 = 128;
 
 /// What one row's request asks.
 #[derive(Clone, Copy, Debug)]
@@ -56,6 +67,16 @@ pub struct SampleRequest<'a> {
     pub index: u32,
     /// Report the drawn token's log-probability and so many likeliest tokens.
     pub num_logprobs: Option<u32>,
+}
+
+impl SampleRequest<'_> {
+    /// Whether a row of so many tokens is drawn by rejection.
+    #[must_use]
+    pub fn is_drawn_by_rejection(&self, vocab_size: usize) -> bool {
+        let has_top_k = self.top_k > 0 && (self.top_k as usize) < vocab_size;
+        let is_filtered = has_top_k || self.top_p < 1.0 || self.min_p > 0.0;
+        is_filtered && !(has_top_k && self.top_k <= SMALL_TOP_K)
+    }
 }
 
 impl Default for SampleRequest<'_> {
@@ -180,11 +201,17 @@ pub(crate) fn logprobs(
     Ok(())
 }
 
-/// A number in [0, 1) of the request's own sequence.
+/// A number in [0, 1) of the request's own sequence: the first of the token at `index`.
 #[must_use]
 pub fn uniform(seed: u64, index: u32) -> f64 {
+    uniform_of_draw(seed, index, 0)
+}
+
+/// The number in [0, 1) of a token's draw, counted from 0.
+#[must_use]
+pub fn uniform_of_draw(seed: u64, index: u32, draw: u32) -> f64 {
     let key = [seed as u32, (seed >> 32) as u32];
-    let [a, b, ..] = philox4x32_10([index, 0, 0, 0], key);
+    let [a, b, ..] = philox4x32_10([index, draw, 0, 0], key);
     let bits = u64::from(a) << 32 | u64::from(b);
     (bits >> 11) as f64 * (1.0 / (1_u64 << 53) as f64)
 }

@@ -8,7 +8,7 @@ mod attention;
 mod sampling;
 
 pub use attention::{attention, rope};
-pub use sampling::{adjusted_logits, distribution, draw, log_softmax};
+pub use sampling::{adjusted_logits, distribution, log_softmax, may_be_drawn};
 
 use crate::{Activation, Routing};
 

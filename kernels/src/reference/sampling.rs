@@ -1,6 +1,6 @@
 //! Sampling from one row of logits.
 
-use crate::ops::sampling::SampleRequest;
+use crate::ops::sampling::{REJECTIONS, SampleRequest, uniform_of_draw};
 
 /// `logit[i] - ln Σ_j exp(logit[j])`.
 #[must_use]
@@ -77,10 +77,46 @@ pub fn distribution(logits: &[f64], request: &SampleRequest<'_>) -> Vec<f64> {
     kept
 }
 
+/// Whether `token` may be what a request at a temperature above 0 draws, where sums may be off by
+/// `rounding`.
+#[must_use]
+pub fn may_be_drawn(
+    logits: &[f64],
+    request: &SampleRequest<'_>,
+    token: usize,
+    rounding: f64,
+) -> bool {
+    let kept = distribution(logits, request);
+    if kept[token] == 0.0 {
+        return false;
+    }
+    let number = |draw| uniform_of_draw(request.seed, request.index, draw);
+    if !request.is_drawn_by_rejection(logits.len()) {
+        return lies_at(&kept, token, number(0), rounding);
+    }
+    let all = distribution(logits, &SampleRequest { top_k: 0, top_p: 1.0, min_p: 0.0, ..*request });
+    for draw in 0..REJECTIONS {
+        let number = number(draw);
+        if lies_at(&all, token, number, rounding) {
+            return true;
+        }
+        let near = [number - rounding, number, number + rounding];
+        if near.iter().all(|&number| kept[token_at(&all, number)] > 0.0) {
+            return false;
+        }
+    }
+    lies_at(&kept, token, number(REJECTIONS), rounding)
+}
+
+/// Whether the probabilities, added up in order of their ids, pass `uniform` at a token.
+fn lies_at(probabilities: &[f64], token: usize, uniform: f64, rounding: f64) -> bool {
+    let before: f64 = probabilities[..token].iter().sum();
+    before - rounding <= uniform && uniform < before + probabilities[token] + rounding
+}
+
 /// The token at which the probabilities, added up in order of their ids, pass
 /// `uniform`.
-#[must_use]
-pub fn draw(probabilities: &[f64], uniform: f64) -> usize {
+fn token_at(probabilities: &[f64], uniform: f64) -> usize {
     let mut sum = 0.0;
     let passed = probabilities.iter().position(|p| {
         sum += p;

@@ -262,6 +262,23 @@ fn a_border_that_is_one_bin_off_is_found() {
     case_must_find("border", fault, "wide_nuclei_are_settled_by_a_second_look");
 }
 
+/// One that lies between the borders is taken as kept; a draw too few comes before that from the
+/// survivors.
+#[test]
+fn tokens_that_are_rejected_wrongly_are_found() {
+    let faults = [
+        (
+            "rejection.possible.keeps(logit, token)) {\n            break;",
+            "rejection.possible.keeps(logit, token)) {\n            return token;",
+        ),
+        ("REJECTIONS = 4", "REJECTIONS = 3"),
+    ];
+    for (index, fault) in faults.into_iter().enumerate() {
+        let name = format!("rejection{index}");
+        case_must_find(&name, fault, "wide_nuclei_are_settled_by_a_second_look");
+    }
+}
+
 #[test]
 fn a_lost_carry_is_found() {
     let fault = ("uint32_t(amount >> 32) + carry;", "uint32_t(amount >> 32) + 0 * carry;");
