@@ -44,8 +44,8 @@ struct SampleRow {
     __device__ __forceinline__ bool is_drawn_by_rejection(uint32_t vocab_size) const {
         return is_filtered(vocab_size) && !(has_top_k(vocab_size) && top_k <= MOST_LISTED);
     }
-    // Whether its largest logits are listed: rejections with a border that is known, or by counts
-    // but for a bin, seldom need them.
+    // Whether its largest logits are listed. Of a large top-k or of min-p alone they seldom would
+    // settle what rejection does not.
     __device__ __forceinline__ bool needs_list(uint32_t vocab_size) const {
         return is_filtered(vocab_size) && (!is_drawn_by_rejection(vocab_size) || top_p < 1.0f ||
                                            (has_top_k(vocab_size) && min_p > 0.0f));

@@ -230,6 +230,10 @@ fn answer(mut runner: impl Executor, workload: &Workload) -> Kept {
     kept
 }
 
+/// What a request's hash is where it is not known: its tokens changed on purpose while no machine
+/// with these instructions was at hand.
+const NOT_KNOWN: &str = "-";
+
 /// Compares an answer with the line of that name, and remembers what differs. A level of
 /// instructions that no machine had when the file was written has no line.
 fn compare(name: &str, kept: &Kept, differing: &mut Vec<String>) {
@@ -243,8 +247,9 @@ fn compare(name: &str, kept: &Kept, differing: &mut Vec<String>) {
     };
     let now = kept.line();
     let pairs = line.split_whitespace().zip(now.split_whitespace()).enumerate();
-    let requests: Vec<usize> = pairs.filter(|(_, (a, b))| a != b).map(|(i, _)| i).collect();
-    if now.trim_start() != line {
+    let differs = |(_, (kept, now)): &(usize, (&str, &str))| kept != now && *kept != NOT_KNOWN;
+    let requests: Vec<usize> = pairs.filter(differs).map(|(i, _)| i).collect();
+    if !requests.is_empty() || line.split_whitespace().count() != REQUESTS {
         differing.push(format!("{name}, requests {requests:?}:\n{name}{now}"));
     }
 }
