@@ -28,6 +28,10 @@ peers *args:
 overhead:
     cargo bench --bench overhead
 
+# The host's share of a decode step, over a device that takes no time.
+host:
+    cargo bench --bench host
+
 # What a tenant notices of another's flood and cache, over HTTP.
 tenants *args:
     benches/tenants/run {{ args }}
