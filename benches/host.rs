@@ -34,7 +34,7 @@ const PROMPT_LEN: usize = 960;
 const MAX_TOKENS: u32 = 60;
 const MAX_MODEL_LEN: usize = 1024;
 const BLOCKS: usize = SEQS * MAX_MODEL_LEN / 16 + 64;
-const ROUNDS: u64 = 5;
+const ROUNDS: u64 = 60;
 const PHASES: [&str; 5] = ["schedule", "launch", "sample", "wait", "commit"];
 
 /// A device that takes everything and does nothing: what is read of it is zero.

@@ -188,15 +188,26 @@ impl StepPlan {
     ) {
         let context_len = num_computed_tokens + token_ids.len();
         let positions = num_computed_tokens..context_len;
-        self.token_ids.extend_from_slice(token_ids);
-        self.positions.extend(positions.clone().map(below_2_32));
         assert_eq!(tables.len(), self.kv_slots.len(), "a slot has a table in each group");
-        for (kv_slots, table) in self.kv_slots.iter_mut().zip(tables) {
-            let table = table.as_ref();
-            assert!(table.len() * BLOCK_SIZE >= context_len, "a block table must cover its tokens");
-            kv_slots.extend(positions.clone().map(|position| {
-                table[position / BLOCK_SIZE] * BLOCK_SIZE as u32 + (position % BLOCK_SIZE) as u32
-            }));
+        let kv_slot = |table: &[u32], position: usize| {
+            table[position / BLOCK_SIZE] * BLOCK_SIZE as u32 + (position % BLOCK_SIZE) as u32
+        };
+        let groups = self.kv_slots.iter_mut().zip(tables.iter().map(AsRef::as_ref));
+        let groups = groups.inspect(|(_, table)| {
+            let covered = table.len() * BLOCK_SIZE;
+            assert!(covered >= context_len, "a block table must cover its tokens");
+        });
+        if let &[token] = token_ids {
+            // A decode, as most rows are of steps that have many sequences.
+            self.token_ids.push(token);
+            self.positions.push(below_2_32(num_computed_tokens));
+            groups.for_each(|(slots, table)| slots.push(kv_slot(table, num_computed_tokens)));
+        } else {
+            self.token_ids.extend_from_slice(token_ids);
+            self.positions.extend(positions.clone().map(below_2_32));
+            groups.for_each(|(slots, table)| {
+                slots.extend(positions.clone().map(|position| kv_slot(table, position)));
+            });
         }
         self.cu_seqlens_q.push(below_2_32(self.token_ids.len()));
         self.context_lens.push(below_2_32(context_len));
@@ -373,14 +384,11 @@ impl StepPlan {
                 ),
             });
         }
-        let largest = |list: &[u32]| list.iter().copied().max();
-        let positions = (0..seqs).all(|s| {
-            let rows = self.rows(s);
-            let context_len = self.context_lens[s];
-            rows.len() <= context_len as usize
-                && (context_len - rows.len() as u32..)
-                    .zip(&self.positions[rows])
-                    .all(|(a, &b)| a == b)
+        let borders = self.cu_seqlens_q.windows(2).map(|pair| pair[0] as usize..pair[1] as usize);
+        let positions = borders.zip(&self.context_lens).all(|(rows, &context_len)| {
+            let start = (context_len as usize).checked_sub(rows.len());
+            let positions = &self.positions[rows];
+            start.is_some_and(|start| (start..).zip(positions).all(|(a, &b)| a == b as usize))
         });
         if !positions {
             return Err(KernelError::Shape {
@@ -406,13 +414,17 @@ impl StepPlan {
         below("an edit's slot", largest_of(|edit| edit.slot), limits.max_num_seqs)?;
         below("an edit's entry", largest_of(|edit| edit.index), limits.blocks_per_seq())?;
         below("an edit's block", largest_of(|edit| edit.block), layout.num_blocks)?;
-        let kept = |&token: &u32| token.checked_sub(Self::LAST_SAMPLED);
-        let largest_kept = self.token_ids.iter().filter_map(kept).max();
+        let largest_kept =
+            largest(&self.token_ids).and_then(|token| token.checked_sub(Self::LAST_SAMPLED));
         below("the slot of a row's token", largest_kept, limits.max_num_seqs)?;
-        let known = self.token_ids.iter().copied().filter(|token| kept(token).is_none());
+        // One more than a known token, and 0 of a slot's.
+        let known = self
+            .token_ids
+            .iter()
+            .map(|&token| if token < Self::LAST_SAMPLED { token + 1 } else { 0 });
         Ok(StepSizes {
             num_tokens: computed,
-            largest_token: known.max(),
+            largest_token: known.fold(0, u32::max).checked_sub(1),
             has_last_sampled: largest_kept.is_some(),
             largest_position: largest(&self.positions),
         })
@@ -444,6 +456,12 @@ impl StepSizes {
     }
 }
 
+/// The largest of a list, if it has any; a loop of many lanes.
+fn largest(list: &[u32]) -> Option<u32> {
+    (!list.is_empty()).then(|| list.iter().copied().fold(0, u32::max))
+}
+
+#[inline]
 fn below_2_32(n: usize) -> u32 {
     u32::try_from(n).expect("sizes of a step are below 2^32")
 }

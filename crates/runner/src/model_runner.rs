@@ -130,7 +130,7 @@ impl<B: Backend> ModelRunner<B> {
         step.rows.clear();
         step.rows.extend(batch.sequences.iter().map(|sequence| (sequence.slot, sequence.sample)));
         step.result.clear(batch.step);
-        batch.sequences.iter().for_each(|_| step.result.push(SampleOutcome::Nothing));
+        step.result.rows.resize(batch.sequences.len(), RowResult::default());
         step.sampled.clear();
         let hidden = self.forward.hidden(&mut self.plan, &mut self.cache)?;
         step.result.staged = self.forward.staged;
@@ -159,7 +159,7 @@ impl<B: Backend> ModelRunner<B> {
                 block: edit.block.0,
             });
         }
-        for sequence in &batch.sequences {
+        for (s, sequence) in batch.sequences.iter().enumerate() {
             let slot = slot(slots, sequence.slot);
             let (own, num_computed) = (sequence.slot.0, sequence.num_computed_tokens);
             match &sequence.input {
@@ -176,10 +176,6 @@ impl<B: Backend> ModelRunner<B> {
                     plan.push(own, &[token], num_computed, slot.tables());
                 }
             }
-        }
-        prefixes.note(plan, |group, of| &slot(slots, Slot(of)).tables()[group as usize]);
-        for (s, sequence) in batch.sequences.iter().enumerate() {
-            let slot = slot(slots, sequence.slot);
             for (i, row) in plan.rows(s).enumerate() {
                 let predicted = sequence.num_computed_tokens + i + 1;
                 let Some((token, num_top)) = slot.prompt_logprob(predicted) else { break };
@@ -187,6 +183,7 @@ impl<B: Backend> ModelRunner<B> {
                 plan.logit_rows.push(u32::try_from(row).expect("rows are below 2^32"));
             }
         }
+        prefixes.note(plan, |group, of| &slot(slots, Slot(of)).tables()[group as usize]);
         let sampling = batch.sequences.iter().zip(&plan.cu_seqlens_q[1..]);
         let sampling = sampling.filter(|(sequence, _)| sequence.sample != Sample::Nothing);
         plan.logit_rows.extend(sampling.map(|(_, end)| end - 1));
@@ -363,6 +360,7 @@ fn executor_error(error: &KernelError) -> ExecutorError {
     }
 }
 
+#[inline]
 fn slot(slots: &[Option<SlotState>], slot: Slot) -> &SlotState {
     slots[slot.index()].as_ref().expect("a scheduled sequence was admitted to its slot")
 }

@@ -81,6 +81,7 @@ impl SlotState {
     }
 
     /// That step was waited for, and this is what came of it.
+    #[inline]
     pub(crate) fn note_sampled(&mut self, token: Option<TokenId>) {
         self.num_unread -= 1;
         let Some(token) = token else { return };
@@ -129,7 +130,9 @@ impl SlotState {
     /// The prompt token at a position, with the number of alternatives wanted,
     /// if the request wants prompt log-probabilities and the prompt reaches so far.
     pub(crate) fn prompt_logprob(&self, position: usize) -> Option<(TokenId, u32)> {
-        let num_top = self.params.prompt_logprobs?;
-        (position < self.prompt_len).then(|| (self.token_ids[position], num_top))
+        if position >= self.prompt_len {
+            return None;
+        }
+        self.params.prompt_logprobs.map(|num_top| (self.token_ids[position], num_top))
     }
 }

@@ -116,10 +116,14 @@ impl BlockTable {
     }
 
     /// Appends what the executor does not know yet to `edits`.
+    #[inline]
     pub(crate) fn tell(&mut self, slot: Slot, edits: &mut Vec<TableEdit>) {
-        if !std::mem::take(&mut self.has_news) {
-            return;
+        if std::mem::take(&mut self.has_news) {
+            self.tell_news(slot, edits);
         }
+    }
+
+    fn tell_news(&mut self, slot: Slot, edits: &mut Vec<TableEdit>) {
         for group in 0..self.num_groups {
             let end = self.held[group].end;
             // Entries that were released before they were told are not needed.

@@ -2,10 +2,7 @@
 
 use std::{cmp::Reverse, collections::BinaryHeap, sync::Arc};
 
-use sconce_types::{
-    AdmittedSequence, Input, NotReady, RequestId, Sample, ScheduledBatch, ScheduledSequence, Slot,
-    Tenant, TenantId,
-};
+use sconce_types::{AdmittedSequence, NotReady, RequestId, ScheduledBatch, Slot, Tenant, TenantId};
 
 use crate::{
     BlockPool, ByRequest, CheckedRequest, ConfigError, Refusal, Request, SchedulerConfig,
@@ -303,7 +300,7 @@ impl Scheduler {
             if budget == 0 {
                 return;
             }
-            let sequence = &self.sequences[&row.id];
+            let sequence = self.sequences.get_mut(&row.id).expect("what runs is known");
             // It was preempted in this step, and may even be admitted again.
             if sequence.state != State::Running || sequence.last_step == self.step {
                 continue;
@@ -315,7 +312,8 @@ impl Scheduler {
             assert!(pending > 0, "a running sequence has something to compute");
             // Most rows of a step decode into blocks that they have.
             if sequence.is_decode() && sequence.has_blocks_for(1) {
-                self.push_scheduled(row.id, 1, batch);
+                let cost = sequence.schedule(1, self.step, &self.costs, batch);
+                self.queue.charge(row.tenant, cost);
                 continue;
             }
             let num_tokens =
@@ -417,48 +415,7 @@ impl Scheduler {
 
     fn push_scheduled(&mut self, id: RequestId, num_tokens: usize, batch: &mut ScheduledBatch) {
         let sequence = self.sequences.get_mut(&id).expect("only known sequences are scheduled");
-        let start = sequence.num_scheduled;
-        let end = start + num_tokens;
-        let reaches_end = end == sequence.len();
-        let is_decode = sequence.num_sampled_in_slot > 0 && reaches_end && num_tokens == 1;
-        let input = if is_decode {
-            Input::LastSampled
-        } else {
-            let from = batch.token_ids.len();
-            batch.token_ids.extend_from_slice(&sequence.tokens[start..end]);
-            Input::Tokens(from..batch.token_ids.len())
-        };
-        let sample = if reaches_end {
-            let output_index = u32::try_from(sequence.num_output_tokens())
-                .expect("max_tokens, a 32-bit number, bounds the output");
-            sequence.num_sampling += 1;
-            sequence.num_sampled_in_slot += 1;
-            let constrained = sequence.is_constrained;
-            batch.num_constrained += usize::from(constrained);
-            Sample::Token { output_index, constrained }
-        } else {
-            Sample::Nothing
-        };
-        let slot = sequence.slot.expect("scheduled sequences have a slot");
-        let edits = batch.table_edits.len();
-        sequence.table.tell(slot, &mut batch.table_edits);
-        batch.sequences.push(ScheduledSequence {
-            request: id,
-            slot,
-            input,
-            num_computed_tokens: start,
-            num_blocks: sequence.table.num_held(),
-            table_edits: edits..batch.table_edits.len(),
-            sample,
-        });
-        batch.num_tokens += num_tokens;
-        sequence.num_scheduled = end;
-        sequence.steps_in_flight += 1;
-        sequence.last_step = self.step;
-        // What is computed again after a preemption was charged before.
-        let fresh = end.saturating_sub(sequence.num_charged.max(start)) as f64;
-        sequence.num_charged = sequence.num_charged.max(end);
-        let cost = if is_decode { self.costs.decode * fresh } else { fresh };
+        let cost = sequence.schedule(num_tokens, self.step, &self.costs, batch);
         self.queue.charge(sequence.tenant, cost);
     }
 

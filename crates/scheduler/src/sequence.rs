@@ -2,10 +2,14 @@
 
 use std::sync::Arc;
 
-use sconce_types::{BLOCK_SIZE, NotReady, RequestId, SamplingParams, Slot, TenantId, TokenId};
+use sconce_types::{
+    BLOCK_SIZE, Input, NotReady, RequestId, Sample, SamplingParams, ScheduledBatch,
+    ScheduledSequence, Slot, TenantId, TokenId,
+};
 
 use crate::{
-    BlockHash, CacheGroups, PrefixKey, Request, block_table::BlockTable, fair_queue::Place,
+    BlockHash, CacheGroups, PrefixKey, Request, TokenCosts, block_table::BlockTable,
+    fair_queue::Place,
 };
 
 /// Where a request is between its arrival and its end.
@@ -164,6 +168,59 @@ impl Sequence {
     /// Whether the request has ended and only its slot is held.
     pub(crate) fn has_ended(&self) -> bool {
         self.state == State::Leaving(Leave::Ended)
+    }
+
+    /// Adds its next tokens to a step's batch; what its tenant is charged for them. Its table must
+    /// cover them.
+    pub(crate) fn schedule(
+        &mut self,
+        num_tokens: usize,
+        step: u64,
+        costs: &TokenCosts,
+        batch: &mut ScheduledBatch,
+    ) -> f64 {
+        let start = self.num_scheduled;
+        let end = start + num_tokens;
+        let reaches_end = end == self.len();
+        let is_decode = self.num_sampled_in_slot > 0 && reaches_end && num_tokens == 1;
+        let input = if is_decode {
+            Input::LastSampled
+        } else {
+            let from = batch.token_ids.len();
+            batch.token_ids.extend_from_slice(&self.tokens[start..end]);
+            Input::Tokens(from..batch.token_ids.len())
+        };
+        let sample = if reaches_end {
+            let output_index = u32::try_from(self.num_output_tokens())
+                .expect("max_tokens, a 32-bit number, bounds the output");
+            self.num_sampling += 1;
+            self.num_sampled_in_slot += 1;
+            let constrained = self.is_constrained;
+            batch.num_constrained += usize::from(constrained);
+            Sample::Token { output_index, constrained }
+        } else {
+            Sample::Nothing
+        };
+        let slot = self.slot.expect("scheduled sequences have a slot");
+        let edits = batch.table_edits.len();
+        self.table.tell(slot, &mut batch.table_edits);
+        batch.sequences.push(ScheduledSequence {
+            request: self.id,
+            slot,
+            input,
+            num_computed_tokens: start,
+            num_blocks: self.table.num_held(),
+            table_edits: edits..batch.table_edits.len(),
+            sample,
+        });
+        batch.num_tokens += num_tokens;
+        self.num_scheduled = end;
+        self.steps_in_flight += 1;
+        self.last_step = step;
+        // What is computed again after a preemption was charged before.
+        let fresh = end.saturating_sub(self.num_charged.max(start)) as f64;
+        self.num_charged = self.num_charged.max(end);
+        if is_decode { costs.decode * fresh } else { fresh }
     }
 
     /// The hash of its `index`-th block, whose tokens must be known.

@@ -196,7 +196,12 @@ impl TokenMasks {
 
     /// What a row may sample.
     #[must_use]
+    #[inline]
     pub fn get(&self, row: usize) -> TokenMask<'_> {
+        if self.rows.is_empty() { TokenMask::All } else { self.find(row) }
+    }
+
+    fn find(&self, row: usize) -> TokenMask<'_> {
         match self.rows.binary_search_by_key(&row, |&(row, _)| row) {
             Err(_) => TokenMask::All,
             Ok(at) => match &self.rows[at].1 {
@@ -310,8 +315,9 @@ impl StepResult {
     }
 }
 
-/// One sequence's result of a step.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// One sequence's result of a step; by default nothing was sampled, and there are no
+/// log-probabilities.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RowResult {
     /// What came of sampling.
     pub outcome: SampleOutcome,
@@ -325,9 +331,10 @@ pub struct RowResult {
 }
 
 /// What came of sampling.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SampleOutcome {
     /// Nothing was asked for.
+    #[default]
     Nothing,
     /// [`RowResult::tokens`], at least one.
     Sampled,

@@ -97,6 +97,8 @@ pub struct AttentionPlan {
     pub num_tickets: usize,
     /// Decodes before they are shared out.
     whole: Vec<Work>,
+    /// Their chunks, and how many have as many.
+    lengths: Vec<(usize, usize)>,
     /// By sequence: what is computed of its context for others too, if anything is.
     pub(super) shared: Vec<Option<Shared>>,
 }
@@ -146,9 +148,13 @@ impl AttentionPlan {
                 });
                 continue;
             }
+            // Without a division, for most sequences have one query.
+            let position = |row: usize| {
+                context_len - queries.len() + if queries.len() == 1 { 0 } else { row / group }
+            };
             let columns = Self::decode_columns(group);
-            for first_row in (0..rows).step_by(columns) {
-                let position = |row: usize| context_len - queries.len() + row / group;
+            let mut first_row = 0;
+            while first_row < rows {
                 let first_seen = params.mask.first_seen(position(first_row)) / CHUNK;
                 let last_row = rows.min(first_row + columns) - 1;
                 let end = params.mask.seen_end(position(last_row), context_len);
@@ -158,6 +164,7 @@ impl AttentionPlan {
                     num_chunks: word(end.div_ceil(CHUNK) - first_seen),
                     ..work
                 });
+                first_row += columns;
             }
         }
         self.share_out(group, num_kv_heads, room);
@@ -170,10 +177,13 @@ impl AttentionPlan {
     /// Shares decodes' chunks out among blocks, the longest sequences first.
     fn share_out(&mut self, group: usize, num_kv_heads: usize, room: AttentionRoom) {
         self.whole.sort_by_key(|work| Reverse(work.num_chunks));
-        let most = chunks_of_block(&self.whole, num_kv_heads, room);
+        let alike = self.whole.chunk_by(|one, other| one.num_chunks == other.num_chunks);
+        self.lengths.clear();
+        self.lengths.extend(alike.map(|works| (works[0].num_chunks as usize, works.len())));
+        let most = chunks_of_block(&self.lengths, num_kv_heads, room);
         for work in &self.whole {
             let num_chunks = work.num_chunks as usize;
-            let mut num_blocks = num_chunks.div_ceil(most);
+            let num_blocks = if num_chunks <= most { 1 } else { num_chunks.div_ceil(most) };
             let mut work = *work;
             // There is room for those of sequences that share a prefix.
             if work.num_partials == 0 {
@@ -188,7 +198,6 @@ impl AttentionPlan {
                 work.partial = word(self.num_partials);
                 self.num_partials += partials;
             }
-            num_blocks = num_blocks.max(1);
             // As even as they can be, each with one chunk at least.
             let border = |block: usize| num_chunks * block / num_blocks;
             self.decodes.extend((0..num_blocks).map(|block| Work {
@@ -321,14 +330,16 @@ const fn tile_bytes(head_dim: usize, cache_bytes: usize) -> usize {
 }
 
 /// Chunks that a block is given at most, so that no multiprocessor has much more to do than
-/// another: more of them leave some idle at the end, fewer cost a start each. `whole` is
-/// sorted, the longest first. There are no more pieces than there is room for: with all of
-/// the longest's chunks in one block, there are as few as can be.
-fn chunks_of_block(whole: &[Work], num_kv_heads: usize, room: AttentionRoom) -> usize {
-    let longest = whole.first().map_or(1, |work| work.num_chunks as usize).max(1);
+/// another: more of them leave some idle at the end, fewer cost a start each. `lengths` are
+/// numbers of chunks with how many decodes have them, the longest first. There are no more pieces
+/// than there is room for: with all of the longest's chunks in one block, there are as few as can
+/// be.
+fn chunks_of_block(lengths: &[(usize, usize)], num_kv_heads: usize, room: AttentionRoom) -> usize {
+    let longest = lengths.first().map_or(1, |&(num_chunks, _)| num_chunks).max(1);
     let cost = |size: usize| {
-        let pieces: usize =
-            whole.iter().map(|work| (work.num_chunks as usize).div_ceil(size)).sum();
+        let pieces =
+            lengths.iter().map(|(num_chunks, decodes)| num_chunks.div_ceil(size) * decodes);
+        let pieces: usize = pieces.sum();
         if pieces > room.max_decodes && size < longest {
             return f64::INFINITY;
         }

@@ -59,8 +59,8 @@ impl<M> Staging<M> {
         Ok(self.address.behind(at))
     }
 
-    /// Adds a list and `filler` behind it, up to `len` elements in all: what follows then lies
-    /// at the same place whatever the list's own length.
+    /// Adds a list and bytes of `filler` behind it, up to `len` elements in all: what follows then
+    /// lies at the same place whatever the list's own length.
     ///
     /// # Errors
     /// There is no room left.
@@ -68,16 +68,14 @@ impl<M> Staging<M> {
         &mut self,
         list: &[T],
         len: usize,
-        filler: T,
+        filler: u8,
     ) -> Result<DevicePointer, KernelError> {
         let address = self.push(list)?;
-        let missing = len.saturating_sub(list.len());
-        if self.bytes.len() + missing * size_of::<T>() > self.capacity {
-            return Err(self.no_room(missing * size_of::<T>()));
+        let missing = len.saturating_sub(list.len()) * size_of::<T>();
+        if self.bytes.len() + missing > self.capacity {
+            return Err(self.no_room(missing));
         }
-        for _ in 0..missing {
-            self.bytes.extend_from_slice(bytemuck::bytes_of(&filler));
-        }
+        self.bytes.resize(self.bytes.len() + missing, filler);
         Ok(address)
     }
 

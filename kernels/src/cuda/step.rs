@@ -31,8 +31,8 @@ pub struct CudaStep<M> {
     pub(super) places: Vec<u64>,
 }
 
-/// A padded row's place in the cache: none.
-const NOWHERE: u32 = u32::MAX;
+/// The bytes of a padded row's place in the cache: none.
+const NOWHERE: u8 = 0xff;
 
 /// The attention of one kind of layer.
 struct PlannedAttention {
@@ -148,7 +148,7 @@ impl<M> CudaStep<M> {
             *work = AttentionWork {
                 prompts: (staging.push(prompts)?, prompts.len()),
                 // Work without queries is none.
-                decodes: (staging.push_padded(decodes, num_decodes, Work::default())?, num_decodes),
+                decodes: (staging.push_padded(decodes, num_decodes, 0)?, num_decodes),
                 // Steps with a bucket have none.
                 prefixes: (staging.push(prefixes)?, prefixes.len()),
                 sharers: staging.push(sharers)?,
