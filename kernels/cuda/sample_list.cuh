@@ -12,6 +12,8 @@
 constexpr uint32_t LIST_BINS = 1024;
 constexpr int32_t LOWEST_BIN = -600000000;
 constexpr float LOWEST_LOGIT = -3.402823466e38f;
+// All that is as large is in one bin.
+constexpr float LAST_BIN = 5e8f / 16.0f;
 
 __device__ __forceinline__ int32_t bin_of(float logit) {
     return __float2int_rd(fminf(fmaxf(logit * 16.0f, -5e8f), 5e8f));
@@ -84,7 +86,12 @@ template <uint32_t WANTED, uint32_t LIST_ROOM> struct List {
         if (sums.total < WANTED) {
             return above;
         }
-        from = float(found[0]) * (1.0f / 16.0f);
+        const float bound = float(found[0]) * (1.0f / 16.0f);
+        if (bound <= from) {
+            // A bin that was given up is still counted, and what it held is not listed.
+            return above;
+        }
+        from = bound;
         return uint32_t(found[1]);
     }
 
@@ -127,7 +134,8 @@ template <uint32_t WANTED, uint32_t LIST_ROOM> struct List {
                 // Too many between two bounds: they are given up.
                 const float next = from == LOWEST_LOGIT ? float(top - int32_t(LIST_BINS) + 2) * (1.0f / 16.0f)
                                                         : from + 1.0f / 16.0f;
-                from = next > from ? next : logit_of(key_of(from) + 1);
+                // Bins end there, and steps of numbers so large are too many.
+                from = from >= LAST_BIN ? -MINUS_INFINITY : next > from ? next : logit_of(key_of(from) + 1);
             }
             thin();
         }

@@ -56,8 +56,17 @@ pub(super) fn rows() -> Vec<(&'static str, Vec<f32>)> {
         }
     }
     cliff[8192..8592].fill(6.0);
+    // Equals that are given up, then little above the bins that they were counted in.
+    let mut sunk = vec![-9.0; LEN];
+    sunk[..16_384].fill(0.05);
+    sunk[16_384..16_484].fill(0.01);
+    sunk[16_392] = 1.0;
+    // Too many to list, and all in the last bin.
+    let huge = (0..LEN).map(|i| 1e9 + ((i * 7919) % LEN) as f32 * 16_384.0);
     vec![
         ("normal", normal(3, LEN, 2.7)),
+        ("sunk", sunk),
+        ("huge", huge.collect()),
         ("jump", jump),
         ("cliff", cliff),
         ("ledge", ledge),

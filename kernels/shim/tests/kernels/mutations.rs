@@ -257,6 +257,12 @@ fn a_list_that_overflows_unnoticed_is_found() {
 }
 
 #[test]
+fn a_bound_that_sinks_is_found() {
+    let fault = ("if (bound <= from) {", "if (bound > LAST_BIN) {");
+    case_must_find("sinking", fault, "a_row_is_the_same_however_its_slices_are_shared_out");
+}
+
+#[test]
 fn a_border_that_is_one_bin_off_is_found() {
     let fault = ("edge(found[0] + 1), edge(found[1])", "edge(found[0]), edge(found[1])");
     case_must_find("border", fault, "wide_nuclei_are_settled_by_a_second_look");
