@@ -182,7 +182,7 @@ impl Sequence {
         let start = self.num_scheduled;
         let end = start + num_tokens;
         let reaches_end = end == self.len();
-        let is_decode = self.num_sampled_in_slot > 0 && reaches_end && num_tokens == 1;
+        let is_decode = self.is_decode();
         let input = if is_decode {
             Input::LastSampled
         } else {
