@@ -216,6 +216,10 @@ __device__ __forceinline__ void attend(const Sequence<T, T, D>& sequence, Groups
         if constexpr (Copies::ARE_PUBLISHED) {
             tiles.await(of_values);
         }
+        // Registers are not to be read while a product reads them.
+        if constexpr (!Shared::HAS_ONES) {
+            add_weights<T>(chunk, weights);
+        }
         pin(weights);
         of_warps.accumulate(chunk, weights, tiles.tile(of_values));
         if (group == 0 || !is_last) {
@@ -227,9 +231,6 @@ __device__ __forceinline__ void attend(const Sequence<T, T, D>& sequence, Groups
         }
         tiles.next = of_values.after();
         tiles.second = tiles.next.after();
-        if constexpr (!Shared::HAS_ONES) {
-            add_weights<T>(chunk, weights);
-        }
         await_products<1>();
         pin(scores.x);
         if (is_last) {

@@ -78,7 +78,7 @@ struct Barrier {
 
     // Waits for the end of the phase of that parity; the one before the first has parity 1. A wait
     // that takes ten seconds, more than any grid, ends the kernel with an error: a trial of it is
-    // over then, and names it.
+    // over then, and names it. Signed: the timer of another multiprocessor may be behind.
     __device__ __forceinline__ void await(uint32_t parity) {
         asm volatile("{\n"
                      ".reg .pred ended, over;\n"
@@ -91,7 +91,7 @@ struct Barrier {
                      "@ended bra done;\n"
                      "mov.u64 now, %globaltimer;\n"
                      "sub.u64 now, now, since;\n"
-                     "setp.gt.u64 over, now, 10000000000;\n"
+                     "setp.gt.s64 over, now, 10000000000;\n"
                      "@over trap;\n"
                      "bra again;\n"
                      "done:\n"
