@@ -78,7 +78,7 @@ struct Barrier {
 
     // Waits for the end of the phase of that parity; the one before the first has parity 1. A wait
     // that takes ten seconds, more than any grid, ends the kernel with an error: a trial of it is
-    // over then, and names it. Signed: the timer of another multiprocessor may be behind.
+    // over then, and names it. Signed, as the timer may be set back.
     __device__ __forceinline__ void await(uint32_t parity) {
         asm volatile("{\n"
                      ".reg .pred ended, over;\n"
