@@ -16,7 +16,7 @@ constexpr float LOWEST_LOGIT = -3.402823466e38f;
 constexpr float LAST_BIN = 5e8f / 16.0f;
 
 __device__ __forceinline__ int32_t bin_of(float logit) {
-    return __float2int_rd(fminf(fmaxf(logit * 16.0f, -5e8f), 5e8f));
+    return __float2int_rd(fminf(fmaxf(logit * 16.0f, LAST_BIN * -16.0f), LAST_BIN * 16.0f));
 }
 
 // Makes place in a ring of bins for those above its highest.
